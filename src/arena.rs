@@ -1,0 +1,249 @@
+//! Host memory handed out by address: the mapping behind L1, and buffers that keep their bytes alive.
+#![allow(unsafe_code)]
+
+use std::alloc::Layout;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+/// Alignment of the mapping and of every payload whose size is a multiple of it, as direct I/O wants.
+pub const PAGE: usize = 4096;
+
+/// How the mapping is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MapOptions {
+    /// Back it with reserved huge pages; fails where the administrator reserved too few.
+    pub huge_pages: bool,
+    /// Bind it to this NUMA node.
+    pub numa_node: Option<u32>,
+}
+
+/// One shared, page-aligned mapping of a memfd.
+pub struct Arena {
+    base: *mut u8,
+    bytes: usize,
+    fd: OwnedFd,
+}
+
+// SAFETY: the mapping is plain memory; who may touch which part of it, and when, is decided by L1's lock.
+unsafe impl Send for Arena {}
+// SAFETY: as above; the struct itself is immutable.
+unsafe impl Sync for Arena {}
+
+fn last_error(what: &str) -> io::Error {
+    let error = io::Error::last_os_error();
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+impl Arena {
+    /// Maps `bytes` (rounded up to whole pages) of fresh zeroed memory, without touching it.
+    pub fn map(bytes: usize, options: MapOptions) -> io::Result<Arena> {
+        let unit = if options.huge_pages { 2 << 20 } else { PAGE };
+        let bytes = bytes
+            .checked_next_multiple_of(unit)
+            .filter(|&bytes| bytes > 0 && isize::try_from(bytes).is_ok())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "arena size out of range"))?;
+        let huge = if options.huge_pages { libc::MFD_HUGETLB | libc::MFD_HUGE_2MB } else { 0 };
+        // SAFETY: the name is a NUL-terminated literal; the descriptor is checked before it is owned.
+        let fd = unsafe {
+            let fd = libc::memfd_create(c"kvkeep-l1".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge);
+            if fd < 0 {
+                return Err(last_error("memfd_create"));
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        // SAFETY: plain calls on a descriptor we own.
+        unsafe {
+            if libc::ftruncate(fd.as_raw_fd(), bytes as libc::off_t) != 0 {
+                return Err(last_error("sizing the arena"));
+            }
+            let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+            if libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) != 0 {
+                return Err(last_error("sealing the arena"));
+            }
+        }
+        // SAFETY: a fresh mapping at an address the kernel picks; the result is checked.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(last_error("mapping the arena"));
+        }
+        let arena = Arena { base: base.cast(), bytes, fd };
+        if let Some(node) = options.numa_node {
+            arena.bind(node)?;
+        }
+        Ok(arena)
+    }
+
+    fn bind(&self, node: u32) -> io::Result<()> {
+        const MPOL_BIND: libc::c_int = 2;
+        let mut mask = [0u64; 16];
+        let word = mask
+            .get_mut(node as usize / 64)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("NUMA node {node} out of range")))?;
+        *word |= 1 << (node % 64);
+        // SAFETY: the range is our own mapping and the mask is as long as we say.
+        let result = unsafe {
+            libc::syscall(libc::SYS_mbind, self.base, self.bytes, MPOL_BIND, mask.as_ptr(), mask.len() * 64, 0)
+        };
+        if result != 0 { Err(last_error(&format!("binding to NUMA node {node}"))) } else { Ok(()) }
+    }
+
+    /// Size of the mapping in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The descriptor behind it, for a peer to map.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// Address of the byte at `offset`.
+    pub fn at(&self, offset: u64) -> *mut u8 {
+        assert!(offset <= self.bytes as u64, "offset {offset} outside the arena");
+        self.base.wrapping_add(offset as usize)
+    }
+
+    /// Makes the pages of a range present without changing what they hold. `Unsupported` on kernels before 5.14.
+    pub fn populate(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        assert!(offset + bytes <= self.bytes as u64, "range outside the arena");
+        // SAFETY: inside our mapping; MADV_POPULATE_WRITE changes no contents.
+        let result = unsafe { libc::madvise(self.at(offset).cast(), bytes as usize, libc::MADV_POPULATE_WRITE) };
+        if result != 0 { Err(last_error("populating the arena")) } else { Ok(()) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: unmaps exactly what `map` mapped; nothing refers to it, since buffers hold the arena alive.
+        unsafe {
+            libc::munmap(self.base.cast(), self.bytes);
+        }
+    }
+}
+
+/// Keeps the memory of [`Buffer`]s from being reused; told once per buffer when it is let go.
+pub trait Hold: Send + Sync {
+    /// The buffer made with `token` is gone.
+    fn release(&self, token: u64);
+}
+
+/// A stretch of memory under a transfer. While it lives, its bytes are not reused (P2).
+pub struct Buffer {
+    data: *mut u8,
+    len: usize,
+    token: u64,
+    hold: Option<Arc<dyn Hold>>,
+}
+
+// SAFETY: whoever owns the buffer has the only right to its bytes that `from_raw`'s caller had to give.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Buffer {}
+
+struct HeapBlock {
+    data: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: only ever used to free the block.
+unsafe impl Send for HeapBlock {}
+// SAFETY: as above.
+unsafe impl Sync for HeapBlock {}
+
+impl Hold for HeapBlock {
+    fn release(&self, _token: u64) {}
+}
+
+impl Drop for HeapBlock {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `Buffer::heap` with this layout, freed once.
+        unsafe { std::alloc::dealloc(self.data, self.layout) }
+    }
+}
+
+impl Buffer {
+    /// A buffer over `len` bytes at `data`, kept from reuse by `hold` until `hold.release(token)`.
+    ///
+    /// # Safety
+    /// The bytes stay valid and unaliased by writers (for a reading buffer) or by anyone (for a writing one) until then.
+    pub unsafe fn from_raw(data: *mut u8, len: usize, hold: Arc<dyn Hold>, token: u64) -> Buffer {
+        Buffer { data, len, token, hold: Some(hold) }
+    }
+
+    /// A zeroed, page-aligned buffer of its own.
+    pub fn heap(len: usize) -> io::Result<Buffer> {
+        let layout = Layout::from_size_align(len.max(1), PAGE).map_err(io::Error::other)?;
+        // SAFETY: the size is not zero.
+        let data = unsafe { std::alloc::alloc_zeroed(layout) };
+        if data.is_null() {
+            return Err(io::Error::from(io::ErrorKind::OutOfMemory));
+        }
+        Ok(Buffer { data, len, token: 0, hold: Some(Arc::new(HeapBlock { data, layout })) })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its address, for the kernel to read from or write to.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.data
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: valid for `len` bytes by construction, and no one writes while we are borrowed.
+        unsafe { std::slice::from_raw_parts(self.data, self.len) }
+    }
+
+    /// Its bytes, to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: valid for `len` bytes by construction, and we are the only owner.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            hold.release(self.token);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapping_is_zeroed_and_page_aligned() {
+        let arena = Arena::map(10_000, MapOptions::default()).unwrap();
+        assert_eq!(arena.bytes(), 12_288);
+        assert_eq!(arena.at(0) as usize % PAGE, 0);
+        arena.populate(0, 12_288).unwrap();
+    }
+
+    #[test]
+    fn heap_buffers_are_aligned() {
+        let mut buffer = Buffer::heap(5000).unwrap();
+        assert_eq!(buffer.as_ptr() as usize % PAGE, 0);
+        buffer.bytes_mut()[4999] = 1;
+        assert_eq!(buffer.bytes().iter().filter(|&&byte| byte != 0).count(), 1);
+    }
+}

@@ -1,0 +1,2 @@
+//! The `kvkeep` command.
+fn main() {}

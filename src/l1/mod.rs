@@ -1,0 +1,4 @@
+//! The host-memory tier.
+
+pub mod alloc;
+pub mod policy;

@@ -1,0 +1,149 @@
+//! The seal around every object below L1: who it is and a checksum of its bytes.
+//!
+//! 160 bytes, little endian: magic `KVKEEPOB` 8, version 4, checksum kind 4, payload bytes 8, payload CRC-32C 4, reserved
+//! 4, space tag 16, layout tag 16, key hash 32, rank 4, group 4, reserved 52, CRC-32C of the 156 bytes before 4.
+
+use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
+use crate::key::{Key, ObjectKey, SpaceTag};
+
+/// Bytes of a [`Header`].
+pub const HEADER_BYTES: usize = 160;
+const MAGIC: [u8; 8] = *b"KVKEEPOB";
+const VERSION: u32 = 1;
+const KIND_NONE: u32 = 0;
+const KIND_CRC32C: u32 = 1;
+
+/// The seal as it is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header(pub [u8; HEADER_BYTES]);
+
+/// CRC-32C (Castagnoli, RFC 3720) of `bytes`.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn array_at<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(&bytes[at..at + N]);
+    array
+}
+
+impl Header {
+    /// Seals `payload` as the object `key` of a space with the layout `layout`. Without `checksum` only identity and
+    /// length can be verified later.
+    pub fn seal(key: &ObjectKey, layout: &[u8; 16], payload: &[u8], checksum: bool) -> Header {
+        let mut bytes = [0; HEADER_BYTES];
+        let (kind, crc) = if checksum { (KIND_CRC32C, crc32c(payload)) } else { (KIND_NONE, 0) };
+        bytes[0..8].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&kind.to_le_bytes());
+        bytes[16..24].copy_from_slice(&(payload.len() as u64).to_le_bytes());
+        bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+        bytes[32..48].copy_from_slice(&key.space.0);
+        bytes[48..64].copy_from_slice(layout);
+        bytes[64..96].copy_from_slice(&key.key.hash);
+        bytes[96..100].copy_from_slice(&key.key.rank.to_le_bytes());
+        bytes[100..104].copy_from_slice(&key.key.group.to_le_bytes());
+        let own = crc32c(&bytes[..HEADER_BYTES - 4]);
+        bytes[HEADER_BYTES - 4..].copy_from_slice(&own.to_le_bytes());
+        Header(bytes)
+    }
+
+    /// Checks that the seal itself is whole, and says whose it is and how long its payload is.
+    pub fn open(&self) -> Result<(ObjectKey, u64)> {
+        let bytes = &self.0;
+        if bytes[0..8] != MAGIC {
+            return Err(corrupt("the object has no kvkeep header (torn write or foreign file)"));
+        }
+        let version = u32_at(bytes, 8);
+        if version != VERSION {
+            return Err(corrupt(format!("the object has header version {version}, this build reads {VERSION}")));
+        }
+        if crc32c(&bytes[..HEADER_BYTES - 4]) != u32_at(bytes, HEADER_BYTES - 4) {
+            return Err(corrupt("the object's header does not match its checksum"));
+        }
+        let key = ObjectKey {
+            space: SpaceTag(array_at(bytes, 32)),
+            key: Key { hash: array_at(bytes, 64), rank: u32_at(bytes, 96), group: u32_at(bytes, 100) },
+        };
+        Ok((key, u64::from_le_bytes(array_at(bytes, 16))))
+    }
+
+    /// Checks identity, length, layout (if the caller knows it) and, unless `checksum` is off, the payload's bytes.
+    pub fn verify(&self, key: &ObjectKey, layout: Option<&[u8; 16]>, payload: &[u8], checksum: bool) -> Result<()> {
+        let (found, length) = self.open()?;
+        if found.space != key.space {
+            return Err(corrupt("the object belongs to another space (model, layout or tenant)"));
+        }
+        if found.key != key.key {
+            return Err(corrupt(format!("the object is that of key {}", found.key)));
+        }
+        if layout.is_some_and(|layout| *layout != self.0[48..64]) {
+            return Err(corrupt("the object was written with another layout"));
+        }
+        if length != payload.len() as u64 {
+            return Err(corrupt(format!("the object has {length} bytes, {} were read", payload.len())));
+        }
+        match u32_at(&self.0, 12) {
+            KIND_CRC32C if checksum && crc32c(payload) != u32_at(&self.0, 24) => {
+                Err(corrupt("the object's bytes do not match their checksum"))
+            }
+            KIND_NONE | KIND_CRC32C => Ok(()),
+            other => Err(corrupt(format!("the object has an unknown checksum kind {other}"))),
+        }
+    }
+}
+
+fn corrupt(message: impl Into<String>) -> Error {
+    Error::new(KVKEEP_ERR_CORRUPT, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object() -> (ObjectKey, Vec<u8>) {
+        let key = Key { hash: [3; 32], rank: 1, group: 2 };
+        (ObjectKey { space: SpaceTag([9; 16]), key }, (0..5000u32).map(|i| i as u8).collect())
+    }
+
+    #[test]
+    fn crc32c_has_the_published_check_value() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn p7_any_flipped_bit_is_found() {
+        let (key, mut payload) = object();
+        let header = Header::seal(&key, &[7; 16], &payload, true);
+        assert!(header.verify(&key, Some(&[7; 16]), &payload, true).is_ok());
+        for bit in 0..HEADER_BYTES * 8 {
+            let mut torn = header;
+            torn.0[bit / 8] ^= 1 << (bit % 8);
+            assert!(torn.verify(&key, None, &payload, true).is_err(), "header bit {bit}");
+        }
+        for bit in (0..payload.len() * 8).step_by(13) {
+            payload[bit / 8] ^= 1 << (bit % 8);
+            assert!(header.verify(&key, None, &payload, true).is_err(), "payload bit {bit}");
+            payload[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn p7_identity_and_length_are_verified_without_a_checksum_too() {
+        let (key, payload) = object();
+        let header = Header::seal(&key, &[7; 16], &payload, false);
+        let mut other = key;
+        other.key.rank += 1;
+        assert!(header.verify(&other, None, &payload, true).is_err());
+        let other = ObjectKey { space: SpaceTag([8; 16]), ..key };
+        assert!(header.verify(&other, None, &payload, true).is_err());
+        assert!(header.verify(&key, Some(&[6; 16]), &payload, true).is_err());
+        assert!(header.verify(&key, None, &payload[1..], true).is_err());
+        assert!(header.verify(&key, None, &payload, true).is_ok());
+    }
+}

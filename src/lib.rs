@@ -1,0 +1,9 @@
+//! kvkeep keeps the KV cache of language-model requests outside the GPU.
+//!
+//! The C ABI in `ffi` is the product; everything else is floors below it, each using only what stands below.
+
+pub mod arena;
+pub mod error;
+pub mod key;
+pub mod l1;
+pub mod l2;
