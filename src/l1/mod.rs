@@ -1,4 +1,5 @@
 //! The host-memory tier.
 
 pub mod alloc;
+mod chunked;
 pub mod policy;

@@ -1,0 +1,45 @@
+//! A growing array in chunks: growth copies nothing and leaves at most one chunk unused.
+
+const SHIFT: u32 = 12;
+const CHUNK: usize = 1 << SHIFT;
+
+/// An array indexed by `u32` that grows a chunk at a time and never moves what it holds.
+pub(crate) struct Chunked<T> {
+    chunks: Vec<Box<[T]>>,
+}
+
+impl<T: Copy> Chunked<T> {
+    pub(crate) fn new() -> Chunked<T> {
+        Chunked { chunks: Vec::new() }
+    }
+
+    /// Makes `index` valid; new places hold `fill`.
+    pub(crate) fn reach(&mut self, index: u32, fill: T) {
+        while self.chunks.len() <= (index >> SHIFT) as usize {
+            self.chunks.push(vec![fill; CHUNK].into_boxed_slice());
+        }
+    }
+
+    pub(crate) fn get(&self, index: u32) -> Option<&T> {
+        self.chunks.get((index >> SHIFT) as usize)?.get(index as usize % CHUNK)
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.chunks.capacity() * size_of::<Box<[T]>>() + self.chunks.len() * CHUNK * size_of::<T>()
+    }
+}
+
+impl<T> std::ops::Index<u32> for Chunked<T> {
+    type Output = T;
+    #[inline]
+    fn index(&self, index: u32) -> &T {
+        &self.chunks[(index >> SHIFT) as usize][index as usize % CHUNK]
+    }
+}
+
+impl<T> std::ops::IndexMut<u32> for Chunked<T> {
+    #[inline]
+    fn index_mut(&mut self, index: u32) -> &mut T {
+        &mut self.chunks[(index >> SHIFT) as usize][index as usize % CHUNK]
+    }
+}
