@@ -1,0 +1,98 @@
+//! Least recently used first, exactly.
+
+use super::queue::{Places, Queue};
+use super::{Meta, Policy, Removal};
+
+/// One queue; a touch moves to its end.
+pub struct Lru {
+    places: Places,
+    queue: Queue,
+}
+
+impl Lru {
+    /// An empty one.
+    pub fn new() -> Lru {
+        Lru { places: Places::new(), queue: Queue::default() }
+    }
+}
+
+impl Default for Lru {
+    fn default() -> Lru {
+        Lru::new()
+    }
+}
+
+impl Policy for Lru {
+    fn name(&self) -> &'static str {
+        "lru"
+    }
+
+    fn insert(&mut self, id: u32, _meta: Meta) {
+        self.places.reach(id);
+        self.queue.push(&mut self.places, id);
+    }
+
+    fn touch(&mut self, id: u32, _meta: Meta) {
+        if self.places.knows(id) {
+            self.queue.renew(&mut self.places, id);
+        }
+    }
+
+    fn remove(&mut self, id: u32, _why: Removal) {
+        if self.places.knows(id) {
+            self.queue.remove(&mut self.places, id);
+        }
+    }
+
+    fn victim(&mut self, usable: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        while let Some(id) = self.queue.set_aside(&mut self.places) {
+            if usable(id) {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    fn release(&mut self, id: u32) {
+        if self.places.is_aside(id) {
+            self.queue.put_back(&mut self.places, id);
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        size_of::<Lru>() + self.places.memory_bytes() + self.queue.memory_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contract::{Step::*, run};
+    use super::*;
+
+    #[test]
+    fn the_order_is_that_of_use() {
+        let mut lru = Lru::new();
+        run(
+            &mut lru,
+            &[Insert(0), Insert(1), Insert(2), Touch(0), Victim(1), Evict(1), Victim(2), Evict(2), Victim(0)],
+        );
+    }
+
+    #[test]
+    fn a_prefix_touched_last_to_first_dies_from_its_tail() {
+        let steps =
+            [Insert(0), Insert(1), Insert(2), Touch(2), Touch(1), Touch(0), Victim(2), Victim(1), Victim(0), Dry];
+        run(&mut Lru::new(), &steps);
+    }
+
+    #[test]
+    fn memory_stays_in_proportion_to_what_is_resident() {
+        let mut lru = Lru::new();
+        let count = 200_000;
+        (0..count).for_each(|id| lru.insert(id, Meta::default()));
+        for round in 0..20u64 {
+            (0..count).for_each(|id| lru.touch((u64::from(id) * 7919 + round) as u32 % count, Meta::default()));
+            assert!(lru.memory_bytes() <= 24 * count as usize, "round {round}: {} bytes", lru.memory_bytes());
+        }
+    }
+}
