@@ -1,2 +1,29 @@
-//! Build script.
-fn main() {}
+//! Names the shared library and writes the C header to the build's own directory, where a test compares it with
+//! `include/kvkeep.h`.
+use std::env;
+use std::path::PathBuf;
+
+fn main() {
+    println!("cargo::rerun-if-changed=src/ffi");
+    println!("cargo::rerun-if-changed=src/types.rs");
+    println!("cargo::rerun-if-changed=src/error.rs");
+    println!("cargo::rerun-if-changed=src/key.rs");
+    println!("cargo::rerun-if-changed=cbindgen.toml");
+    let [major, minor, patch] =
+        ["MAJOR", "MINOR", "PATCH"].map(|part| env::var(format!("CARGO_PKG_VERSION_{part}")).expect("set by cargo"));
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libkvkeep.so.{major}.{minor}");
+
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("set by cargo"));
+    let out = PathBuf::from(env::var("OUT_DIR").expect("set by cargo")).join("kvkeep.h");
+    let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml reads");
+    let version = format!(
+        "\n/* Version of the library that this header was made with. */\n#define KVKEEP_VERSION_MAJOR {major}\n#define KVKEEP_VERSION_MINOR {minor}\n#define KVKEEP_VERSION_PATCH {patch}\n#define KVKEEP_VERSION \"{major}.{minor}.{patch}\"\n"
+    );
+    config.after_includes = Some(format!("{version}{}", config.after_includes.unwrap_or_default()));
+    cbindgen::Builder::new()
+        .with_crate(root)
+        .with_config(config)
+        .generate()
+        .expect("the header generates")
+        .write_to_file(out);
+}

@@ -1,7 +1,7 @@
 //! Status numbers and the error that carries one with its message.
 
-/// What a call returns, and what stands for each key of a batch. 0 is success, a positive number is
-/// not an error, a negative one is. Numbers are never reused.
+/// What a call returns, and what stands for each key of a batch. 0 is success, a positive number is not an error, a
+/// negative one is. Numbers are never reused.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,35 +55,33 @@ pub enum Status {
 pub use Status::*;
 
 impl Status {
-    /// Every status, in the order of the header.
-    pub const ALL: [Status; 22] = [
-        KVKEEP_OK,
-        KVKEEP_PENDING,
-        KVKEEP_PARTIAL,
-        KVKEEP_ERR_INVALID,
-        KVKEEP_ERR_CLOSED,
-        KVKEEP_ERR_NOT_FOUND,
-        KVKEEP_ERR_EXISTS,
-        KVKEEP_ERR_NOT_HELD,
-        KVKEEP_ERR_EXPIRED,
-        KVKEEP_ERR_LOCKED,
-        KVKEEP_ERR_NO_MEMORY,
-        KVKEEP_ERR_QUOTA,
-        KVKEEP_ERR_LIMIT,
-        KVKEEP_ERR_TIMEOUT,
-        KVKEEP_ERR_CANCELLED,
-        KVKEEP_ERR_IO,
-        KVKEEP_ERR_CORRUPT,
-        KVKEEP_ERR_UNSUPPORTED,
-        KVKEEP_ERR_VERSION,
-        KVKEEP_ERR_PERMISSION,
-        KVKEEP_ERR_DISCONNECTED,
-        KVKEEP_ERR_INTERNAL,
-    ];
-
     /// The status with this number, if there is one.
     pub fn from_number(number: i32) -> Option<Status> {
-        Status::ALL.into_iter().find(|status| *status as i32 == number)
+        const ALL: [Status; 22] = [
+            KVKEEP_OK,
+            KVKEEP_PENDING,
+            KVKEEP_PARTIAL,
+            KVKEEP_ERR_INVALID,
+            KVKEEP_ERR_CLOSED,
+            KVKEEP_ERR_NOT_FOUND,
+            KVKEEP_ERR_EXISTS,
+            KVKEEP_ERR_NOT_HELD,
+            KVKEEP_ERR_EXPIRED,
+            KVKEEP_ERR_LOCKED,
+            KVKEEP_ERR_NO_MEMORY,
+            KVKEEP_ERR_QUOTA,
+            KVKEEP_ERR_LIMIT,
+            KVKEEP_ERR_TIMEOUT,
+            KVKEEP_ERR_CANCELLED,
+            KVKEEP_ERR_IO,
+            KVKEEP_ERR_CORRUPT,
+            KVKEEP_ERR_UNSUPPORTED,
+            KVKEEP_ERR_VERSION,
+            KVKEEP_ERR_PERMISSION,
+            KVKEEP_ERR_DISCONNECTED,
+            KVKEEP_ERR_INTERNAL,
+        ];
+        ALL.into_iter().find(|status| *status as i32 == number)
     }
 }
 

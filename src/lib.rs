@@ -2,8 +2,11 @@
 //!
 //! The C ABI in `ffi` is the product; everything else is floors below it, each using only what stands below.
 
-pub mod arena;
-pub mod error;
-pub mod key;
 pub mod l1;
 pub mod l2;
+
+pub mod arena;
+pub mod config;
+pub mod error;
+pub mod key;
+pub mod types;

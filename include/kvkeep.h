@@ -1,0 +1,824 @@
+/*
+ * kvkeep: the KV cache of language-model requests, kept outside the GPU.
+ *
+ * This header is the specification. It is generated from the library's source: do not edit.
+ *
+ * Conventions. A function is kvkeep_verb_noun, handle first, outputs last, callback and userdata at the end. It returns a
+ * kvkeep_status: 0 is success, a positive number is not an error, a negative one is, and then kvkeep_last_error() says cause
+ * and remedy. A call that returns an error has changed nothing. Bad input (NULL, zero or huge counts, unknown numbers,
+ * closed handles, text that is not UTF-8) is an error, never undefined; only a pointer that does not point to what its
+ * type and count say is beyond checking. What the caller passes stays the caller's and is not kept after the call,
+ * unless said. Nothing the library returns is to be freed by the caller. Times are in milliseconds or
+ * microseconds as the name says, sizes in bytes. Sessions, jobs, spaces and backends are numbers, never 0, never reused.
+ */
+
+
+#ifndef KVKEEP_H
+#define KVKEEP_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Version of the library that this header was made with. */
+#define KVKEEP_VERSION_MAJOR 0
+#define KVKEEP_VERSION_MINOR 1
+#define KVKEEP_VERSION_PATCH 0
+#define KVKEEP_VERSION "0.1.0"
+
+/* Prepares a versioned struct: zeroes it and tells the library which one the caller was built with. */
+#define KVKEEP_INIT(s) \
+    (memset((s), 0, sizeof *(s)), (s)->struct_size = (uint32_t)sizeof *(s), (s)->abi_version = KVKEEP_ABI_VERSION, (void)0)
+
+
+/// ---- Version ----
+///
+/// The ABI version changes only when a caller built before could break. While the major version is 0, the minor
+/// version is part of the SONAME.
+///
+/// Version of the ABI that this header describes.
+#define KVKEEP_ABI_VERSION 1
+
+/// ---- Types ----
+///
+/// Every struct whose first fields are struct_size and abi_version is prepared by KVKEEP_INIT(&s), which zeroes it
+/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only
+/// what it wants, and a caller built with an older, shorter struct keeps working.
+///
+/// Back L1 with reserved huge pages; opening fails where too few are reserved.
+#define KVKEEP_FLAG_HUGE_PAGES 1
+
+/// Bind L1 to the node in `numa_node`.
+#define KVKEEP_FLAG_NUMA_NODE 2
+
+/// Do not touch L1's pages in the background after opening; each first use of a page then pays for it.
+#define KVKEEP_FLAG_NO_PREFAULT 4
+
+/// Neither compute nor verify checksums of L2 objects. Identity and length are always verified.
+#define KVKEEP_FLAG_NO_CHECKSUM 8
+
+/// Most tiers a cache has: L1 and up to seven backends.
+#define KVKEEP_TIERS_MAX 8
+
+/// Most keys in one call.
+#define KVKEEP_KEYS_MAX (1 << 20)
+
+/// Largest extra_count.
+#define KVKEEP_EXTRA_COUNT_MAX 127
+
+/// Length of the message inside a completion, its NUL included.
+#define KVKEEP_MESSAGE_BYTES 128
+
+/// Buckets of a histogram.
+#define KVKEEP_HISTOGRAM_BUCKETS 26
+
+/// What a call returns, and what stands for each key of a batch. 0 is success, a positive number is not an error, a
+/// negative one is. Numbers are never reused.
+typedef enum {
+    /// Done.
+    KVKEEP_OK = 0,
+    /// Not known yet: ask again, or wait for the completion.
+    KVKEEP_PENDING = 1,
+    /// The batch was carried out and at least one key has a status of its own that is not OK.
+    KVKEEP_PARTIAL = 2,
+    /// An argument is outside what the function takes; nothing was changed.
+    KVKEEP_ERR_INVALID = -1,
+    /// The handle was never given out, is closed, or was opened by the parent of a fork.
+    KVKEEP_ERR_CLOSED = -2,
+    /// No such key, session, space, job or backend (or the key is only staged).
+    KVKEEP_ERR_NOT_FOUND = -3,
+    /// The key is ready already, or staged by the same session.
+    KVKEEP_ERR_EXISTS = -4,
+    /// The session does not hold as many shares of the key; nothing was changed.
+    KVKEEP_ERR_NOT_HELD = -5,
+    /// The session passed its deadline and what it held was taken.
+    KVKEEP_ERR_EXPIRED = -6,
+    /// The object is shared, or under a copy or a transfer.
+    KVKEEP_ERR_LOCKED = -7,
+    /// L1 is full of memory in use.
+    KVKEEP_ERR_NO_MEMORY = -8,
+    /// The space's quota is full of memory in use.
+    KVKEEP_ERR_QUOTA = -9,
+    /// A bound of the cache (sessions, jobs, spaces, backends, queue) is reached.
+    KVKEEP_ERR_LIMIT = -10,
+    /// The deadline passed first.
+    KVKEEP_ERR_TIMEOUT = -11,
+    /// Cancelled by the caller, by its session's abort, or by close.
+    KVKEEP_ERR_CANCELLED = -12,
+    /// The operating system or a backend failed.
+    KVKEEP_ERR_IO = -13,
+    /// Stored bytes do not match their identity or checksum.
+    KVKEEP_ERR_CORRUPT = -14,
+    /// This build, kernel or backend cannot do it.
+    KVKEEP_ERR_UNSUPPORTED = -15,
+    /// The header the caller was built with does not fit the library that was loaded.
+    KVKEEP_ERR_VERSION = -16,
+    /// Not allowed, by file mode or peer credentials.
+    KVKEEP_ERR_PERMISSION = -17,
+    /// The daemon went away; what it held for this connection is lost.
+    KVKEEP_ERR_DISCONNECTED = -18,
+    /// A bug in kvkeep was caught; the cache refuses further work.
+    KVKEEP_ERR_INTERNAL = -19,
+} kvkeep_status;
+
+/// When a committed object is written to the L2 backends.
+typedef enum {
+    /// After its commit, in the background. The default.
+    KVKEEP_STORE_WRITE_THROUGH = 0,
+    /// When background eviction chooses it. Inline eviction prefers objects already written, and drops others
+    /// unwritten.
+    KVKEEP_STORE_WRITE_BACK = 1,
+    /// After it was read `store_after_uses` times.
+    KVKEEP_STORE_AFTER_USES = 2,
+    /// Never.
+    KVKEEP_STORE_NEVER = 3,
+} kvkeep_store_mode;
+
+/// What becomes of an object when its last share is returned.
+typedef enum {
+    /// It stays until evicted or deleted. The default.
+    KVKEEP_RETENTION_KEEP = 0,
+    /// It is dropped; it is never written to L2.
+    KVKEEP_RETENTION_TEMPORARY = 1,
+} kvkeep_retention;
+
+/// Which chunks of a job count as hits.
+typedef enum {
+    /// The longest run from the first chunk; a gap ends it and nothing beyond is loaded.
+    KVKEEP_PREFETCH_PREFIX = 0,
+    /// The longest length whose last `window_chunks` chunks are there (sliding window and state groups).
+    KVKEEP_PREFETCH_WINDOW = 1,
+    /// Each chunk for itself.
+    KVKEEP_PREFETCH_ANY = 2,
+} kvkeep_prefetch_mode;
+
+/// What the deadline of a job does.
+typedef enum {
+    /// At the deadline the job ends with what is loaded by then. The default.
+    KVKEEP_POLICY_BEST_EFFORT = 0,
+    /// The job ends when everything that was planned is loaded or failed, however long the backends take.
+    KVKEEP_POLICY_WAIT = 1,
+    /// Not done by the deadline: TIMEOUT, and nothing is held.
+    KVKEEP_POLICY_DEADLINE = 2,
+} kvkeep_prefetch_policy;
+
+/// How a job without a callback reports its end.
+typedef enum {
+    /// By `kvkeep_query_prefetch` or `kvkeep_wait` only.
+    KVKEEP_NOTIFY_POLL = 0,
+    /// By `kvkeep_drain_completions`, the descriptor of `kvkeep_event_fd` becoming readable.
+    KVKEEP_NOTIFY_EVENT_FD = 1,
+} kvkeep_notify;
+
+/// How much the log callback is told.
+typedef enum {
+    /// Something failed that a person should look at.
+    KVKEEP_LOG_ERROR = 1,
+    /// Something was refused, dropped or retried. The default.
+    KVKEEP_LOG_WARN = 2,
+    /// Opened, closed, added, removed.
+    KVKEEP_LOG_INFO = 3,
+} kvkeep_log_level;
+
+/// One open cache. Opaque.
+typedef struct kvkeep kvkeep;
+
+/// Told one line of text, not kept after the call. Runs on any library thread, or inside `kvkeep_open` and
+/// `kvkeep_close`; must not call into kvkeep.
+typedef void (*kvkeep_log_callback)(void *userdata, int32_t level, const char *message);
+
+/// How a cache is opened.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// NULL: embedded, in this process. A daemon's "unix:///path" is not served by this build: UNSUPPORTED.
+    const char *connect;
+    /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
+    /// memory.
+    uint64_t l1_bytes;
+    /// KVKEEP_FLAG_…, or'ed.
+    uint32_t flags;
+    /// The node to bind L1 to when KVKEEP_FLAG_NUMA_NODE is given.
+    uint32_t numa_node;
+    /// "lru", "s3fifo", "mq" or "none". NULL: "lru".
+    const char *eviction_policy;
+    /// Background eviction starts above this share of L1 … 0: 80. 100: never.
+    uint32_t watermark_high_percent;
+    /// … and stops at this one. 0: 60. Not above the high one.
+    uint32_t watermark_low_percent;
+    /// A kvkeep_store_mode.
+    uint32_t store_mode;
+    /// For KVKEEP_STORE_AFTER_USES: reads before an object is written. 0: 2.
+    uint32_t store_after_uses;
+    /// URLs of the backends, in the order they are asked; see `kvkeep_add_backend`. NULL if none.
+    const char *const *backend_urls;
+    /// How many URLs.
+    size_t backend_count;
+    /// Most live sessions. 0: 65536.
+    uint32_t sessions_max;
+    /// Most jobs not yet released. 0: 65536.
+    uint32_t jobs_max;
+    /// Most objects waiting to be written to L2; those beyond are dropped and counted. 0: 65536.
+    uint32_t writes_pending_max;
+    /// Default deadline of a session, renewed by any use. 0: 300000 (300 s).
+    uint32_t session_timeout_ms;
+    /// Deadline of one request to a backend; past it the backend is fenced until it answers. 0: 30000.
+    uint32_t backend_timeout_ms;
+    /// Must be 0.
+    uint32_t reserved_0;
+    /// Most bytes being loaded from L2 at once; further loads wait in order of priority. 0: a quarter of L1.
+    uint64_t loading_bytes_max;
+    /// Where log lines go. NULL: nowhere.
+    kvkeep_log_callback log;
+    /// Passed to `log`.
+    void *log_userdata;
+    /// A kvkeep_log_level; less important lines are not told. 0: KVKEEP_LOG_WARN.
+    uint32_t log_level;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_options;
+
+/// How a space is opened. All texts are UTF-8 and copied.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// The model, required and not empty: name and revision, or a hash of the weights.
+    const char *model;
+    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "".
+    const char *layout;
+    /// Salt that keeps tenants apart. NULL: "".
+    const char *tenant;
+    /// Tokens of a chunk. 0: 256.
+    uint32_t chunk_tokens;
+    /// Must be 0.
+    uint32_t reserved;
+    /// Most bytes of L1 that objects of this space may take. 0: no bound but L1.
+    uint64_t quota_bytes;
+} kvkeep_space_options;
+
+/// How a session begins.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// The request's id, for people (logs, explain). UTF-8, copied, at most 255 bytes. NULL: "".
+    const char *request_id;
+    /// Deadline, renewed by any use. 0: the cache's `session_timeout_ms`.
+    uint32_t timeout_ms;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_session_options;
+
+/// Names an object inside a space. Plain data, 40 bytes, so that arrays of it cross the ABI uncopied.
+typedef struct {
+    /// Hash of all tokens up to the end of the chunk.
+    uint8_t hash[32];
+    /// Slice of the KV cache (tensor or pipeline parallel rank) that the object holds.
+    uint32_t rank;
+    /// Set of layers cached alike (full attention, sliding window, state).
+    uint32_t group;
+} kvkeep_key;
+
+/// One object's bytes in L1, as a reservation returns it.
+typedef struct {
+    /// First byte, NULL unless `status` is OK. Write only what `kvkeep_reserve_write` returned; read otherwise.
+    /// Aligned to 4096 when `size` is a multiple of 4096, else to 64.
+    void *data;
+    /// Length of the object in bytes.
+    uint64_t size;
+    /// A kvkeep_status for this key alone.
+    int32_t status;
+    /// Always 0.
+    uint32_t reserved;
+} kvkeep_view;
+
+/// How the objects of one group count in a job, where it differs from the job's own mode (hybrid models).
+typedef struct {
+    /// The `group` of the keys it is for.
+    uint32_t group;
+    /// KVKEEP_PREFETCH_PREFIX or KVKEEP_PREFETCH_WINDOW.
+    uint32_t mode;
+    /// For a window: how many chunks.
+    uint32_t window_chunks;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_group_rule;
+
+/// How a prefetch is done.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// Each key found is held by 1 + extra_count shares. 0 to 127.
+    int32_t extra_count;
+    /// Objects of one chunk (world size times groups); `count` must be a multiple. Keys are chunk-major. 0: 1.
+    uint32_t objects_per_chunk;
+    /// A kvkeep_prefetch_mode.
+    uint32_t mode;
+    /// For KVKEEP_PREFETCH_WINDOW: how many chunks, at least 1.
+    uint32_t window_chunks;
+    /// Rules of single groups, copied. A job's length is the longest at which every group can continue. NULL if none.
+    const kvkeep_group_rule *group_rules;
+    /// How many rules, at most 64.
+    size_t group_rule_count;
+    /// A kvkeep_prefetch_policy.
+    uint32_t policy;
+    /// Deadline of the job, from submit, also for reading its answer. 0: the session's timeout.
+    uint32_t deadline_ms;
+    /// How long a missing chunk is asked for again, in the background. 0: ask once.
+    uint32_t lookup_timeout_ms;
+    /// Pause between two askings. 0: 10.
+    uint32_t lookup_interval_ms;
+    /// A kvkeep_retention, for objects that this job loads into L1.
+    uint32_t retention;
+    /// Jobs of higher priority load first. Default 0.
+    int32_t priority;
+    /// A kvkeep_notify, for jobs without a callback.
+    uint32_t notify;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_prefetch_options;
+
+/// What became of one request; complete in itself, valid on any thread.
+typedef struct {
+    /// The request: a job of `kvkeep_submit_prefetch`.
+    uint64_t job;
+    /// Its session.
+    uint64_t session;
+    /// A kvkeep_status: OK, or why it ended early (TIMEOUT, CANCELLED, EXPIRED, INTERNAL).
+    int32_t status;
+    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`.
+    uint32_t hit_chunks;
+    /// Bytes loaded into L1 by this request.
+    uint64_t loaded_bytes;
+    /// NUL-terminated UTF-8: empty on success, else the cause and the remedy.
+    char message[KVKEEP_MESSAGE_BYTES];
+} kvkeep_completion;
+
+/// Told that a request ended. `completion` is valid during the call only. Runs on the library thread
+/// "kvkeep-callback", never inside a call of the submitter, with no lock held, exactly once. May call any function
+/// but `kvkeep_close`; must not throw.
+typedef void (*kvkeep_callback)(void *userdata, const kvkeep_completion *completion);
+
+/// The answer of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT).
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// A kvkeep_status, as in the completion.
+    int32_t status;
+    /// Chunks the session holds shares of. Prefix and window: the length the engine may continue from. Any: how many.
+    uint32_t hit_chunks;
+    /// Chunks that the lookup promised, before any byte was loaded.
+    uint32_t lookup_chunks;
+    /// Planned objects that could not be loaded (failed, corrupt, no memory, late).
+    uint32_t failed_keys;
+    /// Objects of the answer by where they were found: [0] L1, [i] the i-th backend in the order they were added.
+    uint32_t tier_keys[KVKEEP_TIERS_MAX];
+    /// Bytes loaded into L1.
+    uint64_t loaded_bytes;
+    /// Microseconds from submit to the lookup's answer.
+    uint64_t lookup_us;
+    /// Microseconds from the lookup's answer to the end.
+    uint64_t load_us;
+    /// Microseconds from submit to the end.
+    uint64_t total_us;
+} kvkeep_prefetch_result;
+
+/// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
+/// counts the rest.
+typedef struct {
+    /// Samples.
+    uint64_t count;
+    /// Their sum in microseconds.
+    uint64_t sum_us;
+    /// Samples by size.
+    uint64_t buckets[KVKEEP_HISTOGRAM_BUCKETS];
+} kvkeep_histogram;
+
+/// Everything a cache counts. Counters only grow; gauges are marked. The caller sets `struct_size` and `abi_version`.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// Gauge: size of L1 in bytes.
+    uint64_t l1_bytes;
+    /// Gauge: bytes of L1 given to objects, staging and transfers.
+    uint64_t l1_used_bytes;
+    /// Gauge: bytes of L1 that cannot be evicted now (shares, staging, transfers).
+    uint64_t l1_locked_bytes;
+    /// Gauge: committed objects in L1.
+    uint64_t l1_objects;
+    /// Gauge: staged objects of all sessions, loads in flight included.
+    uint64_t l1_staged;
+    /// Gauge: shares held by all sessions.
+    uint64_t l1_shares;
+    /// Gauge: live sessions.
+    uint64_t sessions;
+    /// Gauge: jobs not yet released.
+    uint64_t jobs;
+    /// Gauge: objects waiting to be written to L2 or being written.
+    uint64_t writes_pending;
+    /// Keys reserved for reading that were there.
+    uint64_t read_hits;
+    /// Keys reserved for reading that were not.
+    uint64_t read_misses;
+    /// Objects committed by their writers.
+    uint64_t commits;
+    /// Commits that found the object already there and discarded their copy.
+    uint64_t commits_discarded;
+    /// Objects evicted from L1.
+    uint64_t evictions;
+    /// Bytes evicted from L1.
+    uint64_t evicted_bytes;
+    /// Reservations refused for want of memory or quota.
+    uint64_t refusals;
+    /// Sessions ended by their deadline because nobody came back.
+    uint64_t sessions_reclaimed;
+    /// Shares taken from sessions past their deadline.
+    uint64_t shares_revoked;
+    /// Jobs released by their deadline because nobody read them.
+    uint64_t jobs_reclaimed;
+    /// Jobs accepted.
+    uint64_t jobs_submitted;
+    /// Jobs completed, whatever their status.
+    uint64_t jobs_completed;
+    /// Jobs that ended cancelled.
+    uint64_t jobs_cancelled;
+    /// Chunks that prefetches found, all tiers.
+    uint64_t prefetch_hit_chunks;
+    /// Chunks that prefetches asked for.
+    uint64_t prefetch_asked_chunks;
+    /// Objects loaded from L2.
+    uint64_t loads;
+    /// Bytes loaded from L2.
+    uint64_t loaded_bytes;
+    /// Loads that failed, corrupt ones not counted.
+    uint64_t load_failures;
+    /// Objects whose bytes or identity were wrong: treated as a miss and quarantined.
+    uint64_t corruptions;
+    /// Requests to a backend that passed their deadline; the backend is fenced until it answers.
+    uint64_t backend_timeouts;
+    /// Objects written to L2.
+    uint64_t stores;
+    /// Bytes written to L2.
+    uint64_t stored_bytes;
+    /// Writes not needed because the L2 had the object.
+    uint64_t stores_already;
+    /// Writes tried again.
+    uint64_t store_retries;
+    /// Writes given up: failed to the end, evicted first, or over the queue's bound.
+    uint64_t stores_dropped;
+    /// Gauge: objects in all backends, where they know.
+    uint64_t l2_objects;
+    /// Gauge: bytes in all backends, where they know.
+    uint64_t l2_bytes;
+    /// Objects evicted by the backends themselves.
+    uint64_t l2_evictions;
+    /// Submit to lookup answer.
+    kvkeep_histogram lookup_latency;
+    /// Submit to completion.
+    kvkeep_histogram prefetch_latency;
+    /// One object read from L2, from request to verified.
+    kvkeep_histogram load_latency;
+    /// One object written to L2, from request to stored.
+    kvkeep_histogram store_latency;
+    /// Time inside calls that a scheduler makes (submit, query).
+    kvkeep_histogram call_latency;
+} kvkeep_stats;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/// Version of the library, as "major.minor.patch". Static; never NULL. Any thread.
+const char *kvkeep_version(void);
+
+/// ABI version of the library that was loaded; compare with KVKEEP_ABI_VERSION. Any thread.
+uint32_t kvkeep_abi_version(void);
+
+/// Name of a kvkeep_status, such as "KVKEEP_ERR_NOT_HELD"; "unknown status" for a number that is none. Static; never
+/// NULL. Any thread.
+const char *kvkeep_status_name(int32_t status);
+
+/// Message of the last call on this thread that returned an error: the cause, then the remedy. UTF-8, never NULL, ""
+/// if none failed. Owned by the library; valid until the next kvkeep call on this thread.
+const char *kvkeep_last_error(void);
+
+/// Extra readers of an object besides the one every share count includes. A model whose ranks each store their own
+/// object (`world_size` objects a chunk): 0. An MLA model, whose tensor-parallel workers all read one object, has a
+/// `world_size` already divided by `tp_size`: tp_size - 1. That is: tp_size <= 1 gives 0; tp_size > world_size gives
+/// tp_size - 1; else 0. Pipeline parallelism with MLA breaks the rule: give the number yourself there. Any thread.
+int kvkeep_extra_count(int tp_size, int world_size);
+
+/// ---- Cache ----
+///
+/// A cache is one open kvkeep. Every function may be called from any thread at any time, at once with any other,
+/// except `kvkeep_close`, which must be the last call on its handle to begin. A handle is a token, not an address:
+/// using a closed or invented one is `KVKEEP_ERR_CLOSED`. After fork, the child's copy of a handle is closed.
+///
+/// Opens a cache. `options` is read during the call only; `*cache` is set on success and left alone on failure.
+/// Blocks while the backends open (a directory's index is rebuilt). Close with `kvkeep_close`.
+/// Errors: INVALID, VERSION (header and library do not fit), NO_MEMORY (L1 does not fit the machine), PERMISSION, IO,
+/// LIMIT (256 caches are open).
+kvkeep_status kvkeep_open(const kvkeep_options *options, kvkeep **cache);
+
+/// Closes a cache: refuses new calls, cancels its jobs (each still completes once; callbacks have returned when this
+/// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
+/// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
+/// the process exits (logged). Blocks. Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
+kvkeep_status kvkeep_close(kvkeep *cache);
+
+/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant and chunk
+/// size again gives the same number and sets the quota anew. Objects of two spaces never meet, in any tier.
+/// Errors: INVALID, LIMIT (65536 spaces).
+kvkeep_status kvkeep_open_space(kvkeep *cache, const kvkeep_space_options *options, uint64_t *space);
+
+/// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
+/// "memory:?capacity=1GiB", or "fault:" before any other. Sets `*backend` to its number, unless NULL. Blocks while
+/// the backend opens.
+/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
+kvkeep_status kvkeep_add_backend(kvkeep *cache, const char *url, uint64_t *backend);
+
+/// Removes a backend: no new request reaches it, accepted ones are answered, then it is closed. Its stored objects
+/// stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
+/// Errors: NOT_FOUND.
+kvkeep_status kvkeep_remove_backend(kvkeep *cache, uint64_t backend);
+
+/// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
+/// `timeout_ms`.
+/// Errors: TIMEOUT (the message says how many objects are left).
+kvkeep_status kvkeep_drain_writes(kvkeep *cache, uint32_t timeout_ms);
+
+/// ---- Sessions ----
+///
+/// A session is one request's hold on the cache, named by a number that is never reused: the keys it used, the shares
+/// it holds, its staged writes, its jobs and its deadline. Any use renews the deadline. Past it, a session that holds
+/// nothing is ended; what another one holds may be taken by eviction when memory runs short, and a later use of what
+/// was taken says EXPIRED. Where nothing was taken, the next use revives the session. Staged writes are never taken.
+///
+/// Begins a session of `space` and sets `*session`. `options` may be NULL.
+/// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).
+kvkeep_status kvkeep_begin_session(kvkeep *cache,
+                                   uint64_t space,
+                                   const kvkeep_session_options *options,
+                                   uint64_t *session);
+
+/// Ends a session: returns its shares, drops its staging, cancels and releases its jobs, and touches every key it
+/// used, the last used first, so that the first chunk of a prefix is the most recent. Never blocks. Errors: NOT_FOUND
+/// (unknown, or ended before).
+kvkeep_status kvkeep_end_session(kvkeep *cache, uint64_t session);
+
+/// As `kvkeep_end_session`, but touches nothing. Never blocks. Errors: NOT_FOUND.
+kvkeep_status kvkeep_abort_session(kvkeep *cache, uint64_t session);
+
+/// Appends `count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
+/// to the full chunks so far, unless NULL. The hash of chunk i is BLAKE3(hash of chunk i-1 || its token ids as
+/// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
+/// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
+/// chunk tokens as little-endian u32.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (2^26 tokens a session).
+kvkeep_status kvkeep_append_tokens(kvkeep *cache,
+                                   uint64_t session,
+                                   const uint32_t *tokens,
+                                   size_t count,
+                                   uint64_t *chunk_count);
+
+/// Writes the keys of `chunk_count` full chunks from `first_chunk` on, chunk-major: for each chunk, for each of
+/// `rank_count` ranks from `first_rank` on, for each group from 0 to `group_count` - 1. `keys` has room for
+/// `key_count` keys, which must be chunk_count * rank_count * group_count.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID (a chunk that is not full yet, a wrong count).
+kvkeep_status kvkeep_session_keys(kvkeep *cache,
+                                  uint64_t session,
+                                  uint64_t first_chunk,
+                                  uint64_t chunk_count,
+                                  uint32_t first_rank,
+                                  uint32_t rank_count,
+                                  uint32_t group_count,
+                                  kvkeep_key *keys,
+                                  size_t key_count);
+
+/// ---- Objects ----
+///
+/// All functions of this part take a batch of `count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O, and are atomic:
+/// no other call sees half of one. A key fails alone: its status stands in its view, or in `statuses`, which may be
+/// NULL. The call returns OK when every key did, PARTIAL when one or more did not, and an error when nothing was done
+/// at all. Arrays must not overlap. A session works on keys of its own space.
+///
+/// Reserves `sizes[i]` bytes of L1 for `keys[i]` and returns views to write to. `retention` is a kvkeep_retention.
+/// Nobody reads the bytes before they are committed; they stay the session's until `kvkeep_finish_write`,
+/// `kvkeep_abort_write`, or its end. Two sessions may stage one key. When L1 is full, objects not in use are evicted
+/// in the call. Memory is given in key order: after the first key that does not fit, later new keys do not either.
+/// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA, INVALID (a size of 0). Errors: NOT_FOUND
+/// (session), INVALID.
+kvkeep_status kvkeep_reserve_write(kvkeep *cache,
+                                   uint64_t session,
+                                   const kvkeep_key *keys,
+                                   size_t count,
+                                   const uint64_t *sizes,
+                                   uint32_t retention,
+                                   kvkeep_view *views);
+
+/// Commits staged keys: from now on every session can read them and they never change. If another session committed
+/// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
+/// one was to be kept).
+/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_finish_write(kvkeep *cache,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t count,
+                                  int32_t *statuses);
+
+/// Gives staged keys back unwritten. The views must not be used any more.
+/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_abort_write(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
+                                 int32_t *statuses);
+
+/// Commits staged keys and takes 1 + extra_count shares of each in one step, so that eviction cannot come between.
+/// Views are for reading, of whichever copy was committed first.
+/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID (extra_count outside 0 to
+/// 127).
+kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache,
+                                                   uint64_t session,
+                                                   const kvkeep_key *keys,
+                                                   size_t count,
+                                                   int32_t extra_count,
+                                                   kvkeep_view *views);
+
+/// Takes 1 + extra_count shares of each ready key and returns views to read. The bytes stay where they are until the
+/// shares are returned.
+/// Per key: NOT_FOUND (absent from L1, or only staged). Errors: NOT_FOUND (session), INVALID (extra_count outside 0
+/// to 127).
+kvkeep_status kvkeep_reserve_read(kvkeep *cache,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t count,
+                                  int32_t extra_count,
+                                  kvkeep_view *views);
+
+/// Returns 1 + extra_count shares of each key, whoever of the session's readers took them. When the last share of an
+/// object goes, a temporary object is dropped and any other is touched, once. Chunks that the engine decides to
+/// compute itself are given back by this call too, with the job's extra_count, for all readers together.
+/// Per key: NOT_HELD (the session holds fewer shares; none is returned), EXPIRED (they were taken after the
+/// deadline). Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_finish_read(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
+                                 int32_t extra_count,
+                                 int32_t *statuses);
+
+/// As `kvkeep_finish_read`, for the session's chunks whose tokens lie wholly within [first_token, last_token) of the
+/// tokens it appended, and ranks and groups as in `kvkeep_session_keys`. Sets `*returned` to the keys whose shares
+/// were returned, unless NULL; chunks the session holds no shares of are passed over.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID (extra_count; an empty or unknown range).
+kvkeep_status kvkeep_release_tokens(kvkeep *cache,
+                                    uint64_t session,
+                                    uint64_t first_token,
+                                    uint64_t last_token,
+                                    uint32_t first_rank,
+                                    uint32_t rank_count,
+                                    uint32_t group_count,
+                                    int32_t extra_count,
+                                    uint64_t *returned);
+
+/// Views again, for keys whose shares the session holds; takes none.
+/// Per key: NOT_HELD, EXPIRED. Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_unsafe_read(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
+                                 kvkeep_view *views);
+
+/// Marks ready keys as used now, in L1 and in backends that have them, last key first, so that the first is the most
+/// recent.
+/// Per key: NOT_FOUND (not in L1). Errors: NOT_FOUND (space), INVALID.
+kvkeep_status kvkeep_touch(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, int32_t *statuses);
+
+/// Keeps keys longer: until `ttl_ms` from now, eviction passes each over up to ceil(priority / 25) times before it
+/// takes it. A bias, never a hard pin. `priority` is 0 (takes the bias back) to 100.
+/// Per key: NOT_FOUND (not ready in L1). Errors: NOT_FOUND (space), INVALID.
+kvkeep_status kvkeep_retain(kvkeep *cache,
+                            uint64_t space,
+                            const kvkeep_key *keys,
+                            size_t count,
+                            uint32_t priority,
+                            uint32_t ttl_ms,
+                            int32_t *statuses);
+
+/// Deletes keys from L1 at once, and from every backend in the background (lookups through this cache miss at once;
+/// `kvkeep_drain_writes` waits for the rest).
+/// Per key: LOCKED (shared, or under a copy or a transfer; deleted nowhere), NOT_FOUND (in no tier that knows without
+/// I/O). Errors: NOT_FOUND (space), INVALID.
+kvkeep_status kvkeep_delete(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, int32_t *statuses);
+
+/// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
+/// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled
+/// and objects in use are hidden from new lookups at once; their memory is freed when the last share goes. Staged
+/// writes stay. Sets `*removed` to the objects gone or hidden, unless NULL.
+/// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
+kvkeep_status kvkeep_clear(kvkeep *cache, uint64_t space, uint32_t force, uint64_t *removed);
+
+/// ---- Prefetch ----
+///
+/// A job looks its keys up in every tier, then loads into L1 what L1 lacks. Nothing here waits for I/O, except
+/// `kvkeep_wait`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
+/// its session, or its deadline, whichever is first; then every query says NOT_FOUND. The shares it took belong to
+/// the session and outlive it. Every accepted job completes exactly once.
+///
+/// Submits a job for `count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
+/// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.
+/// `callback` may be NULL: the job then reports by `notify` of the options. A callback may run before this returns,
+/// on the library's thread; `*job` is set by then.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (`jobs_max`); then no completion comes.
+kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
+                                     uint64_t session,
+                                     const kvkeep_key *keys,
+                                     size_t count,
+                                     const kvkeep_prefetch_options *options,
+                                     uint64_t *job,
+                                     kvkeep_callback callback,
+                                     void *userdata);
+
+/// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
+/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the result of
+/// the job is the truth.
+/// Errors: NOT_FOUND (never given, or released).
+kvkeep_status kvkeep_query_lookup_hits(kvkeep *cache, uint64_t job, uint32_t *chunks);
+
+/// The job's result. `result` is prepared by KVKEEP_INIT and filled in when the job is done. PENDING until then. Does
+/// not consume; any thread.
+/// Errors: NOT_FOUND (never given, or released).
+kvkeep_status kvkeep_query_prefetch(kvkeep *cache, uint64_t job, kvkeep_prefetch_result *result);
+
+/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has `bytes`
+/// bytes, at least (count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
+/// Errors: NOT_FOUND, INVALID (too small).
+kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, size_t bytes);
+
+/// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
+/// wait, beside any other way of being told.
+/// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
+kvkeep_status kvkeep_wait(kvkeep *cache, uint64_t job, uint32_t timeout_ms);
+
+/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. Memory
+/// under a transfer is freed when its bytes have landed. A job that is done already stays as it is, and keeps its
+/// shares: OK.
+/// Errors: NOT_FOUND.
+kvkeep_status kvkeep_cancel(kvkeep *cache, uint64_t job);
+
+/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. Errors: NOT_FOUND.
+kvkeep_status kvkeep_release_job(kvkeep *cache, uint64_t job);
+
+/// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
+/// library, valid until close: poll it, do not read or close it. Any thread.
+kvkeep_status kvkeep_event_fd(kvkeep *cache, int32_t *fd);
+
+/// Takes up to `capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*count`.
+/// Each is given exactly once. Never blocks. Any thread.
+kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *completions, size_t capacity, size_t *count);
+
+/// ---- Seen from outside ----
+///
+/// Texts are written as NUL-terminated UTF-8 into the caller's buffer of `capacity` bytes; `*length` is set to the
+/// length the whole text has without the NUL. Where it does not fit, what fits is written and the result is PARTIAL:
+/// ask again with length + 1 bytes. `buffer` may be NULL when `capacity` is 0.
+///
+/// Fills in `stats`, prepared by KVKEEP_INIT. Counters are read one after another, not at one instant. Never blocks
+/// on I/O.
+kvkeep_status kvkeep_get_stats(kvkeep *cache, kvkeep_stats *stats);
+
+/// Everything counted, as Prometheus text (exposition format 0.0.4).
+kvkeep_status kvkeep_metrics(kvkeep *cache, char *buffer, size_t capacity, size_t *length);
+
+/// Why a key is where it is: tier, state, size, who holds how many shares since when, and why it cannot be evicted.
+/// JSON.
+/// Errors: NOT_FOUND (space). A key that is nowhere is OK: its state is "absent".
+kvkeep_status kvkeep_explain_key(kvkeep *cache,
+                                 uint64_t space,
+                                 const kvkeep_key *key,
+                                 char *buffer,
+                                 size_t capacity,
+                                 size_t *length);
+
+/// What a session holds (for `session` 0: every session that holds something): owner, request id, age, deadline,
+/// shares per key, staged keys, jobs. JSON.
+/// Errors: NOT_FOUND (session).
+kvkeep_status kvkeep_explain_session(kvkeep *cache, uint64_t session, char *buffer, size_t capacity, size_t *length);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* KVKEEP_H */

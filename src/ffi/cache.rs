@@ -1,0 +1,85 @@
+//! Cache: exported functions.
+
+use std::ffi::c_char;
+
+use super::handle::{self, kvkeep};
+use super::types::{kvkeep_options, kvkeep_space_options};
+use super::{config, guard, input_struct, on, output, text};
+use crate::error::{KVKEEP_OK, Status};
+
+/// ---- Cache ----
+///
+/// A cache is one open kvkeep. Every function may be called from any thread at any time, at once with any other,
+/// except `kvkeep_close`, which must be the last call on its handle to begin. A handle is a token, not an address:
+/// using a closed or invented one is `KVKEEP_ERR_CLOSED`. After fork, the child's copy of a handle is closed.
+///
+/// Opens a cache. `options` is read during the call only; `*cache` is set on success and left alone on failure.
+/// Blocks while the backends open (a directory's index is rebuilt). Close with `kvkeep_close`.
+/// Errors: INVALID, VERSION (header and library do not fit), NO_MEMORY (L1 does not fit the machine), PERMISSION, IO,
+/// LIMIT (256 caches are open).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut *mut kvkeep) -> Status {
+    guard(|| {
+        let options = input_struct(options, "options")?;
+        let cache = output(cache, "cache")?;
+        *cache = handle::open(config::node(&options)?)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Closes a cache: refuses new calls, cancels its jobs (each still completes once; callbacks have returned when this
+/// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
+/// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
+/// the process exits (logged). Blocks. Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_close(cache: *mut kvkeep) -> Status {
+    guard(|| if cache.is_null() { Ok(KVKEEP_OK) } else { handle::close(cache).map(|()| KVKEEP_OK) })
+}
+
+/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant and chunk
+/// size again gives the same number and sets the quota anew. Objects of two spaces never meet, in any tier.
+/// Errors: INVALID, LIMIT (65536 spaces).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_open_space(
+    cache: *mut kvkeep,
+    options: *const kvkeep_space_options,
+    space: *mut u64,
+) -> Status {
+    on(cache, |node| {
+        let options = input_struct(options, "options")?;
+        let space = output(space, "space")?;
+        *space = node.open_space(config::space(&options)?)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
+/// "memory:?capacity=1GiB", or "fault:" before any other. Sets `*backend` to its number, unless NULL. Blocks while
+/// the backend opens.
+/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_char, backend: *mut u64) -> Status {
+    on(cache, |node| {
+        let number = node.add_backend(text::utf8(url, "url")?)?;
+        if !backend.is_null() {
+            *output(backend, "backend")? = number;
+        }
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Removes a backend: no new request reaches it, accepted ones are answered, then it is closed. Its stored objects
+/// stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
+/// Errors: NOT_FOUND.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_remove_backend(cache: *mut kvkeep, backend: u64) -> Status {
+    on(cache, |node| node.remove_backend(backend).map(|()| KVKEEP_OK))
+}
+
+/// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
+/// `timeout_ms`.
+/// Errors: TIMEOUT (the message says how many objects are left).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_drain_writes(cache: *mut kvkeep, timeout_ms: u32) -> Status {
+    on(cache, |node| node.drain_writes(timeout_ms).map(|()| KVKEEP_OK))
+}

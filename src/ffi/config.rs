@@ -1,0 +1,240 @@
+//! Option structs of C into the configuration of the floors below; every value is checked here.
+
+use std::ffi::{CString, c_char, c_void};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::types::{
+    KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT, KVKEEP_FLAG_NUMA_NODE, kvkeep_callback,
+    kvkeep_group_rule, kvkeep_log_callback, kvkeep_options, kvkeep_prefetch_options, kvkeep_session_options,
+    kvkeep_space_options,
+};
+use super::{checked_extra_count, flag, input, text};
+use crate::config::{
+    Callback, GroupRule, Log, LogLevel, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode,
+};
+use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
+use crate::node::Node;
+use crate::types::Completion;
+
+fn choice(value: u32, most: u32, name: &str) -> Result<u32> {
+    if value <= most {
+        Ok(value)
+    } else {
+        Err(Error::invalid(format!("{name} is {value}, it must be 0 to {most}: use a constant of the header")))
+    }
+}
+
+fn zero(value: u32, name: &str) -> Result<()> {
+    if value == 0 {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!("{name} is {value}, it must be 0: prepare the struct with KVKEEP_INIT")))
+    }
+}
+
+fn or(value: u32, default: u32) -> u32 {
+    if value == 0 { default } else { value }
+}
+
+fn millis(value: u32, default: u32) -> Duration {
+    Duration::from_millis(u64::from(or(value, default)))
+}
+
+/// A pointer that is only ever given back.
+#[derive(Clone, Copy)]
+struct Userdata(*mut c_void);
+
+// SAFETY: never dereferenced here; the header says which threads the callback runs on.
+unsafe impl Send for Userdata {}
+// SAFETY: as above.
+unsafe impl Sync for Userdata {}
+
+impl Userdata {
+    fn get(&self) -> *mut c_void {
+        self.0
+    }
+}
+
+fn log(callback: kvkeep_log_callback, userdata: *mut c_void, level: u32) -> Result<Log> {
+    let level = match level {
+        0 | 2 => LogLevel::Warn,
+        1 => LogLevel::Error,
+        3 => LogLevel::Info,
+        _ => return Err(Error::invalid(format!("log_level is {level}, it must be 0 to 3: use a kvkeep_log_level"))),
+    };
+    let Some(callback) = callback else { return Ok(Log::none()) };
+    let userdata = Userdata(userdata);
+    Ok(Log::new(level, move |level: LogLevel, message: &str| {
+        let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
+        // SAFETY: the caller promises a function of this signature; the text outlives the call.
+        unsafe { callback(userdata.get(), level as i32, message.as_ptr()) }
+    }))
+}
+
+fn urls(first: *const *const c_char, count: usize) -> Result<Vec<String>> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    input(first, count, "backend_urls")?
+        .iter()
+        .map(|&url| text::utf8(url, "backend_urls[i]").map(String::from))
+        .collect()
+}
+
+/// Opens the node that `options` describe.
+pub fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
+    let connect = text::utf8_or(options.connect, "", "connect")?;
+    if !connect.is_empty() {
+        return Err(Error::new(
+            KVKEEP_ERR_UNSUPPORTED,
+            format!("connect is \"{connect}\", but this build has no daemon client: leave it NULL and set l1_bytes"),
+        ));
+    }
+    let known = KVKEEP_FLAG_HUGE_PAGES | KVKEEP_FLAG_NUMA_NODE | KVKEEP_FLAG_NO_PREFAULT | KVKEEP_FLAG_NO_CHECKSUM;
+    if options.flags & !known != 0 {
+        return Err(Error::invalid(format!(
+            "flags has unknown bits 0x{:x}: or KVKEEP_FLAG_ constants",
+            options.flags & !known
+        )));
+    }
+    zero(options.reserved, "reserved")?;
+    zero(options.reserved_0, "reserved_0")?;
+    let high = or(options.watermark_high_percent, 80);
+    let low = or(options.watermark_low_percent, 60.min(high));
+    if high > 100 || low > high {
+        return Err(Error::invalid(format!(
+            "watermarks are {high} and {low} percent: the high one must be at most 100 and the low one not above it"
+        )));
+    }
+    let store_mode = match choice(options.store_mode, 3, "store_mode")? {
+        0 => StoreMode::WriteThrough,
+        1 => StoreMode::WriteBack,
+        2 => StoreMode::AfterUses(or(options.store_after_uses, 2)),
+        _ => StoreMode::Never,
+    };
+    Node::open(NodeConfig {
+        l1_bytes: options.l1_bytes,
+        huge_pages: options.flags & KVKEEP_FLAG_HUGE_PAGES != 0,
+        numa_node: (options.flags & KVKEEP_FLAG_NUMA_NODE != 0).then_some(options.numa_node),
+        prefault: options.flags & KVKEEP_FLAG_NO_PREFAULT == 0,
+        checksum: options.flags & KVKEEP_FLAG_NO_CHECKSUM == 0,
+        eviction_policy: text::utf8_or(options.eviction_policy, "lru", "eviction_policy")?.to_owned(),
+        watermark_high_percent: high,
+        watermark_low_percent: low,
+        store_mode,
+        backend_urls: urls(options.backend_urls, options.backend_count)?,
+        sessions_max: or(options.sessions_max, 1 << 16),
+        jobs_max: or(options.jobs_max, 1 << 16),
+        writes_pending_max: or(options.writes_pending_max, 1 << 16),
+        session_timeout: millis(options.session_timeout_ms, 300_000),
+        backend_timeout: millis(options.backend_timeout_ms, 30_000),
+        loading_bytes_max: options.loading_bytes_max,
+        log: log(options.log, options.log_userdata, options.log_level)?,
+    })
+}
+
+/// The space that `options` describe.
+pub fn space(options: &kvkeep_space_options) -> Result<SpaceSpec> {
+    zero(options.reserved, "reserved")?;
+    let model = text::utf8(options.model, "model")?;
+    if model.is_empty() {
+        return Err(Error::invalid("model is empty: name the model, so that its objects never meet another's"));
+    }
+    Ok(SpaceSpec {
+        model: model.to_owned(),
+        layout: text::utf8_or(options.layout, "", "layout")?.to_owned(),
+        tenant: text::utf8_or(options.tenant, "", "tenant")?.to_owned(),
+        chunk_tokens: or(options.chunk_tokens, 256),
+        quota_bytes: options.quota_bytes,
+    })
+}
+
+/// Request id and timeout (if it has one of its own) of a session.
+pub fn session(options: &kvkeep_session_options) -> Result<(&str, Option<Duration>)> {
+    zero(options.reserved, "reserved")?;
+    let request_id = text::utf8_or(options.request_id, "", "request_id")?;
+    if request_id.len() > 255 {
+        return Err(Error::invalid(format!("request_id has {} bytes, it may have 255: shorten it", request_id.len())));
+    }
+    let timeout = Duration::from_millis(u64::from(options.timeout_ms));
+    Ok((request_id, (options.timeout_ms != 0).then_some(timeout)))
+}
+
+fn group_rules(first: *const kvkeep_group_rule, count: usize) -> Result<Vec<GroupRule>> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if count > 64 {
+        return Err(Error::invalid(format!(
+            "group_rule_count is {count}, it may be 64: merge groups that are cached alike"
+        )));
+    }
+    let rules = input(first, count, "group_rules")?;
+    rules
+        .iter()
+        .map(|rule| {
+            zero(rule.reserved, "group_rules[i].reserved")?;
+            let mode = match choice(rule.mode, 1, "group_rules[i].mode")? {
+                0 => Mode::Prefix,
+                _ => Mode::Window(window(rule.window_chunks, "group_rules[i].window_chunks")?),
+            };
+            Ok(GroupRule { group: rule.group, mode })
+        })
+        .collect()
+}
+
+fn window(chunks: u32, name: &str) -> Result<u32> {
+    if chunks == 0 { Err(Error::invalid(format!("{name} is 0: a window has at least one chunk"))) } else { Ok(chunks) }
+}
+
+/// The job that `options` describe.
+pub fn prefetch(
+    options: &kvkeep_prefetch_options,
+    callback: kvkeep_callback,
+    userdata: *mut c_void,
+) -> Result<PrefetchRequest> {
+    zero(options.reserved, "reserved")?;
+    let mode = match choice(options.mode, 2, "mode")? {
+        0 => Mode::Prefix,
+        1 => Mode::Window(window(options.window_chunks, "window_chunks")?),
+        _ => Mode::Any,
+    };
+    let group_rules = group_rules(options.group_rules, options.group_rule_count)?;
+    if mode == Mode::Any && !group_rules.is_empty() {
+        return Err(Error::invalid("group_rules are for jobs that look for a length: use mode PREFIX or WINDOW"));
+    }
+    let notify = match (choice(options.notify, 1, "notify")?, callback) {
+        (0, None) => Notify::Poll,
+        (0, Some(callback)) => {
+            let userdata = Userdata(userdata);
+            Notify::Callback(Callback(Box::new(move |completion: &Completion| {
+                // SAFETY: the caller promises a function of this signature; the completion outlives the call.
+                unsafe { callback(userdata.get(), completion) }
+            })))
+        }
+        (_, None) => Notify::EventFd,
+        (_, Some(_)) => {
+            return Err(Error::invalid(
+                "both a callback and KVKEEP_NOTIFY_EVENT_FD are given: choose one way to be told",
+            ));
+        }
+    };
+    Ok(PrefetchRequest {
+        extra_count: checked_extra_count(options.extra_count)?,
+        objects_per_chunk: or(options.objects_per_chunk, 1),
+        mode,
+        group_rules,
+        policy: match choice(options.policy, 2, "policy")? {
+            0 => Policy::BestEffort,
+            1 => Policy::Wait,
+            _ => Policy::Deadline,
+        },
+        deadline: (options.deadline_ms != 0).then(|| millis(options.deadline_ms, 1)),
+        lookup_timeout: Duration::from_millis(u64::from(options.lookup_timeout_ms)),
+        lookup_interval: millis(options.lookup_interval_ms, 10),
+        temporary: flag(options.retention, "retention")?,
+        priority: options.priority,
+        notify,
+    })
+}

@@ -1,0 +1,153 @@
+//! Handles: tokens that name an open cache, valid to use at any time, even when closed or invented.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use once_cell::sync::Lazy;
+
+use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
+use crate::node::Node;
+
+/// One open cache. Opaque.
+#[allow(non_camel_case_types)]
+pub struct kvkeep {
+    _opaque: (),
+}
+
+const HANDLES: usize = 256;
+/// Counters of calls in flight are spread over as many cache lines, so that threads do not share one.
+const SHARDS: usize = 16;
+
+#[repr(align(64))]
+struct Shard(AtomicU32);
+
+struct Slot {
+    /// Odd while open. Part of the token, so that a token is never valid twice.
+    generation: AtomicU64,
+    /// Forks seen when it was opened.
+    epoch: AtomicU32,
+    node: AtomicPtr<Node>,
+    calls: [Shard; SHARDS],
+}
+
+static SLOTS: [Slot; HANDLES] = [const {
+    Slot {
+        generation: AtomicU64::new(0),
+        epoch: AtomicU32::new(0),
+        node: AtomicPtr::new(std::ptr::null_mut()),
+        calls: [const { Shard(AtomicU32::new(0)) }; SHARDS],
+    }
+}; HANDLES];
+
+static FREE: Lazy<ArrayQueue<usize>> = Lazy::new(|| {
+    extern "C" fn count_fork() {
+        FORKS.fetch_add(1, Ordering::SeqCst);
+    }
+    // SAFETY: registers a function that only adds to an atomic, which is safe in a forked child.
+    unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
+    let free = ArrayQueue::new(HANDLES);
+    for slot in 0..HANDLES {
+        let _ = free.push(slot);
+    }
+    free
+});
+
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+static NEXT_SHARD: AtomicU32 = AtomicU32::new(0);
+thread_local! {
+    static SHARD: usize = NEXT_SHARD.fetch_add(1, Ordering::Relaxed) as usize % SHARDS;
+}
+
+fn closed() -> Error {
+    Error::new(
+        KVKEEP_ERR_CLOSED,
+        "the cache handle is not open in this process: it was never given out, was closed, or was opened before a fork; open a cache and use its handle",
+    )
+}
+
+fn token(slot: usize, generation: u64) -> *mut kvkeep {
+    std::ptr::without_provenance_mut(((generation as usize) << 12) | (slot << 4) | 0x8)
+}
+
+fn decode(cache: *mut kvkeep) -> Result<(&'static Slot, usize, u64)> {
+    let token = cache.addr();
+    let slot = token >> 4 & 0xff;
+    if token & 0xf != 0x8 {
+        return Err(closed());
+    }
+    Ok((&SLOTS[slot], slot, (token >> 12) as u64))
+}
+
+/// Registers an open node.
+pub fn open(node: Arc<Node>) -> Result<*mut kvkeep> {
+    let Some(number) = FREE.pop() else {
+        node.close();
+        return Err(Error::new(KVKEEP_ERR_LIMIT, format!("{HANDLES} caches are open: close one first")));
+    };
+    let slot = &SLOTS[number];
+    slot.node.store(Arc::into_raw(node).cast_mut(), Ordering::SeqCst);
+    slot.epoch.store(FORKS.load(Ordering::SeqCst), Ordering::SeqCst);
+    let generation = slot.generation.fetch_add(1, Ordering::SeqCst) + 1;
+    Ok(token(number, generation))
+}
+
+/// A call in flight: the node stays open while it lives.
+pub struct User {
+    slot: &'static Slot,
+    shard: usize,
+}
+
+impl User {
+    /// The node.
+    pub fn node(&self) -> &Node {
+        // SAFETY: `close` frees the node only after every user is gone, and `enter` saw it open after being counted.
+        unsafe { &*self.slot.node.load(Ordering::Acquire) }
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.slot.calls[self.shard].0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Begins a call.
+pub fn enter(cache: *mut kvkeep) -> Result<User> {
+    let (slot, _, generation) = decode(cache)?;
+    let shard = SHARD.with(|shard| *shard);
+    slot.calls[shard].0.fetch_add(1, Ordering::SeqCst);
+    let user = User { slot, shard };
+    let open = generation & 1 == 1
+        && slot.generation.load(Ordering::SeqCst) == generation
+        && slot.epoch.load(Ordering::Relaxed) == FORKS.load(Ordering::Relaxed);
+    if open { Ok(user) } else { Err(closed()) }
+}
+
+/// Closes: no call begins any more, those in flight end, then the node goes.
+pub fn close(cache: *mut kvkeep) -> Result<()> {
+    let (slot, number, generation) = decode(cache)?;
+    {
+        let user = enter(cache)?;
+        if user.node().on_callback_thread() {
+            return Err(Error::invalid(
+                "kvkeep_close was called from a callback, which it waits for: close from another thread",
+            ));
+        }
+    }
+    slot.generation
+        .compare_exchange(generation, generation + 1, Ordering::SeqCst, Ordering::SeqCst)
+        .map_err(|_| closed())?;
+    let node = slot.node.load(Ordering::SeqCst);
+    // SAFETY: the pointer came from `Arc::into_raw` in `open`, and only the one closer that won the exchange gets here.
+    let node = unsafe { Arc::from_raw(node) };
+    node.wake_waiters();
+    while slot.calls.iter().any(|calls| calls.0.load(Ordering::SeqCst) != 0) {
+        std::thread::yield_now();
+    }
+    slot.node.store(std::ptr::null_mut(), Ordering::SeqCst);
+    node.close();
+    let _ = FREE.push(number);
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! The C ABI: one file per noun, in the order of the header. An exported function checks its pointers, calls the node
+//! and turns the result into a status; nothing else happens here.
+//!
+//! The one promise C makes, that a pointer that is not NULL points to as much as its count says, is taken at its word
+//! in [`input`], [`output`] and their kin; they are private to this module because only an `unsafe extern "C"`
+//! function may pass that promise on.
+#![allow(unsafe_code)]
+#![allow(clippy::missing_safety_doc, clippy::too_many_arguments)]
+
+// The order of these lines is the order of the header.
+#[rustfmt::skip]
+pub mod version;
+#[rustfmt::skip]
+pub mod types;
+#[rustfmt::skip]
+pub mod cache;
+#[rustfmt::skip]
+pub mod session;
+#[rustfmt::skip]
+pub mod object;
+#[rustfmt::skip]
+pub mod prefetch;
+#[rustfmt::skip]
+pub mod observe;
+
+mod config;
+mod handle;
+mod text;
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_VERSION, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
+use crate::key::Key;
+use crate::node::Node;
+use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
+use version::KVKEEP_ABI_VERSION;
+
+/// Runs an exported body: errors become a status and this thread's message, a panic becomes INTERNAL.
+fn guard(body: impl FnOnce() -> Result<Status>) -> Status {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => {
+            text::set_last_error(&error.message);
+            error.status
+        }
+        Err(panic) => {
+            let what = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            text::set_last_error(&format!(
+                "a bug in kvkeep was caught ({}): close the cache and open it again",
+                what.unwrap_or("no message")
+            ));
+            KVKEEP_ERR_INTERNAL
+        }
+    }
+}
+
+/// Runs a body on the node behind a handle, kept open meanwhile. A panic poisons that node.
+fn on(cache: *mut handle::kvkeep, body: impl FnOnce(&Node) -> Result<Status>) -> Status {
+    guard(|| {
+        let user = handle::enter(cache)?;
+        let node = user.node();
+        if node.is_poisoned() {
+            return Err(Error::new(
+                KVKEEP_ERR_INTERNAL,
+                "a bug in kvkeep was caught earlier and this cache refuses further work: close it and open it again",
+            ));
+        }
+        let poison = Poison(node);
+        let result = body(node);
+        std::mem::forget(poison);
+        result
+    })
+}
+
+struct Poison<'a>(&'a Node);
+
+impl Drop for Poison<'_> {
+    fn drop(&mut self) {
+        self.0.poison();
+    }
+}
+
+fn null(name: &str) -> Error {
+    Error::invalid(format!("{name} is NULL: pass a valid pointer"))
+}
+
+fn misaligned<T>(name: &str) -> Error {
+    Error::invalid(format!(
+        "{name} is not aligned to {} bytes: pass a pointer to the type in the header",
+        align_of::<T>()
+    ))
+}
+
+fn checked_count(count: usize, name: &str) -> Result<()> {
+    if count == 0 {
+        return Err(Error::invalid(format!("the count of {name} is 0: pass at least one")));
+    }
+    if count > KVKEEP_KEYS_MAX {
+        return Err(Error::invalid(format!(
+            "the count of {name} is {count}, more than KVKEEP_KEYS_MAX ({KVKEEP_KEYS_MAX}): split the batch"
+        )));
+    }
+    Ok(())
+}
+
+/// A caller's array to read.
+fn input<'a, T>(first: *const T, count: usize, name: &str) -> Result<&'a [T]> {
+    checked_count(count, name)?;
+    if first.is_null() {
+        return Err(null(name));
+    }
+    if !first.is_aligned() {
+        return Err(misaligned::<T>(name));
+    }
+    // SAFETY: not NULL, aligned, and of `count` elements by the caller's promise; `count` cannot overflow.
+    Ok(unsafe { std::slice::from_raw_parts(first, count) })
+}
+
+/// A caller's place to write one value to.
+fn output<'a, T>(place: *mut T, name: &str) -> Result<&'a mut T> {
+    if place.is_null() {
+        return Err(null(name));
+    }
+    if !place.is_aligned() {
+        return Err(misaligned::<T>(name));
+    }
+    // SAFETY: not NULL, aligned, and writable by the caller's promise; T is plain data.
+    Ok(unsafe { &mut *place })
+}
+
+/// A caller's array to write.
+fn output_slice<'a, T>(first: *mut T, count: usize, name: &str) -> Result<&'a mut [T]> {
+    checked_count(count, name)?;
+    if first.is_null() {
+        return Err(null(name));
+    }
+    if !first.is_aligned() {
+        return Err(misaligned::<T>(name));
+    }
+    // SAFETY: not NULL, aligned, and of `count` elements by the caller's promise; T is plain data.
+    Ok(unsafe { std::slice::from_raw_parts_mut(first, count) })
+}
+
+/// A caller's optional array of one status per key.
+fn optional_statuses<'a>(first: *mut i32, keys: &[Key]) -> Result<Option<&'a mut [i32]>> {
+    if first.is_null() {
+        return Ok(None);
+    }
+    let statuses = output_slice(first, keys.len(), "statuses")?;
+    disjoint(&[keys.as_ptr_range().into(), statuses.as_ptr_range().into()])?;
+    Ok(Some(statuses))
+}
+
+/// Where an array lies.
+#[derive(Clone, Copy)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl<T> From<Range<*const T>> for Span {
+    fn from(range: Range<*const T>) -> Span {
+        Span { start: range.start.addr(), end: range.end.addr() }
+    }
+}
+
+/// Refuses arrays that overlap.
+fn disjoint(spans: &[Span]) -> Result<()> {
+    for (i, a) in spans.iter().enumerate() {
+        for b in &spans[i + 1..] {
+            if a.start < b.end && b.start < a.end {
+                return Err(Error::invalid("two of the arrays overlap: pass separate memory for each"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The head that every versioned struct begins with.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Head {
+    struct_size: u32,
+    abi_version: u32,
+}
+
+fn check_head<T>(address: *const T, name: &str) -> Result<usize> {
+    if address.is_null() {
+        return Err(null(name));
+    }
+    if !address.is_aligned() {
+        return Err(misaligned::<T>(name));
+    }
+    // SAFETY: not NULL and aligned; every versioned struct has at least its head by the caller's promise.
+    let head = unsafe { *address.cast::<Head>() };
+    let size = head.struct_size as usize;
+    if size < size_of::<Head>() || size > 1 << 16 || size % 4 != 0 {
+        return Err(Error::invalid(format!(
+            "{name}->struct_size is {size}, which no version of this struct has: prepare it with KVKEEP_INIT"
+        )));
+    }
+    if head.abi_version != KVKEEP_ABI_VERSION {
+        return Err(Error::new(
+            KVKEEP_ERR_VERSION,
+            format!(
+                "{name}->abi_version is {}, the library has {KVKEEP_ABI_VERSION}: build against the header of the library that is loaded",
+                head.abi_version
+            ),
+        ));
+    }
+    Ok(size)
+}
+
+/// A copy of a caller's option struct: as much as the caller's version has, zeroes for the rest.
+fn input_struct<T>(address: *const T, name: &str) -> Result<T> {
+    let size = check_head(address, name)?;
+    let mut copy = std::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: at most as many bytes as both sides have; all option structs are plain data for which zero is a valid value.
+    unsafe {
+        let bytes = size.min(size_of::<T>());
+        std::ptr::copy_nonoverlapping(address.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), bytes);
+        if size > size_of::<T>() {
+            let rest = std::slice::from_raw_parts(address.cast::<u8>().add(size_of::<T>()), size - size_of::<T>());
+            if rest.iter().any(|&byte| byte != 0) {
+                return Err(Error::new(
+                    KVKEEP_ERR_VERSION,
+                    format!(
+                        "{name} sets fields that this library does not know: load a library at least as new as the header"
+                    ),
+                ));
+            }
+        }
+        Ok(copy.assume_init())
+    }
+}
+
+/// As [`input_struct`], all defaults for NULL.
+fn input_struct_or_default<T>(address: *const T, name: &str) -> Result<T> {
+    if address.is_null() {
+        // SAFETY: all option structs are plain data for which zero is a valid value.
+        return Ok(unsafe { std::mem::zeroed() });
+    }
+    input_struct(address, name)
+}
+
+/// A result struct of the caller's, which must be at least as long as ours.
+fn check_struct<'a, T>(address: *mut T, name: &str) -> Result<&'a mut T> {
+    let size = check_head(address, name)?;
+    if size < size_of::<T>() {
+        return Err(Error::new(
+            KVKEEP_ERR_VERSION,
+            format!(
+                "{name}->struct_size is {size}, this library fills in {}: build against its header",
+                size_of::<T>()
+            ),
+        ));
+    }
+    output(address, name)
+}
+
+/// The extra_count that every share operation takes.
+fn checked_extra_count(extra_count: i32) -> Result<u32> {
+    match u32::try_from(extra_count) {
+        Ok(extra) if extra_count <= KVKEEP_EXTRA_COUNT_MAX => Ok(extra),
+        _ => Err(Error::invalid(format!(
+            "extra_count is {extra_count}, it must be 0 to {KVKEEP_EXTRA_COUNT_MAX}: pass the number of readers less one"
+        ))),
+    }
+}
+
+/// A choice between two, as C passes it.
+fn flag(value: u32, name: &str) -> Result<bool> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Error::invalid(format!("{name} is {value}, it must be 0 or 1: see the header for what they mean"))),
+    }
+}
+
+/// What a batch call returns.
+fn batch_status(all_ok: Result<bool>) -> Result<Status> {
+    all_ok.map(|all_ok| if all_ok { KVKEEP_OK } else { KVKEEP_PARTIAL })
+}

@@ -1,0 +1,251 @@
+//! Objects: exported functions.
+
+use super::handle::kvkeep;
+use super::{batch_status, disjoint, checked_extra_count, flag, input, on, optional_statuses, output_slice};
+use crate::error::Status;
+use crate::key::Key;
+use crate::types::View;
+
+/// ---- Objects ----
+///
+/// All functions of this part take a batch of `count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O, and are atomic:
+/// no other call sees half of one. A key fails alone: its status stands in its view, or in `statuses`, which may be
+/// NULL. The call returns OK when every key did, PARTIAL when one or more did not, and an error when nothing was done
+/// at all. Arrays must not overlap. A session works on keys of its own space.
+///
+/// Reserves `sizes[i]` bytes of L1 for `keys[i]` and returns views to write to. `retention` is a kvkeep_retention.
+/// Nobody reads the bytes before they are committed; they stay the session's until `kvkeep_finish_write`,
+/// `kvkeep_abort_write`, or its end. Two sessions may stage one key. When L1 is full, objects not in use are evicted
+/// in the call. Memory is given in key order: after the first key that does not fit, later new keys do not either.
+/// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA, INVALID (a size of 0). Errors: NOT_FOUND
+/// (session), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_reserve_write(
+    cache: *mut kvkeep,
+    session: u64,
+    keys: *const Key,
+    count: usize,
+    sizes: *const u64,
+    retention: u32,
+    views: *mut View,
+) -> Status {
+    on(cache, |node| {
+        let (keys, sizes) = (input(keys, count, "keys")?, input(sizes, count, "sizes")?);
+        let views = output_slice(views, count, "views")?;
+        disjoint(&[keys.as_ptr_range().into(), sizes.as_ptr_range().into(), views.as_ptr_range().into()])?;
+        let temporary = flag(retention, "retention")?;
+        batch_status(node.reserve_write(session, keys, sizes, temporary, views))
+    })
+}
+
+/// Commits staged keys: from now on every session can read them and they never change. If another session committed
+/// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
+/// one was to be kept).
+/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_finish_write(
+    cache: *mut kvkeep,
+    session: u64,
+    keys: *const Key,
+    count: usize,
+    statuses: *mut i32,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        batch_status(node.finish_write(session, keys, optional_statuses(statuses, keys)?))
+    })
+}
+
+/// Gives staged keys back unwritten. The views must not be used any more.
+/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_abort_write(
+    cache: *mut kvkeep,
+    session: u64,
+    keys: *const Key,
+    count: usize,
+    statuses: *mut i32,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        batch_status(node.abort_write(session, keys, optional_statuses(statuses, keys)?))
+    })
+}
+
+/// Commits staged keys and takes 1 + extra_count shares of each in one step, so that eviction cannot come between.
+/// Views are for reading, of whichever copy was committed first.
+/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID (extra_count outside 0 to
+/// 127).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_finish_write_and_reserve_read(
+    cache: *mut kvkeep,
+    session: u64,
+    keys: *const Key,
+    count: usize,
+    extra_count: i32,
+    views: *mut View,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        let views = output_slice(views, count, "views")?;
+        disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
+        batch_status(node.finish_write_and_reserve_read(session, keys, checked_extra_count(extra_count)?, views))
+    })
+}
+
+/// Takes 1 + extra_count shares of each ready key and returns views to read. The bytes stay where they are until the
+/// shares are returned.
+/// Per key: NOT_FOUND (absent from L1, or only staged). Errors: NOT_FOUND (session), INVALID (extra_count outside 0
+/// to 127).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_reserve_read(
+    cache: *mut kvkeep,
+    session: u64,
+    keys: *const Key,
+    count: usize,
+    extra_count: i32,
+    views: *mut View,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        let views = output_slice(views, count, "views")?;
+        disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
+        batch_status(node.reserve_read(session, keys, checked_extra_count(extra_count)?, views))
+    })
+}
+
+/// Returns 1 + extra_count shares of each key, whoever of the session's readers took them. When the last share of an
+/// object goes, a temporary object is dropped and any other is touched, once. Chunks that the engine decides to
+/// compute itself are given back by this call too, with the job's extra_count, for all readers together.
+/// Per key: NOT_HELD (the session holds fewer shares; none is returned), EXPIRED (they were taken after the
+/// deadline). Errors: NOT_FOUND (session), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_finish_read(
+    cache: *mut kvkeep,
+    session: u64,
+    keys: *const Key,
+    count: usize,
+    extra_count: i32,
+    statuses: *mut i32,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        batch_status(node.finish_read(session, keys, checked_extra_count(extra_count)?, optional_statuses(statuses, keys)?))
+    })
+}
+
+/// As `kvkeep_finish_read`, for the session's chunks whose tokens lie wholly within [first_token, last_token) of the
+/// tokens it appended, and ranks and groups as in `kvkeep_session_keys`. Sets `*returned` to the keys whose shares
+/// were returned, unless NULL; chunks the session holds no shares of are passed over.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID (extra_count; an empty or unknown range).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_release_tokens(
+    cache: *mut kvkeep,
+    session: u64,
+    first_token: u64,
+    last_token: u64,
+    first_rank: u32,
+    rank_count: u32,
+    group_count: u32,
+    extra_count: i32,
+    returned: *mut u64,
+) -> Status {
+    on(cache, |node| {
+        let extra = checked_extra_count(extra_count)?;
+        let ranks = (first_rank, rank_count, group_count);
+        let count = node.release_tokens(session, first_token..last_token, ranks, extra)?;
+        if !returned.is_null() {
+            *super::output(returned, "returned")? = count;
+        }
+        Ok(crate::error::KVKEEP_OK)
+    })
+}
+
+/// Views again, for keys whose shares the session holds; takes none.
+/// Per key: NOT_HELD, EXPIRED. Errors: NOT_FOUND (session), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_unsafe_read(
+    cache: *mut kvkeep,
+    session: u64,
+    keys: *const Key,
+    count: usize,
+    views: *mut View,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        let views = output_slice(views, count, "views")?;
+        disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
+        batch_status(node.unsafe_read(session, keys, views))
+    })
+}
+
+/// Marks ready keys as used now, in L1 and in backends that have them, last key first, so that the first is the most
+/// recent.
+/// Per key: NOT_FOUND (not in L1). Errors: NOT_FOUND (space), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_touch(
+    cache: *mut kvkeep,
+    space: u64,
+    keys: *const Key,
+    count: usize,
+    statuses: *mut i32,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        batch_status(node.touch(space, keys, optional_statuses(statuses, keys)?))
+    })
+}
+
+/// Keeps keys longer: until `ttl_ms` from now, eviction passes each over up to ceil(priority / 25) times before it
+/// takes it. A bias, never a hard pin. `priority` is 0 (takes the bias back) to 100.
+/// Per key: NOT_FOUND (not ready in L1). Errors: NOT_FOUND (space), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_retain(
+    cache: *mut kvkeep,
+    space: u64,
+    keys: *const Key,
+    count: usize,
+    priority: u32,
+    ttl_ms: u32,
+    statuses: *mut i32,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        batch_status(node.retain(space, keys, priority, ttl_ms, optional_statuses(statuses, keys)?))
+    })
+}
+
+/// Deletes keys from L1 at once, and from every backend in the background (lookups through this cache miss at once;
+/// `kvkeep_drain_writes` waits for the rest).
+/// Per key: LOCKED (shared, or under a copy or a transfer; deleted nowhere), NOT_FOUND (in no tier that knows without
+/// I/O). Errors: NOT_FOUND (space), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_delete(
+    cache: *mut kvkeep,
+    space: u64,
+    keys: *const Key,
+    count: usize,
+    statuses: *mut i32,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        batch_status(node.delete(space, keys, optional_statuses(statuses, keys)?))
+    })
+}
+
+/// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
+/// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled
+/// and objects in use are hidden from new lookups at once; their memory is freed when the last share goes. Staged
+/// writes stay. Sets `*removed` to the objects gone or hidden, unless NULL.
+/// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32, removed: *mut u64) -> Status {
+    on(cache, |node| {
+        let force = flag(force, "force")?;
+        let (count, all) = node.clear(space, force)?;
+        if !removed.is_null() {
+            *super::output(removed, "removed")? = count;
+        }
+        Ok(if all { crate::error::KVKEEP_OK } else { crate::error::KVKEEP_PARTIAL })
+    })
+}

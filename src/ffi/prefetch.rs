@@ -1,0 +1,128 @@
+//! Prefetch: exported functions.
+
+use std::ffi::c_void;
+
+use super::handle::kvkeep;
+use super::types::{kvkeep_callback, kvkeep_prefetch_options};
+use super::{check_struct, config, disjoint, input, input_struct_or_default, on, output, output_slice};
+use crate::error::{KVKEEP_OK, Status};
+use crate::key::Key;
+use crate::types::{Completion, PrefetchResult};
+
+/// ---- Prefetch ----
+///
+/// A job looks its keys up in every tier, then loads into L1 what L1 lacks. Nothing here waits for I/O, except
+/// `kvkeep_wait`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
+/// its session, or its deadline, whichever is first; then every query says NOT_FOUND. The shares it took belong to
+/// the session and outlive it. Every accepted job completes exactly once.
+///
+/// Submits a job for `count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
+/// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.
+/// `callback` may be NULL: the job then reports by `notify` of the options. A callback may run before this returns,
+/// on the library's thread; `*job` is set by then.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (`jobs_max`); then no completion comes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_submit_prefetch(
+    cache: *mut kvkeep,
+    session: u64,
+    keys: *const Key,
+    count: usize,
+    options: *const kvkeep_prefetch_options,
+    job: *mut u64,
+    callback: kvkeep_callback,
+    userdata: *mut c_void,
+) -> Status {
+    on(cache, |node| {
+        let keys = input(keys, count, "keys")?;
+        let options = input_struct_or_default(options, "options")?;
+        let job = output(job, "job")?;
+        let request = config::prefetch(&options, callback, userdata)?;
+        node.submit_prefetch(session, keys, request, job)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
+/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the result of
+/// the job is the truth.
+/// Errors: NOT_FOUND (never given, or released).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, chunks: *mut u32) -> Status {
+    on(cache, |node| {
+        let chunks = output(chunks, "chunks")?;
+        node.query_lookup_hits(job, chunks)
+    })
+}
+
+/// The job's result. `result` is prepared by KVKEEP_INIT and filled in when the job is done. PENDING until then. Does
+/// not consume; any thread.
+/// Errors: NOT_FOUND (never given, or released).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_prefetch(cache: *mut kvkeep, job: u64, result: *mut PrefetchResult) -> Status {
+    on(cache, |node| {
+        let result = check_struct(result, "result")?;
+        node.query_prefetch(job, result)
+    })
+}
+
+/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has `bytes`
+/// bytes, at least (count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
+/// Errors: NOT_FOUND, INVALID (too small).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_bitmap(cache: *mut kvkeep, job: u64, bitmap: *mut u8, bytes: usize) -> Status {
+    on(cache, |node| {
+        let bitmap = output_slice(bitmap, bytes, "bitmap")?;
+        node.query_bitmap(job, bitmap)
+    })
+}
+
+/// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
+/// wait, beside any other way of being told.
+/// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_wait(cache: *mut kvkeep, job: u64, timeout_ms: u32) -> Status {
+    on(cache, |node| node.wait(job, timeout_ms).map(|()| KVKEEP_OK))
+}
+
+/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. Memory
+/// under a transfer is freed when its bytes have landed. A job that is done already stays as it is, and keeps its
+/// shares: OK.
+/// Errors: NOT_FOUND.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_cancel(cache: *mut kvkeep, job: u64) -> Status {
+    on(cache, |node| node.cancel(job).map(|()| KVKEEP_OK))
+}
+
+/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. Errors: NOT_FOUND.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_release_job(cache: *mut kvkeep, job: u64) -> Status {
+    on(cache, |node| node.release_job(job).map(|()| KVKEEP_OK))
+}
+
+/// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
+/// library, valid until close: poll it, do not read or close it. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_event_fd(cache: *mut kvkeep, fd: *mut i32) -> Status {
+    on(cache, |node| {
+        *output(fd, "fd")? = node.event_fd();
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Takes up to `capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*count`.
+/// Each is given exactly once. Never blocks. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_drain_completions(
+    cache: *mut kvkeep,
+    completions: *mut Completion,
+    capacity: usize,
+    count: *mut usize,
+) -> Status {
+    on(cache, |node| {
+        let completions = output_slice(completions, capacity, "completions")?;
+        let count = output(count, "count")?;
+        disjoint(&[completions.as_ptr_range().into(), std::slice::from_ref(&*count).as_ptr_range().into()])?;
+        *count = node.drain_completions(completions);
+        Ok(KVKEEP_OK)
+    })
+}

@@ -1,0 +1,98 @@
+//! Sessions: exported functions.
+
+use super::handle::kvkeep;
+use super::types::kvkeep_session_options;
+use super::{config, input, input_struct_or_default, on, output, output_slice};
+use crate::error::{Error, KVKEEP_OK, Status};
+use crate::key::Key;
+
+/// ---- Sessions ----
+///
+/// A session is one request's hold on the cache, named by a number that is never reused: the keys it used, the shares
+/// it holds, its staged writes, its jobs and its deadline. Any use renews the deadline. Past it, a session that holds
+/// nothing is ended; what another one holds may be taken by eviction when memory runs short, and a later use of what
+/// was taken says EXPIRED. Where nothing was taken, the next use revives the session. Staged writes are never taken.
+///
+/// Begins a session of `space` and sets `*session`. `options` may be NULL.
+/// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_begin_session(
+    cache: *mut kvkeep,
+    space: u64,
+    options: *const kvkeep_session_options,
+    session: *mut u64,
+) -> Status {
+    on(cache, |node| {
+        let options = input_struct_or_default(options, "options")?;
+        let session = output(session, "session")?;
+        let (request_id, timeout_ms) = config::session(&options)?;
+        *session = node.begin_session(space, request_id, timeout_ms)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Ends a session: returns its shares, drops its staging, cancels and releases its jobs, and touches every key it
+/// used, the last used first, so that the first chunk of a prefix is the most recent. Never blocks. Errors: NOT_FOUND
+/// (unknown, or ended before).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_end_session(cache: *mut kvkeep, session: u64) -> Status {
+    on(cache, |node| node.end_session(session).map(|()| KVKEEP_OK))
+}
+
+/// As `kvkeep_end_session`, but touches nothing. Never blocks. Errors: NOT_FOUND.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_abort_session(cache: *mut kvkeep, session: u64) -> Status {
+    on(cache, |node| node.abort_session(session).map(|()| KVKEEP_OK))
+}
+
+/// Appends `count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
+/// to the full chunks so far, unless NULL. The hash of chunk i is BLAKE3(hash of chunk i-1 || its token ids as
+/// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
+/// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
+/// chunk tokens as little-endian u32.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (2^26 tokens a session).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_append_tokens(
+    cache: *mut kvkeep,
+    session: u64,
+    tokens: *const u32,
+    count: usize,
+    chunk_count: *mut u64,
+) -> Status {
+    on(cache, |node| {
+        let chunks = node.append_tokens(session, input(tokens, count, "tokens")?)?;
+        if !chunk_count.is_null() {
+            *output(chunk_count, "chunk_count")? = chunks;
+        }
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Writes the keys of `chunk_count` full chunks from `first_chunk` on, chunk-major: for each chunk, for each of
+/// `rank_count` ranks from `first_rank` on, for each group from 0 to `group_count` - 1. `keys` has room for
+/// `key_count` keys, which must be chunk_count * rank_count * group_count.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID (a chunk that is not full yet, a wrong count).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_session_keys(
+    cache: *mut kvkeep,
+    session: u64,
+    first_chunk: u64,
+    chunk_count: u64,
+    first_rank: u32,
+    rank_count: u32,
+    group_count: u32,
+    keys: *mut Key,
+    key_count: usize,
+) -> Status {
+    on(cache, |node| {
+        let wanted = u128::from(chunk_count) * u128::from(rank_count) * u128::from(group_count);
+        if wanted != key_count as u128 {
+            return Err(Error::invalid(format!(
+                "key_count is {key_count}, but chunk_count * rank_count * group_count is {wanted}: pass room for exactly that many keys"
+            )));
+        }
+        let keys = output_slice(keys, key_count, "keys")?;
+        node.session_keys(session, first_chunk, first_rank, rank_count, group_count, keys)?;
+        Ok(KVKEEP_OK)
+    })
+}

@@ -1,0 +1,77 @@
+//! Texts across the ABI: names, messages and longer texts into a caller's buffer.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char};
+
+use super::{null, output};
+use crate::error::{Error, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::default();
+}
+
+/// Keeps a message for this thread.
+pub fn set_last_error(message: &str) {
+    let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
+    // A thread that is ending has no place left to keep it.
+    let _ = LAST_ERROR.try_with(|last| *last.borrow_mut() = message);
+}
+
+/// This thread's message.
+pub fn last_error() -> *const c_char {
+    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+}
+
+/// The name of a status number.
+pub fn status_name(status: i32) -> *const c_char {
+    macro_rules! names {
+        ($($name:ident)*) => {
+            match Status::from_number(status) {
+                $(Some(Status::$name) => concat!(stringify!($name), "\0"),)*
+                None => "unknown status\0",
+            }
+        };
+    }
+    names! {
+        KVKEEP_OK KVKEEP_PENDING KVKEEP_PARTIAL KVKEEP_ERR_INVALID KVKEEP_ERR_CLOSED KVKEEP_ERR_NOT_FOUND
+        KVKEEP_ERR_EXISTS KVKEEP_ERR_NOT_HELD KVKEEP_ERR_EXPIRED KVKEEP_ERR_LOCKED KVKEEP_ERR_NO_MEMORY KVKEEP_ERR_QUOTA
+        KVKEEP_ERR_LIMIT KVKEEP_ERR_TIMEOUT KVKEEP_ERR_CANCELLED KVKEEP_ERR_IO KVKEEP_ERR_CORRUPT KVKEEP_ERR_UNSUPPORTED
+        KVKEEP_ERR_VERSION KVKEEP_ERR_PERMISSION KVKEEP_ERR_DISCONNECTED KVKEEP_ERR_INTERNAL
+    }
+    .as_ptr()
+    .cast()
+}
+
+/// A caller's text.
+pub fn utf8<'a>(text: *const c_char, name: &str) -> Result<&'a str> {
+    if text.is_null() {
+        return Err(null(name));
+    }
+    // SAFETY: not NULL, and NUL-terminated by the caller's promise.
+    unsafe { CStr::from_ptr(text) }
+        .to_str()
+        .map_err(|_| Error::invalid(format!("{name} is not UTF-8: pass UTF-8 text")))
+}
+
+/// A caller's text, `default` for NULL.
+pub fn utf8_or<'a>(text: *const c_char, default: &'a str, name: &str) -> Result<&'a str> {
+    if text.is_null() { Ok(default) } else { utf8(text, name) }
+}
+
+/// Writes `content` into a caller's buffer.
+pub fn write(content: &str, buffer: *mut c_char, capacity: usize, length: *mut usize) -> Result<Status> {
+    *output(length, "length")? = content.len();
+    if capacity == 0 {
+        return Ok(KVKEEP_PARTIAL);
+    }
+    if buffer.is_null() {
+        return Err(null("buffer"));
+    }
+    let fits = content.floor_char_boundary(content.len().min(capacity - 1));
+    // SAFETY: not NULL, and of `capacity` bytes by the caller's promise; `fits` is below that.
+    unsafe {
+        std::ptr::copy_nonoverlapping(content.as_ptr(), buffer.cast::<u8>(), fits);
+        *buffer.add(fits) = 0;
+    }
+    Ok(if fits == content.len() { KVKEEP_OK } else { KVKEEP_PARTIAL })
+}

@@ -1,0 +1,254 @@
+//! Structs and constants of the ABI that callers fill in.
+
+use std::ffi::{c_char, c_void};
+
+use crate::types::Completion;
+
+/// ---- Types ----
+///
+/// Every struct whose first fields are struct_size and abi_version is prepared by KVKEEP_INIT(&s), which zeroes it
+/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only
+/// what it wants, and a caller built with an older, shorter struct keeps working.
+///
+/// Back L1 with reserved huge pages; opening fails where too few are reserved.
+pub const KVKEEP_FLAG_HUGE_PAGES: u32 = 1;
+/// Bind L1 to the node in `numa_node`.
+pub const KVKEEP_FLAG_NUMA_NODE: u32 = 2;
+/// Do not touch L1's pages in the background after opening; each first use of a page then pays for it.
+pub const KVKEEP_FLAG_NO_PREFAULT: u32 = 4;
+/// Neither compute nor verify checksums of L2 objects. Identity and length are always verified.
+pub const KVKEEP_FLAG_NO_CHECKSUM: u32 = 8;
+
+/// When a committed object is written to the L2 backends.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_store_mode {
+    /// After its commit, in the background. The default.
+    KVKEEP_STORE_WRITE_THROUGH = 0,
+    /// When background eviction chooses it. Inline eviction prefers objects already written, and drops others
+    /// unwritten.
+    KVKEEP_STORE_WRITE_BACK = 1,
+    /// After it was read `store_after_uses` times.
+    KVKEEP_STORE_AFTER_USES = 2,
+    /// Never.
+    KVKEEP_STORE_NEVER = 3,
+}
+
+/// What becomes of an object when its last share is returned.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_retention {
+    /// It stays until evicted or deleted. The default.
+    KVKEEP_RETENTION_KEEP = 0,
+    /// It is dropped; it is never written to L2.
+    KVKEEP_RETENTION_TEMPORARY = 1,
+}
+
+/// Which chunks of a job count as hits.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_prefetch_mode {
+    /// The longest run from the first chunk; a gap ends it and nothing beyond is loaded.
+    KVKEEP_PREFETCH_PREFIX = 0,
+    /// The longest length whose last `window_chunks` chunks are there (sliding window and state groups).
+    KVKEEP_PREFETCH_WINDOW = 1,
+    /// Each chunk for itself.
+    KVKEEP_PREFETCH_ANY = 2,
+}
+
+/// What the deadline of a job does.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_prefetch_policy {
+    /// At the deadline the job ends with what is loaded by then. The default.
+    KVKEEP_POLICY_BEST_EFFORT = 0,
+    /// The job ends when everything that was planned is loaded or failed, however long the backends take.
+    KVKEEP_POLICY_WAIT = 1,
+    /// Not done by the deadline: TIMEOUT, and nothing is held.
+    KVKEEP_POLICY_DEADLINE = 2,
+}
+
+/// How a job without a callback reports its end.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_notify {
+    /// By `kvkeep_query_prefetch` or `kvkeep_wait` only.
+    KVKEEP_NOTIFY_POLL = 0,
+    /// By `kvkeep_drain_completions`, the descriptor of `kvkeep_event_fd` becoming readable.
+    KVKEEP_NOTIFY_EVENT_FD = 1,
+}
+
+/// How much the log callback is told.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_log_level {
+    /// Something failed that a person should look at.
+    KVKEEP_LOG_ERROR = 1,
+    /// Something was refused, dropped or retried. The default.
+    KVKEEP_LOG_WARN = 2,
+    /// Opened, closed, added, removed.
+    KVKEEP_LOG_INFO = 3,
+}
+
+/// Told one line of text, not kept after the call. Runs on any library thread, or inside `kvkeep_open` and
+/// `kvkeep_close`; must not call into kvkeep.
+#[allow(non_camel_case_types)]
+pub type kvkeep_log_callback = Option<unsafe extern "C" fn(userdata: *mut c_void, level: i32, message: *const c_char)>;
+
+/// Told that a request ended. `completion` is valid during the call only. Runs on the library thread
+/// "kvkeep-callback", never inside a call of the submitter, with no lock held, exactly once. May call any function
+/// but `kvkeep_close`; must not throw.
+#[allow(non_camel_case_types)]
+pub type kvkeep_callback = Option<unsafe extern "C" fn(userdata: *mut c_void, completion: *const Completion)>;
+
+/// How a cache is opened.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub struct kvkeep_options {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// NULL: embedded, in this process. A daemon's "unix:///path" is not served by this build: UNSUPPORTED.
+    pub connect: *const c_char,
+    /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
+    /// memory.
+    pub l1_bytes: u64,
+    /// KVKEEP_FLAG_…, or'ed.
+    pub flags: u32,
+    /// The node to bind L1 to when KVKEEP_FLAG_NUMA_NODE is given.
+    pub numa_node: u32,
+    /// "lru", "s3fifo", "mq" or "none". NULL: "lru".
+    pub eviction_policy: *const c_char,
+    /// Background eviction starts above this share of L1 … 0: 80. 100: never.
+    pub watermark_high_percent: u32,
+    /// … and stops at this one. 0: 60. Not above the high one.
+    pub watermark_low_percent: u32,
+    /// A kvkeep_store_mode.
+    pub store_mode: u32,
+    /// For KVKEEP_STORE_AFTER_USES: reads before an object is written. 0: 2.
+    pub store_after_uses: u32,
+    /// URLs of the backends, in the order they are asked; see `kvkeep_add_backend`. NULL if none.
+    pub backend_urls: *const *const c_char,
+    /// How many URLs.
+    pub backend_count: usize,
+    /// Most live sessions. 0: 65536.
+    pub sessions_max: u32,
+    /// Most jobs not yet released. 0: 65536.
+    pub jobs_max: u32,
+    /// Most objects waiting to be written to L2; those beyond are dropped and counted. 0: 65536.
+    pub writes_pending_max: u32,
+    /// Default deadline of a session, renewed by any use. 0: 300000 (300 s).
+    pub session_timeout_ms: u32,
+    /// Deadline of one request to a backend; past it the backend is fenced until it answers. 0: 30000.
+    pub backend_timeout_ms: u32,
+    /// Must be 0.
+    pub reserved_0: u32,
+    /// Most bytes being loaded from L2 at once; further loads wait in order of priority. 0: a quarter of L1.
+    pub loading_bytes_max: u64,
+    /// Where log lines go. NULL: nowhere.
+    pub log: kvkeep_log_callback,
+    /// Passed to `log`.
+    pub log_userdata: *mut c_void,
+    /// A kvkeep_log_level; less important lines are not told. 0: KVKEEP_LOG_WARN.
+    pub log_level: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// How a space is opened. All texts are UTF-8 and copied.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub struct kvkeep_space_options {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// The model, required and not empty: name and revision, or a hash of the weights.
+    pub model: *const c_char,
+    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "".
+    pub layout: *const c_char,
+    /// Salt that keeps tenants apart. NULL: "".
+    pub tenant: *const c_char,
+    /// Tokens of a chunk. 0: 256.
+    pub chunk_tokens: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Most bytes of L1 that objects of this space may take. 0: no bound but L1.
+    pub quota_bytes: u64,
+}
+
+/// How a session begins.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub struct kvkeep_session_options {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// The request's id, for people (logs, explain). UTF-8, copied, at most 255 bytes. NULL: "".
+    pub request_id: *const c_char,
+    /// Deadline, renewed by any use. 0: the cache's `session_timeout_ms`.
+    pub timeout_ms: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// How the objects of one group count in a job, where it differs from the job's own mode (hybrid models).
+#[repr(C)]
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvkeep_group_rule {
+    /// The `group` of the keys it is for.
+    pub group: u32,
+    /// KVKEEP_PREFETCH_PREFIX or KVKEEP_PREFETCH_WINDOW.
+    pub mode: u32,
+    /// For a window: how many chunks.
+    pub window_chunks: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// How a prefetch is done.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub struct kvkeep_prefetch_options {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// Each key found is held by 1 + extra_count shares. 0 to 127.
+    pub extra_count: i32,
+    /// Objects of one chunk (world size times groups); `count` must be a multiple. Keys are chunk-major. 0: 1.
+    pub objects_per_chunk: u32,
+    /// A kvkeep_prefetch_mode.
+    pub mode: u32,
+    /// For KVKEEP_PREFETCH_WINDOW: how many chunks, at least 1.
+    pub window_chunks: u32,
+    /// Rules of single groups, copied. A job's length is the longest at which every group can continue. NULL if none.
+    pub group_rules: *const kvkeep_group_rule,
+    /// How many rules, at most 64.
+    pub group_rule_count: usize,
+    /// A kvkeep_prefetch_policy.
+    pub policy: u32,
+    /// Deadline of the job, from submit, also for reading its answer. 0: the session's timeout.
+    pub deadline_ms: u32,
+    /// How long a missing chunk is asked for again, in the background. 0: ask once.
+    pub lookup_timeout_ms: u32,
+    /// Pause between two askings. 0: 10.
+    pub lookup_interval_ms: u32,
+    /// A kvkeep_retention, for objects that this job loads into L1.
+    pub retention: u32,
+    /// Jobs of higher priority load first. Default 0.
+    pub priority: i32,
+    /// A kvkeep_notify, for jobs without a callback.
+    pub notify: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<kvkeep_options>() == 128);
+const _: () = assert!(size_of::<kvkeep_space_options>() == 48);
+const _: () = assert!(size_of::<kvkeep_session_options>() == 24);
+const _: () = assert!(size_of::<kvkeep_group_rule>() == 16);
+const _: () = assert!(size_of::<kvkeep_prefetch_options>() == 72);

@@ -1,0 +1,197 @@
+//! Plain data that crosses the ABI uncopied: what calls fill in for their callers.
+
+/// One object's bytes in L1, as a reservation returns it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// First byte, NULL unless `status` is OK. Write only what `kvkeep_reserve_write` returned; read otherwise.
+    /// Aligned to 4096 when `size` is a multiple of 4096, else to 64.
+    pub data: *mut std::ffi::c_void,
+    /// Length of the object in bytes.
+    pub size: u64,
+    /// A kvkeep_status for this key alone.
+    pub status: i32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+impl View {
+    /// A view of nothing that says why.
+    pub fn none(status: crate::error::Status) -> View {
+        View { data: std::ptr::null_mut(), size: 0, status: status as i32, reserved: 0 }
+    }
+}
+
+/// Most tiers a cache has: L1 and up to seven backends.
+pub const KVKEEP_TIERS_MAX: usize = 8;
+
+/// Most keys in one call.
+pub const KVKEEP_KEYS_MAX: usize = 1 << 20;
+
+/// Largest extra_count.
+pub const KVKEEP_EXTRA_COUNT_MAX: i32 = 127;
+
+/// Length of the message inside a completion, its NUL included.
+pub const KVKEEP_MESSAGE_BYTES: usize = 128;
+
+/// Buckets of a histogram.
+pub const KVKEEP_HISTOGRAM_BUCKETS: usize = 26;
+
+/// What became of one request; complete in itself, valid on any thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// The request: a job of `kvkeep_submit_prefetch`.
+    pub job: u64,
+    /// Its session.
+    pub session: u64,
+    /// A kvkeep_status: OK, or why it ended early (TIMEOUT, CANCELLED, EXPIRED, INTERNAL).
+    pub status: i32,
+    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`.
+    pub hit_chunks: u32,
+    /// Bytes loaded into L1 by this request.
+    pub loaded_bytes: u64,
+    /// NUL-terminated UTF-8: empty on success, else the cause and the remedy.
+    pub message: [std::ffi::c_char; KVKEEP_MESSAGE_BYTES],
+}
+
+/// The answer of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PrefetchResult {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// A kvkeep_status, as in the completion.
+    pub status: i32,
+    /// Chunks the session holds shares of. Prefix and window: the length the engine may continue from. Any: how many.
+    pub hit_chunks: u32,
+    /// Chunks that the lookup promised, before any byte was loaded.
+    pub lookup_chunks: u32,
+    /// Planned objects that could not be loaded (failed, corrupt, no memory, late).
+    pub failed_keys: u32,
+    /// Objects of the answer by where they were found: [0] L1, [i] the i-th backend in the order they were added.
+    pub tier_keys: [u32; KVKEEP_TIERS_MAX],
+    /// Bytes loaded into L1.
+    pub loaded_bytes: u64,
+    /// Microseconds from submit to the lookup's answer.
+    pub lookup_us: u64,
+    /// Microseconds from the lookup's answer to the end.
+    pub load_us: u64,
+    /// Microseconds from submit to the end.
+    pub total_us: u64,
+}
+
+/// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
+/// counts the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Histogram {
+    /// Samples.
+    pub count: u64,
+    /// Their sum in microseconds.
+    pub sum_us: u64,
+    /// Samples by size.
+    pub buckets: [u64; KVKEEP_HISTOGRAM_BUCKETS],
+}
+
+/// Everything a cache counts. Counters only grow; gauges are marked. The caller sets `struct_size` and `abi_version`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// Gauge: size of L1 in bytes.
+    pub l1_bytes: u64,
+    /// Gauge: bytes of L1 given to objects, staging and transfers.
+    pub l1_used_bytes: u64,
+    /// Gauge: bytes of L1 that cannot be evicted now (shares, staging, transfers).
+    pub l1_locked_bytes: u64,
+    /// Gauge: committed objects in L1.
+    pub l1_objects: u64,
+    /// Gauge: staged objects of all sessions, loads in flight included.
+    pub l1_staged: u64,
+    /// Gauge: shares held by all sessions.
+    pub l1_shares: u64,
+    /// Gauge: live sessions.
+    pub sessions: u64,
+    /// Gauge: jobs not yet released.
+    pub jobs: u64,
+    /// Gauge: objects waiting to be written to L2 or being written.
+    pub writes_pending: u64,
+    /// Keys reserved for reading that were there.
+    pub read_hits: u64,
+    /// Keys reserved for reading that were not.
+    pub read_misses: u64,
+    /// Objects committed by their writers.
+    pub commits: u64,
+    /// Commits that found the object already there and discarded their copy.
+    pub commits_discarded: u64,
+    /// Objects evicted from L1.
+    pub evictions: u64,
+    /// Bytes evicted from L1.
+    pub evicted_bytes: u64,
+    /// Reservations refused for want of memory or quota.
+    pub refusals: u64,
+    /// Sessions ended by their deadline because nobody came back.
+    pub sessions_reclaimed: u64,
+    /// Shares taken from sessions past their deadline.
+    pub shares_revoked: u64,
+    /// Jobs released by their deadline because nobody read them.
+    pub jobs_reclaimed: u64,
+    /// Jobs accepted.
+    pub jobs_submitted: u64,
+    /// Jobs completed, whatever their status.
+    pub jobs_completed: u64,
+    /// Jobs that ended cancelled.
+    pub jobs_cancelled: u64,
+    /// Chunks that prefetches found, all tiers.
+    pub prefetch_hit_chunks: u64,
+    /// Chunks that prefetches asked for.
+    pub prefetch_asked_chunks: u64,
+    /// Objects loaded from L2.
+    pub loads: u64,
+    /// Bytes loaded from L2.
+    pub loaded_bytes: u64,
+    /// Loads that failed, corrupt ones not counted.
+    pub load_failures: u64,
+    /// Objects whose bytes or identity were wrong: treated as a miss and quarantined.
+    pub corruptions: u64,
+    /// Requests to a backend that passed their deadline; the backend is fenced until it answers.
+    pub backend_timeouts: u64,
+    /// Objects written to L2.
+    pub stores: u64,
+    /// Bytes written to L2.
+    pub stored_bytes: u64,
+    /// Writes not needed because the L2 had the object.
+    pub stores_already: u64,
+    /// Writes tried again.
+    pub store_retries: u64,
+    /// Writes given up: failed to the end, evicted first, or over the queue's bound.
+    pub stores_dropped: u64,
+    /// Gauge: objects in all backends, where they know.
+    pub l2_objects: u64,
+    /// Gauge: bytes in all backends, where they know.
+    pub l2_bytes: u64,
+    /// Objects evicted by the backends themselves.
+    pub l2_evictions: u64,
+    /// Submit to lookup answer.
+    pub lookup_latency: Histogram,
+    /// Submit to completion.
+    pub prefetch_latency: Histogram,
+    /// One object read from L2, from request to verified.
+    pub load_latency: Histogram,
+    /// One object written to L2, from request to stored.
+    pub store_latency: Histogram,
+    /// Time inside calls that a scheduler makes (submit, query).
+    pub call_latency: Histogram,
+}
+
+const _: () = assert!(size_of::<View>() == 24);
+const _: () = assert!(size_of::<Completion>() == 160);
+const _: () = assert!(size_of::<PrefetchResult>() == 88);
+const _: () = assert!(size_of::<Histogram>() == 224);
+const _: () = assert!(size_of::<Stats>() == 8 + 37 * 8 + 5 * 224);
