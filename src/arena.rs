@@ -113,6 +113,13 @@ impl Arena {
         self.base.wrapping_add(offset as usize)
     }
 
+    /// Lends `len` bytes at `offset` out. They stay valid, and are nobody else's to write, until `hold` is told that the buffer
+    /// made with `token` is gone: seeing to that is `hold`'s whole business.
+    pub fn lend(&self, offset: u64, len: u64, hold: Arc<dyn Hold>, token: u64) -> Buffer {
+        assert!(offset + len <= self.bytes as u64, "range outside the arena");
+        Buffer { data: self.at(offset), len: len as usize, token, hold: Some(hold) }
+    }
+
     /// Makes the pages of a range present without changing what they hold. `Unsupported` on kernels before 5.14.
     pub fn populate(&self, offset: u64, bytes: u64) -> io::Result<()> {
         assert!(offset + bytes <= self.bytes as u64, "range outside the arena");
@@ -145,7 +152,7 @@ pub struct Buffer {
     hold: Option<Arc<dyn Hold>>,
 }
 
-// SAFETY: whoever owns the buffer has the only right to its bytes that `from_raw`'s caller had to give.
+// SAFETY: whoever owns the buffer has the right to its bytes that its hold keeps for it.
 unsafe impl Send for Buffer {}
 // SAFETY: shared access only reads.
 unsafe impl Sync for Buffer {}
@@ -172,14 +179,6 @@ impl Drop for HeapBlock {
 }
 
 impl Buffer {
-    /// A buffer over `len` bytes at `data`, kept from reuse by `hold` until `hold.release(token)`.
-    ///
-    /// # Safety
-    /// The bytes stay valid and unaliased by writers (for a reading buffer) or by anyone (for a writing one) until then.
-    pub unsafe fn from_raw(data: *mut u8, len: usize, hold: Arc<dyn Hold>, token: u64) -> Buffer {
-        Buffer { data, len, token, hold: Some(hold) }
-    }
-
     /// A zeroed, page-aligned buffer of its own.
     pub fn heap(len: usize) -> io::Result<Buffer> {
         let layout = Layout::from_size_align(len.max(1), PAGE).map_err(io::Error::other)?;
@@ -208,13 +207,13 @@ impl Buffer {
 
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: valid for `len` bytes by construction, and no one writes while we are borrowed.
+        // SAFETY: valid for `len` bytes while `hold` lives, and no one writes while we are borrowed.
         unsafe { std::slice::from_raw_parts(self.data, self.len) }
     }
 
     /// Its bytes, to write.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: valid for `len` bytes by construction, and we are the only owner.
+        // SAFETY: valid for `len` bytes while `hold` lives, and we are the only owner.
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
     }
 }

@@ -8,5 +8,6 @@ pub mod l2;
 pub mod arena;
 pub mod config;
 pub mod error;
+pub mod hash;
 pub mod key;
 pub mod types;

@@ -1,5 +1,459 @@
-//! The host-memory tier.
+//! The host-memory tier: objects by key, their shares, the sessions that hold them, and the room they take.
+//!
+//! All of it is one [`State`] behind one lock, held for a batch at a time: that is what makes a batch atomic (P11). Nothing
+//! under the lock does I/O, waits, or calls out.
 
 pub mod alloc;
 mod chunked;
+mod keep;
 pub mod policy;
+pub mod report;
+mod room;
+mod session;
+mod share;
+pub mod slot;
+mod transfer;
+mod write;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::{HashMap, HashTable};
+use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
+
+use crate::arena::Arena;
+use crate::config::{SpaceSpec, StoreMode};
+use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::hash::{KeyHasher, layout_tag, space_tag};
+use crate::key::{Key, SpaceTag};
+use alloc::Alloc;
+use policy::{Meta, Policy, Removal};
+use session::Sessions;
+use slot::{HIDDEN, Holds, Life, Ref, Slot, Slots};
+pub use transfer::{Landed, Write};
+
+const SPACES_MAX: usize = 1 << 16;
+
+/// Something a background thread should look at, or'ed.
+pub type Wakes = u8;
+/// Objects wait to be written to L2.
+pub const WAKE_WRITES: Wakes = 1;
+/// L1 is above its high watermark.
+pub const WAKE_ROOM: Wakes = 2;
+
+/// What L1 is made from.
+pub struct L1Config {
+    /// Eviction policy, by name.
+    pub policy: String,
+    /// Background eviction starts above so many percent …
+    pub high_percent: u32,
+    /// … and stops at so many.
+    pub low_percent: u32,
+    /// When committed objects are queued to be written.
+    pub store_mode: StoreMode,
+    /// Most objects queued.
+    pub writes_max: u32,
+    /// Most sessions.
+    pub sessions_max: u32,
+}
+
+/// What only grows.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Counts {
+    pub read_hits: u64,
+    pub read_misses: u64,
+    pub commits: u64,
+    pub commits_discarded: u64,
+    pub evictions: u64,
+    pub evicted_bytes: u64,
+    pub refusals: u64,
+    pub sessions_reclaimed: u64,
+    pub shares_revoked: u64,
+    pub writes_dropped: u64,
+}
+
+/// What goes up and down.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Gauges {
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    pub locked_bytes: u64,
+    pub objects: u64,
+    pub staged: u64,
+    pub shares: u64,
+    pub sessions: u64,
+    pub writes_queued: u64,
+    pub memory_bytes: u64,
+}
+
+struct Space {
+    tag: SpaceTag,
+    layout: [u8; 16],
+    chunk_tokens: u32,
+    quota: u64,
+    used: u64,
+    pool: usize,
+}
+
+/// Objects that compete for room: those of all spaces without a quota, or those of one space with one.
+struct Pool {
+    policy: Box<dyn Policy>,
+    bytes: u64,
+}
+
+pub(crate) struct State {
+    arena: Arc<Arena>,
+    hasher: KeyHasher,
+    table: HashTable<u32>,
+    slots: Slots,
+    holds: Holds,
+    alloc: Alloc,
+    spaces: Vec<Space>,
+    by_tag: HashMap<SpaceTag, u32>,
+    pools: Vec<Pool>,
+    sessions: Sessions,
+    config: L1Config,
+    has_l2: bool,
+    writes: VecDeque<Ref>,
+    parked: VecDeque<Ref>,
+    locked_bytes: u64,
+    ready: u64,
+    staged: u64,
+    shares: u64,
+    counts: Counts,
+    now_ms: u64,
+    wakes: Wakes,
+    found: Vec<u32>,
+}
+
+/// The tier. Every method may be called from any thread; none blocks.
+pub struct L1 {
+    state: Mutex<State>,
+    arena: Arc<Arena>,
+    began: Instant,
+    waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
+    me: std::sync::Weak<L1>,
+}
+
+/// What a batch call says per key: written to the caller's array if there is one.
+pub struct Outcome<'a> {
+    statuses: Option<&'a mut [i32]>,
+    all_ok: bool,
+}
+
+impl<'a> Outcome<'a> {
+    /// Nothing said yet.
+    pub fn new(statuses: Option<&'a mut [i32]>) -> Outcome<'a> {
+        Outcome { statuses, all_ok: true }
+    }
+
+    fn set(&mut self, index: usize, status: Status) {
+        self.all_ok &= status == KVKEEP_OK;
+        if let Some(statuses) = &mut self.statuses {
+            statuses[index] = status as i32;
+        }
+    }
+
+    /// Whether every key is OK.
+    pub fn all_ok(&self) -> bool {
+        self.all_ok
+    }
+}
+
+/// A space, for the floors above.
+#[derive(Clone, Copy, Debug)]
+pub struct SpaceInfo {
+    /// Its index.
+    pub index: u32,
+    /// Its tag.
+    pub tag: SpaceTag,
+    /// The tag of its layout.
+    pub layout: [u8; 16],
+    /// Tokens of a chunk.
+    pub chunk_tokens: u32,
+}
+
+impl L1 {
+    /// An empty tier over `arena`. The policy's name must be known.
+    pub fn new(arena: Arc<Arena>, config: L1Config) -> Result<Arc<L1>> {
+        let pool = new_pool(&config.policy)?;
+        let alloc = Alloc::new(arena.bytes() as u64);
+        let sessions = Sessions::new(config.sessions_max);
+        let state = State {
+            arena: arena.clone(),
+            hasher: KeyHasher::new(),
+            table: HashTable::new(),
+            slots: Slots::new(),
+            holds: Holds::default(),
+            alloc,
+            spaces: Vec::new(),
+            by_tag: HashMap::new(),
+            pools: vec![pool],
+            sessions,
+            config,
+            has_l2: false,
+            writes: VecDeque::new(),
+            parked: VecDeque::new(),
+            locked_bytes: 0,
+            ready: 0,
+            staged: 0,
+            shares: 0,
+            counts: Counts::default(),
+            now_ms: 0,
+            wakes: 0,
+            found: Vec::new(),
+        };
+        Ok(Arc::new_cyclic(|me| L1 {
+            state: Mutex::new(state),
+            arena,
+            began: Instant::now(),
+            waker: OnceCell::new(),
+            me: me.clone(),
+        }))
+    }
+
+    /// Whom to tell when a background thread has something to do. Set once.
+    pub fn set_waker(&self, waker: impl Fn(Wakes) + Send + Sync + 'static) {
+        let _ = self.waker.set(Box::new(waker));
+    }
+
+    pub(crate) fn with<R>(&self, body: impl FnOnce(&mut State) -> R) -> R {
+        let now_ms = self.now_ms();
+        let mut state = self.state.lock();
+        state.now_ms = state.now_ms.max(now_ms);
+        let result = body(&mut state);
+        let wakes = std::mem::take(&mut state.wakes);
+        drop(state);
+        if wakes != 0
+            && let Some(waker) = self.waker.get()
+        {
+            waker(wakes);
+        }
+        result
+    }
+
+    /// The cache's clock: milliseconds since it was opened.
+    pub fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    /// The memory behind it.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    /// Whether there is an L2 to write to.
+    pub fn set_has_l2(&self, has_l2: bool) {
+        self.with(|state| state.has_l2 = has_l2);
+    }
+
+    /// Opens a space, or sets the quota of one that is open, and gives its number.
+    pub fn open_space(&self, spec: &SpaceSpec) -> Result<u64> {
+        let tag = space_tag(spec);
+        self.with(|state| {
+            let index = match state.by_tag.get(&tag) {
+                Some(&index) => index,
+                None => {
+                    if state.spaces.len() >= SPACES_MAX {
+                        return Err(Error::new(
+                            KVKEEP_ERR_LIMIT,
+                            format!("{SPACES_MAX} spaces are open: use fewer tenants or layouts per cache"),
+                        ));
+                    }
+                    let index = state.spaces.len() as u32;
+                    let layout = layout_tag(spec);
+                    let chunk_tokens = spec.chunk_tokens;
+                    state.spaces.push(Space { tag, layout, chunk_tokens, quota: 0, used: 0, pool: 0 });
+                    state.by_tag.insert(tag, index);
+                    index
+                }
+            };
+            state.set_quota(index, spec.quota_bytes)?;
+            Ok(u64::from(index) + 1)
+        })
+    }
+
+    /// The space of a number.
+    pub fn space(&self, number: u64) -> Result<SpaceInfo> {
+        self.with(|state| state.space_index(number).map(|index| state.space_info(index)))
+    }
+
+    /// The space of a session, whose deadline is renewed.
+    pub fn session_space(&self, session: u64) -> Result<SpaceInfo> {
+        self.with(|state| {
+            let index = state.sessions.use_now(session, state.now_ms)?;
+            Ok(state.space_info(state.sessions.at(index).space))
+        })
+    }
+
+    /// Begins a session.
+    pub fn begin_session(&self, space: u64, request_id: &str, timeout: Duration) -> Result<u64> {
+        self.with(|state| {
+            let space = state.space_index(space)?;
+            state.sessions.begin(space, request_id, timeout, state.now_ms)
+        })
+    }
+
+    /// Ends a session: returns its shares, drops its staging and, if `touch`, touches what it used, last used first.
+    pub fn end_session(&self, session: u64, touch: bool) -> Result<()> {
+        self.with(|state| {
+            let index = state.sessions.index(session)?;
+            state.end(index, touch, false);
+            Ok(())
+        })
+    }
+
+    /// Counts jobs of a session that are not done.
+    pub fn count_job(&self, session: u64, begun: bool) -> Result<()> {
+        self.with(|state| {
+            let index = state.sessions.use_now(session, state.now_ms)?;
+            let session = state.sessions.at_mut(index);
+            session.jobs = if begun { session.jobs + 1 } else { session.jobs.saturating_sub(1) };
+            Ok(())
+        })
+    }
+
+    /// How long a session may be idle.
+    pub fn session_timeout(&self, session: u64) -> Result<Duration> {
+        self.with(|state| {
+            let index = state.sessions.index(session)?;
+            Ok(Duration::from_millis(state.sessions.at(index).timeout_ms))
+        })
+    }
+
+    /// Ends sessions that passed their deadline holding nothing, and gives their numbers and when to look again.
+    pub fn reclaim_sessions(&self) -> (Vec<u64>, Option<Duration>) {
+        self.with(|state| {
+            let now_ms = state.now_ms;
+            let gone: Vec<(u32, u64)> = state
+                .sessions
+                .live()
+                .filter(|(_, session)| session.deadline_ms < now_ms && session.idle())
+                .map(|(index, session)| (index, session.id))
+                .collect();
+            for &(index, _) in &gone {
+                state.end(index, true, true);
+                state.counts.sessions_reclaimed += 1;
+            }
+            let next = state.sessions.live().filter(|(_, session)| session.idle()).map(|(_, s)| s.deadline_ms).min();
+            let wait = next.map(|deadline| Duration::from_millis(deadline.saturating_sub(now_ms) + 1));
+            (gone.into_iter().map(|(_, id)| id).collect(), wait)
+        })
+    }
+
+    /// What it counted, and how full it is.
+    pub fn gauges(&self) -> (Counts, Gauges) {
+        self.with(|state| (state.counts, state.gauges()))
+    }
+}
+
+fn new_pool(policy: &str) -> Result<Pool> {
+    let names = policy::NAMES.join(", ");
+    let policy = policy::by_name(policy)
+        .ok_or_else(|| Error::invalid(format!("eviction_policy \"{policy}\" is unknown: use one of {names}")))?;
+    Ok(Pool { policy, bytes: 0 })
+}
+
+impl State {
+    fn gauges(&self) -> Gauges {
+        let policies: usize = self.pools.iter().map(|pool| pool.policy.memory_bytes()).sum();
+        let table = self.table.capacity() * 8 / 7 * (size_of::<u32>() + 1);
+        Gauges {
+            capacity_bytes: self.alloc.capacity(),
+            used_bytes: self.alloc.used_bytes(),
+            locked_bytes: self.locked_bytes,
+            objects: self.ready,
+            staged: self.staged,
+            shares: self.shares,
+            sessions: self.sessions.len() as u64,
+            writes_queued: self.writes.len() as u64,
+            memory_bytes: (policies + table + self.slots.memory_bytes() + self.alloc.memory_bytes()) as u64,
+        }
+    }
+
+    fn space_index(&self, number: u64) -> Result<u32> {
+        match usize::try_from(number.wrapping_sub(1)) {
+            Ok(index) if index < self.spaces.len() => Ok(index as u32),
+            _ => Err(Error::new(
+                KVKEEP_ERR_NOT_FOUND,
+                format!("space {number} was never opened: use a number that kvkeep_open_space gave"),
+            )),
+        }
+    }
+
+    fn space_info(&self, index: u32) -> SpaceInfo {
+        let space = &self.spaces[index as usize];
+        SpaceInfo { index, tag: space.tag, layout: space.layout, chunk_tokens: space.chunk_tokens }
+    }
+
+    fn set_quota(&mut self, index: u32, quota: u64) -> Result<()> {
+        let space = &mut self.spaces[index as usize];
+        space.quota = quota;
+        if quota == 0 || space.pool != 0 {
+            return Ok(());
+        }
+        // A quota evicts within its space, so from now on its objects compete with each other only.
+        let pool = self.pools.len();
+        space.pool = pool;
+        self.pools.push(new_pool(&self.config.policy)?);
+        let members: Vec<u32> = self
+            .slots
+            .live()
+            .filter(|(_, slot)| slot.space == index && slot.life == Life::Ready && !slot.is(HIDDEN))
+            .map(|(id, _)| id)
+            .collect();
+        for id in members {
+            let (meta, size) = (self.meta(&self.slots[id]), self.slots[id].size);
+            self.pools[0].policy.remove(id, Removal::Deleted);
+            self.pools[0].bytes -= size;
+            self.pools[pool].policy.insert(id, meta);
+            self.pools[pool].bytes += size;
+        }
+        Ok(())
+    }
+
+    fn find(&self, space: u32, key: &Key) -> Option<u32> {
+        let hash = self.hasher.hash(space, key);
+        self.find_hashed(hash, space, key)
+    }
+
+    #[inline]
+    fn find_hashed(&self, hash: u64, space: u32, key: &Key) -> Option<u32> {
+        let slots = &self.slots;
+        self.table
+            .find(hash, |&id| {
+                let slot = &slots[id];
+                slot.key == *key && slot.space == space
+            })
+            .copied()
+    }
+
+    fn meta(&self, slot: &Slot) -> Meta {
+        let retained = u64::from(slot.retain_until_ms) > self.now_ms;
+        Meta {
+            tag: self.hasher.hash(slot.space, &slot.key),
+            size: slot.size,
+            depth: slot.depth,
+            uses: slot.uses,
+            priority: if retained { slot.priority } else { 0 },
+        }
+    }
+
+    /// Whether the memory of a slot became free to evict, or was taken into use: call after each change, with what it was.
+    #[inline]
+    fn relock(&mut self, id: u32, was_locked: bool) {
+        let slot = &self.slots[id];
+        match (was_locked, slot.locked()) {
+            (false, true) => self.locked_bytes += slot.size,
+            (true, false) => self.locked_bytes -= slot.size,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod model;

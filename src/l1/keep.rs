@@ -1,0 +1,107 @@
+//! What users do to keys outside the read and write paths: touch, retain, delete, clear.
+
+use super::policy::Removal;
+use super::slot::{HIDDEN, Life};
+use super::{L1, Outcome, State};
+use crate::error::{Error, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::key::Key;
+
+impl L1 {
+    /// Marks keys as used now, last key first.
+    pub fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.with(|state| {
+            let space = state.space_index(space)?;
+            let mut outcome = Outcome::new(statuses);
+            for (i, key) in keys.iter().enumerate().rev() {
+                outcome.set(
+                    i,
+                    state.find(space, key).map_or(KVKEEP_ERR_NOT_FOUND, |id| {
+                        state.touch_slot(id);
+                        KVKEEP_OK
+                    }),
+                );
+            }
+            Ok(outcome.all_ok())
+        })
+    }
+
+    /// Gives keys a retention of `priority` for `ttl_ms`.
+    pub fn retain(
+        &self,
+        space: u64,
+        keys: &[Key],
+        priority: u32,
+        ttl_ms: u32,
+        statuses: Option<&mut [i32]>,
+    ) -> Result<bool> {
+        if priority > 100 {
+            return Err(Error::invalid(format!("priority is {priority}, it must be 0 to 100: 100 keeps longest")));
+        }
+        self.with(|state| {
+            let space = state.space_index(space)?;
+            let until = (state.now_ms + u64::from(ttl_ms)).min(u64::from(u32::MAX)) as u32;
+            let mut outcome = Outcome::new(statuses);
+            for (i, key) in keys.iter().enumerate() {
+                outcome.set(
+                    i,
+                    state.find(space, key).map_or(KVKEEP_ERR_NOT_FOUND, |id| {
+                        let slot = &mut state.slots[id];
+                        slot.priority = priority as u8;
+                        slot.chances = priority.div_ceil(25) as u8;
+                        slot.retain_until_ms = until;
+                        KVKEEP_OK
+                    }),
+                );
+            }
+            Ok(outcome.all_ok())
+        })
+    }
+
+    /// Deletes keys that are not in use, and says of each what became of it.
+    pub fn delete(&self, space: u64, keys: &[Key]) -> Result<Vec<Status>> {
+        self.with(|state| {
+            let space = state.space_index(space)?;
+            let delete = |key| match state.find(space, key) {
+                None => KVKEEP_ERR_NOT_FOUND,
+                Some(id) if state.slots[id].locked() => KVKEEP_ERR_LOCKED,
+                Some(id) => {
+                    state.hide(id, Removal::Deleted);
+                    state.free_if_unused(id);
+                    KVKEEP_OK
+                }
+            };
+            Ok(keys.iter().map(delete).collect())
+        })
+    }
+
+    /// Removes the objects of a space, or of all. With `force`, those in use are hidden. Says how many went, and whether none stayed.
+    pub fn clear(&self, space: Option<u64>, force: bool) -> Result<(u64, bool)> {
+        self.with(|state| {
+            let space = space.map(|space| state.space_index(space)).transpose()?;
+            let ready: Vec<u32> = state
+                .slots
+                .live()
+                .filter(|(_, slot)| slot.life == Life::Ready && !slot.is(HIDDEN))
+                .filter(|(_, slot)| space.is_none_or(|space| space == slot.space))
+                .map(|(id, _)| id)
+                .collect();
+            let mut gone = 0;
+            for &id in &ready {
+                if force || !state.slots[id].locked() {
+                    state.hide(id, Removal::Deleted);
+                    state.free_if_unused(id);
+                    gone += 1;
+                }
+            }
+            Ok((gone, gone == ready.len() as u64))
+        })
+    }
+}
+
+impl State {
+    fn touch_slot(&mut self, id: u32) {
+        let meta = self.meta(&self.slots[id]);
+        let pool = self.spaces[self.slots[id].space as usize].pool;
+        self.pools[pool].policy.touch(id, meta);
+    }
+}

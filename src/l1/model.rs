@@ -1,0 +1,1 @@
+//! Random operations against a model of a hundred lines; invariants after each step.

@@ -1,0 +1,191 @@
+//! What L1 says of itself to people: who holds what, since when, and why a key cannot be evicted (P12).
+
+use serde::Serialize;
+
+use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, Slot, TEMPORARY};
+use super::{L1, State};
+use crate::error::Result;
+use crate::key::Key;
+
+/// One session's hold on an object.
+#[derive(Serialize, Debug)]
+pub struct HolderReport {
+    /// The session.
+    pub session: u64,
+    /// Its request.
+    pub request_id: String,
+    /// Process that opened it.
+    pub owner_pid: u32,
+    /// Shares it holds.
+    pub shares: u32,
+    /// Whether they may be taken under pressure, because its deadline passed.
+    pub revocable: bool,
+}
+
+/// One object, or one staging of it.
+#[derive(Serialize, Debug)]
+pub struct ObjectReport {
+    /// The key.
+    pub key: String,
+    /// "absent", "staging", "ready" or "hidden".
+    pub state: &'static str,
+    /// Bytes.
+    pub bytes: u64,
+    /// All shares.
+    pub shares: u32,
+    /// Transfers running on its bytes.
+    pub transfers: u32,
+    /// Milliseconds since the first of the present shares was taken.
+    pub shared_for_ms: u64,
+    /// Times it was read.
+    pub uses: u32,
+    /// Dropped with its last share.
+    pub temporary: bool,
+    /// In L2, or given up on.
+    pub written: bool,
+    /// Waiting to be written.
+    pub write_pending: bool,
+    /// Live retention priority.
+    pub retention_priority: u8,
+    /// Who holds it.
+    pub holders: Vec<HolderReport>,
+    /// Why it cannot be evicted now; empty if it can.
+    pub unevictable_because: Vec<String>,
+}
+
+/// One session.
+#[derive(Serialize, Debug)]
+pub struct SessionReport {
+    /// Its number.
+    pub session: u64,
+    /// Its request.
+    pub request_id: String,
+    /// Process that opened it.
+    pub owner_pid: u32,
+    /// Its space.
+    pub space: u64,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
+    /// Milliseconds until its deadline, negative past it.
+    pub expires_in_ms: i64,
+    /// Shares it holds.
+    pub shares: u64,
+    /// Keys it holds shares of, with how many.
+    pub held: Vec<(String, u32)>,
+    /// Keys it stages.
+    pub staged: Vec<String>,
+    /// Jobs not done.
+    pub jobs: u32,
+}
+
+impl L1 {
+    /// What is known of a key; more than one report if it is staged too.
+    pub fn explain_key(&self, space: u64, key: &Key) -> Result<Vec<ObjectReport>> {
+        self.with(|state| {
+            let space = state.space_index(space)?;
+            let mut reports: Vec<ObjectReport> = state
+                .slots
+                .live()
+                .filter(|(_, slot)| slot.space == space && slot.key == *key)
+                .map(|(id, slot)| state.object_report(id, slot))
+                .collect();
+            reports
+                .sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));
+            Ok(reports)
+        })
+    }
+
+    /// What a session holds; all sessions that hold something for `None`.
+    pub fn explain_sessions(&self, session: Option<u64>) -> Result<Vec<SessionReport>> {
+        self.with(|state| match session {
+            Some(session) => {
+                let index = state.sessions.index(session)?;
+                Ok(vec![state.session_report(index)])
+            }
+            None => Ok(state
+                .sessions
+                .live()
+                .filter(|(_, session)| !session.idle())
+                .map(|(index, _)| state.session_report(index))
+                .collect()),
+        })
+    }
+}
+
+impl State {
+    fn holder_report(&self, index: u32, shares: u32) -> HolderReport {
+        let session = self.sessions.at(index);
+        HolderReport {
+            session: session.id,
+            request_id: session.request_id.to_string(),
+            owner_pid: std::process::id(),
+            shares,
+            revocable: session.deadline_ms < self.now_ms,
+        }
+    }
+
+    fn object_report(&self, id: u32, slot: &Slot) -> ObjectReport {
+        let staging = slot.life == Life::Staging;
+        let mut holders = Vec::new();
+        if slot.holder != NONE && (slot.held > 0 || staging) {
+            holders.push(self.holder_report(slot.holder, slot.held));
+        }
+        holders.extend(self.holds.iter(slot).map(|(index, shares)| self.holder_report(index, shares)));
+        let mut because = Vec::new();
+        for holder in &holders {
+            let what = if staging { "stages it".to_owned() } else { format!("holds {} share(s)", holder.shares) };
+            because.push(format!(
+                "session {} (\"{}\", pid {}) {what}",
+                holder.session, holder.request_id, holder.owner_pid
+            ));
+        }
+        if slot.io > 0 {
+            because.push(format!("{} transfer(s) run on its bytes", slot.io));
+        }
+        debug_assert_eq!(self.slots.name(id).generation, slot.generation);
+        ObjectReport {
+            key: slot.key.to_string(),
+            state: match (slot.life, slot.is(HIDDEN)) {
+                (_, true) => "hidden",
+                (Life::Staging, _) => "staging",
+                _ => "ready",
+            },
+            bytes: slot.size,
+            shares: slot.shares,
+            transfers: slot.io,
+            shared_for_ms: if slot.shares > 0 { self.now_ms.saturating_sub(u64::from(slot.since_ms)) } else { 0 },
+            uses: slot.uses,
+            temporary: slot.is(TEMPORARY),
+            written: slot.is(STORED),
+            write_pending: slot.is(QUEUED),
+            retention_priority: self.meta(slot).priority,
+            holders,
+            unevictable_because: because,
+        }
+    }
+
+    fn session_report(&self, index: u32) -> SessionReport {
+        let session = self.sessions.at(index);
+        let mut held: Vec<(String, u32)> = Vec::new();
+        for &name in &session.used {
+            if let Some(slot) = self.slots.find(name) {
+                let entry = (slot.key.to_string(), self.shares_of(index, name.slot));
+                if entry.1 > 0 && !held.contains(&entry) {
+                    held.push(entry);
+                }
+            }
+        }
+        SessionReport {
+            session: session.id,
+            request_id: session.request_id.to_string(),
+            owner_pid: std::process::id(),
+            space: u64::from(session.space) + 1,
+            age_ms: self.now_ms - session.began_ms,
+            expires_in_ms: session.deadline_ms as i64 - self.now_ms as i64,
+            shares: session.shares,
+            held,
+            staged: session.staged.keys().map(Key::to_string).collect(),
+            jobs: session.jobs,
+        }
+    }
+}

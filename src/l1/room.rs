@@ -1,0 +1,183 @@
+//! Making room: eviction, retention's spared turns, and the shares of expired sessions as a last resort.
+
+use super::alloc::Block;
+use super::policy::Removal;
+use super::slot::{LEAVING, PARKED, QUEUED, STORED, TEMPORARY};
+use super::{L1, State};
+use crate::config::StoreMode;
+use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
+
+/// Objects evicted under one lock by the background thread.
+const SLICE: usize = 64;
+
+impl L1 {
+    /// Evicts a slice of objects if L1 is above its low watermark. True if there is more to do.
+    pub fn evict_slice(&self) -> bool {
+        self.with(|state| {
+            for _ in 0..SLICE {
+                if !state.above(state.config.low_percent) || !state.evict_in_background() {
+                    return false;
+                }
+            }
+            state.above(state.config.low_percent)
+        })
+    }
+}
+
+impl State {
+    /// Memory for `size` bytes of `space`, evicting what it takes.
+    pub(super) fn make_room(&mut self, space: u32, size: u64) -> Result<Block, Status> {
+        let quota = self.spaces[space as usize].quota;
+        if quota > 0 {
+            if size > quota {
+                return Err(KVKEEP_ERR_QUOTA);
+            }
+            while self.spaces[space as usize].used + size > quota {
+                if !self.evict_one(self.spaces[space as usize].pool) && !self.revoke_oldest(Some(space)) {
+                    return Err(KVKEEP_ERR_QUOTA);
+                }
+            }
+        }
+        if let Some(block) = self.alloc.alloc(size) {
+            return Ok(block);
+        }
+        // Do not empty the cache for what cannot fit anyway.
+        let takeable = self.alloc.capacity().saturating_sub(self.locked_bytes) + self.revocable_bytes();
+        if size > takeable {
+            return Err(KVKEEP_ERR_NO_MEMORY);
+        }
+        loop {
+            if !self.evict_one(self.fullest_pool()) && !self.evict_any() && !self.revoke_oldest(None) {
+                return Err(KVKEEP_ERR_NO_MEMORY);
+            }
+            if let Some(block) = self.alloc.alloc(size) {
+                return Ok(block);
+            }
+        }
+    }
+
+    fn fullest_pool(&self) -> usize {
+        (0..self.pools.len()).max_by_key(|&pool| self.pools[pool].bytes).unwrap_or(0)
+    }
+
+    fn evict_any(&mut self) -> bool {
+        (0..self.pools.len()).any(|pool| self.evict_one(pool))
+    }
+
+    /// The next victim of a pool that is not in use and that L2 has, or need not have.
+    fn victim(&mut self, pool: usize) -> Option<u32> {
+        let write_back = self.has_l2 && self.config.store_mode == StoreMode::WriteBack;
+        loop {
+            let (slots, parked) = (&mut self.slots, &mut self.parked);
+            let mut usable = |id: u32| {
+                let name = slots.name(id);
+                let slot = &mut slots[id];
+                if slot.locked() {
+                    return false;
+                }
+                let unwritten = slot.is(QUEUED) || write_back && slot.flags & (STORED | TEMPORARY) == 0;
+                if unwritten && !slot.is(PARKED) {
+                    slot.flags |= PARKED;
+                    parked.push_back(name);
+                }
+                !unwritten
+            };
+            let id = self.pools[pool].policy.victim(&mut usable)?;
+            let now_ms = self.now_ms;
+            let slot = &mut self.slots[id];
+            if slot.chances == 0 || u64::from(slot.retain_until_ms) <= now_ms {
+                return Some(id);
+            }
+            slot.chances -= 1;
+            let meta = self.meta(&self.slots[id]);
+            self.pools[pool].policy.touch(id, meta);
+        }
+    }
+
+    /// Evicts one object of a pool: one that L2 has if possible, else one that is still to be written.
+    fn evict_one(&mut self, pool: usize) -> bool {
+        if let Some(id) = self.victim(pool) {
+            self.evict(id);
+            return true;
+        }
+        for _ in 0..self.parked.len() {
+            let Some(name) = self.parked.pop_front() else { break };
+            let Some(slot) = self.slots.find(name) else { continue };
+            if !slot.is(PARKED) {
+                continue;
+            }
+            if slot.locked() || self.spaces[slot.space as usize].pool != pool {
+                self.parked.push_back(name);
+                continue;
+            }
+            self.counts.writes_dropped += 1;
+            self.evict(name.slot);
+            return true;
+        }
+        false
+    }
+
+    pub(super) fn evict(&mut self, id: u32) {
+        self.counts.evictions += 1;
+        self.counts.evicted_bytes += self.slots[id].size;
+        self.hide(id, Removal::Evicted);
+        self.free_if_unused(id);
+    }
+
+    /// Evicts one object, or starts writing one that must be written first.
+    fn evict_in_background(&mut self) -> bool {
+        let pool = self.fullest_pool();
+        if let Some(id) = self.victim(pool) {
+            self.evict(id);
+            return true;
+        }
+        for _ in 0..self.parked.len() {
+            let Some(name) = self.parked.pop_front() else { break };
+            let Some(slot) = self.slots.find(name) else { continue };
+            if !slot.is(PARKED) {
+                continue;
+            }
+            let leaving = slot.is(LEAVING);
+            self.parked.push_back(name);
+            if !leaving {
+                self.slots[name.slot].flags |= LEAVING;
+                return self.slots[name.slot].is(QUEUED) || self.queue_write(name.slot);
+            }
+        }
+        false
+    }
+
+    fn expired(&self, space: Option<u32>) -> impl Iterator<Item = (u32, &super::session::Session)> {
+        self.sessions.live().filter(move |(_, session)| {
+            session.shares > 0 && session.deadline_ms < self.now_ms && space.is_none_or(|space| space == session.space)
+        })
+    }
+
+    fn revocable_bytes(&self) -> u64 {
+        self.expired(None)
+            .flat_map(|(_, session)| &session.used)
+            .filter_map(|&name| self.slots.find(name))
+            .map(|slot| slot.size)
+            .sum()
+    }
+
+    /// Takes the shares of the session that expired first. True if it held any.
+    fn revoke_oldest(&mut self, space: Option<u32>) -> bool {
+        let Some((index, _)) = self.expired(space).min_by_key(|(_, session)| session.deadline_ms) else { return false };
+        let used = self.sessions.at(index).used.clone();
+        for name in used.into_iter().rev() {
+            if self.slots.find(name).is_none() {
+                continue;
+            }
+            let count = self.shares_of(index, name.slot);
+            if count == 0 {
+                continue;
+            }
+            let key = self.slots[name.slot].key;
+            self.give_back(index, name.slot, count, super::share::Recency::Keep);
+            *self.sessions.at_mut(index).revoked.entry(key).or_insert(0) += count;
+            self.counts.shares_revoked += u64::from(count);
+        }
+        true
+    }
+}

@@ -1,0 +1,190 @@
+//! What L1 knows of one session: which objects it used, how many shares it holds, what it stages, and until when.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::slot::Ref;
+use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
+use crate::key::Key;
+
+/// Sessions reclaimed by their deadline that are remembered, so that a late use is told EXPIRED.
+const REMEMBERED: usize = 4096;
+const INDEX_BITS: u32 = 24;
+
+/// One session.
+pub struct Session {
+    /// Its number.
+    pub id: u64,
+    /// Index of its space.
+    pub space: u32,
+    /// For people.
+    pub request_id: Box<str>,
+    /// How long it may be idle.
+    pub timeout_ms: u64,
+    /// When it expires, in milliseconds of the cache's clock.
+    pub deadline_ms: u64,
+    /// When it began.
+    pub began_ms: u64,
+    /// Objects it used, in order of first use; some may be named twice.
+    pub used: Vec<Ref>,
+    /// Length of `used` after duplicates were last removed.
+    pub distinct: usize,
+    /// Shares it holds.
+    pub shares: u64,
+    /// Slots it stages, by key.
+    pub staged: HashMap<Key, u32>,
+    /// Shares that were taken from it after its deadline.
+    pub revoked: HashMap<Key, u32>,
+    /// Chunk index that its next new object gets.
+    pub next_depth: u32,
+    /// Jobs of it that are not done.
+    pub jobs: u32,
+}
+
+impl Session {
+    /// Whether it holds nothing.
+    pub fn idle(&self) -> bool {
+        self.shares == 0 && self.staged.is_empty() && self.jobs == 0
+    }
+
+    /// Notes the use of an object.
+    pub fn note(&mut self, object: Ref) {
+        self.used.push(object);
+        if self.used.len() > 64 + 2 * self.distinct {
+            let mut seen = HashSet::with_capacity(self.used.len());
+            self.used.retain(|object| seen.insert(*object));
+            self.distinct = self.used.len();
+        }
+    }
+}
+
+/// All sessions.
+pub struct Sessions {
+    places: Vec<Option<Box<Session>>>,
+    spare: VecDeque<u32>,
+    serial: u64,
+    live: usize,
+    most: usize,
+    reclaimed: VecDeque<u64>,
+    reclaimed_set: HashSet<u64>,
+}
+
+impl Sessions {
+    /// None yet, at most `most`.
+    pub fn new(most: u32) -> Sessions {
+        Sessions {
+            places: Vec::new(),
+            spare: VecDeque::new(),
+            serial: 0,
+            live: 0,
+            most: (most as usize).min(1 << INDEX_BITS),
+            reclaimed: VecDeque::new(),
+            reclaimed_set: HashSet::new(),
+        }
+    }
+
+    /// Begins one.
+    pub fn begin(&mut self, space: u32, request_id: &str, timeout: Duration, now_ms: u64) -> Result<u64> {
+        if self.live >= self.most {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{} sessions are live: end some, or raise sessions_max", self.live),
+            ));
+        }
+        let index = self.spare.pop_front().unwrap_or_else(|| {
+            self.places.push(None);
+            (self.places.len() - 1) as u32
+        });
+        self.serial += 1;
+        self.live += 1;
+        let id = self.serial << INDEX_BITS | u64::from(index);
+        let timeout_ms = timeout.as_millis() as u64;
+        self.places[index as usize] = Some(Box::new(Session {
+            id,
+            space,
+            request_id: request_id.into(),
+            timeout_ms,
+            deadline_ms: now_ms + timeout_ms,
+            began_ms: now_ms,
+            used: Vec::new(),
+            distinct: 0,
+            shares: 0,
+            staged: HashMap::new(),
+            revoked: HashMap::new(),
+            next_depth: 0,
+            jobs: 0,
+        }));
+        Ok(id)
+    }
+
+    /// The index of a live session.
+    pub fn index(&self, id: u64) -> Result<u32> {
+        let index = (id & ((1 << INDEX_BITS) - 1)) as usize;
+        match self.places.get(index) {
+            Some(Some(session)) if session.id == id => Ok(index as u32),
+            _ if self.reclaimed_set.contains(&id) => Err(Error::new(
+                KVKEEP_ERR_EXPIRED,
+                format!(
+                    "session {id} passed its deadline idle and was ended: begin a new one, with a longer timeout_ms"
+                ),
+            )),
+            _ => Err(Error::new(
+                KVKEEP_ERR_NOT_FOUND,
+                format!("session {id} is not live: it was never begun, or has ended; begin one and use its number"),
+            )),
+        }
+    }
+
+    /// The index of a live session, its deadline renewed.
+    pub fn use_now(&mut self, id: u64, now_ms: u64) -> Result<u32> {
+        let index = self.index(id)?;
+        let session = self.at_mut(index);
+        session.deadline_ms = now_ms + session.timeout_ms;
+        Ok(index)
+    }
+
+    /// The session at a live index.
+    pub fn at(&self, index: u32) -> &Session {
+        match &self.places[index as usize] {
+            Some(session) => session,
+            None => unreachable!("no session at index {index}"),
+        }
+    }
+
+    /// The session at a live index.
+    pub fn at_mut(&mut self, index: u32) -> &mut Session {
+        match &mut self.places[index as usize] {
+            Some(session) => session,
+            None => unreachable!("no session at index {index}"),
+        }
+    }
+
+    /// Forgets the session at a live index; one that was `reclaimed` is remembered as expired.
+    pub fn remove(&mut self, index: u32, reclaimed: bool) -> Option<Box<Session>> {
+        let session = self.places[index as usize].take()?;
+        self.live -= 1;
+        self.spare.push_back(index);
+        if reclaimed {
+            self.reclaimed.push_back(session.id);
+            self.reclaimed_set.insert(session.id);
+            if self.reclaimed.len() > REMEMBERED
+                && let Some(oldest) = self.reclaimed.pop_front()
+            {
+                self.reclaimed_set.remove(&oldest);
+            }
+        }
+        Some(session)
+    }
+
+    /// Live sessions and their indexes.
+    pub fn live(&self) -> impl Iterator<Item = (u32, &Session)> {
+        self.places.iter().enumerate().filter_map(|(index, place)| Some((index as u32, place.as_deref()?)))
+    }
+
+    /// How many are live.
+    pub fn len(&self) -> usize {
+        self.live
+    }
+}

@@ -1,0 +1,278 @@
+//! What L1 knows of one object: where its bytes lie, its state, and who holds it.
+
+use super::chunked::Chunked;
+use crate::key::Key;
+
+/// No slot, session or hold.
+pub const NONE: u32 = u32::MAX;
+
+/// Where an object is in its life. A slot that is `Free` names nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// Not in use.
+    Free,
+    /// Reserved and not committed: only its writer knows of it.
+    Staging,
+    /// Committed.
+    Ready,
+}
+
+/// Dropped when its last share is returned.
+pub const TEMPORARY: u8 = 1;
+/// Not in the table any more; freed when nothing uses its memory.
+pub const HIDDEN: u8 = 2;
+/// A backend has it.
+pub const STORED: u8 = 4;
+/// Waiting to be written to L2, or being written.
+pub const QUEUED: u8 = 8;
+/// Passed over as a victim because it was `QUEUED`.
+pub const PARKED: u8 = 16;
+/// To be evicted once it is written.
+pub const LEAVING: u8 = 32;
+
+/// One object.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Its key.
+    pub key: Key,
+    /// Index of its space.
+    pub space: u32,
+    /// Raised when the slot is freed, so that an old reference names nothing.
+    pub generation: u32,
+    /// Where its bytes begin in the arena.
+    pub offset: u64,
+    /// How many there are.
+    pub size: u64,
+    /// The allocator's name for them.
+    pub node: u32,
+    /// Shares held by all sessions.
+    pub shares: u32,
+    /// Transfers that the library runs on its bytes.
+    pub io: u32,
+    /// The session (by index) that used it last, or that stages it. Its shares are `held`.
+    pub holder: u32,
+    /// Shares of `holder`.
+    pub held: u32,
+    /// Shares of other sessions: first of a list in [`Holds`].
+    pub more: u32,
+    /// When the first of its present shares was taken, in milliseconds of the cache's clock.
+    pub since_ms: u32,
+    /// Times it was read.
+    pub uses: u32,
+    /// Chunk index in its prefix, as far as its writer's session tells.
+    pub depth: u32,
+    /// Until when its retention lasts, in milliseconds of the cache's clock.
+    pub retain_until_ms: u32,
+    /// Flags above.
+    pub flags: u8,
+    /// Retention priority.
+    pub priority: u8,
+    /// Turns as a victim that its retention still spares it.
+    pub chances: u8,
+    /// Its state.
+    pub life: Life,
+}
+
+const EMPTY: Slot = Slot {
+    key: Key { hash: [0; 32], rank: 0, group: 0 },
+    space: 0,
+    generation: 0,
+    offset: 0,
+    size: 0,
+    node: 0,
+    shares: 0,
+    io: 0,
+    holder: NONE,
+    held: 0,
+    more: NONE,
+    since_ms: 0,
+    uses: 0,
+    depth: 0,
+    retain_until_ms: 0,
+    flags: 0,
+    priority: 0,
+    chances: 0,
+    life: Life::Free,
+};
+
+impl Slot {
+    /// Whether all of `flags` are set.
+    pub fn is(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// Whether its memory is in use, so that it must not be evicted.
+    pub fn locked(&self) -> bool {
+        self.shares > 0 || self.io > 0 || self.life == Life::Staging
+    }
+}
+
+/// Names an object for as long as it lives.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Ref {
+    /// Its slot.
+    pub slot: u32,
+    /// The slot's generation at that time.
+    pub generation: u32,
+}
+
+impl Ref {
+    /// As one number.
+    pub fn pack(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+
+    /// From one number.
+    pub fn unpack(number: u64) -> Ref {
+        Ref { slot: number as u32, generation: (number >> 32) as u32 }
+    }
+}
+
+/// All slots.
+pub struct Slots {
+    slots: Chunked<Slot>,
+    made: u32,
+    spare: Vec<u32>,
+}
+
+impl Slots {
+    /// None yet.
+    pub fn new() -> Slots {
+        Slots { slots: Chunked::new(), made: 0, spare: Vec::new() }
+    }
+
+    /// A fresh slot, all empty but its generation.
+    pub fn take(&mut self) -> u32 {
+        let id = self.spare.pop().unwrap_or_else(|| {
+            self.slots.reach(self.made, EMPTY);
+            self.made += 1;
+            self.made - 1
+        });
+        let generation = self.slots[id].generation;
+        self.slots[id] = Slot { generation, ..EMPTY };
+        id
+    }
+
+    /// Gives a slot back; references to it name nothing from now on.
+    pub fn give(&mut self, id: u32) {
+        let slot = &mut self.slots[id];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.life = Life::Free;
+        self.spare.push(id);
+    }
+
+    /// The reference that names the object now in slot `id`.
+    pub fn name(&self, id: u32) -> Ref {
+        Ref { slot: id, generation: self.slots[id].generation }
+    }
+
+    /// The slot of `name`, if its object still lives.
+    pub fn find(&self, name: Ref) -> Option<&Slot> {
+        let slot = self.slots.get(name.slot)?;
+        (slot.generation == name.generation && slot.life != Life::Free).then_some(slot)
+    }
+
+    /// Every slot in use.
+    pub fn live(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        (0..self.made).map(|id| (id, &self.slots[id])).filter(|(_, slot)| slot.life != Life::Free)
+    }
+
+    /// Memory held, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.slots.memory_bytes() + self.spare.capacity() * size_of::<u32>()
+    }
+}
+
+impl std::ops::Index<u32> for Slots {
+    type Output = Slot;
+    #[inline]
+    fn index(&self, id: u32) -> &Slot {
+        &self.slots[id]
+    }
+}
+
+impl std::ops::IndexMut<u32> for Slots {
+    #[inline]
+    fn index_mut(&mut self, id: u32) -> &mut Slot {
+        &mut self.slots[id]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Hold {
+    session: u32,
+    count: u32,
+    next: u32,
+}
+
+/// Shares of an object's second and further holders, as lists.
+#[derive(Default)]
+pub struct Holds {
+    holds: Vec<Hold>,
+    spare: Vec<u32>,
+}
+
+impl Holds {
+    /// Adds shares of `session` to the list of `slot`. True if it had none in the list before.
+    pub fn add(&mut self, slot: &mut Slot, session: u32, count: u32) -> bool {
+        let mut at = slot.more;
+        while at != NONE {
+            let hold = &mut self.holds[at as usize];
+            if hold.session == session {
+                hold.count += count;
+                return false;
+            }
+            at = hold.next;
+        }
+        let hold = Hold { session, count, next: slot.more };
+        slot.more = match self.spare.pop() {
+            Some(place) => {
+                self.holds[place as usize] = hold;
+                place
+            }
+            None => {
+                self.holds.push(hold);
+                (self.holds.len() - 1) as u32
+            }
+        };
+        true
+    }
+
+    /// Shares of `session` in the list of `slot`.
+    pub fn count(&self, slot: &Slot, session: u32) -> u32 {
+        self.iter(slot).find(|(holder, _)| *holder == session).map_or(0, |(_, count)| count)
+    }
+
+    /// Takes shares of `session` off the list; they must be there.
+    pub fn sub(&mut self, slot: &mut Slot, session: u32, count: u32) {
+        let mut before = NONE;
+        let mut at = slot.more;
+        while at != NONE {
+            let hold = self.holds[at as usize];
+            if hold.session == session {
+                debug_assert!(hold.count >= count);
+                if hold.count > count {
+                    self.holds[at as usize].count -= count;
+                    return;
+                }
+                match before {
+                    NONE => slot.more = hold.next,
+                    before => self.holds[before as usize].next = hold.next,
+                }
+                self.spare.push(at);
+                return;
+            }
+            (before, at) = (at, hold.next);
+        }
+    }
+
+    /// Sessions in the list and their shares.
+    pub fn iter(&self, slot: &Slot) -> impl Iterator<Item = (u32, u32)> {
+        let mut at = slot.more;
+        std::iter::from_fn(move || {
+            let hold = self.holds.get(at as usize)?;
+            at = hold.next;
+            Some((hold.session, hold.count))
+        })
+    }
+}

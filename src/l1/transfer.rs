@@ -1,0 +1,206 @@
+//! Memory under a transfer: loads from L2 into staging, and writes of committed objects to L2.
+//!
+//! A [`Buffer`] counts in its slot's `io`, so that the memory is neither evicted nor reused while a backend has it (P2).
+
+use std::sync::Arc;
+
+use super::slot::{HIDDEN, LEAVING, Life, PARKED, QUEUED, Ref, STORED, Slot, TEMPORARY};
+use super::{L1, State};
+use crate::arena::{Buffer, Hold};
+use crate::error::{Result, Status};
+use crate::key::{Key, ObjectKey};
+
+/// An object to be written to L2.
+pub struct Write {
+    /// Names it to [`L1::written`].
+    pub name: Ref,
+    /// Its identity.
+    pub key: ObjectKey,
+    /// The tag of its layout.
+    pub layout: [u8; 16],
+    /// Its bytes; one more buffer of them can be had by [`L1::buffer`].
+    pub buffer: Buffer,
+}
+
+/// A reader of a loaded object: whom to give how many shares.
+#[derive(Clone, Copy, Debug)]
+pub struct Landed {
+    /// The session.
+    pub session: u64,
+    /// Shares.
+    pub count: u32,
+}
+
+impl Hold for L1 {
+    fn release(&self, token: u64) {
+        self.with(|state| state.land(Ref::unpack(token)));
+    }
+}
+
+impl L1 {
+    /// The bytes of a slot whose `io` the caller raised for it. A staged slot is known to its loader alone, and a ready one is
+    /// never written again.
+    fn buffer_of(&self, name: Ref, slot: &Slot) -> Option<Buffer> {
+        let hold: Arc<dyn Hold> = self.me.upgrade()?;
+        Some(self.arena.lend(slot.offset, slot.size, hold, name.pack()))
+    }
+
+    /// Stages memory of `space` for loads, in order; after the first key that does not fit, none does. A loaded object is
+    /// not written to L2 again.
+    pub fn stage_loads<'a>(
+        &self,
+        space: u32,
+        wanted: impl Iterator<Item = (&'a Key, u64, u32)>,
+        temporary: bool,
+    ) -> Vec<std::result::Result<(Ref, Buffer), Status>> {
+        let mut full = None;
+        let staged: Vec<std::result::Result<(Ref, Slot), Status>> = self.with(|state| {
+            wanted
+                .map(|(key, size, depth)| {
+                    if let Some(status) = full {
+                        return Err(status);
+                    }
+                    let id = state.stage(space, key, size, temporary).inspect_err(|&status| {
+                        state.counts.refusals += 1;
+                        full = Some(status);
+                    })?;
+                    let slot = &mut state.slots[id];
+                    slot.flags |= STORED;
+                    slot.depth = depth;
+                    slot.io = 1;
+                    Ok((state.slots.name(id), state.slots[id]))
+                })
+                .collect()
+        });
+        staged
+            .into_iter()
+            .map(|staged| {
+                let (name, slot) = staged?;
+                let buffer = self.buffer_of(name, &slot).ok_or(crate::error::KVKEEP_ERR_CLOSED)?;
+                Ok((name, buffer))
+            })
+            .collect()
+    }
+
+    /// Commits a loaded object and gives its readers their shares. Says of each whether it has them (its session lives).
+    /// False for all if the load was dropped meanwhile.
+    pub fn commit_load(&self, name: Ref, readers: &[Landed]) -> Vec<bool> {
+        self.with(|state| {
+            let live = state.slots.find(name).is_some_and(|slot| slot.life == Life::Staging);
+            if !live {
+                return vec![false; readers.len()];
+            }
+            let id = state.commit(name.slot);
+            readers
+                .iter()
+                .map(|reader| {
+                    let Ok(index) = state.sessions.use_now(reader.session, state.now_ms) else { return false };
+                    state.take(index, id, reader.count);
+                    true
+                })
+                .collect()
+        })
+    }
+
+    /// Gives up a load; its memory is freed when the transfer has landed.
+    pub fn drop_load(&self, name: Ref) {
+        self.with(|state| {
+            if state.slots.find(name).is_some_and(|slot| slot.life == Life::Staging) {
+                state.unstage(name.slot);
+            }
+        });
+    }
+
+    /// Takes queued objects to write, up to `objects` and about `bytes`, at least one.
+    pub fn take_writes(&self, objects: usize, bytes: u64) -> Vec<Write> {
+        let taken: Vec<(Ref, Slot, ObjectKey, [u8; 16])> = self.with(|state| {
+            let mut taken = Vec::new();
+            let mut left = bytes;
+            while taken.len() < objects && (left > 0 || taken.is_empty()) {
+                let Some(name) = state.writes.pop_front() else { break };
+                let Some(slot) = state.slots.find(name).copied() else { continue };
+                if slot.is(HIDDEN) || !slot.is(QUEUED) {
+                    continue;
+                }
+                state.raise_io(name.slot);
+                left = left.saturating_sub(slot.size);
+                let space = &state.spaces[slot.space as usize];
+                taken.push((name, slot, ObjectKey { space: space.tag, key: slot.key }, space.layout));
+            }
+            taken
+        });
+        taken
+            .into_iter()
+            .filter_map(|(name, slot, key, layout)| {
+                Some(Write { name, key, layout, buffer: self.buffer_of(name, &slot)? })
+            })
+            .collect()
+    }
+
+    /// Another buffer over an object that has one.
+    pub fn buffer(&self, name: Ref) -> Option<Buffer> {
+        let slot = self.with(|state| {
+            state.slots.find(name)?;
+            state.raise_io(name.slot);
+            Some(state.slots[name.slot])
+        })?;
+        self.buffer_of(name, &slot)
+    }
+
+    /// A write ended, well or not: a write given up on is not tried again, and from now on the object may be evicted like any
+    /// other. One that was to leave once written leaves now.
+    pub fn written(&self, name: Ref) {
+        self.with(|state| {
+            if state.slots.find(name).is_none() {
+                return;
+            }
+            let slot = &mut state.slots[name.slot];
+            let (parked, leaving) = (slot.is(PARKED), slot.is(LEAVING));
+            slot.flags = slot.flags & !(QUEUED | PARKED | LEAVING) | STORED;
+            if slot.is(HIDDEN) {
+                return;
+            }
+            let pool = state.spaces[slot.space as usize].pool;
+            if leaving && !slot.locked() {
+                state.evict(name.slot);
+            } else if parked {
+                state.pools[pool].policy.release(name.slot);
+            }
+        });
+    }
+
+    /// Whether a session may still be given shares.
+    pub fn session_lives(&self, session: u64) -> Result<()> {
+        self.with(|state| state.sessions.index(session).map(drop))
+    }
+}
+
+impl State {
+    fn raise_io(&mut self, id: u32) {
+        let was_locked = self.slots[id].locked();
+        self.slots[id].io += 1;
+        self.relock(id, was_locked);
+    }
+
+    /// A buffer was let go.
+    fn land(&mut self, name: Ref) {
+        if self.slots.find(name).is_none() {
+            debug_assert!(false, "a buffer outlived its slot");
+            return;
+        }
+        let id = name.slot;
+        self.slots[id].io -= 1;
+        self.relock(id, true);
+        let slot = &self.slots[id];
+        if slot.locked() {
+            return;
+        }
+        if slot.is(HIDDEN) {
+            return self.free_if_unused(id);
+        }
+        let pool = self.spaces[slot.space as usize].pool;
+        if !slot.is(PARKED) || slot.is(TEMPORARY) {
+            self.pools[pool].policy.release(id);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The write path: staging, and the commit that makes an object readable and unchangeable.
+
+use super::policy::Removal;
+use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, TEMPORARY};
+use super::{L1, Outcome, State, WAKE_ROOM, WAKE_WRITES};
+use crate::config::StoreMode;
+use crate::error::{KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::key::Key;
+use crate::types::View;
+
+impl L1 {
+    /// Stages `sizes[i]` bytes for `keys[i]`.
+    pub fn reserve_write(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool> {
+        self.with(|state| {
+            let index = state.sessions.use_now(session, state.now_ms)?;
+            // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
+            let mut full: Option<Status> = None;
+            let mut all = true;
+            for ((key, &size), view) in keys.iter().zip(sizes).zip(views) {
+                *view = match state.stage_for(index, key, size, temporary, full) {
+                    Ok(id) => state.view(id),
+                    Err(status) => {
+                        if !matches!(status, KVKEEP_ERR_EXISTS | KVKEEP_ERR_INVALID) {
+                            full = Some(status);
+                        }
+                        all = false;
+                        View::none(status)
+                    }
+                };
+            }
+            Ok(all)
+        })
+    }
+
+    /// Commits staged keys.
+    pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.with(|state| {
+            let index = state.sessions.use_now(session, state.now_ms)?;
+            let mut outcome = Outcome::new(statuses);
+            for (i, key) in keys.iter().enumerate() {
+                let staged = state.sessions.at_mut(index).staged.remove(key);
+                outcome.set(
+                    i,
+                    staged.map_or(KVKEEP_ERR_NOT_FOUND, |id| {
+                        state.commit_for(index, id);
+                        KVKEEP_OK
+                    }),
+                );
+            }
+            Ok(outcome.all_ok())
+        })
+    }
+
+    /// Commits staged keys and takes `count` shares of each.
+    pub fn finish_write_and_reserve_read(
+        &self,
+        session: u64,
+        keys: &[Key],
+        count: u32,
+        views: &mut [View],
+    ) -> Result<bool> {
+        self.with(|state| {
+            let index = state.sessions.use_now(session, state.now_ms)?;
+            let mut all = true;
+            for (key, view) in keys.iter().zip(views) {
+                *view = match state.sessions.at_mut(index).staged.remove(key) {
+                    Some(id) => {
+                        let id = state.commit_for(index, id);
+                        state.take(index, id, count);
+                        state.view(id)
+                    }
+                    None => {
+                        all = false;
+                        View::none(KVKEEP_ERR_NOT_FOUND)
+                    }
+                };
+            }
+            Ok(all)
+        })
+    }
+
+    /// Gives staged keys back.
+    pub fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.with(|state| {
+            let index = state.sessions.use_now(session, state.now_ms)?;
+            let mut outcome = Outcome::new(statuses);
+            for (i, key) in keys.iter().enumerate() {
+                let staged = state.sessions.at_mut(index).staged.remove(key);
+                outcome.set(
+                    i,
+                    staged.map_or(KVKEEP_ERR_NOT_FOUND, |id| {
+                        state.unstage(id);
+                        KVKEEP_OK
+                    }),
+                );
+            }
+            Ok(outcome.all_ok())
+        })
+    }
+}
+
+impl State {
+    fn stage_for(
+        &mut self,
+        session: u32,
+        key: &Key,
+        size: u64,
+        temporary: bool,
+        full: Option<Status>,
+    ) -> std::result::Result<u32, Status> {
+        let holder = self.sessions.at(session);
+        let (space, depth) = (holder.space, holder.next_depth);
+        if size == 0 {
+            return Err(KVKEEP_ERR_INVALID);
+        }
+        if holder.staged.contains_key(key) || self.find(space, key).is_some() {
+            return Err(KVKEEP_ERR_EXISTS);
+        }
+        if let Some(status) = full {
+            return Err(status);
+        }
+        let id = self.stage(space, key, size, temporary).inspect_err(|_| self.counts.refusals += 1)?;
+        let slot = &mut self.slots[id];
+        slot.holder = session;
+        slot.depth = depth;
+        let holder = self.sessions.at_mut(session);
+        holder.next_depth += 1;
+        holder.staged.insert(*key, id);
+        Ok(id)
+    }
+
+    /// A slot with memory, staged, held by nobody yet.
+    pub(super) fn stage(
+        &mut self,
+        space: u32,
+        key: &Key,
+        size: u64,
+        temporary: bool,
+    ) -> std::result::Result<u32, Status> {
+        let block = self.make_room(space, size)?;
+        let id = self.slots.take();
+        let slot = &mut self.slots[id];
+        slot.key = *key;
+        slot.space = space;
+        slot.size = size;
+        slot.offset = block.offset;
+        slot.node = block.node;
+        slot.life = Life::Staging;
+        slot.flags = if temporary { TEMPORARY } else { 0 };
+        self.spaces[space as usize].used += size;
+        self.locked_bytes += size;
+        self.staged += 1;
+        Ok(id)
+    }
+
+    /// Drops staging; a transfer into it keeps the memory until it lands.
+    pub(super) fn unstage(&mut self, id: u32) {
+        self.staged -= 1;
+        let slot = &mut self.slots[id];
+        slot.life = Life::Ready;
+        slot.flags |= HIDDEN;
+        self.relock(id, true);
+        self.free_if_unused(id);
+    }
+
+    /// Commits what a session staged and notes it as used. Returns the slot that is read from now on.
+    fn commit_for(&mut self, session: u32, id: u32) -> u32 {
+        self.counts.commits += 1;
+        let kept = self.commit(id);
+        if kept == id {
+            let name = self.slots.name(id);
+            self.slots[id].holder = session;
+            self.sessions.at_mut(session).note(name);
+        }
+        kept
+    }
+
+    /// Makes a staged slot readable, unless its key is already: then this copy goes. Returns the slot that stays.
+    pub(super) fn commit(&mut self, id: u32) -> u32 {
+        let slot = &self.slots[id];
+        let (space, key, temporary, size) = (slot.space, slot.key, slot.is(TEMPORARY), slot.size);
+        let hash = self.hasher.hash(space, &key);
+        if let Some(first) = self.find_hashed(hash, space, &key) {
+            self.counts.commits_discarded += 1;
+            self.unstage(id);
+            if !temporary && self.slots[first].is(TEMPORARY) {
+                self.slots[first].flags &= !TEMPORARY;
+                self.queue_after_commit(first);
+            }
+            return first;
+        }
+        self.staged -= 1;
+        self.ready += 1;
+        let slot = &mut self.slots[id];
+        slot.life = Life::Ready;
+        slot.holder = NONE;
+        self.relock(id, true);
+        let (slots, hasher) = (&self.slots, &self.hasher);
+        self.table.insert_unique(hash, id, |&id| hasher.hash(slots[id].space, &slots[id].key));
+        let meta = self.meta(&self.slots[id]);
+        let pool = &mut self.pools[self.spaces[space as usize].pool];
+        pool.bytes += size;
+        pool.policy.insert(id, meta);
+        self.queue_after_commit(id);
+        if self.above(self.config.high_percent) {
+            self.wakes |= WAKE_ROOM;
+        }
+        id
+    }
+
+    /// Whether more than `percent` of L1 is used; never above 100.
+    pub(super) fn above(&self, percent: u32) -> bool {
+        percent < 100
+            && u128::from(self.alloc.used_bytes()) * 100 > u128::from(self.alloc.capacity()) * u128::from(percent)
+    }
+
+    fn queue_after_commit(&mut self, id: u32) {
+        if self.config.store_mode == StoreMode::WriteThrough && self.slots[id].flags & (STORED | TEMPORARY) == 0 {
+            self.queue_write(id);
+        }
+    }
+
+    /// Queues an object to be written to L2, if there is one and the queue has room.
+    pub(super) fn queue_write(&mut self, id: u32) -> bool {
+        if !self.has_l2 || self.slots[id].is(QUEUED) {
+            return false;
+        }
+        if self.writes.len() >= self.config.writes_max as usize {
+            self.counts.writes_dropped += 1;
+            return false;
+        }
+        self.slots[id].flags |= QUEUED;
+        let name = self.slots.name(id);
+        self.writes.push_back(name);
+        self.wakes |= WAKE_WRITES;
+        true
+    }
+
+    /// Takes a ready object out of the table: nobody finds it any more.
+    pub(super) fn hide(&mut self, id: u32, why: Removal) {
+        let slot = &mut self.slots[id];
+        slot.flags |= HIDDEN;
+        let (space, key, size) = (slot.space, slot.key, slot.size);
+        let hash = self.hasher.hash(space, &key);
+        if let Ok(entry) = self.table.find_entry(hash, |&other| other == id) {
+            entry.remove();
+        }
+        let pool = &mut self.pools[self.spaces[space as usize].pool];
+        pool.policy.remove(id, why);
+        pool.bytes -= size;
+        self.ready -= 1;
+    }
+
+    /// Frees a hidden object that nothing uses.
+    pub(super) fn free_if_unused(&mut self, id: u32) {
+        let slot = &self.slots[id];
+        debug_assert!(slot.is(HIDDEN));
+        if slot.locked() {
+            return;
+        }
+        self.spaces[slot.space as usize].used -= slot.size;
+        self.alloc.free(slot.node);
+        self.slots.give(id);
+    }
+}
