@@ -33,9 +33,7 @@ impl Policy for Lru {
     }
 
     fn touch(&mut self, id: u32, _meta: Meta) {
-        if self.places.knows(id) {
-            self.queue.renew(&mut self.places, id);
-        }
+        self.queue.renew(&mut self.places, id);
     }
 
     fn remove(&mut self, id: u32, _why: Removal) {

@@ -6,12 +6,12 @@
 
 use std::collections::VecDeque;
 
-use crate::l1::chunked::Chunked;
-
 /// Entries of a segment, the unit in which queues take and give back memory.
-const SEGMENT: u32 = 512;
-/// Entries swept for each one appended while a sweep is on.
-const SWEEP_PACE: u32 = 4;
+const SEGMENT: usize = 512;
+/// Segments swept for each one appended while a sweep is on.
+const SWEEP_PACE: usize = 4;
+/// A sweep begins when there are this many entries to a live one.
+const STALE_FACTOR: usize = 4;
 
 /// No queue knows the id.
 const ABSENT: u32 = u32::MAX;
@@ -22,40 +22,62 @@ const RETURNED: u32 = u32::MAX - 2;
 
 /// Where every id stands, and the memory of all queues of one policy.
 pub(super) struct Places {
-    place: Chunked<u32>,
-    slots: Chunked<u32>,
+    place: Vec<u32>,
     segments: u32,
-    spare: Vec<u32>,
+    spare: Vec<Segment>,
+}
+
+/// A stretch of entries; entry `n` has the place `base + n`.
+#[derive(Default)]
+struct Segment {
+    base: u32,
+    ids: Box<[u32]>,
 }
 
 impl Places {
     pub(super) fn new() -> Places {
-        Places { place: Chunked::new(), slots: Chunked::new(), segments: 0, spare: Vec::new() }
+        Places { place: Vec::new(), segments: 0, spare: Vec::new() }
     }
 
     /// Makes room for `id`.
     pub(super) fn reach(&mut self, id: u32) {
-        self.place.reach(id, ABSENT);
+        let length = id as usize + 1;
+        if length > self.place.capacity() {
+            // Doubling would leave half of it unused.
+            self.place.reserve_exact(length + length / 4 - self.place.len());
+        }
+        if length > self.place.len() {
+            self.place.resize(length, ABSENT);
+        }
+    }
+
+    fn get(&self, id: u32) -> u32 {
+        self.place.get(id as usize).copied().unwrap_or(ABSENT)
+    }
+
+    fn set(&mut self, id: u32, place: u32) {
+        self.place[id as usize] = place;
     }
 
     pub(super) fn knows(&self, id: u32) -> bool {
-        self.place.get(id).is_some_and(|&place| place != ABSENT)
+        self.get(id) != ABSENT
     }
 
     pub(super) fn is_aside(&self, id: u32) -> bool {
-        self.place.get(id) == Some(&ASIDE)
+        self.get(id) == ASIDE
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.place.memory_bytes() + self.slots.memory_bytes() + self.spare.capacity() * size_of::<u32>()
+        self.place.capacity() * size_of::<u32>()
+            + self.segments as usize * SEGMENT * size_of::<u32>()
+            + self.spare.capacity() * size_of::<Segment>()
     }
 
-    fn segment(&mut self) -> u32 {
+    fn segment(&mut self) -> Segment {
         self.spare.pop().unwrap_or_else(|| {
-            let segment = self.segments;
+            let base = self.segments * SEGMENT as u32;
             self.segments += 1;
-            self.slots.reach(segment * SEGMENT + SEGMENT - 1, 0);
-            segment
+            Segment { base, ids: vec![0; SEGMENT].into_boxed_slice() }
         })
     }
 }
@@ -63,46 +85,67 @@ impl Places {
 /// Segments read at the front and written at the back.
 #[derive(Default)]
 struct Run {
-    segments: VecDeque<u32>,
-    head: u32,
-    /// The next slot to write, at a multiple of [`SEGMENT`] when a new segment is needed.
-    tail: u32,
+    full: VecDeque<Segment>,
+    /// The last segment, written up to `fill`.
+    last: Segment,
+    fill: usize,
+    /// What of the first segment was read.
+    head: usize,
 }
 
 impl Run {
-    /// Writes an entry and gives its slot, and whether a segment was begun for it.
+    /// Begins a segment when the last one is full, and says whether it did.
     #[inline]
-    fn push(&mut self, places: &mut Places, id: u32) -> (u32, bool) {
-        let full = self.tail.is_multiple_of(SEGMENT);
+    fn make_room(&mut self, places: &mut Places) -> bool {
+        let full = self.fill == self.last.ids.len();
         if full {
-            let segment = places.segment();
-            if self.segments.is_empty() {
-                self.head = segment * SEGMENT;
-            }
-            self.segments.push_back(segment);
-            self.tail = segment * SEGMENT;
+            self.begin(places);
         }
-        let slot = self.tail;
-        places.slots[slot] = id;
-        // Past the last slot of a segment this is a multiple of it, which `push` reads as full.
-        self.tail += 1;
-        (slot, full)
+        full
     }
 
-    fn first(&self, places: &Places) -> Option<(u32, u32)> {
-        (!self.segments.is_empty()).then(|| (places.slots[self.head], self.head))
+    #[cold]
+    fn begin(&mut self, places: &mut Places) {
+        let full = std::mem::replace(&mut self.last, places.segment());
+        if !full.ids.is_empty() {
+            self.full.push_back(full);
+        }
+        self.fill = 0;
+    }
+
+    fn first(&self) -> Option<(u32, u32)> {
+        let (segment, length) = match self.full.front() {
+            Some(segment) => (segment, SEGMENT),
+            None => (&self.last, self.fill),
+        };
+        (self.head < length).then(|| (segment.ids[self.head], segment.base + self.head as u32))
     }
 
     /// Passes over the first entry.
     fn skip(&mut self, places: &mut Places) {
         self.head += 1;
-        if self.head == self.tail && self.segments.len() == 1 {
-            places.spare.extend(self.segments.pop_front());
-            self.tail = 0;
-        } else if self.head.is_multiple_of(SEGMENT) {
-            places.spare.extend(self.segments.pop_front());
-            self.head = self.segments.front().map_or(0, |segment| segment * SEGMENT);
+        if self.full.is_empty() {
+            if self.head == self.fill {
+                (self.head, self.fill) = (0, 0);
+            }
+        } else if self.head == SEGMENT {
+            places.spare.extend(self.full.pop_front());
+            self.head = 0;
         }
+    }
+
+    /// Takes the first segment whole: it, and its entries not read yet. The last one too if `even_last`.
+    fn take(&mut self, even_last: bool) -> Option<(Segment, std::ops::Range<usize>)> {
+        let head = std::mem::take(&mut self.head);
+        if let Some(segment) = self.full.pop_front() {
+            return Some((segment, head..SEGMENT));
+        }
+        if even_last && self.fill > 0 {
+            let fill = std::mem::take(&mut self.fill);
+            return Some((std::mem::take(&mut self.last), head..fill));
+        }
+        self.head = head;
+        None
     }
 }
 
@@ -133,19 +176,26 @@ impl Queue {
         self.append(places, id);
     }
 
-    /// Moves an id that stands in this queue to the end.
+    /// Moves an id to the end that stands in this queue or was set aside from it; false for an id that no queue knows.
     #[inline]
-    pub(super) fn renew(&mut self, places: &mut Places, id: u32) {
-        if places.place[id] == ASIDE {
+    pub(super) fn renew(&mut self, places: &mut Places, id: u32) -> bool {
+        let place = places.get(id);
+        if place >= ASIDE {
+            if place == ABSENT {
+                return false;
+            }
             self.live += 1;
         }
         self.append(places, id);
+        true
     }
 
     #[inline]
     fn append(&mut self, places: &mut Places, id: u32) {
-        let (slot, began) = self.recent.push(places, id);
-        places.place[id] = slot;
+        let began = self.recent.make_room(places);
+        self.recent.last.ids[self.recent.fill] = id;
+        places.set(id, self.recent.last.base + self.recent.fill as u32);
+        self.recent.fill += 1;
         self.entries += 1;
         if began {
             self.sweep(places);
@@ -154,23 +204,23 @@ impl Queue {
 
     /// Takes an id out, wherever it stands. The id is unknown to every queue then.
     pub(super) fn remove(&mut self, places: &mut Places, id: u32) {
-        if places.place[id] < ASIDE {
+        if places.get(id) < ASIDE {
             self.live -= 1;
         }
-        places.place[id] = ABSENT;
+        places.set(id, ABSENT);
     }
 
     /// The first id.
     pub(super) fn first(&mut self, places: &mut Places) -> Option<u32> {
         while let Some(&id) = self.returned.front() {
-            if places.place[id] == RETURNED {
+            if places.get(id) == RETURNED {
                 return Some(id);
             }
             self.returned.pop_front();
         }
         for run in [&mut self.packed, &mut self.before, &mut self.recent] {
-            while let Some((id, slot)) = run.first(places) {
-                if places.place[id] == slot {
+            while let Some((id, slot)) = run.first() {
+                if places.get(id) == slot {
                     return Some(id);
                 }
                 run.skip(places);
@@ -184,47 +234,55 @@ impl Queue {
     pub(super) fn set_aside(&mut self, places: &mut Places) -> Option<u32> {
         let id = self.first(places)?;
         self.live -= 1;
-        places.place[id] = ASIDE;
+        places.set(id, ASIDE);
         Some(id)
     }
 
     /// Puts an id that was set aside in front.
     pub(super) fn put_back(&mut self, places: &mut Places, id: u32) {
         self.live += 1;
-        places.place[id] = RETURNED;
+        places.set(id, RETURNED);
         self.returned.push_back(id);
     }
 
+    /// Bytes beside those that [`Places`] counts.
     pub(super) fn memory_bytes(&self) -> usize {
         let runs = [&self.packed, &self.before, &self.recent];
-        let words = self.returned.capacity() + runs.iter().map(|run| run.segments.capacity()).sum::<usize>();
-        words * size_of::<u32>()
+        self.returned.capacity() * size_of::<u32>()
+            + runs.iter().map(|run| run.full.capacity()).sum::<usize>() * size_of::<Segment>()
     }
 
-    /// Once per segment appended: packs a few segments' live entries, when too many are stale.
+    /// Once per segment appended: packs the live entries of a few segments, when too many are stale.
+    #[cold]
     fn sweep(&mut self, places: &mut Places) {
         if !self.sweeping {
-            if self.entries <= 3 * self.live + 2 * SEGMENT as usize {
+            if self.entries <= STALE_FACTOR * self.live + 2 * SEGMENT {
                 return;
             }
             self.sweeping = true;
             std::mem::swap(&mut self.packed, &mut self.before);
         }
-        for _ in 0..SWEEP_PACE * SEGMENT {
-            // The segment being written stays: a sweep has its end there.
-            let whole = self.recent.segments.len() > 1;
-            let run = if self.before.segments.is_empty() && whole { &mut self.recent } else { &mut self.before };
-            let Some((id, slot)) = run.first(places) else {
+        for _ in 0..SWEEP_PACE {
+            // The segment being written stays: the sweep has its end there.
+            let Some((segment, unread)) = self.before.take(true).or_else(|| self.recent.take(false)) else {
                 self.sweeping = false;
                 return;
             };
-            run.skip(places);
-            self.entries -= 1;
-            if places.place[id] == slot {
-                let (slot, _) = self.packed.push(places, id);
-                places.place[id] = slot;
-                self.entries += 1;
+            self.entries -= unread.len();
+            for at in unread {
+                self.packed.make_room(places);
+                let id = segment.ids[at];
+                // Whether an entry lives is a coin toss to a branch predictor, so it is written either way and kept
+                // by counting it.
+                let place = &mut places.place[id as usize];
+                let lives = *place == segment.base + at as u32;
+                let fill = self.packed.fill;
+                self.packed.last.ids[fill] = id;
+                *place = if lives { self.packed.last.base + fill as u32 } else { *place };
+                self.packed.fill += usize::from(lives);
+                self.entries += usize::from(lives);
             }
+            places.spare.push(segment);
         }
     }
 }
