@@ -10,6 +10,8 @@ pub(super) enum Step {
     Insert(u32),
     /// A use that is no read.
     Touch(u32),
+    /// A use by a read: this many until now.
+    Read(u32, u32),
     Evict(u32),
     Delete(u32),
     /// The next victim is this one.
@@ -30,6 +32,7 @@ pub(super) fn run(policy: &mut dyn Policy, steps: &[Step]) {
         match *step {
             Insert(id) => policy.insert(id, meta(id, 0)),
             Touch(id) => policy.touch(id, meta(id, 0)),
+            Read(id, uses) => policy.touch(id, meta(id, uses)),
             Evict(id) => policy.remove(id, Removal::Evicted),
             Delete(id) => policy.remove(id, Removal::Deleted),
             Victim(id) => assert_eq!(policy.victim(&mut |_| true), Some(id), "step {at}, {step:?}"),

@@ -1,14 +1,19 @@
 //! Which object goes first when room is needed. One file per policy, one trait, chosen by name.
 
+mod ghost;
 mod lru;
+mod mq;
 mod none;
 mod queue;
+mod s3fifo;
 
 #[cfg(test)]
 mod contract;
 
 pub use lru::Lru;
+pub use mq::Mq;
 pub use none::Never;
+pub use s3fifo::S3Fifo;
 
 /// What a policy may know of an object.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,12 +62,14 @@ pub trait Policy: Send {
 }
 
 /// Names that [`by_name`] knows.
-pub const NAMES: [&str; 2] = ["lru", "none"];
+pub const NAMES: [&str; 4] = ["lru", "s3fifo", "mq", "none"];
 
 /// The policy of this name, empty.
 pub fn by_name(name: &str) -> Option<Box<dyn Policy>> {
     match name {
         "lru" => Some(Box::new(Lru::new())),
+        "s3fifo" => Some(Box::new(S3Fifo::new())),
+        "mq" => Some(Box::new(Mq::new())),
         "none" => Some(Box::new(Never)),
         _ => None,
     }

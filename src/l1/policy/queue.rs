@@ -165,7 +165,6 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Ids that stand in the queue.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.live
     }
@@ -321,7 +320,7 @@ mod tests {
                 queue.remove(&mut places, first);
             }
             assert_eq!(queue.len(), model.len());
-            assert!(queue.entries <= 4 * 700 + 4 * SEGMENT as usize);
+            assert!(queue.entries <= 4 * 700 + 4 * SEGMENT);
         }
         assert_eq!(drain(&mut queue, &mut places), Vec::from(model));
         assert!(places.memory_bytes() < 80_000);

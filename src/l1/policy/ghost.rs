@@ -1,0 +1,109 @@
+//! What an evicted object is remembered by: a print of its tag and how often it was used.
+//!
+//! Eight bytes a memory, in buckets of eight; a full bucket forgets its oldest. A print may be taken for another's once
+//! in some thousand times, which costs an object a better or worse place and nothing else. Times are the policy's own
+//! count of events, and wrap.
+
+const WAYS: usize = 8;
+
+#[derive(Clone, Copy, Default)]
+struct Memory {
+    /// 24 bits of print and 8 of uses; 0 for none.
+    print: u32,
+    since: u32,
+}
+
+/// The memory of one policy. It reaches back `span` events, each of which evicts one object at most.
+pub(super) struct Ghost {
+    slots: Vec<Memory>,
+    span: u32,
+}
+
+/// A tag in the form in which a policy keeps it: 32 bits, well mixed.
+pub(super) fn short(tag: u64) -> u32 {
+    (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+fn print(tag: u32, uses: u8) -> u32 {
+    (tag | 0x100) & !0xff | u32::from(uses)
+}
+
+impl Ghost {
+    pub(super) fn new() -> Ghost {
+        Ghost { slots: Vec::new(), span: 0 }
+    }
+
+    /// Remembers for as many events as this from now on.
+    pub(super) fn set_span(&mut self, span: usize) {
+        self.span = u32::try_from(span).unwrap_or(u32::MAX / 2);
+        let wanted = span.next_power_of_two().max(WAYS);
+        if self.slots.is_empty() {
+            self.slots.resize(wanted, Memory::default());
+        }
+        while self.slots.len() < wanted {
+            // The bit that now decides was not kept, so both halves hold the memory and the false ones age.
+            self.slots.extend_from_within(..);
+        }
+    }
+
+    fn bucket(&mut self, tag: u32) -> &mut [Memory] {
+        let buckets = self.slots.len() / WAYS;
+        let at = tag as usize & buckets.wrapping_sub(1);
+        self.slots.get_mut(at * WAYS..(at + 1) * WAYS).unwrap_or_default()
+    }
+
+    /// Remembers an object that was used `uses` times, the last time at `since`.
+    pub(super) fn remember(&mut self, tag: u32, uses: u8, since: u32, now: u32) {
+        let age = |memory: &&mut Memory| match memory.print {
+            0 => u32::MAX,
+            _ => now.wrapping_sub(memory.since),
+        };
+        if let Some(memory) = self.bucket(tag).iter_mut().max_by_key(age) {
+            *memory = Memory { print: print(tag, uses), since };
+        }
+    }
+
+    /// Forgets the object and says how often it was used and how long ago, if it was remembered.
+    pub(super) fn recall(&mut self, tag: u32, now: u32) -> Option<(u8, u32)> {
+        let span = self.span;
+        let wanted = print(tag, 0);
+        let memory = self.bucket(tag).iter_mut().find(|memory| memory.print & !0xff == wanted)?;
+        let Memory { print, since } = std::mem::take(memory);
+        let age = now.wrapping_sub(since);
+        (age <= span).then_some((print as u8, age))
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<Memory>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_are_remembered_and_the_others_are_not() {
+        let mut ghost = Ghost::new();
+        assert_eq!(ghost.recall(short(1), 0), None);
+        ghost.remember(short(1), 1, 0, 0);
+        ghost.set_span(1000);
+        (0..3000).for_each(|tag| ghost.remember(short(tag), tag as u8, tag as u32, tag as u32));
+        let recalled = |ghost: &mut Ghost, tag| ghost.recall(short(tag), 3000) == Some((tag as u8, 3000 - tag as u32));
+        let kept = (2000..3000).filter(|&tag| recalled(&mut ghost, tag)).count();
+        assert!(kept >= 850, "{kept} of the last thousand");
+        let old = (0..2000).filter(|&tag| ghost.recall(short(tag), 3000).is_some()).count();
+        assert!(old <= 2, "{old} older ones");
+        assert_eq!(ghost.recall(short(2500), 3000), None, "recalled once");
+    }
+
+    #[test]
+    fn growing_loses_nothing() {
+        let mut ghost = Ghost::new();
+        ghost.set_span(1000);
+        (0..100).for_each(|tag| ghost.remember(short(tag), 3, 0, 0));
+        ghost.set_span(10_000);
+        let kept = (0..100).filter(|&tag| ghost.recall(short(tag), 1) == Some((3, 1))).count();
+        assert_eq!(kept, 100);
+    }
+}
