@@ -1,1 +1,413 @@
-//! Not here yet.
+//! Any backend, made to fail on purpose: errors, delays, hangs, torn and flipped bytes, decided by a seed.
+//!
+//! Whether the nth lookup, load or store fails depends on the seed and on n alone. A request that is held back is held
+//! with its buffer, answered exactly once, and never from its caller's thread.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::object::Header;
+use super::url::Options;
+use super::{Backend, Found, Health, Load, LoadSink, Lookup, Reply, Store, Usage};
+use crate::arena::Buffer;
+use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_IO, Result};
+use crate::key::{ObjectKey, SpaceTag};
+
+/// What may befall one kind of request.
+struct Chances {
+    kind: u64,
+    what: &'static str,
+    error: f64,
+    hang: f64,
+    torn: f64,
+    flip: f64,
+    asked: AtomicU64,
+}
+
+/// What befalls one request.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Fate {
+    hang: bool,
+    error: bool,
+    delay: bool,
+    torn: bool,
+    flip: bool,
+    /// Picks the bit to flip.
+    luck: u64,
+}
+
+enum Request {
+    Lookup(Lookup),
+    Load(Load),
+    Store(Store),
+}
+
+/// A request that waits for its time, in the order of `at`, then of `number`.
+struct Held {
+    at: Instant,
+    number: u64,
+    request: Request,
+    error: Option<Error>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    due: BinaryHeap<Reverse<Held>>,
+    hung: Vec<Request>,
+    held: u64,
+    closed: bool,
+}
+
+struct Shared {
+    inner: Arc<dyn Backend>,
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+}
+
+/// The `fault:` backend.
+pub struct Fault {
+    shared: Arc<Shared>,
+    seed: u64,
+    lookups: Chances,
+    loads: Chances,
+    stores: Chances,
+    delay: f64,
+    delay_by: Duration,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Sixty-four well mixed bits (splitmix64).
+fn mix(mut bits: u64) -> u64 {
+    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Held) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Held {}
+
+impl PartialOrd for Held {
+    fn partial_cmp(&self, other: &Held) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Held {
+    fn cmp(&self, other: &Held) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+impl Request {
+    fn fail(self, error: Error) {
+        match self {
+            Request::Lookup(lookup) => lookup.reply.send(Err(error)),
+            Request::Load(load) => load.sink.loaded(load.index, load.buffer, Err(error)),
+            Request::Store(store) => {
+                drop(store.buffer);
+                store.reply.send(Err(error));
+            }
+        }
+    }
+
+    fn forward(self, inner: &dyn Backend) {
+        match self {
+            Request::Lookup(lookup) => inner.lookup(lookup),
+            Request::Load(load) => inner.load(vec![load]),
+            Request::Store(store) => inner.store(vec![store]),
+        }
+    }
+
+    /// Damages the bytes on their way, as `fate` says.
+    fn spoil(self, fate: Fate) -> Request {
+        if !fate.torn && !fate.flip {
+            return self;
+        }
+        match self {
+            Request::Load(mut load) => {
+                load.sink = Arc::new(Spoiled { sink: load.sink, fate });
+                Request::Load(load)
+            }
+            Request::Store(store) => Request::Store(tear(store)),
+            lookup => lookup,
+        }
+    }
+}
+
+/// Spoils what is loaded before its waiter sees it.
+struct Spoiled {
+    sink: Arc<dyn LoadSink>,
+    fate: Fate,
+}
+
+impl LoadSink for Spoiled {
+    fn loaded(&self, index: u32, mut buffer: Buffer, result: Result<Header>) {
+        if result.is_ok() && !buffer.is_empty() {
+            let bytes = buffer.bytes_mut();
+            let length = bytes.len();
+            if self.fate.torn {
+                // Inverted and not zeroed, so that a tail of zeros is torn too.
+                bytes[length / 2..].iter_mut().for_each(|byte| *byte = !*byte);
+            }
+            if self.fate.flip {
+                let bit = (self.fate.luck % (length as u64 * 8)) as usize;
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+        }
+        self.sink.loaded(index, buffer, result);
+    }
+}
+
+/// The same store of a payload whose second half never reached the medium. The caller's buffer is held meanwhile.
+fn tear(store: Store) -> Store {
+    let Store { key, header, buffer, deadline, reply } = store;
+    match Buffer::heap(buffer.len()) {
+        Ok(mut torn) => {
+            let half = buffer.len() / 2;
+            torn.bytes_mut()[..half].copy_from_slice(&buffer.bytes()[..half]);
+            let reply = Reply::new(move |result| {
+                drop(buffer);
+                reply.send(result);
+            });
+            Store { key, header, buffer: torn, deadline, reply }
+        }
+        // Without memory for the torn copy the store goes through whole.
+        Err(_) => Store { key, header, buffer, deadline, reply },
+    }
+}
+
+impl Chances {
+    fn draw(&self, seed: u64, delay: f64) -> Fate {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let dice = |side: u64| mix(mix(mix(seed ^ self.kind) ^ number) ^ side);
+        let happens = |side, chance: f64| ((dice(side) >> 11) as f64) < chance * (1u64 << 53) as f64;
+        Fate {
+            hang: happens(1, self.hang),
+            error: happens(2, self.error),
+            delay: happens(3, delay),
+            torn: happens(4, self.torn),
+            flip: happens(5, self.flip),
+            luck: dice(6),
+        }
+    }
+}
+
+impl Shared {
+    /// Answers or forwards what has come due, until close; then all that is left.
+    fn run(&self) {
+        let mut waiting = self.waiting.lock();
+        loop {
+            let now = Instant::now();
+            match waiting.due.peek().map(|Reverse(held)| held.at) {
+                Some(at) if at <= now || waiting.closed => {
+                    let Some(Reverse(held)) = waiting.due.pop() else { continue };
+                    parking_lot::MutexGuard::unlocked(&mut waiting, || match held.error {
+                        Some(error) => held.request.fail(error),
+                        None => held.request.forward(&*self.inner),
+                    });
+                }
+                Some(at) => drop(self.wake.wait_until(&mut waiting, at)),
+                None if waiting.closed => return,
+                None => self.wake.wait(&mut waiting),
+            }
+        }
+    }
+
+    fn hold(&self, at: Instant, request: Request, error: Option<Error>) {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            drop(waiting);
+            request.fail(Error::new(KVKEEP_ERR_CLOSED, "the fault backend is closed"));
+            return;
+        }
+        let number = waiting.held;
+        waiting.held += 1;
+        waiting.due.push(Reverse(Held { at, number, request, error }));
+        drop(waiting);
+        self.wake.notify_one();
+    }
+}
+
+impl Fault {
+    /// Wraps `inner`. Parameters: `fault.seed`; the probabilities `fault.lookup_error`, `fault.load_error`,
+    /// `fault.store_error`, `fault.lookup_hang`, `fault.load_hang`, `fault.store_hang`, `fault.delay` (by
+    /// `fault.delay_ms`, 10 if not given), `fault.torn` (loads lose their second half, stores write only the first) and
+    /// `fault.flip` (one bit of a load).
+    pub fn wrap(inner: Arc<dyn Backend>, params: &[(String, String)]) -> Result<Arc<Fault>> {
+        let mut options = Options::new("fault", params);
+        let seed = options.number("fault.seed", 0)?;
+        let torn = options.chance("fault.torn")?;
+        let flip = options.chance("fault.flip")?;
+        let chances = |kind, what, error, hang| Chances {
+            kind,
+            what,
+            error,
+            hang,
+            torn: if kind == 1 { 0.0 } else { torn },
+            flip: if kind == 2 { flip } else { 0.0 },
+            asked: AtomicU64::new(0),
+        };
+        let lookups = chances(1, "lookup", options.chance("fault.lookup_error")?, options.chance("fault.lookup_hang")?);
+        let loads = chances(2, "load", options.chance("fault.load_error")?, options.chance("fault.load_hang")?);
+        let stores = chances(3, "store", options.chance("fault.store_error")?, options.chance("fault.store_hang")?);
+        let delay = options.chance("fault.delay")?;
+        let delay_by = options.milliseconds("fault.delay_ms", 10)?;
+        options.finish()?;
+        let shared = Arc::new(Shared { inner, waiting: Mutex::new(Waiting::default()), wake: Condvar::new() });
+        let timer = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("kvkeep-fault".into())
+            .spawn(move || timer.run())
+            .map_err(|error| Error::io("starting the fault backend's thread", &error))?;
+        Ok(Arc::new(Fault { shared, seed, lookups, loads, stores, delay, delay_by, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Requests that hang now.
+    pub fn hung(&self) -> usize {
+        self.shared.waiting.lock().hung.len()
+    }
+
+    /// Lets every request that hangs go on to the wrapped backend, and says how many did.
+    pub fn release_hangs(&self) -> usize {
+        let hung = std::mem::take(&mut self.shared.waiting.lock().hung);
+        let count = hung.len();
+        hung.into_iter().for_each(|request| request.forward(&*self.shared.inner));
+        count
+    }
+
+    /// Does to a request what the seed says; gives it back if it goes on at once.
+    fn meet(&self, chances: &Chances, request: Request) -> Option<Request> {
+        let fate = chances.draw(self.seed, self.delay);
+        let request = request.spoil(fate);
+        if fate.hang {
+            let mut waiting = self.shared.waiting.lock();
+            if !waiting.closed {
+                waiting.hung.push(request);
+                return None;
+            }
+            return Some(request);
+        }
+        if !fate.error && !fate.delay {
+            return Some(request);
+        }
+        let error = || Error::new(KVKEEP_ERR_IO, format!("the fault backend made this {} fail", chances.what));
+        let by = if fate.delay { self.delay_by } else { Duration::ZERO };
+        self.shared.hold(Instant::now() + by, request, fate.error.then(error));
+        None
+    }
+}
+
+impl Backend for Fault {
+    fn name(&self) -> &'static str {
+        "fault"
+    }
+
+    fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
+        // What is answered at once cannot fail, so a caller who wants lookups to fail has to be sent to `lookup`.
+        if self.lookups.error > 0.0 || self.lookups.hang > 0.0 || self.delay > 0.0 {
+            found.fill(Found::Unknown);
+        } else {
+            self.shared.inner.lookup_cached(keys, found);
+        }
+    }
+
+    fn lookup(&self, lookup: Lookup) {
+        if let Some(request) = self.meet(&self.lookups, Request::Lookup(lookup)) {
+            request.forward(&*self.shared.inner);
+        }
+    }
+
+    fn unpin(&self, keys: &[ObjectKey]) {
+        self.shared.inner.unpin(keys);
+    }
+
+    fn load(&self, loads: Vec<Load>) {
+        let through = |load| match self.meet(&self.loads, Request::Load(load)) {
+            Some(Request::Load(load)) => Some(load),
+            _ => None,
+        };
+        let loads: Vec<_> = loads.into_iter().filter_map(through).collect();
+        if !loads.is_empty() {
+            self.shared.inner.load(loads);
+        }
+    }
+
+    fn store(&self, stores: Vec<Store>) {
+        let through = |store| match self.meet(&self.stores, Request::Store(store)) {
+            Some(Request::Store(store)) => Some(store),
+            _ => None,
+        };
+        let stores: Vec<_> = stores.into_iter().filter_map(through).collect();
+        if !stores.is_empty() {
+            self.shared.inner.store(stores);
+        }
+    }
+
+    fn touch(&self, keys: &[ObjectKey]) {
+        self.shared.inner.touch(keys);
+    }
+
+    fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>) {
+        self.shared.inner.delete(keys, reply);
+    }
+
+    fn quarantine(&self, key: ObjectKey) {
+        self.shared.inner.quarantine(key);
+    }
+
+    fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
+        self.shared.inner.list(space)
+    }
+
+    fn usage(&self) -> Usage {
+        self.shared.inner.usage()
+    }
+
+    fn health(&self) -> Health {
+        self.shared.inner.health()
+    }
+
+    /// What is delayed goes on at once, what hangs is answered as cancelled, and the wrapped backend is closed last.
+    fn close(&self) {
+        {
+            let mut waiting = self.shared.waiting.lock();
+            waiting.closed = true;
+            let now = Instant::now();
+            for request in std::mem::take(&mut waiting.hung) {
+                let error = Error::new(KVKEEP_ERR_CANCELLED, "the fault backend was closed while the request hung");
+                let number = waiting.held;
+                waiting.held += 1;
+                waiting.due.push(Reverse(Held { at: now, number, request, error: Some(error) }));
+            }
+        }
+        self.shared.wake.notify_one();
+        let Some(thread) = self.thread.lock().take() else { return };
+        // The last handle may be dropped in an answer, on the thread itself, which cannot wait for itself.
+        if thread.thread().id() != std::thread::current().id() {
+            // A panic there was a panic in an answer; it was reported, and nothing is left to close.
+            drop(thread.join());
+        }
+        self.shared.inner.close();
+    }
+}
+
+impl Drop for Fault {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,411 @@
-//! Not here yet.
+//! Objects in heap memory, gone with the process. For tests, and for spare memory that is not the arena's.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::object::{HEADER_BYTES, Header};
+use super::url::Options;
+use super::{Backend, Found, Health, Load, Lookup, Reply, Store, Stored, Usage};
+use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
+use crate::key::{ObjectKey, SpaceTag};
+use crate::l1::policy::{self, Meta, Policy, Removal};
+
+const DEFAULT_CAPACITY: u64 = 1 << 30;
+/// What an object takes beside its payload: the seal, its entry, and its share of the index.
+const OVERHEAD: u64 = (HEADER_BYTES + size_of::<Entry>() + size_of::<ObjectKey>() + 16) as u64;
+
+struct Entry {
+    key: ObjectKey,
+    header: Header,
+    payload: Arc<Vec<u8>>,
+    pins: u32,
+    uses: u32,
+    /// Deleted while pinned: no lookup finds it, and the last pin takes it along.
+    hidden: bool,
+}
+
+struct Objects {
+    index: HashMap<ObjectKey, u32>,
+    entries: Vec<Option<Entry>>,
+    spare: Vec<u32>,
+    policy: Box<dyn Policy>,
+    usage: Usage,
+}
+
+enum Work {
+    Lookup(Lookup),
+    Load(Load),
+    Store(Store),
+    Deleted(Reply<u64>, u64),
+}
+
+/// Needs no bound of its own: every request holds a buffer or a job that its caller had to bound.
+#[derive(Default)]
+struct Queue {
+    work: VecDeque<Work>,
+    closed: bool,
+}
+
+struct Shared {
+    objects: Mutex<Objects>,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+/// The `memory:` backend. One thread, `kvkeep-memory`, answers all requests, so that callers see them answered late as by
+/// any other backend.
+pub struct Memory {
+    shared: Arc<Shared>,
+    /// Lookups need the thread too, as if they needed I/O.
+    slow: bool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+fn closed() -> Error {
+    Error::new(KVKEEP_ERR_CLOSED, "the memory backend is closed")
+}
+
+fn late(deadline: Instant) -> Result<()> {
+    if Instant::now() < deadline {
+        return Ok(());
+    }
+    Err(Error::new(KVKEEP_ERR_TIMEOUT, "the deadline passed before the memory backend came to the request"))
+}
+
+impl Entry {
+    fn bytes(&self) -> u64 {
+        self.payload.len() as u64 + OVERHEAD
+    }
+
+    fn meta(&self) -> Meta {
+        let part = |bytes: &[u8]| bytes.iter().take(8).fold(0, |tag, byte| tag << 8 | u64::from(*byte));
+        let key = &self.key.key;
+        let tag = part(&key.hash) ^ part(&self.key.space.0) ^ (u64::from(key.rank) << 32 | u64::from(key.group));
+        Meta { tag, size: self.payload.len() as u64, uses: self.uses, ..Meta::default() }
+    }
+}
+
+impl Objects {
+    fn find(&mut self, key: &ObjectKey) -> Option<(u32, &mut Entry)> {
+        let slot = *self.index.get(key)?;
+        Some((slot, self.entries.get_mut(slot as usize)?.as_mut()?))
+    }
+
+    fn pin(&mut self, key: &ObjectKey) -> Found {
+        match self.find(key) {
+            Some((_, entry)) if !entry.hidden => {
+                entry.pins += 1;
+                Found::Present(entry.payload.len() as u64)
+            }
+            _ => Found::Absent,
+        }
+    }
+
+    fn unpin(&mut self, key: &ObjectKey) {
+        let Some((slot, entry)) = self.find(key) else { return };
+        entry.pins = entry.pins.saturating_sub(1);
+        match (entry.pins, entry.hidden) {
+            (0, true) => self.forget(slot),
+            (0, false) => self.policy.release(slot),
+            _ => {}
+        }
+    }
+
+    /// Hides an object and, unless it is pinned, frees it. Says whether it could be seen before.
+    fn delete(&mut self, key: &ObjectKey) -> bool {
+        let Some((slot, entry)) = self.find(key).filter(|(_, entry)| !entry.hidden) else { return false };
+        entry.hidden = true;
+        let pinned = entry.pins > 0;
+        self.policy.remove(slot, Removal::Deleted);
+        self.usage.objects -= 1;
+        if !pinned {
+            self.forget(slot);
+        }
+        true
+    }
+
+    /// Drops an entry that the policy does not know any more.
+    fn forget(&mut self, slot: u32) {
+        let Some(entry) = self.entries.get_mut(slot as usize).and_then(Option::take) else { return };
+        self.usage.bytes -= entry.bytes();
+        self.index.remove(&entry.key);
+        self.spare.push(slot);
+    }
+
+    /// Takes `bytes` of the capacity, evicting what is not pinned.
+    fn reserve(&mut self, bytes: u64) -> Result<()> {
+        let capacity = self.usage.capacity;
+        if bytes > capacity {
+            let message =
+                format!("an object of {bytes} bytes is larger than the memory backend, {capacity}; raise capacity");
+            return Err(Error::new(KVKEEP_ERR_NO_MEMORY, message));
+        }
+        while self.usage.bytes + bytes > capacity {
+            let entries = &self.entries;
+            let free = |slot: u32| entries[slot as usize].as_ref().is_some_and(|entry| entry.pins == 0);
+            let Some(slot) = self.policy.victim(&mut { free }) else {
+                return Err(Error::new(KVKEEP_ERR_NO_MEMORY, "the memory backend is full of objects it may not evict"));
+            };
+            self.policy.remove(slot, Removal::Evicted);
+            self.forget(slot);
+            self.usage.objects -= 1;
+            self.usage.evicted += 1;
+        }
+        self.usage.bytes += bytes;
+        Ok(())
+    }
+
+    /// Makes an object visible whose bytes are reserved.
+    fn publish(&mut self, key: ObjectKey, header: Header, payload: Arc<Vec<u8>>) {
+        let mut entry = Entry { key, header, payload, pins: 0, uses: 0, hidden: false };
+        let hidden = self.find(&key).map(|(slot, old)| (slot, old.bytes(), old.pins));
+        let slot = match hidden {
+            // Deleted while pinned, and stored anew: its readers go on with the new bytes, which are the same.
+            Some((slot, bytes, pins)) => {
+                entry.pins = pins;
+                self.usage.bytes -= bytes;
+                slot
+            }
+            None => self.spare.pop().unwrap_or_else(|| {
+                self.entries.push(None);
+                self.entries.len() as u32 - 1
+            }),
+        };
+        self.policy.insert(slot, entry.meta());
+        self.usage.objects += 1;
+        self.index.insert(key, slot);
+        self.entries[slot as usize] = Some(entry);
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            let mut queue = self.queue.lock();
+            while queue.work.is_empty() && !queue.closed {
+                self.wake.wait(&mut queue);
+            }
+            let Some(work) = queue.work.pop_front() else { return };
+            drop(queue);
+            self.answer(work);
+        }
+    }
+
+    fn answer(&self, work: Work) {
+        match work {
+            Work::Lookup(lookup) => {
+                let found = late(lookup.deadline).map(|()| self.look_up(&lookup));
+                lookup.reply.send(found);
+            }
+            Work::Load(mut load) => {
+                let result = late(load.deadline).and_then(|()| self.read(&mut load));
+                load.sink.loaded(load.index, load.buffer, result);
+            }
+            Work::Store(store) => {
+                let result = late(store.deadline).and_then(|()| self.write(&store));
+                // The buffer first: who hears of the answer may count on it.
+                drop(store.buffer);
+                store.reply.send(result);
+            }
+            Work::Deleted(reply, count) => reply.send(Ok(count)),
+        }
+    }
+
+    fn look_up(&self, lookup: &Lookup) -> Vec<Found> {
+        let mut objects = self.objects.lock();
+        let mut over = false;
+        let mut pin = |key| {
+            let found = if over { Found::Absent } else { objects.pin(key) };
+            over |= lookup.in_order && found == Found::Absent;
+            found
+        };
+        lookup.keys.iter().map(&mut pin).collect()
+    }
+
+    fn read(&self, load: &mut Load) -> Result<Header> {
+        let mut objects = self.objects.lock();
+        let Some((slot, entry)) = objects.find(&load.key) else {
+            return Err(Error::new(KVKEEP_ERR_NOT_FOUND, format!("the memory backend has no object {}", load.key.key)));
+        };
+        let (header, payload) = (entry.header, entry.payload.clone());
+        let (wanted, length) = (load.buffer.len(), payload.len());
+        if wanted != length {
+            return Err(Error::invalid(format!("the object has {length} bytes and the buffer {wanted}")));
+        }
+        entry.uses = entry.uses.saturating_add(1);
+        let (meta, hidden) = (entry.meta(), entry.hidden);
+        if !hidden {
+            objects.policy.touch(slot, meta);
+        }
+        drop(objects);
+        load.buffer.bytes_mut().copy_from_slice(&payload);
+        Ok(header)
+    }
+
+    fn write(&self, store: &Store) -> Result<Stored> {
+        let bytes = store.buffer.len() as u64 + OVERHEAD;
+        {
+            let mut objects = self.objects.lock();
+            if objects.find(&store.key).is_some_and(|(_, entry)| !entry.hidden) {
+                return Ok(Stored::Already);
+            }
+            objects.reserve(bytes)?;
+        }
+        // Copied without the lock. This thread is the only one that stores, so the key stays absent.
+        let mut payload = Vec::new();
+        if payload.try_reserve_exact(store.buffer.len()).is_err() {
+            self.objects.lock().usage.bytes -= bytes;
+            return Err(Error::new(KVKEEP_ERR_NO_MEMORY, "the process has no memory for the memory backend's object"));
+        }
+        payload.extend_from_slice(store.buffer.bytes());
+        self.objects.lock().publish(store.key, store.header, Arc::new(payload));
+        Ok(Stored::Written)
+    }
+}
+
+impl Memory {
+    /// Opens an empty one. Parameters: `capacity` (1GiB), `policy` (lru), `lookup` (`cached`, or `slow` to answer lookups
+    /// from the thread only).
+    pub fn open_url(params: &[(String, String)]) -> Result<Arc<Memory>> {
+        let mut options = Options::new("memory", params);
+        let capacity = options.size("capacity", DEFAULT_CAPACITY)?;
+        let policy = options.text("policy")?.unwrap_or("lru");
+        let policy = policy::by_name(policy).ok_or_else(|| {
+            let known = policy::NAMES.join(", ");
+            options.wrong("policy", &format!("there is no policy {policy:?}; known are {known}"))
+        })?;
+        let slow = match options.text("lookup")?.unwrap_or("cached") {
+            "cached" => false,
+            "slow" => true,
+            other => return Err(options.wrong("lookup", &format!("{other:?} is neither cached nor slow"))),
+        };
+        options.finish()?;
+        let usage = Usage { capacity, ..Usage::default() };
+        let objects = Objects { index: HashMap::new(), entries: Vec::new(), spare: Vec::new(), policy, usage };
+        let shared = Arc::new(Shared {
+            objects: Mutex::new(objects),
+            queue: Mutex::new(Queue::default()),
+            wake: Condvar::new(),
+        });
+        let worker = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("kvkeep-memory".into())
+            .spawn(move || worker.run())
+            .map_err(|error| Error::io("starting the memory backend's thread", &error))?;
+        Ok(Arc::new(Memory { shared, slow, thread: Mutex::new(Some(thread)) }))
+    }
+
+    fn submit(&self, work: impl IntoIterator<Item = Work>) {
+        let mut queue = self.shared.queue.lock();
+        if !queue.closed {
+            queue.work.extend(work);
+            drop(queue);
+            self.shared.wake.notify_one();
+            return;
+        }
+        drop(queue);
+        // No thread is left to answer these, so the caller's has to.
+        for work in work {
+            match work {
+                Work::Lookup(lookup) => lookup.reply.send(Err(closed())),
+                Work::Load(load) => load.sink.loaded(load.index, load.buffer, Err(closed())),
+                Work::Store(store) => store.reply.send(Err(closed())),
+                Work::Deleted(reply, _) => reply.send(Err(closed())),
+            }
+        }
+    }
+}
+
+impl Backend for Memory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
+        if self.slow {
+            found.fill(Found::Unknown);
+            return;
+        }
+        let mut objects = self.shared.objects.lock();
+        for (key, found) in keys.iter().zip(found) {
+            *found = objects.pin(key);
+        }
+    }
+
+    fn lookup(&self, lookup: Lookup) {
+        self.submit([Work::Lookup(lookup)]);
+    }
+
+    fn unpin(&self, keys: &[ObjectKey]) {
+        let mut objects = self.shared.objects.lock();
+        keys.iter().for_each(|key| objects.unpin(key));
+    }
+
+    fn load(&self, loads: Vec<Load>) {
+        self.submit(loads.into_iter().map(Work::Load));
+    }
+
+    fn store(&self, stores: Vec<Store>) {
+        self.submit(stores.into_iter().map(Work::Store));
+    }
+
+    fn touch(&self, keys: &[ObjectKey]) {
+        let mut objects = self.shared.objects.lock();
+        for key in keys {
+            if let Some((slot, entry)) = objects.find(key).filter(|(_, entry)| !entry.hidden) {
+                let meta = entry.meta();
+                objects.policy.touch(slot, meta);
+            }
+        }
+    }
+
+    fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>) {
+        let mut objects = self.shared.objects.lock();
+        let count = keys.iter().filter(|key| objects.delete(key)).count();
+        drop(objects);
+        self.submit([Work::Deleted(reply, count as u64)]);
+    }
+
+    fn quarantine(&self, key: ObjectKey) {
+        self.shared.objects.lock().delete(&key);
+    }
+
+    fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
+        let objects = self.shared.objects.lock();
+        let visible = objects.entries.iter().flatten().filter(|entry| !entry.hidden);
+        let wanted = visible.filter(|entry| space.is_none_or(|space| space == entry.key.space));
+        wanted.map(|entry| (entry.key, entry.payload.len() as u64)).collect()
+    }
+
+    fn usage(&self) -> Usage {
+        self.shared.objects.lock().usage
+    }
+
+    fn health(&self) -> Health {
+        if self.shared.queue.lock().closed { Health::Bad(closed().message) } else { Health::Good }
+    }
+
+    fn close(&self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.wake.notify_one();
+        let Some(thread) = self.thread.lock().take() else { return };
+        // The last handle may be dropped in an answer, on the thread itself, which cannot wait for itself.
+        if thread.thread().id() != std::thread::current().id() {
+            // A panic there was a panic in an answer; it was reported, and nothing is left to close.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests;

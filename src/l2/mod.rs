@@ -14,6 +14,9 @@ pub mod fault;
 pub mod fs;
 pub mod memory;
 pub mod object;
+#[cfg(test)]
+mod testing;
+pub mod url;
 
 use object::Header;
 

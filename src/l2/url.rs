@@ -1,0 +1,270 @@
+//! Backends by URL: `scheme:path?name=value&…`, percent-encoded, every name checked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Backend;
+use super::fault::Fault;
+use super::memory::Memory;
+use crate::error::{Error, Result};
+
+/// A URL in its parts, decoded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Url {
+    /// What stands before the first colon, in lower case.
+    pub scheme: String,
+    /// What stands between the colon (and `//`, if it is there) and the question mark.
+    pub path: String,
+    /// The parameters in their order.
+    pub params: Vec<(String, String)>,
+}
+
+type Open = fn(&Url) -> Result<Arc<dyn Backend>>;
+
+/// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
+const SCHEMES: [(&str, &str, Open); 1] = [("memory", "memory:?capacity=1GiB", |url| {
+    if !url.path.is_empty() {
+        return Err(Error::invalid(format!("memory: takes no path, but was given {:?}; write memory:?…", url.path)));
+    }
+    Ok(Memory::open_url(&url.params)?)
+})];
+
+/// Opens the backend that a URL names.
+pub fn open(url: &str) -> Result<Arc<dyn Backend>> {
+    if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
+        let (inner, faults) = split_faults(inner)?;
+        return Ok(Fault::wrap(open(&inner)?, &faults)?);
+    }
+    let url = Url::parse(url)?;
+    match SCHEMES.iter().find(|(scheme, ..)| *scheme == url.scheme) {
+        Some((_, _, open)) => open(&url),
+        None => {
+            let known: Vec<_> = SCHEMES.iter().map(|(_, example, _)| *example).chain(["fault:<URL>"]).collect();
+            let message = format!("no backend has the scheme {:?}; known are {}", url.scheme, known.join(", "));
+            Err(Error::invalid(message))
+        }
+    }
+}
+
+fn split_scheme(url: &str) -> Option<(String, &str)> {
+    let (scheme, rest) = url.split_once(':')?;
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    (!scheme.is_empty() && scheme.bytes().all(fits)).then(|| (scheme.to_ascii_lowercase(), rest))
+}
+
+/// Takes the `fault.` parameters out of a URL and leaves the rest as it is written.
+fn split_faults(url: &str) -> Result<(String, Vec<(String, String)>)> {
+    let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), Vec::new())) };
+    let (faults, rest): (Vec<_>, Vec<_>) =
+        query.split('&').filter(|pair| !pair.is_empty()).partition(|pair| pair.starts_with("fault."));
+    let inner = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
+    Ok((inner, parse_pairs(faults.into_iter())?))
+}
+
+fn parse_pairs<'a>(pairs: impl Iterator<Item = &'a str>) -> Result<Vec<(String, String)>> {
+    pairs
+        .map(|pair| match pair.split_once('=') {
+            Some((name, value)) => Ok((decode(name)?, decode(value)?)),
+            None => Err(Error::invalid(format!("the URL's parameter {pair:?} has no value; write {pair}=…"))),
+        })
+        .collect()
+}
+
+fn decode(text: &str) -> Result<String> {
+    let wrong = || Error::invalid(format!("{text:?} is not percent-encoded UTF-8; write a percent sign as %25"));
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let pair = after.get(..2).and_then(|pair| std::str::from_utf8(pair).ok());
+        let [byte] = pair.and_then(crate::key::unhex).ok_or_else(wrong)?;
+        bytes.push(byte);
+        rest = &after[2..];
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+impl Url {
+    /// Takes a URL apart.
+    pub fn parse(url: &str) -> Result<Url> {
+        let (scheme, rest) = split_scheme(url)
+            .ok_or_else(|| Error::invalid(format!("{url:?} is no URL; write scheme:path?name=value")))?;
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let path = decode(path.strip_prefix("//").unwrap_or(path))?;
+        Ok(Url { scheme, path, params: parse_pairs(query.split('&').filter(|pair| !pair.is_empty()))? })
+    }
+}
+
+/// The bytes that `text` says: a number and, if any, a binary unit (`4096`, `64M`, `200GiB`).
+pub fn size(text: &str) -> Result<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(0),
+        "k" | "kb" | "kib" => Some(10),
+        "m" | "mb" | "mib" => Some(20),
+        "g" | "gb" | "gib" => Some(30),
+        "t" | "tb" | "tib" => Some(40),
+        _ => None,
+    };
+    shift
+        .and_then(|shift| number.parse::<u64>().ok()?.checked_mul(1 << shift))
+        .ok_or_else(|| Error::invalid(format!("{text:?} is no size; write 4096, 64MiB or 200GiB")))
+}
+
+/// The truth that `text` says.
+pub fn boolean(text: &str) -> Result<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err(Error::invalid(format!("{text:?} is neither true nor false"))),
+    }
+}
+
+/// The parameters of one backend, read by name; [`finish`](Options::finish) refuses those that nobody asked for.
+pub struct Options<'a> {
+    of: &'static str,
+    pairs: &'a [(String, String)],
+    known: Vec<&'static str>,
+}
+
+impl<'a> Options<'a> {
+    /// The parameters of the backend `of`.
+    pub fn new(of: &'static str, pairs: &'a [(String, String)]) -> Options<'a> {
+        Options { of, pairs, known: Vec::new() }
+    }
+
+    /// The value of `name`, if it is given.
+    pub fn text(&mut self, name: &'static str) -> Result<Option<&'a str>> {
+        self.known.push(name);
+        let mut values = self.pairs.iter().filter(|(given, _)| given == name);
+        match (values.next(), values.next()) {
+            (_, Some(_)) => Err(self.wrong(name, "it is given twice; keep one")),
+            (value, None) => Ok(value.map(|(_, value)| value.as_str())),
+        }
+    }
+
+    /// The value of `name` as `read` understands it, or `default`.
+    pub fn read<T>(&mut self, name: &'static str, default: T, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+        let Some(text) = self.text(name)? else { return Ok(default) };
+        read(text).map_err(|error| self.wrong(name, &error.message))
+    }
+
+    /// The size that `name` gives.
+    pub fn size(&mut self, name: &'static str, default: u64) -> Result<u64> {
+        self.read(name, default, size)
+    }
+
+    /// The truth that `name` gives.
+    pub fn boolean(&mut self, name: &'static str, default: bool) -> Result<bool> {
+        self.read(name, default, boolean)
+    }
+
+    /// The whole number that `name` gives.
+    pub fn number(&mut self, name: &'static str, default: u64) -> Result<u64> {
+        let read = |text: &str| text.parse().map_err(|_| Error::invalid(format!("{text:?} is no whole number")));
+        self.read(name, default, read)
+    }
+
+    /// The milliseconds that `name` gives.
+    pub fn milliseconds(&mut self, name: &'static str, default: u64) -> Result<Duration> {
+        Ok(Duration::from_millis(self.number(name, default)?))
+    }
+
+    /// The probability, 0 to 1, that `name` gives; 0 by default.
+    pub fn chance(&mut self, name: &'static str) -> Result<f64> {
+        let read = |text: &str| match text.parse::<f64>() {
+            Ok(chance) if (0.0..=1.0).contains(&chance) => Ok(chance),
+            _ => Err(Error::invalid(format!("{text:?} is no probability; write a number from 0 to 1"))),
+        };
+        self.read(name, 0.0, read)
+    }
+
+    /// The error that parameter `name` is wrong because of `cause`.
+    pub fn wrong(&self, name: &str, cause: &str) -> Error {
+        Error::invalid(format!("the parameter {name} of {}: {cause}", self.of))
+    }
+
+    /// Fails if a parameter was given that was not asked for.
+    pub fn finish(self) -> Result<()> {
+        let stray = self.pairs.iter().find(|(name, _)| !self.known.contains(&name.as_str()));
+        match stray {
+            Some((name, _)) => {
+                let known = self.known.join(", ");
+                Err(Error::invalid(format!("{} has no parameter {name:?}; it takes {known}", self.of)))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(url: &str) -> (String, String, Vec<(String, String)>) {
+        let Url { scheme, path, params } = Url::parse(url).unwrap();
+        (scheme, path, params)
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn refusal(url: &str) -> String {
+        open(url).map(|_| ()).unwrap_err().message
+    }
+
+    #[test]
+    fn a_url_comes_apart() {
+        assert_eq!(parts("memory:"), ("memory".into(), String::new(), vec![]));
+        assert_eq!(parts("FS:///var/cache"), ("fs".into(), "/var/cache".into(), vec![]));
+        assert_eq!(parts("redis+cluster://host:6379"), ("redis+cluster".into(), "host:6379".into(), vec![]));
+        let (_, path, params) = parts("fs:///a%20b%2f%C3%A4?capacity=1G&name=%3D%26&&x=");
+        assert_eq!((path.as_str(), params), ("/a b/ä", pairs(&[("capacity", "1G"), ("name", "=&"), ("x", "")])));
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused() {
+        for url in ["", "memory", ":x", "a b:c", "memory:?capacity", "fs:///%", "fs:///%2", "fs:///%zz", "fs:///%ff"] {
+            assert!(Url::parse(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("64M", 64 << 20), ("64MB", 64 << 20), ("200GiB", 200 << 30)] {
+            assert_eq!(size(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "GiB", "-1", "1.5G", "1 X", "16777216TiB", "99999999999999999999"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_cause_and_the_remedy() {
+        assert_eq!(
+            refusal("nfs:///x"),
+            "no backend has the scheme \"nfs\"; known are memory:?capacity=1GiB, fault:<URL>"
+        );
+        assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
+        assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));
+        assert!(refusal("memory:/x").contains("takes no path"));
+        assert!(refusal("fault:memory:?fault.what=1").contains("fault.load_error"));
+        assert!(refusal("fault:memory:?fault.flip=2").contains("0 to 1"));
+        assert!(refusal("fault:").contains("is no URL"));
+    }
+
+    #[test]
+    fn faults_are_taken_out_and_the_rest_is_the_inner_url() {
+        let (inner, faults) = split_faults("fs:///a%20b?fault.seed=7&capacity=1G&fault.flip=0.5").unwrap();
+        assert_eq!(inner, "fs:///a%20b?capacity=1G");
+        assert_eq!(faults, pairs(&[("fault.seed", "7"), ("fault.flip", "0.5")]));
+        let backend = open("fault:memory:?fault.seed=7&capacity=1MiB").unwrap();
+        assert_eq!((backend.name(), backend.usage().capacity), ("fault", 1 << 20));
+    }
+}
