@@ -1,5 +1,6 @@
 //! Names the shared library and writes the C header to the build's own directory, where a test compares it with
 //! `include/kvkeep.h`.
+#![allow(clippy::expect_used)]
 use std::env;
 use std::path::PathBuf;
 

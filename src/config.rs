@@ -169,7 +169,7 @@ pub enum Policy {
 }
 
 /// A callback, run once.
-pub struct Callback(pub Box<dyn FnOnce(&Completion) + Send>);
+pub struct Callback(pub Box<dyn FnOnce(&Completion) + Send + Sync>);
 
 /// How a job reports its end.
 pub enum Notify {

@@ -1,7 +1,13 @@
 //! kvkeep keeps the KV cache of language-model requests outside the GPU.
 //!
-//! The C ABI in `ffi` is the product; everything else is floors below it, each using only what stands below.
+//! The C ABI in [`ffi`] is the product; everything else is floors below it, each using only what stands below.
 
+pub mod ffi;
+
+pub mod explain;
+pub mod node;
+
+pub mod control;
 pub mod l1;
 pub mod l2;
 
@@ -10,4 +16,5 @@ pub mod config;
 pub mod error;
 pub mod hash;
 pub mod key;
+pub mod stats;
 pub mod types;

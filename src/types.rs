@@ -51,7 +51,7 @@ pub struct Completion {
     pub hit_chunks: u32,
     /// Bytes loaded into L1 by this request.
     pub loaded_bytes: u64,
-    /// NUL-terminated UTF-8: empty on success, else the cause and the remedy.
+    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
     pub message: [std::ffi::c_char; KVKEEP_MESSAGE_BYTES],
 }
 

@@ -151,7 +151,8 @@ impl<'a> Outcome<'a> {
         Outcome { statuses, all_ok: true }
     }
 
-    fn set(&mut self, index: usize, status: Status) {
+    /// Says what became of one key.
+    pub fn set(&mut self, index: usize, status: Status) {
         self.all_ok &= status == KVKEEP_OK;
         if let Some(statuses) = &mut self.statuses {
             statuses[index] = status as i32;

@@ -135,6 +135,12 @@ pub struct Slots {
     spare: Vec<u32>,
 }
 
+impl Default for Slots {
+    fn default() -> Slots {
+        Slots::new()
+    }
+}
+
 impl Slots {
     /// None yet.
     pub fn new() -> Slots {

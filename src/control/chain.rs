@@ -1,0 +1,150 @@
+//! Token chains: what a session's tokens hash to, chunk by chunk.
+
+use std::ops::Range;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
+use crate::hash::{chain_next, chain_seed};
+use crate::key::Key;
+use crate::l1::SpaceInfo;
+
+/// Most tokens of one session.
+const TOKENS_MAX: u64 = 1 << 26;
+
+#[derive(Default)]
+struct Chain {
+    hashes: Vec<[u8; 32]>,
+    /// Tokens of the chunk that is not full yet.
+    rest: Vec<u32>,
+}
+
+/// Ranks and groups that a chunk's keys are made for: first rank, ranks, groups.
+pub type Ranks = (u32, u32, u32);
+
+/// The chains of all sessions.
+#[derive(Default)]
+pub struct Chains {
+    chains: Mutex<HashMap<u64, Chain>>,
+}
+
+impl Chains {
+    /// Appends tokens, and says how many chunks are full.
+    pub fn append(&self, session: u64, space: &SpaceInfo, tokens: &[u32]) -> Result<u64> {
+        let mut chains = self.chains.lock();
+        let chain = chains.entry(session).or_default();
+        let size = space.chunk_tokens as usize;
+        let had = (chain.hashes.len() * size + chain.rest.len()) as u64;
+        if had + tokens.len() as u64 > TOKENS_MAX {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("session {session} would have more than {TOKENS_MAX} tokens: begin a new session"),
+            ));
+        }
+        let mut last = chain.hashes.last().copied().unwrap_or_else(|| chain_seed(space.tag));
+        let mut left = tokens;
+        if !chain.rest.is_empty() {
+            let missing = (size - chain.rest.len()).min(left.len());
+            chain.rest.extend_from_slice(&left[..missing]);
+            left = &left[missing..];
+            if chain.rest.len() == size {
+                last = chain_next(&last, &chain.rest);
+                chain.hashes.push(last);
+                chain.rest.clear();
+            }
+        }
+        let chunks = left.chunks_exact(size);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            last = chain_next(&last, chunk);
+            chain.hashes.push(last);
+        }
+        chain.rest.extend_from_slice(rest);
+        Ok(chain.hashes.len() as u64)
+    }
+
+    /// Writes the keys of full chunks, chunk-major.
+    pub fn keys(&self, session: u64, first_chunk: u64, ranks: Ranks, keys: &mut [Key]) -> Result<()> {
+        let (first_rank, rank_count, groups) = ranks;
+        let per_chunk = rank_count as usize * groups as usize;
+        if per_chunk == 0 || first_rank.checked_add(rank_count).is_none() {
+            return Err(Error::invalid(
+                "rank_count or group_count is 0, or the ranks overflow: pass at least one of each",
+            ));
+        }
+        let chains = self.chains.lock();
+        let hashes = chains.get(&session).map_or(&[][..], |chain| &chain.hashes);
+        let chunks = keys.len() / per_chunk;
+        let range = usize::try_from(first_chunk).ok().and_then(|first| hashes.get(first..first.checked_add(chunks)?));
+        let Some(range) = range else {
+            return Err(Error::invalid(format!(
+                "chunks {first_chunk} to {} are wanted, but session {session} has {} full ones: append more tokens first",
+                first_chunk.saturating_add(chunks as u64),
+                hashes.len()
+            )));
+        };
+        for (hash, keys) in range.iter().zip(keys.chunks_mut(per_chunk)) {
+            for (i, key) in keys.iter_mut().enumerate() {
+                let (rank, group) = (first_rank + i as u32 / groups, i as u32 % groups);
+                *key = Key { hash: *hash, rank, group };
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys of the chunks that lie wholly within a range of tokens.
+    pub fn keys_of_tokens(
+        &self,
+        session: u64,
+        space: &SpaceInfo,
+        tokens: Range<u64>,
+        ranks: Ranks,
+    ) -> Result<Vec<Key>> {
+        let size = u64::from(space.chunk_tokens);
+        let full = self.chains.lock().get(&session).map_or(0, |chain| chain.hashes.len() as u64);
+        let (first, end) = (tokens.start.div_ceil(size), (tokens.end / size).min(full));
+        if tokens.start >= tokens.end || first >= full {
+            return Err(Error::invalid(format!(
+                "tokens {} to {} hold no full chunk of session {session}, which has {full} of {size} tokens each: pass a range it appended",
+                tokens.start, tokens.end
+            )));
+        }
+        let chunks = end.saturating_sub(first) as usize;
+        let empty = Key { hash: [0; 32], rank: 0, group: 0 };
+        let mut keys = vec![empty; chunks * ranks.1 as usize * ranks.2 as usize];
+        self.keys(session, first, ranks, &mut keys)?;
+        Ok(keys)
+    }
+
+    /// Forgets a session's chain.
+    pub fn forget(&self, session: u64) {
+        self.chains.lock().remove(&session);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::SpaceTag;
+
+    #[test]
+    fn tokens_in_any_pieces_give_the_same_chain() {
+        let space = SpaceInfo { index: 0, tag: SpaceTag([5; 16]), layout: [0; 16], chunk_tokens: 16 };
+        let tokens: Vec<u32> = (0..100).collect();
+        let chains = Chains::default();
+        assert_eq!(chains.append(1, &space, &tokens).unwrap(), 6);
+        for (i, token) in tokens.iter().enumerate() {
+            assert_eq!(chains.append(2, &space, &[*token]).unwrap(), (i as u64 + 1) / 16);
+        }
+        let empty = Key { hash: [0; 32], rank: 0, group: 0 };
+        let (mut one, mut two) = (vec![empty; 6 * 4], vec![empty; 6 * 4]);
+        chains.keys(1, 0, (0, 2, 2), &mut one).unwrap();
+        chains.keys(2, 0, (0, 2, 2), &mut two).unwrap();
+        assert_eq!(one, two);
+        assert_eq!((one[5].rank, one[5].group), (0, 1));
+        assert_eq!((one[6].rank, one[6].group), (1, 0));
+        assert!(chains.keys(1, 1, (0, 2, 2), &mut one).is_err());
+        assert_eq!(chains.keys_of_tokens(1, &space, 1..48, (0, 1, 1)).unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,125 @@
+//! Completions on their way to the caller: each by exactly one way, exactly once (P4).
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread::{JoinHandle, ThreadId};
+
+use once_cell::sync::OnceCell;
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::config::{Callback, Notify};
+use crate::error::{Error, Result};
+use crate::types::Completion;
+
+#[derive(Default)]
+struct Callbacks {
+    queue: VecDeque<(Callback, Completion)>,
+    closing: bool,
+}
+
+/// The ways to the caller.
+pub struct Completions {
+    callbacks: Mutex<Callbacks>,
+    some: Condvar,
+    drained: Mutex<VecDeque<Completion>>,
+    fd: File,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: OnceCell<ThreadId>,
+}
+
+impl Completions {
+    /// Starts the callback thread.
+    pub fn start() -> Result<Arc<Completions>> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Error::io("making the event descriptor", &error.into()))?;
+        let completions = Arc::new(Completions {
+            callbacks: Mutex::default(),
+            some: Condvar::new(),
+            drained: Mutex::default(),
+            fd: fd.into(),
+            thread: Mutex::default(),
+            thread_id: OnceCell::new(),
+        });
+        let mine = completions.clone();
+        let thread = std::thread::Builder::new()
+            .name("kvkeep-callback".to_owned())
+            .spawn(move || mine.run())
+            .map_err(|error| Error::io("starting the callback thread", &error))?;
+        let _ = completions.thread_id.set(thread.thread().id());
+        *completions.thread.lock() = Some(thread);
+        Ok(completions)
+    }
+
+    fn run(&self) {
+        loop {
+            let (callback, completion) = {
+                let mut callbacks = self.callbacks.lock();
+                loop {
+                    if let Some(next) = callbacks.queue.pop_front() {
+                        break next;
+                    }
+                    if callbacks.closing {
+                        return;
+                    }
+                    self.some.wait(&mut callbacks);
+                }
+            };
+            (callback.0)(&completion);
+        }
+    }
+
+    /// Tells the caller.
+    pub fn deliver(&self, notify: Notify, completion: Completion) {
+        match notify {
+            Notify::Poll => {}
+            Notify::EventFd => {
+                let mut drained = self.drained.lock();
+                drained.push_back(completion);
+                if drained.len() == 1 {
+                    // It can only fail when the descriptor is readable already.
+                    let _ = (&self.fd).write(&1u64.to_ne_bytes());
+                }
+            }
+            Notify::Callback(callback) => {
+                self.callbacks.lock().queue.push_back((callback, completion));
+                self.some.notify_one();
+            }
+        }
+    }
+
+    /// Gives completions for the event descriptor, oldest first, and says how many.
+    pub fn drain(&self, completions: &mut [Completion]) -> usize {
+        let mut drained = self.drained.lock();
+        let count = completions.len().min(drained.len());
+        for (place, completion) in completions.iter_mut().zip(drained.drain(..count)) {
+            *place = completion;
+        }
+        if count > 0 && drained.is_empty() {
+            let _ = (&self.fd).read(&mut [0; 8]);
+        }
+        count
+    }
+
+    /// The event descriptor.
+    pub fn fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// Whether the caller is a callback.
+    pub fn on_thread(&self) -> bool {
+        self.thread_id.get() == Some(&std::thread::current().id())
+    }
+
+    /// Delivers what is queued, then stops the thread.
+    pub fn close(&self) {
+        self.callbacks.lock().closing = true;
+        self.some.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! One prefetch job: what it asked, what is known of each key, and its answer.
+
+use std::ffi::c_char;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::plan::{Plan, Question};
+use super::tiers::{Tier, TierList};
+use crate::config::{Notify, PrefetchRequest};
+use crate::error::Status;
+use crate::key::{Key, ObjectKey};
+use crate::l1::SpaceInfo;
+use crate::types::{Completion, KVKEEP_MESSAGE_BYTES, KVKEEP_TIERS_MAX, PrefetchResult};
+
+/// Where a key was found: not yet.
+pub const NOWHERE: u8 = u8::MAX;
+
+/// Where a job is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Tiers are being asked.
+    Lookup,
+    /// Bytes are being loaded, or wait for their turn.
+    Load,
+    /// Over.
+    Done,
+}
+
+/// What changes while a job lives.
+pub struct Progress {
+    /// Its phase.
+    pub phase: Phase,
+    /// Keys whose shares its session holds.
+    pub held: Vec<bool>,
+    /// Where each key was found: 0 for L1, the tier's place for a backend, or [`NOWHERE`].
+    pub found: Vec<u8>,
+    /// Payload sizes of the keys found in a backend.
+    pub sizes: Vec<u64>,
+    /// The backends it asked; pins are theirs.
+    pub tiers: TierList,
+    /// Keys pinned in a backend, not yet unpinned.
+    pub pinned: Vec<bool>,
+    /// Lookups on their way.
+    pub asking: usize,
+    /// Until when missing chunks are asked for again.
+    pub ask_until: Option<Instant>,
+    /// The lookup's answer.
+    pub lookup: Option<(u32, Instant)>,
+    /// Keys still to be loaded, in order; those before `cursor` are on their way or over.
+    pub to_load: Vec<u32>,
+    /// How far `to_load` has been issued.
+    pub cursor: usize,
+    /// Keys on their way.
+    pub loading: usize,
+    /// Planned keys that could not be loaded.
+    pub failed: u32,
+    /// Bytes loaded.
+    pub loaded_bytes: u64,
+    /// What went wrong last, for the message.
+    pub trouble: Option<String>,
+    /// Its answer.
+    pub result: Option<PrefetchResult>,
+    /// How to tell; taken by the completion, so that there is one.
+    pub notify: Option<Notify>,
+    /// Forgotten by its caller.
+    pub released: bool,
+}
+
+/// One job.
+pub struct Job {
+    /// Its number.
+    pub id: u64,
+    /// Its session.
+    pub session: u64,
+    /// Its space.
+    pub space: SpaceInfo,
+    /// Its keys, chunk-major.
+    pub keys: Vec<Key>,
+    /// What it asked, less how to tell.
+    pub request: PrefetchRequest,
+    /// When it was submitted.
+    pub submitted: Instant,
+    /// Its deadline.
+    pub deadline: Instant,
+    /// What changes.
+    pub progress: Mutex<Progress>,
+    /// Told when it is done or released.
+    pub done: Condvar,
+}
+
+impl Job {
+    /// A job just submitted.
+    pub fn new(
+        id: u64,
+        session: u64,
+        space: SpaceInfo,
+        keys: &[Key],
+        mut request: PrefetchRequest,
+        submitted: Instant,
+        deadline: Instant,
+    ) -> Job {
+        let notify = std::mem::replace(&mut request.notify, Notify::Poll);
+        let progress = Progress {
+            phase: Phase::Lookup,
+            held: vec![false; keys.len()],
+            found: vec![NOWHERE; keys.len()],
+            sizes: Vec::new(),
+            tiers: TierList::default(),
+            pinned: Vec::new(),
+            asking: 0,
+            ask_until: None,
+            lookup: None,
+            to_load: Vec::new(),
+            cursor: 0,
+            loading: 0,
+            failed: 0,
+            loaded_bytes: 0,
+            trouble: None,
+            result: None,
+            notify: Some(notify),
+            released: false,
+        };
+        let (progress, done) = (Mutex::new(progress), Condvar::new());
+        Job { id, session, space, keys: keys.to_vec(), request, submitted, deadline, progress, done }
+    }
+
+    /// Shares of each key it takes.
+    pub fn shares(&self) -> u32 {
+        self.request.extra_count + 1
+    }
+
+    /// The full name of a key.
+    pub fn object(&self, index: usize) -> ObjectKey {
+        ObjectKey { space: self.space.tag, key: self.keys[index] }
+    }
+
+    /// The answer when the keys marked in `there` can be had.
+    pub fn answer(&self, there: &[bool]) -> Plan {
+        Question {
+            keys: &self.keys,
+            per_chunk: self.request.objects_per_chunk as usize,
+            mode: self.request.mode,
+            rules: &self.request.group_rules,
+        }
+        .answer(there)
+    }
+
+    /// Unpins the pinned keys that `which` chooses.
+    pub fn unpin(&self, progress: &mut Progress, which: impl Fn(usize) -> bool) {
+        if progress.pinned.is_empty() {
+            return;
+        }
+        for tier in progress.tiers.iter() {
+            let place = tier.place as u8;
+            let of_tier = |i: &usize| progress.pinned[*i] && progress.found[*i] == place && which(*i);
+            let indexes: Vec<usize> = (0..self.keys.len()).filter(of_tier).collect();
+            if !indexes.is_empty() {
+                let keys: Vec<ObjectKey> = indexes.iter().map(|&i| self.object(i)).collect();
+                tier.backend.unpin(&keys);
+                indexes.iter().for_each(|&i| progress.pinned[i] = false);
+            }
+        }
+    }
+
+    /// The backend that `place` names.
+    pub fn tier<'a>(&self, progress: &'a Progress, place: u8) -> Option<&'a std::sync::Arc<Tier>> {
+        progress.tiers.iter().find(|tier| tier.place == place as usize)
+    }
+
+    /// Writes the answer of a job that holds what `progress.held` says.
+    pub fn conclude(&self, progress: &mut Progress, chunks: u32, status: Status) -> Completion {
+        let now = Instant::now();
+        let (lookup_chunks, lookup_at) = progress.lookup.unwrap_or((0, now));
+        let mut tier_keys = [0; KVKEEP_TIERS_MAX];
+        for (&held, &found) in progress.held.iter().zip(&progress.found) {
+            if held && let Some(count) = tier_keys.get_mut(found as usize) {
+                *count += 1;
+            }
+        }
+        let since = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
+        progress.result = Some(PrefetchResult {
+            struct_size: size_of::<PrefetchResult>() as u32,
+            abi_version: 0,
+            status: status as i32,
+            hit_chunks: chunks,
+            lookup_chunks,
+            failed_keys: progress.failed,
+            tier_keys,
+            loaded_bytes: progress.loaded_bytes,
+            lookup_us: since(lookup_at, self.submitted),
+            load_us: since(now, lookup_at),
+            total_us: since(now, self.submitted),
+        });
+        let message = progress.trouble.as_deref().unwrap_or("");
+        Completion {
+            job: self.id,
+            session: self.session,
+            status: status as i32,
+            hit_chunks: chunks,
+            loaded_bytes: progress.loaded_bytes,
+            message: message_bytes(message),
+        }
+    }
+}
+
+fn message_bytes(message: &str) -> [c_char; KVKEEP_MESSAGE_BYTES] {
+    let mut bytes = [0; KVKEEP_MESSAGE_BYTES];
+    let fits = message.floor_char_boundary(KVKEEP_MESSAGE_BYTES - 1);
+    for (place, byte) in bytes.iter_mut().zip(message[..fits].bytes()) {
+        *place = byte as c_char;
+    }
+    bytes
+}

@@ -1,0 +1,347 @@
+//! Loading from L2 into L1: bounded, by priority, each absent object once however many jobs want it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use hashbrown::HashMap;
+use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
+
+use super::job::{Job, Phase, Progress};
+use super::prefetch::Prefetcher;
+use super::tiers::Tier;
+use super::watch::{Ticket, Watch};
+use crate::arena::Buffer;
+use crate::config::{Log, LogLevel};
+use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, Result};
+use crate::key::ObjectKey;
+use crate::l1::slot::Ref;
+use crate::l1::{L1, Landed};
+use crate::l2::object::Header;
+use crate::l2::{Load, LoadSink};
+use crate::stats::Meters;
+
+/// Keys issued at a time, so that a long job does not keep others from the lock.
+const BATCH: usize = 256;
+
+/// Who waits for an object on its way: jobs, and the key's place in each.
+type Readers = Vec<(Arc<Job>, u32)>;
+
+/// Jobs wait here for their turn: highest priority first, then in order of arrival.
+type Turn = (i32, Reverse<u64>);
+
+#[derive(Default)]
+struct Queue {
+    turns: BinaryHeap<(Turn, u64)>,
+    jobs: HashMap<u64, Arc<Job>>,
+}
+
+/// Loads objects for jobs.
+pub struct Loader {
+    l1: Arc<L1>,
+    watch: Arc<Watch>,
+    meters: Arc<Meters>,
+    log: Log,
+    checksum: bool,
+    bytes_max: u64,
+    bytes: AtomicU64,
+    flights: Mutex<HashMap<ObjectKey, Readers>>,
+    queue: Mutex<Queue>,
+    prefetcher: OnceCell<std::sync::Weak<Prefetcher>>,
+}
+
+struct Item {
+    object: ObjectKey,
+    layout: [u8; 16],
+    name: Ref,
+    bytes: u64,
+}
+
+struct Batch {
+    loader: Arc<Loader>,
+    tier: Arc<Tier>,
+    items: Vec<Item>,
+    tickets: OnceCell<Vec<Arc<Ticket>>>,
+    began: Instant,
+}
+
+impl Loader {
+    /// At most `bytes_max` bytes on their way at once.
+    pub fn new(
+        l1: Arc<L1>,
+        watch: Arc<Watch>,
+        meters: Arc<Meters>,
+        log: Log,
+        checksum: bool,
+        bytes_max: u64,
+    ) -> Arc<Loader> {
+        Arc::new(Loader {
+            l1,
+            watch,
+            meters,
+            log,
+            checksum,
+            bytes_max,
+            bytes: AtomicU64::new(0),
+            flights: Mutex::default(),
+            queue: Mutex::default(),
+            prefetcher: OnceCell::new(),
+        })
+    }
+
+    /// Whom to tell what landed. Set once.
+    pub fn set_prefetcher(&self, prefetcher: &Arc<Prefetcher>) {
+        let _ = self.prefetcher.set(Arc::downgrade(prefetcher));
+    }
+
+    /// Queues a job whose `to_load` is set.
+    pub fn enqueue(&self, job: &Arc<Job>) {
+        let mut queue = self.queue.lock();
+        queue.turns.push(((job.request.priority, Reverse(job.id)), job.id));
+        queue.jobs.insert(job.id, job.clone());
+    }
+
+    /// Whether a queued job may be issued now.
+    fn open(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) < self.bytes_max
+    }
+
+    /// Issues queued loads as far as the bound allows.
+    pub fn issue(self: &Arc<Loader>) {
+        while self.open() {
+            let next = {
+                let queue = self.queue.lock();
+                queue.turns.peek().and_then(|(_, id)| queue.jobs.get(id).cloned())
+            };
+            let Some(job) = next else { return };
+            if self.issue_some(&job) {
+                let mut queue = self.queue.lock();
+                queue.jobs.remove(&job.id);
+                queue.turns.retain(|(_, id)| *id != job.id);
+            }
+        }
+    }
+
+    /// Issues a batch of a job's loads. True if none is left.
+    fn issue_some(self: &Arc<Loader>, job: &Arc<Job>) -> bool {
+        let mut progress = job.progress.lock();
+        if progress.phase != Phase::Load {
+            return true;
+        }
+        let batch = self.choose(&progress);
+        progress.cursor += batch.len();
+        progress.loading += batch.len();
+        let last = progress.cursor == progress.to_load.len();
+        let mut failed: Vec<(u32, String)> = Vec::new();
+        let mut batches: Vec<(Arc<Tier>, Vec<Item>, Vec<(Buffer, u32)>)> = Vec::new();
+
+        let mut fresh = Vec::new();
+        {
+            let mut flights = self.flights.lock();
+            for index in batch {
+                match flights.get_mut(&job.object(index as usize)) {
+                    Some(readers) => readers.push((job.clone(), index)),
+                    None => fresh.push(index),
+                }
+            }
+        }
+        // Somebody else may have loaded or written them since the lookup.
+        let keys: Vec<_> = fresh.iter().map(|&index| job.keys[index as usize]).collect();
+        let mut there = vec![false; keys.len()];
+        if let Err(error) = self.l1.reserve_found(job.session, &keys, job.shares(), &mut there) {
+            failed.extend(fresh.drain(..).map(|index| (index, error.message.clone())));
+        }
+        let landed: Vec<u32> = fresh.iter().zip(&there).filter(|(_, there)| **there).map(|(index, _)| *index).collect();
+        fresh.retain(|index| !landed.contains(index));
+
+        let per_chunk = job.request.objects_per_chunk;
+        let wanted = fresh.iter().map(|&i| (&job.keys[i as usize], progress.sizes[i as usize], i / per_chunk));
+        let staged = self.l1.stage_loads(job.space.index, wanted, job.request.temporary);
+        for (&index, staged) in fresh.iter().zip(staged) {
+            let (place, bytes) = (progress.found[index as usize], progress.sizes[index as usize]);
+            let tier = job.tier(&progress, place).filter(|tier| tier.usable()).cloned();
+            let (name, buffer, tier) = match (staged, tier) {
+                (Ok((name, buffer)), Some(tier)) => (name, buffer, tier),
+                (Ok((name, buffer)), None) => {
+                    self.l1.drop_load(name);
+                    drop(buffer);
+                    failed.push((index, "the backend is fenced or removed".to_owned()));
+                    continue;
+                }
+                (Err(status), _) => {
+                    failed.push((index, format!("L1 has no room for what was found ({status:?})")));
+                    continue;
+                }
+            };
+            let object = job.object(index as usize);
+            let mut flights = self.flights.lock();
+            if let Some(other) = flights.get_mut(&object) {
+                // Another job began it between the two looks.
+                other.push((job.clone(), index));
+                drop(flights);
+                self.l1.drop_load(name);
+                continue;
+            }
+            flights.insert(object, vec![(job.clone(), index)]);
+            drop(flights);
+            self.bytes.fetch_add(bytes, Ordering::AcqRel);
+            let item = Item { object, layout: job.space.layout, name, bytes };
+            match batches.iter_mut().find(|(other, ..)| other.number == tier.number) {
+                Some((_, items, buffers)) => {
+                    buffers.push((buffer, items.len() as u32));
+                    items.push(item);
+                }
+                None => batches.push((tier, vec![item], vec![(buffer, 0)])),
+            }
+        }
+        drop(progress);
+        for (tier, items, buffers) in batches {
+            self.send(tier, items, buffers);
+        }
+        self.report(landed.into_iter().map(|index| (job.clone(), index, Ok(0))));
+        self.report(failed.into_iter().map(|(index, why)| (job.clone(), index, Err(why))));
+        last
+    }
+
+    fn choose(&self, progress: &Progress) -> Vec<u32> {
+        let mut room = self.bytes_max.saturating_sub(self.bytes.load(Ordering::Acquire));
+        let mut batch = Vec::new();
+        for &index in progress.to_load[progress.cursor..].iter().take(BATCH) {
+            let size = progress.sizes[index as usize];
+            if size > room && !batch.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(size);
+            batch.push(index);
+        }
+        batch
+    }
+
+    fn send(self: &Arc<Loader>, tier: Arc<Tier>, items: Vec<Item>, buffers: Vec<(Buffer, u32)>) {
+        let batch = Arc::new(Batch {
+            loader: self.clone(),
+            tier: tier.clone(),
+            items,
+            tickets: OnceCell::new(),
+            began: Instant::now(),
+        });
+        let on_late = (0..batch.items.len()).map(|i| {
+            let batch = Arc::downgrade(&batch);
+            Box::new(move || {
+                if let Some(batch) = batch.upgrade() {
+                    batch.late(i);
+                }
+            }) as Box<dyn FnOnce() + Send>
+        });
+        let tickets = self.watch.begin(&tier, on_late);
+        let _ = batch.tickets.set(tickets);
+        let deadline = self.watch.deadline();
+        let sink: Arc<dyn LoadSink> = batch.clone();
+        let loads = buffers
+            .into_iter()
+            .map(|(buffer, index)| {
+                let key = batch.items[index as usize].object;
+                Load { key, buffer, deadline, sink: sink.clone(), index }
+            })
+            .collect();
+        tier.backend.load(loads);
+    }
+
+    /// Ends a flight: whoever waits gets the object, or is told why not.
+    fn land(&self, item: &Item, result: std::result::Result<(), String>) {
+        let readers = {
+            let mut flights = self.flights.lock();
+            match flights.remove(&item.object) {
+                Some(readers) => readers,
+                None => return,
+            }
+        };
+        match result {
+            Ok(()) => {
+                let shares: Vec<Landed> =
+                    readers.iter().map(|(job, _)| Landed { session: job.session, count: job.shares() }).collect();
+                let given = self.l1.commit_load(item.name, &shares);
+                self.report(readers.into_iter().zip(given).map(|((job, index), given)| {
+                    let outcome = if given { Ok(item.bytes) } else { Err("its session has ended".to_owned()) };
+                    (job, index, outcome)
+                }));
+            }
+            Err(why) => {
+                self.l1.drop_load(item.name);
+                self.report(readers.into_iter().map(|(job, index)| (job, index, Err(why.clone()))));
+            }
+        }
+    }
+
+    fn report(&self, outcomes: impl Iterator<Item = (Arc<Job>, u32, std::result::Result<u64, String>)>) {
+        if let Some(prefetcher) = self.prefetcher.get().and_then(std::sync::Weak::upgrade) {
+            for (job, index, outcome) in outcomes {
+                prefetcher.landed(&job, index as usize, outcome);
+            }
+        }
+    }
+
+    fn freed(&self, bytes: u64) {
+        let before = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        if before >= self.bytes_max
+            && let Some(prefetcher) = self.prefetcher.get().and_then(std::sync::Weak::upgrade)
+        {
+            prefetcher.wake();
+        }
+    }
+}
+
+impl Batch {
+    fn late(&self, index: usize) {
+        self.loader.meters.backend_timeouts.add(1);
+        let item = &self.items[index];
+        self.loader.log.say(LogLevel::Error, || {
+            format!(
+                "backend {} did not answer a load of {} in time: it is fenced until it does",
+                self.tier.number, item.object.key
+            )
+        });
+        // What the backend may still write stays its own; the bytes in flight are not counted against other loads.
+        self.loader.land(item, Err(Error::new(KVKEEP_ERR_TIMEOUT, "a backend did not answer in time").message));
+        self.loader.freed(item.bytes);
+    }
+}
+
+impl LoadSink for Batch {
+    fn loaded(&self, index: u32, buffer: Buffer, result: Result<Header>) {
+        let item = &self.items[index as usize];
+        let meters = &self.loader.meters;
+        let in_time = self.tickets.get().is_none_or(|tickets| tickets[index as usize].answered());
+        if !in_time {
+            return;
+        }
+        let verified = result
+            .and_then(|header| header.verify(&item.object, Some(&item.layout), buffer.bytes(), self.loader.checksum));
+        let outcome = match verified {
+            Ok(()) => {
+                meters.loads.add(1);
+                meters.loaded_bytes.add(item.bytes);
+                meters.load_latency.add(self.began.elapsed());
+                Ok(())
+            }
+            Err(error) => {
+                if error.status == KVKEEP_ERR_CORRUPT {
+                    meters.corruptions.add(1);
+                    self.tier.backend.quarantine(item.object);
+                } else {
+                    meters.load_failures.add(1);
+                }
+                self.loader.log.say(LogLevel::Error, || {
+                    format!("loading {} from backend {}: {error}", item.object.key, self.tier.number)
+                });
+                Err(error.message)
+            }
+        };
+        self.loader.land(item, outcome);
+        drop(buffer);
+        self.loader.freed(item.bytes);
+    }
+}

@@ -1,0 +1,12 @@
+//! What moves objects between tiers and tells callers: prefetch jobs, writing to L2, making room ahead of need.
+
+pub mod chain;
+pub mod complete;
+pub mod job;
+pub mod load;
+pub mod plan;
+pub mod prefetch;
+mod query;
+pub mod tiers;
+pub mod watch;
+pub mod writeback;

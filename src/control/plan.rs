@@ -1,0 +1,159 @@
+//! Which chunks of a job are hits: what is there in, the answer out. Pure.
+
+use crate::config::{GroupRule, Mode};
+use crate::key::Key;
+
+/// The answer to a job, as far as its keys are there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Hits in chunks.
+    pub chunks: u32,
+    /// Which keys belong to the answer.
+    pub wanted: Vec<bool>,
+    /// Whether more keys could make it longer.
+    pub complete: bool,
+}
+
+/// What a job asks for.
+pub struct Question<'a> {
+    /// Its keys, chunk-major.
+    pub keys: &'a [Key],
+    /// Objects of one chunk.
+    pub per_chunk: usize,
+    /// Its mode.
+    pub mode: Mode,
+    /// Exceptions by group.
+    pub rules: &'a [GroupRule],
+}
+
+impl Question<'_> {
+    fn mode_of(&self, key: &Key) -> Mode {
+        self.rules.iter().find(|rule| rule.group == key.group).map_or(self.mode, |rule| rule.mode)
+    }
+
+    /// The answer when the keys marked in `there` can be had.
+    pub fn answer(&self, there: &[bool]) -> Plan {
+        match self.mode {
+            Mode::Any => self.any(there),
+            Mode::Prefix if self.rules.is_empty() => self.prefix(there),
+            _ => self.longest(there),
+        }
+    }
+
+    fn any(&self, there: &[bool]) -> Plan {
+        let mut wanted = vec![false; there.len()];
+        let mut chunks = 0;
+        for (wanted, there) in wanted.chunks_mut(self.per_chunk).zip(there.chunks(self.per_chunk)) {
+            if there.iter().all(|&there| there) {
+                wanted.fill(true);
+                chunks += 1;
+            }
+        }
+        Plan { chunks, complete: chunks as usize * self.per_chunk == there.len(), wanted }
+    }
+
+    fn prefix(&self, there: &[bool]) -> Plan {
+        let run = there.iter().position(|&there| !there).unwrap_or(there.len());
+        let chunks = run / self.per_chunk;
+        let mut wanted = vec![false; there.len()];
+        wanted[..chunks * self.per_chunk].fill(true);
+        Plan { chunks: chunks as u32, complete: run == there.len(), wanted }
+    }
+
+    /// The longest length at which every group can continue: a prefix group has all chunks before it, a window group the
+    /// last ones.
+    fn longest(&self, there: &[bool]) -> Plan {
+        let chunks = there.len() / self.per_chunk;
+        let windows = |mode| if let Mode::Window(chunks) = mode { chunks as usize } else { usize::MAX };
+        // Chunks in a row, up to each, in which every object of one window length is there.
+        let mut kinds: Vec<(usize, Vec<usize>)> = Vec::new();
+        let mut kind_of = Vec::with_capacity(self.per_chunk);
+        for chunk in 0..chunks {
+            for place in 0..self.per_chunk {
+                let window = windows(self.mode_of(&self.keys[chunk * self.per_chunk + place]));
+                let kind = kinds.iter().position(|(known, _)| *known == window).unwrap_or_else(|| {
+                    kinds.push((window, vec![0; chunks + 1]));
+                    kinds.len() - 1
+                });
+                kind_of.push(kind);
+            }
+        }
+        for (kind, (_, runs)) in kinds.iter_mut().enumerate() {
+            for chunk in 0..chunks {
+                let places = chunk * self.per_chunk..(chunk + 1) * self.per_chunk;
+                let whole = places.into_iter().all(|i| kind_of[i] != kind || there[i]);
+                runs[chunk + 1] = if whole { runs[chunk] + 1 } else { 0 };
+            }
+        }
+        let fits = |length: usize| kinds.iter().all(|(window, runs)| runs[length] >= (*window).min(length));
+        let length = (0..=chunks).rev().find(|&length| fits(length)).unwrap_or(0);
+        let wanted = (0..there.len())
+            .map(|i| {
+                let chunk = i / self.per_chunk;
+                chunk < length && length - chunk <= kinds[kind_of[i]].0
+            })
+            .collect();
+        Plan { chunks: length as u32, complete: length == chunks, wanted }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(chunks: usize, groups: u32) -> Vec<Key> {
+        (0..chunks)
+            .flat_map(|chunk| (0..groups).map(move |group| Key { hash: [chunk as u8; 32], rank: 0, group }))
+            .collect()
+    }
+
+    fn bits(text: &str) -> Vec<bool> {
+        text.bytes().filter(|byte| *byte != b' ').map(|byte| byte == b'1').collect()
+    }
+
+    fn ask(mode: Mode, rules: &[GroupRule], per_chunk: usize, there: &str) -> (u32, Vec<bool>) {
+        let there = bits(there);
+        let keys = keys(there.len() / per_chunk, per_chunk as u32);
+        let plan = Question { keys: &keys, per_chunk, mode, rules }.answer(&there);
+        assert_eq!(plan.complete, plan.chunks as usize * per_chunk == there.len());
+        (plan.chunks, plan.wanted)
+    }
+
+    #[test]
+    fn a_gap_ends_a_prefix() {
+        assert_eq!(ask(Mode::Prefix, &[], 1, "1101"), (2, bits("1100")));
+        assert_eq!(ask(Mode::Prefix, &[], 1, "0111"), (0, bits("0000")));
+        assert_eq!(ask(Mode::Prefix, &[], 1, "1111"), (4, bits("1111")));
+    }
+
+    #[test]
+    fn a_chunk_is_a_hit_when_all_its_objects_are() {
+        assert_eq!(ask(Mode::Prefix, &[], 2, "11 10 11"), (1, bits("11 00 00")));
+        assert_eq!(ask(Mode::Any, &[], 2, "11 10 11"), (2, bits("11 00 11")));
+    }
+
+    #[test]
+    fn a_window_needs_only_its_last_chunks() {
+        assert_eq!(ask(Mode::Window(2), &[], 1, "001100"), (4, bits("001100")));
+        assert_eq!(ask(Mode::Window(2), &[], 1, "001010"), (0, bits("000000")));
+        assert_eq!(ask(Mode::Window(2), &[], 1, "100000"), (1, bits("100000")));
+        assert_eq!(ask(Mode::Window(1), &[], 1, "000001"), (6, bits("000001")));
+    }
+
+    #[test]
+    fn a_hybrid_continues_where_every_group_can() {
+        let rules = [GroupRule { group: 1, mode: Mode::Window(1) }];
+        assert_eq!(ask(Mode::Prefix, &rules, 2, "10 11 10 10"), (2, bits("10 11 00 00")));
+        assert_eq!(ask(Mode::Prefix, &rules, 2, "10 10 10 11"), (4, bits("10 10 10 11")));
+        assert_eq!(ask(Mode::Prefix, &rules, 2, "10 00 10 11"), (0, bits("00 00 00 00")));
+    }
+
+    #[test]
+    fn the_longest_agrees_with_the_prefix_when_all_groups_are_alike() {
+        let rules = [GroupRule { group: 9, mode: Mode::Window(1) }];
+        for pattern in 0..256u32 {
+            let there = format!("{pattern:08b}");
+            assert_eq!(ask(Mode::Prefix, &rules, 2, &there), ask(Mode::Prefix, &[], 2, &there));
+        }
+    }
+}

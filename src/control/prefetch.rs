@@ -1,0 +1,512 @@
+//! Prefetch jobs: submit, look up, load, done; and everything a caller may ask of one.
+
+use std::collections::{BTreeSet, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use parking_lot::{Condvar, Mutex};
+
+use super::complete::Completions;
+use super::job::{Job, NOWHERE, Phase, Progress};
+use super::load::Loader;
+use super::tiers::{Tier, Tiers};
+use super::watch::Watch;
+use crate::config::{Mode, Policy, PrefetchRequest};
+use crate::error::{
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT,
+    KVKEEP_OK, Result, Status,
+};
+use crate::key::{Key, ObjectKey};
+use crate::l1::L1;
+use crate::l2::{Found, Lookup, Reply};
+use crate::stats::Meters;
+
+/// Keys (by index) to be asked of a backend.
+type Asks = Vec<(Arc<Tier>, Vec<u32>)>;
+
+#[derive(Default)]
+pub(super) struct Jobs {
+    pub(super) by_id: HashMap<u64, Arc<Job>>,
+    pub(super) by_session: HashMap<u64, Vec<u64>>,
+    by_deadline: BTreeSet<(Instant, u64)>,
+    /// Jobs to ask again, earliest first.
+    asking: BinaryHeap<std::cmp::Reverse<(Instant, u64)>>,
+    last: u64,
+}
+
+/// All jobs of a cache.
+pub struct Prefetcher {
+    l1: Arc<L1>,
+    tiers: Arc<Tiers>,
+    loader: Arc<Loader>,
+    watch: Arc<Watch>,
+    completions: Arc<Completions>,
+    meters: Arc<Meters>,
+    jobs_max: usize,
+    pub(super) jobs: Mutex<Jobs>,
+    woken: Mutex<bool>,
+    wake: Condvar,
+    closing: AtomicBool,
+}
+
+pub(super) fn no_job(id: u64) -> Error {
+    Error::new(
+        KVKEEP_ERR_NOT_FOUND,
+        format!(
+            "job {id} is not there: it was never given, or was released by its caller, its session's end or its deadline"
+        ),
+    )
+}
+
+impl Prefetcher {
+    /// No jobs yet.
+    pub fn new(
+        l1: Arc<L1>,
+        tiers: Arc<Tiers>,
+        loader: Arc<Loader>,
+        watch: Arc<Watch>,
+        completions: Arc<Completions>,
+        meters: Arc<Meters>,
+        jobs_max: u32,
+    ) -> Arc<Prefetcher> {
+        let prefetcher = Arc::new(Prefetcher {
+            l1,
+            tiers,
+            loader: loader.clone(),
+            watch,
+            completions,
+            meters,
+            jobs_max: jobs_max as usize,
+            jobs: Mutex::default(),
+            woken: Mutex::new(false),
+            wake: Condvar::new(),
+            closing: AtomicBool::new(false),
+        });
+        loader.set_prefetcher(&prefetcher);
+        prefetcher
+    }
+
+    /// Submits a job and sets `id` before anybody can be told of its end.
+    pub fn submit(self: &Arc<Self>, session: u64, keys: &[Key], request: PrefetchRequest, id: &mut u64) -> Result<()> {
+        let submitted = Instant::now();
+        let per_chunk = request.objects_per_chunk as usize;
+        if !keys.len().is_multiple_of(per_chunk) {
+            return Err(Error::invalid(format!(
+                "{} keys are no whole number of chunks of objects_per_chunk = {per_chunk}: pass all keys of each chunk",
+                keys.len()
+            )));
+        }
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::new(KVKEEP_ERR_CLOSED, "the cache is closing: submit nothing more"));
+        }
+        let space = self.l1.session_space(session)?;
+        let timeout = request.deadline.map_or_else(|| self.l1.session_timeout(session), Ok)?;
+        let deadline = submitted + timeout;
+        let job = {
+            let mut jobs = self.jobs.lock();
+            if jobs.by_id.len() >= self.jobs_max {
+                return Err(Error::new(
+                    KVKEEP_ERR_LIMIT,
+                    format!("{} jobs are not released yet: release some, or raise jobs_max", jobs.by_id.len()),
+                ));
+            }
+            jobs.last += 1;
+            let job = Arc::new(Job::new(jobs.last, session, space, keys, request, submitted, deadline));
+            jobs.by_id.insert(job.id, job.clone());
+            jobs.by_session.entry(session).or_default().push(job.id);
+            let first = jobs.by_deadline.first().is_none_or(|(earliest, _)| deadline < *earliest);
+            jobs.by_deadline.insert((deadline, job.id));
+            if first {
+                drop(jobs);
+                self.wake();
+            }
+            job
+        };
+        *id = job.id;
+        self.meters.jobs_submitted.add(1);
+        self.meters.prefetch_asked_chunks.add((keys.len() / per_chunk) as u64);
+        let mut progress = job.progress.lock();
+        if let Err(error) = self.l1.count_job(session, true) {
+            drop(progress);
+            self.forget(&job);
+            return Err(error);
+        }
+        let lookup_timeout = job.request.lookup_timeout;
+        progress.ask_until = (!lookup_timeout.is_zero()).then(|| submitted + lookup_timeout);
+        let asks = self.ask(&job, &mut progress);
+        drop(progress);
+        self.ask_tiers(&job, asks);
+        self.meters.call_latency.add(submitted.elapsed());
+        Ok(())
+    }
+
+    /// Looks for what is still missing: in L1, then in the backends' indexes. What needs I/O is returned, to be asked of the
+    /// backends once the job's lock is let go: a backend may answer at once.
+    fn ask(self: &Arc<Self>, job: &Arc<Job>, progress: &mut Progress) -> Asks {
+        if self.l1.reserve_found(job.session, &job.keys, job.shares(), &mut progress.held).is_err() {
+            self.finish(job, progress, KVKEEP_ERR_CANCELLED, Some("the session has ended".to_owned()));
+            return Vec::new();
+        }
+        for (held, found) in progress.held.iter().zip(&mut progress.found) {
+            if *held && *found == NOWHERE {
+                *found = 0;
+            }
+        }
+        let mut missing: Vec<u32> =
+            (0..job.keys.len() as u32).filter(|&i| progress.found[i as usize] == NOWHERE).collect();
+        if missing.is_empty() {
+            self.looked_up(job, progress);
+            return Vec::new();
+        }
+        if progress.pinned.is_empty() {
+            progress.tiers = self.tiers.list();
+        }
+        let tiers = progress.tiers.clone();
+        if !tiers.is_empty() && progress.pinned.is_empty() {
+            progress.pinned = vec![false; job.keys.len()];
+            progress.sizes = vec![0; job.keys.len()];
+        }
+        let mut unknown: Asks = Vec::new();
+        for tier in tiers.iter().filter(|tier| tier.usable()) {
+            if missing.is_empty() {
+                break;
+            }
+            let objects: Vec<ObjectKey> = missing.iter().map(|&i| job.object(i as usize)).collect();
+            let mut found = vec![Found::Unknown; objects.len()];
+            tier.backend.lookup_cached(&objects, &mut found);
+            let mut ask = Vec::new();
+            let mut still = Vec::new();
+            for (&index, &found) in missing.iter().zip(&found) {
+                match found {
+                    Found::Present(bytes) => self.note_found(progress, index, tier, bytes),
+                    Found::Absent => still.push(index),
+                    Found::Unknown => {
+                        still.push(index);
+                        ask.push(index);
+                    }
+                }
+            }
+            missing = still;
+            if !ask.is_empty() {
+                unknown.push((tier.clone(), ask));
+            }
+        }
+        for (_, ask) in &mut unknown {
+            ask.retain(|&index| progress.found[index as usize] == NOWHERE);
+        }
+        unknown.retain(|(_, ask)| !ask.is_empty());
+        if unknown.is_empty() {
+            self.looked_up(job, progress);
+        }
+        progress.asking = unknown.len();
+        unknown
+    }
+
+    fn ask_tiers(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
+        // Where only one backend is asked, the first gap decides a prefix: it need not ask beyond.
+        let in_order = job.request.mode == Mode::Prefix && job.request.group_rules.is_empty() && asks.len() == 1;
+        for (tier, ask) in asks {
+            self.ask_tier(job, tier, ask, in_order);
+        }
+    }
+
+    fn ask_tier(self: &Arc<Self>, job: &Arc<Job>, tier: Arc<Tier>, ask: Vec<u32>, in_order: bool) {
+        let keys = ask.iter().map(|&i| job.object(i as usize)).collect();
+        let (me, late_job, late_tier) = (self.clone(), job.clone(), tier.clone());
+        let on_late = std::iter::once(Box::new(move || {
+            me.meters.backend_timeouts.add(1);
+            me.answered(
+                &late_job,
+                &late_tier,
+                &[],
+                Err(Error::new(KVKEEP_ERR_TIMEOUT, "a lookup was not answered in time")),
+            );
+        }) as Box<dyn FnOnce() + Send>);
+        let ticket = self.watch.begin(&tier, on_late).pop();
+        let (me, job, answered_tier) = (self.clone(), job.clone(), tier.clone());
+        let reply = Reply::new(move |result: Result<Vec<Found>>| {
+            if ticket.is_some_and(|ticket| ticket.answered()) {
+                me.answered(&job, &answered_tier, &ask, result);
+            } else if let Ok(found) = result {
+                let late = ask.iter().zip(found).filter(|(_, found)| matches!(found, Found::Present(_)));
+                let keys: Vec<ObjectKey> = late.map(|(&i, _)| job.object(i as usize)).collect();
+                answered_tier.backend.unpin(&keys);
+            }
+        });
+        tier.backend.lookup(Lookup { keys, in_order, deadline: self.watch.deadline(), reply });
+    }
+
+    /// Takes in a backend's answer.
+    fn answered(self: &Arc<Self>, job: &Arc<Job>, tier: &Arc<Tier>, ask: &[u32], result: Result<Vec<Found>>) {
+        let mut progress = job.progress.lock();
+        let mut unwanted = Vec::new();
+        match result {
+            Ok(found) => {
+                for (&index, found) in ask.iter().zip(found) {
+                    if let Found::Present(bytes) = found {
+                        if progress.phase == Phase::Lookup && progress.found[index as usize] == NOWHERE {
+                            self.note_found(&mut progress, index, tier, bytes);
+                        } else {
+                            unwanted.push(job.object(index as usize));
+                        }
+                    }
+                }
+            }
+            Err(error) => progress.trouble = Some(format!("backend {}: {error}", tier.number)),
+        }
+        if !unwanted.is_empty() {
+            tier.backend.unpin(&unwanted);
+        }
+        progress.asking = progress.asking.saturating_sub(1);
+        if progress.phase == Phase::Lookup && progress.asking == 0 {
+            self.looked_up(job, &mut progress);
+        }
+    }
+
+    fn note_found(&self, progress: &mut Progress, index: u32, tier: &Tier, bytes: u64) {
+        let index = index as usize;
+        progress.found[index] = tier.place as u8;
+        progress.sizes[index] = bytes;
+        progress.pinned[index] = true;
+    }
+
+    /// All tiers have answered: say the early answer and start loading, or ask again later for what is missing.
+    fn looked_up(self: &Arc<Self>, job: &Arc<Job>, progress: &mut Progress) {
+        let now = Instant::now();
+        let there: Vec<bool> = progress.found.iter().map(|&found| found != NOWHERE).collect();
+        let plan = job.answer(&there);
+        if !plan.complete && progress.ask_until.is_some_and(|until| now < until) {
+            let again = (now + job.request.lookup_interval).min(progress.ask_until.unwrap_or(now));
+            self.jobs.lock().asking.push(std::cmp::Reverse((again, job.id)));
+            return self.wake();
+        }
+        progress.lookup = Some((plan.chunks, now));
+        self.meters.lookup_latency.add(now - job.submitted);
+        job.unpin(progress, |i| !plan.wanted[i]);
+        self.trim(job, progress, &plan.wanted);
+        progress.to_load =
+            (0..job.keys.len() as u32).filter(|&i| plan.wanted[i as usize] && !progress.held[i as usize]).collect();
+        if progress.to_load.is_empty() {
+            return self.finish(job, progress, KVKEEP_OK, None);
+        }
+        progress.phase = Phase::Load;
+        self.loader.enqueue(job);
+        self.wake();
+    }
+
+    /// Returns the shares of held keys that are not wanted.
+    fn trim(&self, job: &Job, progress: &mut Progress, wanted: &[bool]) {
+        let extra: Vec<usize> = (0..job.keys.len()).filter(|&i| progress.held[i] && !wanted[i]).collect();
+        if extra.is_empty() {
+            return;
+        }
+        self.l1.take_back(job.session, extra.iter().map(|&i| job.keys[i]), job.shares());
+        extra.into_iter().for_each(|i| progress.held[i] = false);
+    }
+
+    /// A key of a job was loaded (so many bytes, 0 if it was there after all) or was not.
+    pub fn landed(self: &Arc<Self>, job: &Arc<Job>, index: usize, outcome: std::result::Result<u64, String>) {
+        let mut progress = job.progress.lock();
+        if progress.phase != Phase::Load {
+            if outcome.is_ok() {
+                self.l1.take_back(job.session, std::iter::once(job.keys[index]), job.shares());
+            }
+            return;
+        }
+        progress.loading -= 1;
+        match outcome {
+            Ok(bytes) => {
+                progress.held[index] = true;
+                progress.loaded_bytes += bytes;
+                if bytes == 0 {
+                    progress.found[index] = 0;
+                }
+            }
+            Err(why) => {
+                progress.failed += 1;
+                progress.trouble = Some(why);
+            }
+        }
+        if progress.loading == 0 && progress.cursor == progress.to_load.len() {
+            self.finish(job, &mut progress, KVKEEP_OK, None);
+        }
+    }
+
+    /// Ends a job with what it holds, or with nothing unless `status` is OK.
+    fn finish(&self, job: &Arc<Job>, progress: &mut Progress, status: Status, trouble: Option<String>) {
+        let plan = job.answer(&progress.held);
+        let keep = if status == KVKEEP_OK { plan.wanted } else { vec![false; job.keys.len()] };
+        let chunks = if status == KVKEEP_OK { plan.chunks } else { 0 };
+        self.trim(job, progress, &keep);
+        job.unpin(progress, |_| true);
+        progress.phase = Phase::Done;
+        if trouble.is_some() {
+            progress.trouble = trouble;
+        }
+        if progress.lookup.is_none() {
+            progress.lookup = Some((chunks, Instant::now()));
+        }
+        // The session may be gone; then there is nothing to count.
+        let _ = self.l1.count_job(job.session, false);
+        let completion = job.conclude(progress, chunks, status);
+        self.meters.jobs_completed.add(1);
+        if status == KVKEEP_ERR_CANCELLED {
+            self.meters.jobs_cancelled.add(1);
+        }
+        self.meters.prefetch_hit_chunks.add(u64::from(chunks));
+        self.meters.prefetch_latency.add(job.submitted.elapsed());
+        if let Some(notify) = progress.notify.take() {
+            self.completions.deliver(notify, completion);
+        }
+        job.done.notify_all();
+    }
+
+    pub(super) fn job(&self, id: u64) -> Result<Arc<Job>> {
+        self.jobs.lock().by_id.get(&id).cloned().ok_or_else(|| no_job(id))
+    }
+
+    pub(super) fn cancel_job(&self, job: &Arc<Job>, why: &str) {
+        let mut progress = job.progress.lock();
+        if progress.phase != Phase::Done {
+            self.finish(job, &mut progress, KVKEEP_ERR_CANCELLED, Some(why.to_owned()));
+        }
+    }
+
+    fn forget(&self, job: &Arc<Job>) {
+        let mut jobs = self.jobs.lock();
+        jobs.by_id.remove(&job.id);
+        jobs.by_deadline.remove(&(job.deadline, job.id));
+        if let Some(of_session) = jobs.by_session.get_mut(&job.session) {
+            of_session.retain(|id| *id != job.id);
+            if of_session.is_empty() {
+                jobs.by_session.remove(&job.session);
+            }
+        }
+    }
+
+    /// Forgets a job.
+    pub fn release(&self, id: u64) -> Result<()> {
+        let job = self.job(id)?;
+        self.forget(&job);
+        self.cancel_job(&job, "released before it was done");
+        job.progress.lock().released = true;
+        job.done.notify_all();
+        Ok(())
+    }
+
+    /// Cancels and forgets the jobs of a session.
+    pub fn release_session(&self, session: u64) {
+        let ids = self.jobs.lock().by_session.get(&session).cloned().unwrap_or_default();
+        for id in ids {
+            // One that its caller released meanwhile is gone as wished.
+            let _ = self.release(id);
+        }
+    }
+
+    /// Cancels the jobs of a space, or all.
+    pub fn cancel_space(&self, space: Option<u32>) {
+        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
+        for job in jobs.iter().filter(|job| space.is_none_or(|space| space == job.space.index)) {
+            self.cancel_job(job, "cancelled because its space was cleared");
+        }
+    }
+
+    /// Tells the control thread that there is something to do.
+    pub fn wake(&self) {
+        *self.woken.lock() = true;
+        self.wake.notify_one();
+    }
+
+    /// Waits until woken, or until `until`.
+    pub fn sleep(&self, until: Option<Instant>) {
+        let mut woken = self.woken.lock();
+        if !*woken {
+            match until {
+                Some(until) => drop(self.wake.wait_until(&mut woken, until)),
+                None => self.wake.wait(&mut woken),
+            }
+        }
+        *woken = false;
+    }
+
+    /// Does what is due: deadlines, askings, loads. Says when to look again.
+    pub fn turn(self: &Arc<Self>) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        let mut due = Vec::new();
+        let mut ask = Vec::new();
+        {
+            let mut jobs = self.jobs.lock();
+            while let Some(&(deadline, id)) = jobs.by_deadline.first() {
+                if deadline > now {
+                    next = Some(deadline);
+                    break;
+                }
+                jobs.by_deadline.pop_first();
+                due.extend(jobs.by_id.get(&id).cloned());
+            }
+            while let Some(&std::cmp::Reverse((at, id))) = jobs.asking.peek() {
+                if at > now {
+                    next = Some(next.map_or(at, |next| next.min(at)));
+                    break;
+                }
+                jobs.asking.pop();
+                ask.extend(jobs.by_id.get(&id).cloned());
+            }
+        }
+        for job in due {
+            self.overdue(&job);
+        }
+        for job in ask {
+            let mut progress = job.progress.lock();
+            if progress.phase == Phase::Lookup && progress.asking == 0 {
+                let asks = self.ask(&job, &mut progress);
+                drop(progress);
+                self.ask_tiers(&job, asks);
+            }
+        }
+        self.loader.issue();
+        next
+    }
+
+    /// A job's deadline passed: it ends as its policy says; one that was done and not released is reclaimed.
+    fn overdue(&self, job: &Arc<Job>) {
+        let mut progress = job.progress.lock();
+        if progress.phase == Phase::Done {
+            drop(progress);
+            self.meters.jobs_reclaimed.add(1);
+            let _ = self.release(job.id);
+            return;
+        }
+        let late = Some("its deadline passed".to_owned());
+        match job.request.policy {
+            Policy::BestEffort => self.finish(job, &mut progress, KVKEEP_OK, late),
+            Policy::Deadline => self.finish(job, &mut progress, KVKEEP_ERR_TIMEOUT, late),
+            Policy::Wait => {}
+        }
+        drop(progress);
+        // From here it has as long again for its answer to be read.
+        let mut jobs = self.jobs.lock();
+        if jobs.by_id.contains_key(&job.id) {
+            let again = Instant::now() + (job.deadline - job.submitted).max(Duration::from_millis(1));
+            jobs.by_deadline.insert((again, job.id));
+        }
+    }
+
+    /// Refuses new jobs and completes all that are not done.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
+        for job in &jobs {
+            self.cancel_job(job, "cancelled because the cache closes");
+        }
+        self.wake();
+    }
+
+    /// Whether it is closing.
+    pub fn closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,102 @@
+//! What callers may ask of a job: its answers, waiting for them, cancelling it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::job::{Job, Phase};
+use super::prefetch::{Prefetcher, no_job};
+use crate::error::{Error, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status};
+use crate::types::PrefetchResult;
+
+impl Prefetcher {
+    /// The early answer.
+    pub fn query_lookup_hits(&self, id: u64, chunks: &mut u32) -> Result<Status> {
+        let job = self.job(id)?;
+        let progress = job.progress.lock();
+        match progress.lookup {
+            Some((hits, _)) => {
+                *chunks = hits;
+                Ok(KVKEEP_OK)
+            }
+            None => Ok(KVKEEP_PENDING),
+        }
+    }
+
+    /// The answer.
+    pub fn query(&self, id: u64, result: &mut PrefetchResult) -> Result<Status> {
+        let job = self.job(id)?;
+        let progress = job.progress.lock();
+        match progress.result {
+            Some(answer) => {
+                let (struct_size, abi_version) = (result.struct_size, result.abi_version);
+                *result = PrefetchResult { struct_size, abi_version, ..answer };
+                Ok(KVKEEP_OK)
+            }
+            None => Ok(KVKEEP_PENDING),
+        }
+    }
+
+    /// Which keys are held.
+    pub fn query_bitmap(&self, id: u64, bitmap: &mut [u8]) -> Result<Status> {
+        let job = self.job(id)?;
+        let needed = job.keys.len().div_ceil(8);
+        if bitmap.len() < needed {
+            return Err(Error::invalid(format!(
+                "bitmap has {} bytes, the {} keys of job {id} need {needed}: pass more",
+                bitmap.len(),
+                job.keys.len()
+            )));
+        }
+        let progress = job.progress.lock();
+        if progress.result.is_none() {
+            return Ok(KVKEEP_PENDING);
+        }
+        bitmap.fill(0);
+        for (i, _) in progress.held.iter().enumerate().filter(|(_, held)| **held) {
+            bitmap[i / 8] |= 1 << (i % 8);
+        }
+        Ok(KVKEEP_OK)
+    }
+
+    /// Blocks until a job is done.
+    pub fn wait(&self, id: u64, timeout: Duration) -> Result<()> {
+        let job = self.job(id)?;
+        let until = Instant::now() + timeout;
+        let mut progress = job.progress.lock();
+        loop {
+            if progress.released {
+                return Err(no_job(id));
+            }
+            if progress.phase == Phase::Done {
+                return Ok(());
+            }
+            if job.done.wait_until(&mut progress, until).timed_out() && progress.phase != Phase::Done {
+                return Err(Error::new(
+                    KVKEEP_ERR_TIMEOUT,
+                    format!("job {id} is not done after {timeout:?}: wait longer, cancel it, or give it a deadline"),
+                ));
+            }
+        }
+    }
+
+    /// Cancels a job that is not done.
+    pub fn cancel(&self, id: u64) -> Result<()> {
+        let job = self.job(id)?;
+        self.cancel_job(&job, "cancelled by its caller");
+        Ok(())
+    }
+
+    /// Jobs not released.
+    pub fn len(&self) -> usize {
+        self.jobs.lock().by_id.len()
+    }
+
+    /// Jobs of a session, with whether each is done.
+    pub fn of_session(&self, session: u64) -> Vec<(u64, bool)> {
+        let jobs = self.jobs.lock();
+        let ids = jobs.by_session.get(&session).map_or(&[][..], Vec::as_slice);
+        let of_session: Vec<Arc<Job>> = ids.iter().filter_map(|id| jobs.by_id.get(id).cloned()).collect();
+        drop(jobs);
+        of_session.iter().map(|job| (job.id, job.progress.lock().phase == Phase::Done)).collect()
+    }
+}

@@ -1,0 +1,128 @@
+//! The backends of a cache, in order, and whether each may be asked now.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
+use crate::l2::Backend;
+use crate::types::KVKEEP_TIERS_MAX;
+
+/// One backend of a cache.
+pub struct Tier {
+    /// Its number.
+    pub number: u64,
+    /// Its place among the tiers of a result: 1 for the first.
+    pub place: usize,
+    /// The backend.
+    pub backend: Arc<dyn Backend>,
+    /// Requests that passed their deadline unanswered. While there are any, the backend is fenced.
+    late: AtomicU64,
+    removed: AtomicBool,
+}
+
+impl Tier {
+    /// Whether new requests may go to it.
+    pub fn usable(&self) -> bool {
+        self.late.load(Ordering::Acquire) == 0 && !self.removed.load(Ordering::Acquire)
+    }
+
+    /// A request passed its deadline.
+    pub fn fence(&self) {
+        self.late.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A request that had passed its deadline was answered.
+    pub fn unfence(&self) {
+        self.late.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Requests that passed their deadline unanswered.
+    pub fn late(&self) -> u64 {
+        self.late.load(Ordering::Acquire)
+    }
+
+    /// Closes the backend, on a thread of its own because it may hang.
+    fn close(&self, timeout: Duration) -> Result<()> {
+        let backend = self.backend.clone();
+        let (done, closed) = mpsc::channel();
+        let closer = std::thread::Builder::new().name("kvkeep-close".to_owned()).spawn(move || {
+            backend.close();
+            let _ = done.send(());
+        });
+        match closer {
+            Ok(_) if closed.recv_timeout(timeout).is_ok() => Ok(()),
+            _ => Err(Error::new(
+                KVKEEP_ERR_TIMEOUT,
+                format!(
+                    "backend {} ({}) did not close in {timeout:?}: it is left fenced",
+                    self.number,
+                    self.backend.name()
+                ),
+            )),
+        }
+    }
+}
+
+/// A snapshot of the backends.
+pub type TierList = Arc<Vec<Arc<Tier>>>;
+
+/// All backends of a cache.
+#[derive(Default)]
+pub struct Tiers {
+    list: RwLock<TierList>,
+    next: AtomicU64,
+}
+
+impl Tiers {
+    /// The backends now.
+    pub fn list(&self) -> TierList {
+        self.list.read().clone()
+    }
+
+    /// Adds one below the others.
+    pub fn add(&self, backend: Arc<dyn Backend>) -> Result<u64> {
+        let mut list = self.list.write();
+        let free = (1..KVKEEP_TIERS_MAX).find(|place| list.iter().all(|tier| tier.place != *place));
+        let Some(place) = free else {
+            drop(list);
+            backend.close();
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{} backends are open already: remove one first", KVKEEP_TIERS_MAX - 1),
+            ));
+        };
+        let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let tier = Tier { number, place, backend, late: AtomicU64::new(0), removed: AtomicBool::new(false) };
+        let mut longer: Vec<Arc<Tier>> = list.iter().cloned().collect();
+        longer.push(Arc::new(tier));
+        *list = Arc::new(longer);
+        Ok(number)
+    }
+
+    /// Removes one and closes it.
+    pub fn remove(&self, number: u64, timeout: Duration) -> Result<()> {
+        let tier = {
+            let mut list = self.list.write();
+            let Some(tier) = list.iter().find(|tier| tier.number == number).cloned() else {
+                return Err(Error::new(
+                    KVKEEP_ERR_NOT_FOUND,
+                    format!("backend {number} is not open: use the number that kvkeep_add_backend gave"),
+                ));
+            };
+            *list = Arc::new(list.iter().filter(|other| other.number != number).cloned().collect());
+            tier
+        };
+        tier.removed.store(true, Ordering::Release);
+        tier.close(timeout)
+    }
+
+    /// Closes all, and gives the failures.
+    pub fn close(&self, timeout: Duration) -> Vec<Error> {
+        let list = std::mem::take(&mut *self.list.write());
+        list.iter().filter_map(|tier| tier.close(timeout).err()).collect()
+    }
+}

@@ -1,0 +1,338 @@
+//! Writing committed objects to L2 in the background: bounded, retried with back-off, never in anybody's way.
+
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::tiers::{Tier, Tiers};
+use super::watch::Watch;
+use crate::arena::Buffer;
+use crate::config::{Log, LogLevel};
+use crate::error::{Error, KVKEEP_ERR_TIMEOUT, Result};
+use crate::key::ObjectKey;
+use crate::l1::slot::Ref;
+use crate::l1::{L1, Write};
+use crate::l2::object::Header;
+use crate::l2::{Found, Reply, Store, Stored};
+use crate::stats::Meters;
+
+/// Objects taken from L1's queue at a time.
+const BATCH: usize = 64;
+/// Times a failed write is tried again, and the first pause before it; each further one is four times as long.
+const RETRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// One object on its way to all backends.
+struct Journey {
+    name: Ref,
+    key: ObjectKey,
+    header: Header,
+    bytes: u64,
+    /// Backends that have not answered for good.
+    left: AtomicUsize,
+}
+
+struct Retry {
+    due: Instant,
+    journey: Arc<Journey>,
+    tier: Arc<Tier>,
+    attempt: u32,
+}
+
+impl PartialEq for Retry {
+    fn eq(&self, other: &Retry) -> bool {
+        self.due == other.due
+    }
+}
+impl Eq for Retry {}
+impl PartialOrd for Retry {
+    fn partial_cmp(&self, other: &Retry) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Retry {
+    fn cmp(&self, other: &Retry) -> std::cmp::Ordering {
+        other.due.cmp(&self.due)
+    }
+}
+
+#[derive(Default)]
+struct Desk {
+    woken: bool,
+    closing: bool,
+    retries: BinaryHeap<Retry>,
+    /// Bytes being written.
+    bytes: u64,
+    /// Journeys and deletions not over.
+    open: usize,
+}
+
+/// The writer.
+pub struct Writer {
+    l1: Arc<L1>,
+    tiers: Arc<Tiers>,
+    watch: Arc<Watch>,
+    meters: Arc<Meters>,
+    log: Log,
+    checksum: bool,
+    bytes_max: u64,
+    desk: Mutex<Desk>,
+    wake: Condvar,
+    quiet: Condvar,
+}
+
+impl Writer {
+    /// At most `bytes_max` bytes on their way at once.
+    pub fn new(
+        l1: Arc<L1>,
+        tiers: Arc<Tiers>,
+        watch: Arc<Watch>,
+        meters: Arc<Meters>,
+        log: Log,
+        checksum: bool,
+        bytes_max: u64,
+    ) -> Arc<Writer> {
+        let (desk, wake, quiet) = (Mutex::default(), Condvar::new(), Condvar::new());
+        Arc::new(Writer { l1, tiers, watch, meters, log, checksum, bytes_max, desk, wake, quiet })
+    }
+
+    /// Tells the writer that there is something to do.
+    pub fn wake(&self) {
+        self.desk.lock().woken = true;
+        self.wake.notify_one();
+    }
+
+    /// The writer's thread.
+    pub fn run(self: &Arc<Self>) {
+        loop {
+            let (retries, room, closing) = {
+                let mut desk = self.desk.lock();
+                let now = Instant::now();
+                let due = desk.retries.peek().map(|retry| retry.due);
+                if !desk.woken && !desk.closing && due.is_none_or(|due| due > now) {
+                    match due {
+                        Some(due) => drop(self.wake.wait_until(&mut desk, due)),
+                        None => self.wake.wait(&mut desk),
+                    }
+                }
+                desk.woken = false;
+                let now = Instant::now();
+                let mut retries = Vec::new();
+                while desk.retries.peek().is_some_and(|retry| retry.due <= now) {
+                    retries.extend(desk.retries.pop());
+                }
+                (retries, self.bytes_max.saturating_sub(desk.bytes), desk.closing)
+            };
+            if closing {
+                return;
+            }
+            for retry in retries {
+                self.try_again(retry);
+            }
+            if room == 0 {
+                continue;
+            }
+            // Counted open while L1's queue is read, so that a drain cannot look between the two.
+            self.desk.lock().open += 1;
+            let writes = self.l1.take_writes(BATCH, room);
+            if writes.len() == BATCH {
+                self.desk.lock().woken = true;
+            }
+            for write in writes {
+                self.set_out(write);
+            }
+            self.ended(0);
+        }
+    }
+
+    fn set_out(self: &Arc<Self>, write: Write) {
+        let tiers = self.tiers.list();
+        let mut targets: Vec<Arc<Tier>> = Vec::new();
+        for tier in tiers.iter().filter(|tier| tier.usable()) {
+            let mut found = [Found::Unknown];
+            tier.backend.lookup_cached(&[write.key], &mut found);
+            if let [Found::Present(_)] = found {
+                tier.backend.unpin(&[write.key]);
+                self.meters.stores_already.add(1);
+            } else {
+                targets.push(tier.clone());
+            }
+        }
+        if targets.is_empty() {
+            if tiers.iter().all(|tier| !tier.usable()) {
+                self.meters.stores_dropped.add(1);
+            }
+            return self.l1.written(write.name);
+        }
+        let header = Header::seal(&write.key, &write.layout, write.buffer.bytes(), self.checksum);
+        let bytes = write.buffer.len() as u64;
+        let left = AtomicUsize::new(targets.len());
+        let journey = Arc::new(Journey { name: write.name, key: write.key, header, bytes, left });
+        {
+            let mut desk = self.desk.lock();
+            desk.open += 1;
+            desk.bytes += bytes;
+        }
+        let mut buffer = Some(write.buffer);
+        for tier in targets {
+            match buffer.take().or_else(|| self.l1.buffer(journey.name)) {
+                Some(buffer) => self.send(&journey, tier, buffer, 0),
+                None => self.arrived(&journey),
+            }
+        }
+    }
+
+    fn try_again(self: &Arc<Self>, retry: Retry) {
+        match self.l1.buffer(retry.journey.name) {
+            Some(buffer) => {
+                self.meters.store_retries.add(1);
+                self.send(&retry.journey, retry.tier, buffer, retry.attempt);
+            }
+            None => {
+                // Evicted meanwhile.
+                self.meters.stores_dropped.add(1);
+                self.arrived(&retry.journey);
+            }
+        }
+    }
+
+    fn send(self: &Arc<Self>, journey: &Arc<Journey>, tier: Arc<Tier>, buffer: Buffer, attempt: u32) {
+        let began = Instant::now();
+        let (me, late_journey, late_tier) = (self.clone(), journey.clone(), tier.clone());
+        let on_late = std::iter::once(Box::new(move || {
+            me.meters.backend_timeouts.add(1);
+            let error = Error::new(KVKEEP_ERR_TIMEOUT, "not answered in time: the backend is fenced until it answers");
+            me.failed(&late_journey, &late_tier, RETRIES, &error);
+        }) as Box<dyn FnOnce() + Send>);
+        let ticket = self.watch.begin(&tier, on_late).pop();
+        let (me, its_journey, its_tier) = (self.clone(), journey.clone(), tier.clone());
+        let reply = Reply::new(move |result: Result<Stored>| {
+            if !ticket.is_some_and(|ticket| ticket.answered()) {
+                return;
+            }
+            match result {
+                Ok(Stored::Written) => {
+                    me.meters.stores.add(1);
+                    me.meters.stored_bytes.add(its_journey.bytes);
+                    me.meters.store_latency.add(began.elapsed());
+                    me.arrived(&its_journey);
+                }
+                Ok(Stored::Already) => {
+                    me.meters.stores_already.add(1);
+                    me.arrived(&its_journey);
+                }
+                Err(error) => me.failed(&its_journey, &its_tier, attempt, &error),
+            }
+        });
+        let (key, header, deadline) = (journey.key, journey.header, self.watch.deadline());
+        tier.backend.store(vec![Store { key, header, buffer, deadline, reply }]);
+    }
+
+    /// A write failed: try again later, or give up.
+    fn failed(&self, journey: &Arc<Journey>, tier: &Arc<Tier>, attempt: u32, error: &Error) {
+        let again = attempt < RETRIES && !self.desk.lock().closing;
+        let level = if again { LogLevel::Warn } else { LogLevel::Error };
+        self.log.say(level, || {
+            let what = if again { "will be tried again" } else { "is given up" };
+            format!("writing {} to backend {} {what}: {error}", journey.key.key, tier.number)
+        });
+        if !again {
+            self.meters.stores_dropped.add(1);
+            return self.arrived(journey);
+        }
+        let due = Instant::now() + PAUSE * 4u32.pow(attempt);
+        let retry = Retry { due, journey: journey.clone(), tier: tier.clone(), attempt: attempt + 1 };
+        self.desk.lock().retries.push(retry);
+        self.wake();
+    }
+
+    /// One backend is through with an object.
+    fn arrived(&self, journey: &Arc<Journey>) {
+        if journey.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.l1.written(journey.name);
+            self.ended(journey.bytes);
+        }
+    }
+
+    fn ended(&self, bytes: u64) {
+        let mut desk = self.desk.lock();
+        let was_full = desk.bytes >= self.bytes_max;
+        desk.bytes -= bytes;
+        desk.open -= 1;
+        if was_full {
+            desk.woken = true;
+            self.wake.notify_one();
+        }
+        if desk.open == 0 {
+            self.quiet.notify_all();
+        }
+    }
+
+    /// Deletes objects from every backend, and says how many of them some backend knew.
+    pub fn delete(self: &Arc<Self>, keys: &[ObjectKey]) -> Vec<bool> {
+        let mut known = vec![false; keys.len()];
+        for tier in self.tiers.list().iter() {
+            let mut found = vec![Found::Unknown; keys.len()];
+            tier.backend.lookup_cached(keys, &mut found);
+            let pinned: Vec<ObjectKey> =
+                keys.iter().zip(&found).filter(|(_, f)| matches!(f, Found::Present(_))).map(|(key, _)| *key).collect();
+            tier.backend.unpin(&pinned);
+            for (known, found) in known.iter_mut().zip(&found) {
+                *known |= matches!(found, Found::Present(_));
+            }
+            self.desk.lock().open += 1;
+            let me = self.clone();
+            tier.backend.delete(keys.to_vec(), Reply::new(move |_| me.ended(0)));
+        }
+        known
+    }
+
+    /// Objects waiting or on their way.
+    pub fn pending(&self) -> u64 {
+        let open = self.desk.lock().open as u64;
+        self.l1.gauges().1.writes_queued + open
+    }
+
+    /// Blocks until nothing is waiting or on its way.
+    pub fn drain(&self, timeout: Duration) -> Result<()> {
+        let until = Instant::now() + timeout;
+        loop {
+            let mut desk = self.desk.lock();
+            while desk.open > 0 {
+                if self.quiet.wait_until(&mut desk, until).timed_out() && desk.open > 0 {
+                    drop(desk);
+                    return Err(Error::new(
+                        KVKEEP_ERR_TIMEOUT,
+                        format!(
+                            "{} writes are left after {timeout:?}: wait longer, or look at the log for a backend that fails",
+                            self.pending()
+                        ),
+                    ));
+                }
+            }
+            drop(desk);
+            if self.l1.gauges().1.writes_queued == 0 && self.desk.lock().open == 0 {
+                return Ok(());
+            }
+            self.wake();
+            if Instant::now() >= until {
+                return Err(Error::new(
+                    KVKEEP_ERR_TIMEOUT,
+                    format!("{} writes are left after {timeout:?}: wait longer", self.pending()),
+                ));
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Stops the thread; retries that wait are dropped.
+    pub fn close(&self) {
+        let mut desk = self.desk.lock();
+        desk.closing = true;
+        desk.retries.clear();
+        self.wake.notify_one();
+    }
+}

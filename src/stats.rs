@@ -1,0 +1,91 @@
+//! Counters and latency histograms that any thread may add to.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::types::{Histogram, KVKEEP_HISTOGRAM_BUCKETS};
+
+/// A counter.
+#[derive(Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A latency histogram.
+#[derive(Default)]
+pub struct Latency {
+    count: Count,
+    sum_us: Count,
+    buckets: [Count; KVKEEP_HISTOGRAM_BUCKETS],
+}
+
+impl Latency {
+    /// Adds a sample.
+    pub fn add(&self, latency: Duration) {
+        let us = latency.as_micros() as u64;
+        let bucket = (64 - us.saturating_sub(1).leading_zeros()) as usize * usize::from(us > 1);
+        self.buckets[bucket.min(KVKEEP_HISTOGRAM_BUCKETS - 1)].add(1);
+        self.sum_us.add(us);
+        self.count.add(1);
+    }
+
+    /// Its values.
+    pub fn get(&self) -> Histogram {
+        let buckets = std::array::from_fn(|i| self.buckets[i].get());
+        Histogram { count: self.count.get(), sum_us: self.sum_us.get(), buckets }
+    }
+}
+
+/// What the control floor counts; the meaning of each stands in the header of the C ABI.
+#[derive(Default)]
+#[allow(missing_docs)]
+pub struct Meters {
+    pub jobs_reclaimed: Count,
+    pub jobs_submitted: Count,
+    pub jobs_completed: Count,
+    pub jobs_cancelled: Count,
+    pub prefetch_hit_chunks: Count,
+    pub prefetch_asked_chunks: Count,
+    pub loads: Count,
+    pub loaded_bytes: Count,
+    pub load_failures: Count,
+    pub corruptions: Count,
+    pub backend_timeouts: Count,
+    pub stores: Count,
+    pub stored_bytes: Count,
+    pub stores_already: Count,
+    pub store_retries: Count,
+    pub stores_dropped: Count,
+    pub lookup_latency: Latency,
+    pub prefetch_latency: Latency,
+    pub load_latency: Latency,
+    pub store_latency: Latency,
+    pub call_latency: Latency,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_lands_in_the_first_bucket_that_holds_it() {
+        let latency = Latency::default();
+        for us in [0, 1, 2, 3, 4, 5, 1 << 24, 1 << 40] {
+            latency.add(Duration::from_micros(us));
+        }
+        let histogram = latency.get();
+        assert_eq!(histogram.buckets[..4], [2, 1, 2, 1]);
+        assert_eq!(histogram.buckets[24..], [1, 1]);
+        assert_eq!(histogram.count, 8);
+    }
+}
