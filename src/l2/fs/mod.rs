@@ -1,1 +1,243 @@
-//! Not here yet.
+//! The `fs` backend: one file per object in a directory, on a local disk or a shared file system.
+//!
+//! A file is a block of 4096 bytes that begins with the header, then the payload. It is written under a temporary name
+//! and renamed when whole, so that whoever dies, and whenever, leaves either an object or rubbish that the next open
+//! removes. Nothing is synced: a power cut may cost the newest objects, and the seal finds what it left half.
+//!
+//! Bytes are moved by one of two engines, [`uring`] or [`pool`]; what both do before and after is in [`core`]. The
+//! [`index`] answers lookups without I/O, the [`keeper`] is a thread for what needs I/O but moves no payload.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{Builder, JoinHandle};
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+
+use crate::arena::Buffer;
+use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
+use crate::key::{ObjectKey, SpaceTag};
+use crate::l1::policy;
+use crate::l2::{Backend, Found, Health, Load, Lookup, Reply, Store, Usage};
+
+mod core;
+mod frame;
+mod index;
+mod keeper;
+mod options;
+mod path;
+mod pool;
+mod queue;
+mod scan;
+mod slots;
+mod uring;
+
+pub use options::{EngineKind, FsOptions};
+
+use self::core::{Core, Engine};
+use self::frame::BLOCK;
+use self::index::Index;
+use self::keeper::{Deletion, Job, Keeper};
+use self::path::{Temporaries, Writer};
+use self::pool::Pool;
+use self::uring::Uring;
+
+/// A directory of objects.
+pub struct Fs {
+    core: Arc<Core>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+    engine: &'static str,
+}
+
+impl Fs {
+    /// Opens the directory that the URL `fs://<path>?<params>` names.
+    pub fn open_url(path: &str, params: &[(String, String)]) -> Result<Arc<Fs>> {
+        Fs::open(FsOptions::from_url(path, params)?)
+    }
+
+    /// Opens a directory: finds what is in it, evicts what is over its capacity, starts the threads. Blocks.
+    pub fn open(options: FsOptions) -> Result<Arc<Fs>> {
+        let dir = options.dir.as_path();
+        let policy = policy::by_name(&options.policy).ok_or_else(|| {
+            Error::invalid(format!("fs: no policy '{}'; there are {}", options.policy, policy::NAMES.join(", ")))
+        })?;
+        let at = |what: &'static str| move |error| Error::io(format!("{what} {}", dir.display()), &error);
+        std::fs::create_dir_all(dir).map_err(at("making"))?;
+        let dirfd: OwnedFd = std::fs::File::open(dir).map_err(at("opening"))?.into();
+        let writer = Writer::this();
+        let names = Temporaries::new(&writer);
+        let direct = probe(&dirfd, &names.name(), options.direct).map_err(|error| at("writing to")(error.into()))?;
+
+        let mut index = Index::new(policy, options.capacity);
+        for seen in scan::scan(dir, &writer)? {
+            index.restore(seen.key, seen.size, seen.used);
+        }
+        for key in index.shrink() {
+            match unlinkat(&dirfd, path::object(&key).as_str(), AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(at("evicting from")(error.into())),
+            }
+        }
+        let core = Arc::new(Core::new(dir.to_owned(), dirfd, direct, options.shared, index, names));
+        let engine = start(&core, &options)?;
+        let fs = Fs { core: Arc::clone(&core), keeper: Mutex::new(None), engine };
+        let keeper = Builder::new().name("kvkeep-fs-keep".to_owned()).spawn(move || Keeper::run(&core));
+        match keeper {
+            Ok(thread) => *fs.keeper.lock() = Some(thread),
+            Err(error) => return Err(Error::io("starting a thread of the fs backend", &error)),
+        }
+        Ok(Arc::new(fs))
+    }
+
+    /// The engine in use: `uring` or `pool`.
+    pub fn engine(&self) -> &'static str {
+        self.engine
+    }
+
+    /// Whether files are read and written around the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.core.direct
+    }
+
+    /// Objects quarantined since it was opened.
+    pub fn quarantined(&self) -> u64 {
+        self.core.quarantined.load(Ordering::Relaxed)
+    }
+}
+
+fn start(core: &Arc<Core>, options: &FsOptions) -> Result<&'static str> {
+    let (engine, name): (Arc<dyn Engine>, _) = match options.engine {
+        EngineKind::Pool => (Pool::start(core, options.threads)?, "pool"),
+        EngineKind::Uring => match Uring::start(core, options.threads, options.depth) {
+            Ok(uring) => (uring, "uring"),
+            Err(error) => {
+                let why = format!("fs: io_uring cannot be used here ({error}); open with engine=pool or engine=auto");
+                return Err(Error::new(KVKEEP_ERR_UNSUPPORTED, why));
+            }
+        },
+        EngineKind::Auto => match Uring::start(core, options.threads, options.depth) {
+            Ok(uring) => (uring, "uring"),
+            Err(_) => (Pool::start(core, options.threads)?, "pool"),
+        },
+    };
+    // Set once: the core was just made.
+    let _ = core.engine.set(engine);
+    Ok(name)
+}
+
+/// Checks that files can be made, and whether direct I/O works on them.
+fn probe(dirfd: &OwnedFd, name: &str, direct: bool) -> rustix::io::Result<bool> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let open = |more| openat(dirfd, name, flags | more, Mode::from_raw_mode(0o644));
+    drop(open(OFlags::empty())?);
+    let works = direct
+        && open(OFlags::DIRECT).is_ok_and(|file| {
+            Buffer::heap(BLOCK).is_ok_and(|block| rustix::io::pwrite(&file, block.bytes(), 0) == Ok(BLOCK))
+        });
+    unlinkat(dirfd, name, AtFlags::empty())?;
+    Ok(works)
+}
+
+impl Backend for Fs {
+    fn name(&self) -> &'static str {
+        "fs"
+    }
+
+    fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
+        if self.core.queue.is_closed() {
+            return found.fill(Found::Absent);
+        }
+        let other = if self.core.shared { Found::Unknown } else { Found::Absent };
+        self.core.index(|index| index.lookup(keys, found, other));
+    }
+
+    fn lookup(&self, lookup: Lookup) {
+        if let Err((Job::Lookup(lookup), error)) = self.core.keeper.offer(Job::Lookup(lookup)) {
+            lookup.reply.send(Err(error));
+        }
+    }
+
+    fn unpin(&self, keys: &[ObjectKey]) {
+        self.core.unpin(keys);
+    }
+
+    fn load(&self, loads: Vec<Load>) {
+        let count = loads.len();
+        match self.core.queue.accept_loads(loads) {
+            Ok(()) => self.core.wake(count),
+            Err((loads, error)) => {
+                for load in loads {
+                    load.sink.loaded(load.index, load.buffer, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn store(&self, stores: Vec<Store>) {
+        let count = stores.len();
+        match self.core.queue.accept_stores(stores) {
+            Ok(()) => self.core.wake(count),
+            Err((stores, error)) => stores.into_iter().for_each(|store| store.reply.send(Err(error.clone()))),
+        }
+    }
+
+    fn touch(&self, keys: &[ObjectKey]) {
+        let waiting = self.core.index(|index| {
+            index.touch(keys);
+            index.dirty()
+        });
+        self.core.keeper.used(waiting);
+    }
+
+    fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>) {
+        if let Err(error) = self.core.keeper.admits(keys.len()) {
+            return reply.send(Err(error));
+        }
+        let deletion = Deletion::new(reply);
+        let now = self.core.index(|index| {
+            let unpinned = keys.into_iter().filter(|key| index.doom(key, &deletion));
+            unpinned.map(|key| (key, vec![Arc::clone(&deletion)])).collect()
+        });
+        self.core.keeper.insist(now);
+    }
+
+    fn quarantine(&self, key: ObjectKey) {
+        self.core.quarantine(key);
+    }
+
+    fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
+        self.core.index(|index| index.list(space))
+    }
+
+    fn usage(&self) -> Usage {
+        self.core.index(|index| index.usage())
+    }
+
+    fn health(&self) -> Health {
+        self.core.failure().map_or(Health::Good, Health::Bad)
+    }
+
+    fn close(&self) {
+        if !self.core.queue.close() {
+            return;
+        }
+        self.core.queue.stop();
+        if let Some(engine) = self.core.engine.get() {
+            engine.join();
+        }
+        let doomed = self.core.index(|index| index.undoom_all());
+        self.core.keeper.insist(doomed);
+        self.core.keeper.close();
+        if let Some(thread) = self.keeper.lock().take() {
+            // A thread that panicked was reported by the panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Fs {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,492 @@
+//! What this process knows of the directory: which objects, how large, pinned how often, used when; and how full it is.
+//!
+//! `charged` never exceeds the capacity by this process's doing: a write reserves its bytes first, and what it evicts for
+//! them stays charged until unlinked.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::frame::disk_bytes;
+use super::keeper::Deletion;
+use super::slots::{Slots, State};
+use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
+use crate::key::{ObjectKey, SpaceTag};
+use crate::l1::policy::{Meta, Policy, Removal};
+use crate::l2::{Found, Store, Usage};
+
+/// The right to write one object.
+pub struct Reservation {
+    pub slot: u32,
+    /// To be unlinked before the first byte is written.
+    pub victims: Vec<ObjectKey>,
+    bytes: u64,
+    charged: u64,
+}
+
+/// Whether an object may be written now.
+pub enum Admit {
+    /// Write it.
+    Go(Store, Reservation),
+    /// It is there.
+    Already(Store),
+    /// It cannot be written.
+    Refused(Store, Error),
+    /// It waits in the index for a write or an unlink to end, and comes back from the call that ends it.
+    Parked,
+}
+
+/// Everything known of the directory.
+pub struct Index {
+    slots: Slots,
+    policy: Box<dyn Policy>,
+    capacity: u64,
+    /// Bytes of disk of present and doomed objects.
+    present: u64,
+    /// Bytes of disk that writes hold.
+    charged: u64,
+    objects: u64,
+    evicted: u64,
+    /// Keys whose files are being taken away.
+    leaving: HashSet<ObjectKey>,
+    /// Stores that wait for their own key.
+    parked: HashMap<ObjectKey, Vec<Store>>,
+    /// Stores that wait for room.
+    crowded: VecDeque<Store>,
+    writing: u32,
+    deletions: HashMap<u32, Vec<Arc<Deletion>>>,
+    settled: Vec<Arc<Deletion>>,
+    dirty: Vec<u32>,
+    clock: u64,
+}
+
+impl Index {
+    pub fn new(policy: Box<dyn Policy>, capacity: u64) -> Index {
+        Index {
+            slots: Slots::new(),
+            policy,
+            capacity: if capacity == 0 { u64::MAX } else { capacity },
+            present: 0,
+            charged: 0,
+            objects: 0,
+            evicted: 0,
+            leaving: HashSet::new(),
+            parked: HashMap::new(),
+            crowded: VecDeque::new(),
+            writing: 0,
+            deletions: HashMap::new(),
+            settled: Vec::new(),
+            dirty: Vec::new(),
+            clock: 0,
+        }
+    }
+
+    fn meta(&self, id: u32) -> Meta {
+        let slot = self.slots.get(id);
+        Meta { tag: slot.hash, size: slot.size, depth: 0, uses: slot.uses, priority: 0 }
+    }
+
+    /// Each use gets a time of its own, a microsecond apart, so that order survives a restart.
+    fn tick(&mut self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+        self.clock = now.max(self.clock + 1000);
+        self.clock
+    }
+
+    fn mark_used(&mut self, id: u32) {
+        let now = self.tick();
+        let slot = self.slots.get_mut(id);
+        slot.used = now;
+        if !slot.dirty {
+            slot.dirty = true;
+            self.dirty.push(id);
+        }
+    }
+
+    fn appear(&mut self, id: u32) {
+        let slot = self.slots.get_mut(id);
+        slot.state = State::Present;
+        slot.aside = false;
+        self.present += disk_bytes(slot.size);
+        self.objects += 1;
+        let meta = self.meta(id);
+        self.policy.insert(id, meta);
+    }
+
+    /// The object leaves the policy and the counts; pins keep its slot.
+    fn vanish(&mut self, id: u32, why: Removal) {
+        let slot = self.slots.get_mut(id);
+        let size = slot.size;
+        if slot.state == State::Present {
+            self.policy.remove(id, why);
+            self.objects -= 1;
+        }
+        if matches!(slot.state, State::Present | State::Doomed) {
+            self.present -= disk_bytes(size);
+        }
+        self.retire(id);
+    }
+
+    fn retire(&mut self, id: u32) {
+        let slot = self.slots.get_mut(id);
+        slot.state = State::Gone;
+        if slot.pins == 0 {
+            self.slots.remove(id);
+        }
+    }
+
+    /// Adds what a scan found, oldest first.
+    pub fn restore(&mut self, key: ObjectKey, size: u64, used: u64) {
+        if self.slots.find(&key).is_none() {
+            let id = self.slots.insert(key, size, State::Present);
+            self.slots.get_mut(id).used = used;
+            self.clock = self.clock.max(used);
+            self.appear(id);
+        }
+    }
+
+    /// Takes objects out until the rest fits; their files are to be unlinked.
+    pub fn shrink(&mut self) -> Vec<ObjectKey> {
+        let mut victims = Vec::new();
+        while self.present > self.capacity {
+            let Some(id) = self.policy.victim(&mut |_| true) else { break };
+            victims.push(self.slots.get(id).key);
+            self.vanish(id, Removal::Evicted);
+            self.evicted += 1;
+        }
+        victims
+    }
+
+    /// Pins what is present; `other` stands for the rest.
+    pub fn lookup(&mut self, keys: &[ObjectKey], found: &mut [Found], other: Found) {
+        for (key, found) in keys.iter().zip(found) {
+            *found = self.pin(key).map_or(other, Found::Present);
+        }
+    }
+
+    fn pin(&mut self, key: &ObjectKey) -> Option<u64> {
+        let slot = self.slots.find(key).map(|id| self.slots.get_mut(id))?;
+        if slot.state != State::Present {
+            return None;
+        }
+        slot.pins += 1;
+        Some(slot.size)
+    }
+
+    /// Pins `key`, whose file was just seen to have `size` bytes of payload.
+    pub fn discovered(&mut self, key: ObjectKey, size: u64, used: u64) -> Found {
+        if self.leaving.contains(&key) {
+            return Found::Absent;
+        }
+        let id = match self.slots.find(&key) {
+            Some(id) if matches!(self.slots.get(id).state, State::Writing | State::Doomed) => return Found::Absent,
+            Some(id) => id,
+            None => self.slots.insert(key, size, State::Gone),
+        };
+        if self.slots.get(id).state == State::Gone {
+            let slot = self.slots.get_mut(id);
+            (slot.size, slot.used) = (size, used);
+            self.appear(id);
+        }
+        self.pin(&key).map_or(Found::Absent, Found::Present)
+    }
+
+    /// Takes one pin off each key. Says what is to be unlinked now, and which stores may try again.
+    pub fn unpin(&mut self, keys: &[ObjectKey]) -> (Vec<(ObjectKey, Vec<Arc<Deletion>>)>, Vec<Store>) {
+        let mut unlink = Vec::new();
+        let mut freed = false;
+        for key in keys {
+            let Some(id) = self.slots.find(key) else { continue };
+            let slot = self.slots.get_mut(id);
+            if slot.pins == 0 {
+                continue;
+            }
+            slot.pins -= 1;
+            if slot.pins > 0 {
+                continue;
+            }
+            freed = true;
+            match slot.state {
+                State::Present if slot.aside => {
+                    slot.aside = false;
+                    self.policy.release(id);
+                }
+                State::Doomed => unlink.push(self.undoom(id)),
+                State::Gone => self.slots.remove(id),
+                State::Present | State::Writing => {}
+            }
+        }
+        (unlink, if freed { self.uncrowd() } else { Vec::new() })
+    }
+
+    fn undoom(&mut self, id: u32) -> (ObjectKey, Vec<Arc<Deletion>>) {
+        let key = self.slots.get(id).key;
+        let deletions = self.deletions.remove(&id).unwrap_or_default();
+        self.vanish(id, Removal::Deleted);
+        self.leaving.insert(key);
+        (key, deletions)
+    }
+
+    /// Every doomed object, pinned or not, to be unlinked: the pins die with the backend.
+    pub fn undoom_all(&mut self) -> Vec<(ObjectKey, Vec<Arc<Deletion>>)> {
+        let doomed: Vec<u32> =
+            self.slots.iter().filter(|(_, slot)| slot.state == State::Doomed).map(|(id, _)| id).collect();
+        doomed.into_iter().map(|id| self.undoom(id)).collect()
+    }
+
+    /// Hides `key`. True if its file is to be unlinked now, false if its pins have to go first.
+    pub fn doom(&mut self, key: &ObjectKey, deletion: &Arc<Deletion>) -> bool {
+        let Some(id) = self.slots.find(key) else {
+            self.leaving.insert(*key);
+            return true;
+        };
+        let slot = self.slots.get_mut(id);
+        match slot.state {
+            State::Present if slot.pins > 0 => {
+                slot.state = State::Doomed;
+                self.objects -= 1;
+                self.policy.remove(id, Removal::Deleted);
+                self.deletions.entry(id).or_default().push(Arc::clone(deletion));
+                return false;
+            }
+            State::Doomed => {
+                self.deletions.entry(id).or_default().push(Arc::clone(deletion));
+                return false;
+            }
+            State::Present => self.vanish(id, Removal::Deleted),
+            State::Writing | State::Gone => {}
+        }
+        self.leaving.insert(*key);
+        true
+    }
+
+    /// Takes `key` out of sight at once, pinned or not. Its file is about to be moved or unlinked.
+    pub fn banish(&mut self, key: &ObjectKey) {
+        self.lost(key);
+        self.leaving.insert(*key);
+    }
+
+    /// The file of `key` is not there or not whole.
+    pub fn lost(&mut self, key: &ObjectKey) {
+        if let Some(id) = self.slots.find(key)
+            && matches!(self.slots.get(id).state, State::Present | State::Doomed)
+        {
+            self.settle_deletions(id);
+            self.vanish(id, Removal::Deleted);
+        }
+    }
+
+    fn settle_deletions(&mut self, id: u32) {
+        self.settled.extend(self.deletions.remove(&id).unwrap_or_default());
+    }
+
+    /// Deletions with nothing left to do. Dropping the last hold on one answers it, so not under the index's lock.
+    pub fn take_settled(&mut self) -> Vec<Arc<Deletion>> {
+        std::mem::take(&mut self.settled)
+    }
+
+    /// The file of `key` has been taken away. Says which stores may try again.
+    pub fn left(&mut self, key: &ObjectKey) -> Vec<Store> {
+        self.leaving.remove(key);
+        self.retry(key)
+    }
+
+    fn retry(&mut self, key: &ObjectKey) -> Vec<Store> {
+        let mut stores = self.parked.remove(key).unwrap_or_default();
+        stores.extend(self.uncrowd());
+        stores
+    }
+
+    /// A few of the stores that wait for room, or all where no write is left to call them later.
+    fn uncrowd(&mut self) -> Vec<Store> {
+        let count = if self.writing == 0 { self.crowded.len() } else { self.crowded.len().min(4) };
+        self.crowded.drain(..count).collect()
+    }
+
+    /// Says whether `key` can be read into a buffer of `len` bytes, and counts it as used.
+    pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<()> {
+        let id = self.slots.find(key).filter(|&id| {
+            let state = self.slots.get(id).state;
+            state == State::Present || state == State::Doomed
+        });
+        let Some(id) = id else {
+            return Err(Error::new(KVKEEP_ERR_NOT_FOUND, format!("object {} is not there any more", key.key)));
+        };
+        let slot = self.slots.get_mut(id);
+        if slot.size != len as u64 {
+            let size = slot.size;
+            return Err(Error::new(
+                KVKEEP_ERR_CORRUPT,
+                format!("object {} has {size} bytes on disk, {len} were expected", key.key),
+            ));
+        }
+        self.touch_slot(id);
+        Ok(())
+    }
+
+    fn touch_slot(&mut self, id: u32) {
+        let slot = self.slots.get_mut(id);
+        if slot.state == State::Present {
+            slot.uses = slot.uses.saturating_add(1);
+            slot.aside = false;
+            let meta = self.meta(id);
+            self.policy.touch(id, meta);
+            self.mark_used(id);
+        }
+    }
+
+    /// Marks keys as used, the last one last.
+    pub fn touch(&mut self, keys: &[ObjectKey]) {
+        for key in keys {
+            if let Some(id) = self.slots.find(key) {
+                self.touch_slot(id);
+            }
+        }
+    }
+
+    /// Uses that are not on their files yet, oldest first; at most `most` of them. They count as written.
+    pub fn take_dirty(&mut self, most: usize) -> Vec<(ObjectKey, u64)> {
+        let count = self.dirty.len().min(most);
+        let slots = &mut self.slots;
+        self.dirty
+            .drain(..count)
+            .filter_map(|id| {
+                let slot = slots.get_mut(id);
+                std::mem::take(&mut slot.dirty).then_some((slot.key, slot.used))
+            })
+            .collect()
+    }
+
+    /// How many uses are not on their files yet.
+    pub fn dirty(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Reserves room for a store, evicting what has to go.
+    pub fn admit(&mut self, store: Store) -> Admit {
+        let key = store.key;
+        if self.leaving.contains(&key) {
+            self.parked.entry(key).or_default().push(store);
+            return Admit::Parked;
+        }
+        let found = self.slots.find(&key);
+        match found.map(|id| (id, self.slots.get(id).state)) {
+            Some((_, State::Present)) => {
+                self.touch(&[key]);
+                return Admit::Already(store);
+            }
+            Some((id, State::Doomed)) => {
+                // Objects never change, so the doomed one is the one to be stored.
+                self.present -= disk_bytes(self.slots.get(id).size);
+                self.settle_deletions(id);
+                self.appear(id);
+                self.mark_used(id);
+                return Admit::Already(store);
+            }
+            Some((_, State::Writing)) => {
+                self.parked.entry(key).or_default().push(store);
+                return Admit::Parked;
+            }
+            Some((_, State::Gone)) | None => {}
+        }
+        let size = store.buffer.len() as u64;
+        let bytes = disk_bytes(size);
+        if bytes > self.capacity {
+            let capacity = self.capacity;
+            let why = format!("an object of {size} bytes does not fit the capacity of {capacity} bytes");
+            return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
+        }
+        let Some((victims, own)) = self.make_room(bytes) else {
+            if self.writing > 0 {
+                self.crowded.push_back(store);
+                return Admit::Parked;
+            }
+            let why = format!("no room for {size} bytes: everything stored is pinned or held by the policy");
+            return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
+        };
+        let slot = match found {
+            Some(id) => {
+                let slot = self.slots.get_mut(id);
+                (slot.state, slot.size) = (State::Writing, size);
+                id
+            }
+            None => self.slots.insert(key, size, State::Writing),
+        };
+        self.writing += 1;
+        let charged = bytes.max(own);
+        self.charged += charged;
+        Admit::Go(store, Reservation { slot, victims, bytes, charged })
+    }
+
+    /// Victims that make `bytes` fit, out of the index already, and their bytes on disk.
+    fn make_room(&mut self, bytes: u64) -> Option<(Vec<ObjectKey>, u64)> {
+        let mut own = 0;
+        let mut chosen = Vec::new();
+        while (self.present - own).saturating_add(self.charged).saturating_add(bytes) > self.capacity {
+            let slots = &mut self.slots;
+            let victim = self.policy.victim(&mut |id| {
+                let slot = slots.get_mut(id);
+                slot.aside |= slot.pins > 0;
+                slot.pins == 0
+            });
+            let Some(id) = victim else {
+                chosen.into_iter().rev().for_each(|id| self.policy.release(id));
+                return None;
+            };
+            own += disk_bytes(self.slots.get(id).size);
+            chosen.push(id);
+        }
+        let mut victims = Vec::with_capacity(chosen.len());
+        for id in chosen {
+            let key = self.slots.get(id).key;
+            victims.push(key);
+            self.leaving.insert(key);
+            self.vanish(id, Removal::Evicted);
+            self.evicted += 1;
+        }
+        Some((victims, own))
+    }
+
+    /// The reservation's victims are unlinked: what they took beyond its need is free. Says which stores may try again.
+    pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<Store> {
+        self.charged -= reservation.charged - reservation.bytes;
+        reservation.charged = reservation.bytes;
+        let victims = std::mem::take(&mut reservation.victims);
+        victims.iter().flat_map(|key| self.left(key)).collect()
+    }
+
+    /// The write ended; `published`: the object is there. Says which stores may try again.
+    pub fn finish(&mut self, mut reservation: Reservation, published: bool) -> Vec<Store> {
+        let mut stores = self.settle(&mut reservation);
+        let id = reservation.slot;
+        let key = self.slots.get(id).key;
+        self.writing -= 1;
+        self.charged -= reservation.charged;
+        if published {
+            self.appear(id);
+            self.mark_used(id);
+        } else {
+            self.retire(id);
+        }
+        stores.append(&mut self.retry(&key));
+        stores
+    }
+
+    /// The objects of a space.
+    pub fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
+        let present = self.slots.iter().filter(|(_, slot)| slot.state == State::Present);
+        present
+            .filter(|(_, slot)| space.is_none_or(|space| slot.key.space == space))
+            .map(|(_, slot)| (slot.key, slot.size))
+            .collect()
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage {
+            objects: self.objects,
+            bytes: self.present + self.charged,
+            capacity: if self.capacity == u64::MAX { 0 } else { self.capacity },
+            evicted: self.evicted,
+        }
+    }
+}

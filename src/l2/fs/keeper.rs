@@ -1,0 +1,314 @@
+//! The thread for what needs the file system but moves no payload: lookups of unknown keys, deletions, quarantine, and
+//! writing the times of last use onto the files.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{AtFlags, FileType, Timespec, Timestamps, UTIME_OMIT, renameat, statat, unlinkat, utimensat};
+
+use super::core::{Core, payload_of};
+use super::path;
+use super::queue::{closed, full};
+use crate::error::{Error, KVKEEP_ERR_TIMEOUT, Result};
+use crate::key::ObjectKey;
+use crate::l2::{Found, Lookup, Reply};
+
+/// Most keys waiting for the keeper.
+const KEYS_MAX: usize = 1 << 17;
+/// Most files kept in quarantine.
+const QUARANTINE_MAX: usize = 64;
+/// Times of last use are written when this many wait,
+const DIRTY_MAX: usize = 4096;
+/// or when the oldest may have waited this long.
+const FLUSH_EVERY: Duration = Duration::from_secs(10);
+
+/// A batch of objects to be deleted. Answers when the last hold on it goes.
+pub struct Deletion {
+    removed: AtomicU64,
+    failed: Mutex<Option<Error>>,
+    reply: Mutex<Option<Reply<u64>>>,
+}
+
+impl Deletion {
+    /// One that answers `reply`.
+    pub fn new(reply: Reply<u64>) -> Arc<Deletion> {
+        Arc::new(Deletion { removed: AtomicU64::new(0), failed: Mutex::new(None), reply: Mutex::new(Some(reply)) })
+    }
+
+    fn fail(&self, error: Error) {
+        *self.failed.lock() = Some(error);
+    }
+}
+
+impl Drop for Deletion {
+    fn drop(&mut self) {
+        let result = match self.failed.get_mut().take() {
+            Some(error) => Err(error),
+            None => Ok(*self.removed.get_mut()),
+        };
+        if let Some(reply) = self.reply.get_mut().take() {
+            reply.send(result);
+        }
+    }
+}
+
+/// One piece of work.
+pub enum Job {
+    /// Ask the file system.
+    Lookup(Lookup),
+    /// Unlink objects that are hidden already, for these deletions.
+    Unlink(Vec<(ObjectKey, Vec<Arc<Deletion>>)>),
+    /// Move a hidden object away.
+    Quarantine(ObjectKey),
+}
+
+impl Job {
+    fn keys(&self) -> usize {
+        match self {
+            Job::Lookup(lookup) => lookup.keys.len(),
+            Job::Unlink(keys) => keys.len(),
+            Job::Quarantine(_) => 1,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Jobs {
+    queue: VecDeque<Job>,
+    keys: usize,
+    flush: bool,
+    closed: bool,
+}
+
+/// The keeper's queue.
+#[derive(Default)]
+pub struct Keeper {
+    jobs: Mutex<Jobs>,
+    ready: Condvar,
+}
+
+impl Keeper {
+    /// Says whether there is room for a job about `keys` keys, and if not, why.
+    pub fn admits(&self, keys: usize) -> Result<()> {
+        Keeper::room(&self.jobs.lock(), keys)
+    }
+
+    fn room(jobs: &Jobs, keys: usize) -> Result<()> {
+        if jobs.closed {
+            return Err(closed());
+        }
+        if jobs.keys + keys > KEYS_MAX { Err(full(KEYS_MAX)) } else { Ok(()) }
+    }
+
+    /// Queues a job, or gives it back with the reason.
+    pub fn offer(&self, job: Job) -> std::result::Result<(), (Job, Error)> {
+        let mut jobs = self.jobs.lock();
+        match Keeper::room(&jobs, job.keys()) {
+            Ok(()) => {
+                self.append(&mut jobs, job);
+                Ok(())
+            }
+            Err(error) => Err((job, error)),
+        }
+    }
+
+    /// Queues what must not be refused: unlinking objects that are hidden already.
+    pub fn insist(&self, unlink: Vec<(ObjectKey, Vec<Arc<Deletion>>)>) {
+        if !unlink.is_empty() {
+            self.append(&mut self.jobs.lock(), Job::Unlink(unlink));
+        }
+    }
+
+    fn append(&self, jobs: &mut Jobs, job: Job) {
+        jobs.keys += job.keys();
+        jobs.queue.push_back(job);
+        self.ready.notify_one();
+    }
+
+    /// Has times of last use written if many wait.
+    pub fn used(&self, waiting: usize) {
+        if waiting >= DIRTY_MAX {
+            let mut jobs = self.jobs.lock();
+            if !std::mem::replace(&mut jobs.flush, true) {
+                self.ready.notify_one();
+            }
+        }
+    }
+
+    /// Accepts nothing more and has the thread end when it has done everything.
+    pub fn close(&self) {
+        self.jobs.lock().closed = true;
+        self.ready.notify_one();
+    }
+
+    fn next(&self, core: &Core) -> Option<Job> {
+        let mut jobs = self.jobs.lock();
+        loop {
+            if let Some(job) = jobs.queue.pop_front() {
+                jobs.keys -= job.keys();
+                return Some(job);
+            }
+            if jobs.closed {
+                return None;
+            }
+            if !std::mem::take(&mut jobs.flush) && !self.ready.wait_for(&mut jobs, FLUSH_EVERY).timed_out() {
+                continue;
+            }
+            parking_lot::MutexGuard::unlocked(&mut jobs, || core.flush(DIRTY_MAX));
+        }
+    }
+
+    /// The thread.
+    pub fn run(core: &Core) {
+        while let Some(job) = core.keeper.next(core) {
+            match job {
+                Job::Lookup(lookup) => core.look_up(lookup),
+                Job::Unlink(keys) => keys.into_iter().for_each(|(key, deletions)| core.unlink(key, deletions)),
+                Job::Quarantine(key) => core.move_away(key),
+            }
+        }
+        core.flush(usize::MAX);
+    }
+}
+
+impl Core {
+    fn look_up(&self, lookup: Lookup) {
+        let Lookup { keys, in_order, deadline, reply } = lookup;
+        let mut found = vec![Found::Absent; keys.len()];
+        let other = if self.shared { Found::Unknown } else { Found::Absent };
+        self.index(|index| index.lookup(&keys, &mut found, other));
+        let result = self.ask(&keys, &mut found, in_order, deadline);
+        match result {
+            Ok(()) => reply.send(Ok(found)),
+            Err(error) => {
+                self.unpin_found(&keys, &found);
+                reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Asks the file system for every key still unknown.
+    fn ask(&self, keys: &[ObjectKey], found: &mut [Found], in_order: bool, deadline: Instant) -> Result<()> {
+        for at in 0..keys.len() {
+            if found[at] == Found::Unknown {
+                if Instant::now() >= deadline {
+                    return Err(Error::new(KVKEEP_ERR_TIMEOUT, "the deadline passed before the lookup was done"));
+                }
+                found[at] = self.stat(&keys[at])?;
+            }
+            if in_order && found[at] == Found::Absent {
+                self.unpin_found(&keys[at..], &found[at..]);
+                found[at..].fill(Found::Absent);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn unpin_found(&self, keys: &[ObjectKey], found: &[Found]) {
+        let pinned = keys.iter().zip(found).filter(|(_, found)| matches!(found, Found::Present(_)));
+        let pinned: Vec<ObjectKey> = pinned.map(|(key, _)| *key).collect();
+        self.unpin(&pinned);
+    }
+
+    /// Takes one pin off each key, with what follows from it.
+    pub fn unpin(&self, keys: &[ObjectKey]) {
+        let (unlink, stores) = self.index(|index| index.unpin(keys));
+        self.keeper.insist(unlink);
+        self.again(stores);
+    }
+
+    fn stat(&self, key: &ObjectKey) -> Result<Found> {
+        let path = path::object(key);
+        match statat(&self.dirfd, path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                let used = stat.st_mtime as u64 * 1_000_000_000 + stat.st_mtime_nsec as u64;
+                Ok(match payload_of(stat.st_size as u64) {
+                    Some(size) => self.index(|index| index.discovered(*key, size, used)),
+                    None => Found::Absent,
+                })
+            }
+            Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(Found::Absent),
+            Err(error) => Err(self.error("looking up", &path, &error.into())),
+        }
+    }
+
+    fn unlink(&self, key: ObjectKey, deletions: Vec<Arc<Deletion>>) {
+        let path = path::object(&key);
+        let result = match unlinkat(&self.dirfd, path.as_str(), AtFlags::empty()) {
+            Err(error) if error != rustix::io::Errno::NOENT => Err(self.error("deleting", &path, &error.into())),
+            result => Ok(u64::from(result.is_ok())),
+        };
+        self.departed(&key);
+        for deletion in deletions {
+            match &result {
+                Ok(removed) => {
+                    deletion.removed.fetch_add(*removed, Ordering::Relaxed);
+                }
+                Err(error) => deletion.fail(error.clone()),
+            }
+        }
+    }
+
+    /// The file of a hidden object is away.
+    fn departed(&self, key: &ObjectKey) {
+        let stores = self.index(|index| index.left(key));
+        self.again(stores);
+    }
+
+    fn move_away(&self, key: ObjectKey) {
+        let (from, to) = (path::object(&key), path::quarantined(&key));
+        if let Err(error) = self.make_quarantine_room() {
+            self.error("making room in", path::QUARANTINE, &error);
+        }
+        match renameat(&self.dirfd, from.as_str(), &self.dirfd, to.as_str()) {
+            Ok(()) => {
+                self.quarantined.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => {
+                self.error("quarantining", &from, &error.into());
+                // Better gone than served.
+                let _ = unlinkat(&self.dirfd, from.as_str(), AtFlags::empty());
+            }
+        }
+        self.departed(&key);
+    }
+
+    fn make_quarantine_room(&self) -> io::Result<()> {
+        let dir = self.dir.join(path::QUARANTINE);
+        std::fs::create_dir_all(&dir)?;
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&dir)? {
+            let entry = entry?;
+            files.push((entry.metadata()?.modified()?, entry.path()));
+        }
+        files.sort();
+        let surplus = (files.len() + 1).saturating_sub(QUARANTINE_MAX);
+        files.iter().take(surplus).try_for_each(|(_, file)| std::fs::remove_file(file))
+    }
+
+    /// Writes times of last use onto their files, until at most a batch is left.
+    fn flush(&self, batch: usize) {
+        loop {
+            let used = self.index(|index| index.take_dirty(batch));
+            for (key, nanoseconds) in &used {
+                let time = Timespec {
+                    tv_sec: (nanoseconds / 1_000_000_000) as i64,
+                    tv_nsec: (nanoseconds % 1_000_000_000) as _,
+                };
+                let access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+                let times = Timestamps { last_access: access, last_modification: time };
+                // A file that is gone needs no time; one that cannot be marked loses only its place in the order.
+                let _ = utimensat(&self.dirfd, path::object(key).as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);
+            }
+            if used.len() < batch {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Names in the directory: `<space>/<first hash byte>/<hash>-<rank>-<group>`, temporary files beside the objects they
+//! become, and a corner for objects found broken.
+
+use std::ffi::CString;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::key::{Key, ObjectKey, SpaceTag, hex, unhex};
+
+/// Where broken objects are kept for an inspection.
+pub const QUARANTINE: &str = "quarantine";
+/// How temporary names begin.
+const TEMPORARY: &str = ".tmp-";
+
+/// The path of an object, relative to the directory.
+pub fn object(key: &ObjectKey) -> String {
+    let hash = hex(&key.key.hash);
+    let (rank, group) = (key.key.rank, key.key.group);
+    format!("{}/{}/{hash}-{rank}-{group}", hex(&key.space.0), &hash[..2])
+}
+
+/// The directory an object is in.
+pub fn shard(key: &ObjectKey) -> String {
+    format!("{}/{}", hex(&key.space.0), hex(&key.key.hash[..1]))
+}
+
+/// The path of an object in quarantine.
+pub fn quarantined(key: &ObjectKey) -> String {
+    format!("{QUARANTINE}/{}-{}-{}-{}", hex(&key.space.0), hex(&key.key.hash), key.key.rank, key.key.group)
+}
+
+/// A path as the kernel wants it. Ours hold hexadecimal, digits, dots, dashes and slashes, so that none has a NUL.
+pub fn c(path: &str) -> CString {
+    CString::new(path).unwrap_or_default()
+}
+
+/// The space a directory is for, if its name is one.
+pub fn parse_space(name: &str) -> Option<SpaceTag> {
+    let space = SpaceTag(unhex(name)?);
+    (hex(&space.0) == name).then_some(space)
+}
+
+/// Whether a directory of a space has a name that we give.
+pub fn is_shard(name: &str) -> bool {
+    unhex::<1>(name).is_some_and(|byte| hex(&byte) == name)
+}
+
+/// The object a file is, if it is where we would put it under the name we would give it.
+pub fn parse_object(space: SpaceTag, shard: &str, name: &str) -> Option<ObjectKey> {
+    let mut parts = name.split('-');
+    let key =
+        Key { hash: unhex(parts.next()?)?, rank: parts.next()?.parse().ok()?, group: parts.next()?.parse().ok()? };
+    let canonical = format!("{}-{}-{}", hex(&key.hash), key.rank, key.group);
+    (canonical == name && name.starts_with(shard)).then_some(ObjectKey { space, key })
+}
+
+/// Who wrote a temporary file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// Boot and process namespace, so that process numbers can be compared.
+    pub host: String,
+    /// Process number.
+    pub pid: u32,
+    /// When the process started, in the kernel's ticks: numbers are reused, pairs are not.
+    pub start: u64,
+}
+
+fn start_of(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold spaces; the start time is the 20th field after it.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+impl Writer {
+    /// This process.
+    pub fn this() -> Writer {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let host = blake3::hash(format!("{boot}{}", namespace.display()).as_bytes());
+        let pid = std::process::id();
+        Writer { host: hex(&host.as_bytes()[..8]), pid, start: start_of(pid).unwrap_or(0) }
+    }
+
+    /// Whether the writer `other` runs; `None` if that cannot be told from here.
+    pub fn knows_alive(&self, other: &Writer) -> Option<bool> {
+        (self.host == other.host && self.start != 0).then(|| start_of(other.pid) == Some(other.start))
+    }
+}
+
+/// Gives temporary names, none twice.
+pub struct Temporaries {
+    prefix: String,
+    next: AtomicU64,
+}
+
+/// Shared by all directories open in this process, since two of them may be the same.
+static SEQUENCE: AtomicU64 = AtomicU64::new(0);
+
+impl Temporaries {
+    /// Names of `writer`.
+    pub fn new(writer: &Writer) -> Temporaries {
+        let open = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("{TEMPORARY}{}-{}-{}-{open}", writer.host, writer.pid, writer.start);
+        Temporaries { prefix, next: AtomicU64::new(0) }
+    }
+
+    /// A new file name.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The writer of a temporary file, if `name` is that of one. `None` inside: it does not say.
+pub fn parse_temporary(name: &str) -> Option<Option<Writer>> {
+    let mut parts = name.strip_prefix(TEMPORARY)?.split('-');
+    let mut writer = || {
+        let host = parts.next()?.to_owned();
+        Some(Writer { host, pid: parts.next()?.parse().ok()?, start: parts.next()?.parse().ok()? })
+    };
+    Some(writer())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> ObjectKey {
+        ObjectKey { space: SpaceTag([0xab; 16]), key: Key { hash: [0x1f; 32], rank: 3, group: 11 } }
+    }
+
+    #[test]
+    fn the_path_of_an_object_reads_back() {
+        let path = object(&key());
+        let parts: Vec<&str> = path.split('/').collect();
+        assert_eq!(format!("{}/{}", parts[0], parts[1]), shard(&key()));
+        assert!(is_shard(parts[1]));
+        assert_eq!(parse_object(parse_space(parts[0]).unwrap(), parts[1], parts[2]), Some(key()));
+    }
+
+    #[test]
+    fn names_that_we_do_not_give_are_foreign() {
+        let hash = hex(&[0x1f; 32]);
+        let space = key().space;
+        assert!(parse_object(space, "1f", &format!("{hash}-03-11")).is_none());
+        assert!(parse_object(space, "2f", &format!("{hash}-3-11")).is_none());
+        assert!(parse_object(space, "1f", &format!("{hash}-3-11-1")).is_none());
+        assert!(parse_object(space, "1f", &format!("{}-3-11", hash.to_uppercase())).is_none());
+        assert!(!is_shard("1F") && !is_shard("1") && parse_space("quarantine").is_none());
+    }
+
+    #[test]
+    fn a_temporary_name_says_whose_it_is() {
+        let this = Writer::this();
+        let names = Temporaries::new(&this);
+        let (one, two) = (names.name(), names.name());
+        assert_ne!(one, two);
+        assert_eq!(parse_temporary(&one), Some(Some(this.clone())));
+        assert_eq!(this.knows_alive(&this), Some(true));
+        let earlier = Writer { start: this.start - 1, ..this.clone() };
+        assert_eq!(this.knows_alive(&earlier), Some(false));
+        let elsewhere = Writer { host: "00".to_owned(), ..this.clone() };
+        assert_eq!(this.knows_alive(&elsewhere), None);
+        assert_eq!(parse_temporary(".tmp-x"), Some(None));
+        assert_eq!(parse_temporary("x"), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! The engine for where io_uring is not allowed: threads that read and write.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, fallocate, ftruncate, openat, unlinkat};
+use rustix::io::{Errno, preadv, pwritev};
+
+use super::core::{Core, Engine, Fault, Writing};
+use super::frame::{BLOCK, Frame, Spare};
+use super::queue::Task;
+use crate::error::{Error, Result};
+use crate::l2::{Load, Store, Stored};
+
+/// Threads if not told: small objects want many reads under way.
+const THREADS: usize = 16;
+/// Bytes of one system call.
+const PIECE: u64 = 2 << 20;
+/// Bytes under way at once; more only makes each wait longer.
+const BYTES_MAX: u64 = 16 << 20;
+
+/// Bounds the bytes under way.
+struct Gate {
+    free: Mutex<u64>,
+    freed: Condvar,
+}
+
+impl Gate {
+    fn pass<T>(&self, bytes: u64, work: impl FnOnce() -> T) -> T {
+        let mut free = self.free.lock();
+        while *free < bytes {
+            self.freed.wait(&mut free);
+        }
+        *free -= bytes;
+        drop(free);
+        let result = work();
+        *self.free.lock() += bytes;
+        self.freed.notify_all();
+        result
+    }
+}
+
+/// The threads.
+pub struct Pool {
+    core: std::sync::Weak<Core>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Pool {
+    /// Starts `threads` threads, or the default for 0.
+    pub fn start(core: &Arc<Core>, threads: usize) -> Result<Arc<Pool>> {
+        let gate = Arc::new(Gate { free: Mutex::new(BYTES_MAX), freed: Condvar::new() });
+        let pool = Arc::new(Pool { core: Arc::downgrade(core), threads: Mutex::new(Vec::new()) });
+        for number in 0..if threads == 0 { THREADS } else { threads } {
+            let (theirs, gate) = (Arc::clone(core), Arc::clone(&gate));
+            let thread = Builder::new().name(format!("kvkeep-fs-{number}")).spawn(move || run(&theirs, &gate));
+            match thread {
+                Ok(thread) => pool.threads.lock().push(thread),
+                Err(error) => {
+                    core.queue.stop();
+                    pool.join();
+                    return Err(Error::io("starting a thread of the fs backend", &error));
+                }
+            }
+        }
+        Ok(pool)
+    }
+}
+
+impl Engine for Pool {
+    fn wake(&self, count: usize) {
+        if let Some(core) = self.core.upgrade() {
+            core.queue.notify(count.min(self.threads.lock().len()));
+        }
+    }
+
+    fn join(&self) {
+        for thread in self.threads.lock().drain(..) {
+            // A thread that panicked was reported by the panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(core: &Core, gate: &Gate) {
+    let mut spare = Spare::new();
+    while let Some(task) = core.queue.wait() {
+        match task {
+            Task::Load(load) => self::load(core, gate, load, &mut spare),
+            Task::Store(store) => self::store(core, gate, store, &mut spare),
+        }
+    }
+}
+
+fn load(core: &Core, gate: &Gate, load: Load, spare: &mut Spare) {
+    let Some((reading, mut frame)) = core.begin_load(load, spare) else { return };
+    let outcome = open(core, &reading.path, OFlags::RDONLY)
+        .map_err(|error| Fault::Io("opening", error.into()))
+        .and_then(|file| read(gate, &file, &mut frame));
+    core.end_load(reading, frame, outcome, spare);
+}
+
+fn open(core: &Core, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let direct = if core.direct { OFlags::DIRECT } else { OFlags::empty() };
+    openat(&core.dirfd, path, flags | direct | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::from_raw_mode(0o644))
+}
+
+fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result<(), Fault> {
+    let (mut at, span, end) = (0, frame.span(), frame.file_bytes());
+    while at < end {
+        let to = span.min(at + PIECE);
+        match gate.pass(to - at, || preadv(file, &mut frame.slices_mut(at, to), at)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(Fault::Io("reading", error.into())),
+            Ok(count) => {
+                at += count as u64;
+                if count == 0 || (at < end && !at.is_multiple_of(BLOCK as u64)) {
+                    return Err(Fault::Short(at));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn store(core: &Core, gate: &Gate, store: Store, spare: &mut Spare) {
+    let Some((mut writing, frame)) = core.begin_store(store, spare) else { return };
+    if core.is_stored(&writing, &frame) {
+        return core.end_store(writing, frame, Ok(Stored::Already), spare);
+    }
+    match write(core, gate, &mut writing, &frame) {
+        Ok(()) => {
+            let renamed = core.rename(&writing);
+            core.conclude(writing, frame, renamed, spare);
+        }
+        Err((what, error)) => {
+            let error = core.error(what, &writing.path, &error.into());
+            core.end_store(writing, frame, Err(error), spare);
+        }
+    }
+}
+
+type Step<T> = std::result::Result<T, (&'static str, Errno)>;
+
+fn write(core: &Core, gate: &Gate, writing: &mut Writing, frame: &Frame) -> Step<()> {
+    for victim in &writing.victims {
+        match unlinkat(&core.dirfd, victim.as_str(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(("evicting for", error)),
+        }
+    }
+    core.settle(writing);
+    let file = create(core, writing).map_err(|error| ("creating", error))?;
+    match fallocate(&file, FallocateFlags::empty(), 0, frame.span()) {
+        // Without it a full disk is found later.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+        Err(error) => return Err(("allocating", error)),
+    }
+    let (mut at, span) = (0, frame.span());
+    while at < span {
+        let to = span.min(at + PIECE);
+        match gate.pass(to - at, || pwritev(&file, &frame.slices(at, to), at)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(("writing", error)),
+            Ok(0) => return Err(("writing", Errno::NOSPC)),
+            Ok(count) => at += count as u64,
+        }
+    }
+    if frame.file_bytes() < span {
+        ftruncate(&file, frame.file_bytes()).map_err(|error| ("trimming", error))?;
+    }
+    Ok(())
+}
+
+fn create(core: &Core, writing: &Writing) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    match open(core, &writing.temporary, flags) {
+        Err(Errno::NOENT) => {
+            core.make_shard(writing)
+                .map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
+            open(core, &writing.temporary, flags)
+        }
+        result => result,
+    }
+}

@@ -1,0 +1,159 @@
+//! Work accepted and not begun, bounded, and the count of what is not answered yet.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT};
+use crate::l2::{Load, Store};
+
+/// Most loads and stores accepted and not answered.
+pub const QUEUE_MAX: usize = 1 << 16;
+
+/// The answer to everything that comes after close.
+pub fn closed() -> Error {
+    Error::new(KVKEEP_ERR_CLOSED, "the fs backend is closed")
+}
+
+/// The answer to what would make a queue too long.
+pub fn full(most: usize) -> Error {
+    Error::new(KVKEEP_ERR_LIMIT, format!("the fs backend has {most} requests waiting already; try again later"))
+}
+
+#[derive(Default)]
+struct Work {
+    loads: VecDeque<Load>,
+    stores: VecDeque<Store>,
+    closed: bool,
+    stopped: bool,
+}
+
+/// Work to do, taken by the engine's threads. Loads are taken before stores: a request waits for them.
+#[derive(Default)]
+pub struct Queue {
+    work: Mutex<Work>,
+    /// There is work, or the end.
+    ready: Condvar,
+    /// Nothing is left to answer.
+    idle: Condvar,
+    outstanding: AtomicUsize,
+}
+
+impl Queue {
+    fn accept<T>(&self, items: Vec<T>, push: impl FnOnce(&mut Work, Vec<T>)) -> Result<(), (Vec<T>, Error)> {
+        let mut work = self.work.lock();
+        if work.closed {
+            return Err((items, closed()));
+        }
+        if self.outstanding.load(Ordering::Acquire) + items.len() > QUEUE_MAX {
+            return Err((items, full(QUEUE_MAX)));
+        }
+        self.outstanding.fetch_add(items.len(), Ordering::AcqRel);
+        push(&mut work, items);
+        Ok(())
+    }
+
+    /// Accepts all of `loads`, or none.
+    pub fn accept_loads(&self, loads: Vec<Load>) -> Result<(), (Vec<Load>, Error)> {
+        self.accept(loads, |work, loads| work.loads.extend(loads))
+    }
+
+    /// Accepts all of `stores`, or none.
+    pub fn accept_stores(&self, stores: Vec<Store>) -> Result<(), (Vec<Store>, Error)> {
+        self.accept(stores, |work, stores| work.stores.extend(stores))
+    }
+
+    /// Puts back stores that were accepted before.
+    pub fn again(&self, stores: Vec<Store>) {
+        self.work.lock().stores.extend(stores);
+    }
+
+    /// Wakes up to `count` threads that wait in [`Queue::wait`].
+    pub fn notify(&self, count: usize) {
+        (0..count).for_each(|_| {
+            self.ready.notify_one();
+        });
+    }
+
+    /// Takes the next load, up to `most` of them.
+    pub fn take_loads(&self, most: usize, into: &mut Vec<Load>) {
+        let mut work = self.work.lock();
+        let count = most.min(work.loads.len());
+        into.extend(work.loads.drain(..count));
+    }
+
+    /// Takes the next stores, up to `most` of them.
+    pub fn take_stores(&self, most: usize, into: &mut Vec<Store>) {
+        let mut work = self.work.lock();
+        let count = most.min(work.stores.len());
+        into.extend(work.stores.drain(..count));
+    }
+
+    /// Whether [`Queue::take_loads`] or [`Queue::take_stores`] has something for who wants it, or it is the end.
+    pub fn calls(&self, loads: bool, stores: bool) -> bool {
+        let work = self.work.lock();
+        work.stopped || (loads && !work.loads.is_empty()) || (stores && !work.stores.is_empty())
+    }
+
+    /// Waits for one piece of work; `None` at the end.
+    pub fn wait(&self) -> Option<Task> {
+        let mut work = self.work.lock();
+        loop {
+            if let Some(load) = work.loads.pop_front() {
+                return Some(Task::Load(load));
+            }
+            if let Some(store) = work.stores.pop_front() {
+                return Some(Task::Store(store));
+            }
+            if work.stopped {
+                return None;
+            }
+            self.ready.wait(&mut work);
+        }
+    }
+
+    /// One accepted request has been answered.
+    pub fn answered(&self) {
+        if self.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _work = self.work.lock();
+            self.idle.notify_all();
+        }
+    }
+
+    /// Accepts nothing more and waits until everything accepted is answered. False if that was done before.
+    pub fn close(&self) -> bool {
+        let mut work = self.work.lock();
+        if std::mem::replace(&mut work.closed, true) {
+            return false;
+        }
+        while self.outstanding.load(Ordering::Acquire) > 0 {
+            self.idle.wait(&mut work);
+        }
+        true
+    }
+
+    /// Whether it accepts nothing more.
+    pub fn is_closed(&self) -> bool {
+        self.work.lock().closed
+    }
+
+    /// Tells the engine's threads to end.
+    pub fn stop(&self) {
+        self.work.lock().stopped = true;
+        self.ready.notify_all();
+    }
+
+    /// Whether they were told.
+    pub fn is_stopped(&self) -> bool {
+        self.work.lock().stopped
+    }
+}
+
+/// One piece of work.
+pub enum Task {
+    /// Read an object.
+    Load(Load),
+    /// Write an object.
+    Store(Store),
+}
