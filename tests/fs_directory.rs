@@ -1,0 +1,310 @@
+//! What the directory remembers: restarts, capacity, order, other processes, rubbish, full disks.
+
+mod fs_common;
+
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use fs_common::*;
+use kvkeep::arena::Buffer;
+use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION};
+use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
+use kvkeep::l2::{Backend, Found, Health, Stored};
+
+const LEN: usize = 10_000;
+
+fn bounded(dir: &std::path::Path, engine: EngineKind, objects: u64) -> std::sync::Arc<Fs> {
+    Fs::open(FsOptions { capacity: objects * disk(LEN), ..options(dir, engine) }).unwrap()
+}
+
+fn present(fs: &Fs, numbers: impl Iterator<Item = u64>) -> Vec<u64> {
+    let there: Vec<u64> = numbers.filter(|&number| matches!(cached(fs, number), Found::Present(_))).collect();
+    unpin(fs, &there);
+    there
+}
+
+#[test]
+fn p9_the_least_recently_used_go_first_and_the_bound_holds() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = bounded(dir.path(), engine, 4);
+        for number in 0..4 {
+            store(&fs, number, LEN).unwrap();
+        }
+        fs.touch(&[key(0)]);
+        check(&fs, 1, LEN);
+        for number in 4..6 {
+            assert_eq!(store(&fs, number, LEN).unwrap(), Stored::Written);
+            let on_disk: u64 = files(dir.path()).iter().map(|(_, len)| len.next_multiple_of(4096)).sum();
+            assert!(on_disk <= 4 * disk(LEN) && fs.usage().bytes <= 4 * disk(LEN));
+        }
+        assert_eq!(present(&fs, 0..6), [0, 1, 4, 5]);
+        assert_eq!(fs.usage().evicted, 2);
+        // A batch of more than fits at once waits for its own writes.
+        let batch: Vec<(u64, usize)> = (10..30).map(|number| (number, LEN)).collect();
+        assert!(store_all(&fs, &batch).into_iter().all(|result| result.unwrap() == Stored::Written));
+        assert_eq!(fs.usage().objects, 4);
+        assert_eq!(files(dir.path()).len(), 4);
+        // One object larger than everything fails alone and evicts nobody.
+        let error = store(&fs, 40, 7 * LEN).unwrap_err();
+        assert_eq!(error.status, KVKEEP_ERR_LIMIT);
+        assert_eq!(fs.usage().objects, 4);
+    }
+}
+
+#[test]
+fn p2_pinned_objects_are_not_evicted() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = bounded(dir.path(), engine, 2);
+        store_all(&fs, &[(1, LEN), (2, LEN)]);
+        assert_eq!(cached(&fs, 1), Found::Present(LEN as u64));
+        store(&fs, 3, LEN).unwrap();
+        assert_eq!(present(&fs, 1..4), [1, 3]);
+        assert_eq!(cached(&fs, 3), Found::Present(LEN as u64));
+        assert_eq!(store(&fs, 4, LEN).unwrap_err().status, KVKEEP_ERR_LIMIT);
+        load_into(&fs, vec![(1, Buffer::heap(LEN).unwrap())]).remove(0).unwrap();
+        unpin(&fs, &[3]);
+        assert_eq!(store(&fs, 4, LEN).unwrap(), Stored::Written);
+        assert_eq!(present(&fs, 1..5), [1, 4]);
+    }
+}
+
+#[test]
+fn a_deleted_object_is_hidden_at_once_and_readable_by_its_readers() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = open(dir.path(), engine);
+        store_all(&fs, &[(1, LEN), (2, LEN), (3, LEN)]);
+        assert_eq!(deleted(&fs, &[1, 9]), 1);
+        assert!(!file(dir.path(), 1).exists());
+        assert_eq!(cached(&fs, 2), Found::Present(LEN as u64));
+        let answer = delete(&fs, &[2]);
+        assert_eq!(cached(&fs, 2), Found::Unknown);
+        assert_eq!(lookup(&fs, &[2], true).unwrap(), [Found::Absent]);
+        assert!(answer.try_recv().is_err());
+        load_into(&fs, vec![(2, Buffer::heap(LEN).unwrap())]).remove(0).unwrap();
+        unpin(&fs, &[2]);
+        assert_eq!(answer.recv_timeout(WATCHDOG).unwrap().unwrap(), 1);
+        assert!(!file(dir.path(), 2).exists());
+        // Stored again while its readers still read: it stays.
+        assert_eq!(cached(&fs, 3), Found::Present(LEN as u64));
+        let answer = delete(&fs, &[3]);
+        assert_eq!(store(&fs, 3, LEN).unwrap(), Stored::Already);
+        assert_eq!(answer.recv_timeout(WATCHDOG).unwrap().unwrap(), 0);
+        unpin(&fs, &[3]);
+        check(&fs, 3, LEN);
+        // Deleted and stored again in one breath: the store comes after.
+        let answer = delete(&fs, &[3]);
+        assert_eq!(store(&fs, 3, LEN).unwrap(), Stored::Written);
+        assert_eq!(answer.recv_timeout(WATCHDOG).unwrap().unwrap(), 1);
+        check(&fs, 3, LEN);
+        assert_eq!(fs.usage().bytes, disk(LEN));
+        // Close answers deletions that wait for pins.
+        assert_eq!(cached(&fs, 3), Found::Present(LEN as u64));
+        let answer = delete(&fs, &[3]);
+        fs.close();
+        assert_eq!(answer.recv_timeout(WATCHDOG).unwrap().unwrap(), 1);
+        assert_eq!(files(dir.path()).len(), 0);
+    }
+}
+
+#[test]
+fn a_restart_keeps_index_usage_and_order() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = bounded(dir.path(), engine, 6);
+        for number in 0..6 {
+            store(&fs, number, LEN).unwrap();
+        }
+        // One call, so that the order within it must be kept as well.
+        fs.touch(&[key(3), key(0), key(5)]);
+        check(&fs, 1, LEN);
+        let usage = fs.usage();
+        fs.close();
+        drop(fs);
+        let fs = bounded(dir.path(), engine, 6);
+        assert_eq!(fs.usage(), usage);
+        assert_eq!(fs.list(None).len(), 6);
+        assert_eq!(fs.list(Some(kvkeep::key::SpaceTag([0; 16]))), []);
+        let mut left = vec![2, 4, 3, 0, 5, 1];
+        for number in 10..16 {
+            store(&fs, number, LEN).unwrap();
+            let gone = left.remove(0);
+            assert!(!file(dir.path(), gone).exists());
+            let mut expected = left.clone();
+            expected.sort_unstable();
+            assert_eq!(present(&fs, 0..6), expected);
+        }
+        // A smaller capacity is enforced when it is opened.
+        fs.close();
+        let fs = bounded(dir.path(), engine, 2);
+        assert_eq!(present(&fs, 0..20), [14, 15]);
+        assert_eq!(files(dir.path()).len(), 2);
+    }
+}
+
+#[test]
+fn two_backends_on_one_directory_see_each_other() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (open(dir.path(), engine), open(dir.path(), engine));
+        let alone = Fs::open(FsOptions { shared: false, ..options(dir.path(), engine) }).unwrap();
+        store_all(&one, &[(1, LEN), (2, LEN), (4, LEN)]);
+        assert_eq!(cached(&two, 1), Found::Unknown);
+        assert_eq!(cached(&alone, 1), Found::Absent);
+        let (here, absent) = (Found::Present(LEN as u64), Found::Absent);
+        assert_eq!(lookup(&two, &[1, 2, 3, 4], true).unwrap(), [here, here, absent, absent]);
+        assert_eq!(lookup(&two, &[1, 2, 3, 4], false).unwrap(), [here, here, absent, here]);
+        assert_eq!(cached(&two, 1), here);
+        unpin(&two, &[1, 2, 1, 2, 4, 1]);
+        assert_eq!(two.usage().bytes, 3 * disk(LEN));
+        check(&two, 2, LEN);
+        assert_eq!(store(&two, 1, LEN).unwrap(), Stored::Already);
+        assert_eq!(store(&alone, 1, LEN).unwrap(), Stored::Already);
+        // Gone under `one`: that load fails and the index learns it.
+        assert_eq!(deleted(&two, &[1]), 1);
+        assert!(fetch(&one, 1).is_err());
+        assert_eq!(lookup(&one, &[1], true).unwrap(), [absent]);
+        assert_eq!(files(dir.path()).len(), 2);
+    }
+}
+
+#[test]
+fn rubbish_is_removed_or_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = open(dir.path(), EngineKind::Pool);
+    store_all(&fs, &[(1, LEN), (2, LEN)]);
+    drop(fs);
+    let shard = file(dir.path(), 1).parent().unwrap().to_owned();
+    let put = |name: &str| std::fs::write(shard.join(name), b"half").map(|()| shard.join(name)).unwrap();
+    // What a child of this process, which is dead by now, would have left.
+    let seen = {
+        let mut child = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let start = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(19).unwrap().to_owned();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        format!("{}-{start}", child.id())
+    };
+    let this = host();
+    let dead = put(&format!(".tmp-{this}-{seen}-0.1"));
+    let elsewhere = put(".tmp-00112233aabbccdd-1-1-0.1");
+    let old = put(".tmp-00112233aabbccdd-1-1-0.2");
+    let past = SystemTime::now() - Duration::from_secs(7200);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(past).unwrap();
+    let foreign = put("README");
+    let short = file(dir.path(), 2);
+    std::fs::File::options().write(true).open(&short).unwrap().set_len(100).unwrap();
+    std::fs::write(dir.path().join("notes"), b"mine").unwrap();
+
+    let fs = open(dir.path(), EngineKind::Pool);
+    assert!(!dead.exists() && !old.exists() && !short.exists());
+    assert!(elsewhere.exists() && foreign.exists() && dir.path().join("notes").exists());
+    assert_eq!(fs.usage().bytes, disk(LEN));
+    check(&fs, 1, LEN);
+}
+
+/// The host part of temporary names, as this process writes it.
+fn host() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap();
+    kvkeep::key::hex(&blake3::hash(format!("{boot}{}", namespace.display()).as_bytes()).as_bytes()[..8])
+}
+
+#[test]
+fn p7_quarantine_keeps_a_bounded_number() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = open(dir.path(), engine);
+        let objects: Vec<(u64, usize)> = (0..70).map(|number| (number, 100)).collect();
+        store_all(&fs, &objects);
+        for number in 0..70 {
+            fs.quarantine(key(number));
+            assert!(!matches!(cached(&fs, number), Found::Present(_)));
+        }
+        let numbers: Vec<u64> = (0..70).collect();
+        assert!(lookup(&fs, &numbers, false).unwrap().iter().all(|found| *found == Found::Absent));
+        assert_eq!(fs.quarantined(), 70);
+        assert_eq!(files(&dir.path().join("quarantine")).len(), 64);
+        assert_eq!((fs.usage().objects, fs.usage().bytes), (0, 0));
+        drop(fs);
+        assert_eq!(open(dir.path(), engine).usage().objects, 0);
+    }
+}
+
+struct Mount<'a>(&'a std::path::Path);
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_fails_that_store_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(dir.path()).output();
+    if !mount.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: a small tmpfs cannot be mounted here");
+        return;
+    }
+    let _mount = Mount(dir.path());
+    for engine in engines() {
+        let fs = open(dir.path(), engine);
+        assert_eq!(store(&fs, 1, 1 << 20).unwrap(), Stored::Written);
+        let error = store(&fs, 2, 8 << 20).unwrap_err();
+        assert_eq!(error.status, KVKEEP_ERR_IO);
+        assert!(error.message.contains("No space left"), "{error}");
+        assert!(matches!(fs.health(), Health::Bad(_)));
+        assert_eq!(files(dir.path()).len(), 1, "the temporary is removed");
+        assert_eq!(store(&fs, 3, 1 << 20).unwrap(), Stored::Written);
+        assert_eq!(fs.health(), Health::Good);
+        assert_eq!(fs.usage().bytes, 2 * disk(1 << 20));
+        check(&fs, 1, 1 << 20);
+        assert_eq!(deleted(&fs, &[1, 3]), 2);
+    }
+}
+
+#[test]
+fn a_directory_without_permission_is_refused_with_its_name() {
+    const CHILD: &str = "KVKEEP_TEST_FORBIDDEN";
+    if let Ok(dir) = std::env::var(CHILD) {
+        let error = Fs::open(FsOptions::new(&dir)).err().expect("a refusal");
+        assert_eq!(error.status, KVKEEP_ERR_PERMISSION);
+        assert!(error.message.contains(&dir), "{error}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(dir.path(), mode(0o555)).unwrap();
+    // The test binary may lie where nobody else can reach it.
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), mode(0o755)).unwrap();
+    let binary = place.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    let name = "a_directory_without_permission_is_refused_with_its_name";
+    let child = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&binary)
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, dir.path())
+        .current_dir("/")
+        .output();
+    match child {
+        Ok(output) if !String::from_utf8_lossy(&output.stderr).contains("setpriv:") => {
+            assert!(output.status.success(), "{output:?}");
+            assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+        }
+        _ => eprintln!("skipped: this user cannot become another"),
+    }
+}
+
+#[test]
+fn a_wrong_policy_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let params = [("policy".to_owned(), "fifo".to_owned())];
+    let error = Fs::open_url(dir.path().to_str().unwrap(), &params).err().unwrap();
+    assert_eq!(error.status, KVKEEP_ERR_INVALID);
+    assert!(error.message.contains("fifo") && error.message.contains("lru"), "{error}");
+}
