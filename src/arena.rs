@@ -179,6 +179,14 @@ impl Drop for HeapBlock {
 }
 
 impl Buffer {
+    /// A buffer over `len` bytes at `data`, kept from reuse by `hold` until `hold.release(token)`.
+    ///
+    /// # Safety
+    /// The bytes stay valid and are nobody else's to write until then.
+    pub unsafe fn from_raw(data: *mut u8, len: usize, hold: Arc<dyn Hold>, token: u64) -> Buffer {
+        Buffer { data, len, token, hold: Some(hold) }
+    }
+
     /// A zeroed, page-aligned buffer of its own.
     pub fn heap(len: usize) -> io::Result<Buffer> {
         let layout = Layout::from_size_align(len.max(1), PAGE).map_err(io::Error::other)?;

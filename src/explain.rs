@@ -31,7 +31,7 @@ impl Node {
             l1_staged: gauges.staged,
             l1_shares: gauges.shares,
             sessions: gauges.sessions,
-            jobs: self.prefetcher.len() as u64,
+            jobs: self.prefetcher.count() as u64,
             writes_pending: self.writer.pending(),
             read_hits: counts.read_hits,
             read_misses: counts.read_misses,

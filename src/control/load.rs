@@ -60,6 +60,9 @@ struct Item {
     bytes: u64,
 }
 
+/// Items for one backend, with their buffers and places.
+type Outgoing = (Arc<Tier>, Vec<Item>, Vec<(Buffer, u32)>);
+
 struct Batch {
     loader: Arc<Loader>,
     tier: Arc<Tier>,
@@ -136,7 +139,7 @@ impl Loader {
         progress.loading += batch.len();
         let last = progress.cursor == progress.to_load.len();
         let mut failed: Vec<(u32, String)> = Vec::new();
-        let mut batches: Vec<(Arc<Tier>, Vec<Item>, Vec<(Buffer, u32)>)> = Vec::new();
+        let mut batches: Vec<Outgoing> = Vec::new();
 
         let mut fresh = Vec::new();
         {

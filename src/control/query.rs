@@ -87,7 +87,7 @@ impl Prefetcher {
     }
 
     /// Jobs not released.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.jobs.lock().by_id.len()
     }
 

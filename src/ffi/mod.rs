@@ -195,7 +195,7 @@ fn check_head<T>(address: *const T, name: &str) -> Result<usize> {
     // SAFETY: not NULL and aligned; every versioned struct has at least its head by the caller's promise.
     let head = unsafe { *address.cast::<Head>() };
     let size = head.struct_size as usize;
-    if size < size_of::<Head>() || size > 1 << 16 || size % 4 != 0 {
+    if size < size_of::<Head>() || size > 1 << 16 || !size.is_multiple_of(4) {
         return Err(Error::invalid(format!(
             "{name}->struct_size is {size}, which no version of this struct has: prepare it with KVKEEP_INIT"
         )));

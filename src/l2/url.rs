@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Backend;
 use super::fault::Fault;
+use super::fs::Fs;
 use super::memory::Memory;
 use crate::error::{Error, Result};
 
@@ -22,12 +23,18 @@ pub struct Url {
 type Open = fn(&Url) -> Result<Arc<dyn Backend>>;
 
 /// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
-const SCHEMES: [(&str, &str, Open); 1] = [("memory", "memory:?capacity=1GiB", |url| {
-    if !url.path.is_empty() {
-        return Err(Error::invalid(format!("memory: takes no path, but was given {:?}; write memory:?…", url.path)));
-    }
-    Ok(Memory::open_url(&url.params)?)
-})];
+const SCHEMES: [(&str, &str, Open); 2] = [
+    ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url| Ok(Fs::open_url(&url.path, &url.params)?)),
+    ("memory", "memory:?capacity=1GiB", |url| {
+        if !url.path.is_empty() {
+            return Err(Error::invalid(format!(
+                "memory: takes no path, but was given {:?}; write memory:?…",
+                url.path
+            )));
+        }
+        Ok(Memory::open_url(&url.params)?)
+    }),
+];
 
 /// Opens the backend that a URL names.
 pub fn open(url: &str) -> Result<Arc<dyn Backend>> {
@@ -249,7 +256,7 @@ mod tests {
     fn an_error_names_the_cause_and_the_remedy() {
         assert_eq!(
             refusal("nfs:///x"),
-            "no backend has the scheme \"nfs\"; known are memory:?capacity=1GiB, fault:<URL>"
+            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, fault:<URL>"
         );
         assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
         assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));
