@@ -12,9 +12,11 @@ pub mod l1;
 pub mod l2;
 
 pub mod arena;
+mod chunked;
 pub mod config;
 pub mod error;
 pub mod hash;
 pub mod key;
+pub mod policy;
 pub mod stats;
 pub mod types;

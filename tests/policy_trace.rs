@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-use kvkeep::l1::policy::{Meta, NAMES, Policy, Removal, by_name};
+use kvkeep::policy::{Meta, NAMES, Policy, Removal, by_name};
 
 const PERCENTS: [usize; 5] = [1, 5, 10, 20, 50];
 /// Unique blocks of the whole trace.

@@ -3,7 +3,7 @@
 //! Free blocks hang in bins by size, 32 bins to a power of two, and two levels of bitmaps find the next bin that has
 //! one. A block knows its neighbours by address, so that a freed one melts into them at once.
 
-use super::chunked::Chunked;
+use crate::chunked::Chunked;
 
 const NIL: u32 = u32::MAX;
 /// In `prev_free` of a block that is not free.

@@ -1,10 +1,10 @@
 //! What users do to keys outside the read and write paths: touch, retain, delete, clear.
 
-use super::policy::Removal;
 use super::slot::{HIDDEN, Life};
 use super::{L1, Outcome, State};
 use crate::error::{Error, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
+use crate::policy::Removal;
 
 impl L1 {
     /// Marks keys as used now, last key first.

@@ -4,9 +4,7 @@
 //! under the lock does I/O, waits, or calls out.
 
 pub mod alloc;
-mod chunked;
 mod keep;
-pub mod policy;
 pub mod report;
 mod room;
 mod session;
@@ -28,8 +26,8 @@ use crate::config::{SpaceSpec, StoreMode};
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::hash::{KeyHasher, layout_tag, space_tag};
 use crate::key::{Key, SpaceTag};
+use crate::policy::{self, Meta, Policy, Removal};
 use alloc::Alloc;
-use policy::{Meta, Policy, Removal};
 use session::Sessions;
 use slot::{HIDDEN, Holds, Life, Ref, Slot, Slots};
 pub use transfer::{Landed, Write};

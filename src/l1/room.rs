@@ -1,11 +1,11 @@
 //! Making room: eviction, retention's spared turns, and the shares of expired sessions as a last resort.
 
 use super::alloc::Block;
-use super::policy::Removal;
 use super::slot::{LEAVING, PARKED, QUEUED, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
+use crate::policy::Removal;
 
 /// Objects evicted under one lock by the background thread.
 const SLICE: usize = 64;

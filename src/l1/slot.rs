@@ -1,6 +1,6 @@
 //! What L1 knows of one object: where its bytes lie, its state, and who holds it.
 
-use super::chunked::Chunked;
+use crate::chunked::Chunked;
 use crate::key::Key;
 
 /// No slot, session or hold.

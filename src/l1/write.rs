@@ -1,11 +1,11 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
-use super::policy::Removal;
 use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, TEMPORARY};
 use super::{L1, Outcome, State, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
+use crate::policy::Removal;
 use crate::types::View;
 
 impl L1 {

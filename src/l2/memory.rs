@@ -12,7 +12,7 @@ use super::url::Options;
 use super::{Backend, Found, Health, Load, Lookup, Reply, Store, Stored, Usage};
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::{ObjectKey, SpaceTag};
-use crate::l1::policy::{self, Meta, Policy, Removal};
+use crate::policy::{self, Meta, Policy, Removal};
 
 const DEFAULT_CAPACITY: u64 = 1 << 30;
 /// What an object takes beside its payload: the seal, its entry, and its share of the index.

@@ -12,8 +12,8 @@ use super::keeper::Deletion;
 use super::slots::{Slots, State};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
-use crate::l1::policy::{Meta, Policy, Removal};
 use crate::l2::{Found, Store, Usage};
+use crate::policy::{Meta, Policy, Removal};
 
 /// The right to write one object.
 pub struct Reservation {

@@ -18,8 +18,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{ObjectKey, SpaceTag};
-use crate::l1::policy;
 use crate::l2::{Backend, Found, Health, Load, Lookup, Reply, Store, Usage};
+use crate::policy;
 
 mod core;
 mod frame;

@@ -7,7 +7,7 @@
 use super::ghost::{Ghost, short};
 use super::queue::{Places, Queue};
 use super::{Meta, Policy, Removal};
-use crate::l1::chunked::Chunked;
+use crate::chunked::Chunked;
 
 const QUEUES: usize = 8;
 /// A lifetime in typical distances. Measured on chat traces, where it holds from a cache of 1 % of the blocks to 50 %.

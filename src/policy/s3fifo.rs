@@ -4,7 +4,7 @@
 use super::ghost::{Ghost, short};
 use super::queue::{Places, Queue};
 use super::{Meta, Policy, Removal};
-use crate::l1::chunked::Chunked;
+use crate::chunked::Chunked;
 
 /// The small queue's share of the residents is one in this many.
 const SMALL_SHARE: usize = 10;
