@@ -10,16 +10,18 @@ mod room;
 mod session;
 mod share;
 pub mod slot;
+mod table;
 mod transfer;
 mod write;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashMap;
 use once_cell::sync::OnceCell;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::arena::Arena;
 use crate::config::{SpaceSpec, StoreMode};
@@ -30,9 +32,19 @@ use crate::policy::{self, Meta, Policy, Removal};
 use alloc::Alloc;
 use session::Sessions;
 use slot::{HIDDEN, Holds, Life, Ref, Slot, Slots};
+use table::Table;
 pub use transfer::{Landed, Write};
 
 const SPACES_MAX: usize = 1 << 16;
+/// Attempts at the lock before sleeping, and pauses between two: some 50 us in all.
+const SPINS: u32 = 200;
+const SPIN_PAUSES: u32 = 8;
+
+/// The coarse monotonic clock: read without a system call in a few nanoseconds, which matters once a call.
+fn coarse_ms() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
 
 /// Something a background thread should look at, or'ed.
 pub type Wakes = u8;
@@ -106,7 +118,7 @@ struct Pool {
 pub(crate) struct State {
     arena: Arc<Arena>,
     hasher: KeyHasher,
-    table: HashTable<u32>,
+    table: Table,
     slots: Slots,
     holds: Holds,
     alloc: Alloc,
@@ -132,7 +144,7 @@ pub(crate) struct State {
 pub struct L1 {
     state: Mutex<State>,
     arena: Arc<Arena>,
-    began: Instant,
+    began_ms: u64,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
     me: std::sync::Weak<L1>,
 }
@@ -185,7 +197,7 @@ impl L1 {
         let state = State {
             arena: arena.clone(),
             hasher: KeyHasher::new(),
-            table: HashTable::new(),
+            table: Table::new(),
             slots: Slots::new(),
             holds: Holds::default(),
             alloc,
@@ -209,7 +221,7 @@ impl L1 {
         Ok(Arc::new_cyclic(|me| L1 {
             state: Mutex::new(state),
             arena,
-            began: Instant::now(),
+            began_ms: coarse_ms(),
             waker: OnceCell::new(),
             me: me.clone(),
         }))
@@ -222,7 +234,7 @@ impl L1 {
 
     pub(crate) fn with<R>(&self, body: impl FnOnce(&mut State) -> R) -> R {
         let now_ms = self.now_ms();
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         state.now_ms = state.now_ms.max(now_ms);
         let result = body(&mut state);
         let wakes = std::mem::take(&mut state.wakes);
@@ -235,9 +247,22 @@ impl L1 {
         result
     }
 
-    /// The cache's clock: milliseconds since it was opened.
+    /// A batch takes microseconds and waking a sleeper takes tens of them, so a short spin comes before sleeping.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        for _ in 0..SPINS {
+            if let Some(state) = self.state.try_lock() {
+                return state;
+            }
+            for _ in 0..SPIN_PAUSES {
+                std::hint::spin_loop();
+            }
+        }
+        self.state.lock()
+    }
+
+    /// The cache's clock: milliseconds since it was opened, a few coarse.
     pub fn now_ms(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64
+        coarse_ms() - self.began_ms
     }
 
     /// The memory behind it.
@@ -360,7 +385,6 @@ fn new_pool(policy: &str) -> Result<Pool> {
 impl State {
     fn gauges(&self) -> Gauges {
         let policies: usize = self.pools.iter().map(|pool| pool.policy.memory_bytes()).sum();
-        let table = self.table.capacity() * 8 / 7 * (size_of::<u32>() + 1);
         Gauges {
             capacity_bytes: self.alloc.capacity(),
             used_bytes: self.alloc.used_bytes(),
@@ -370,7 +394,8 @@ impl State {
             shares: self.shares,
             sessions: self.sessions.len() as u64,
             writes_queued: self.writes.len() as u64,
-            memory_bytes: (policies + table + self.slots.memory_bytes() + self.alloc.memory_bytes()) as u64,
+            memory_bytes: (policies + self.table.memory_bytes() + self.slots.memory_bytes() + self.alloc.memory_bytes())
+                as u64,
         }
     }
 
@@ -406,7 +431,7 @@ impl State {
             .map(|(id, _)| id)
             .collect();
         for id in members {
-            let (meta, size) = (self.meta(&self.slots[id]), self.slots[id].size);
+            let (meta, size) = (self.new_meta(&self.slots[id]), self.slots[id].size);
             self.pools[0].policy.remove(id, Removal::Deleted);
             self.pools[0].bytes -= size;
             self.pools[pool].policy.insert(id, meta);
@@ -416,30 +441,28 @@ impl State {
     }
 
     fn find(&self, space: u32, key: &Key) -> Option<u32> {
-        let hash = self.hasher.hash(space, key);
-        self.find_hashed(hash, space, key)
+        self.find_hashed(self.hasher.hash(space, key), space, key)
     }
 
     #[inline]
     fn find_hashed(&self, hash: u64, space: u32, key: &Key) -> Option<u32> {
-        let slots = &self.slots;
-        self.table
-            .find(hash, |&id| {
-                let slot = &slots[id];
-                slot.key == *key && slot.space == space
-            })
-            .copied()
+        self.table.find(hash, |id| self.slots[id].names(space, key))
     }
 
+    /// What a policy may know of an object it has already; only a new one needs its tag.
     fn meta(&self, slot: &Slot) -> Meta {
         let retained = u64::from(slot.retain_until_ms) > self.now_ms;
         Meta {
-            tag: self.hasher.hash(slot.space, &slot.key),
+            tag: 0,
             size: slot.size,
             depth: slot.depth,
             uses: slot.uses,
             priority: if retained { slot.priority } else { 0 },
         }
+    }
+
+    fn new_meta(&self, slot: &Slot) -> Meta {
+        Meta { tag: self.hasher.hash(slot.space, &slot.key), ..self.meta(slot) }
     }
 
     /// Whether the memory of a slot became free to evict, or was taken into use: call after each change, with what it was.

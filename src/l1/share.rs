@@ -125,17 +125,21 @@ impl L1 {
 }
 
 impl State {
-    /// The slots of `keys`. Hashing first and probing after lets the memory accesses of neighbours overlap.
+    /// The slots of `keys`, in three passes over a group, so that the memory accesses of its keys overlap.
     fn find_all(&self, space: u32, keys: &[Key], found: &mut Vec<u32>) {
-        const GROUP: usize = 16;
+        const GROUP: usize = 32;
         let mut hashes = [0; GROUP];
         found.clear();
         for group in keys.chunks(GROUP) {
             for (hash, key) in hashes.iter_mut().zip(group) {
                 *hash = self.hasher.hash(space, key);
             }
-            for (&hash, key) in hashes.iter().zip(group) {
-                found.push(self.find_hashed(hash, space, key).unwrap_or(NONE));
+            let first = found.len();
+            found.extend(hashes[..group.len()].iter().map(|&hash| self.table.candidate(hash).unwrap_or(NONE)));
+            for ((id, &hash), key) in found[first..].iter_mut().zip(&hashes).zip(group) {
+                if *id != NONE && !self.slots[*id].names(space, key) {
+                    *id = self.find_hashed(hash, space, key).unwrap_or(NONE);
+                }
             }
         }
     }

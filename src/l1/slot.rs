@@ -30,31 +30,40 @@ pub const PARKED: u8 = 16;
 /// To be evicted once it is written.
 pub const LEAVING: u8 = 32;
 
-/// One object.
+/// One object. Two cache lines: the first is all that finding and sharing it touches, but for its address.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
     /// Its key.
     pub key: Key,
     /// Index of its space.
     pub space: u32,
-    /// Raised when the slot is freed, so that an old reference names nothing.
-    pub generation: u32,
-    /// Where its bytes begin in the arena.
-    pub offset: u64,
-    /// How many there are.
-    pub size: u64,
-    /// The allocator's name for them.
-    pub node: u32,
     /// Shares held by all sessions.
     pub shares: u32,
-    /// Transfers that the library runs on its bytes.
-    pub io: u32,
     /// The session (by index) that used it last, or that stages it. Its shares are `held`.
     pub holder: u32,
     /// Shares of `holder`.
     pub held: u32,
     /// Shares of other sessions: first of a list in [`Holds`].
     pub more: u32,
+    /// Flags above.
+    pub flags: u8,
+    /// Its state.
+    pub life: Life,
+    /// Retention priority.
+    pub priority: u8,
+    /// Turns as a victim that its retention still spares it.
+    pub chances: u8,
+    /// Where its bytes begin in the arena.
+    pub offset: u64,
+    /// How many there are.
+    pub size: u64,
+    /// The allocator's name for them.
+    pub node: u32,
+    /// Transfers that the library runs on its bytes.
+    pub io: u32,
+    /// Raised when the slot is freed, so that an old reference names nothing.
+    pub generation: u32,
     /// When the first of its present shares was taken, in milliseconds of the cache's clock.
     pub since_ms: u32,
     /// Times it was read.
@@ -63,15 +72,9 @@ pub struct Slot {
     pub depth: u32,
     /// Until when its retention lasts, in milliseconds of the cache's clock.
     pub retain_until_ms: u32,
-    /// Flags above.
-    pub flags: u8,
-    /// Retention priority.
-    pub priority: u8,
-    /// Turns as a victim that its retention still spares it.
-    pub chances: u8,
-    /// Its state.
-    pub life: Life,
 }
+
+const _: () = assert!(size_of::<Slot>() == 128);
 
 const EMPTY: Slot = Slot {
     key: Key { hash: [0; 32], rank: 0, group: 0 },
@@ -96,6 +99,12 @@ const EMPTY: Slot = Slot {
 };
 
 impl Slot {
+    /// Whether it is the object of this name.
+    #[inline]
+    pub fn names(&self, space: u32, key: &Key) -> bool {
+        self.key == *key && self.space == space
+    }
+
     /// Whether all of `flags` are set.
     pub fn is(&self, flags: u8) -> bool {
         self.flags & flags == flags

@@ -203,8 +203,8 @@ impl State {
         slot.holder = NONE;
         self.relock(id, true);
         let (slots, hasher) = (&self.slots, &self.hasher);
-        self.table.insert_unique(hash, id, |&id| hasher.hash(slots[id].space, &slots[id].key));
-        let meta = self.meta(&self.slots[id]);
+        self.table.insert(hash, id, |id| hasher.hash(slots[id].space, &slots[id].key));
+        let meta = self.new_meta(&self.slots[id]);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
         pool.bytes += size;
         pool.policy.insert(id, meta);
@@ -249,9 +249,7 @@ impl State {
         slot.flags |= HIDDEN;
         let (space, key, size) = (slot.space, slot.key, slot.size);
         let hash = self.hasher.hash(space, &key);
-        if let Ok(entry) = self.table.find_entry(hash, |&other| other == id) {
-            entry.remove();
-        }
+        self.table.remove(hash, id);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
         pool.policy.remove(id, why);
         pool.bytes -= size;
