@@ -1,4 +1,5 @@
 //! What the directory remembers: restarts, capacity, order, other processes, rubbish, full disks.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fs_common;
 

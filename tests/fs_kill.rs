@@ -1,4 +1,5 @@
 //! P8: kill -9 loses no object that was reported stored and leaves no half one, at any instant.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fs_common;
 

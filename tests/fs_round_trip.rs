@@ -1,4 +1,5 @@
 //! What is stored is loaded, byte for byte, whatever its size and wherever its memory.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fs_common;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::frame::disk_bytes;
-use super::keeper::Deletion;
+use super::keeper::{Deletion, Departure};
 use super::slots::{Slots, State};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
@@ -86,17 +86,17 @@ impl Index {
         Meta { tag: slot.hash, size: slot.size, depth: 0, uses: slot.uses, priority: 0 }
     }
 
-    /// Each use gets a time of its own, a microsecond apart, so that order survives a restart.
-    fn tick(&mut self) -> u64 {
+    /// Brings the clock to the time of day, once per batch.
+    fn tick(&mut self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
-        self.clock = now.max(self.clock + 1000);
-        self.clock
+        self.clock = self.clock.max(now);
     }
 
+    /// Each use gets a time of its own, a microsecond apart, so that order survives a restart.
     fn mark_used(&mut self, id: u32) {
-        let now = self.tick();
+        self.clock += 1000;
         let slot = self.slots.get_mut(id);
-        slot.used = now;
+        slot.used = self.clock;
         if !slot.dirty {
             slot.dirty = true;
             self.dirty.push(id);
@@ -192,7 +192,7 @@ impl Index {
     }
 
     /// Takes one pin off each key. Says what is to be unlinked now, and which stores may try again.
-    pub fn unpin(&mut self, keys: &[ObjectKey]) -> (Vec<(ObjectKey, Vec<Arc<Deletion>>)>, Vec<Store>) {
+    pub fn unpin(&mut self, keys: &[ObjectKey]) -> (Vec<Departure>, Vec<Store>) {
         let mut unlink = Vec::new();
         let mut freed = false;
         for key in keys {
@@ -219,7 +219,7 @@ impl Index {
         (unlink, if freed { self.uncrowd() } else { Vec::new() })
     }
 
-    fn undoom(&mut self, id: u32) -> (ObjectKey, Vec<Arc<Deletion>>) {
+    fn undoom(&mut self, id: u32) -> Departure {
         let key = self.slots.get(id).key;
         let deletions = self.deletions.remove(&id).unwrap_or_default();
         self.vanish(id, Removal::Deleted);
@@ -228,7 +228,7 @@ impl Index {
     }
 
     /// Every doomed object, pinned or not, to be unlinked: the pins die with the backend.
-    pub fn undoom_all(&mut self) -> Vec<(ObjectKey, Vec<Arc<Deletion>>)> {
+    pub fn undoom_all(&mut self) -> Vec<Departure> {
         let doomed: Vec<u32> =
             self.slots.iter().filter(|(_, slot)| slot.state == State::Doomed).map(|(id, _)| id).collect();
         doomed.into_iter().map(|id| self.undoom(id)).collect()
@@ -260,10 +260,14 @@ impl Index {
         true
     }
 
-    /// Takes `key` out of sight at once, pinned or not. Its file is about to be moved or unlinked.
-    pub fn banish(&mut self, key: &ObjectKey) {
+    /// Takes `key` out of sight at once, pinned or not. True if its file is to be moved away; false if that is away
+    /// already, and a new one is being written.
+    pub fn banish(&mut self, key: &ObjectKey) -> bool {
+        if self.slots.find(key).is_some_and(|id| self.slots.get(id).state == State::Writing) {
+            return false;
+        }
         self.lost(key);
-        self.leaving.insert(*key);
+        self.leaving.insert(*key)
     }
 
     /// The file of `key` is not there or not whole.
@@ -287,6 +291,8 @@ impl Index {
 
     /// The file of `key` has been taken away. Says which stores may try again.
     pub fn left(&mut self, key: &ObjectKey) -> Vec<Store> {
+        // A write that was under way when it was deleted may have published it since.
+        self.lost(key);
         self.leaving.remove(key);
         self.retry(key)
     }
@@ -320,6 +326,7 @@ impl Index {
                 format!("object {} has {size} bytes on disk, {len} were expected", key.key),
             ));
         }
+        self.tick();
         self.touch_slot(id);
         Ok(())
     }
@@ -337,6 +344,7 @@ impl Index {
 
     /// Marks keys as used, the last one last.
     pub fn touch(&mut self, keys: &[ObjectKey]) {
+        self.tick();
         for key in keys {
             if let Some(id) = self.slots.find(key) {
                 self.touch_slot(id);
@@ -344,17 +352,15 @@ impl Index {
         }
     }
 
-    /// Uses that are not on their files yet, oldest first; at most `most` of them. They count as written.
+    /// Up to `most` uses that are not on their files yet. They count as written.
     pub fn take_dirty(&mut self, most: usize) -> Vec<(ObjectKey, u64)> {
-        let count = self.dirty.len().min(most);
+        let ids = self.dirty.split_off(self.dirty.len().saturating_sub(most));
         let slots = &mut self.slots;
-        self.dirty
-            .drain(..count)
-            .filter_map(|id| {
-                let slot = slots.get_mut(id);
-                std::mem::take(&mut slot.dirty).then_some((slot.key, slot.used))
-            })
-            .collect()
+        let used = ids.into_iter().filter_map(|id| {
+            let slot = slots.get_mut(id);
+            std::mem::take(&mut slot.dirty).then_some((slot.key, slot.used))
+        });
+        used.collect()
     }
 
     /// How many uses are not on their files yet.
@@ -464,6 +470,7 @@ impl Index {
         self.charged -= reservation.charged;
         if published {
             self.appear(id);
+            self.tick();
             self.mark_used(id);
         } else {
             self.retire(id);

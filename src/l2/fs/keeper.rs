@@ -56,12 +56,15 @@ impl Drop for Deletion {
     }
 }
 
+/// A hidden object to be unlinked, and the deletions that wait for it.
+pub type Departure = (ObjectKey, Vec<Arc<Deletion>>);
+
 /// One piece of work.
 pub enum Job {
     /// Ask the file system.
     Lookup(Lookup),
     /// Unlink objects that are hidden already, for these deletions.
-    Unlink(Vec<(ObjectKey, Vec<Arc<Deletion>>)>),
+    Unlink(Vec<Departure>),
     /// Move a hidden object away.
     Quarantine(ObjectKey),
 }
@@ -117,7 +120,7 @@ impl Keeper {
     }
 
     /// Queues what must not be refused: unlinking objects that are hidden already.
-    pub fn insist(&self, unlink: Vec<(ObjectKey, Vec<Arc<Deletion>>)>) {
+    pub fn insist(&self, unlink: Vec<Departure>) {
         if !unlink.is_empty() {
             self.append(&mut self.jobs.lock(), Job::Unlink(unlink));
         }
@@ -145,33 +148,39 @@ impl Keeper {
         self.ready.notify_one();
     }
 
-    fn next(&self, core: &Core) -> Option<Job> {
+    /// The next job; `None` in it: time to write times of use. `None`: the end.
+    fn next(&self, flushed: Instant) -> Option<Option<Job>> {
         let mut jobs = self.jobs.lock();
         loop {
+            if std::mem::take(&mut jobs.flush) || flushed.elapsed() >= FLUSH_EVERY {
+                return Some(None);
+            }
             if let Some(job) = jobs.queue.pop_front() {
                 jobs.keys -= job.keys();
-                return Some(job);
+                return Some(Some(job));
             }
             if jobs.closed {
                 return None;
             }
-            if !std::mem::take(&mut jobs.flush) && !self.ready.wait_for(&mut jobs, FLUSH_EVERY).timed_out() {
-                continue;
-            }
-            parking_lot::MutexGuard::unlocked(&mut jobs, || core.flush(DIRTY_MAX));
+            self.ready.wait_until(&mut jobs, flushed + FLUSH_EVERY);
         }
     }
 
     /// The thread.
     pub fn run(core: &Core) {
-        while let Some(job) = core.keeper.next(core) {
+        let mut flushed = Instant::now();
+        while let Some(job) = core.keeper.next(flushed) {
             match job {
-                Job::Lookup(lookup) => core.look_up(lookup),
-                Job::Unlink(keys) => keys.into_iter().for_each(|(key, deletions)| core.unlink(key, deletions)),
-                Job::Quarantine(key) => core.move_away(key),
+                Some(Job::Lookup(lookup)) => core.look_up(lookup),
+                Some(Job::Unlink(keys)) => keys.into_iter().for_each(|(key, deletions)| core.unlink(key, deletions)),
+                Some(Job::Quarantine(key)) => core.move_away(key),
+                None => {
+                    core.flush();
+                    flushed = Instant::now();
+                }
             }
         }
-        core.flush(usize::MAX);
+        core.flush();
     }
 }
 
@@ -226,7 +235,7 @@ impl Core {
         let path = path::object(key);
         match statat(&self.dirfd, path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
-                let used = stat.st_mtime as u64 * 1_000_000_000 + stat.st_mtime_nsec as u64;
+                let used = stat.st_mtime as u64 * 1_000_000_000 + stat.st_mtime_nsec;
                 Ok(match payload_of(stat.st_size as u64) {
                     Some(size) => self.index(|index| index.discovered(*key, size, used)),
                     None => Found::Absent,
@@ -292,10 +301,11 @@ impl Core {
         files.iter().take(surplus).try_for_each(|(_, file)| std::fs::remove_file(file))
     }
 
-    /// Writes times of last use onto their files, until at most a batch is left.
-    fn flush(&self, batch: usize) {
-        loop {
-            let used = self.index(|index| index.take_dirty(batch));
+    /// Writes onto their files the times of use that wait now, a batch at a time.
+    fn flush(&self) {
+        let batches = self.index(|index| index.dirty()).div_ceil(DIRTY_MAX);
+        for _ in 0..batches {
+            let used = self.index(|index| index.take_dirty(DIRTY_MAX));
             for (key, nanoseconds) in &used {
                 let time = Timespec {
                     tv_sec: (nanoseconds / 1_000_000_000) as i64,
@@ -305,9 +315,6 @@ impl Core {
                 let times = Timestamps { last_access: access, last_modification: time };
                 // A file that is gone needs no time; one that cannot be marked loses only its place in the order.
                 let _ = utimensat(&self.dirfd, path::object(key).as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);
-            }
-            if used.len() < batch {
-                return;
             }
         }
     }

@@ -22,6 +22,7 @@ use crate::l2::{Backend, Found, Health, Load, Lookup, Reply, Store, Usage};
 use crate::policy;
 
 mod core;
+mod flight;
 mod frame;
 mod index;
 mod keeper;
@@ -29,6 +30,7 @@ mod options;
 mod path;
 mod pool;
 mod queue;
+mod ring;
 mod scan;
 mod slots;
 mod uring;

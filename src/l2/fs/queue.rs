@@ -90,10 +90,10 @@ impl Queue {
         into.extend(work.stores.drain(..count));
     }
 
-    /// Whether [`Queue::take_loads`] or [`Queue::take_stores`] has something for who wants it, or it is the end.
+    /// Whether [`Queue::take_loads`] or [`Queue::take_stores`] has something for who wants it.
     pub fn calls(&self, loads: bool, stores: bool) -> bool {
         let work = self.work.lock();
-        work.stopped || (loads && !work.loads.is_empty()) || (stores && !work.stores.is_empty())
+        (loads && !work.loads.is_empty()) || (stores && !work.stores.is_empty())
     }
 
     /// Waits for one piece of work; `None` at the end.
@@ -138,15 +138,10 @@ impl Queue {
         self.work.lock().closed
     }
 
-    /// Tells the engine's threads to end.
+    /// Has [`Queue::wait`] end.
     pub fn stop(&self) {
         self.work.lock().stopped = true;
         self.ready.notify_all();
-    }
-
-    /// Whether they were told.
-    pub fn is_stopped(&self) -> bool {
-        self.work.lock().stopped
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -86,10 +86,7 @@ fn scan_shard(space: SpaceTag, dir: &Path, this: &Writer, seen: &mut Vec<Seen>) 
     for entry in read_dir(dir)? {
         let entry = entry?;
         let Some(name) = name_of(&entry) else { continue };
-        match gone_is_none(scan_file(space, shard, &name, &entry, this))? {
-            Some(Some(object)) => seen.push(object),
-            Some(None) | None => {}
-        }
+        seen.extend(gone_is_none(scan_file(space, shard, &name, &entry, this))?.flatten());
     }
     Ok(())
 }
@@ -118,7 +115,7 @@ fn scan_file(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &
     if !meta.is_file() {
         return Ok(None);
     }
-    let used = meta.modified()?.duration_since(SystemTime::from(UNIX_EPOCH)).map_or(0, |used| used.as_nanos() as u64);
+    let used = meta.modified()?.duration_since(UNIX_EPOCH).map_or(0, |used| used.as_nanos() as u64);
     match payload_of(meta.len()) {
         Some(size) => Ok(Some(Seen { key, size, used })),
         None => {
