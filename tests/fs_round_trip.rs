@@ -6,7 +6,7 @@ mod fs_common;
 use std::sync::Arc;
 
 use fs_common::*;
-use kvkeep::arena::{Buffer, Hold};
+use kvkeep::arena::{Arena, Buffer, Hold, MapOptions};
 use kvkeep::error::{
     KVKEEP_ERR_CLOSED, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT,
 };
@@ -36,19 +36,17 @@ fn every_size_comes_back() {
     }
 }
 
-/// A buffer in the middle of another, at an address that direct I/O does not take.
-struct Inner(#[allow(dead_code)] Buffer);
+/// Keeps an arena mapped.
+struct Mapped(#[allow(dead_code)] Arc<Arena>);
 
-impl Hold for Inner {
+impl Hold for Mapped {
     fn release(&self, _token: u64) {}
 }
 
-#[allow(unsafe_code)]
+/// A buffer at an address that direct I/O does not take.
 fn unaligned(len: usize) -> Buffer {
-    let outer = Buffer::heap(len + 100).unwrap();
-    let data = outer.as_ptr().wrapping_add(100);
-    // SAFETY: inside the outer buffer, which the hold keeps and nobody else uses.
-    unsafe { Buffer::from_raw(data, len, Arc::new(Inner(outer)), 0) }
+    let arena = Arc::new(Arena::map(len + 100, MapOptions::default()).unwrap());
+    arena.lend(100, len as u64, Arc::new(Mapped(Arc::clone(&arena))), 0)
 }
 
 #[test]
