@@ -67,9 +67,9 @@ impl KeyHasher {
         KeyHasher { seeds: std::array::from_fn(|i| state.hash_one(i) | 1) }
     }
 
-    /// The hash of a key of the `space`-th space.
+    /// The hash of a key, whatever its space.
     #[inline]
-    pub fn hash(&self, space: u32, key: &Key) -> u64 {
+    pub fn hash(&self, key: &Key) -> u64 {
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&key.hash[i * 8..i * 8 + 8]);
@@ -79,7 +79,7 @@ impl KeyHasher {
         let low = fold(word(0) ^ a, word(1) ^ b);
         let high = fold(word(2) ^ c, word(3) ^ d);
         let tail = u64::from(key.rank) << 32 | u64::from(key.group);
-        fold(low ^ tail ^ e, high.wrapping_add(u64::from(space)) ^ a.rotate_left(32))
+        fold(low ^ tail ^ e, high ^ a.rotate_left(32))
     }
 }
 
@@ -131,14 +131,14 @@ mod tests {
     fn every_word_of_a_key_counts() {
         let hasher = KeyHasher::new();
         let key = Key { hash: [0; 32], rank: 0, group: 0 };
-        let mut seen = vec![hasher.hash(0, &key), hasher.hash(1, &key)];
+        let mut seen = vec![hasher.hash(&key)];
         for byte in 0..32 {
             let mut other = key;
             other.hash[byte] = 1;
-            seen.push(hasher.hash(0, &other));
+            seen.push(hasher.hash(&other));
         }
-        seen.push(hasher.hash(0, &Key { rank: 1, ..key }));
-        seen.push(hasher.hash(0, &Key { group: 1, ..key }));
+        seen.push(hasher.hash(&Key { rank: 1, ..key }));
+        seen.push(hasher.hash(&Key { group: 1, ..key }));
         let count = seen.len();
         seen.sort_unstable();
         seen.dedup();

@@ -14,6 +14,7 @@ mod table;
 mod transfer;
 mod write;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,9 +37,8 @@ use table::Table;
 pub use transfer::{Landed, Write};
 
 const SPACES_MAX: usize = 1 << 16;
-/// Attempts at the lock before sleeping, and pauses between two: some 50 us in all.
-const SPINS: u32 = 200;
-const SPIN_PAUSES: u32 = 8;
+/// Looks at the lock before sleeping: some tens of microseconds.
+const SPINS: u32 = 1000;
 
 /// The coarse monotonic clock: read without a system call in a few nanoseconds, which matters once a call.
 fn coarse_ms() -> u64 {
@@ -143,6 +143,7 @@ pub(crate) struct State {
 /// The tier. Every method may be called from any thread; none blocks.
 pub struct L1 {
     state: Mutex<State>,
+    hasher: KeyHasher,
     arena: Arc<Arena>,
     began_ms: u64,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
@@ -194,9 +195,10 @@ impl L1 {
         let pool = new_pool(&config.policy)?;
         let alloc = Alloc::new(arena.bytes() as u64);
         let sessions = Sessions::new(config.sessions_max);
+        let hasher = KeyHasher::new();
         let state = State {
             arena: arena.clone(),
-            hasher: KeyHasher::new(),
+            hasher: hasher.clone(),
             table: Table::new(),
             slots: Slots::new(),
             holds: Holds::default(),
@@ -220,6 +222,7 @@ impl L1 {
         };
         Ok(Arc::new_cyclic(|me| L1 {
             state: Mutex::new(state),
+            hasher,
             arena,
             began_ms: coarse_ms(),
             waker: OnceCell::new(),
@@ -247,15 +250,29 @@ impl L1 {
         result
     }
 
+    /// As [`with`](L1::with), with the hashes of `keys`, which are made before the lock is taken.
+    pub(crate) fn with_hashes<R>(&self, keys: &[Key], body: impl FnOnce(&mut State, &[u64]) -> R) -> R {
+        thread_local! {
+            static HASHES: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+        }
+        let mut hashes = HASHES.try_with(Cell::take).unwrap_or_default();
+        hashes.clear();
+        hashes.extend(keys.iter().map(|key| self.hasher.hash(key)));
+        let result = self.with(|state| body(state, &hashes));
+        // A thread that is ending keeps none.
+        let _ = HASHES.try_with(|place| place.set(hashes));
+        result
+    }
+
     /// A batch takes microseconds and waking a sleeper takes tens of them, so a short spin comes before sleeping.
     fn lock(&self) -> MutexGuard<'_, State> {
         for _ in 0..SPINS {
-            if let Some(state) = self.state.try_lock() {
+            if !self.state.is_locked()
+                && let Some(state) = self.state.try_lock()
+            {
                 return state;
             }
-            for _ in 0..SPIN_PAUSES {
-                std::hint::spin_loop();
-            }
+            std::hint::spin_loop();
         }
         self.state.lock()
     }
@@ -441,7 +458,7 @@ impl State {
     }
 
     fn find(&self, space: u32, key: &Key) -> Option<u32> {
-        self.find_hashed(self.hasher.hash(space, key), space, key)
+        self.find_hashed(self.hasher.hash(key), space, key)
     }
 
     #[inline]
@@ -462,7 +479,8 @@ impl State {
     }
 
     fn new_meta(&self, slot: &Slot) -> Meta {
-        Meta { tag: self.hasher.hash(slot.space, &slot.key), ..self.meta(slot) }
+        let space = u64::from(slot.space).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Meta { tag: self.hasher.hash(&slot.key) ^ space, ..self.meta(slot) }
     }
 
     /// Whether the memory of a slot became free to evict, or was taken into use: call after each change, with what it was.

@@ -184,7 +184,7 @@ impl State {
             expires_in_ms: session.deadline_ms as i64 - self.now_ms as i64,
             shares: session.shares,
             held,
-            staged: session.staged.keys().map(Key::to_string).collect(),
+            staged: session.staged.iter().map(|&id| self.slots[id].key.to_string()).collect(),
             jobs: session.jobs,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::{HashMap, HashSet, HashTable};
 
 use super::slot::Ref;
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
@@ -33,8 +33,8 @@ pub struct Session {
     pub distinct: usize,
     /// Shares it holds.
     pub shares: u64,
-    /// Slots it stages, by key.
-    pub staged: HashMap<Key, u32>,
+    /// Slots it stages, by their keys' hashes.
+    pub staged: HashTable<u32>,
     /// Shares that were taken from it after its deadline.
     pub revoked: HashMap<Key, u32>,
     /// Chunk index that its next new object gets.
@@ -111,7 +111,7 @@ impl Sessions {
             used: Vec::new(),
             distinct: 0,
             shares: 0,
-            staged: HashMap::new(),
+            staged: HashTable::new(),
             revoked: HashMap::new(),
             next_depth: 0,
             jobs: 0,

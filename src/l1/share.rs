@@ -19,11 +19,11 @@ pub(super) enum Recency {
 impl L1 {
     /// Takes `count` shares of each ready key.
     pub fn reserve_read(&self, session: u64, keys: &[Key], count: u32, views: &mut [View]) -> Result<bool> {
-        self.with(|state| {
+        self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let space = state.sessions.at(index).space;
             let mut found = std::mem::take(&mut state.found);
-            state.find_all(space, keys, &mut found);
+            state.find_all(space, keys, hashes, &mut found);
             let mut hits = 0;
             for (view, &id) in views.iter_mut().zip(&found) {
                 *view = if id == NONE {
@@ -43,11 +43,11 @@ impl L1 {
 
     /// Takes `count` shares of each ready key that is wanted and not there yet, and says which are there now.
     pub fn reserve_found(&self, session: u64, keys: &[Key], count: u32, held: &mut [bool]) -> Result<()> {
-        self.with(|state| {
+        self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let space = state.sessions.at(index).space;
             let mut found = std::mem::take(&mut state.found);
-            state.find_all(space, keys, &mut found);
+            state.find_all(space, keys, hashes, &mut found);
             for (held, &id) in held.iter_mut().zip(&found) {
                 if !*held && id != NONE {
                     state.take(index, id, count);
@@ -62,11 +62,11 @@ impl L1 {
 
     /// Returns `count` shares of each key.
     pub fn finish_read(&self, session: u64, keys: &[Key], count: u32, statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with(|state| {
+        self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let space = state.sessions.at(index).space;
             let mut found = std::mem::take(&mut state.found);
-            state.find_all(space, keys, &mut found);
+            state.find_all(space, keys, hashes, &mut found);
             let mut outcome = Outcome::new(statuses);
             for (i, (key, &id)) in keys.iter().zip(&found).enumerate() {
                 outcome.set(i, state.finish_one(index, key, id, count));
@@ -125,18 +125,14 @@ impl L1 {
 }
 
 impl State {
-    /// The slots of `keys`, in three passes over a group, so that the memory accesses of its keys overlap.
-    fn find_all(&self, space: u32, keys: &[Key], found: &mut Vec<u32>) {
+    /// The slots of `keys`, in two passes over a group, so that the memory accesses of its keys overlap.
+    fn find_all(&self, space: u32, keys: &[Key], hashes: &[u64], found: &mut Vec<u32>) {
         const GROUP: usize = 32;
-        let mut hashes = [0; GROUP];
         found.clear();
-        for group in keys.chunks(GROUP) {
-            for (hash, key) in hashes.iter_mut().zip(group) {
-                *hash = self.hasher.hash(space, key);
-            }
+        for (hashes, keys) in hashes.chunks(GROUP).zip(keys.chunks(GROUP)) {
             let first = found.len();
-            found.extend(hashes[..group.len()].iter().map(|&hash| self.table.candidate(hash).unwrap_or(NONE)));
-            for ((id, &hash), key) in found[first..].iter_mut().zip(&hashes).zip(group) {
+            found.extend(hashes.iter().map(|&hash| self.table.candidate(hash).unwrap_or(NONE)));
+            for ((id, &hash), key) in found[first..].iter_mut().zip(hashes).zip(keys) {
                 if *id != NONE && !self.slots[*id].names(space, key) {
                     *id = self.find_hashed(hash, space, key).unwrap_or(NONE);
                 }
@@ -278,7 +274,7 @@ impl State {
 
     /// Ends the session at `index`.
     pub(super) fn end(&mut self, index: u32, touch: bool, reclaimed: bool) {
-        let staged: Vec<u32> = self.sessions.at_mut(index).staged.drain().map(|(_, id)| id).collect();
+        let staged: Vec<u32> = self.sessions.at_mut(index).staged.drain().collect();
         for id in staged {
             self.unstage(id);
         }

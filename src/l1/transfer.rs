@@ -90,7 +90,8 @@ impl L1 {
             if !live {
                 return vec![false; readers.len()];
             }
-            let id = state.commit(name.slot);
+            let hash = state.hasher.hash(&state.slots[name.slot].key);
+            let id = state.commit(name.slot, hash);
             readers
                 .iter()
                 .map(|reader| {

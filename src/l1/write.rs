@@ -18,13 +18,13 @@ impl L1 {
         temporary: bool,
         views: &mut [View],
     ) -> Result<bool> {
-        self.with(|state| {
+        self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
             let mut full: Option<Status> = None;
             let mut all = true;
-            for ((key, &size), view) in keys.iter().zip(sizes).zip(views) {
-                *view = match state.stage_for(index, key, size, temporary, full) {
+            for (((key, &hash), &size), view) in keys.iter().zip(hashes).zip(sizes).zip(views) {
+                *view = match state.stage_for(index, key, hash, size, temporary, full) {
                     Ok(id) => state.view(id),
                     Err(status) => {
                         if !matches!(status, KVKEEP_ERR_EXISTS | KVKEEP_ERR_INVALID) {
@@ -41,15 +41,15 @@ impl L1 {
 
     /// Commits staged keys.
     pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with(|state| {
+        self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let mut outcome = Outcome::new(statuses);
-            for (i, key) in keys.iter().enumerate() {
-                let staged = state.sessions.at_mut(index).staged.remove(key);
+            for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
+                let staged = state.unstaged(index, key, hash);
                 outcome.set(
                     i,
                     staged.map_or(KVKEEP_ERR_NOT_FOUND, |id| {
-                        state.commit_for(index, id);
+                        state.commit_for(index, id, hash);
                         KVKEEP_OK
                     }),
                 );
@@ -66,13 +66,13 @@ impl L1 {
         count: u32,
         views: &mut [View],
     ) -> Result<bool> {
-        self.with(|state| {
+        self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let mut all = true;
-            for (key, view) in keys.iter().zip(views) {
-                *view = match state.sessions.at_mut(index).staged.remove(key) {
+            for ((key, &hash), view) in keys.iter().zip(hashes).zip(views) {
+                *view = match state.unstaged(index, key, hash) {
                     Some(id) => {
-                        let id = state.commit_for(index, id);
+                        let id = state.commit_for(index, id, hash);
                         state.take(index, id, count);
                         state.view(id)
                     }
@@ -88,11 +88,11 @@ impl L1 {
 
     /// Gives staged keys back.
     pub fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with(|state| {
+        self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let mut outcome = Outcome::new(statuses);
-            for (i, key) in keys.iter().enumerate() {
-                let staged = state.sessions.at_mut(index).staged.remove(key);
+            for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
+                let staged = state.unstaged(index, key, hash);
                 outcome.set(
                     i,
                     staged.map_or(KVKEEP_ERR_NOT_FOUND, |id| {
@@ -111,6 +111,7 @@ impl State {
         &mut self,
         session: u32,
         key: &Key,
+        hash: u64,
         size: u64,
         temporary: bool,
         full: Option<Status>,
@@ -120,7 +121,8 @@ impl State {
         if size == 0 {
             return Err(KVKEEP_ERR_INVALID);
         }
-        if holder.staged.contains_key(key) || self.find(space, key).is_some() {
+        let staged = holder.staged.find(hash, |&id| self.slots[id].key == *key).is_some();
+        if staged || self.find_hashed(hash, space, key).is_some() {
             return Err(KVKEEP_ERR_EXISTS);
         }
         if let Some(status) = full {
@@ -132,8 +134,16 @@ impl State {
         slot.depth = depth;
         let holder = self.sessions.at_mut(session);
         holder.next_depth += 1;
-        holder.staged.insert(*key, id);
+        let (slots, hasher) = (&self.slots, &self.hasher);
+        holder.staged.insert_unique(hash, id, |&id| hasher.hash(&slots[id].key));
         Ok(id)
+    }
+
+    /// Takes a key off what a session stages.
+    fn unstaged(&mut self, session: u32, key: &Key, hash: u64) -> Option<u32> {
+        let slots = &self.slots;
+        let staged = &mut self.sessions.at_mut(session).staged;
+        Some(staged.find_entry(hash, |&id| slots[id].key == *key).ok()?.remove().0)
     }
 
     /// A slot with memory, staged, held by nobody yet.
@@ -171,9 +181,9 @@ impl State {
     }
 
     /// Commits what a session staged and notes it as used. Returns the slot that is read from now on.
-    fn commit_for(&mut self, session: u32, id: u32) -> u32 {
+    fn commit_for(&mut self, session: u32, id: u32, hash: u64) -> u32 {
         self.counts.commits += 1;
-        let kept = self.commit(id);
+        let kept = self.commit(id, hash);
         if kept == id {
             let name = self.slots.name(id);
             self.slots[id].holder = session;
@@ -183,10 +193,9 @@ impl State {
     }
 
     /// Makes a staged slot readable, unless its key is already: then this copy goes. Returns the slot that stays.
-    pub(super) fn commit(&mut self, id: u32) -> u32 {
+    pub(super) fn commit(&mut self, id: u32, hash: u64) -> u32 {
         let slot = &self.slots[id];
         let (space, key, temporary, size) = (slot.space, slot.key, slot.is(TEMPORARY), slot.size);
-        let hash = self.hasher.hash(space, &key);
         if let Some(first) = self.find_hashed(hash, space, &key) {
             self.counts.commits_discarded += 1;
             self.unstage(id);
@@ -203,7 +212,7 @@ impl State {
         slot.holder = NONE;
         self.relock(id, true);
         let (slots, hasher) = (&self.slots, &self.hasher);
-        self.table.insert(hash, id, |id| hasher.hash(slots[id].space, &slots[id].key));
+        self.table.insert(hash, id, |id| hasher.hash(&slots[id].key));
         let meta = self.new_meta(&self.slots[id]);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
         pool.bytes += size;
@@ -248,7 +257,7 @@ impl State {
         let slot = &mut self.slots[id];
         slot.flags |= HIDDEN;
         let (space, key, size) = (slot.space, slot.key, slot.size);
-        let hash = self.hasher.hash(space, &key);
+        let hash = self.hasher.hash(&key);
         self.table.remove(hash, id);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
         pool.policy.remove(id, why);
