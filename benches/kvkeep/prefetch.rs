@@ -1,0 +1,152 @@
+//! Prefetch jobs as a scheduler sees them: how soon the early answer is there, how soon the bytes.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kvkeep::ffi::types::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
+use kvkeep::key::Key;
+
+use crate::cache::{Cache, Setup};
+use crate::random::Random;
+use crate::report::{Report, Wanted, median};
+use crate::{RUN_TIME, RUNS};
+
+/// Keys of a job.
+const JOB: usize = 1024;
+const OBJECT_BYTES: u64 = 4096;
+
+/// A directory on the disk that the build is on, removed when dropped.
+pub fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("bench-")
+        .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+        .expect("a directory for the files")
+}
+
+pub fn url(dir: &Path) -> String {
+    format!("fs://{}", dir.display())
+}
+
+/// Repeats what gives one latency per part until the timed time is over; the median of each part in microseconds.
+fn run_of<const N: usize>(mut once: impl FnMut() -> [Duration; N]) -> [f64; N] {
+    let mut all: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+    let mut spent = Duration::ZERO;
+    while spent < RUN_TIME {
+        let times = once();
+        spent += times[N - 1];
+        for (all, time) in all.iter_mut().zip(times) {
+            all.push(time.as_secs_f64() * 1e6);
+        }
+    }
+    all.map(|times| median(&times))
+}
+
+fn in_l1(report: &mut Report, random: &mut Random) {
+    let name = "prefetch_l1_1024_us";
+    if !report.wants(&[name]) {
+        return;
+    }
+    let cache = Cache::open(Setup { l1_bytes: 256 << 20, ..Default::default() });
+    let mut keys = random.keys(100_000);
+    let session = cache.begin();
+    for batch in keys.chunks(1000) {
+        cache.stage(session, batch, 1024, random);
+        cache.finish_write(session, batch);
+    }
+    cache.end(session);
+    let mut runs = Vec::new();
+    for _ in 0..=RUNS {
+        random.shuffle(&mut keys);
+        let mut jobs = keys.chunks_exact(JOB).cycle();
+        runs.push(
+            run_of(|| {
+                let wanted = jobs.next().expect("a job's keys");
+                let session = cache.begin();
+                let began = Instant::now();
+                let job = cache.submit(session, wanted, KVKEEP_PREFETCH_PREFIX);
+                let result = loop {
+                    if let Some(result) = cache.result(job) {
+                        break result;
+                    }
+                };
+                let time = began.elapsed();
+                assert_eq!((result.hit_chunks, result.tier_keys[0]), (JOB as u32, JOB as u32));
+                cache.finish_read(session, wanted, 0);
+                cache.release(job);
+                cache.end(session);
+                [time]
+            })[0],
+        );
+    }
+    report.add(name, "us", runs.split_off(1), Wanted::AtMost(60.0));
+}
+
+/// L1 is empty before each job: the keys are in the directory only. Their files are read around the page cache.
+fn in_fs(report: &mut Report, random: &mut Random) {
+    let names = ["lookup_fs_1024_us", "prefetch_fs_1024x4k_us"];
+    if !report.wants(&names) {
+        return;
+    }
+    let dir = directory();
+    let url = url(dir.path());
+    let mut keys = random.keys(8 * JOB);
+    store(&url, &keys, OBJECT_BYTES, random);
+    let cache = Cache::open(Setup { l1_bytes: 64 << 20, url: Some(&url), ..Default::default() });
+    let (mut lookups, mut loads) = (Vec::new(), Vec::new());
+    for _ in 0..=RUNS {
+        random.shuffle(&mut keys);
+        let mut jobs = keys.chunks_exact(JOB).cycle();
+        let [lookup, load] = run_of(|| {
+            let (lookup, load, _) = load(&cache, jobs.next().expect("a job's keys"));
+            [lookup, load]
+        });
+        lookups.push(lookup);
+        loads.push(load);
+    }
+    report.add(names[0], "us", lookups.split_off(1), Wanted::AtMost(100.0));
+    report.add(names[1], "us", loads.split_off(1), Wanted::AtMost(12_000.0));
+}
+
+/// Stores keys through a cache of its own, which is closed then.
+pub fn store(url: &str, keys: &[Key], size: u64, random: &mut Random) {
+    let per_batch = ((128 << 20) / size as usize).min(keys.len());
+    let l1_bytes = per_batch as u64 * size + (1 << 20);
+    let cache = Cache::open(Setup { l1_bytes, url: Some(url), ..Default::default() });
+    for batch in keys.chunks(per_batch) {
+        let session = cache.begin();
+        cache.stage(session, batch, size, random);
+        cache.finish_write(session, batch);
+        cache.end(session);
+        cache.drain();
+        cache.clear();
+    }
+}
+
+/// Loads keys that L1 lacks by one job: the times of the early answer and of the result, and the bytes. Leaves L1 empty.
+pub fn load(cache: &Cache, keys: &[Key]) -> (Duration, Duration, u64) {
+    let session = cache.begin();
+    let began = Instant::now();
+    let job = cache.submit(session, keys, KVKEEP_PREFETCH_PREFIX);
+    let hits = loop {
+        if let Some(hits) = cache.lookup_hits(job) {
+            break hits;
+        }
+    };
+    let lookup = began.elapsed();
+    cache.wait(job);
+    let result = cache.result(job).expect("the result of a job that is done");
+    let whole = began.elapsed();
+    let count = keys.len() as u32;
+    assert_eq!((hits, result.hit_chunks, result.tier_keys[1]), (count, count, count), "something was not loaded");
+    cache.finish_read(session, keys, 0);
+    cache.release(job);
+    cache.end(session);
+    cache.clear();
+    (lookup, whole, result.loaded_bytes)
+}
+
+pub fn run(report: &mut Report) {
+    let mut random = Random::new(3);
+    in_l1(report, &mut random);
+    in_fs(report, &mut random);
+}
