@@ -37,8 +37,8 @@ use table::Table;
 pub use transfer::{Landed, Write};
 
 const SPACES_MAX: usize = 1 << 16;
-/// Looks at the lock before sleeping: some tens of microseconds.
-const SPINS: u32 = 1000;
+/// Longest pause between two looks at the lock before sleeping: all pauses together are some tens of microseconds.
+const PAUSES_MAX: u32 = 512;
 
 /// The coarse monotonic clock: read without a system call in a few nanoseconds, which matters once a call.
 fn coarse_ms() -> u64 {
@@ -264,15 +264,20 @@ impl L1 {
         result
     }
 
-    /// A batch takes microseconds and waking a sleeper takes tens of them, so a short spin comes before sleeping.
+    /// A batch takes a microsecond and waking a sleeper takes tens of them, so spinning comes before sleeping. The pauses
+    /// between two looks grow, so that whoever has the state in its core's cache may make several calls before it moves.
     fn lock(&self) -> MutexGuard<'_, State> {
-        for _ in 0..SPINS {
+        let mut pauses = 1;
+        while pauses <= PAUSES_MAX {
             if !self.state.is_locked()
                 && let Some(state) = self.state.try_lock()
             {
                 return state;
             }
-            std::hint::spin_loop();
+            for _ in 0..pauses {
+                std::hint::spin_loop();
+            }
+            pauses *= 2;
         }
         self.state.lock()
     }
