@@ -1,0 +1,556 @@
+// P6: bad input is a status with a message a person understands, and nothing changes.
+#include "fixture.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#define HUGE_COUNT ((size_t)1 << 40)
+#define INVENTED_ID 123456789
+
+static kvkeep *cache;
+static uint64_t space, session;
+static kvkeep_key keys[4];
+static kvkeep_view views[4];
+static int32_t statuses[4];
+static const uint64_t sizes[4] = {4096, 4096, 4096, 4096};
+
+static void setup(void) {
+    cache = open_l2(MIB, "memory:");
+    space = open_space(cache, "model");
+    session = begin(cache, space);
+    keys_of(keys, 1, 4);
+    put_in(cache, session, keys, 2, 4096);
+    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_reserve_read(cache, session, keys, 1, 0, views));
+    stage_in(cache, session, &keys[2], 1, 4096, KVKEEP_RETENTION_KEEP);
+}
+
+static void teardown(void) {
+    kvkeep_stats stats = stats_of(cache);
+    CHECK_EQUAL(stats.l1_objects, 2);
+    CHECK_EQUAL(stats.l1_staged, 1);
+    CHECK_EQUAL(stats.l1_shares, 1);
+    CHECK_EQUAL(stats.sessions, 1);
+    CHECK_EQUAL(stats.jobs, 0);
+    CHECK_EQUAL(stats.jobs_submitted, 0);
+    CHECK_EQUAL(stats.commits, 2);
+    OK(kvkeep_end_session(cache, session));
+    OK(kvkeep_close(cache));
+}
+
+static void p6_null_pointers(void) {
+    setup();
+    kvkeep_options options = quiet_options(MIB);
+    kvkeep_space_options space_options;
+    KVKEEP_INIT(&space_options);
+    space_options.model = "model";
+    uint64_t number;
+    size_t length;
+    kvkeep_completion completion;
+    FAILS(kvkeep_open(NULL, &cache), KVKEEP_ERR_INVALID, "options is NULL");
+    FAILS(kvkeep_open(&options, NULL), KVKEEP_ERR_INVALID, "cache is NULL");
+    options.backend_count = 1;
+    FAILS(kvkeep_open(&options, &cache), KVKEEP_ERR_INVALID, "backend_urls is NULL");
+    const char *no_url = NULL;
+    options.backend_urls = &no_url;
+    FAILS(kvkeep_open(&options, &cache), KVKEEP_ERR_INVALID, "backend_urls");
+    FAILS(kvkeep_open_space(cache, NULL, &number), KVKEEP_ERR_INVALID, "options is NULL");
+    FAILS(kvkeep_open_space(cache, &space_options, NULL), KVKEEP_ERR_INVALID, "space is NULL");
+    space_options.model = NULL;
+    FAILS(kvkeep_open_space(cache, &space_options, &number), KVKEEP_ERR_INVALID, "model is NULL");
+    FAILS(kvkeep_add_backend(cache, NULL, NULL), KVKEEP_ERR_INVALID, "url is NULL");
+    FAILS(kvkeep_begin_session(cache, space, NULL, NULL), KVKEEP_ERR_INVALID, "session is NULL");
+    FAILS(kvkeep_append_tokens(cache, session, NULL, 4, &number), KVKEEP_ERR_INVALID, "tokens is NULL");
+    FAILS(kvkeep_session_keys(cache, session, 0, 4, 0, 1, 1, NULL, 4), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_reserve_write(cache, session, NULL, 4, sizes, 0, views), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_reserve_write(cache, session, keys, 4, NULL, 0, views), KVKEEP_ERR_INVALID, "sizes is NULL");
+    FAILS(kvkeep_reserve_write(cache, session, keys, 4, sizes, 0, NULL), KVKEEP_ERR_INVALID, "views is NULL");
+    FAILS(kvkeep_finish_write(cache, session, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_abort_write(cache, session, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_finish_write_and_reserve_read(cache, session, NULL, 4, 0, views), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_finish_write_and_reserve_read(cache, session, &keys[2], 1, 0, NULL), KVKEEP_ERR_INVALID,
+          "views is NULL");
+    FAILS(kvkeep_reserve_read(cache, session, NULL, 4, 0, views), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_reserve_read(cache, session, keys, 4, 0, NULL), KVKEEP_ERR_INVALID, "views is NULL");
+    FAILS(kvkeep_finish_read(cache, session, NULL, 4, 0, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_unsafe_read(cache, session, NULL, 4, views), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_unsafe_read(cache, session, keys, 4, NULL), KVKEEP_ERR_INVALID, "views is NULL");
+    FAILS(kvkeep_touch(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_retain(cache, space, NULL, 4, 50, 1000, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_delete(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_submit_prefetch(cache, session, NULL, 4, NULL, &number, NULL, NULL), KVKEEP_ERR_INVALID,
+          "keys is NULL");
+    FAILS(kvkeep_submit_prefetch(cache, session, keys, 4, NULL, NULL, NULL, NULL), KVKEEP_ERR_INVALID, "job is NULL");
+    FAILS(kvkeep_query_lookup_hits(cache, 1, NULL), KVKEEP_ERR_INVALID, "chunks is NULL");
+    FAILS(kvkeep_query_prefetch(cache, 1, NULL), KVKEEP_ERR_INVALID, "result is NULL");
+    FAILS(kvkeep_query_bitmap(cache, 1, NULL, 8), KVKEEP_ERR_INVALID, "bitmap is NULL");
+    FAILS(kvkeep_event_fd(cache, NULL), KVKEEP_ERR_INVALID, "fd is NULL");
+    FAILS(kvkeep_drain_completions(cache, NULL, 1, &length), KVKEEP_ERR_INVALID, "completions is NULL");
+    FAILS(kvkeep_drain_completions(cache, &completion, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
+    FAILS(kvkeep_get_stats(cache, NULL), KVKEEP_ERR_INVALID, "stats is NULL");
+    FAILS(kvkeep_metrics(cache, NULL, 10, &length), KVKEEP_ERR_INVALID, "buffer is NULL");
+    FAILS(kvkeep_metrics(cache, NULL, 0, NULL), KVKEEP_ERR_INVALID, "length is NULL");
+    FAILS(kvkeep_explain_key(cache, space, NULL, NULL, 0, &length), KVKEEP_ERR_INVALID, "key is NULL");
+    FAILS(kvkeep_explain_session(cache, session, NULL, 0, NULL), KVKEEP_ERR_INVALID, "length is NULL");
+    teardown();
+}
+
+// What every function says of a handle that is not open.
+static void check_all_closed(kvkeep *closed) {
+    kvkeep_space_options space_options;
+    KVKEEP_INIT(&space_options);
+    space_options.model = "model";
+    kvkeep_prefetch_result result;
+    KVKEEP_INIT(&result);
+    kvkeep_stats stats;
+    KVKEEP_INIT(&stats);
+    kvkeep_completion completion;
+    uint64_t number;
+    uint32_t tokens[4] = {1, 2, 3, 4}, chunks;
+    uint8_t bits[8];
+    int32_t fd;
+    size_t length;
+    char text[8];
+#define CLOSED(call) FAILS(call, KVKEEP_ERR_CLOSED, "not open")
+    CLOSED(kvkeep_open_space(closed, &space_options, &number));
+    CLOSED(kvkeep_add_backend(closed, "memory:", &number));
+    CLOSED(kvkeep_remove_backend(closed, 1));
+    CLOSED(kvkeep_drain_writes(closed, 1));
+    CLOSED(kvkeep_begin_session(closed, 1, NULL, &number));
+    CLOSED(kvkeep_end_session(closed, 1));
+    CLOSED(kvkeep_abort_session(closed, 1));
+    CLOSED(kvkeep_append_tokens(closed, 1, tokens, 4, &number));
+    CLOSED(kvkeep_session_keys(closed, 1, 0, 1, 0, 1, 1, keys, 1));
+    CLOSED(kvkeep_reserve_write(closed, 1, keys, 4, sizes, 0, views));
+    CLOSED(kvkeep_finish_write(closed, 1, keys, 4, NULL));
+    CLOSED(kvkeep_abort_write(closed, 1, keys, 4, NULL));
+    CLOSED(kvkeep_finish_write_and_reserve_read(closed, 1, keys, 4, 0, views));
+    CLOSED(kvkeep_reserve_read(closed, 1, keys, 4, 0, views));
+    CLOSED(kvkeep_finish_read(closed, 1, keys, 4, 0, NULL));
+    CLOSED(kvkeep_release_tokens(closed, 1, 0, 16, 0, 1, 1, 0, NULL));
+    CLOSED(kvkeep_unsafe_read(closed, 1, keys, 4, views));
+    CLOSED(kvkeep_touch(closed, 1, keys, 4, NULL));
+    CLOSED(kvkeep_retain(closed, 1, keys, 4, 1, 1, NULL));
+    CLOSED(kvkeep_delete(closed, 1, keys, 4, NULL));
+    CLOSED(kvkeep_clear(closed, 1, 0, NULL));
+    CLOSED(kvkeep_submit_prefetch(closed, 1, keys, 4, NULL, &number, NULL, NULL));
+    CLOSED(kvkeep_query_lookup_hits(closed, 1, &chunks));
+    CLOSED(kvkeep_query_prefetch(closed, 1, &result));
+    CLOSED(kvkeep_query_bitmap(closed, 1, bits, 8));
+    CLOSED(kvkeep_wait(closed, 1, 1));
+    CLOSED(kvkeep_cancel(closed, 1));
+    CLOSED(kvkeep_release_job(closed, 1));
+    CLOSED(kvkeep_event_fd(closed, &fd));
+    CLOSED(kvkeep_drain_completions(closed, &completion, 1, &length));
+    CLOSED(kvkeep_get_stats(closed, &stats));
+    CLOSED(kvkeep_metrics(closed, text, 8, &length));
+    CLOSED(kvkeep_explain_key(closed, 1, keys, text, 8, &length));
+    CLOSED(kvkeep_explain_session(closed, 1, text, 8, &length));
+#undef CLOSED
+}
+
+static void p6_handles_that_are_not_open(void) {
+    kvkeep *once = open_l1(MIB);
+    OK(kvkeep_close(once));
+    check_all_closed(once);
+    check_all_closed(NULL);
+    int here;
+    check_all_closed((kvkeep *)(void *)&here);
+    check_all_closed((kvkeep *)(uintptr_t)0x1008);
+    check_all_closed((kvkeep *)UINTPTR_MAX);
+}
+
+static void p6_counts(void) {
+    setup();
+    uint64_t number;
+    uint32_t token = 1;
+    const size_t bad[] = {0, (size_t)KVKEEP_KEYS_MAX + 1, HUGE_COUNT, SIZE_MAX};
+    for (int i = 0; i < 4; i++) {
+        size_t count = bad[i];
+        const char *words = count == 0 ? "is 0" : "KVKEEP_KEYS_MAX";
+        FAILS(kvkeep_append_tokens(cache, session, &token, count, &number), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_reserve_write(cache, session, keys, count, sizes, 0, views), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_finish_write(cache, session, keys, count, statuses), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_abort_write(cache, session, keys, count, statuses), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_finish_write_and_reserve_read(cache, session, keys, count, 0, views), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_reserve_read(cache, session, keys, count, 0, views), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_finish_read(cache, session, keys, count, 0, statuses), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_unsafe_read(cache, session, keys, count, views), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_touch(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_retain(cache, space, keys, count, 50, 1000, statuses), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_delete(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_submit_prefetch(cache, session, keys, count, NULL, &number, NULL, NULL), KVKEEP_ERR_INVALID,
+              words);
+    }
+    FAILS(kvkeep_session_keys(cache, session, 0, 0, 0, 1, 1, keys, 0), KVKEEP_ERR_INVALID, "is 0");
+    FAILS(kvkeep_session_keys(cache, session, 0, UINT64_MAX, 0, UINT32_MAX, UINT32_MAX, keys, 4), KVKEEP_ERR_INVALID,
+          "key_count is 4");
+    FAILS(kvkeep_session_keys(cache, session, 0, 4, 0, 1, 1, keys, 4), KVKEEP_ERR_INVALID, "chunk");
+    FAILS(kvkeep_session_keys(cache, session, UINT64_MAX, 4, 0, 1, 1, keys, 4), KVKEEP_ERR_INVALID, "chunk");
+    const uint64_t none[2] = {0, UINT64_MAX};
+    CHECK_STATUS(kvkeep_reserve_write(cache, session, &keys[3], 1, &none[0], 0, views), KVKEEP_PARTIAL);
+    CHECK_STATUS(views[0].status, KVKEEP_ERR_INVALID);
+    CHECK(views[0].data == NULL);
+    CHECK_STATUS(kvkeep_reserve_write(cache, session, &keys[3], 1, &none[1], 0, views), KVKEEP_PARTIAL);
+    CHECK_STATUS(views[0].status, KVKEEP_ERR_NO_MEMORY);
+    teardown();
+}
+
+static void p6_extra_count(void) {
+    setup();
+    const int32_t bad[] = {128, -1, INT32_MAX, INT32_MIN};
+    for (int i = 0; i < 4; i++) {
+        kvkeep_prefetch_options options;
+        KVKEEP_INIT(&options);
+        options.extra_count = bad[i];
+        uint64_t job;
+        FAILS(kvkeep_reserve_read(cache, session, keys, 1, bad[i], views), KVKEEP_ERR_INVALID, "extra_count is");
+        FAILS(kvkeep_finish_read(cache, session, keys, 1, bad[i], statuses), KVKEEP_ERR_INVALID, "extra_count is");
+        FAILS(kvkeep_finish_write_and_reserve_read(cache, session, &keys[2], 1, bad[i], views), KVKEEP_ERR_INVALID,
+              "extra_count is");
+        FAILS(kvkeep_release_tokens(cache, session, 0, 16, 0, 1, 1, bad[i], NULL), KVKEEP_ERR_INVALID,
+              "extra_count is");
+        FAILS(kvkeep_submit_prefetch(cache, session, keys, 1, &options, &job, NULL, NULL), KVKEEP_ERR_INVALID,
+              "extra_count is");
+    }
+    teardown();
+}
+
+static void p6_ids_never_given(void) {
+    setup();
+    const uint64_t bad[] = {0, INVENTED_ID, UINT64_MAX};
+    for (int i = 0; i < 3; i++) {
+        uint64_t id = bad[i], number;
+        uint32_t token = 1, chunks;
+        uint8_t bits[8];
+        kvkeep_prefetch_result result;
+        KVKEEP_INIT(&result);
+        char text[64];
+        size_t length;
+#define UNKNOWN(call, words) FAILS(call, KVKEEP_ERR_NOT_FOUND, words)
+        UNKNOWN(kvkeep_begin_session(cache, id, NULL, &number), "space");
+        UNKNOWN(kvkeep_touch(cache, id, keys, 4, statuses), "space");
+        UNKNOWN(kvkeep_retain(cache, id, keys, 4, 1, 1, statuses), "space");
+        UNKNOWN(kvkeep_delete(cache, id, keys, 4, statuses), "space");
+        UNKNOWN(kvkeep_explain_key(cache, id, keys, text, sizeof text, &length), "space");
+        UNKNOWN(kvkeep_remove_backend(cache, id), "backend");
+        UNKNOWN(kvkeep_end_session(cache, id), "session");
+        UNKNOWN(kvkeep_abort_session(cache, id), "session");
+        UNKNOWN(kvkeep_append_tokens(cache, id, &token, 1, &number), "session");
+        UNKNOWN(kvkeep_session_keys(cache, id, 0, 1, 0, 1, 1, keys, 1), "session");
+        UNKNOWN(kvkeep_reserve_write(cache, id, keys, 4, sizes, 0, views), "session");
+        UNKNOWN(kvkeep_finish_write(cache, id, keys, 4, statuses), "session");
+        UNKNOWN(kvkeep_abort_write(cache, id, keys, 4, statuses), "session");
+        UNKNOWN(kvkeep_finish_write_and_reserve_read(cache, id, keys, 4, 0, views), "session");
+        UNKNOWN(kvkeep_reserve_read(cache, id, keys, 4, 0, views), "session");
+        UNKNOWN(kvkeep_finish_read(cache, id, keys, 4, 0, statuses), "session");
+        UNKNOWN(kvkeep_release_tokens(cache, id, 0, 16, 0, 1, 1, 0, NULL), "session");
+        UNKNOWN(kvkeep_unsafe_read(cache, id, keys, 4, views), "session");
+        UNKNOWN(kvkeep_submit_prefetch(cache, id, keys, 4, NULL, &number, NULL, NULL), "session");
+        UNKNOWN(kvkeep_query_lookup_hits(cache, id, &chunks), "job");
+        UNKNOWN(kvkeep_query_prefetch(cache, id, &result), "job");
+        UNKNOWN(kvkeep_query_bitmap(cache, id, bits, 8), "job");
+        UNKNOWN(kvkeep_wait(cache, id, 1), "job");
+        UNKNOWN(kvkeep_cancel(cache, id), "job");
+        UNKNOWN(kvkeep_release_job(cache, id), "job");
+        if (id != 0) {
+            UNKNOWN(kvkeep_clear(cache, id, 0, NULL), "space");
+            UNKNOWN(kvkeep_explain_session(cache, id, text, sizeof text, &length), "session");
+        }
+#undef UNKNOWN
+    }
+    keys_of(keys, 1, 4);
+    teardown();
+}
+
+static void p6_struct_sizes(void) {
+    setup();
+    const uint32_t bad[] = {0, 3, 9, UINT32_MAX};
+    for (int i = 0; i < 4; i++) {
+        kvkeep_options options = quiet_options(MIB);
+        kvkeep_space_options space_options;
+        kvkeep_session_options session_options;
+        kvkeep_prefetch_options prefetch_options;
+        kvkeep_prefetch_result result;
+        kvkeep_stats stats;
+        KVKEEP_INIT(&space_options);
+        KVKEEP_INIT(&session_options);
+        KVKEEP_INIT(&prefetch_options);
+        KVKEEP_INIT(&result);
+        KVKEEP_INIT(&stats);
+        space_options.model = "model";
+        uint64_t number;
+        options.struct_size = space_options.struct_size = session_options.struct_size = bad[i];
+        prefetch_options.struct_size = result.struct_size = stats.struct_size = bad[i];
+        kvkeep *other = NULL;
+        FAILS(kvkeep_open(&options, &other), KVKEEP_ERR_INVALID, "struct_size is");
+        CHECK(other == NULL);
+        FAILS(kvkeep_open_space(cache, &space_options, &number), KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_begin_session(cache, space, &session_options, &number), KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_submit_prefetch(cache, session, keys, 1, &prefetch_options, &number, NULL, NULL),
+              KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_query_prefetch(cache, INVENTED_ID, &result), KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_INVALID, "struct_size is");
+    }
+    kvkeep_stats stats;
+    KVKEEP_INIT(&stats);
+    stats.struct_size -= 8;
+    FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_VERSION, "struct_size is");
+    teardown();
+}
+
+static void refuse_open(const kvkeep_options *options, kvkeep_status status, const char *words) {
+    kvkeep *other = NULL;
+    FAILS(kvkeep_open(options, &other), status, words);
+    CHECK(other == NULL);
+}
+
+static void p6_options_of_a_cache(void) {
+    kvkeep_options options = quiet_options(0);
+    refuse_open(&options, KVKEEP_ERR_INVALID, "l1_bytes");
+    options.l1_bytes = 4095;
+    refuse_open(&options, KVKEEP_ERR_INVALID, "l1_bytes");
+    options.l1_bytes = (uint64_t)1 << 46;
+    refuse_open(&options, KVKEEP_ERR_NO_MEMORY, "memory");
+    options.l1_bytes = UINT64_MAX;
+    refuse_open(&options, KVKEEP_ERR_NO_MEMORY, "memory");
+
+#define REFUSE(field, value, status, words) \
+    do { \
+        options = quiet_options(MIB); \
+        options.field = value; \
+        refuse_open(&options, status, words); \
+    } while (0)
+    REFUSE(eviction_policy, "lfu", KVKEEP_ERR_INVALID, "lru");
+    REFUSE(eviction_policy, "", KVKEEP_ERR_INVALID, "lru");
+    REFUSE(eviction_policy, "\xff\xfe", KVKEEP_ERR_INVALID, "not UTF-8");
+    REFUSE(store_mode, 4, KVKEEP_ERR_INVALID, "store_mode is 4");
+    REFUSE(flags, 1u << 30, KVKEEP_ERR_INVALID, "flags");
+    REFUSE(log_level, 9, KVKEEP_ERR_INVALID, "log_level is 9");
+    REFUSE(reserved, 1, KVKEEP_ERR_INVALID, "reserved is 1");
+    REFUSE(watermark_high_percent, 101, KVKEEP_ERR_INVALID, "watermark");
+    REFUSE(connect, "unix:///run/kvkeep.sock", KVKEEP_ERR_UNSUPPORTED, "connect");
+    options = quiet_options(MIB);
+    options.watermark_high_percent = 50;
+    options.watermark_low_percent = 51;
+    refuse_open(&options, KVKEEP_ERR_INVALID, "watermark");
+    options = quiet_options(MIB);
+    options.flags = KVKEEP_FLAG_NUMA_NODE;
+    options.numa_node = 4000;
+    kvkeep *other = NULL;
+    CHECK(kvkeep_open(&options, &other) < 0);
+    CHECK(strlen(kvkeep_last_error()) > 20);
+#undef REFUSE
+}
+
+static void p6_urls(void) {
+    setup();
+    kvkeep_status expected = KVKEEP_ERR_INVALID;
+    FAILS(kvkeep_add_backend(cache, "ftp://host/path", NULL), expected, "ftp");
+    FAILS(kvkeep_add_backend(cache, "", NULL), expected, "fs:");
+    FAILS(kvkeep_add_backend(cache, "no scheme", NULL), expected, "fs:");
+    FAILS(kvkeep_add_backend(cache, "memory:?capcity=1GiB", NULL), expected, "capcity");
+    FAILS(kvkeep_add_backend(cache, "memory:?capacity=lots", NULL), expected, "lots");
+    FAILS(kvkeep_add_backend(cache, "fs:///tmp/kvkeep?capcity=1GiB", NULL), expected, "capcity");
+    FAILS(kvkeep_add_backend(cache, "fs://relative?capacity=1GiB", NULL), expected, "fs");
+    FAILS(kvkeep_add_backend(cache, "memory:\xc3\x28", NULL), expected, "not UTF-8");
+    FAILS(kvkeep_add_backend(cache, "fault:ftp://host", NULL), expected, "ftp");
+    const char *url = "ftp://host/path";
+    kvkeep_options options = quiet_options(MIB);
+    options.backend_urls = &url;
+    options.backend_count = 1;
+    refuse_open(&options, expected, "ftp");
+    for (int i = 0; i < 6; i++) OK(kvkeep_add_backend(cache, "memory:", NULL));
+    FAILS(kvkeep_add_backend(cache, "memory:", NULL), KVKEEP_ERR_LIMIT, "backend");
+    teardown();
+}
+
+static void p6_texts_and_choices(void) {
+    setup();
+    kvkeep_space_options space_options;
+    KVKEEP_INIT(&space_options);
+    uint64_t number;
+    space_options.model = "";
+    FAILS(kvkeep_open_space(cache, &space_options, &number), KVKEEP_ERR_INVALID, "model is empty");
+    space_options.model = "\x80model";
+    FAILS(kvkeep_open_space(cache, &space_options, &number), KVKEEP_ERR_INVALID, "not UTF-8");
+    space_options.model = "model";
+    space_options.tenant = "\xed\xa0\x80";
+    FAILS(kvkeep_open_space(cache, &space_options, &number), KVKEEP_ERR_INVALID, "tenant is not UTF-8");
+
+    kvkeep_session_options session_options;
+    KVKEEP_INIT(&session_options);
+    char name[300];
+    memset(name, 'x', sizeof name);
+    name[256] = '\0';
+    session_options.request_id = name;
+    FAILS(kvkeep_begin_session(cache, space, &session_options, &number), KVKEEP_ERR_INVALID, "request_id has 256");
+
+    FAILS(kvkeep_reserve_write(cache, session, &keys[3], 1, sizes, 2, views), KVKEEP_ERR_INVALID, "retention is 2");
+    FAILS(kvkeep_clear(cache, space, 2, NULL), KVKEEP_ERR_INVALID, "force is 2");
+    FAILS(kvkeep_retain(cache, space, keys, 1, 101, 1000, NULL), KVKEEP_ERR_INVALID, "priority is 101");
+
+    kvkeep_prefetch_options options;
+#define REFUSE(field, value, words) \
+    do { \
+        KVKEEP_INIT(&options); \
+        options.field = value; \
+        FAILS(kvkeep_submit_prefetch(cache, session, keys, 4, &options, &number, NULL, NULL), KVKEEP_ERR_INVALID, \
+              words); \
+    } while (0)
+    REFUSE(mode, 3, "mode is 3");
+    REFUSE(mode, KVKEEP_PREFETCH_WINDOW, "window_chunks is 0");
+    REFUSE(policy, 3, "policy is 3");
+    REFUSE(retention, 2, "retention is 2");
+    REFUSE(notify, 2, "notify is 2");
+    REFUSE(reserved, 7, "reserved is 7");
+    REFUSE(objects_per_chunk, 3, "objects_per_chunk");
+    REFUSE(objects_per_chunk, 5, "objects_per_chunk");
+    REFUSE(group_rule_count, 65, "group_rule_count is 65");
+    REFUSE(group_rule_count, 1, "group_rules is NULL");
+#undef REFUSE
+    kvkeep_group_rule rules[2] = {{0, KVKEEP_PREFETCH_ANY, 0, 0}, {1, KVKEEP_PREFETCH_WINDOW, 0, 0}};
+    KVKEEP_INIT(&options);
+    options.group_rules = rules;
+    options.group_rule_count = 1;
+    FAILS(kvkeep_submit_prefetch(cache, session, keys, 4, &options, &number, NULL, NULL), KVKEEP_ERR_INVALID, "mode");
+    options.group_rules = &rules[1];
+    FAILS(kvkeep_submit_prefetch(cache, session, keys, 4, &options, &number, NULL, NULL), KVKEEP_ERR_INVALID,
+          "window_chunks is 0");
+    teardown();
+}
+
+static void p6_arrays_that_overlap(void) {
+    setup();
+    union {
+        kvkeep_key keys[8];
+        kvkeep_view views[8];
+        uint64_t sizes[8];
+        int32_t statuses[8];
+    } shared;
+    memset(&shared, 0, sizeof shared);
+    for (int i = 0; i < 4; i++) shared.keys[i] = keys[i];
+    FAILS(kvkeep_reserve_read(cache, session, shared.keys, 4, 0, shared.views), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_unsafe_read(cache, session, shared.keys, 4, shared.views), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_reserve_write(cache, session, shared.keys, 4, sizes, 0, shared.views), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_reserve_write(cache, session, keys, 4, shared.sizes, 0, shared.views), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_finish_write(cache, session, shared.keys, 4, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_abort_write(cache, session, shared.keys, 4, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_finish_read(cache, session, shared.keys, 4, 0, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_delete(cache, space, shared.keys, 4, shared.statuses + 3), KVKEEP_ERR_INVALID, "overlap");
+    CHECK(memcmp(shared.keys, keys, sizeof keys) == 0);
+    teardown();
+}
+
+static void p6_pointers_that_are_not_aligned(void) {
+    setup();
+    _Alignas(8) char bytes[256];
+    FAILS(kvkeep_reserve_read(cache, session, (kvkeep_key *)(void *)(bytes + 1), 1, 0, views), KVKEEP_ERR_INVALID,
+          "not aligned");
+    FAILS(kvkeep_reserve_read(cache, session, keys, 1, 0, (kvkeep_view *)(void *)(bytes + 4)), KVKEEP_ERR_INVALID,
+          "not aligned");
+    teardown();
+}
+
+static void p6_the_same_key_twice_in_a_batch(void) {
+    setup();
+    kvkeep_key twice[2] = {keys[3], keys[3]};
+    CHECK_STATUS(kvkeep_reserve_write(cache, session, twice, 2, sizes, 0, views), KVKEEP_PARTIAL);
+    OK(views[0].status);
+    CHECK_STATUS(views[1].status, KVKEEP_ERR_EXISTS);
+    CHECK_STATUS(kvkeep_abort_write(cache, session, twice, 2, statuses), KVKEEP_PARTIAL);
+    OK(statuses[0]);
+    CHECK_STATUS(statuses[1], KVKEEP_ERR_NOT_FOUND);
+    kvkeep_key held[2] = {keys[0], keys[0]};
+    CHECK_STATUS(kvkeep_finish_read(cache, session, held, 2, 0, statuses), KVKEEP_PARTIAL);
+    OK(statuses[0]);
+    CHECK_STATUS(statuses[1], KVKEEP_ERR_NOT_HELD);
+    OK(kvkeep_reserve_read(cache, session, keys, 1, 0, views));
+    teardown();
+}
+
+static void p6_a_directory_that_may_not_be_used(void) {
+    char *directory = new_directory(), url[5000];
+    if (geteuid() == 0) {
+        // Modes do not stop root; a file where the directory should be stops everybody.
+        printf("skipped for root: a directory without permission\n");
+    } else {
+        CHECK_EQUAL(chmod(directory, 0500), 0);
+        snprintf(url, sizeof url, "fs://%s/below?capacity=1GiB", directory);
+        const char *urls[] = {url};
+        kvkeep_options options = quiet_options(MIB);
+        options.backend_urls = urls;
+        options.backend_count = 1;
+        refuse_open(&options, KVKEEP_ERR_PERMISSION, directory);
+        CHECK_EQUAL(chmod(directory, 0700), 0);
+    }
+    snprintf(url, sizeof url, "%s/file", directory);
+    int file = open(url, O_CREAT | O_WRONLY, 0600);
+    CHECK(file >= 0);
+    close(file);
+    snprintf(url, sizeof url, "fs://%s/file?capacity=1GiB", directory);
+    kvkeep *other = open_l1(MIB);
+    FAILS(kvkeep_add_backend(other, url, NULL), KVKEEP_ERR_IO, directory);
+    OK(kvkeep_close(other));
+    remove_directory(directory);
+}
+
+static void p6_a_full_disk_fails_that_write_only(void) {
+    char *directory = new_directory(), url[5000];
+    if (mount("tmpfs", directory, "tmpfs", 0, "size=1m") != 0) {
+        printf("skipped: no tmpfs can be mounted (%s)\n", strerror(errno));
+        remove_directory(directory);
+        return;
+    }
+    snprintf(url, sizeof url, "fs://%s/objects?capacity=1GiB", directory);
+    kvkeep *small = open_l2(16 * MIB, url);
+    uint64_t model = open_space(small, "model");
+    kvkeep_key many[64];
+    keys_of(many, 100, 64);
+    put(small, model, many, 64, 64 * KIB);
+    OK(kvkeep_drain_writes(small, 60000));
+    kvkeep_stats stats = stats_of(small);
+    CHECK(stats.stores > 0 && stats.stores < 16);
+    CHECK_EQUAL(stats.stores + stats.stores_dropped, 64);
+    CHECK_EQUAL(stats.writes_pending, 0);
+    for (int i = 0; i < 64; i++) CHECK(is_ready(small, model, &many[i]));
+    OK(kvkeep_clear(small, model, 0, NULL));
+    kvkeep_prefetch_options options;
+    KVKEEP_INIT(&options);
+    options.mode = KVKEEP_PREFETCH_ANY;
+    uint64_t reader = begin(small, model), job;
+    OK(kvkeep_submit_prefetch(small, reader, many, 64, &options, &job, NULL, NULL));
+    OK(kvkeep_wait(small, job, 30000));
+    kvkeep_prefetch_result result;
+    KVKEEP_INIT(&result);
+    OK(kvkeep_query_prefetch(small, job, &result));
+    CHECK_EQUAL(result.hit_chunks, stats.stores);
+    CHECK_EQUAL(stats_of(small).corruptions, 0);
+    OK(kvkeep_end_session(small, reader));
+    OK(kvkeep_close(small));
+    CHECK_EQUAL(umount(directory), 0);
+    remove_directory(directory);
+}
+
+int main(void) {
+    watchdog();
+    RUN(p6_null_pointers);
+    RUN(p6_handles_that_are_not_open);
+    RUN(p6_counts);
+    RUN(p6_extra_count);
+    RUN(p6_ids_never_given);
+    RUN(p6_struct_sizes);
+    RUN(p6_options_of_a_cache);
+    RUN(p6_urls);
+    RUN(p6_texts_and_choices);
+    RUN(p6_arrays_that_overlap);
+    RUN(p6_pointers_that_are_not_aligned);
+    RUN(p6_the_same_key_twice_in_a_batch);
+    RUN(p6_a_directory_that_may_not_be_used);
+    RUN(p6_a_full_disk_fails_that_write_only);
+    return 0;
+}

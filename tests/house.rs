@@ -1,0 +1,175 @@
+//! Rules of this house that no compiler checks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LINES_MAX: usize = 500;
+const FUNCTIONS_MAX: usize = 70;
+
+/// Where `unsafe` may live: the C ABI, raw memory, the ring, foreign code and shared mappings.
+const UNSAFE_ROOMS: [&str; 9] = [
+    "src/ffi/",
+    "src/arena.rs",
+    "src/l1/arena.rs",
+    "src/l2/fs/uring",
+    "src/l2/plugin",
+    "src/transfer/cuda",
+    "src/transfer/copy",
+    "src/daemon/mapping",
+    "src/daemon/client/mapping",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(folder: &str) -> Vec<(String, String)> {
+    fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let mut paths = Vec::new();
+    walk(&root().join(folder), &mut paths);
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(path).unwrap())
+        })
+        .collect()
+}
+
+/// The code of a line: without its comment.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or("")
+}
+
+fn is_unsafe(line: &str) -> bool {
+    let code = code(line);
+    code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
+        && !code.contains("#[unsafe(")
+        && !code.contains("#![")
+}
+
+#[test]
+fn no_source_file_is_too_long() {
+    let long: Vec<String> = rust_files("src")
+        .iter()
+        .filter(|(_, text)| text.lines().count() > LINES_MAX)
+        .map(|(name, text)| format!("{name}: {} lines", text.lines().count()))
+        .collect();
+    assert!(long.is_empty(), "files over {LINES_MAX} lines: {long:#?}");
+}
+
+#[test]
+fn unsafe_stays_in_its_rooms() {
+    let strays: Vec<String> = rust_files("src")
+        .iter()
+        .filter(|(name, _)| !UNSAFE_ROOMS.iter().any(|room| name.starts_with(room)))
+        .flat_map(|(name, text)| {
+            text.lines()
+                .enumerate()
+                .filter(|(_, line)| is_unsafe(line))
+                .map(move |(number, _)| format!("{name}:{}", number + 1))
+        })
+        .collect();
+    assert!(strays.is_empty(), "unsafe outside its rooms: {strays:#?}");
+}
+
+#[test]
+fn every_unsafe_block_says_why_it_is_sound() {
+    let mut silent = Vec::new();
+    for (name, text) in rust_files("src") {
+        let lines: Vec<&str> = text.lines().collect();
+        for (number, line) in lines.iter().enumerate() {
+            let code = code(line);
+            let opens = code.contains("unsafe {") || code.contains("unsafe impl");
+            // The sentence may span some lines, and a statement may begin above its block.
+            let above = lines[number.saturating_sub(6)..=number].iter().any(|line| line.contains("SAFETY:"));
+            if opens && !above {
+                silent.push(format!("{name}:{}", number + 1));
+            }
+        }
+    }
+    assert!(silent.is_empty(), "unsafe without a SAFETY comment: {silent:#?}");
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let words = [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["X", "XX"].concat()];
+    let left: Vec<String> = ["src", "tests", "examples"]
+        .into_iter()
+        .flat_map(rust_files)
+        .flat_map(|(name, text)| {
+            text.lines()
+                .enumerate()
+                .filter(|(_, line)| words.iter().any(|word| line.contains(word.as_str())))
+                .map(|(number, _)| format!("{name}:{}", number + 1))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(left.is_empty(), "left for later: {left:#?}");
+}
+
+/// Name and doc comment of each function of the header.
+fn functions() -> Vec<(String, String)> {
+    let header = fs::read_to_string(root().join("include/kvkeep.h")).unwrap();
+    let (_, declarations) = header.split_once("extern \"C\" {").unwrap();
+    let mut functions = Vec::new();
+    let mut doc = String::new();
+    for line in declarations.lines() {
+        if let Some(text) = line.strip_prefix("///") {
+            doc.push_str(text);
+            doc.push('\n');
+        } else if !line.starts_with([' ', '#', '}'])
+            && let Some((before, _)) = line.split_once('(')
+        {
+            let name = before.rsplit([' ', '*']).next().unwrap();
+            functions.push((name.to_owned(), std::mem::take(&mut doc)));
+        }
+    }
+    functions
+}
+
+#[test]
+fn the_header_stays_small() {
+    let count = functions().len();
+    assert!((30..FUNCTIONS_MAX).contains(&count), "the header has {count} functions, fewer than {FUNCTIONS_MAX} allowed");
+}
+
+#[test]
+fn every_function_of_the_header_is_documented() {
+    let bare: Vec<String> =
+        functions().into_iter().filter(|(_, doc)| doc.trim().len() < 20).map(|(name, _)| name).collect();
+    assert!(bare.is_empty(), "functions without words: {bare:#?}");
+}
+
+#[test]
+fn every_function_that_can_fail_says_how() {
+    // These fail only as the conventions at the head of the header say for every function, or cannot fail.
+    let general = [
+        "kvkeep_version",
+        "kvkeep_abi_version",
+        "kvkeep_status_name",
+        "kvkeep_last_error",
+        "kvkeep_extra_count",
+        "kvkeep_close",
+        "kvkeep_event_fd",
+        "kvkeep_drain_completions",
+        "kvkeep_get_stats",
+        "kvkeep_metrics",
+    ];
+    let silent: Vec<String> = functions()
+        .into_iter()
+        .filter(|(name, doc)| !doc.contains("Errors:") && !general.contains(&name.as_str()))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(silent.is_empty(), "functions without words on errors: {silent:#?}");
+}
