@@ -351,8 +351,8 @@ static void p6_urls(void) {
     setup();
     kvkeep_status expected = KVKEEP_ERR_INVALID;
     FAILS(kvkeep_add_backend(cache, "ftp://host/path", NULL), expected, "ftp");
-    FAILS(kvkeep_add_backend(cache, "", NULL), expected, "fs:");
-    FAILS(kvkeep_add_backend(cache, "no scheme", NULL), expected, "fs:");
+    FAILS(kvkeep_add_backend(cache, "", NULL), expected, "URL");
+    FAILS(kvkeep_add_backend(cache, "no scheme", NULL), expected, "URL");
     FAILS(kvkeep_add_backend(cache, "memory:?capcity=1GiB", NULL), expected, "capcity");
     FAILS(kvkeep_add_backend(cache, "memory:?capacity=lots", NULL), expected, "lots");
     FAILS(kvkeep_add_backend(cache, "fs:///tmp/kvkeep?capcity=1GiB", NULL), expected, "capcity");

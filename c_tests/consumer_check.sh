@@ -1,0 +1,46 @@
+#!/bin/sh
+# consumer_check.sh BUILD SOURCE WORK: programs outside the tree use an installed kvkeep, its build tree out of reach:
+# by find_package (shared and static), by pkg-config, and from a prefix that was moved after the install.
+set -eu
+build=$1 source=$2 work=$3
+rm -rf "$work"
+mkdir -p "$work"
+cmake --install "$build" --prefix "$work/first" >/dev/null
+mv "$work/first" "$work/prefix"
+if grep -rIl "$build" "$work/prefix" --include='*.cmake' --include='*.pc' --include='*.h'; then
+    echo "the installed package names its build tree" >&2
+    exit 1
+fi
+
+for kind in shared static; do
+    cmake -S "$source/consumer" -B "$work/$kind" -DCMAKE_PREFIX_PATH="$work/prefix" -DKIND="$kind" >/dev/null
+    cmake --build "$work/$kind" >/dev/null
+    "$work/$kind/consumer"
+done
+if ldd "$work/static/consumer" | grep kvkeep; then
+    echo "the static consumer needs the shared library" >&2
+    exit 1
+fi
+readelf -d "$work/shared/consumer" | grep 'NEEDED.*libkvkeep\.so\.[0-9]*\.[0-9]*\]'
+
+if cmake -S "$source/consumer" -B "$work/newer" -DCMAKE_PREFIX_PATH="$work/prefix" -DKIND=shared \
+    -DWANTED=0.99 >/dev/null 2>&1; then
+    echo "another minor version was accepted" >&2
+    exit 1
+fi
+
+if command -v pkg-config >/dev/null; then
+    PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name kvkeep.pc)")
+    export PKG_CONFIG_PATH
+    lib=$(pkg-config --variable=libdir kvkeep)
+    # shellcheck disable=SC2046 # the flags are words
+    "${CC:-cc}" "$source/consumer/consumer.c" -o "$work/by_pkg_config" $(pkg-config --cflags --libs kvkeep)
+    LD_LIBRARY_PATH="$lib" "$work/by_pkg_config"
+    # shellcheck disable=SC2046
+    "${CC:-cc}" "$source/consumer/consumer.c" -o "$work/by_pkg_config_static" $(pkg-config --cflags kvkeep) \
+        "$lib/libkvkeep.a" $(pkg-config --static --libs-only-l kvkeep | sed 's/-lkvkeep//')
+    "$work/by_pkg_config_static"
+else
+    echo "skipped: no pkg-config"
+fi
+test -x "$work/prefix/bin/kvkeep"
