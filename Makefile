@@ -1,0 +1,60 @@
+# Every line here can be typed by hand. `make help` lists the targets.
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+PREFIX ?= /usr/local
+JOBS ?= $(shell nproc)
+
+CMAKE := build/tools/bin/cmake
+CTEST := build/tools/bin/ctest
+TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
+
+.PHONY: help build check test test-rust test-c test-bindings demo bench soak install clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+build: ## the libraries and the kvkeep command, into target/release
+	cargo build --release --locked
+
+check: ## formatting and lints
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+test: check test-rust test-c test-bindings ## everything that must pass
+
+test-rust: ## the Rust tests
+	cargo test --locked
+
+test-c: $(CMAKE) ## the C tests: both libraries, header, layout, symbols, valgrind, consumers
+	$(CMAKE) -S c_tests -B build/c_tests -DCMAKE_BUILD_TYPE=RelWithDebInfo $(TARGET_DIR)
+	$(CMAKE) --build build/c_tests -j $(JOBS)
+	$(CTEST) --test-dir build/c_tests --output-on-failure -j $(JOBS)
+
+test-bindings: build $(CMAKE) ## the tests of the C++ and Python bindings
+	$(MAKE) -C bindings test CMAKE=$(CURDIR)/$(CMAKE) CTEST=$(CURDIR)/$(CTEST)
+
+demo: ## install into build/prefix, build the quickstart against it, replay a trace
+	$(MAKE) install PREFIX=$(CURDIR)/build/prefix
+	$(CMAKE) -S examples -B build/examples -DCMAKE_PREFIX_PATH=$(CURDIR)/build/prefix
+	$(CMAKE) --build build/examples
+	rm -rf build/demo-cache
+	build/examples/quickstart $(CURDIR)/build/demo-cache
+	build/examples/quickstart $(CURDIR)/build/demo-cache again
+	build/prefix/bin/kvkeep replay examples/data/conversation_slice.jsonl
+
+bench: ## measure into target/bench/results.json and print the table
+	cargo bench --locked
+
+soak: ## the long tests: random operations, kill -9, many rounds
+	cargo test --locked --release -- --ignored
+
+install: $(CMAKE) ## libraries, headers, CMake and pkg-config files and the command, into PREFIX
+	$(CMAKE) -S cmake -B build/package $(TARGET_DIR)
+	$(CMAKE) --build build/package
+	$(CMAKE) --install build/package --prefix $(PREFIX)
+
+clean: ## remove everything that was built
+	rm -rf build $(CARGO_TARGET_DIR)
+
+$(CMAKE):
+	cmake/ensure.sh build/tools
