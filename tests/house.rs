@@ -141,7 +141,10 @@ fn functions() -> Vec<(String, String)> {
 #[test]
 fn the_header_stays_small() {
     let count = functions().len();
-    assert!((30..FUNCTIONS_MAX).contains(&count), "the header has {count} functions, fewer than {FUNCTIONS_MAX} allowed");
+    assert!(
+        (30..FUNCTIONS_MAX).contains(&count),
+        "the header has {count} functions, fewer than {FUNCTIONS_MAX} allowed"
+    );
 }
 
 #[test]
