@@ -1,0 +1,117 @@
+#include "check.hpp"
+
+#include <poll.h>
+
+static void a_future_is_fulfilled() {
+    kvk::Cache cache(small());
+    auto session = space_of(cache).session();
+    const auto keys = some_keys(4);
+    store(session, {keys[0], keys[1]}, 256);
+
+    auto submitted = session.prefetch_future(keys);
+    CHECK(submitted.completion.wait_for(watchdog) == std::future_status::ready);
+    const auto completion = submitted.completion.get();
+    CHECK(completion.status == kvk::Status::ok && completion.hit_chunks == 2 && completion.message.empty());
+    CHECK(completion.job == submitted.job.id() && completion.session == session.id());
+
+    CHECK(submitted.job.wait(watchdog));
+    CHECK(submitted.job.lookup_hits().value() == 2);
+    CHECK(submitted.job.query().value().tier_keys[0] == 2);
+    CHECK((submitted.job.bitmap().value() == std::vector<bool>{true, true, false, false}));
+    submitted.job.release();
+    CHECK(thrown([&] { submitted.job.query(); }).status() == kvk::Status::not_found);
+    CHECK(session.finish_read({keys.data(), 2})[1] == kvk::Status::ok);
+}
+
+static void what_a_callback_throws_stays_inside() {
+    kvk::Cache cache(small());
+    auto session = space_of(cache).session();
+    std::promise<void> called;
+    session.prefetch(some_keys(1), {}, [&](const kvk::Completion&) {
+        called.set_value();
+        throw std::runtime_error("dropped");
+    });
+    CHECK(called.get_future().wait_for(watchdog) == std::future_status::ready);
+    CHECK(session.prefetch_future(some_keys(1)).completion.get().status == kvk::Status::ok);
+}
+
+static void a_refused_job_frees_its_callback() {
+    kvk::Cache cache(small());
+    auto session = space_of(cache).session();
+    auto held = std::make_shared<int>(0);
+    kvk::PrefetchOptions bad;
+    bad.extra_count = 128;
+    const auto error =
+        thrown([&] { session.prefetch(some_keys(1), bad, [held](const kvk::Completion&) { std::abort(); }); });
+    CHECK(error.status() == kvk::Status::invalid && held.use_count() == 1);
+}
+
+static void the_descriptor_tells_of_many() {
+    kvk::Cache cache(small());
+    auto session = space_of(cache).session();
+    kvk::PrefetchOptions options;
+    options.notify = kvk::Notify::event_fd;
+    std::vector<std::uint64_t> submitted;
+    std::vector<std::uint64_t> drained;
+    for (int i = 0; i < 100; ++i) submitted.push_back(session.prefetch(some_keys(3), options).id());
+    while (drained.size() < submitted.size()) {
+        pollfd ready{cache.event_fd(), POLLIN, 0};
+        CHECK(poll(&ready, 1, static_cast<int>(std::chrono::milliseconds(watchdog).count())) == 1);
+        for (const auto& completion : cache.drain()) drained.push_back(completion.job);
+    }
+    std::sort(drained.begin(), drained.end());
+    CHECK(drained == submitted && cache.drain().empty());
+}
+
+static void a_slow_backend_is_cancelled() {
+    auto options = small();
+    options.backend_urls = {"fault:memory:?capacity=1MiB&delay_ms=20"};
+    kvk::Cache cache(options);
+    auto session = space_of(cache).session();
+    auto submitted = session.prefetch_future(some_keys(1));
+    submitted.job.cancel();
+    CHECK(submitted.completion.wait_for(watchdog) == std::future_status::ready);
+    const auto completion = submitted.completion.get();
+    CHECK(completion.status == kvk::Status::cancelled && !completion.message.empty());
+}
+
+static void close_fulfils_what_is_pending() {
+    auto options = small();
+    options.backend_urls = {"fault:memory:?capacity=1MiB&delay_ms=20"};
+    kvk::FutureJob submitted = [&] {
+        kvk::Cache cache(options);
+        return space_of(cache).session().prefetch_future(some_keys(1));
+    }();
+    CHECK(submitted.completion.wait_for(std::chrono::seconds(0)) == std::future_status::ready);
+    CHECK(submitted.completion.get().status == kvk::Status::cancelled);
+}
+
+static void a_new_cache_finds_what_an_old_one_wrote() {
+    const Directory directory;
+    auto options = small();
+    options.backend_urls = {directory.url()};
+    const auto keys = some_keys(6);
+    {
+        kvk::Cache cache(options);
+        auto session = space_of(cache).session();
+        store(session, keys, 8192);
+        CHECK(cache.drain_writes(watchdog));
+    }
+    kvk::Cache cache(options);
+    auto session = space_of(cache).session();
+    auto submitted = session.prefetch_future(keys);
+    CHECK(submitted.completion.get().hit_chunks == 6);
+    CHECK(submitted.job.query().value().tier_keys[1] == 6);
+    const auto views = session.unsafe_read(keys);
+    for (std::size_t i = 0; i < keys.size(); ++i) check_content(views[i], i, 8192);
+}
+
+int main() {
+    a_future_is_fulfilled();
+    what_a_callback_throws_stays_inside();
+    a_refused_job_frees_its_callback();
+    the_descriptor_tells_of_many();
+    a_slow_backend_is_cancelled();
+    close_fulfils_what_is_pending();
+    a_new_cache_finds_what_an_old_one_wrote();
+}

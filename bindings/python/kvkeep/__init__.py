@@ -1,0 +1,112 @@
+"""kvkeep: the KV cache of language-model requests, kept outside the GPU.
+
+A thin layer over the library's C ABI: the header kvkeep.h is the specification, and the names here are its names.
+"""
+
+from ._ffi import (
+    KVKEEP_FLAG_HUGE_PAGES as FLAG_HUGE_PAGES,
+)
+from ._ffi import (
+    KVKEEP_FLAG_NO_CHECKSUM as FLAG_NO_CHECKSUM,
+)
+from ._ffi import (
+    KVKEEP_FLAG_NO_PREFAULT as FLAG_NO_PREFAULT,
+)
+from ._ffi import (
+    KVKEEP_FLAG_NUMA_NODE as FLAG_NUMA_NODE,
+)
+from ._ffi import (
+    LogLevel,
+    Notify,
+    PrefetchMode,
+    PrefetchPolicy,
+    Retention,
+    Status,
+    StoreMode,
+)
+from ._library import lib as _lib
+from .cache import Cache
+from .completion import Completion
+from .errors import (
+    AccessError,
+    CancelledError,
+    ClosedError,
+    CorruptError,
+    DisconnectedError,
+    ExistsError,
+    ExpiredError,
+    InternalError,
+    InvalidError,
+    IoError,
+    KvkeepError,
+    LimitError,
+    LockedError,
+    NoMemoryError,
+    NotFoundError,
+    NotHeldError,
+    QuotaError,
+    TimedOutError,
+    UnsupportedError,
+    VersionError,
+)
+from .job import Job, PrefetchResult
+from .key import Key, Keys, keys
+from .session import GroupRule, Session
+from .space import Space
+from .view import Statuses, Views
+
+__version__: str = _lib.kvkeep_version().decode()
+
+
+def extra_count(tp_size: int, world_size: int) -> int:
+    """Extra readers of an object besides the one every share count includes (MLA and tensor parallelism)."""
+    count: int = _lib.kvkeep_extra_count(tp_size, world_size)
+    return count
+
+
+__all__ = [
+    "AccessError",
+    "Cache",
+    "CancelledError",
+    "ClosedError",
+    "Completion",
+    "CorruptError",
+    "DisconnectedError",
+    "ExistsError",
+    "ExpiredError",
+    "FLAG_HUGE_PAGES",
+    "FLAG_NO_CHECKSUM",
+    "FLAG_NO_PREFAULT",
+    "FLAG_NUMA_NODE",
+    "GroupRule",
+    "InternalError",
+    "InvalidError",
+    "IoError",
+    "Job",
+    "Key",
+    "Keys",
+    "KvkeepError",
+    "LimitError",
+    "LockedError",
+    "LogLevel",
+    "NoMemoryError",
+    "NotFoundError",
+    "NotHeldError",
+    "Notify",
+    "PrefetchMode",
+    "PrefetchPolicy",
+    "PrefetchResult",
+    "QuotaError",
+    "Retention",
+    "Session",
+    "Space",
+    "Status",
+    "Statuses",
+    "StoreMode",
+    "TimedOutError",
+    "UnsupportedError",
+    "VersionError",
+    "Views",
+    "extra_count",
+    "keys",
+]

@@ -1,0 +1,770 @@
+"""The C ABI as ctypes sees it. Generated from include/kvkeep.h by generate.py: do not edit."""
+
+from __future__ import annotations
+
+import enum
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_char,
+    c_char_p,
+    c_int,
+    c_int32,
+    c_size_t,
+    c_uint8,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+from typing import Any, Optional
+
+KVKEEP_VERSION_MAJOR = 0
+KVKEEP_VERSION_MINOR = 1
+KVKEEP_VERSION_PATCH = 0
+KVKEEP_VERSION = "0.1.0"
+KVKEEP_ABI_VERSION = 1
+KVKEEP_FLAG_HUGE_PAGES = 1
+KVKEEP_FLAG_NUMA_NODE = 2
+KVKEEP_FLAG_NO_PREFAULT = 4
+KVKEEP_FLAG_NO_CHECKSUM = 8
+KVKEEP_TIERS_MAX = 8
+KVKEEP_KEYS_MAX = 1 << 20
+KVKEEP_EXTRA_COUNT_MAX = 127
+KVKEEP_MESSAGE_BYTES = 128
+KVKEEP_HISTOGRAM_BUCKETS = 26
+
+
+class Status(enum.IntEnum):
+    OK = 0
+    PENDING = 1
+    PARTIAL = 2
+    ERR_INVALID = -1
+    ERR_CLOSED = -2
+    ERR_NOT_FOUND = -3
+    ERR_EXISTS = -4
+    ERR_NOT_HELD = -5
+    ERR_EXPIRED = -6
+    ERR_LOCKED = -7
+    ERR_NO_MEMORY = -8
+    ERR_QUOTA = -9
+    ERR_LIMIT = -10
+    ERR_TIMEOUT = -11
+    ERR_CANCELLED = -12
+    ERR_IO = -13
+    ERR_CORRUPT = -14
+    ERR_UNSUPPORTED = -15
+    ERR_VERSION = -16
+    ERR_PERMISSION = -17
+    ERR_DISCONNECTED = -18
+    ERR_INTERNAL = -19
+
+
+class StoreMode(enum.IntEnum):
+    WRITE_THROUGH = 0
+    WRITE_BACK = 1
+    AFTER_USES = 2
+    NEVER = 3
+
+
+class Retention(enum.IntEnum):
+    KEEP = 0
+    TEMPORARY = 1
+
+
+class PrefetchMode(enum.IntEnum):
+    PREFIX = 0
+    WINDOW = 1
+    ANY = 2
+
+
+class PrefetchPolicy(enum.IntEnum):
+    BEST_EFFORT = 0
+    WAIT = 1
+    DEADLINE = 2
+
+
+class Notify(enum.IntEnum):
+    POLL = 0
+    EVENT_FD = 1
+
+
+class LogLevel(enum.IntEnum):
+    ERROR = 1
+    WARN = 2
+    INFO = 3
+
+
+kvkeep_log_callback = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
+
+
+class kvkeep_space_options(Structure):
+    struct_size: int
+    abi_version: int
+    model: Optional[bytes]
+    layout: Optional[bytes]
+    tenant: Optional[bytes]
+    chunk_tokens: int
+    reserved: int
+    quota_bytes: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("model", c_char_p),
+        ("layout", c_char_p),
+        ("tenant", c_char_p),
+        ("chunk_tokens", c_uint32),
+        ("reserved", c_uint32),
+        ("quota_bytes", c_uint64),
+    ]
+
+
+class kvkeep_session_options(Structure):
+    struct_size: int
+    abi_version: int
+    request_id: Optional[bytes]
+    timeout_ms: int
+    reserved: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("request_id", c_char_p),
+        ("timeout_ms", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvkeep_key(Structure):
+    hash: Any
+    rank: int
+    group: int
+    _fields_ = [
+        ("hash", c_uint8 * 32),
+        ("rank", c_uint32),
+        ("group", c_uint32),
+    ]
+
+
+class kvkeep_view(Structure):
+    data: Any
+    size: int
+    status: int
+    reserved: int
+    _fields_ = [
+        ("data", c_void_p),
+        ("size", c_uint64),
+        ("status", c_int32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvkeep_group_rule(Structure):
+    group: int
+    mode: int
+    window_chunks: int
+    reserved: int
+    _fields_ = [
+        ("group", c_uint32),
+        ("mode", c_uint32),
+        ("window_chunks", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvkeep_completion(Structure):
+    job: int
+    session: int
+    status: int
+    hit_chunks: int
+    loaded_bytes: int
+    message: bytes
+    _fields_ = [
+        ("job", c_uint64),
+        ("session", c_uint64),
+        ("status", c_int32),
+        ("hit_chunks", c_uint32),
+        ("loaded_bytes", c_uint64),
+        ("message", c_char * KVKEEP_MESSAGE_BYTES),
+    ]
+
+
+class kvkeep_prefetch_result(Structure):
+    struct_size: int
+    abi_version: int
+    status: int
+    hit_chunks: int
+    lookup_chunks: int
+    failed_keys: int
+    tier_keys: Any
+    loaded_bytes: int
+    lookup_us: int
+    load_us: int
+    total_us: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("status", c_int32),
+        ("hit_chunks", c_uint32),
+        ("lookup_chunks", c_uint32),
+        ("failed_keys", c_uint32),
+        ("tier_keys", c_uint32 * KVKEEP_TIERS_MAX),
+        ("loaded_bytes", c_uint64),
+        ("lookup_us", c_uint64),
+        ("load_us", c_uint64),
+        ("total_us", c_uint64),
+    ]
+
+
+class kvkeep_histogram(Structure):
+    count: int
+    sum_us: int
+    buckets: Any
+    _fields_ = [
+        ("count", c_uint64),
+        ("sum_us", c_uint64),
+        ("buckets", c_uint64 * KVKEEP_HISTOGRAM_BUCKETS),
+    ]
+
+
+kvkeep_callback = CFUNCTYPE(None, c_void_p, POINTER(kvkeep_completion))
+
+
+class kvkeep_options(Structure):
+    struct_size: int
+    abi_version: int
+    connect: Optional[bytes]
+    l1_bytes: int
+    flags: int
+    numa_node: int
+    eviction_policy: Optional[bytes]
+    watermark_high_percent: int
+    watermark_low_percent: int
+    store_mode: int
+    store_after_uses: int
+    backend_urls: Any
+    backend_count: int
+    sessions_max: int
+    jobs_max: int
+    writes_pending_max: int
+    session_timeout_ms: int
+    backend_timeout_ms: int
+    reserved_0: int
+    loading_bytes_max: int
+    log: Any
+    log_userdata: Any
+    log_level: int
+    reserved: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("connect", c_char_p),
+        ("l1_bytes", c_uint64),
+        ("flags", c_uint32),
+        ("numa_node", c_uint32),
+        ("eviction_policy", c_char_p),
+        ("watermark_high_percent", c_uint32),
+        ("watermark_low_percent", c_uint32),
+        ("store_mode", c_uint32),
+        ("store_after_uses", c_uint32),
+        ("backend_urls", POINTER(c_char_p)),
+        ("backend_count", c_size_t),
+        ("sessions_max", c_uint32),
+        ("jobs_max", c_uint32),
+        ("writes_pending_max", c_uint32),
+        ("session_timeout_ms", c_uint32),
+        ("backend_timeout_ms", c_uint32),
+        ("reserved_0", c_uint32),
+        ("loading_bytes_max", c_uint64),
+        ("log", kvkeep_log_callback),
+        ("log_userdata", c_void_p),
+        ("log_level", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvkeep_prefetch_options(Structure):
+    struct_size: int
+    abi_version: int
+    extra_count: int
+    objects_per_chunk: int
+    mode: int
+    window_chunks: int
+    group_rules: Any
+    group_rule_count: int
+    policy: int
+    deadline_ms: int
+    lookup_timeout_ms: int
+    lookup_interval_ms: int
+    retention: int
+    priority: int
+    notify: int
+    reserved: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("extra_count", c_int32),
+        ("objects_per_chunk", c_uint32),
+        ("mode", c_uint32),
+        ("window_chunks", c_uint32),
+        ("group_rules", POINTER(kvkeep_group_rule)),
+        ("group_rule_count", c_size_t),
+        ("policy", c_uint32),
+        ("deadline_ms", c_uint32),
+        ("lookup_timeout_ms", c_uint32),
+        ("lookup_interval_ms", c_uint32),
+        ("retention", c_uint32),
+        ("priority", c_int32),
+        ("notify", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvkeep_stats(Structure):
+    struct_size: int
+    abi_version: int
+    l1_bytes: int
+    l1_used_bytes: int
+    l1_locked_bytes: int
+    l1_objects: int
+    l1_staged: int
+    l1_shares: int
+    sessions: int
+    jobs: int
+    writes_pending: int
+    read_hits: int
+    read_misses: int
+    commits: int
+    commits_discarded: int
+    evictions: int
+    evicted_bytes: int
+    refusals: int
+    sessions_reclaimed: int
+    shares_revoked: int
+    jobs_reclaimed: int
+    jobs_submitted: int
+    jobs_completed: int
+    jobs_cancelled: int
+    prefetch_hit_chunks: int
+    prefetch_asked_chunks: int
+    loads: int
+    loaded_bytes: int
+    load_failures: int
+    corruptions: int
+    backend_timeouts: int
+    stores: int
+    stored_bytes: int
+    stores_already: int
+    store_retries: int
+    stores_dropped: int
+    l2_objects: int
+    l2_bytes: int
+    l2_evictions: int
+    lookup_latency: Any
+    prefetch_latency: Any
+    load_latency: Any
+    store_latency: Any
+    call_latency: Any
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("l1_bytes", c_uint64),
+        ("l1_used_bytes", c_uint64),
+        ("l1_locked_bytes", c_uint64),
+        ("l1_objects", c_uint64),
+        ("l1_staged", c_uint64),
+        ("l1_shares", c_uint64),
+        ("sessions", c_uint64),
+        ("jobs", c_uint64),
+        ("writes_pending", c_uint64),
+        ("read_hits", c_uint64),
+        ("read_misses", c_uint64),
+        ("commits", c_uint64),
+        ("commits_discarded", c_uint64),
+        ("evictions", c_uint64),
+        ("evicted_bytes", c_uint64),
+        ("refusals", c_uint64),
+        ("sessions_reclaimed", c_uint64),
+        ("shares_revoked", c_uint64),
+        ("jobs_reclaimed", c_uint64),
+        ("jobs_submitted", c_uint64),
+        ("jobs_completed", c_uint64),
+        ("jobs_cancelled", c_uint64),
+        ("prefetch_hit_chunks", c_uint64),
+        ("prefetch_asked_chunks", c_uint64),
+        ("loads", c_uint64),
+        ("loaded_bytes", c_uint64),
+        ("load_failures", c_uint64),
+        ("corruptions", c_uint64),
+        ("backend_timeouts", c_uint64),
+        ("stores", c_uint64),
+        ("stored_bytes", c_uint64),
+        ("stores_already", c_uint64),
+        ("store_retries", c_uint64),
+        ("stores_dropped", c_uint64),
+        ("l2_objects", c_uint64),
+        ("l2_bytes", c_uint64),
+        ("l2_evictions", c_uint64),
+        ("lookup_latency", kvkeep_histogram),
+        ("prefetch_latency", kvkeep_histogram),
+        ("load_latency", kvkeep_histogram),
+        ("store_latency", kvkeep_histogram),
+        ("call_latency", kvkeep_histogram),
+    ]
+
+
+FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "kvkeep_version": (
+        c_char_p,
+        (),
+    ),
+    "kvkeep_abi_version": (
+        c_uint32,
+        (),
+    ),
+    "kvkeep_status_name": (
+        c_char_p,
+        (c_int32,),
+    ),
+    "kvkeep_last_error": (
+        c_char_p,
+        (),
+    ),
+    "kvkeep_extra_count": (
+        c_int,
+        (
+            c_int,
+            c_int,
+        ),
+    ),
+    "kvkeep_open": (
+        c_int,
+        (
+            POINTER(kvkeep_options),
+            POINTER(c_void_p),
+        ),
+    ),
+    "kvkeep_close": (
+        c_int,
+        (c_void_p,),
+    ),
+    "kvkeep_open_space": (
+        c_int,
+        (
+            c_void_p,
+            POINTER(kvkeep_space_options),
+            POINTER(c_uint64),
+        ),
+    ),
+    "kvkeep_add_backend": (
+        c_int,
+        (
+            c_void_p,
+            c_char_p,
+            POINTER(c_uint64),
+        ),
+    ),
+    "kvkeep_remove_backend": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+        ),
+    ),
+    "kvkeep_drain_writes": (
+        c_int,
+        (
+            c_void_p,
+            c_uint32,
+        ),
+    ),
+    "kvkeep_begin_session": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_session_options),
+            POINTER(c_uint64),
+        ),
+    ),
+    "kvkeep_end_session": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+        ),
+    ),
+    "kvkeep_abort_session": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+        ),
+    ),
+    "kvkeep_append_tokens": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(c_uint32),
+            c_size_t,
+            POINTER(c_uint64),
+        ),
+    ),
+    "kvkeep_session_keys": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint64,
+            c_uint64,
+            c_uint32,
+            c_uint32,
+            c_uint32,
+            POINTER(kvkeep_key),
+            c_size_t,
+        ),
+    ),
+    "kvkeep_reserve_write": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(c_uint64),
+            c_uint32,
+            POINTER(kvkeep_view),
+        ),
+    ),
+    "kvkeep_finish_write": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(c_int32),
+        ),
+    ),
+    "kvkeep_abort_write": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(c_int32),
+        ),
+    ),
+    "kvkeep_finish_write_and_reserve_read": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            c_int32,
+            POINTER(kvkeep_view),
+        ),
+    ),
+    "kvkeep_reserve_read": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            c_int32,
+            POINTER(kvkeep_view),
+        ),
+    ),
+    "kvkeep_finish_read": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            c_int32,
+            POINTER(c_int32),
+        ),
+    ),
+    "kvkeep_release_tokens": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint64,
+            c_uint64,
+            c_uint32,
+            c_uint32,
+            c_uint32,
+            c_int32,
+            POINTER(c_uint64),
+        ),
+    ),
+    "kvkeep_unsafe_read": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(kvkeep_view),
+        ),
+    ),
+    "kvkeep_touch": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(c_int32),
+        ),
+    ),
+    "kvkeep_retain": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            c_uint32,
+            c_uint32,
+            POINTER(c_int32),
+        ),
+    ),
+    "kvkeep_delete": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(c_int32),
+        ),
+    ),
+    "kvkeep_clear": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint32,
+            POINTER(c_uint64),
+        ),
+    ),
+    "kvkeep_submit_prefetch": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(kvkeep_prefetch_options),
+            POINTER(c_uint64),
+            kvkeep_callback,
+            c_void_p,
+        ),
+    ),
+    "kvkeep_query_lookup_hits": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(c_uint32),
+        ),
+    ),
+    "kvkeep_query_prefetch": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_prefetch_result),
+        ),
+    ),
+    "kvkeep_query_bitmap": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(c_uint8),
+            c_size_t,
+        ),
+    ),
+    "kvkeep_wait": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint32,
+        ),
+    ),
+    "kvkeep_cancel": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+        ),
+    ),
+    "kvkeep_release_job": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+        ),
+    ),
+    "kvkeep_event_fd": (
+        c_int,
+        (
+            c_void_p,
+            POINTER(c_int32),
+        ),
+    ),
+    "kvkeep_drain_completions": (
+        c_int,
+        (
+            c_void_p,
+            POINTER(kvkeep_completion),
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
+    "kvkeep_get_stats": (
+        c_int,
+        (
+            c_void_p,
+            POINTER(kvkeep_stats),
+        ),
+    ),
+    "kvkeep_metrics": (
+        c_int,
+        (
+            c_void_p,
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
+    "kvkeep_explain_key": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
+    "kvkeep_explain_session": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
+}

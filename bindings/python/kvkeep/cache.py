@@ -1,0 +1,180 @@
+"""One open kvkeep."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+import weakref
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Callable, Optional, Union
+
+from . import _ffi
+from ._library import call, encoded, lib, number, prepared, text
+from .completion import Callbacks, Completion, Completions
+from .session import Session
+from .space import Space
+
+Log = Callable[[_ffi.LogLevel, str], object]
+
+
+class Cache:
+    """A cache, embedded in this process. Any thread may use it, at once with any other, except for `close`.
+
+    It is closed by `close`, at the end of a `with` block, when nothing refers to it any more, or before the
+    interpreter exits. Spaces, sessions, jobs and memoryviews refer to it.
+    """
+
+    def __init__(
+        self,
+        l1_bytes: int = 0,
+        *,
+        connect: Optional[str] = None,
+        backends: Iterable[str] = (),
+        flags: int = 0,
+        numa_node: int = 0,
+        eviction_policy: Optional[str] = None,
+        watermark_high_percent: int = 0,
+        watermark_low_percent: int = 0,
+        store_mode: _ffi.StoreMode = _ffi.StoreMode.WRITE_THROUGH,
+        store_after_uses: int = 0,
+        sessions_max: int = 0,
+        jobs_max: int = 0,
+        writes_pending_max: int = 0,
+        session_timeout_ms: int = 0,
+        backend_timeout_ms: int = 0,
+        loading_bytes_max: int = 0,
+        log: Optional[Log] = None,
+        log_level: Union[_ffi.LogLevel, int] = 0,
+    ) -> None:
+        urls = [encoded("a backend's URL", url) for url in backends]
+        told = _ffi.kvkeep_log_callback(_told(log)) if log else _ffi.kvkeep_log_callback()
+        options = prepared(
+            _ffi.kvkeep_options,
+            connect=None if connect is None else encoded("connect", connect),
+            l1_bytes=l1_bytes,
+            flags=flags,
+            numa_node=numa_node,
+            eviction_policy=None if eviction_policy is None else encoded("eviction_policy", eviction_policy),
+            watermark_high_percent=watermark_high_percent,
+            watermark_low_percent=watermark_low_percent,
+            store_mode=store_mode,
+            store_after_uses=store_after_uses,
+            backend_urls=(ctypes.c_char_p * len(urls))(*urls) if urls else None,
+            backend_count=len(urls),
+            sessions_max=sessions_max,
+            jobs_max=jobs_max,
+            writes_pending_max=writes_pending_max,
+            session_timeout_ms=session_timeout_ms,
+            backend_timeout_ms=backend_timeout_ms,
+            loading_bytes_max=loading_bytes_max,
+            log=told,
+            log_level=log_level,
+        )
+        self.pointer = ctypes.c_void_p()
+        call(lib.kvkeep_open, ctypes.byref(options), ctypes.byref(self.pointer))
+        self.callbacks = Callbacks()
+        self.completions = Completions(self.pointer)
+        # The finalizer keeps what the library may call until close has returned, and runs at exit if not before.
+        self._finalizer = weakref.finalize(self, _close, self.pointer, self.callbacks, told)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was done."""
+        return not self._finalizer.alive
+
+    def close(self) -> None:
+        """Cancels the jobs, writes out what was accepted, ends all sessions. Not from a callback. Twice is harmless."""
+        if self.closed:
+            return
+        self.completions.stop()
+        call(lib.kvkeep_close, self.pointer)
+        self._finalizer.detach()
+        self.completions.cancel_pending()
+
+    def space(
+        self, model: str, layout: str = "", tenant: str = "", *, chunk_tokens: int = 0, quota_bytes: int = 0
+    ) -> Space:
+        """Opens a space. `chunk_tokens` of 0 is 256, `quota_bytes` of 0 is no bound but L1."""
+        options = prepared(
+            _ffi.kvkeep_space_options,
+            model=encoded("model", model),
+            layout=encoded("layout", layout),
+            tenant=encoded("tenant", tenant),
+            chunk_tokens=chunk_tokens,
+            quota_bytes=quota_bytes,
+        )
+        space = ctypes.c_uint64()
+        call(lib.kvkeep_open_space, self.pointer, ctypes.byref(options), ctypes.byref(space))
+        return Space(self, space.value)
+
+    def session(self, id: int) -> Session:
+        """A session that was begun elsewhere, by its number."""
+        return Session(self, number(ctypes.c_uint64, "the session", id))
+
+    def add_backend(self, url: str) -> int:
+        """Adds a backend below those already there and returns its number. Blocks while it opens."""
+        backend = ctypes.c_uint64()
+        call(lib.kvkeep_add_backend, self.pointer, encoded("url", url), ctypes.byref(backend))
+        return backend.value
+
+    def remove_backend(self, backend: int) -> None:
+        """Removes a backend; what it stored stays where it is. Blocks while it closes."""
+        call(lib.kvkeep_remove_backend, self.pointer, number(ctypes.c_uint64, "the backend", backend))
+
+    def drain_writes(self, timeout: float = 60.0) -> None:
+        """Waits until everything committed before is written to L2 or given up; TimedOutError after `timeout` s."""
+        call(lib.kvkeep_drain_writes, self.pointer, number(ctypes.c_uint32, "timeout", round(timeout * 1000)))
+
+    def clear(self, force: bool = False, space: int = 0) -> int:
+        """Empties L1 of one space, or of all; with `force` also hides objects in use. How many went."""
+        removed = ctypes.c_uint64()
+        call(lib.kvkeep_clear, self.pointer, space, int(force), ctypes.byref(removed))
+        return removed.value
+
+    def event_fd(self) -> int:
+        """Readable while `drain_completions` has something to give. Owned by the library: do not close."""
+        return self.completions.fd()
+
+    def drain_completions(self) -> list[Completion]:
+        """The ends of jobs submitted with Notify.EVENT_FD and no loop, each once. Never blocks."""
+        return self.completions.drain()
+
+    def stats(self) -> _ffi.kvkeep_stats:
+        """Everything counted, by the names in kvkeep.h."""
+        stats = prepared(_ffi.kvkeep_stats)
+        call(lib.kvkeep_get_stats, self.pointer, ctypes.byref(stats))
+        return stats
+
+    def metrics(self) -> str:
+        """Everything counted, as Prometheus text."""
+        return text(lib.kvkeep_metrics, self.pointer)
+
+    def explain(self) -> Any:
+        """What every session holds that holds something."""
+        return json.loads(text(lib.kvkeep_explain_session, self.pointer, 0))
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+def _told(log: Log) -> Callable[[Optional[int], int, bytes], None]:
+    def tell(_: Optional[int], level: int, message: bytes) -> None:
+        log(_ffi.LogLevel(level), message.decode("utf-8", "replace"))
+
+    return tell
+
+
+def _close(pointer: ctypes.c_void_p, *called: Any) -> None:
+    # A cache collected inside a callback cannot be closed there. What the library may call goes along with the thread.
+    if lib.kvkeep_close(pointer) == _ffi.Status.ERR_INVALID:
+        threading.Thread(target=_close, args=(pointer, *called)).start()

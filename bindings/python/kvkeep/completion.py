@@ -1,0 +1,165 @@
+"""Ends of jobs: what they say, and their way from the library to whoever asked."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import itertools
+import threading
+from typing import Any, Callable, NamedTuple, Optional
+
+from . import _ffi
+from ._library import call, lib
+from .errors import ClosedError
+
+DRAIN_BATCH = 64
+
+
+class Completion(NamedTuple):
+    """What became of one job; `message` is empty on success."""
+
+    job: int
+    session: int
+    status: _ffi.Status
+    hit_chunks: int
+    loaded_bytes: int
+    message: str
+
+
+def copied(record: Any) -> Completion:
+    """The record as Python's own; the library's is valid during the call only."""
+    return Completion(
+        record.job,
+        record.session,
+        _ffi.Status(record.status),
+        record.hit_chunks,
+        record.loaded_bytes,
+        record.message.decode("utf-8", "replace"),
+    )
+
+
+class Callbacks:
+    """Python functions that wait for a job's end. It refers to no cache, and must outlive the library's close."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Callable[[Completion], object]] = {}
+        self._numbers = itertools.count(1)
+        self.trampoline = _ffi.kvkeep_callback(self._run)
+
+    def add(self, function: Callable[[Completion], object]) -> int:
+        """The userdata under which `function` will be called."""
+        number = next(self._numbers)
+        self._waiting[number] = function
+        return number
+
+    def forget(self, number: int) -> None:
+        """For a job that was refused: no completion will come."""
+        del self._waiting[number]
+
+    def _run(self, number: int, record: Any) -> None:
+        # What the function raises is reported by ctypes through sys.unraisablehook.
+        self._waiting.pop(number)(copied(record.contents))
+
+
+class Completions:
+    """Brings the completions of the cache's event descriptor to the event loops whose jobs they end."""
+
+    def __init__(self, pointer: ctypes.c_void_p) -> None:
+        self._pointer = pointer
+        self._pending: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Future[Completion]]] = {}
+        self._awaited: dict[asyncio.AbstractEventLoop, int] = {}
+        self._unclaimed: list[Completion] = []
+        # Held over submit and drain, so that a job is known here before its completion is.
+        self.lock = threading.Lock()
+
+    def fd(self) -> int:
+        """The descriptor that is readable while there is something to drain."""
+        fd = ctypes.c_int32()
+        call(lib.kvkeep_event_fd, self._pointer, ctypes.byref(fd))
+        return fd.value
+
+    def expect(self, job: int, loop: asyncio.AbstractEventLoop, cache: object) -> asyncio.Future[Completion]:
+        """A future of `loop` for the end of `job`. The caller holds the lock; `cache` is kept open until then."""
+        future: asyncio.Future[Completion] = loop.create_future()
+        self._pending[job] = (loop, future)
+        self._in(loop, self._watch, loop, cache)
+        return future
+
+    def drain(self) -> list[Completion]:
+        """Delivers what has come to its loops and returns the rest."""
+        batch = (_ffi.kvkeep_completion * DRAIN_BATCH)()
+        count = ctypes.c_size_t(DRAIN_BATCH)
+        with self.lock:
+            while count.value == DRAIN_BATCH:
+                call(lib.kvkeep_drain_completions, self._pointer, batch, DRAIN_BATCH, ctypes.byref(count))
+                for completion in map(copied, batch[: count.value]):
+                    self._deliver(completion)
+            rest, self._unclaimed = self._unclaimed, []
+        return rest
+
+    def stop(self) -> None:
+        """Before close: takes what has come and lets go of the descriptor, which closes with the cache."""
+        self._on_readable()
+        fd = self.fd()
+        for loop in list(self._awaited):
+            self._in(loop, loop.remove_reader, fd)
+        self._awaited.clear()
+
+    def cancel_pending(self) -> None:
+        """After close: ends the jobs whose completions can no longer be drained."""
+        with self.lock:
+            for job in list(self._pending):
+                self._deliver(Completion(job, 0, _ffi.Status.ERR_CANCELLED, 0, 0, "the cache was closed"))
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, cache: object) -> None:
+        if loop not in self._awaited:
+            try:
+                loop.add_reader(self.fd(), self._on_readable, cache)
+            except ClosedError:
+                return
+        self._awaited[loop] = self._awaited.get(loop, 0) + 1
+
+    def _on_readable(self, *_: object) -> None:
+        try:
+            rest = self.drain()
+        except ClosedError:
+            return
+        with self.lock:
+            self._unclaimed[:0] = rest
+
+    def _deliver(self, completion: Completion) -> None:
+        if expected := self._pending.pop(completion.job, None):
+            loop, future = expected
+            self._in(loop, self._resolve, loop, future, completion)
+        else:
+            self._unclaimed.append(completion)
+
+    def _resolve(
+        self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Completion], completion: Completion
+    ) -> None:
+        if not future.done():
+            future.set_result(completion)
+        if loop in self._awaited:
+            self._awaited[loop] -= 1
+            if not self._awaited[loop]:
+                del self._awaited[loop]
+                loop.remove_reader(self.fd())
+
+    def _in(self, loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+        """Runs `function` on the loop's own thread; at once where that is this one."""
+        if running_loop() is loop:
+            function(*arguments)
+            return
+        try:
+            loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            # The loop was closed before its jobs ended: nobody is left to tell.
+            self._awaited.pop(loop, None)
+
+
+def running_loop() -> Optional[asyncio.AbstractEventLoop]:
+    """The event loop of this thread, if one runs."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

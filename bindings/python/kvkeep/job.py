@@ -1,0 +1,120 @@
+"""A prefetch on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING, NamedTuple, Optional
+
+from . import _ffi
+from ._library import call, lib, prepared
+from .completion import Completion
+from .errors import TimedOutError, error_for
+
+if TYPE_CHECKING:
+    from .cache import Cache
+
+# A wait is cut into slices so that Ctrl-C is seen between them.
+WAIT_SLICE_MS = 500
+
+
+class PrefetchResult(NamedTuple):
+    """The answer of a job. `tier_keys[0]` counts L1, `tier_keys[i]` the i-th backend."""
+
+    status: _ffi.Status
+    hit_chunks: int
+    lookup_chunks: int
+    failed_keys: int
+    tier_keys: tuple[int, ...]
+    loaded_bytes: int
+    lookup_us: int
+    load_us: int
+    total_us: int
+
+
+class Job:
+    """One prefetch. It lives until its release, its session's end or its deadline; any thread may ask it.
+
+    `await job` gives its PrefetchResult, on the event loop it was submitted for. A job that ended otherwise than OK
+    raises the exception of its status, from `await` and from `wait`.
+    """
+
+    def __init__(self, cache: Cache, id: int, key_count: int, future: Optional[asyncio.Future[Completion]]) -> None:
+        self.id = id
+        self._cache = cache
+        self._key_count = key_count
+        self._future = future
+
+    def lookup_hits(self) -> Optional[int]:
+        """How many chunks will be hit, known before any byte is loaded; None until then."""
+        chunks = ctypes.c_uint32()
+        status = call(lib.kvkeep_query_lookup_hits, self._cache.pointer, self.id, ctypes.byref(chunks))
+        return None if status == _ffi.Status.PENDING else chunks.value
+
+    def query(self) -> Optional[PrefetchResult]:
+        """The result, whatever its status; None until the job is done."""
+        result = prepared(_ffi.kvkeep_prefetch_result)
+        status = call(lib.kvkeep_query_prefetch, self._cache.pointer, self.id, ctypes.byref(result))
+        if status == _ffi.Status.PENDING:
+            return None
+        return PrefetchResult(
+            _ffi.Status(result.status),
+            result.hit_chunks,
+            result.lookup_chunks,
+            result.failed_keys,
+            tuple(result.tier_keys),
+            result.loaded_bytes,
+            result.lookup_us,
+            result.load_us,
+            result.total_us,
+        )
+
+    def done(self) -> bool:
+        """Whether the job has ended."""
+        return self.query() is not None
+
+    def bitmap(self) -> Optional[list[bool]]:
+        """For each key, whether the session holds shares of it; None until the job is done."""
+        bits = (ctypes.c_uint8 * ((self._key_count + 7) // 8))()
+        status = call(lib.kvkeep_query_bitmap, self._cache.pointer, self.id, bits, len(bits))
+        if status == _ffi.Status.PENDING:
+            return None
+        return [bool(bits[i // 8] >> i % 8 & 1) for i in range(self._key_count)]
+
+    def wait(self, timeout: Optional[float] = None) -> PrefetchResult:
+        """Blocks until the job is done, at most `timeout` seconds; then TimedOutError while `done()` is False."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while (result := self.query()) is None:
+            left = WAIT_SLICE_MS if end is None else round((end - time.monotonic()) * 1000)
+            try:
+                call(lib.kvkeep_wait, self._cache.pointer, self.id, max(0, min(left, WAIT_SLICE_MS)))
+            except TimedOutError:
+                if left <= WAIT_SLICE_MS and end is not None:
+                    raise
+        if result.status != _ffi.Status.OK:
+            raise error_for(result.status, f"the job ended with {result.status.name}")
+        return result
+
+    def cancel(self) -> None:
+        """Stops what has not started; waits for nothing. The job still completes."""
+        call(lib.kvkeep_cancel, self._cache.pointer, self.id)
+
+    def release(self) -> None:
+        """Forgets the job; its shares stay the session's."""
+        call(lib.kvkeep_release_job, self._cache.pointer, self.id)
+
+    def __await__(self) -> Generator[object, None, PrefetchResult]:
+        if self._future is None:
+            raise RuntimeError("a job is awaited on the event loop that it was submitted on or for")
+        # Shielded, so that cancelling one task that awaits the job leaves the others waiting.
+        completion = yield from asyncio.shield(self._future).__await__()
+        if completion.status != _ffi.Status.OK:
+            raise error_for(completion.status, completion.message)
+        result = self.query()
+        assert result is not None, "a completed job is never pending"
+        return result
+
+    def __repr__(self) -> str:
+        return f"<kvkeep job {self.id}>"

@@ -1,0 +1,66 @@
+"""A namespace: model, layout and tenant."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from typing import TYPE_CHECKING, Any
+
+from . import _ffi
+from ._library import call, encoded, lib, number, prepared, text
+from .key import AnyKeys, Key
+from .key import keys as as_keys
+from .session import Session
+from .view import Statuses
+
+if TYPE_CHECKING:
+    from .cache import Cache
+
+
+class Space:
+    """A space by its number, valid until the cache is closed. Any thread may use it."""
+
+    def __init__(self, cache: Cache, id: int) -> None:
+        self.id = id
+        self._cache = cache
+
+    def session(self, request_id: str = "", timeout_ms: int = 0) -> Session:
+        """Begins a session. `timeout_ms` of 0 is the cache's."""
+        options = prepared(
+            _ffi.kvkeep_session_options, request_id=encoded("request_id", request_id), timeout_ms=timeout_ms
+        )
+        session = ctypes.c_uint64()
+        call(lib.kvkeep_begin_session, self._cache.pointer, self.id, ctypes.byref(options), ctypes.byref(session))
+        return Session(self._cache, session.value)
+
+    def touch(self, keys: AnyKeys) -> Statuses:
+        """Marks ready keys as used now, last key first."""
+        return self._batch(lib.kvkeep_touch, keys)
+
+    def retain(self, keys: AnyKeys, priority: int, ttl_ms: int) -> Statuses:
+        """Keeps keys longer: a bias of 0 to 100 for `ttl_ms`, never a hard pin."""
+        bias = number(ctypes.c_uint32, "priority", priority), number(ctypes.c_uint32, "ttl_ms", ttl_ms)
+        return self._batch(lib.kvkeep_retain, keys, *bias)
+
+    def delete(self, keys: AnyKeys) -> Statuses:
+        """Deletes keys from L1 at once, and from every backend in the background."""
+        return self._batch(lib.kvkeep_delete, keys)
+
+    def clear(self, force: bool = False) -> int:
+        """Empties L1 of the space's objects; with `force` also hides those in use. How many went."""
+        return self._cache.clear(force, self.id)
+
+    def explain(self, key: Key) -> dict[str, Any]:
+        """Why a key is where it is: tier, state, who holds it, why it cannot be evicted."""
+        array = as_keys([key]).array
+        explained: dict[str, Any] = json.loads(text(lib.kvkeep_explain_key, self._cache.pointer, self.id, array))
+        return explained
+
+    def _batch(self, function: Any, keys: AnyKeys, *arguments: int) -> Statuses:
+        batch = as_keys(keys)
+        statuses = (ctypes.c_int32 * len(batch))()
+        status = call(function, self._cache.pointer, self.id, batch.array, len(batch), *arguments, statuses)
+        return Statuses(statuses, status == _ffi.Status.OK)
+
+    def __repr__(self) -> str:
+        return f"<kvkeep space {self.id}>"
