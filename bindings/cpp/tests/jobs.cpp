@@ -63,9 +63,9 @@ static void the_descriptor_tells_of_many() {
     CHECK(drained == submitted && cache.drain().empty());
 }
 
-static void a_slow_backend_is_cancelled() {
+static void a_hung_lookup_is_cancelled() {
     auto options = small();
-    options.backend_urls = {"fault:memory:?capacity=1MiB&delay_ms=20"};
+    options.backend_urls = {"fault:memory:?capacity=1MiB&fault.lookup_hang=1"};
     kvk::Cache cache(options);
     auto session = space_of(cache).session();
     auto submitted = session.prefetch_future(some_keys(1));
@@ -77,7 +77,7 @@ static void a_slow_backend_is_cancelled() {
 
 static void close_fulfils_what_is_pending() {
     auto options = small();
-    options.backend_urls = {"fault:memory:?capacity=1MiB&delay_ms=20"};
+    options.backend_urls = {"fault:memory:?capacity=1MiB&fault.lookup_hang=1"};
     kvk::FutureJob submitted = [&] {
         kvk::Cache cache(options);
         return space_of(cache).session().prefetch_future(some_keys(1));
@@ -111,7 +111,7 @@ int main() {
     what_a_callback_throws_stays_inside();
     a_refused_job_frees_its_callback();
     the_descriptor_tells_of_many();
-    a_slow_backend_is_cancelled();
+    a_hung_lookup_is_cancelled();
     close_fulfils_what_is_pending();
     a_new_cache_finds_what_an_old_one_wrote();
 }
