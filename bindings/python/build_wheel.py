@@ -109,6 +109,6 @@ def build_sdist(sdist_directory: str, config_settings: Optional[dict[str, Any]] 
 
 
 if __name__ == "__main__":
-    directory = Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "dist")
+    directory = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "wheel")
     directory.mkdir(parents=True, exist_ok=True)
     print(directory / build_wheel(str(directory)))

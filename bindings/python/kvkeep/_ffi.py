@@ -12,9 +12,9 @@ from ctypes import (
     c_int,
     c_int32,
     c_size_t,
-    c_uint8,
     c_uint32,
     c_uint64,
+    c_uint8,
     c_void_p,
 )
 from typing import Any, Optional
@@ -29,7 +29,7 @@ KVKEEP_FLAG_NUMA_NODE = 2
 KVKEEP_FLAG_NO_PREFAULT = 4
 KVKEEP_FLAG_NO_CHECKSUM = 8
 KVKEEP_TIERS_MAX = 8
-KVKEEP_KEYS_MAX = 1 << 20
+KVKEEP_KEYS_MAX = (1 << 20)
 KVKEEP_EXTRA_COUNT_MAX = 127
 KVKEEP_MESSAGE_BYTES = 128
 KVKEEP_HISTOGRAM_BUCKETS = 26
@@ -415,19 +415,24 @@ class kvkeep_stats(Structure):
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "kvkeep_version": (
         c_char_p,
-        (),
+        (
+        ),
     ),
     "kvkeep_abi_version": (
         c_uint32,
-        (),
+        (
+        ),
     ),
     "kvkeep_status_name": (
         c_char_p,
-        (c_int32,),
+        (
+            c_int32,
+        ),
     ),
     "kvkeep_last_error": (
         c_char_p,
-        (),
+        (
+        ),
     ),
     "kvkeep_extra_count": (
         c_int,
@@ -445,7 +450,9 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "kvkeep_close": (
         c_int,
-        (c_void_p,),
+        (
+            c_void_p,
+        ),
     ),
     "kvkeep_open_space": (
         c_int,

@@ -239,5 +239,9 @@ class Awaited(CacheTest):
                 await job
 
         self.run_async(main())
-        with self.assertRaises(ValueError):
-            self.space.session().prefetch(some_keys(1), callback=print, notify=None, loop=asyncio.new_event_loop())
+
+        async def two_ways() -> None:
+            with self.assertRaises(ValueError):
+                self.space.session().prefetch(some_keys(1), callback=print, loop=asyncio.get_running_loop())
+
+        self.run_async(two_ways())
