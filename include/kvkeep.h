@@ -658,8 +658,8 @@ kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache,
 
 /// Takes 1 + extra_count shares of each ready key and returns views to read. The bytes stay where they are until the
 /// shares are returned.
-/// Per key: NOT_FOUND (absent from L1, or only staged). Errors: NOT_FOUND (session), INVALID (extra_count outside 0
-/// to 127).
+/// Per key: NOT_FOUND (absent from L1, or only staged), LIMIT (the object has 2^32 shares). Errors: NOT_FOUND
+/// (session), INVALID (extra_count outside 0 to 127).
 kvkeep_status kvkeep_reserve_read(kvkeep *cache,
                                   uint64_t session,
                                   const kvkeep_key *keys,
@@ -741,7 +741,8 @@ kvkeep_status kvkeep_clear(kvkeep *cache, uint64_t space, uint32_t force, uint64
 /// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.
 /// `callback` may be NULL: the job then reports by `notify` of the options. A callback may run before this returns,
 /// on the library's thread; `*job` is set by then.
-/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (`jobs_max`); then no completion comes.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (`jobs_max` jobs not released, or as many completions that no
+/// callback or drain has taken yet); then no completion comes.
 kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
                                      uint64_t session,
                                      const kvkeep_key *keys,

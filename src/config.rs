@@ -181,6 +181,13 @@ pub enum Notify {
     Callback(Callback),
 }
 
+impl Notify {
+    /// Whether the completion waits in a queue until its caller takes it.
+    pub fn is_queued(&self) -> bool {
+        !matches!(self, Notify::Poll)
+    }
+}
+
 /// How a prefetch is done.
 pub struct PrefetchRequest {
     /// Each key found is held by one share more than this.

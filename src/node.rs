@@ -288,14 +288,27 @@ impl Node {
     fn leave(&self, session: u64, touch: bool) -> Result<()> {
         self.l1.session_lives(session)?;
         self.prefetcher.release_session(session);
+        let ended = self.l1.end_session(session, touch);
+        self.forget(session);
+        ended
+    }
+
+    /// Lets go of what belongs to a session that has ended, and of what a call that met its end left behind.
+    fn forget(&self, session: u64) {
+        self.prefetcher.release_session(session);
         self.chains.forget(session);
-        self.l1.end_session(session, touch)
     }
 
     /// Appends tokens.
     pub fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {
         let space = self.l1.session_space(session)?;
-        self.chains.append(session, &space, tokens)
+        let chunks = self.chains.append(session, &space, tokens)?;
+        if let Err(error) = self.l1.session_lives(session) {
+            // It ended meanwhile.
+            self.chains.forget(session);
+            return Err(error);
+        }
+        Ok(chunks)
     }
 
     /// Writes keys of a session's chunks.

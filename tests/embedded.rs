@@ -1,5 +1,5 @@
 //! The main path of an embedded cache, through its node: store, look up early, prefetch, read, survive a restart.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, clippy::unwrap_used)]
 
 use std::time::Duration;
 

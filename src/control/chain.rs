@@ -9,6 +9,7 @@ use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
 use crate::hash::{chain_next, chain_seed};
 use crate::key::Key;
 use crate::l1::SpaceInfo;
+use crate::types::KVKEEP_KEYS_MAX;
 
 /// Most tokens of one session.
 const TOKENS_MAX: u64 = 1 << 26;
@@ -111,8 +112,15 @@ impl Chains {
             )));
         }
         let chunks = end.saturating_sub(first) as usize;
+        let per_chunk = ranks.1 as usize * ranks.2 as usize;
+        let Some(count) = chunks.checked_mul(per_chunk).filter(|&count| count <= KVKEEP_KEYS_MAX) else {
+            return Err(Error::invalid(format!(
+                "{chunks} chunks of {} ranks and {} groups are more than {KVKEEP_KEYS_MAX} keys: pass a shorter range",
+                ranks.1, ranks.2
+            )));
+        };
         let empty = Key { hash: [0; 32], rank: 0, group: 0 };
-        let mut keys = vec![empty; chunks * ranks.1 as usize * ranks.2 as usize];
+        let mut keys = vec![empty; count];
         self.keys(session, first, ranks, &mut keys)?;
         Ok(keys)
     }

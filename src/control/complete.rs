@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{JoinHandle, ThreadId};
 
 use once_cell::sync::OnceCell;
@@ -26,6 +27,7 @@ pub struct Completions {
     callbacks: Mutex<Callbacks>,
     some: Condvar,
     drained: Mutex<VecDeque<Completion>>,
+    waiting: AtomicUsize,
     fd: File,
     thread: Mutex<Option<JoinHandle<()>>>,
     thread_id: OnceCell<ThreadId>,
@@ -40,6 +42,7 @@ impl Completions {
             callbacks: Mutex::default(),
             some: Condvar::new(),
             drained: Mutex::default(),
+            waiting: AtomicUsize::new(0),
             fd: fd.into(),
             thread: Mutex::default(),
             thread_id: OnceCell::new(),
@@ -68,12 +71,16 @@ impl Completions {
                     self.some.wait(&mut callbacks);
                 }
             };
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             (callback.0)(&completion);
         }
     }
 
     /// Tells the caller.
     pub fn deliver(&self, notify: Notify, completion: Completion) {
+        if notify.is_queued() {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
         match notify {
             Notify::Poll => {}
             Notify::EventFd => {
@@ -98,10 +105,16 @@ impl Completions {
         for (place, completion) in completions.iter_mut().zip(drained.drain(..count)) {
             *place = completion;
         }
+        self.waiting.fetch_sub(count, Ordering::Relaxed);
         if count > 0 && drained.is_empty() {
             let _ = (&self.fd).read(&mut [0; 8]);
         }
         count
+    }
+
+    /// Completions that no callback and no drain has taken yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// The event descriptor.

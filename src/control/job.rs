@@ -10,7 +10,7 @@ use super::tiers::{Tier, TierList};
 use crate::config::{Notify, PrefetchRequest};
 use crate::error::Status;
 use crate::key::{Key, ObjectKey};
-use crate::l1::SpaceInfo;
+use crate::l1::{Landed, SpaceInfo};
 use crate::types::{Completion, KVKEEP_MESSAGE_BYTES, KVKEEP_TIERS_MAX, PrefetchResult};
 
 /// Where a key was found: not yet.
@@ -128,6 +128,11 @@ impl Job {
     /// Shares of each key it takes.
     pub fn shares(&self) -> u32 {
         self.request.extra_count + 1
+    }
+
+    /// Its part in a load.
+    pub fn reader(&self) -> Landed {
+        Landed { session: self.session, count: self.shares(), keep: !self.request.temporary }
     }
 
     /// The full name of a key.

@@ -232,12 +232,9 @@ impl Loader {
             began: Instant::now(),
         });
         let on_late = (0..batch.items.len()).map(|i| {
-            let batch = Arc::downgrade(&batch);
-            Box::new(move || {
-                if let Some(batch) = batch.upgrade() {
-                    batch.late(i);
-                }
-            }) as Box<dyn FnOnce() + Send>
+            // Strong, so that the deadline holds even if the backend loses a request; the answer or the deadline lets go.
+            let batch = batch.clone();
+            Box::new(move || batch.late(i)) as Box<dyn FnOnce() + Send>
         });
         let tickets = self.watch.begin(&tier, on_late);
         let _ = batch.tickets.set(tickets);
@@ -264,8 +261,7 @@ impl Loader {
         };
         match result {
             Ok(()) => {
-                let shares: Vec<Landed> =
-                    readers.iter().map(|(job, _)| Landed { session: job.session, count: job.shares() }).collect();
+                let shares: Vec<Landed> = readers.iter().map(|(job, _)| job.reader()).collect();
                 let given = self.l1.commit_load(item.name, &shares);
                 self.report(readers.into_iter().zip(given).map(|((job, index), given)| {
                     let outcome = if given { Ok(item.bytes) } else { Err("its session has ended".to_owned()) };

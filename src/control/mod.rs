@@ -8,5 +8,6 @@ pub mod plan;
 pub mod prefetch;
 mod query;
 pub mod tiers;
+mod turn;
 pub mod watch;
 pub mod writeback;

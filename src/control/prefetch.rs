@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
@@ -13,7 +13,7 @@ use super::job::{Job, NOWHERE, Phase, Progress};
 use super::load::Loader;
 use super::tiers::{Tier, Tiers};
 use super::watch::Watch;
-use crate::config::{Mode, Policy, PrefetchRequest};
+use crate::config::{Mode, PrefetchRequest};
 use crate::error::{
     Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT,
     KVKEEP_OK, Result, Status,
@@ -30,25 +30,29 @@ type Asks = Vec<(Arc<Tier>, Vec<u32>)>;
 pub(super) struct Jobs {
     pub(super) by_id: HashMap<u64, Arc<Job>>,
     pub(super) by_session: HashMap<u64, Vec<u64>>,
-    by_deadline: BTreeSet<(Instant, u64)>,
+    pub(super) by_deadline: BTreeSet<(Instant, u64)>,
     /// Jobs to ask again, earliest first.
-    asking: BinaryHeap<std::cmp::Reverse<(Instant, u64)>>,
-    last: u64,
+    pub(super) asking: BinaryHeap<std::cmp::Reverse<(Instant, u64)>>,
 }
 
 /// All jobs of a cache.
 pub struct Prefetcher {
     l1: Arc<L1>,
     tiers: Arc<Tiers>,
-    loader: Arc<Loader>,
+    pub(super) loader: Arc<Loader>,
     watch: Arc<Watch>,
     completions: Arc<Completions>,
-    meters: Arc<Meters>,
+    pub(super) meters: Arc<Meters>,
     jobs_max: usize,
     pub(super) jobs: Mutex<Jobs>,
-    woken: Mutex<bool>,
-    wake: Condvar,
-    closing: AtomicBool,
+    last: AtomicU64,
+    pub(super) woken: Mutex<bool>,
+    pub(super) wake: Condvar,
+    pub(super) closing: AtomicBool,
+}
+
+fn closing() -> Error {
+    Error::new(KVKEEP_ERR_CLOSED, "the cache is closing: submit nothing more")
 }
 
 pub(super) fn no_job(id: u64) -> Error {
@@ -80,6 +84,7 @@ impl Prefetcher {
             meters,
             jobs_max: jobs_max as usize,
             jobs: Mutex::default(),
+            last: AtomicU64::new(0),
             woken: Mutex::new(false),
             wake: Condvar::new(),
             closing: AtomicBool::new(false),
@@ -98,41 +103,37 @@ impl Prefetcher {
                 keys.len()
             )));
         }
-        if self.closing.load(Ordering::Acquire) {
-            return Err(Error::new(KVKEEP_ERR_CLOSED, "the cache is closing: submit nothing more"));
+        if self.closing() {
+            return Err(closing());
         }
         let space = self.l1.session_space(session)?;
         let timeout = request.deadline.map_or_else(|| self.l1.session_timeout(session), Ok)?;
         let deadline = submitted + timeout;
-        let job = {
-            let mut jobs = self.jobs.lock();
-            if jobs.by_id.len() >= self.jobs_max {
-                return Err(Error::new(
-                    KVKEEP_ERR_LIMIT,
-                    format!("{} jobs are not released yet: release some, or raise jobs_max", jobs.by_id.len()),
-                ));
-            }
-            jobs.last += 1;
-            let job = Arc::new(Job::new(jobs.last, session, space, keys, request, submitted, deadline));
-            jobs.by_id.insert(job.id, job.clone());
-            jobs.by_session.entry(session).or_default().push(job.id);
-            let first = jobs.by_deadline.first().is_none_or(|(earliest, _)| deadline < *earliest);
-            jobs.by_deadline.insert((deadline, job.id));
-            if first {
-                drop(jobs);
-                self.wake();
-            }
-            job
-        };
+        if request.notify.is_queued() && self.completions.waiting() >= self.jobs_max {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{} completions wait to be taken: drain them, or raise jobs_max", self.jobs_max),
+            ));
+        }
+        let job = Arc::new(Job::new(
+            self.last.fetch_add(1, Ordering::Relaxed) + 1,
+            session,
+            space,
+            keys,
+            request,
+            submitted,
+            deadline,
+        ));
+        // Held before anybody can find the job, so that nobody ends it before it has begun.
+        let mut progress = job.progress.lock();
+        self.l1.count_job(session, true)?;
+        if let Err(error) = self.enter(&job) {
+            let _ = self.l1.count_job(session, false);
+            return Err(error);
+        }
         *id = job.id;
         self.meters.jobs_submitted.add(1);
         self.meters.prefetch_asked_chunks.add((keys.len() / per_chunk) as u64);
-        let mut progress = job.progress.lock();
-        if let Err(error) = self.l1.count_job(session, true) {
-            drop(progress);
-            self.forget(&job);
-            return Err(error);
-        }
         let lookup_timeout = job.request.lookup_timeout;
         progress.ask_until = (!lookup_timeout.is_zero()).then(|| submitted + lookup_timeout);
         let asks = self.ask(&job, &mut progress);
@@ -142,11 +143,37 @@ impl Prefetcher {
         Ok(())
     }
 
+    /// Makes a job known, if one more may be.
+    fn enter(&self, job: &Arc<Job>) -> Result<()> {
+        let mut jobs = self.jobs.lock();
+        // Asked again under the lock, so that a close either ends this job or keeps it out.
+        if self.closing() {
+            return Err(closing());
+        }
+        if jobs.by_id.len() >= self.jobs_max {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{} jobs are not released yet: release some, or raise jobs_max", jobs.by_id.len()),
+            ));
+        }
+        jobs.by_id.insert(job.id, job.clone());
+        jobs.by_session.entry(job.session).or_default().push(job.id);
+        let first = jobs.by_deadline.first().is_none_or(|(earliest, _)| job.deadline < *earliest);
+        jobs.by_deadline.insert((job.deadline, job.id));
+        drop(jobs);
+        if first {
+            self.wake();
+        }
+        Ok(())
+    }
+
     /// Looks for what is still missing: in L1, then in the backends' indexes. What needs I/O is returned, to be asked of the
     /// backends once the job's lock is let go: a backend may answer at once.
-    fn ask(self: &Arc<Self>, job: &Arc<Job>, progress: &mut Progress) -> Asks {
+    pub(super) fn ask(self: &Arc<Self>, job: &Arc<Job>, progress: &mut Progress) -> Asks {
         if self.l1.reserve_found(job.session, &job.keys, job.shares(), &mut progress.held).is_err() {
             self.finish(job, progress, KVKEEP_ERR_CANCELLED, Some("the session has ended".to_owned()));
+            // Its session's end may have passed before it was known.
+            self.forget(job);
             return Vec::new();
         }
         for (held, found) in progress.held.iter().zip(&mut progress.found) {
@@ -204,7 +231,7 @@ impl Prefetcher {
         unknown
     }
 
-    fn ask_tiers(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
+    pub(super) fn ask_tiers(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
         // Where only one backend is asked, the first gap decides a prefix: it need not ask beyond.
         let in_order = job.request.mode == Mode::Prefix && job.request.group_rules.is_empty() && asks.len() == 1;
         for (tier, ask) in asks {
@@ -335,7 +362,7 @@ impl Prefetcher {
     }
 
     /// Ends a job with what it holds, or with nothing unless `status` is OK.
-    fn finish(&self, job: &Arc<Job>, progress: &mut Progress, status: Status, trouble: Option<String>) {
+    pub(super) fn finish(&self, job: &Arc<Job>, progress: &mut Progress, status: Status, trouble: Option<String>) {
         let plan = job.answer(&progress.held);
         let keep = if status == KVKEEP_OK { plan.wanted } else { vec![false; job.keys.len()] };
         let chunks = if status == KVKEEP_OK { plan.chunks } else { 0 };
@@ -372,141 +399,5 @@ impl Prefetcher {
         if progress.phase != Phase::Done {
             self.finish(job, &mut progress, KVKEEP_ERR_CANCELLED, Some(why.to_owned()));
         }
-    }
-
-    fn forget(&self, job: &Arc<Job>) {
-        let mut jobs = self.jobs.lock();
-        jobs.by_id.remove(&job.id);
-        jobs.by_deadline.remove(&(job.deadline, job.id));
-        if let Some(of_session) = jobs.by_session.get_mut(&job.session) {
-            of_session.retain(|id| *id != job.id);
-            if of_session.is_empty() {
-                jobs.by_session.remove(&job.session);
-            }
-        }
-    }
-
-    /// Forgets a job.
-    pub fn release(&self, id: u64) -> Result<()> {
-        let job = self.job(id)?;
-        self.forget(&job);
-        self.cancel_job(&job, "released before it was done");
-        job.progress.lock().released = true;
-        job.done.notify_all();
-        Ok(())
-    }
-
-    /// Cancels and forgets the jobs of a session.
-    pub fn release_session(&self, session: u64) {
-        let ids = self.jobs.lock().by_session.get(&session).cloned().unwrap_or_default();
-        for id in ids {
-            // One that its caller released meanwhile is gone as wished.
-            let _ = self.release(id);
-        }
-    }
-
-    /// Cancels the jobs of a space, or all.
-    pub fn cancel_space(&self, space: Option<u32>) {
-        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
-        for job in jobs.iter().filter(|job| space.is_none_or(|space| space == job.space.index)) {
-            self.cancel_job(job, "cancelled because its space was cleared");
-        }
-    }
-
-    /// Tells the control thread that there is something to do.
-    pub fn wake(&self) {
-        *self.woken.lock() = true;
-        self.wake.notify_one();
-    }
-
-    /// Waits until woken, or until `until`.
-    pub fn sleep(&self, until: Option<Instant>) {
-        let mut woken = self.woken.lock();
-        if !*woken {
-            match until {
-                Some(until) => drop(self.wake.wait_until(&mut woken, until)),
-                None => self.wake.wait(&mut woken),
-            }
-        }
-        *woken = false;
-    }
-
-    /// Does what is due: deadlines, askings, loads. Says when to look again.
-    pub fn turn(self: &Arc<Self>) -> Option<Instant> {
-        let now = Instant::now();
-        let mut next: Option<Instant> = None;
-        let mut due = Vec::new();
-        let mut ask = Vec::new();
-        {
-            let mut jobs = self.jobs.lock();
-            while let Some(&(deadline, id)) = jobs.by_deadline.first() {
-                if deadline > now {
-                    next = Some(deadline);
-                    break;
-                }
-                jobs.by_deadline.pop_first();
-                due.extend(jobs.by_id.get(&id).cloned());
-            }
-            while let Some(&std::cmp::Reverse((at, id))) = jobs.asking.peek() {
-                if at > now {
-                    next = Some(next.map_or(at, |next| next.min(at)));
-                    break;
-                }
-                jobs.asking.pop();
-                ask.extend(jobs.by_id.get(&id).cloned());
-            }
-        }
-        for job in due {
-            self.overdue(&job);
-        }
-        for job in ask {
-            let mut progress = job.progress.lock();
-            if progress.phase == Phase::Lookup && progress.asking == 0 {
-                let asks = self.ask(&job, &mut progress);
-                drop(progress);
-                self.ask_tiers(&job, asks);
-            }
-        }
-        self.loader.issue();
-        next
-    }
-
-    /// A job's deadline passed: it ends as its policy says; one that was done and not released is reclaimed.
-    fn overdue(&self, job: &Arc<Job>) {
-        let mut progress = job.progress.lock();
-        if progress.phase == Phase::Done {
-            drop(progress);
-            self.meters.jobs_reclaimed.add(1);
-            let _ = self.release(job.id);
-            return;
-        }
-        let late = Some("its deadline passed".to_owned());
-        match job.request.policy {
-            Policy::BestEffort => self.finish(job, &mut progress, KVKEEP_OK, late),
-            Policy::Deadline => self.finish(job, &mut progress, KVKEEP_ERR_TIMEOUT, late),
-            Policy::Wait => {}
-        }
-        drop(progress);
-        // From here it has as long again for its answer to be read.
-        let mut jobs = self.jobs.lock();
-        if jobs.by_id.contains_key(&job.id) {
-            let again = Instant::now() + (job.deadline - job.submitted).max(Duration::from_millis(1));
-            jobs.by_deadline.insert((again, job.id));
-        }
-    }
-
-    /// Refuses new jobs and completes all that are not done.
-    pub fn close(&self) {
-        self.closing.store(true, Ordering::Release);
-        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
-        for job in &jobs {
-            self.cancel_job(job, "cancelled because the cache closes");
-        }
-        self.wake();
-    }
-
-    /// Whether it is closing.
-    pub fn closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
     }
 }

@@ -138,7 +138,8 @@ impl Writer {
             // Counted open while L1's queue is read, so that a drain cannot look between the two.
             self.desk.lock().open += 1;
             let writes = self.l1.take_writes(BATCH, room);
-            if writes.len() == BATCH {
+            // Fewer than asked for may mean that room ran out, and those taken may not need it after all.
+            if !writes.is_empty() {
                 self.desk.lock().woken = true;
             }
             for write in writes {

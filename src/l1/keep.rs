@@ -1,6 +1,6 @@
 //! What users do to keys outside the read and write paths: touch, retain, delete, clear.
 
-use super::slot::{HIDDEN, Life};
+use super::slot::{HIDDEN, Life, RETAIN_MS};
 use super::{L1, Outcome, State};
 use crate::error::{Error, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
@@ -39,7 +39,7 @@ impl L1 {
         }
         self.with(|state| {
             let space = state.space_index(space)?;
-            let until = (state.now_ms + u64::from(ttl_ms)).min(u64::from(u32::MAX)) as u32;
+            let until = (state.now_ms + u64::from(ttl_ms)).div_ceil(RETAIN_MS).min(u64::from(u32::MAX)) as u32;
             let mut outcome = Outcome::new(statuses);
             for (i, key) in keys.iter().enumerate() {
                 outcome.set(
@@ -48,7 +48,7 @@ impl L1 {
                         let slot = &mut state.slots[id];
                         slot.priority = priority as u8;
                         slot.chances = priority.div_ceil(25) as u8;
-                        slot.retain_until_ms = until;
+                        slot.retain_until = until;
                         KVKEEP_OK
                     }),
                 );

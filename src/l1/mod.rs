@@ -5,11 +5,13 @@
 
 pub mod alloc;
 mod keep;
+mod reclaim;
 pub mod report;
 mod room;
 mod session;
 mod share;
 pub mod slot;
+mod space;
 mod table;
 mod transfer;
 mod write;
@@ -25,18 +27,18 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::arena::Arena;
-use crate::config::{SpaceSpec, StoreMode};
-use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
-use crate::hash::{KeyHasher, layout_tag, space_tag};
+use crate::config::StoreMode;
+use crate::error::{KVKEEP_OK, Result, Status};
+use crate::hash::KeyHasher;
 use crate::key::{Key, SpaceTag};
-use crate::policy::{self, Meta, Policy, Removal};
+use crate::policy::{Meta, Policy, Removal};
 use alloc::Alloc;
 use session::Sessions;
-use slot::{HIDDEN, Holds, Life, Ref, Slot, Slots};
+use slot::{Holds, Ref, Slot, Slots};
+use space::new_pool;
 use table::Table;
 pub use transfer::{Landed, Write};
 
-const SPACES_MAX: usize = 1 << 16;
 /// Longest pause between two looks at the lock before sleeping: all pauses together are some tens of microseconds.
 const PAUSES_MAX: u32 = 512;
 
@@ -130,12 +132,18 @@ pub(crate) struct State {
     has_l2: bool,
     writes: VecDeque<Ref>,
     parked: VecDeque<Ref>,
+    /// Of the parked objects, those that leave once they are written.
+    leaving_bytes: u64,
     locked_bytes: u64,
     ready: u64,
+    /// Objects out of the table whose memory is still in use.
+    hidden: u64,
     staged: u64,
     shares: u64,
     counts: Counts,
     now_ms: u64,
+    /// No session is due to be reclaimed before.
+    reclaim_ms: u64,
     wakes: Wakes,
     found: Vec<u32>,
 }
@@ -148,6 +156,9 @@ pub struct L1 {
     began_ms: u64,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
     me: std::sync::Weak<L1>,
+    /// What a test says the clock shows, if not 0.
+    #[cfg(test)]
+    set_ms: std::sync::atomic::AtomicU64,
 }
 
 /// What a batch call says per key: written to the caller's array if there is one.
@@ -211,12 +222,15 @@ impl L1 {
             has_l2: false,
             writes: VecDeque::new(),
             parked: VecDeque::new(),
+            leaving_bytes: 0,
             locked_bytes: 0,
             ready: 0,
+            hidden: 0,
             staged: 0,
             shares: 0,
             counts: Counts::default(),
             now_ms: 0,
+            reclaim_ms: u64::MAX,
             wakes: 0,
             found: Vec::new(),
         };
@@ -227,6 +241,8 @@ impl L1 {
             began_ms: coarse_ms(),
             waker: OnceCell::new(),
             me: me.clone(),
+            #[cfg(test)]
+            set_ms: Default::default(),
         }))
     }
 
@@ -284,6 +300,10 @@ impl L1 {
 
     /// The cache's clock: milliseconds since it was opened, a few coarse.
     pub fn now_ms(&self) -> u64 {
+        #[cfg(test)]
+        if let set @ 1.. = self.set_ms.load(std::sync::atomic::Ordering::Relaxed) {
+            return set;
+        }
         coarse_ms() - self.began_ms
     }
 
@@ -297,50 +317,13 @@ impl L1 {
         self.with(|state| state.has_l2 = has_l2);
     }
 
-    /// Opens a space, or sets the quota of one that is open, and gives its number.
-    pub fn open_space(&self, spec: &SpaceSpec) -> Result<u64> {
-        let tag = space_tag(spec);
-        self.with(|state| {
-            let index = match state.by_tag.get(&tag) {
-                Some(&index) => index,
-                None => {
-                    if state.spaces.len() >= SPACES_MAX {
-                        return Err(Error::new(
-                            KVKEEP_ERR_LIMIT,
-                            format!("{SPACES_MAX} spaces are open: use fewer tenants or layouts per cache"),
-                        ));
-                    }
-                    let index = state.spaces.len() as u32;
-                    let layout = layout_tag(spec);
-                    let chunk_tokens = spec.chunk_tokens;
-                    state.spaces.push(Space { tag, layout, chunk_tokens, quota: 0, used: 0, pool: 0 });
-                    state.by_tag.insert(tag, index);
-                    index
-                }
-            };
-            state.set_quota(index, spec.quota_bytes)?;
-            Ok(u64::from(index) + 1)
-        })
-    }
-
-    /// The space of a number.
-    pub fn space(&self, number: u64) -> Result<SpaceInfo> {
-        self.with(|state| state.space_index(number).map(|index| state.space_info(index)))
-    }
-
-    /// The space of a session, whose deadline is renewed.
-    pub fn session_space(&self, session: u64) -> Result<SpaceInfo> {
-        self.with(|state| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
-            Ok(state.space_info(state.sessions.at(index).space))
-        })
-    }
-
     /// Begins a session.
     pub fn begin_session(&self, space: u64, request_id: &str, timeout: Duration) -> Result<u64> {
         self.with(|state| {
             let space = state.space_index(space)?;
-            state.sessions.begin(space, request_id, timeout, state.now_ms)
+            let session = state.sessions.begin(space, request_id, timeout, state.now_ms)?;
+            state.reclaim_ms = state.reclaim_ms.min(state.now_ms + timeout.as_millis() as u64 + 1);
+            Ok(session)
         })
     }
 
@@ -371,37 +354,10 @@ impl L1 {
         })
     }
 
-    /// Ends sessions that passed their deadline holding nothing, and gives their numbers and when to look again.
-    pub fn reclaim_sessions(&self) -> (Vec<u64>, Option<Duration>) {
-        self.with(|state| {
-            let now_ms = state.now_ms;
-            let gone: Vec<(u32, u64)> = state
-                .sessions
-                .live()
-                .filter(|(_, session)| session.deadline_ms < now_ms && session.idle())
-                .map(|(index, session)| (index, session.id))
-                .collect();
-            for &(index, _) in &gone {
-                state.end(index, true, true);
-                state.counts.sessions_reclaimed += 1;
-            }
-            let next = state.sessions.live().filter(|(_, session)| session.idle()).map(|(_, s)| s.deadline_ms).min();
-            let wait = next.map(|deadline| Duration::from_millis(deadline.saturating_sub(now_ms) + 1));
-            (gone.into_iter().map(|(_, id)| id).collect(), wait)
-        })
-    }
-
     /// What it counted, and how full it is.
     pub fn gauges(&self) -> (Counts, Gauges) {
         self.with(|state| (state.counts, state.gauges()))
     }
-}
-
-fn new_pool(policy: &str) -> Result<Pool> {
-    let names = policy::NAMES.join(", ");
-    let policy = policy::by_name(policy)
-        .ok_or_else(|| Error::invalid(format!("eviction_policy \"{policy}\" is unknown: use one of {names}")))?;
-    Ok(Pool { policy, bytes: 0 })
 }
 
 impl State {
@@ -421,47 +377,6 @@ impl State {
         }
     }
 
-    fn space_index(&self, number: u64) -> Result<u32> {
-        match usize::try_from(number.wrapping_sub(1)) {
-            Ok(index) if index < self.spaces.len() => Ok(index as u32),
-            _ => Err(Error::new(
-                KVKEEP_ERR_NOT_FOUND,
-                format!("space {number} was never opened: use a number that kvkeep_open_space gave"),
-            )),
-        }
-    }
-
-    fn space_info(&self, index: u32) -> SpaceInfo {
-        let space = &self.spaces[index as usize];
-        SpaceInfo { index, tag: space.tag, layout: space.layout, chunk_tokens: space.chunk_tokens }
-    }
-
-    fn set_quota(&mut self, index: u32, quota: u64) -> Result<()> {
-        let space = &mut self.spaces[index as usize];
-        space.quota = quota;
-        if quota == 0 || space.pool != 0 {
-            return Ok(());
-        }
-        // A quota evicts within its space, so from now on its objects compete with each other only.
-        let pool = self.pools.len();
-        space.pool = pool;
-        self.pools.push(new_pool(&self.config.policy)?);
-        let members: Vec<u32> = self
-            .slots
-            .live()
-            .filter(|(_, slot)| slot.space == index && slot.life == Life::Ready && !slot.is(HIDDEN))
-            .map(|(id, _)| id)
-            .collect();
-        for id in members {
-            let (meta, size) = (self.new_meta(&self.slots[id]), self.slots[id].size);
-            self.pools[0].policy.remove(id, Removal::Deleted);
-            self.pools[0].bytes -= size;
-            self.pools[pool].policy.insert(id, meta);
-            self.pools[pool].bytes += size;
-        }
-        Ok(())
-    }
-
     fn find(&self, space: u32, key: &Key) -> Option<u32> {
         self.find_hashed(self.hasher.hash(key), space, key)
     }
@@ -473,13 +388,12 @@ impl State {
 
     /// What a policy may know of an object it has already; only a new one needs its tag.
     fn meta(&self, slot: &Slot) -> Meta {
-        let retained = u64::from(slot.retain_until_ms) > self.now_ms;
         Meta {
             tag: 0,
             size: slot.size,
             depth: slot.depth,
             uses: slot.uses,
-            priority: if retained { slot.priority } else { 0 },
+            priority: if slot.retained(self.now_ms) { slot.priority } else { 0 },
         }
     }
 
@@ -502,3 +416,5 @@ impl State {
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod tests;

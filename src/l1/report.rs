@@ -1,5 +1,6 @@
 //! What L1 says of itself to people: who holds what, since when, and why a key cannot be evicted (P12).
 
+use hashbrown::HashSet;
 use serde::Serialize;
 
 use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, Slot, TEMPORARY};
@@ -153,7 +154,11 @@ impl State {
             bytes: slot.size,
             shares: slot.shares,
             transfers: slot.io,
-            shared_for_ms: if slot.shares > 0 { self.now_ms.saturating_sub(u64::from(slot.since_ms)) } else { 0 },
+            shared_for_ms: if slot.shares > 0 {
+                u64::from((self.now_ms as u32).wrapping_sub(slot.since_ms))
+            } else {
+                0
+            },
             uses: slot.uses,
             temporary: slot.is(TEMPORARY),
             written: slot.is(STORED),
@@ -166,13 +171,13 @@ impl State {
 
     fn session_report(&self, index: u32) -> SessionReport {
         let session = self.sessions.at(index);
+        let mut seen = HashSet::new();
         let mut held: Vec<(String, u32)> = Vec::new();
         for &name in &session.used {
-            if let Some(slot) = self.slots.find(name) {
-                let entry = (slot.key.to_string(), self.shares_of(index, name.slot));
-                if entry.1 > 0 && !held.contains(&entry) {
-                    held.push(entry);
-                }
+            let Some(slot) = self.slots.find(name) else { continue };
+            let shares = self.shares_of(index, name.slot);
+            if shares > 0 && seen.insert(name) {
+                held.push((slot.key.to_string(), shares));
             }
         }
         SessionReport {

@@ -15,11 +15,11 @@ impl L1 {
     pub fn evict_slice(&self) -> bool {
         self.with(|state| {
             for _ in 0..SLICE {
-                if !state.above(state.config.low_percent) || !state.evict_in_background() {
+                if !state.above(state.config.low_percent, state.leaving_bytes) || !state.evict_in_background() {
                     return false;
                 }
             }
-            state.above(state.config.low_percent)
+            state.above(state.config.low_percent, state.leaving_bytes)
         })
     }
 }
@@ -27,12 +27,15 @@ impl L1 {
 impl State {
     /// Memory for `size` bytes of `space`, evicting what it takes.
     pub(super) fn make_room(&mut self, space: u32, size: u64) -> Result<Block, Status> {
+        if size > self.alloc.capacity() {
+            return Err(KVKEEP_ERR_NO_MEMORY);
+        }
         let quota = self.spaces[space as usize].quota;
         if quota > 0 {
             if size > quota {
                 return Err(KVKEEP_ERR_QUOTA);
             }
-            while self.spaces[space as usize].used + size > quota {
+            while self.spaces[space as usize].used.saturating_add(size) > quota {
                 if !self.evict_one(self.spaces[space as usize].pool) && !self.revoke_oldest(Some(space)) {
                     return Err(KVKEEP_ERR_QUOTA);
                 }
@@ -42,8 +45,8 @@ impl State {
             return Ok(block);
         }
         // Do not empty the cache for what cannot fit anyway.
-        let takeable = self.alloc.capacity().saturating_sub(self.locked_bytes) + self.revocable_bytes();
-        if size > takeable {
+        let takeable = self.alloc.capacity().saturating_sub(self.locked_bytes);
+        if size > takeable && size > takeable + self.revocable_bytes() {
             return Err(KVKEEP_ERR_NO_MEMORY);
         }
         loop {
@@ -71,6 +74,10 @@ impl State {
             let (slots, parked) = (&mut self.slots, &mut self.parked);
             let mut usable = |id: u32| {
                 let name = slots.name(id);
+                if parked.len() == parked.capacity() {
+                    // Those written or gone since would pile up where a victim is always found.
+                    parked.retain(|&name| slots.find(name).is_some_and(|slot| slot.is(PARKED)));
+                }
                 let slot = &mut slots[id];
                 if slot.locked() {
                     return false;
@@ -85,7 +92,7 @@ impl State {
             let id = self.pools[pool].policy.victim(&mut usable)?;
             let now_ms = self.now_ms;
             let slot = &mut self.slots[id];
-            if slot.chances == 0 || u64::from(slot.retain_until_ms) <= now_ms {
+            if slot.chances == 0 || !slot.retained(now_ms) {
                 return Some(id);
             }
             slot.chances -= 1;
@@ -117,6 +124,17 @@ impl State {
         false
     }
 
+    /// An object that was to leave once written does not any more. True if it was.
+    pub(super) fn stay(&mut self, id: u32) -> bool {
+        let slot = &mut self.slots[id];
+        let leaving = slot.is(LEAVING);
+        if leaving {
+            slot.flags &= !LEAVING;
+            self.leaving_bytes -= slot.size;
+        }
+        leaving
+    }
+
     pub(super) fn evict(&mut self, id: u32) {
         self.counts.evictions += 1;
         self.counts.evicted_bytes += self.slots[id].size;
@@ -137,12 +155,18 @@ impl State {
             if !slot.is(PARKED) {
                 continue;
             }
-            let leaving = slot.is(LEAVING);
+            let passed = slot.is(LEAVING) || slot.locked();
             self.parked.push_back(name);
-            if !leaving {
-                self.slots[name.slot].flags |= LEAVING;
-                return self.slots[name.slot].is(QUEUED) || self.queue_write(name.slot);
+            if passed {
+                continue;
             }
+            if !self.slots[name.slot].is(QUEUED) && !self.queue_write(name.slot) {
+                return false;
+            }
+            let slot = &mut self.slots[name.slot];
+            slot.flags |= LEAVING;
+            self.leaving_bytes += slot.size;
+            return true;
         }
         false
     }

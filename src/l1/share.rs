@@ -3,7 +3,9 @@
 use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, TEMPORARY};
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
-use crate::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, KVKEEP_OK, Result, Status};
+use crate::error::{
+    KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, KVKEEP_OK, Result, Status,
+};
 use crate::key::Key;
 use crate::types::View;
 
@@ -28,10 +30,11 @@ impl L1 {
             for (view, &id) in views.iter_mut().zip(&found) {
                 *view = if id == NONE {
                     View::none(KVKEEP_ERR_NOT_FOUND)
-                } else {
+                } else if state.take(index, id, count) {
                     hits += 1;
-                    state.take(index, id, count);
                     state.view(id)
+                } else {
+                    View::none(KVKEEP_ERR_LIMIT)
                 };
             }
             state.found = found;
@@ -49,8 +52,7 @@ impl L1 {
             let mut found = std::mem::take(&mut state.found);
             state.find_all(space, keys, hashes, &mut found);
             for (held, &id) in held.iter_mut().zip(&found) {
-                if !*held && id != NONE {
-                    state.take(index, id, count);
+                if !*held && id != NONE && state.take(index, id, count) {
                     *held = true;
                     state.counts.read_hits += 1;
                 }
@@ -145,16 +147,17 @@ impl State {
         View { data: self.arena.at(slot.offset).cast(), size: slot.size, status: KVKEEP_OK as i32, reserved: 0 }
     }
 
-    /// Gives `count` shares of a ready object to a session.
+    /// Gives `count` shares of a ready object to a session. False if it would have more than can be counted.
     #[inline]
-    pub(super) fn take(&mut self, session: u32, id: u32, count: u32) {
+    pub(super) fn take(&mut self, session: u32, id: u32, count: u32) -> bool {
+        let Some(shares) = self.slots[id].shares.checked_add(count) else { return false };
         let was_locked = self.slots[id].locked();
         let now_ms = self.now_ms as u32;
         let slot = &mut self.slots[id];
         if slot.shares == 0 {
             slot.since_ms = now_ms;
         }
-        slot.shares += count;
+        slot.shares = shares;
         let noted = if slot.holder == session {
             slot.held += count;
             true
@@ -174,6 +177,7 @@ impl State {
         if !noted {
             session.note(name);
         }
+        true
     }
 
     pub(super) fn shares_of(&self, session: u32, id: u32) -> u32 {
@@ -188,7 +192,7 @@ impl State {
             return Some(id);
         }
         // Hidden by a forced clear or replaced since: rare, so looked for among what the session used.
-        if self.sessions.at(session).shares == 0 {
+        if self.hidden == 0 || self.sessions.at(session).shares == 0 {
             return None;
         }
         self.sessions.at(session).used.iter().rev().map(|name| name.slot).find(|&id| {

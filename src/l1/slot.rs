@@ -6,6 +6,9 @@ use crate::key::Key;
 /// No slot, session or hold.
 pub const NONE: u32 = u32::MAX;
 
+/// The unit of retention's end, coarse so that 32 bits last for years.
+pub const RETAIN_MS: u64 = 64;
+
 /// Where an object is in its life. A slot that is `Free` names nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Life {
@@ -64,14 +67,14 @@ pub struct Slot {
     pub io: u32,
     /// Raised when the slot is freed, so that an old reference names nothing.
     pub generation: u32,
-    /// When the first of its present shares was taken, in milliseconds of the cache's clock.
+    /// When the first of its present shares was taken, in milliseconds of the cache's clock, wrapping.
     pub since_ms: u32,
     /// Times it was read.
     pub uses: u32,
     /// Chunk index in its prefix, as far as its writer's session tells.
     pub depth: u32,
-    /// Until when its retention lasts, in milliseconds of the cache's clock.
-    pub retain_until_ms: u32,
+    /// Until when its retention lasts, in units of [`RETAIN_MS`] of the cache's clock.
+    pub retain_until: u32,
 }
 
 const _: () = assert!(size_of::<Slot>() == 128);
@@ -91,7 +94,7 @@ const EMPTY: Slot = Slot {
     since_ms: 0,
     uses: 0,
     depth: 0,
-    retain_until_ms: 0,
+    retain_until: 0,
     flags: 0,
     priority: 0,
     chances: 0,
@@ -108,6 +111,11 @@ impl Slot {
     /// Whether all of `flags` are set.
     pub fn is(&self, flags: u8) -> bool {
         self.flags & flags == flags
+    }
+
+    /// Whether its retention lasts at `now_ms`.
+    pub fn retained(&self, now_ms: u64) -> bool {
+        u64::from(self.retain_until) * RETAIN_MS > now_ms
     }
 
     /// Whether its memory is in use, so that it must not be evicted.

@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
-use super::slot::{HIDDEN, LEAVING, Life, PARKED, QUEUED, Ref, STORED, Slot, TEMPORARY};
+use super::slot::{HIDDEN, Life, PARKED, QUEUED, Ref, STORED, Slot, TEMPORARY};
 use super::{L1, State};
 use crate::arena::{Buffer, Hold};
 use crate::error::{Result, Status};
 use crate::key::{Key, ObjectKey};
+use crate::policy::Removal;
 
 /// An object to be written to L2.
 pub struct Write {
@@ -29,6 +30,8 @@ pub struct Landed {
     pub session: u64,
     /// Shares.
     pub count: u32,
+    /// Whether the object is to stay when they are returned; one such reader is enough.
+    pub keep: bool,
 }
 
 impl Hold for L1 {
@@ -90,16 +93,24 @@ impl L1 {
             if !live {
                 return vec![false; readers.len()];
             }
+            if readers.iter().any(|reader| reader.keep) {
+                state.slots[name.slot].flags &= !TEMPORARY;
+            }
             let hash = state.hasher.hash(&state.slots[name.slot].key);
             let id = state.commit(name.slot, hash);
-            readers
+            let given = readers
                 .iter()
                 .map(|reader| {
                     let Ok(index) = state.sessions.use_now(reader.session, state.now_ms) else { return false };
-                    state.take(index, id, reader.count);
-                    true
+                    state.take(index, id, reader.count)
                 })
-                .collect()
+                .collect();
+            // Loaded for one reading, and no reader is left.
+            if id == name.slot && state.slots[id].is(TEMPORARY) && state.slots[id].shares == 0 {
+                state.hide(id, Removal::Deleted);
+                state.free_if_unused(id);
+            }
+            given
         })
     }
 
@@ -155,14 +166,15 @@ impl L1 {
             if state.slots.find(name).is_none() {
                 return;
             }
+            let leaving = state.stay(name.slot);
             let slot = &mut state.slots[name.slot];
-            let (parked, leaving) = (slot.is(PARKED), slot.is(LEAVING));
-            slot.flags = slot.flags & !(QUEUED | PARKED | LEAVING) | STORED;
+            let parked = slot.is(PARKED);
+            slot.flags = slot.flags & !(QUEUED | PARKED) | STORED;
             if slot.is(HIDDEN) {
                 return;
             }
-            let pool = state.spaces[slot.space as usize].pool;
-            if leaving && !slot.locked() {
+            let (pool, locked) = (state.spaces[slot.space as usize].pool, slot.locked());
+            if leaving && !locked && state.above(state.config.low_percent, 0) {
                 state.evict(name.slot);
             } else if parked {
                 state.pools[pool].policy.release(name.slot);

@@ -3,7 +3,9 @@
 use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, TEMPORARY};
 use super::{L1, Outcome, State, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
-use crate::error::{KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::error::{
+    KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
+};
 use crate::key::Key;
 use crate::policy::Removal;
 use crate::types::View;
@@ -73,8 +75,12 @@ impl L1 {
                 *view = match state.unstaged(index, key, hash) {
                     Some(id) => {
                         let id = state.commit_for(index, id, hash);
-                        state.take(index, id, count);
-                        state.view(id)
+                        if state.take(index, id, count) {
+                            state.view(id)
+                        } else {
+                            all = false;
+                            View::none(KVKEEP_ERR_LIMIT)
+                        }
                     }
                     None => {
                         all = false;
@@ -173,6 +179,7 @@ impl State {
     /// Drops staging; a transfer into it keeps the memory until it lands.
     pub(super) fn unstage(&mut self, id: u32) {
         self.staged -= 1;
+        self.hidden += 1;
         let slot = &mut self.slots[id];
         slot.life = Life::Ready;
         slot.flags |= HIDDEN;
@@ -218,16 +225,16 @@ impl State {
         pool.bytes += size;
         pool.policy.insert(id, meta);
         self.queue_after_commit(id);
-        if self.above(self.config.high_percent) {
+        if self.above(self.config.high_percent, 0) {
             self.wakes |= WAKE_ROOM;
         }
         id
     }
 
-    /// Whether more than `percent` of L1 is used; never above 100.
-    pub(super) fn above(&self, percent: u32) -> bool {
-        percent < 100
-            && u128::from(self.alloc.used_bytes()) * 100 > u128::from(self.alloc.capacity()) * u128::from(percent)
+    /// Whether more than `percent` of L1 is used, `less` so many bytes; never above 100.
+    pub(super) fn above(&self, percent: u32, less: u64) -> bool {
+        let used = self.alloc.used_bytes().saturating_sub(less);
+        percent < 100 && u128::from(used) * 100 > u128::from(self.alloc.capacity()) * u128::from(percent)
     }
 
     fn queue_after_commit(&mut self, id: u32) {
@@ -254,6 +261,8 @@ impl State {
 
     /// Takes a ready object out of the table: nobody finds it any more.
     pub(super) fn hide(&mut self, id: u32, why: Removal) {
+        self.stay(id);
+        self.hidden += 1;
         let slot = &mut self.slots[id];
         slot.flags |= HIDDEN;
         let (space, key, size) = (slot.space, slot.key, slot.size);
@@ -273,6 +282,7 @@ impl State {
             return;
         }
         self.spaces[slot.space as usize].used -= slot.size;
+        self.hidden -= 1;
         self.alloc.free(slot.node);
         self.slots.give(id);
     }

@@ -1,0 +1,152 @@
+//! The time of jobs: what is due when, and how each ends that nobody waits for.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::job::{Job, Phase};
+use super::prefetch::Prefetcher;
+use crate::config::Policy;
+use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result};
+
+impl Prefetcher {
+    pub(super) fn forget(&self, job: &Arc<Job>) {
+        let mut jobs = self.jobs.lock();
+        jobs.by_id.remove(&job.id);
+        jobs.by_deadline.remove(&(job.deadline, job.id));
+        if let Some(of_session) = jobs.by_session.get_mut(&job.session) {
+            of_session.retain(|id| *id != job.id);
+            if of_session.is_empty() {
+                jobs.by_session.remove(&job.session);
+            }
+        }
+    }
+
+    /// Forgets a job.
+    pub fn release(&self, id: u64) -> Result<()> {
+        let job = self.job(id)?;
+        self.forget(&job);
+        let mut progress = job.progress.lock();
+        progress.released = true;
+        if progress.phase != Phase::Done {
+            self.finish(&job, &mut progress, KVKEEP_ERR_CANCELLED, Some("released before it was done".to_owned()));
+        }
+        job.done.notify_all();
+        Ok(())
+    }
+
+    /// Cancels and forgets the jobs of a session.
+    pub fn release_session(&self, session: u64) {
+        let ids = self.jobs.lock().by_session.get(&session).cloned().unwrap_or_default();
+        for id in ids {
+            // One that its caller released meanwhile is gone as wished.
+            let _ = self.release(id);
+        }
+    }
+
+    /// Cancels the jobs of a space, or all.
+    pub fn cancel_space(&self, space: Option<u32>) {
+        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
+        for job in jobs.iter().filter(|job| space.is_none_or(|space| space == job.space.index)) {
+            self.cancel_job(job, "cancelled because its space was cleared");
+        }
+    }
+
+    /// Tells the control thread that there is something to do.
+    pub fn wake(&self) {
+        *self.woken.lock() = true;
+        self.wake.notify_one();
+    }
+
+    /// Waits until woken, or until `until`.
+    pub fn sleep(&self, until: Option<Instant>) {
+        let mut woken = self.woken.lock();
+        if !*woken {
+            match until {
+                Some(until) => drop(self.wake.wait_until(&mut woken, until)),
+                None => self.wake.wait(&mut woken),
+            }
+        }
+        *woken = false;
+    }
+
+    /// Does what is due: deadlines, askings, loads. Says when to look again.
+    pub fn turn(self: &Arc<Self>) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        let mut due = Vec::new();
+        let mut ask = Vec::new();
+        {
+            let mut jobs = self.jobs.lock();
+            while let Some(&(deadline, id)) = jobs.by_deadline.first() {
+                if deadline > now {
+                    next = Some(deadline);
+                    break;
+                }
+                jobs.by_deadline.pop_first();
+                due.extend(jobs.by_id.get(&id).cloned());
+            }
+            while let Some(&std::cmp::Reverse((at, id))) = jobs.asking.peek() {
+                if at > now {
+                    next = Some(next.map_or(at, |next| next.min(at)));
+                    break;
+                }
+                jobs.asking.pop();
+                ask.extend(jobs.by_id.get(&id).cloned());
+            }
+        }
+        for job in due {
+            self.overdue(&job);
+        }
+        for job in ask {
+            let mut progress = job.progress.lock();
+            if progress.phase == Phase::Lookup && progress.asking == 0 {
+                let asks = self.ask(&job, &mut progress);
+                drop(progress);
+                self.ask_tiers(&job, asks);
+            }
+        }
+        self.loader.issue();
+        next
+    }
+
+    /// A job's deadline passed: it ends as its policy says; one that was done and not released is reclaimed.
+    fn overdue(&self, job: &Arc<Job>) {
+        let mut progress = job.progress.lock();
+        if progress.phase == Phase::Done {
+            drop(progress);
+            if self.release(job.id).is_ok() {
+                self.meters.jobs_reclaimed.add(1);
+            }
+            return;
+        }
+        let late = Some("its deadline passed".to_owned());
+        match job.request.policy {
+            Policy::BestEffort => self.finish(job, &mut progress, KVKEEP_OK, late),
+            Policy::Deadline => self.finish(job, &mut progress, KVKEEP_ERR_TIMEOUT, late),
+            Policy::Wait => {}
+        }
+        drop(progress);
+        // From here it has as long again for its answer to be read.
+        let mut jobs = self.jobs.lock();
+        if jobs.by_id.contains_key(&job.id) {
+            let again = Instant::now() + (job.deadline - job.submitted).max(Duration::from_millis(1));
+            jobs.by_deadline.insert((again, job.id));
+        }
+    }
+
+    /// Refuses new jobs and completes all that are not done.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
+        for job in &jobs {
+            self.cancel_job(job, "cancelled because the cache closes");
+        }
+        self.wake();
+    }
+
+    /// Whether it is closing.
+    pub fn closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+}

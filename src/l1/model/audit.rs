@@ -1,0 +1,99 @@
+//! What must hold after each step, and when all is given back.
+
+use super::super::slot::{LEAVING, TEMPORARY};
+use super::*;
+
+impl World {
+    /// Every book of L1 agrees with what it counts, and with the model.
+    pub(super) fn audit(&self) {
+        self.l1.with(|state| {
+            let mut spans = Vec::new();
+            let (mut shares, mut locked, mut used, mut ready, mut hidden, mut staged, mut leaving) =
+                (0, 0, 0, 0, 0, 0, 0);
+            let mut by_session: HashMap<u32, u64> = HashMap::new();
+            let mut by_space = vec![0; state.spaces.len()];
+            let mut by_pool = vec![0; state.pools.len()];
+            for (id, slot) in state.slots.live() {
+                spans.push((slot.offset, slot.offset + slot.size));
+                let mut of_slot = slot.held;
+                if slot.held > 0 {
+                    *by_session.entry(slot.holder).or_default() += u64::from(slot.held);
+                }
+                for (session, count) in state.holds.iter(slot) {
+                    assert!(count > 0);
+                    of_slot += count;
+                    *by_session.entry(session).or_default() += u64::from(count);
+                }
+                assert_eq!(of_slot, slot.shares);
+                shares += u64::from(slot.shares);
+                used += state.alloc.size_of(slot.node);
+                by_space[slot.space as usize] += slot.size;
+                locked += if slot.locked() { slot.size } else { 0 };
+                leaving += if slot.is(LEAVING) { slot.size } else { 0 };
+                staged += u64::from(slot.life == Life::Staging);
+                hidden += u64::from(slot.is(HIDDEN));
+                if slot.life == Life::Ready && !slot.is(HIDDEN) {
+                    ready += 1;
+                    by_pool[state.spaces[slot.space as usize].pool] += slot.size;
+                    assert_eq!(state.find(slot.space, &slot.key), Some(id));
+                }
+                assert!(!slot.is(HIDDEN) || slot.locked(), "a hidden object that nothing uses was not freed");
+            }
+            spans.sort_unstable();
+            assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "P2: two live objects overlap");
+            let gauges = state.gauges();
+            assert_eq!((gauges.shares, gauges.locked_bytes, gauges.used_bytes), (shares, locked, used));
+            assert_eq!((gauges.objects, gauges.staged, state.hidden), (ready, staged, hidden));
+            assert_eq!(state.leaving_bytes, leaving);
+            assert!(state.spaces.iter().map(|space| space.used).eq(by_space));
+            assert!(state.pools.iter().map(|pool| pool.bytes).eq(by_pool));
+            for (index, session) in state.sessions.live() {
+                assert_eq!(session.shares, by_session.remove(&index).unwrap_or(0));
+            }
+            assert!(by_session.is_empty(), "P3: shares of a session that has ended");
+            assert_eq!(ready as usize, self.ready.len());
+            assert_eq!(state.sessions.len(), self.sessions.len());
+        });
+        let held: u64 = self.sessions.values().flat_map(|holder| holder.held.values()).map(|&c| u64::from(c)).sum();
+        let staged: usize = self.sessions.values().map(|holder| holder.staged.len()).sum();
+        let gauges = self.l1.gauges().1;
+        assert_eq!((gauges.shares, gauges.staged as usize), (held, staged + self.loads.len()));
+        for (session, holder) in &self.sessions {
+            for (&inc, &count) in &holder.held {
+                assert_eq!(self.real_shares(*session, inc), count);
+                let Inc { name, stamp, temporary } = self.incs[inc].1;
+                let (data, size, temporary_there) = self.l1.with(|state| {
+                    let slot = state.slots.find(name).unwrap();
+                    (state.arena.at(slot.offset), slot.size, slot.is(TEMPORARY))
+                });
+                assert!(bears(data, size, stamp), "P2: a held object changed");
+                assert_eq!(temporary, temporary_there);
+            }
+            for staged in holder.staged.values() {
+                assert!(bears(staged.data, staged.size, staged.stamp), "P2: a staging buffer changed");
+            }
+        }
+        for (_, buffer, stamp) in &self.buffers {
+            assert!(bears(buffer.as_ptr(), buffer.len() as u64, *stamp), "P2: a buffer under transfer changed");
+        }
+    }
+
+    /// Everything is given back: nothing is left, and the arena is one free block again.
+    pub(super) fn finish(mut self) {
+        let sessions: Vec<u64> = self.sessions.keys().copied().collect();
+        for session in sessions {
+            self.l1.end_session(session, false).unwrap();
+        }
+        for load in self.loads.drain(..) {
+            self.l1.drop_load(load.name);
+        }
+        self.buffers.clear();
+        self.l1.clear(None, true).unwrap();
+        let gauges = self.l1.gauges().1;
+        assert_eq!((gauges.used_bytes, gauges.locked_bytes, gauges.objects, gauges.staged), (0, 0, 0, 0));
+        assert_eq!((gauges.shares, gauges.sessions), (0, 0));
+        let (largest, capacity, hidden) =
+            self.l1.with(|state| (state.alloc.largest_free(), state.alloc.capacity(), state.hidden));
+        assert_eq!((largest, hidden), (capacity, 0));
+    }
+}

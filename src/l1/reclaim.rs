@@ -1,0 +1,40 @@
+//! When nobody comes back: sessions that passed their deadline holding nothing.
+
+use std::time::Duration;
+
+use super::L1;
+
+/// Sessions are looked through for idle ones no more often than this, and again after that for one that was not.
+const RECLAIM_PAUSE_MS: u64 = 50;
+const HELD_AGAIN_MS: u64 = 1000;
+
+impl L1 {
+    /// Ends sessions that passed their deadline holding nothing, and gives their numbers and when to look again.
+    pub fn reclaim_sessions(&self) -> (Vec<u64>, Option<Duration>) {
+        self.with(|state| {
+            let now_ms = state.now_ms;
+            let wait = |until: u64| (until != u64::MAX).then(|| Duration::from_millis(until.saturating_sub(now_ms)));
+            if now_ms < state.reclaim_ms {
+                return (Vec::new(), wait(state.reclaim_ms));
+            }
+            let mut gone = Vec::new();
+            let mut next = u64::MAX;
+            for (index, session) in state.sessions.live() {
+                if session.deadline_ms >= now_ms {
+                    next = next.min(session.deadline_ms + 1);
+                } else if session.idle() {
+                    gone.push((index, session.id));
+                } else {
+                    next = next.min(now_ms + HELD_AGAIN_MS);
+                }
+            }
+            for &(index, _) in &gone {
+                state.end(index, true, true);
+                state.counts.sessions_reclaimed += 1;
+            }
+            state.reclaim_ms = next.max(now_ms + RECLAIM_PAUSE_MS);
+            let wait = wait(state.reclaim_ms);
+            (gone.into_iter().map(|(_, id)| id).collect(), wait)
+        })
+    }
+}

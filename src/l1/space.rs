@@ -1,0 +1,101 @@
+//! Spaces: their names, their quotas, and the pools in which their objects compete for room.
+
+use super::slot::{HIDDEN, Life};
+use super::{L1, Pool, Space, SpaceInfo, State};
+use crate::config::SpaceSpec;
+use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
+use crate::hash::{layout_tag, space_tag};
+use crate::policy::{self, Removal};
+
+const SPACES_MAX: usize = 1 << 16;
+
+impl L1 {
+    /// Opens a space, or sets the quota of one that is open, and gives its number.
+    pub fn open_space(&self, spec: &SpaceSpec) -> Result<u64> {
+        let tag = space_tag(spec);
+        self.with(|state| {
+            let index = match state.by_tag.get(&tag) {
+                Some(&index) => index,
+                None => {
+                    if state.spaces.len() >= SPACES_MAX {
+                        return Err(Error::new(
+                            KVKEEP_ERR_LIMIT,
+                            format!("{SPACES_MAX} spaces are open: use fewer tenants or layouts per cache"),
+                        ));
+                    }
+                    let index = state.spaces.len() as u32;
+                    let layout = layout_tag(spec);
+                    let chunk_tokens = spec.chunk_tokens;
+                    state.spaces.push(Space { tag, layout, chunk_tokens, quota: 0, used: 0, pool: 0 });
+                    state.by_tag.insert(tag, index);
+                    index
+                }
+            };
+            state.set_quota(index, spec.quota_bytes)?;
+            Ok(u64::from(index) + 1)
+        })
+    }
+
+    /// The space of a number.
+    pub fn space(&self, number: u64) -> Result<SpaceInfo> {
+        self.with(|state| state.space_index(number).map(|index| state.space_info(index)))
+    }
+
+    /// The space of a session, whose deadline is renewed.
+    pub fn session_space(&self, session: u64) -> Result<SpaceInfo> {
+        self.with(|state| {
+            let index = state.sessions.use_now(session, state.now_ms)?;
+            Ok(state.space_info(state.sessions.at(index).space))
+        })
+    }
+}
+
+pub(super) fn new_pool(policy: &str) -> Result<Pool> {
+    let names = policy::NAMES.join(", ");
+    let policy = policy::by_name(policy)
+        .ok_or_else(|| Error::invalid(format!("eviction_policy \"{policy}\" is unknown: use one of {names}")))?;
+    Ok(Pool { policy, bytes: 0 })
+}
+
+impl State {
+    pub(super) fn space_index(&self, number: u64) -> Result<u32> {
+        match usize::try_from(number.wrapping_sub(1)) {
+            Ok(index) if index < self.spaces.len() => Ok(index as u32),
+            _ => Err(Error::new(
+                KVKEEP_ERR_NOT_FOUND,
+                format!("space {number} was never opened: use a number that kvkeep_open_space gave"),
+            )),
+        }
+    }
+
+    pub(super) fn space_info(&self, index: u32) -> SpaceInfo {
+        let space = &self.spaces[index as usize];
+        SpaceInfo { index, tag: space.tag, layout: space.layout, chunk_tokens: space.chunk_tokens }
+    }
+
+    fn set_quota(&mut self, index: u32, quota: u64) -> Result<()> {
+        let space = &mut self.spaces[index as usize];
+        space.quota = quota;
+        if quota == 0 || space.pool != 0 {
+            return Ok(());
+        }
+        // A quota evicts within its space, so from now on its objects compete with each other only.
+        let pool = self.pools.len();
+        space.pool = pool;
+        self.pools.push(new_pool(&self.config.policy)?);
+        let members: Vec<u32> = self
+            .slots
+            .live()
+            .filter(|(_, slot)| slot.space == index && slot.life == Life::Ready && !slot.is(HIDDEN))
+            .map(|(id, _)| id)
+            .collect();
+        for id in members {
+            let (meta, size) = (self.new_meta(&self.slots[id]), self.slots[id].size);
+            self.pools[0].policy.remove(id, Removal::Deleted);
+            self.pools[0].bytes -= size;
+            self.pools[pool].policy.insert(id, meta);
+            self.pools[pool].bytes += size;
+        }
+        Ok(())
+    }
+}

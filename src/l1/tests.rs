@@ -1,0 +1,208 @@
+//! Cases that random operations meet too rarely, or that need a clock or numbers no test waits for.
+
+use std::sync::atomic::Ordering;
+
+use super::slot::LEAVING;
+use super::*;
+use crate::arena::MapOptions;
+use crate::config::SpaceSpec;
+use crate::error::{KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_QUOTA};
+use crate::types::View;
+
+const PAGES: usize = 100;
+
+fn l1(store_mode: StoreMode, writes_max: u32) -> Arc<L1> {
+    let config = L1Config {
+        policy: "lru".to_owned(),
+        high_percent: 80,
+        low_percent: 60,
+        store_mode,
+        writes_max,
+        sessions_max: 100,
+    };
+    let l1 = L1::new(Arc::new(Arena::map(PAGES * 4096, MapOptions::default()).unwrap()), config).unwrap();
+    l1.set_has_l2(true);
+    l1
+}
+
+fn space(l1: &L1, quota_bytes: u64) -> u64 {
+    let (layout, tenant) = (String::new(), String::new());
+    l1.open_space(&SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes }).unwrap()
+}
+
+fn session(l1: &L1, space: u64) -> u64 {
+    l1.begin_session(space, "r", Duration::from_secs(1)).unwrap()
+}
+
+fn key(number: u32) -> Key {
+    let mut hash = [0; 32];
+    hash[..4].copy_from_slice(&number.to_le_bytes());
+    Key { hash, rank: 0, group: 0 }
+}
+
+fn reserve(l1: &L1, session: u64, number: u32, size: u64) -> i32 {
+    let mut view = [View::none(KVKEEP_OK)];
+    l1.reserve_write(session, &[key(number)], &[size], false, &mut view).unwrap();
+    view[0].status
+}
+
+fn commit(l1: &L1, session: u64, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        assert_eq!(reserve(l1, session, number, 4096), 0);
+        l1.finish_write(session, &[key(number)], None).unwrap();
+    }
+}
+
+fn write_all(l1: &L1) -> usize {
+    let writes = l1.take_writes(1000, u64::MAX);
+    let names: Vec<Ref> = writes.iter().map(|write| write.name).collect();
+    drop(writes);
+    names.iter().for_each(|&name| l1.written(name));
+    names.len()
+}
+
+fn temporary_load(l1: &L1, space: u32) -> Ref {
+    let staged = l1.stage_loads(space, std::iter::once((&key(1), 4096, 0)), true);
+    let (name, buffer) = staged.into_iter().next().unwrap().unwrap();
+    drop(buffer);
+    name
+}
+
+#[test]
+fn write_back_evicts_down_to_the_low_watermark_and_no_further() {
+    let l1 = l1(StoreMode::WriteBack, 1000);
+    let session = session(&l1, space(&l1, 0));
+    commit(&l1, session, 0..85);
+    while l1.evict_slice() {}
+    assert_eq!(write_all(&l1), 25);
+    let (_, gauges) = l1.gauges();
+    assert_eq!(gauges.objects, 60);
+    l1.with(|state| assert_eq!(state.leaving_bytes, 0));
+}
+
+#[test]
+fn a_full_write_queue_does_not_keep_an_object_from_being_written_later() {
+    let l1 = l1(StoreMode::WriteBack, 2);
+    let session = session(&l1, space(&l1, 0));
+    commit(&l1, session, 0..85);
+    let mut written = 0;
+    loop {
+        while l1.evict_slice() {}
+        match write_all(&l1) {
+            0 => break,
+            some => written += some,
+        }
+    }
+    assert_eq!((written, l1.gauges().1.objects), (25, 60));
+    l1.with(|state| assert!(state.slots.live().all(|(_, slot)| !slot.is(LEAVING))));
+}
+
+#[test]
+fn objects_passed_over_and_written_since_are_not_remembered_forever() {
+    let l1 = l1(StoreMode::WriteThrough, 1000);
+    let session = session(&l1, space(&l1, 0));
+    for round in 0..200 {
+        commit(&l1, session, round * 50..round * 50 + 50);
+        while l1.evict_slice() {}
+        write_all(&l1);
+    }
+    l1.with(|state| assert!(state.parked.len() < 4 * PAGES, "{} are parked", state.parked.len()));
+}
+
+#[test]
+fn of_two_readers_of_one_load_the_one_that_keeps_wins() {
+    for (keep, left) in [([false, true], 1), ([true, false], 1), ([false, false], 0)] {
+        let l1 = l1(StoreMode::Never, 10);
+        let session = session(&l1, space(&l1, 0));
+        let readers = keep.map(|keep| Landed { session, count: 1, keep });
+        assert_eq!(l1.commit_load(temporary_load(&l1, 0), &readers), [true, true]);
+        l1.finish_read(session, &[key(1)], 2, None).unwrap();
+        assert_eq!(l1.gauges().1.objects, left);
+    }
+}
+
+#[test]
+fn a_temporary_load_whose_readers_are_gone_is_not_kept() {
+    let l1 = l1(StoreMode::Never, 10);
+    space(&l1, 0);
+    assert_eq!(l1.commit_load(temporary_load(&l1, 0), &[Landed { session: 5, count: 1, keep: false }]), [false]);
+    assert_eq!(l1.gauges().1.used_bytes, 0);
+}
+
+#[test]
+fn retention_works_when_the_cache_has_been_open_for_a_year() {
+    let l1 = l1(StoreMode::Never, 10);
+    l1.set_ms.store(365 * 24 * 3600 * 1000, Ordering::Relaxed);
+    let space = space(&l1, 0);
+    let session = session(&l1, space);
+    commit(&l1, session, 0..100);
+    l1.retain(space, &[key(0), key(1)], 100, 1000, None).unwrap();
+    commit(&l1, session, 100..150);
+    let mut statuses = [9; 3];
+    l1.touch(space, &[key(0), key(1), key(2)], Some(&mut statuses)).unwrap();
+    assert_eq!(statuses, [0, 0, KVKEEP_ERR_NOT_FOUND as i32]);
+    // And it ends.
+    l1.set_ms.fetch_add(2000, Ordering::Relaxed);
+    commit(&l1, session, 150..250);
+    l1.touch(space, &[key(0)], Some(&mut statuses[..1])).unwrap();
+    assert_eq!(statuses[0], KVKEEP_ERR_NOT_FOUND as i32);
+}
+
+#[test]
+fn how_long_a_key_is_shared_is_right_after_the_clock_wraps() {
+    let l1 = l1(StoreMode::Never, 10);
+    l1.set_ms.store((1 << 32) - 100, Ordering::Relaxed);
+    let space = space(&l1, 0);
+    let session = session(&l1, space);
+    commit(&l1, session, 0..1);
+    l1.reserve_read(session, &[key(0)], 1, &mut [View::none(KVKEEP_OK)]).unwrap();
+    l1.set_ms.fetch_add(300, Ordering::Relaxed);
+    assert_eq!(l1.explain_key(space, &key(0)).unwrap()[0].shared_for_ms, 300);
+}
+
+#[test]
+fn shares_beyond_what_can_be_counted_are_refused() {
+    let l1 = l1(StoreMode::Never, 10);
+    let session = session(&l1, space(&l1, 0));
+    commit(&l1, session, 0..1);
+    let mut views = [View::none(KVKEEP_OK); 2];
+    l1.reserve_read(session, &[key(0)], u32::MAX - 1, &mut views[..1]).unwrap();
+    assert!(!l1.reserve_read(session, &[key(0), key(0)], 1, &mut views).unwrap());
+    assert_eq!((views[0].status, views[1].status), (0, KVKEEP_ERR_LIMIT as i32));
+    assert_eq!(l1.gauges().1.shares, u64::from(u32::MAX));
+    l1.finish_read(session, &[key(0)], u32::MAX, None).unwrap();
+    assert_eq!(l1.gauges().1.locked_bytes, 0);
+}
+
+#[test]
+fn what_can_never_fit_is_refused_without_evicting() {
+    for quota in [0, 300_000, u64::MAX] {
+        let l1 = l1(StoreMode::Never, 10);
+        let session = session(&l1, space(&l1, quota));
+        commit(&l1, session, 0..50);
+        for size in [PAGES as u64 * 4096 + 1, 1 << 40, u64::MAX - 1, u64::MAX] {
+            let status = reserve(&l1, session, 1000, size);
+            assert!([KVKEEP_ERR_NO_MEMORY as i32, KVKEEP_ERR_QUOTA as i32].contains(&status));
+        }
+        assert_eq!(l1.gauges().1.objects, 50);
+    }
+}
+
+#[test]
+fn idle_sessions_are_reclaimed_when_due_whatever_else_lives() {
+    let l1 = l1(StoreMode::Never, 10);
+    l1.set_ms.store(1, Ordering::Relaxed);
+    let space = space(&l1, 0);
+    let long = l1.begin_session(space, "long", Duration::from_secs(100)).unwrap();
+    assert!(l1.reclaim_sessions().0.is_empty());
+    let (idle, holder) = (session(&l1, space), session(&l1, space));
+    commit(&l1, holder, 0..1);
+    l1.reserve_read(holder, &[key(0)], 1, &mut [View::none(KVKEEP_OK)]).unwrap();
+    l1.set_ms.store(1003, Ordering::Relaxed);
+    assert_eq!(l1.reclaim_sessions().0, [idle]);
+    // One that holds something past its deadline is looked at again, also when what it held was taken from it.
+    l1.take_back(holder, std::iter::once(key(0)), 1);
+    l1.set_ms.store(2100, Ordering::Relaxed);
+    assert_eq!(l1.reclaim_sessions().0, [holder]);
+    assert!(l1.session_lives(long).is_ok());
+}
