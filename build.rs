@@ -21,10 +21,22 @@ fn main() {
         "\n/* Version of the library that this header was made with. */\n#define KVKEEP_VERSION_MAJOR {major}\n#define KVKEEP_VERSION_MINOR {minor}\n#define KVKEEP_VERSION_PATCH {patch}\n#define KVKEEP_VERSION \"{major}.{minor}.{patch}\"\n"
     );
     config.after_includes = Some(format!("{version}{}", config.after_includes.unwrap_or_default()));
-    cbindgen::Builder::new()
-        .with_crate(root)
-        .with_config(config)
-        .generate()
-        .expect("the header generates")
-        .write_to_file(out);
+    // In the order of the header. Other sources have nothing to say in it.
+    const SOURCES: [&str; 11] = [
+        "ffi/version.rs",
+        "ffi/types.rs",
+        "error.rs",
+        "key.rs",
+        "types.rs",
+        "ffi/handle.rs",
+        "ffi/cache.rs",
+        "ffi/session.rs",
+        "ffi/object.rs",
+        "ffi/prefetch.rs",
+        "ffi/observe.rs",
+    ];
+    let builder = SOURCES
+        .iter()
+        .fold(cbindgen::Builder::new(), |builder, source| builder.with_src(root.join("src").join(source)));
+    builder.with_config(config).generate().expect("the header generates").write_to_file(out);
 }

@@ -357,7 +357,7 @@ typedef struct {
     uint32_t hit_chunks;
     /// Bytes loaded into L1 by this request.
     uint64_t loaded_bytes;
-    /// NUL-terminated UTF-8: empty on success, else the cause and the remedy.
+    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
     char message[KVKEEP_MESSAGE_BYTES];
 } kvkeep_completion;
 

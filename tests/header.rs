@@ -1,6 +1,7 @@
 //! The committed header is the one that the sources generate, and the layout file knows all of it.
 //!
 //! `KVKEEP_UPDATE_HEADER=1 cargo test --test header` rewrites the header.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

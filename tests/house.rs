@@ -1,4 +1,5 @@
 //! Rules of this house that no compiler checks.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

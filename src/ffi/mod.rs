@@ -7,25 +7,16 @@
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::too_many_arguments)]
 
-// The order of these lines is the order of the header.
-#[rustfmt::skip]
-pub mod version;
-#[rustfmt::skip]
-pub mod types;
-#[rustfmt::skip]
 pub mod cache;
-#[rustfmt::skip]
-pub mod session;
-#[rustfmt::skip]
-pub mod object;
-#[rustfmt::skip]
-pub mod prefetch;
-#[rustfmt::skip]
-pub mod observe;
-
 mod config;
 mod handle;
+pub mod object;
+pub mod observe;
+pub mod prefetch;
+pub mod session;
 mod text;
+pub mod types;
+pub mod version;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};

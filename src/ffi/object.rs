@@ -1,7 +1,7 @@
 //! Objects: exported functions.
 
 use super::handle::kvkeep;
-use super::{batch_status, disjoint, checked_extra_count, flag, input, on, optional_statuses, output_slice};
+use super::{batch_status, checked_extra_count, disjoint, flag, input, on, optional_statuses, output_slice};
 use crate::error::Status;
 use crate::key::Key;
 use crate::types::View;
@@ -130,7 +130,12 @@ pub unsafe extern "C" fn kvkeep_finish_read(
 ) -> Status {
     on(cache, |node| {
         let keys = input(keys, count, "keys")?;
-        batch_status(node.finish_read(session, keys, checked_extra_count(extra_count)?, optional_statuses(statuses, keys)?))
+        batch_status(node.finish_read(
+            session,
+            keys,
+            checked_extra_count(extra_count)?,
+            optional_statuses(statuses, keys)?,
+        ))
     })
 }
 
