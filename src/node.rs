@@ -520,7 +520,7 @@ impl Housekeeping {
             // A new session or request may be due before this; it is looked for at least this often.
             let often = now + Duration::from_millis(50);
             let next = [late, due, idle.map(|wait| now + wait)].into_iter().flatten().min();
-            self.prefetcher.sleep(Some(next.map_or(often, |next| next.min(often))));
+            self.prefetcher.sleep(next.map_or(often, |next| next.min(often)));
         }
     }
 }

@@ -26,6 +26,11 @@ const RUN: Duration = Duration::from_secs(2);
 /// The scheduler's pause between two steps.
 const STEP: Duration = Duration::from_micros(500);
 
+/// The writer's pause after a batch: what it offers is then about what a disk takes, 1 GB/s.
+const WRITE_PAUSE: Duration = Duration::from_millis(2);
+/// Steps of arithmetic that take about as long as a submit.
+const SPINS: u32 = 40_000;
+
 /// Stores random runs of keys until told to stop.
 fn writer(cache: &Cache, keys: &[Key], stop: &AtomicBool, mut random: Random) {
     let (sizes, mut views) = (vec![OBJECT_BYTES; WRITE], views(WRITE));
@@ -45,6 +50,7 @@ fn writer(cache: &Cache, keys: &[Key], stop: &AtomicBool, mut random: Random) {
             cache.finish_write(session, &staged);
         }
         cache.end(session);
+        std::thread::sleep(WRITE_PAUSE);
     }
 }
 
@@ -59,9 +65,10 @@ fn loader(cache: &Cache, keys: &[Key], stop: &AtomicBool, mut random: Random) {
     }
 }
 
-/// Submits and asks as a scheduler does, and times each call: microseconds of the submits, and of the queries.
-fn schedule(cache: &Cache, keys: &[Key], random: &mut Random) -> [Vec<f64>; 2] {
-    let mut times = [Vec::new(), Vec::new()];
+/// Submits and asks as a scheduler does, and times each call: microseconds of the submits, of the queries, and of plain
+/// arithmetic on the same thread, which shows what the busy machine itself costs.
+fn schedule(cache: &Cache, keys: &[Key], random: &mut Random) -> [Vec<f64>; 3] {
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
     let (began, mut open) = (Instant::now(), Vec::new());
     while began.elapsed() < RUN {
         let mut timed = |kind: usize, call: Instant| times[kind].push(call.elapsed().as_secs_f64() * 1e6);
@@ -85,6 +92,9 @@ fn schedule(cache: &Cache, keys: &[Key], random: &mut Random) -> [Vec<f64>; 2] {
             }
             !done
         });
+        let call = Instant::now();
+        (0..SPINS).fold(0u32, |sum, i| std::hint::black_box(sum ^ i));
+        timed(2, call);
         std::thread::sleep(STEP);
     }
     open.into_iter().for_each(|(session, _)| cache.end(session));
@@ -93,7 +103,7 @@ fn schedule(cache: &Cache, keys: &[Key], random: &mut Random) -> [Vec<f64>; 2] {
 }
 
 pub fn run(report: &mut Report) {
-    let names = ["submit_p99_us", "submit_p50_us", "submit_max_us"];
+    let names = ["submit_p99_us", "submit_p50_us", "submit_max_us", "arithmetic_p99_us"];
     if !report.wants(&names) {
         return;
     }
@@ -104,27 +114,27 @@ pub fn run(report: &mut Report) {
         Cache::open(Setup { l1_bytes: L1_BYTES, url: Some(&url), background_eviction: true, ..Default::default() });
     let keys = random.keys(KEYS);
     let stop = AtomicBool::new(false);
-    let mut runs = [Vec::new(), Vec::new(), Vec::new()];
+    let mut runs: [Vec<f64>; 4] = Default::default();
     std::thread::scope(|scope| {
         let (cache, keys, stop) = (&cache, &keys[..], &stop);
         scope.spawn(move || writer(cache, keys, stop, Random::new(6)));
         scope.spawn(move || loader(cache, keys, stop, Random::new(7)));
         for round in 0..=RUNS {
-            let times = schedule(cache, keys, &mut random);
+            let [submits, queries, spins] = schedule(cache, keys, &mut random);
+            let at = |times: &[f64], share: f64| times[((times.len() - 1) as f64 * share) as usize];
+            // Of submits and queries, whichever are slower.
+            let slower = |share| at(&submits, share).max(at(&queries, share));
             // The first round fills the tiers.
             if round > 0 {
-                // Of submits and queries, whichever are slower.
-                let at = |share: f64| {
-                    let one = |times: &Vec<f64>| times[((times.len() - 1) as f64 * share) as usize];
-                    one(&times[0]).max(one(&times[1]))
-                };
-                runs.iter_mut().zip([0.99, 0.5, 1.0]).for_each(|(runs, share)| runs.push(at(share)));
+                let row = [slower(0.99), slower(0.5), slower(1.0), at(&spins, 0.99)];
+                runs.iter_mut().zip(row).for_each(|(runs, value)| runs.push(value));
             }
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let [p99, p50, most] = runs;
+    let [p99, p50, most, spin] = runs;
     report.add(names[0], "us", p99, Wanted::AtMost(500.0));
     report.add(names[1], "us", p50, Wanted::Nothing);
     report.add(names[2], "us", most, Wanted::Nothing);
+    report.add(names[3], "us", spin, Wanted::Nothing);
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Instant;
 
 use hashbrown::HashMap;
@@ -100,11 +100,17 @@ impl Loader {
         let _ = self.prefetcher.set(Arc::downgrade(prefetcher));
     }
 
-    /// Queues a job whose `to_load` is set.
-    pub fn enqueue(&self, job: &Arc<Job>) {
-        let mut queue = self.queue.lock();
-        queue.turns.push(((job.request.priority, Reverse(job.id)), job.id));
-        queue.jobs.insert(job.id, job.clone());
+    /// Queues a job whose `to_load` is set. False if it waits for loads on their way: when one ends, the control thread is
+    /// told.
+    pub fn enqueue(&self, job: &Arc<Job>) -> bool {
+        {
+            let mut queue = self.queue.lock();
+            queue.turns.push(((job.request.priority, Reverse(job.id)), job.id));
+            queue.jobs.insert(job.id, job.clone());
+        }
+        // Either the bytes freed meanwhile are seen here, or whoever frees them sees the job.
+        fence(Ordering::SeqCst);
+        self.open()
     }
 
     /// Whether a queued job may be issued now.
@@ -284,7 +290,7 @@ impl Loader {
     }
 
     fn freed(&self, bytes: u64) {
-        let before = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
         if before >= self.bytes_max
             && let Some(prefetcher) = self.prefetcher.get().and_then(std::sync::Weak::upgrade)
         {
@@ -339,8 +345,9 @@ impl LoadSink for Batch {
                 Err(error.message)
             }
         };
-        self.loader.land(item, outcome);
+        // Let go first, so that a job that is done leaves nothing under a transfer.
         drop(buffer);
+        self.loader.land(item, outcome);
         self.loader.freed(item.bytes);
     }
 }

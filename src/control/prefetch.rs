@@ -12,6 +12,7 @@ use super::complete::Completions;
 use super::job::{Job, NOWHERE, Phase, Progress};
 use super::load::Loader;
 use super::tiers::{Tier, Tiers};
+use super::turn::Sleeper;
 use super::watch::Watch;
 use crate::config::{Mode, PrefetchRequest};
 use crate::error::{
@@ -46,7 +47,7 @@ pub struct Prefetcher {
     jobs_max: usize,
     pub(super) jobs: Mutex<Jobs>,
     last: AtomicU64,
-    pub(super) woken: Mutex<bool>,
+    pub(super) sleeper: Mutex<Sleeper>,
     pub(super) wake: Condvar,
     pub(super) closing: AtomicBool,
 }
@@ -85,7 +86,7 @@ impl Prefetcher {
             jobs_max: jobs_max as usize,
             jobs: Mutex::default(),
             last: AtomicU64::new(0),
-            woken: Mutex::new(false),
+            sleeper: Mutex::default(),
             wake: Condvar::new(),
             closing: AtomicBool::new(false),
         });
@@ -158,12 +159,9 @@ impl Prefetcher {
         }
         jobs.by_id.insert(job.id, job.clone());
         jobs.by_session.entry(job.session).or_default().push(job.id);
-        let first = jobs.by_deadline.first().is_none_or(|(earliest, _)| job.deadline < *earliest);
         jobs.by_deadline.insert((job.deadline, job.id));
         drop(jobs);
-        if first {
-            self.wake();
-        }
+        self.wake_by(job.deadline);
         Ok(())
     }
 
@@ -307,7 +305,7 @@ impl Prefetcher {
         if !plan.complete && progress.ask_until.is_some_and(|until| now < until) {
             let again = (now + job.request.lookup_interval).min(progress.ask_until.unwrap_or(now));
             self.jobs.lock().asking.push(std::cmp::Reverse((again, job.id)));
-            return self.wake();
+            return self.wake_by(again);
         }
         progress.lookup = Some((plan.chunks, now));
         self.meters.lookup_latency.add(now - job.submitted);
@@ -319,8 +317,9 @@ impl Prefetcher {
             return self.finish(job, progress, KVKEEP_OK, None);
         }
         progress.phase = Phase::Load;
-        self.loader.enqueue(job);
-        self.wake();
+        if self.loader.enqueue(job) {
+            self.wake();
+        }
     }
 
     /// Returns the shares of held keys that are not wanted.
