@@ -5,6 +5,7 @@ use std::alloc::Layout;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// Alignment of the mapping and of every payload whose size is a multiple of it, as direct I/O wants.
 pub const PAGE: usize = 4096;
@@ -111,6 +112,44 @@ impl Arena {
     pub fn at(&self, offset: u64) -> *mut u8 {
         assert!(offset <= self.bytes as u64, "offset {offset} outside the arena");
         self.base.wrapping_add(offset as usize)
+    }
+
+    /// The words and the odd bytes behind them of a range at `data`, if all of it lies inside and begins at a whole word.
+    fn cells(&self, data: *const u8, len: usize) -> Option<(&[AtomicU64], &[AtomicU8])> {
+        let at = (data as usize).checked_sub(self.base as usize)?;
+        if at.checked_add(len)? > self.bytes || !at.is_multiple_of(size_of::<AtomicU64>()) {
+            return None;
+        }
+        let words = len / size_of::<AtomicU64>();
+        // SAFETY: inside our mapping, which outlives the borrow of `self`; the base is a page's, so that words are aligned.
+        unsafe {
+            let first = self.base.add(at);
+            let rest = first.add(words * size_of::<AtomicU64>());
+            let odd = std::slice::from_raw_parts(rest.cast(), len % size_of::<AtomicU64>());
+            Some((std::slice::from_raw_parts(first.cast(), words), odd))
+        }
+    }
+
+    /// Copies the bytes at `data` out. False, and nothing done, if they do not all lie inside.
+    ///
+    /// Safe whoever writes them meanwhile: who has no right to them gets what happens to be there.
+    pub fn copy_out(&self, data: *const u8, into: &mut [u8]) -> bool {
+        let Some((words, odd)) = self.cells(data, into.len()) else { return false };
+        let (places, rest) = into.as_chunks_mut();
+        places.iter_mut().zip(words).for_each(|(place, word)| *place = word.load(Ordering::Relaxed).to_ne_bytes());
+        rest.iter_mut().zip(odd).for_each(|(place, byte)| *place = byte.load(Ordering::Relaxed));
+        true
+    }
+
+    /// Copies bytes in to `data`. False, and nothing done, if they do not all fit inside.
+    ///
+    /// Whose bytes they replace is the caller's to know.
+    pub fn copy_in(&self, data: *mut u8, from: &[u8]) -> bool {
+        let Some((words, odd)) = self.cells(data, from.len()) else { return false };
+        let (values, rest) = from.as_chunks();
+        words.iter().zip(values).for_each(|(word, value)| word.store(u64::from_ne_bytes(*value), Ordering::Relaxed));
+        odd.iter().zip(rest).for_each(|(byte, value)| byte.store(*value, Ordering::Relaxed));
+        true
     }
 
     /// Lends `len` bytes at `offset` out. They stay valid, and are nobody else's to write, until `hold` is told that the buffer
@@ -244,6 +283,22 @@ mod tests {
         assert_eq!(arena.bytes(), 12_288);
         assert_eq!(arena.at(0) as usize % PAGE, 0);
         arena.populate(0, 12_288).unwrap();
+    }
+
+    #[test]
+    fn what_is_copied_in_is_copied_out_and_nothing_outside_is_reached() {
+        let arena = Arena::map(4096, MapOptions::default()).unwrap();
+        let bytes: Vec<u8> = (0..83).collect();
+        assert!(arena.copy_in(arena.at(64), &bytes));
+        let mut back = vec![9; 100];
+        assert!(arena.copy_out(arena.at(64), &mut back));
+        assert_eq!((&back[..83], &back[83..]), (&bytes[..], &[0; 17][..]));
+        let (mut page, before) = ([0; 4096], arena.at(0).wrapping_sub(64));
+        assert!(arena.copy_out(arena.at(0), &mut page));
+        for (data, len) in [(arena.at(64), 4096), (before, 8), (arena.at(1), 8), (std::ptr::null_mut(), 1)] {
+            assert!(!arena.copy_out(data, &mut page[..len]), "{len} bytes");
+            assert!(!arena.copy_in(data, &page[..len]), "{len} bytes");
+        }
     }
 
     #[test]

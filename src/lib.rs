@@ -6,6 +6,7 @@ pub mod ffi;
 
 pub mod explain;
 pub mod node;
+mod view;
 
 pub mod control;
 pub mod l1;
