@@ -3,6 +3,8 @@
 //! 160 bytes, little endian: magic `KVKEEPOB` 8, version 4, checksum kind 4, payload bytes 8, payload CRC-32C 4, reserved
 //! 4, space tag 16, layout tag 16, key hash 32, rank 4, group 4, reserved 52, CRC-32C of the 156 bytes before 4.
 
+use std::io::{self, Read};
+
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
 use crate::key::{Key, ObjectKey, SpaceTag};
 
@@ -10,6 +12,8 @@ use crate::key::{Key, ObjectKey, SpaceTag};
 pub const HEADER_BYTES: usize = 160;
 const MAGIC: [u8; 8] = *b"KVKEEPOB";
 const VERSION: u32 = 1;
+/// Bytes of a payload read at a time.
+const PIECE_BYTES: u64 = 1 << 20;
 const KIND_NONE: u32 = 0;
 const KIND_CRC32C: u32 = 1;
 
@@ -75,6 +79,33 @@ impl Header {
 
     /// Checks identity, length, layout (if the caller knows it) and, unless `checksum` is off, the payload's bytes.
     pub fn verify(&self, key: &ObjectKey, layout: Option<&[u8; 16]>, payload: &[u8], checksum: bool) -> Result<()> {
+        self.identify(key, layout, payload.len() as u64)?;
+        match self.sealed_crc()? {
+            Some(crc) if checksum && crc32c(payload) != crc => Err(changed()),
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`verify`](Header::verify), of a payload of `length` bytes that is read piece by piece. `Err` outside: it cannot
+    /// be read.
+    pub fn verify_read(&self, key: &ObjectKey, length: u64, payload: &mut dyn Read) -> io::Result<Result<()>> {
+        let crc = match self.identify(key, None, length).and_then(|()| self.sealed_crc()) {
+            Ok(Some(crc)) => crc,
+            other => return Ok(other.map(drop)),
+        };
+        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        let mut piece = vec![0; PIECE_BYTES.min(length) as usize];
+        let mut left = length;
+        while left > 0 {
+            let now = &mut piece[..PIECE_BYTES.min(left) as usize];
+            payload.read_exact(now)?;
+            digest.update(now);
+            left -= now.len() as u64;
+        }
+        Ok(if digest.finalize() as u32 == crc { Ok(()) } else { Err(changed()) })
+    }
+
+    fn identify(&self, key: &ObjectKey, layout: Option<&[u8; 16]>, read: u64) -> Result<()> {
         let (found, length) = self.open()?;
         if found.space != key.space {
             return Err(corrupt("the object belongs to another space (model, layout or tenant)"));
@@ -85,17 +116,24 @@ impl Header {
         if layout.is_some_and(|layout| *layout != self.0[48..64]) {
             return Err(corrupt("the object was written with another layout"));
         }
-        if length != payload.len() as u64 {
-            return Err(corrupt(format!("the object has {length} bytes, {} were read", payload.len())));
+        if length != read {
+            return Err(corrupt(format!("the object has {length} bytes, {read} were read")));
         }
+        Ok(())
+    }
+
+    /// The checksum of the payload, if it was sealed with one.
+    fn sealed_crc(&self) -> Result<Option<u32>> {
         match u32_at(&self.0, 12) {
-            KIND_CRC32C if checksum && crc32c(payload) != u32_at(&self.0, 24) => {
-                Err(corrupt("the object's bytes do not match their checksum"))
-            }
-            KIND_NONE | KIND_CRC32C => Ok(()),
+            KIND_CRC32C => Ok(Some(u32_at(&self.0, 24))),
+            KIND_NONE => Ok(None),
             other => Err(corrupt(format!("the object has an unknown checksum kind {other}"))),
         }
     }
+}
+
+fn changed() -> Error {
+    corrupt("the object's bytes do not match their checksum")
 }
 
 fn corrupt(message: impl Into<String>) -> Error {
@@ -131,6 +169,23 @@ mod tests {
             assert!(header.verify(&key, None, &payload, true).is_err(), "payload bit {bit}");
             payload[bit / 8] ^= 1 << (bit % 8);
         }
+    }
+
+    #[test]
+    fn a_payload_read_in_pieces_is_verified_alike() {
+        let key = object().0;
+        let mut payload: Vec<u8> = (0..2 * PIECE_BYTES as u32 + 77).map(|i| (i >> 3) as u8).collect();
+        let length = payload.len() as u64;
+        for checksum in [true, false] {
+            let header = Header::seal(&key, &[7; 16], &payload, checksum);
+            assert!(header.verify_read(&key, length, &mut &payload[..]).unwrap().is_ok());
+            assert!(header.verify_read(&key, length - 1, &mut &payload[..]).unwrap().is_err());
+            *payload.last_mut().unwrap() ^= 1;
+            assert_eq!(header.verify_read(&key, length, &mut &payload[..]).unwrap().is_err(), checksum);
+            *payload.last_mut().unwrap() ^= 1;
+        }
+        let header = Header::seal(&key, &[7; 16], &payload, true);
+        assert!(header.verify_read(&key, length, &mut &payload[1..]).is_err());
     }
 
     #[test]

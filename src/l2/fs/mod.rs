@@ -25,6 +25,7 @@ mod core;
 mod flight;
 mod frame;
 mod index;
+pub mod inspect;
 mod keeper;
 mod options;
 mod path;

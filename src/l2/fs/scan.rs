@@ -1,6 +1,6 @@
 //! What is in the directory when it is opened.
 
-use std::fs::{DirEntry, read_dir, remove_file};
+use std::fs::{DirEntry, Metadata, read_dir, remove_file};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,7 +60,7 @@ fn name_of(entry: &DirEntry) -> Option<String> {
     entry.file_name().into_string().ok()
 }
 
-fn shards(dir: &Path) -> io::Result<Vec<(SpaceTag, PathBuf)>> {
+pub fn shards(dir: &Path) -> io::Result<Vec<(SpaceTag, PathBuf)>> {
     let mut shards = Vec::new();
     for entry in read_dir(dir)? {
         let entry = entry?;
@@ -92,19 +92,24 @@ fn scan_shard(space: SpaceTag, dir: &Path, this: &Writer, seen: &mut Vec<Seen>) 
 }
 
 /// Another process may remove a file while we look.
-fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
     }
 }
 
+/// Whether the writer of a temporary file is gone.
+pub fn is_stale(writer: Option<&Writer>, file: &Metadata, this: &Writer) -> io::Result<bool> {
+    Ok(match writer.and_then(|writer| this.knows_alive(writer)) {
+        Some(alive) => !alive,
+        None => file.modified()?.elapsed().is_ok_and(|age| age > STALE_AFTER),
+    })
+}
+
 fn scan_file(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &Writer) -> io::Result<Option<Seen>> {
     if let Some(writer) = path::parse_temporary(name) {
-        let stale = match writer.and_then(|writer| this.knows_alive(&writer)) {
-            Some(alive) => !alive,
-            None => entry.metadata()?.modified()?.elapsed().is_ok_and(|age| age > STALE_AFTER),
-        };
+        let stale = is_stale(writer.as_ref(), &entry.metadata()?, this)?;
         if stale {
             remove_file(entry.path())?;
         }

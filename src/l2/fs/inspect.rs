@@ -1,0 +1,103 @@
+//! A directory seen from outside: what its files are, and whether an object's bytes are whole. Opens no backend and
+//! changes nothing.
+
+use std::fs::{File, read_dir};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::core::payload_of;
+use super::frame::BLOCK;
+use super::path::{self, QUARANTINE, Writer};
+use super::scan::{gone_is_none, is_stale, shards};
+use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
+use crate::key::ObjectKey;
+use crate::l2::object::{HEADER_BYTES, Header};
+
+/// What a file is, by its place and name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The object of this key.
+    Object(ObjectKey),
+    /// An object being written, or what a writer left; stale once its writer is gone.
+    Temporary {
+        /// The next open removes it.
+        stale: bool,
+    },
+    /// An object found broken, kept for an inspection.
+    Quarantined,
+    /// None of these.
+    Foreign,
+}
+
+/// One file.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// When it was last used (an object) or written.
+    pub used: SystemTime,
+}
+
+impl Entry {
+    /// Bytes of an object without what the store adds.
+    pub fn payload_bytes(&self) -> u64 {
+        payload_of(self.bytes).unwrap_or(0)
+    }
+}
+
+/// The files of a directory in the order of their paths, from their names and sizes alone. What another process removes
+/// meanwhile is left out.
+pub fn list(dir: &Path) -> Result<Vec<Entry>> {
+    let failed = |error: io::Error| Error::io(format!("reading {}", dir.display()), &error);
+    let this = Writer::this();
+    let mut entries = Vec::new();
+    for (space, shard) in shards(dir).map_err(failed)? {
+        let name = shard.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        list_files(&shard, &this, &mut entries, |file| {
+            path::parse_object(space, name, file).map_or(Kind::Foreign, Kind::Object)
+        })
+        .map_err(failed)?;
+    }
+    list_files(&dir.join(QUARANTINE), &this, &mut entries, |_| Kind::Quarantined).map_err(failed)?;
+    entries.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+    Ok(entries)
+}
+
+fn list_files(dir: &Path, this: &Writer, entries: &mut Vec<Entry>, kind: impl Fn(&str) -> Kind) -> io::Result<()> {
+    let Some(files) = gone_is_none(read_dir(dir))? else { return Ok(()) };
+    for file in files {
+        let file = file?;
+        let Some(meta) = gone_is_none(file.metadata())? else { continue };
+        let name = file.file_name();
+        let kind = match name.to_str() {
+            Some(name) if meta.is_file() => match path::parse_temporary(name) {
+                Some(writer) => Kind::Temporary { stale: is_stale(writer.as_ref(), &meta, this)? },
+                None => kind(name),
+            },
+            _ => Kind::Foreign,
+        };
+        entries.push(Entry { path: file.path(), kind, bytes: meta.len(), used: meta.modified()? });
+    }
+    Ok(())
+}
+
+/// Reads the object of `key` and checks its header, identity, length and checksum. Returns its bytes of payload, or `None`
+/// if the file is gone. `CORRUPT` says what is wrong with it; any other error, that it could not be read.
+pub fn verify(path: &Path, key: &ObjectKey) -> Result<Option<u64>> {
+    let failed = |error: io::Error| Error::io(format!("reading {}", path.display()), &error);
+    let Some(mut file) = gone_is_none(File::open(path)).map_err(failed)? else { return Ok(None) };
+    let bytes = file.metadata().map_err(failed)?.len();
+    let Some(length) = payload_of(bytes) else {
+        return Err(Error::new(KVKEEP_ERR_CORRUPT, format!("the file ends after {bytes} bytes, before its payload")));
+    };
+    let mut header = Header([0; HEADER_BYTES]);
+    file.read_exact(&mut header.0).map_err(failed)?;
+    file.seek(SeekFrom::Start(BLOCK as u64)).map_err(failed)?;
+    header.verify_read(key, length, &mut file).map_err(failed)??;
+    Ok(Some(length))
+}
