@@ -1,2 +1,48 @@
-//! The `kvkeep` command.
-fn main() {}
+//! The `kvkeep` command: replays request traces through the library, and looks after directories of objects.
+
+mod directory;
+mod replay;
+mod stat;
+mod text;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Keeps the KV cache of language-model requests outside the GPU
+#[derive(Parser)]
+#[command(name = "kvkeep", version, about, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit status: 0 all is well, 1 something was found wrong, 2 wrong usage or an input/output error."
+)]
+struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Replay(replay::Args),
+    Verify(verify::Args),
+    Stat(stat::Args),
+}
+
+/// Whether all was well, or a sentence with cause and remedy.
+type Outcome = Result<bool, String>;
+
+fn main() -> ExitCode {
+    let outcome = match Command::parse().verb {
+        Verb::Replay(args) => replay::run(&args),
+        Verb::Verify(args) => verify::run(&args),
+        Verb::Stat(args) => stat::run(&args),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(sentence) => {
+            eprintln!("kvkeep: {sentence}");
+            ExitCode::from(2)
+        }
+    }
+}

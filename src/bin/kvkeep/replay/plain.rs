@@ -1,0 +1,158 @@
+//! One replay and its report.
+
+use std::fmt::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvkeep::config::NodeConfig;
+use kvkeep::types::{Histogram, KVKEEP_TIERS_MAX, Stats};
+
+use super::engine::{Engine, Tally};
+use super::trace::{Request, blocks};
+use super::{Args, FoundMode, Speed};
+use crate::{Outcome, text};
+
+const L1_BYTES: u64 = 1 << 30;
+
+/// Replays the trace once.
+pub fn run(args: &Args, requests: &[Request]) -> Outcome {
+    if args.l2.len() >= KVKEEP_TIERS_MAX {
+        return Err(format!("{} backends are too many: give at most {}", args.l2.len(), KVKEEP_TIERS_MAX - 1));
+    }
+    let l1_bytes = args.l1.unwrap_or(L1_BYTES);
+    if args.block_bytes > l1_bytes {
+        let (block, l1) = (text::bytes(args.block_bytes), text::bytes(l1_bytes));
+        return Err(format!("no block of {block} fits an L1 of {l1}: give a larger --l1 or smaller --block-bytes"));
+    }
+    let config = NodeConfig {
+        backend_urls: args.l2.clone(),
+        checksum: !args.no_checksum,
+        eviction_policy: args.policy.clone(),
+        ..NodeConfig::new(l1_bytes)
+    };
+    let any = args.mode == Some(FoundMode::Any);
+    let mut engine = Engine::open(config, args.block_bytes as usize, any, args.speed == Speed::Max)
+        .map_err(|error| error.message)?;
+    let bar = text::bar(requests.len() as u64, "requests");
+    let began = Instant::now();
+    let first = requests.first().map_or(0, |request| request.timestamp);
+    for request in requests {
+        if args.speed == Speed::Realtime {
+            let due = Duration::from_millis(request.timestamp.saturating_sub(first));
+            thread::sleep(due.saturating_sub(began.elapsed()));
+        }
+        engine.serve(&request.hash_ids).map_err(|error| format!("request {}: {error}", engine.tally.requests))?;
+        bar.inc(1);
+    }
+    let stats = engine.finish().map_err(|error| error.message)?;
+    bar.finish_and_clear();
+    text::print(&report(args, requests, &engine.tally, &stats, began.elapsed()));
+    Ok(engine.tally.wrong_bytes == 0)
+}
+
+fn report(args: &Args, requests: &[Request], tally: &Tally, stats: &Stats, time: Duration) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<18}{value}");
+    };
+    let count = text::count;
+    let share = |part: u64| format!("{:>12}  {:6.2} %", count(part), text::percent(part, tally.asked));
+    let number = |number: u64| format!("{:>12}", count(number));
+
+    let (asked, unique) = blocks(requests);
+    let tokens = |of: fn(&Request) -> u64| count(requests.iter().map(of).sum());
+    line("requests", format!("{}  in {:.1} s", number(tally.requests), time.as_secs_f64()));
+    line("prompt tokens", format!("{:>12}", tokens(|request| request.input_length)));
+    line("answer tokens", format!("{:>12}", tokens(|request| request.output_length)));
+    line(
+        "blocks asked",
+        format!("{}  of {} each, {} different", number(asked), text::bytes(args.block_bytes), count(unique)),
+    );
+    line("hits in L1", share(tally.hits[0]));
+    for (i, url) in args.l2.iter().enumerate() {
+        line(&format!("hits in {}", scheme(url)), share(tally.hits[i + 1]));
+    }
+    line("hits", share(tally.hits()));
+    if tally.beyond > 0 {
+        line("beyond a gap", format!("{}  were in L1, but behind a missing one", share(tally.beyond)));
+    }
+    line(
+        "wrong bytes",
+        match tally.wrong_bytes {
+            0 => format!("{}  of {} read", number(0), count(tally.read_bytes)),
+            wrong => format!(
+                "{}  of {} read, in {} blocks",
+                number(wrong),
+                count(tally.read_bytes),
+                count(tally.wrong_blocks)
+            ),
+        },
+    );
+    let moved =
+        |bytes: u64, time, what: &str| format!("{:>12}  {:>11}, {what}", text::bytes(bytes), text::rate(bytes, time));
+    line("read", moved(tally.read_bytes, tally.read_time, "copied out of L1 and checked"));
+    line("written", moved(tally.written_bytes, tally.write_time, "made and copied into L1"));
+    if !args.l2.is_empty() {
+        line("loaded from L2", moved(stats.loaded_bytes, tally.load_time, "in prefetches that loaded"));
+        line("stored to L2", moved(stats.stored_bytes, time, "over the whole replay"));
+        line("L2 stores", format!("{}  and {} not needed", number(stats.stores), count(stats.stores_already)));
+        line("L2 holds", format!("{}  objects, {}", number(stats.l2_objects), text::bytes(stats.l2_bytes)));
+        line("L2 evictions", number(stats.l2_evictions));
+    }
+    line("L1 commits", number(stats.commits));
+    line("L1 evictions", format!("{}  {}", number(stats.evictions), text::bytes(stats.evicted_bytes)));
+    let (used, whole) = (text::bytes(stats.l1_used_bytes), text::bytes(stats.l1_bytes));
+    line("L1 holds", format!("{}  objects, {used} of {whole}", number(stats.l1_objects)));
+    for (name, value) in [
+        ("refused, L1 full", tally.refused),
+        ("blocks not loaded", tally.failed),
+        ("load failures", stats.load_failures),
+        ("corrupt objects", stats.corruptions),
+        ("late backends", stats.backend_timeouts),
+        ("stores retried", stats.store_retries),
+        ("stores dropped", stats.stores_dropped),
+    ] {
+        if value > 0 {
+            line(name, number(value));
+        }
+    }
+    for (name, histogram) in [
+        ("lookup", &stats.lookup_latency),
+        ("prefetch", &stats.prefetch_latency),
+        ("load an object", &stats.load_latency),
+        ("store an object", &stats.store_latency),
+    ] {
+        if histogram.count > 0 {
+            line(name, format!("p50 {:>12}   p99 {:>12}", quantile(histogram, 50), quantile(histogram, 99)));
+        }
+    }
+    text
+}
+
+/// What stands before the colon: the rest may hold a password.
+fn scheme(url: &str) -> &str {
+    url.split_once(':').map_or(url, |(scheme, _)| scheme)
+}
+
+/// The bound of the bucket that the `percent`th sample is in.
+fn quantile(histogram: &Histogram, percent: u64) -> String {
+    let wanted = (histogram.count * percent).div_ceil(100);
+    let mut seen = 0;
+    let bucket = histogram.buckets.iter().position(|samples| {
+        seen += samples;
+        seen >= wanted
+    });
+    let last = histogram.buckets.len() - 1;
+    match bucket.unwrap_or(last) {
+        i if i == last => format!("> {}", duration(1 << (last - 1))),
+        i => format!("<= {}", duration(1 << i)),
+    }
+}
+
+fn duration(us: u64) -> String {
+    match us {
+        0..10_000 => format!("{us} us"),
+        10_000..10_000_000 => format!("{} ms", us / 1000),
+        _ => format!("{} s", us / 1_000_000),
+    }
+}

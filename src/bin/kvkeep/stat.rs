@@ -1,0 +1,127 @@
+//! `kvkeep stat`: what is in a directory, without reading payloads.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use kvkeep::key::{SpaceTag, hex};
+use serde_json::{Value, json};
+
+use crate::directory::{self, Directory};
+use crate::{Outcome, text};
+
+/// Show what is in an fs directory
+///
+/// Counts objects and bytes from the names and sizes of files alone; opens no cache and reads no payload. A space is shown
+/// by its tag: the fingerprint of model, layout, chunk tokens and tenant.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  kvkeep stat /var/cache/kvkeep\n  kvkeep stat --json /var/cache/kvkeep | jq .objects"
+)]
+pub struct Args {
+    /// The directory of an fs backend
+    dir: PathBuf,
+    /// Print one JSON object, sizes in bytes, times in seconds since 1970
+    #[arg(long)]
+    json: bool,
+}
+
+/// Objects counted together.
+#[derive(Default)]
+struct Sum {
+    objects: u64,
+    /// Bytes of payload.
+    bytes: u64,
+    /// Bytes of files.
+    file_bytes: u64,
+    used: Option<(SystemTime, SystemTime)>,
+    /// Objects whose payload is at most 2^i bytes, by i.
+    sizes: BTreeMap<u32, u64>,
+}
+
+impl Sum {
+    fn add(&mut self, payload: u64, file: u64, used: SystemTime) {
+        self.objects += 1;
+        self.bytes += payload;
+        self.file_bytes += file;
+        let (oldest, newest) = self.used.unwrap_or((used, used));
+        self.used = Some((oldest.min(used), newest.max(used)));
+        *self.sizes.entry(payload.max(1).next_power_of_two().ilog2()).or_default() += 1;
+    }
+
+    fn json(&self) -> Value {
+        let sizes: Vec<Value> =
+            self.sizes.iter().map(|(log, objects)| json!({"at_most_bytes": 1u64 << log, "objects": objects})).collect();
+        json!({
+            "objects": self.objects,
+            "bytes": self.bytes,
+            "file_bytes": self.file_bytes,
+            "oldest_use": self.used.map(|used| text::unix(used.0)),
+            "newest_use": self.used.map(|used| text::unix(used.1)),
+            "sizes": sizes,
+        })
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let directory = directory::read(&args.dir)?;
+    let mut all = Sum::default();
+    let mut spaces: BTreeMap<SpaceTag, Sum> = BTreeMap::new();
+    for (key, entry) in &directory.objects {
+        for sum in [&mut all, spaces.entry(key.space).or_default()] {
+            sum.add(entry.payload_bytes(), entry.bytes, entry.used);
+        }
+    }
+    let report = if args.json { as_json(&directory, &all, &spaces) } else { as_text(&directory, &all, &spaces) };
+    text::print(&report);
+    Ok(true)
+}
+
+fn as_json(directory: &Directory, all: &Sum, spaces: &BTreeMap<SpaceTag, Sum>) -> String {
+    let mut value = all.json();
+    let of_spaces = spaces.iter().map(|(tag, sum)| {
+        let mut value = sum.json();
+        value["space"] = json!(hex(&tag.0));
+        value
+    });
+    value["spaces"] = Value::Array(of_spaces.collect());
+    for (name, entries) in [
+        ("being_written", &directory.writing),
+        ("stale_temporaries", &directory.stale),
+        ("quarantined", &directory.quarantined),
+        ("foreign", &directory.foreign),
+    ] {
+        value[name] = json!(entries.len());
+    }
+    format!("{value:#}\n")
+}
+
+fn as_text(directory: &Directory, all: &Sum, spaces: &BTreeMap<SpaceTag, Sum>) -> String {
+    let mut report = String::new();
+    let _ = writeln!(
+        report,
+        "{:>12}  objects, {} of payload in {} of files",
+        text::count(all.objects),
+        text::bytes(all.bytes),
+        text::bytes(all.file_bytes)
+    );
+    report += &directory.leftovers();
+    if let Some((oldest, newest)) = all.used {
+        let _ = writeln!(report, "\noldest use    {}\nnewest use    {}", text::date(oldest), text::date(newest));
+        let _ = writeln!(report, "\n{:<34}{:>12}{:>12}  last used", "space", "objects", "payload");
+        for (tag, sum) in spaces {
+            let (tag, objects, bytes) = (hex(&tag.0), text::count(sum.objects), text::bytes(sum.bytes));
+            let last = sum.used.map_or_else(String::new, |used| text::date(used.1));
+            let _ = writeln!(report, "{tag:<34}{objects:>12}{bytes:>12}  {last}");
+        }
+        let _ = writeln!(report, "\npayload of at most");
+        let most = all.sizes.values().copied().max().unwrap_or(1);
+        for (log, &objects) in &all.sizes {
+            let stroke = "#".repeat((objects * 40).div_ceil(most) as usize);
+            let _ = writeln!(report, "{:>12}{:>12}  {stroke}", text::bytes(1 << log), text::count(objects));
+        }
+    }
+    report
+}
