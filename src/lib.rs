@@ -4,6 +4,7 @@
 
 pub mod ffi;
 
+mod calls;
 pub mod explain;
 pub mod node;
 mod view;

@@ -1,6 +1,5 @@
 //! The node: builds, connects and stops the parts of one cache.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,20 +8,18 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::arena::{Arena, MapOptions};
-use crate::config::{Log, LogLevel, NodeConfig, PrefetchRequest, SpaceSpec, StoreMode};
-use crate::control::chain::{Chains, Ranks};
+use crate::config::{Log, LogLevel, NodeConfig, StoreMode};
+use crate::control::chain::Chains;
 use crate::control::complete::Completions;
 use crate::control::load::Loader;
 use crate::control::prefetch::Prefetcher;
 use crate::control::tiers::Tiers;
 use crate::control::watch::Watch;
 use crate::control::writeback::Writer;
-use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
-use crate::key::{Key, ObjectKey};
-use crate::l1::{L1, L1Config, Outcome, WAKE_ROOM, WAKE_WRITES};
+use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
+use crate::l1::{L1, L1Config, WAKE_ROOM, WAKE_WRITES};
 use crate::l2;
 use crate::stats::Meters;
-use crate::types::{Completion, PrefetchResult, View};
 
 /// Bytes of L1 made present at a time.
 const PREFAULT_BYTES: u64 = 8 << 20;
@@ -37,11 +34,11 @@ pub struct Node {
     pub(crate) writer: Arc<Writer>,
     pub(crate) meters: Arc<Meters>,
     watch: Arc<Watch>,
-    completions: Arc<Completions>,
-    chains: Arc<Chains>,
-    log: Log,
-    session_timeout: Duration,
-    backend_timeout: Duration,
+    pub(crate) completions: Arc<Completions>,
+    pub(crate) chains: Arc<Chains>,
+    pub(crate) log: Log,
+    pub(crate) session_timeout: Duration,
+    pub(crate) backend_timeout: Duration,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: Arc<AtomicBool>,
     /// L1 is above its high watermark.
@@ -242,249 +239,6 @@ impl Node {
             std::mem::forget(self.l1.arena().clone());
         }
         self.log.say(LogLevel::Info, || "closed".to_owned());
-    }
-
-    /// Opens a space.
-    pub fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
-        self.l1.open_space(&spec)
-    }
-
-    /// Adds a backend.
-    pub fn add_backend(&self, url: &str) -> Result<u64> {
-        let number = self.tiers.add(l2::url::open(url)?)?;
-        self.l1.set_has_l2(true);
-        self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
-        Ok(number)
-    }
-
-    /// Removes a backend.
-    pub fn remove_backend(&self, number: u64) -> Result<()> {
-        let removed = self.tiers.remove(number, self.backend_timeout);
-        self.l1.set_has_l2(!self.tiers.list().is_empty());
-        removed
-    }
-
-    /// Blocks until everything committed is in L2 or given up.
-    pub fn drain_writes(&self, timeout_ms: u32) -> Result<()> {
-        self.writer.drain(Duration::from_millis(u64::from(timeout_ms)))
-    }
-
-    /// Begins a session.
-    pub fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64> {
-        let session = self.l1.begin_session(space, request_id, timeout.unwrap_or(self.session_timeout))?;
-        Ok(session)
-    }
-
-    /// Ends a session and touches what it used.
-    pub fn end_session(&self, session: u64) -> Result<()> {
-        self.leave(session, true)
-    }
-
-    /// Ends a session and touches nothing.
-    pub fn abort_session(&self, session: u64) -> Result<()> {
-        self.leave(session, false)
-    }
-
-    fn leave(&self, session: u64, touch: bool) -> Result<()> {
-        self.l1.session_lives(session)?;
-        self.prefetcher.release_session(session);
-        let ended = self.l1.end_session(session, touch);
-        self.forget(session);
-        ended
-    }
-
-    /// Lets go of what belongs to a session that has ended, and of what a call that met its end left behind.
-    fn forget(&self, session: u64) {
-        self.prefetcher.release_session(session);
-        self.chains.forget(session);
-    }
-
-    /// Appends tokens.
-    pub fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {
-        let space = self.l1.session_space(session)?;
-        let chunks = self.chains.append(session, &space, tokens)?;
-        if let Err(error) = self.l1.session_lives(session) {
-            // It ended meanwhile.
-            self.chains.forget(session);
-            return Err(error);
-        }
-        Ok(chunks)
-    }
-
-    /// Writes keys of a session's chunks.
-    pub fn session_keys(
-        &self,
-        session: u64,
-        first_chunk: u64,
-        first_rank: u32,
-        rank_count: u32,
-        group_count: u32,
-        keys: &mut [Key],
-    ) -> Result<()> {
-        self.l1.session_space(session)?;
-        self.chains.keys(session, first_chunk, (first_rank, rank_count, group_count), keys)
-    }
-
-    /// Stages keys.
-    pub fn reserve_write(
-        &self,
-        session: u64,
-        keys: &[Key],
-        sizes: &[u64],
-        temporary: bool,
-        views: &mut [View],
-    ) -> Result<bool> {
-        self.l1.reserve_write(session, keys, sizes, temporary, views)
-    }
-
-    /// Commits keys.
-    pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.l1.finish_write(session, keys, statuses)
-    }
-
-    /// Gives staged keys back.
-    pub fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.l1.abort_write(session, keys, statuses)
-    }
-
-    /// Commits keys and takes shares.
-    pub fn finish_write_and_reserve_read(
-        &self,
-        session: u64,
-        keys: &[Key],
-        extra: u32,
-        views: &mut [View],
-    ) -> Result<bool> {
-        self.l1.finish_write_and_reserve_read(session, keys, extra + 1, views)
-    }
-
-    /// Takes shares.
-    pub fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool> {
-        self.l1.reserve_read(session, keys, extra + 1, views)
-    }
-
-    /// Returns shares.
-    pub fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.l1.finish_read(session, keys, extra + 1, statuses)
-    }
-
-    /// Returns shares of chunks by their tokens.
-    pub fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
-        let space = self.l1.session_space(session)?;
-        let keys = self.chains.keys_of_tokens(session, &space, tokens, ranks)?;
-        self.l1.release(session, &keys, extra + 1)
-    }
-
-    /// Views of held keys.
-    pub fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
-        self.l1.unsafe_read(session, keys, views)
-    }
-
-    fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
-        let tag = self.l1.space(space)?.tag;
-        Ok(keys.iter().map(|&key| ObjectKey { space: tag, key }).collect())
-    }
-
-    /// Marks keys as used.
-    pub fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        let tiers = self.tiers.list();
-        if !tiers.is_empty() {
-            let mut objects = self.objects(space, keys)?;
-            objects.reverse();
-            tiers.iter().filter(|tier| tier.usable()).for_each(|tier| tier.backend.touch(&objects));
-        }
-        self.l1.touch(space, keys, statuses)
-    }
-
-    /// Keeps keys longer.
-    pub fn retain(
-        &self,
-        space: u64,
-        keys: &[Key],
-        priority: u32,
-        ttl_ms: u32,
-        statuses: Option<&mut [i32]>,
-    ) -> Result<bool> {
-        self.l1.retain(space, keys, priority, ttl_ms, statuses)
-    }
-
-    /// Deletes keys everywhere, unless they are in use.
-    pub fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        let mut said = self.l1.delete(space, keys)?;
-        let free: Vec<usize> = (0..keys.len()).filter(|&i| said[i] != crate::error::KVKEEP_ERR_LOCKED).collect();
-        let objects = self.objects(space, keys)?;
-        let objects: Vec<ObjectKey> = free.iter().map(|&i| objects[i]).collect();
-        if !objects.is_empty() {
-            for (&i, known) in free.iter().zip(self.writer.delete(&objects)) {
-                if known && said[i] == KVKEEP_ERR_NOT_FOUND {
-                    said[i] = KVKEEP_OK;
-                }
-            }
-        }
-        let mut outcome = Outcome::new(statuses);
-        said.into_iter().enumerate().for_each(|(i, status)| outcome.set(i, status));
-        Ok(outcome.all_ok())
-    }
-
-    /// Empties L1 of a space's objects, or of all for 0.
-    pub fn clear(&self, space: u64, force: bool) -> Result<(u64, bool)> {
-        let space = (space != 0).then_some(space);
-        if force {
-            let index = space.map(|space| self.l1.space(space)).transpose()?.map(|space| space.index);
-            self.prefetcher.cancel_space(index);
-        }
-        self.l1.clear(space, force)
-    }
-
-    /// Submits a prefetch.
-    pub fn submit_prefetch(&self, session: u64, keys: &[Key], request: PrefetchRequest, job: &mut u64) -> Result<()> {
-        self.prefetcher.submit(session, keys, request, job)
-    }
-
-    /// The early answer of a job.
-    pub fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status> {
-        let began = Instant::now();
-        let status = self.prefetcher.query_lookup_hits(job, chunks);
-        self.meters.call_latency.add(began.elapsed());
-        status
-    }
-
-    /// The answer of a job.
-    pub fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
-        let began = Instant::now();
-        let status = self.prefetcher.query(job, result);
-        self.meters.call_latency.add(began.elapsed());
-        status
-    }
-
-    /// Which keys of a job are held.
-    pub fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
-        self.prefetcher.query_bitmap(job, bitmap)
-    }
-
-    /// Blocks until a job is done.
-    pub fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
-        self.prefetcher.wait(job, Duration::from_millis(u64::from(timeout_ms)))
-    }
-
-    /// Cancels a job.
-    pub fn cancel(&self, job: u64) -> Result<()> {
-        self.prefetcher.cancel(job)
-    }
-
-    /// Forgets a job.
-    pub fn release_job(&self, job: u64) -> Result<()> {
-        self.prefetcher.release(job)
-    }
-
-    /// The descriptor that completions raise.
-    pub fn event_fd(&self) -> i32 {
-        self.completions.fd()
-    }
-
-    /// Gives completions.
-    pub fn drain_completions(&self, completions: &mut [Completion]) -> usize {
-        self.completions.drain(completions)
     }
 }
 

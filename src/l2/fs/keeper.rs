@@ -235,7 +235,7 @@ impl Core {
         let path = path::object(key);
         match statat(&self.dirfd, path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
-                let used = stat.st_mtime as u64 * 1_000_000_000 + stat.st_mtime_nsec;
+                let used = stat.st_mtime as u64 * 1_000_000_000 + stat.st_mtime_nsec as u64;
                 Ok(match payload_of(stat.st_size as u64) {
                     Some(size) => self.index(|index| index.discovered(*key, size, used)),
                     None => Found::Absent,
