@@ -59,6 +59,10 @@ static inline uint64_t open_space(kvkeep *cache, const char *model) {
     return space;
 }
 
+// Every session that tests began, so that a test may leave some open.
+static uint64_t begun[1 << 16];
+static size_t begun_count;
+
 static inline uint64_t begin_for(kvkeep *cache, uint64_t space, uint32_t timeout_ms) {
     kvkeep_session_options options;
     KVKEEP_INIT(&options);
@@ -67,6 +71,7 @@ static inline uint64_t begin_for(kvkeep *cache, uint64_t space, uint32_t timeout
     uint64_t session = 0;
     OK(kvkeep_begin_session(cache, space, &options, &session));
     CHECK(session != 0);
+    begun[begun_count++ % (sizeof begun / sizeof *begun)] = session;
     return session;
 }
 
@@ -175,6 +180,24 @@ static inline void check_nothing_is_held(kvkeep *cache) {
     // Transfers in flight lock what they move until they have landed.
     AWAIT(stats_of(cache).l1_locked_bytes == 0);
     CHECK_EQUAL(stats_of(cache).l1_staged, 0);
+}
+
+// Ends what the test left open, and closes: nothing may be held then.
+static inline void close_empty(kvkeep *cache) {
+    for (; begun_count > 0; begun_count--) {
+        kvkeep_status status = kvkeep_abort_session(cache, begun[begun_count - 1]);
+        CHECK(status == KVKEEP_OK || status == KVKEEP_ERR_NOT_FOUND || status == KVKEEP_ERR_EXPIRED);
+    }
+    check_nothing_is_held(cache);
+    CHECK_EQUAL(stats_of(cache).sessions, 0);
+    CHECK_EQUAL(stats_of(cache).jobs, 0);
+    OK(kvkeep_close(cache));
+}
+
+// Parameters for every fs: URL; valgrind does not let other threads run while one waits in a ring.
+static inline const char *fs_parameters(void) {
+    const char *parameters = getenv("KVKEEP_TEST_FS_PARAMETERS");
+    return parameters ? parameters : "";
 }
 
 static inline char *new_directory(void) {

@@ -38,8 +38,7 @@ static void teardown(void) {
     CHECK_EQUAL(stats.jobs, 0);
     CHECK_EQUAL(stats.jobs_submitted, 0);
     CHECK_EQUAL(stats.commits, 2);
-    OK(kvkeep_end_session(cache, session));
-    OK(kvkeep_close(cache));
+    close_empty(cache);
 }
 
 static void p6_null_pointers(void) {
@@ -506,7 +505,7 @@ static void p6_a_full_disk_fails_that_write_only(void) {
         remove_directory(directory);
         return;
     }
-    snprintf(url, sizeof url, "fs://%s/objects?capacity=1GiB", directory);
+    snprintf(url, sizeof url, "fs://%s/objects?capacity=1GiB%s", directory, fs_parameters());
     kvkeep *small = open_l2(16 * MIB, url);
     uint64_t model = open_space(small, "model");
     kvkeep_key many[64];

@@ -20,7 +20,7 @@ static void enter(kvkeep *opened) {
 }
 
 static void leave(void) {
-    OK(kvkeep_close(cache));
+    close_empty(cache);
 }
 
 static kvkeep *open_mode(uint32_t store_mode) {
@@ -34,7 +34,7 @@ static kvkeep *open_mode(uint32_t store_mode) {
 
 static kvkeep *open_directory(const char *directory, const char *parameters) {
     char url[5000];
-    snprintf(url, sizeof url, "fs://%s?capacity=1GiB%s", directory, parameters);
+    snprintf(url, sizeof url, "fs://%s?capacity=1GiB%s%s", directory, parameters, fs_parameters());
     return open_l2(4 * MIB, url);
 }
 
@@ -417,7 +417,7 @@ static void p10_lookup_never_waits_for_loading(void) {
     OK(kvkeep_query_prefetch(cache, job, &result));
     CHECK_STATUS(result.status, KVKEEP_ERR_CANCELLED);
     CHECK_EQUAL(stats_of(cache).l1_shares, 0);
-    leave();
+    OK(kvkeep_close(cache));
 }
 
 struct told {
@@ -460,7 +460,7 @@ static void p4_a_hung_backend_does_not_hold_a_job_past_its_deadline(void) {
     CHECK_STATUS(completion.status, KVKEEP_ERR_TIMEOUT);
     CHECK_EQUAL(completion.hit_chunks, 0);
     CHECK_EQUAL(stats_of(cache).l1_shares, 0);
-    leave();
+    OK(kvkeep_close(cache));
     CHECK_EQUAL(effort.count, 1);
     CHECK_EQUAL(strict.count, 1);
 }
@@ -483,7 +483,7 @@ static void p4_a_hung_backend_is_fenced_at_its_deadline(void) {
     CHECK_EQUAL(stats.l1_shares, 0);
     // P2: the backend may still write there, so the memory stays locked.
     CHECK(stats.l1_locked_bytes >= SIZE);
-    leave();
+    OK(kvkeep_close(cache));
     CHECK_EQUAL(told.count, 1);
 }
 
@@ -497,7 +497,7 @@ static void p4_close_does_not_wait_for_a_hung_load(void) {
     put_below(cache, space, keys, COUNT, SIZE);
     struct told told = NOBODY_TOLD;
     submit_hanging(KVKEEP_POLICY_WAIT, 0, tell, &told);
-    leave();
+    OK(kvkeep_close(cache));
     CHECK_EQUAL(told.count, 1);
     CHECK(told.last.status == KVKEEP_ERR_CANCELLED || told.last.status == KVKEEP_OK);
 }

@@ -20,7 +20,7 @@ static void setup(void) {
 }
 
 static void teardown(void) {
-    OK(kvkeep_close(cache));
+    close_empty(cache);
 }
 
 static kvkeep_prefetch_options plain_options(void) {

@@ -10,7 +10,7 @@ static void setup(uint64_t l1_bytes) {
 }
 
 static void teardown(void) {
-    OK(kvkeep_close(cache));
+    close_empty(cache);
 }
 
 static void end_returns_what_is_left(void) {
@@ -71,6 +71,7 @@ static void p9_sessions_are_bounded(void) {
     FAILS(kvkeep_begin_session(cache, space, NULL, &more), KVKEEP_ERR_LIMIT, "session");
     OK(kvkeep_end_session(cache, sessions[0]));
     OK(kvkeep_begin_session(cache, space, NULL, &more));
+    OK(kvkeep_end_session(cache, more));
     teardown();
 }
 

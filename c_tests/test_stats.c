@@ -13,7 +13,7 @@ static void setup(void) {
 }
 
 static void teardown(void) {
-    OK(kvkeep_close(cache));
+    close_empty(cache);
 }
 
 static char *text_of(kvkeep_status (*write)(char *, size_t, size_t *)) {
