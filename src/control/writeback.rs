@@ -187,13 +187,13 @@ impl Writer {
     }
 
     fn try_again(self: &Arc<Self>, retry: Retry) {
-        match self.l1.buffer(retry.journey.name) {
+        match self.l1.buffer(retry.journey.name).filter(|_| retry.tier.usable()) {
             Some(buffer) => {
                 self.meters.store_retries.add(1);
                 self.send(&retry.journey, retry.tier, buffer, retry.attempt);
             }
             None => {
-                // Evicted meanwhile.
+                // Evicted meanwhile, or its backend was removed or fenced.
                 self.meters.stores_dropped.add(1);
                 self.arrived(&retry.journey);
             }

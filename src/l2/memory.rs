@@ -313,7 +313,10 @@ impl Memory {
             match work {
                 Work::Lookup(lookup) => lookup.reply.send(Err(closed())),
                 Work::Load(load) => load.sink.loaded(load.index, load.buffer, Err(closed())),
-                Work::Store(store) => store.reply.send(Err(closed())),
+                Work::Store(store) => {
+                    drop(store.buffer);
+                    store.reply.send(Err(closed()));
+                }
                 Work::Deleted(reply, _) => reply.send(Err(closed())),
             }
         }

@@ -1,0 +1,11 @@
+//! The promises, P1 to P12, each held to its words.
+#![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
+
+mod bad_input;
+mod bounds;
+mod cache;
+mod completions;
+mod disk;
+mod memory;
+mod shares;
+mod visible;

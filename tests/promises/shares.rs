@@ -1,0 +1,187 @@
+//! P3: every share is returned exactly once, whichever way.
+
+use std::time::Duration;
+
+use kvkeep::config::{Policy, PrefetchRequest};
+use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD};
+
+use crate::cache::{Cache, KIB, MIB, WATCHDOG_MS, intact, key, keys, said, until, views, watched};
+
+#[test]
+fn p3_by_finish_in_any_portions_and_no_more() {
+    let cache = Cache::open(MIB, &[], |_| {});
+    cache.store(0..2, 4096);
+    let session = cache.session();
+    cache.read(session, 0..2, 127);
+    assert_eq!(cache.stats().l1_shares, 256);
+    assert_eq!(cache.finish(session, 0..2, 99), [0, 0]);
+    assert_eq!(cache.finish(session, 0..1, 27), [0]);
+    // More than is held returns none of it.
+    assert_eq!(cache.finish(session, 0..2, 28), [said(KVKEEP_ERR_NOT_HELD); 2]);
+    assert_eq!(cache.stats().l1_shares, 28);
+    assert_eq!(cache.finish(session, 1..2, 27), [0]);
+    assert_eq!(cache.finish(session, 0..2, 0), [said(KVKEEP_ERR_NOT_HELD); 2]);
+    cache.node.end_session(session).unwrap();
+    cache.at_rest();
+    cache.node.close();
+}
+
+#[test]
+fn p3_never_another_sessions_share() {
+    let cache = Cache::open(MIB, &[], |_| {});
+    cache.store(0..1, 4096);
+    let (one, two, three) = (cache.session(), cache.session(), cache.session());
+    let held = cache.read(one, 0..1, 2);
+    cache.read(two, 0..1, 0);
+    assert_eq!(cache.finish(three, 0..1, 0), [said(KVKEEP_ERR_NOT_HELD)]);
+    assert_eq!(cache.finish(two, 0..1, 1), [said(KVKEEP_ERR_NOT_HELD)]);
+    assert_eq!(cache.finish(two, 0..1, 0), [0]);
+    assert_eq!(cache.finish(two, 0..1, 0), [said(KVKEEP_ERR_NOT_HELD)]);
+    cache.node.end_session(two).unwrap();
+    cache.node.abort_session(three).unwrap();
+    assert_eq!(cache.stats().l1_shares, 3);
+    cache.node.clear(0, true).unwrap();
+    // A session that takes a number used before takes none of its shares.
+    for _ in 0..100 {
+        let late = cache.session();
+        assert_eq!(cache.finish(late, 0..1, 0), [said(KVKEEP_ERR_NOT_HELD)]);
+        cache.node.end_session(late).unwrap();
+    }
+    assert!(intact(&held[0], 0));
+    assert_eq!(cache.finish(one, 0..1, 2), [0]);
+    cache.node.end_session(one).unwrap();
+    cache.at_rest();
+    cache.node.close();
+}
+
+#[test]
+fn p3_by_end_and_by_abort_once() {
+    let cache = Cache::open(MIB, &[], |_| {});
+    cache.store(0..8, 4096);
+    for end in [true, false] {
+        let session = cache.session();
+        cache.read(session, 0..8, 7);
+        cache.finish(session, 0..4, 3);
+        let leave = || if end { cache.node.end_session(session) } else { cache.node.abort_session(session) };
+        leave().unwrap();
+        assert_eq!(leave().unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+        cache.at_rest();
+    }
+    cache.node.close();
+}
+
+#[test]
+fn p3_by_cancel_of_the_job_and_a_done_job_keeps_them() {
+    watched(|| {
+        let cache = Cache::open(MIB, &["fault:memory:?fault.load_hang=1"], |_| {});
+        cache.store_below(0..8, 4096);
+        cache.store(0..4, 4096);
+        let session = cache.session();
+        let job = cache.submit(session, 0..8, PrefetchRequest { extra_count: 3, ..Default::default() });
+        assert_eq!((cache.stats().l1_shares, cache.answer(job).is_none()), (16, true));
+        cache.node.cancel(job).unwrap();
+        cache.node.wait(job, WATCHDOG_MS).unwrap();
+        assert_eq!((cache.stats().l1_shares, cache.answer(job).unwrap().hit_chunks), (0, 0));
+        let done = cache.submit(session, 0..4, PrefetchRequest { extra_count: 3, ..Default::default() });
+        cache.node.cancel(done).unwrap();
+        assert_eq!((cache.answer(done).unwrap().hit_chunks, cache.stats().l1_shares), (4, 16));
+        cache.node.release_job(done).unwrap();
+        assert_eq!(cache.finish(session, 0..4, 3), [0; 4]);
+        cache.node.end_session(session).unwrap();
+        cache.node.close();
+    });
+}
+
+#[test]
+fn p3_extra_count_goes_through_lookup_trim_and_failed_loads() {
+    watched(|| {
+        let url = "fault:memory:?fault.load_error=0.5&fault.seed=3";
+        let cache = Cache::open(4 * MIB, &[url], |_| {});
+        cache.store_below(0..64, 4096);
+        cache.store(40..60, 4096);
+        for extra in [0, 1, 7, 127] {
+            let session = cache.session();
+            let job = cache.submit(session, 0..64, PrefetchRequest { extra_count: extra, ..Default::default() });
+            cache.node.wait(job, WATCHDOG_MS).unwrap();
+            let hits = cache.answer(job).unwrap().hit_chunks;
+            assert_eq!(cache.stats().l1_shares, u64::from(hits * (extra + 1)));
+            assert_eq!(cache.finish(session, 0..hits, extra), vec![0; hits as usize]);
+            cache.node.end_session(session).unwrap();
+            cache.at_rest();
+        }
+        cache.node.close();
+    });
+}
+
+#[test]
+fn p3_by_revocation_after_expiry_and_a_late_return_is_told() {
+    watched(|| {
+        let cache = Cache::open(64 * KIB, &[], |_| {});
+        cache.store(0..8, 4096);
+        let lasting = cache.session();
+        let late = cache.node.begin_session(cache.space, "late", Some(Duration::from_millis(5))).unwrap();
+        let kept = cache.read(lasting, 0..2, 0);
+        cache.read(late, 0..8, 1);
+        cache.node.begin_session(cache.space, "idle", Some(Duration::from_millis(5))).unwrap();
+        until("the deadline", || cache.stats().sessions_reclaimed == 1);
+        // Pressure: all but what the lasting session holds can be had.
+        let writer = cache.session();
+        assert!(cache.node.reserve_write(writer, &keys(100..114), &[4096; 14], false, &mut views(14)).unwrap());
+        let stats = cache.stats();
+        assert_eq!((stats.shares_revoked, stats.l1_shares), (16, 2));
+        assert!(kept.iter().zip(0..).all(|(view, number)| intact(view, number)));
+        let mut again = views(1);
+        if let Ok(all) = cache.node.unsafe_read(late, &[key(7)], &mut again) {
+            assert!(!all);
+            assert_eq!(again[0].status, said(KVKEEP_ERR_EXPIRED));
+            assert_eq!(cache.finish(late, 0..8, 1), [said(KVKEEP_ERR_EXPIRED); 8]);
+            assert_eq!(cache.finish(late, 0..8, 1), [said(KVKEEP_ERR_NOT_HELD); 8]);
+            cache.node.end_session(late).unwrap();
+        } else {
+            // It held nothing any more and was reclaimed meanwhile.
+            assert_eq!(cache.node.end_session(late).unwrap_err().status, KVKEEP_ERR_EXPIRED);
+        }
+        assert_eq!(cache.stats().l1_shares, 2);
+        cache.node.end_session(lasting).unwrap();
+        cache.node.end_session(writer).unwrap();
+        cache.at_rest();
+        cache.node.close();
+    });
+}
+
+#[test]
+fn p3_by_release_of_tokens_for_all_readers_together() {
+    let cache = Cache::open(MIB, &[], |_| {});
+    let session = cache.session();
+    let tokens: Vec<u32> = (0..160).collect();
+    cache.node.append_tokens(session, &tokens).unwrap();
+    let mut chunk_keys = keys(0..10);
+    cache.node.session_keys(session, 0, 0, 1, 1, &mut chunk_keys).unwrap();
+    assert!(cache.node.reserve_write(session, &chunk_keys, &[4096; 10], false, &mut views(10)).unwrap());
+    cache.node.finish_write_and_reserve_read(session, &chunk_keys, 3, &mut views(10)).unwrap();
+    assert_eq!(cache.node.release_tokens(session, 70..160, (0, 1, 1), 3).unwrap(), 5);
+    assert_eq!(cache.node.release_tokens(session, 0..160, (0, 1, 1), 3).unwrap(), 5);
+    assert_eq!(cache.node.release_tokens(session, 0..160, (0, 1, 1), 3).unwrap(), 0);
+    cache.node.end_session(session).unwrap();
+    cache.at_rest();
+    cache.node.close();
+}
+
+#[test]
+fn p3_a_job_that_misses_its_deadline_holds_nothing() {
+    watched(|| {
+        let cache = Cache::open(MIB, &["fault:memory:?fault.load_hang=1"], |_| {});
+        cache.store_below(0..8, 4096);
+        cache.store(0..4, 4096);
+        for (policy, hits) in [(Policy::Deadline, 0), (Policy::BestEffort, 4)] {
+            let session = cache.session();
+            let deadline = Some(Duration::from_millis(30));
+            let job = cache.submit(session, 0..8, PrefetchRequest { policy, deadline, ..Default::default() });
+            // An answer nobody has read by its second deadline is reclaimed.
+            let _ = cache.node.wait(job, WATCHDOG_MS);
+            assert_eq!(cache.stats().l1_shares, hits);
+            cache.node.end_session(session).unwrap();
+        }
+        cache.node.close();
+    });
+}
