@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 use super::handle::{self, kvkeep};
 use super::types::{kvkeep_options, kvkeep_space_options};
-use super::{config, guard, input_struct, on, output, text};
+use super::{config, guard, input_struct, on, optional_output, output, text};
 use crate::error::{KVKEEP_OK, Status};
 
 /// ---- Cache ----
@@ -60,9 +60,10 @@ pub unsafe extern "C" fn kvkeep_open_space(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_char, backend: *mut u64) -> Status {
     on(cache, |node| {
+        let backend = optional_output(backend, "backend")?;
         let number = node.add_backend(text::utf8(url, "url")?)?;
-        if !backend.is_null() {
-            *output(backend, "backend")? = number;
+        if let Some(backend) = backend {
+            *backend = number;
         }
         Ok(KVKEEP_OK)
     })

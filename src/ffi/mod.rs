@@ -120,6 +120,11 @@ fn output<'a, T>(place: *mut T, name: &str) -> Result<&'a mut T> {
     Ok(unsafe { &mut *place })
 }
 
+/// A caller's place to write one value to, if it wants that value. Made before the work, so that a refusal changes nothing.
+fn optional_output<'a, T>(place: *mut T, name: &str) -> Result<Option<&'a mut T>> {
+    if place.is_null() { Ok(None) } else { output(place, name).map(Some) }
+}
+
 /// A caller's array to write.
 fn output_slice<'a, T>(first: *mut T, count: usize, name: &str) -> Result<&'a mut [T]> {
     checked_count(count, name)?;

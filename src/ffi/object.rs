@@ -1,7 +1,9 @@
 //! Objects: exported functions.
 
 use super::handle::kvkeep;
-use super::{batch_status, checked_extra_count, disjoint, flag, input, on, optional_statuses, output_slice};
+use super::{
+    batch_status, checked_extra_count, disjoint, flag, input, on, optional_output, optional_statuses, output_slice,
+};
 use crate::error::Status;
 use crate::key::Key;
 use crate::types::View;
@@ -157,10 +159,11 @@ pub unsafe extern "C" fn kvkeep_release_tokens(
 ) -> Status {
     on(cache, |node| {
         let extra = checked_extra_count(extra_count)?;
+        let returned = optional_output(returned, "returned")?;
         let ranks = (first_rank, rank_count, group_count);
         let count = node.release_tokens(session, first_token..last_token, ranks, extra)?;
-        if !returned.is_null() {
-            *super::output(returned, "returned")? = count;
+        if let Some(returned) = returned {
+            *returned = count;
         }
         Ok(crate::error::KVKEEP_OK)
     })
@@ -246,10 +249,10 @@ pub unsafe extern "C" fn kvkeep_delete(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32, removed: *mut u64) -> Status {
     on(cache, |node| {
-        let force = flag(force, "force")?;
+        let (force, removed) = (flag(force, "force")?, optional_output(removed, "removed")?);
         let (count, all) = node.clear(space, force)?;
-        if !removed.is_null() {
-            *super::output(removed, "removed")? = count;
+        if let Some(removed) = removed {
+            *removed = count;
         }
         Ok(if all { crate::error::KVKEEP_OK } else { crate::error::KVKEEP_PARTIAL })
     })

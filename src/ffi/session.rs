@@ -2,7 +2,7 @@
 
 use super::handle::kvkeep;
 use super::types::kvkeep_session_options;
-use super::{config, input, input_struct_or_default, on, output, output_slice};
+use super::{config, input, input_struct_or_default, on, optional_output, output, output_slice};
 use crate::error::{Error, KVKEEP_OK, Status};
 use crate::key::Key;
 
@@ -60,9 +60,11 @@ pub unsafe extern "C" fn kvkeep_append_tokens(
     chunk_count: *mut u64,
 ) -> Status {
     on(cache, |node| {
-        let chunks = node.append_tokens(session, input(tokens, count, "tokens")?)?;
-        if !chunk_count.is_null() {
-            *output(chunk_count, "chunk_count")? = chunks;
+        let (tokens, chunk_count) =
+            (input(tokens, count, "tokens")?, optional_output(chunk_count, "chunk_count")?);
+        let chunks = node.append_tokens(session, tokens)?;
+        if let Some(chunk_count) = chunk_count {
+            *chunk_count = chunks;
         }
         Ok(KVKEEP_OK)
     })
