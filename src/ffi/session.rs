@@ -60,8 +60,7 @@ pub unsafe extern "C" fn kvkeep_append_tokens(
     chunk_count: *mut u64,
 ) -> Status {
     on(cache, |node| {
-        let (tokens, chunk_count) =
-            (input(tokens, count, "tokens")?, optional_output(chunk_count, "chunk_count")?);
+        let (tokens, chunk_count) = (input(tokens, count, "tokens")?, optional_output(chunk_count, "chunk_count")?);
         let chunks = node.append_tokens(session, tokens)?;
         if let Some(chunk_count) = chunk_count {
             *chunk_count = chunks;

@@ -1,7 +1,6 @@
 //! Random operations against a model of who holds what; the books are balanced after each step.
 //!
 //! The model does not foresee what a policy evicts. It sees what went, and that nothing in use did.
-#![allow(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
@@ -145,20 +144,9 @@ fn keys_of(numbers: &[u8]) -> Vec<Key> {
     numbers.iter().map(|&number| key(number)).collect()
 }
 
+/// Words of an object that bear its stamp: the first, one in the middle, the last whole one.
 fn places(size: u64) -> [usize; 3] {
-    [0, (size / 2) as usize, size as usize - 8]
-}
-
-fn stamp_on(data: *mut u8, size: u64, stamp: u64) {
-    for at in places(size) {
-        // SAFETY: inside a view or buffer of `size` bytes that is ours to write.
-        unsafe { data.add(at).cast::<u64>().write_unaligned(stamp) };
-    }
-}
-
-fn bears(data: *const u8, size: u64, stamp: u64) -> bool {
-    // SAFETY: inside a view or buffer of `size` bytes that is ours to read.
-    places(size).iter().all(|&at| unsafe { data.add(at).cast::<u64>().read_unaligned() } == stamp)
+    [0, size / 2, size - 8].map(|at| at as usize & !7)
 }
 
 fn views(count: usize) -> Vec<View> {
@@ -201,6 +189,18 @@ impl World {
         };
         world.advance(1);
         world
+    }
+
+    fn stamp_on(&self, data: *mut u8, size: u64, stamp: u64) {
+        let put = |at| self.l1.arena.copy_in(data.wrapping_add(at), &stamp.to_ne_bytes());
+        assert!(places(size).into_iter().all(put));
+    }
+
+    fn bears(&self, data: *const u8, size: u64, stamp: u64) -> bool {
+        let mut word = [0; 8];
+        places(size)
+            .into_iter()
+            .all(|at| self.l1.arena.copy_out(data.wrapping_add(at), &mut word) && word == stamp.to_ne_bytes())
     }
 
     fn advance(&mut self, ms: u64) {
@@ -271,7 +271,7 @@ impl World {
             (slot.offset, slot.size)
         });
         assert_eq!((view.status, view.data.cast(), view.size), (0, self.l1.arena.at(offset), size));
-        assert!(bears(view.data.cast(), size, inc.stamp), "P1: other bytes than were committed");
+        assert!(self.bears(view.data.cast(), size, inc.stamp), "P1: other bytes than were committed");
     }
 
     /// Of which incarnation a return of `count` shares was, by what is left of each.

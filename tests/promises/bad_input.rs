@@ -29,7 +29,7 @@ fn init<T>() -> T {
         let mut zeroed: T = std::mem::zeroed();
         let head = (&raw mut zeroed).cast::<u32>();
         head.write(size_of::<T>() as u32);
-        head.add(1).write(KVKEEP_ABI_VERSION as u32);
+        head.add(1).write(KVKEEP_ABI_VERSION);
         zeroed
     }
 }

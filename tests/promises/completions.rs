@@ -44,7 +44,7 @@ fn request(i: usize, notify: Notify) -> PrefetchRequest {
     PrefetchRequest {
         extra_count: (i % 3) as u32,
         policy: [Policy::BestEffort, Policy::Wait, Policy::Deadline][i % 3],
-        deadline: (i % 5 == 0).then_some(Duration::from_millis(1 + i as u64 % 10)),
+        deadline: i.is_multiple_of(5).then_some(Duration::from_millis(1 + i as u64 % 10)),
         lookup_timeout: Duration::from_millis(if i.is_multiple_of(11) { 5 } else { 0 }),
         temporary: i.is_multiple_of(2),
         priority: (i % 4) as i32,

@@ -66,15 +66,15 @@ impl World {
                     let slot = state.slots.find(name).unwrap();
                     (state.arena.at(slot.offset), slot.size, slot.is(TEMPORARY))
                 });
-                assert!(bears(data, size, stamp), "P2: a held object changed");
+                assert!(self.bears(data, size, stamp), "P2: a held object changed");
                 assert_eq!(temporary, temporary_there);
             }
             for staged in holder.staged.values() {
-                assert!(bears(staged.data, staged.size, staged.stamp), "P2: a staging buffer changed");
+                assert!(self.bears(staged.data, staged.size, staged.stamp), "P2: a staging buffer changed");
             }
         }
         for (_, buffer, stamp) in &self.buffers {
-            assert!(bears(buffer.as_ptr(), buffer.len() as u64, *stamp), "P2: a buffer under transfer changed");
+            assert!(self.bears(buffer.as_ptr(), buffer.len() as u64, *stamp), "P2: a buffer under transfer changed");
         }
     }
 

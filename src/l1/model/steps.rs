@@ -43,7 +43,7 @@ impl World {
                     } else {
                         assert!(!mine && !full);
                         let stamp = self.stamp();
-                        stamp_on(view.data.cast(), size, stamp);
+                        self.stamp_on(view.data.cast(), size, stamp);
                         let data = view.data.cast();
                         let staged = Staged { data, size, stamp, temporary };
                         self.sessions.get_mut(&session).unwrap().staged.insert(name, staged);
@@ -128,7 +128,7 @@ impl World {
                     match current.filter(|inc| held.contains(inc)) {
                         Some(inc) => self.view_is(view, inc),
                         None if !held.is_empty() => {
-                            let known = |&inc: &usize| bears(view.data.cast(), view.size, self.incs[inc].1.stamp);
+                            let known = |&inc: &usize| self.bears(view.data.cast(), view.size, self.incs[inc].1.stamp);
                             assert!(view.status == 0 && held.iter().any(known));
                         }
                         None if holder.revoked.contains_key(&name) => {
@@ -186,7 +186,7 @@ impl World {
                         Ok((slot, buffer)) => {
                             assert!(!full);
                             let stamp = self.stamp();
-                            stamp_on(buffer.as_ptr(), SIZES[size], stamp);
+                            self.stamp_on(buffer.as_ptr(), SIZES[size], stamp);
                             self.loads.push(Load { name: slot, at: (space, name), stamp, temporary });
                             self.buffers.push((slot, buffer, stamp));
                         }
@@ -253,7 +253,7 @@ impl World {
             Op::TakeWrites { objects } => {
                 for write in self.l1.take_writes(objects, 1 << 20) {
                     let (_, inc) = self.incs.iter().find(|(_, inc)| inc.name == write.name).unwrap();
-                    assert!(bears(write.buffer.as_ptr(), write.buffer.len() as u64, inc.stamp));
+                    assert!(self.bears(write.buffer.as_ptr(), write.buffer.len() as u64, inc.stamp));
                     let stamp = inc.stamp;
                     self.buffers.push((write.name, write.buffer, stamp));
                     if let Some(second) = self.l1.buffer(write.name) {
