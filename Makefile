@@ -45,8 +45,11 @@ demo: ## install into build/prefix, build the quickstart against it, replay a tr
 bench: ## measure into target/bench/results.json and print the table
 	cargo bench --locked
 
-soak: ## the long tests: random operations, kill -9, many rounds
-	cargo test --locked --release -- --ignored
+soak: ## the long campaigns: 200 kills, random operations and garbage by the million
+	KVKEEP_KILL_ROUNDS=200 cargo test --locked --release --test fs_kill -- --nocapture
+	PROPTEST_CASES=4000 cargo test --locked --release --lib
+	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test promises
+	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test stress -- --nocapture
 
 install: $(CMAKE) ## libraries, headers, CMake and pkg-config files and the command, into PREFIX
 	$(CMAKE) -S cmake -B build/package $(TARGET_DIR)
