@@ -113,6 +113,12 @@ impl Loader {
         self.open()
     }
 
+    /// Whether no job waits for its turn.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> bool {
+        self.queue.lock().jobs.is_empty()
+    }
+
     /// Whether a queued job may be issued now.
     fn open(&self) -> bool {
         self.bytes.load(Ordering::Acquire) < self.bytes_max

@@ -11,3 +11,6 @@ pub mod tiers;
 mod turn;
 pub mod watch;
 pub mod writeback;
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use crate::key::Key;
 /// it holds, its staged writes, its jobs and its deadline. Any use renews the deadline. Past it, a session that holds
 /// nothing is ended; what another one holds may be taken by eviction when memory runs short, and a later use of what
 /// was taken says EXPIRED. Where nothing was taken, the next use revives the session. Staged writes are never taken.
+/// When `sessions_max` are live, a new one takes the place of the session that expired first and stages nothing.
 ///
 /// Begins a session of `space` and sets `*session`. `options` may be NULL.
 /// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).

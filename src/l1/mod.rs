@@ -144,6 +144,8 @@ pub(crate) struct State {
     now_ms: u64,
     /// No session is due to be reclaimed before.
     reclaim_ms: u64,
+    /// Sessions reclaimed of which the floors above were not told yet.
+    reclaimed: Vec<u64>,
     wakes: Wakes,
     found: Vec<u32>,
 }
@@ -231,6 +233,7 @@ impl L1 {
             counts: Counts::default(),
             now_ms: 0,
             reclaim_ms: u64::MAX,
+            reclaimed: Vec::new(),
             wakes: 0,
             found: Vec::new(),
         };
@@ -321,6 +324,9 @@ impl L1 {
     pub fn begin_session(&self, space: u64, request_id: &str, timeout: Duration) -> Result<u64> {
         self.with(|state| {
             let space = state.space_index(space)?;
+            if state.sessions.full() {
+                state.reclaim_oldest();
+            }
             let session = state.sessions.begin(space, request_id, timeout, state.now_ms)?;
             state.reclaim_ms = state.reclaim_ms.min(state.now_ms + timeout.as_millis() as u64 + 1);
             Ok(session)

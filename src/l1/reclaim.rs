@@ -1,8 +1,8 @@
-//! When nobody comes back: sessions that passed their deadline holding nothing.
+//! When nobody comes back: sessions that passed their deadline holding nothing, or that keep others out.
 
 use std::time::Duration;
 
-use super::L1;
+use super::{L1, State};
 
 /// Sessions are looked through for idle ones no more often than this, and again after that for one that was not.
 const RECLAIM_PAUSE_MS: u64 = 50;
@@ -14,8 +14,9 @@ impl L1 {
         self.with(|state| {
             let now_ms = state.now_ms;
             let wait = |until: u64| (until != u64::MAX).then(|| Duration::from_millis(until.saturating_sub(now_ms)));
+            let mut told = std::mem::take(&mut state.reclaimed);
             if now_ms < state.reclaim_ms {
-                return (Vec::new(), wait(state.reclaim_ms));
+                return (told, wait(state.reclaim_ms));
             }
             let mut gone = Vec::new();
             let mut next = u64::MAX;
@@ -34,7 +35,24 @@ impl L1 {
             }
             state.reclaim_ms = next.max(now_ms + RECLAIM_PAUSE_MS);
             let wait = wait(state.reclaim_ms);
-            (gone.into_iter().map(|(_, id)| id).collect(), wait)
+            told.extend(gone.into_iter().map(|(_, id)| id));
+            (told, wait)
         })
+    }
+}
+
+impl State {
+    /// Makes place for a session when there is none: ends the one that expired first and stages nothing, though it holds
+    /// shares. Sessions that their callers forgot must not keep others out forever.
+    pub(super) fn reclaim_oldest(&mut self) {
+        let expired = self
+            .sessions
+            .live()
+            .filter(|(_, session)| session.deadline_ms < self.now_ms && session.staged.is_empty() && session.jobs == 0);
+        let Some((index, session)) = expired.min_by_key(|(_, session)| session.deadline_ms) else { return };
+        self.counts.shares_revoked += session.shares;
+        self.reclaimed.push(session.id);
+        self.end(index, true, true);
+        self.counts.sessions_reclaimed += 1;
     }
 }

@@ -85,9 +85,14 @@ impl Sessions {
         }
     }
 
+    /// Whether no more may begin.
+    pub fn full(&self) -> bool {
+        self.live >= self.most
+    }
+
     /// Begins one.
     pub fn begin(&mut self, space: u32, request_id: &str, timeout: Duration, now_ms: u64) -> Result<u64> {
-        if self.live >= self.most {
+        if self.full() {
             return Err(Error::new(
                 KVKEEP_ERR_LIMIT,
                 format!("{} sessions are live: end some, or raise sessions_max", self.live),

@@ -6,7 +6,9 @@ use super::slot::LEAVING;
 use super::*;
 use crate::arena::MapOptions;
 use crate::config::SpaceSpec;
-use crate::error::{KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_QUOTA};
+use crate::error::{
+    KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_QUOTA,
+};
 use crate::types::View;
 
 const PAGES: usize = 100;
@@ -186,6 +188,30 @@ fn what_can_never_fit_is_refused_without_evicting() {
         }
         assert_eq!(l1.gauges().1.objects, 50);
     }
+}
+
+#[test]
+fn forgotten_sessions_that_hold_shares_keep_no_others_out() {
+    let l1 = l1(StoreMode::Never, 10);
+    l1.set_ms.store(1, Ordering::Relaxed);
+    let space = space(&l1, 0);
+    let writer = session(&l1, space);
+    commit(&l1, writer, 0..1);
+    assert_eq!(reserve(&l1, writer, 1, 4096), 0);
+    let forgotten: Vec<u64> = (1..100).map(|_| session(&l1, space)).collect();
+    for &session in &forgotten {
+        l1.reserve_read(session, &[key(0)], 2, &mut [View::none(KVKEEP_OK)]).unwrap();
+    }
+    let begin = || l1.begin_session(space, "r", Duration::from_secs(1));
+    assert_eq!(begin().unwrap_err().status, KVKEEP_ERR_LIMIT);
+    l1.set_ms.store(5000, Ordering::Relaxed);
+    assert!(begin().is_ok());
+    assert_eq!(l1.session_lives(forgotten[0]).unwrap_err().status, KVKEEP_ERR_EXPIRED);
+    assert_eq!((l1.gauges().0.shares_revoked, l1.gauges().1.shares), (2, 98 * 2));
+    assert_eq!(l1.reclaim_sessions().0, [forgotten[0]]);
+    // One that stages is never taken, and the others are as they were.
+    assert!(l1.session_lives(writer).is_ok());
+    assert!(l1.finish_read(forgotten[1], &[key(0)], 2, None).unwrap());
 }
 
 #[test]

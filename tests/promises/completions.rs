@@ -330,3 +330,57 @@ fn p10_the_lookup_is_answered_before_any_byte_is_loaded() {
         }
     });
 }
+
+#[test]
+fn p4_jobs_cancelled_while_they_are_submitted_complete_once_and_hold_what_they_say() {
+    watched(|| {
+        let cache = Cache::open(MIB, &["memory:"], |_| {});
+        let session = cache.session();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    cache.store(0..4, 4096);
+                    cache.node.clear(0, true).unwrap();
+                }
+            });
+            for _ in 0..3000 {
+                cache.submit(session, 0..4, by_event());
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        until("all jobs to be done", || cache.stats().jobs_completed >= 3000);
+        let mut some = vec![none(); 4000];
+        assert_eq!(cache.node.drain_completions(&mut some), 3000);
+        let hits: u64 = some[..3000].iter().map(|completion| u64::from(completion.hit_chunks)).sum();
+        assert_eq!((cache.stats().l1_shares, cache.stats().jobs_completed), (hits, 3000));
+        cache.node.end_session(session).unwrap();
+        until("late loads", || cache.stats().l1_locked_bytes == 0);
+        cache.at_rest();
+        cache.node.close();
+    });
+}
+
+#[test]
+fn p5_a_session_that_ends_while_it_is_used_leaves_no_job() {
+    watched(|| {
+        let cache = Cache::open(MIB, &["memory:?lookup=slow"], |_| {});
+        cache.store_below(0..4, 4096);
+        for _ in 0..500 {
+            let session = cache.session();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let submit = || cache.node.submit_prefetch(session, &keys(0..4), by_event(), &mut 0);
+                    while cache.node.append_tokens(session, &[1; 20]).and(submit()).is_ok() {}
+                });
+                cache.node.end_session(session).unwrap();
+            });
+            assert_eq!(cache.stats().jobs, 0);
+            while cache.node.drain_completions(&mut [none(); 64]) > 0 {}
+        }
+        until("the last loads", || cache.stats().jobs_completed == cache.stats().jobs_submitted);
+        until("their buffers", || cache.stats().l1_locked_bytes == 0);
+        cache.at_rest();
+        cache.node.close();
+    });
+}

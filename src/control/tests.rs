@@ -1,0 +1,206 @@
+//! Jobs, fences and the writer, with backends held in the test's hand.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
+use crate::error::{KVKEEP_ERR_NOT_FOUND, Result};
+use crate::key::{Key, ObjectKey, SpaceTag};
+use crate::l2::fault::Fault;
+use crate::l2::memory::Memory;
+use crate::l2::{Backend, Found, Health, Load, Lookup, Reply, Store, Usage};
+use crate::node::Node;
+use crate::types::{Stats, View};
+
+/// Long enough for any machine; only a hang meets it.
+const WATCHDOG: Duration = Duration::from_secs(60);
+const WATCHDOG_MS: u32 = 60_000;
+
+fn until(what: &str, mut come: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !come() {
+        assert!(began.elapsed() < WATCHDOG, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn keys(count: u8) -> Vec<Key> {
+    (0..count).map(|number| Key { hash: [number; 32], rank: 0, group: 0 }).collect()
+}
+
+fn open(l1_bytes: u64, timeout_ms: u64, backend: Arc<dyn Backend>) -> (Arc<Node>, u64) {
+    let mut config = NodeConfig::new(l1_bytes);
+    config.backend_timeout = Duration::from_millis(timeout_ms);
+    let node = Node::open(config).unwrap();
+    node.tiers.add(backend).unwrap();
+    node.l1.set_has_l2(true);
+    let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
+    let space = node.open_space(SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 }).unwrap();
+    (node, space)
+}
+
+fn store(node: &Node, space: u64, count: u8, size: u64) {
+    let session = node.begin_session(space, "w", None).unwrap();
+    let keys = keys(count);
+    let mut views = vec![View::none(crate::error::KVKEEP_OK); keys.len()];
+    assert!(node.reserve_write(session, &keys, &vec![size; keys.len()], false, &mut views).unwrap());
+    assert!(node.finish_write(session, &keys, None).unwrap());
+    node.end_session(session).unwrap();
+}
+
+/// Objects that only the backend has.
+fn store_below(node: &Node, space: u64, count: u8) {
+    store(node, space, count, 4096);
+    node.drain_writes(WATCHDOG_MS).unwrap();
+    node.clear(0, true).unwrap();
+}
+
+fn stats(node: &Node) -> Stats {
+    let mut stats = Stats::default();
+    node.stats(&mut stats);
+    stats
+}
+
+fn submit(node: &Node, session: u64, count: u8, temporary: bool) -> u64 {
+    let mut job = 0;
+    let request = PrefetchRequest { temporary, ..Default::default() };
+    node.submit_prefetch(session, &keys(count), request, &mut job).unwrap();
+    job
+}
+
+fn faulty(chance: &str) -> Arc<Fault> {
+    Fault::wrap(Memory::open_url(&[]).unwrap(), &[(chance.to_owned(), "1".to_owned())]).unwrap()
+}
+
+#[test]
+fn a_fenced_backend_is_unfenced_when_it_has_answered_all() {
+    let fault = faulty("fault.load_hang");
+    let (node, space) = open(1 << 20, 50, fault.clone());
+    store_below(&node, space, 4);
+    let session = node.begin_session(space, "r", None).unwrap();
+    let job = submit(&node, session, 4, false);
+    node.wait(job, WATCHDOG_MS).unwrap();
+    let tier = node.tiers.list()[0].clone();
+    until("every load to be late", || tier.late() == 4);
+    assert!(!tier.usable());
+    assert_eq!(stats(&node).l1_locked_bytes, 4 * 4096);
+    assert_eq!(fault.release_hangs(), 4);
+    until("the fence to fall", || tier.usable());
+    until("the late buffers", || stats(&node).l1_locked_bytes == 0);
+    // Asked again, it hangs again, and answers this time.
+    let job = submit(&node, session, 4, false);
+    until("the loads", || fault.hung() == 4);
+    fault.release_hangs();
+    node.wait(job, WATCHDOG_MS).unwrap();
+    assert_eq!(stats(&node).l1_shares, 4);
+    node.close();
+}
+
+#[test]
+fn jobs_that_share_a_load_keep_it_if_one_of_them_does() {
+    for keep_first in [true, false] {
+        let fault = faulty("fault.load_hang");
+        let (node, space) = open(1 << 20, 30_000, fault.clone());
+        store_below(&node, space, 4);
+        let session = node.begin_session(space, "r", None).unwrap();
+        let jobs = [submit(&node, session, 4, !keep_first), submit(&node, session, 4, keep_first)];
+        until("the loads", || fault.hung() == 4);
+        // The second job has joined the first one's loads when its turn has passed.
+        until("both turns", || node.prefetcher.of_session(session).len() == 2 && node.prefetcher.loader.idle());
+        assert_eq!((fault.hung(), fault.release_hangs()), (4, 4));
+        jobs.iter().for_each(|&job| node.wait(job, WATCHDOG_MS).unwrap());
+        assert_eq!((stats(&node).loads, stats(&node).l1_shares), (4, 8));
+        assert!(node.finish_read(session, &keys(4), 1, None).unwrap());
+        assert_eq!(stats(&node).l1_objects, 4);
+        node.close();
+    }
+}
+
+#[test]
+fn what_l2_has_already_does_not_stop_the_writer() {
+    let memory = Memory::open_url(&[]).unwrap();
+    let (node, space) = open(1 << 20, 30_000, memory);
+    // More than may be written at once, in one batch that wakes the writer once.
+    store(&node, space, 12, 64 << 10);
+    node.drain_writes(WATCHDOG_MS).unwrap();
+    node.clear(0, true).unwrap();
+    store(&node, space, 12, 64 << 10);
+    until("the queue to empty by itself", || stats(&node).writes_pending == 0);
+    assert_eq!(stats(&node).stores_already, 12);
+    node.close();
+}
+
+#[test]
+fn whoever_waits_for_a_job_that_is_released_is_told_so() {
+    let (node, space) = open(1 << 20, 30_000, faulty("fault.load_hang"));
+    store_below(&node, space, 1);
+    let session = node.begin_session(space, "r", None).unwrap();
+    for round in 0..200 {
+        let job = submit(&node, session, 1, false);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| node.wait(job, WATCHDOG_MS));
+            (0..round).for_each(|_| std::thread::yield_now());
+            node.release_job(job).unwrap();
+            assert_eq!(waiter.join().unwrap().unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+        });
+    }
+    node.tiers.remove(1, WATCHDOG).unwrap();
+    node.close();
+}
+
+/// A backend with a bug: loads are lost.
+struct Loses(Arc<Memory>);
+
+impl Backend for Loses {
+    fn name(&self) -> &'static str {
+        "loses"
+    }
+    fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
+        self.0.lookup_cached(keys, found);
+    }
+    fn lookup(&self, lookup: Lookup) {
+        self.0.lookup(lookup);
+    }
+    fn unpin(&self, keys: &[ObjectKey]) {
+        self.0.unpin(keys);
+    }
+    fn load(&self, loads: Vec<Load>) {
+        drop(loads);
+    }
+    fn store(&self, stores: Vec<Store>) {
+        self.0.store(stores);
+    }
+    fn touch(&self, keys: &[ObjectKey]) {
+        self.0.touch(keys);
+    }
+    fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>) {
+        self.0.delete(keys, reply);
+    }
+    fn quarantine(&self, key: ObjectKey) {
+        self.0.quarantine(key);
+    }
+    fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
+        self.0.list(space)
+    }
+    fn usage(&self) -> Usage {
+        self.0.usage()
+    }
+    fn health(&self) -> Health {
+        self.0.health()
+    }
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+#[test]
+fn a_job_ends_though_its_backend_loses_the_loads() -> Result<()> {
+    let (node, space) = open(1 << 20, 50, Arc::new(Loses(Memory::open_url(&[])?)));
+    store_below(&node, space, 4);
+    let session = node.begin_session(space, "r", None)?;
+    let job = submit(&node, session, 4, false);
+    node.wait(job, WATCHDOG_MS)?;
+    assert_eq!((stats(&node).backend_timeouts, stats(&node).l1_locked_bytes), (4, 0));
+    node.close();
+    Ok(())
+}
