@@ -26,6 +26,9 @@ const PREFAULT_BYTES: u64 = 8 << 20;
 /// Most bytes being written to L2 at once, unless L1 is small.
 const WRITING_BYTES_MAX: u64 = 64 << 20;
 
+/// Arenas of closed caches whose bytes are still in use: a view or a hung backend may look at them until the process exits.
+static STILL_MAPPED: Mutex<Vec<Arc<Arena>>> = Mutex::new(Vec::new());
+
 /// One cache.
 pub struct Node {
     pub(crate) l1: Arc<L1>,
@@ -236,7 +239,7 @@ impl Node {
             self.log.say(LogLevel::Warn, || {
                 format!("closed with {} bytes in use: they stay mapped until the process exits", gauges.locked_bytes)
             });
-            std::mem::forget(self.l1.arena().clone());
+            STILL_MAPPED.lock().push(self.l1.arena().clone());
         }
         self.log.say(LogLevel::Info, || "closed".to_owned());
     }
