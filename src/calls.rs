@@ -179,9 +179,17 @@ impl Node {
 
     /// Deletes keys everywhere, unless they are in use.
     pub fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        let mut said = self.l1.delete(space, keys)?;
-        let free: Vec<usize> = (0..keys.len()).filter(|&i| said[i] != KVKEEP_ERR_LOCKED).collect();
         let objects = self.objects(space, keys)?;
+        // Looked at before and after, so that a load that ends or begins meanwhile is seen.
+        let before = self.prefetcher.loading(&objects);
+        let mut said = self.l1.delete(space, keys)?;
+        let loading = before.into_iter().zip(self.prefetcher.loading(&objects)).map(|(before, after)| before || after);
+        for (status, _) in said.iter_mut().zip(loading).filter(|(_, loading)| *loading) {
+            if *status == KVKEEP_ERR_NOT_FOUND {
+                *status = KVKEEP_ERR_LOCKED;
+            }
+        }
+        let free: Vec<usize> = (0..keys.len()).filter(|&i| said[i] != KVKEEP_ERR_LOCKED).collect();
         let objects: Vec<ObjectKey> = free.iter().map(|&i| objects[i]).collect();
         if !objects.is_empty() {
             for (&i, known) in free.iter().zip(self.writer.delete(&objects)) {

@@ -376,23 +376,36 @@ fn everything_at_once() {
         "fault:memory:?capacity=2MiB&fault.delay=0.3&fault.delay_ms=2&fault.load_error=0.05&fault.flip=0.02";
     const HANG: &str =
         "fault:memory:?fault.load_hang=0.002&fault.lookup_hang=0.002&fault.store_hang=0.001&fault.lookup_error=0.1";
-    let cases: [(&str, StoreMode, &'static [&str]); 6] = [
-        ("lru", StoreMode::WriteThrough, &["memory:?capacity=1MiB"]),
-        ("s3fifo", StoreMode::WriteBack, &["memory:?lookup=slow", "memory:"]),
-        ("mq", StoreMode::WriteThrough, &[DELAY]),
-        ("lru", StoreMode::AfterUses(2), &[DELAY, HANG]),
-        ("mq", StoreMode::WriteThrough, &[HANG, "memory:"]),
-        ("none", StoreMode::Never, &[]),
+    let dir = tempfile::tempdir().unwrap();
+    let fs = |name: &str, engine: &str| {
+        format!(
+            "fault:fs://{}/{name}?capacity=1MiB&engine={engine}&fault.flip=0.01&fault.delay=0.02",
+            dir.path().display()
+        )
+    };
+    let (ring, pool) = (fs("a", "auto"), fs("b", "pool"));
+    let cases: [(&str, StoreMode, Vec<&str>); 8] = [
+        ("lru", StoreMode::WriteThrough, vec!["memory:?capacity=1MiB"]),
+        ("s3fifo", StoreMode::WriteBack, vec!["memory:?lookup=slow", "memory:"]),
+        ("mq", StoreMode::WriteThrough, vec![DELAY]),
+        ("lru", StoreMode::AfterUses(2), vec![DELAY, HANG]),
+        ("mq", StoreMode::WriteThrough, vec![HANG, "memory:"]),
+        ("none", StoreMode::Never, vec![]),
+        ("s3fifo", StoreMode::WriteThrough, vec![&ring]),
+        ("lru", StoreMode::WriteBack, vec![&pool, &ring]),
     ];
-    let (done, over) = mpsc::channel();
-    let watched = std::thread::spawn(move || {
-        for (i, (policy, mode, urls)) in cases.into_iter().enumerate() {
-            stress(seed.wrapping_add(i as u64), seconds / cases.len() as f64, policy, mode, urls);
-        }
-        let _ = done.send(());
-    });
-    match over.recv_timeout(WATCHDOG * 5 + Duration::from_secs_f64(seconds)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs, with seed {seed}"),
-        _ => watched.join().unwrap(),
+    let count = cases.len() as f64;
+    for (i, (policy, mode, urls)) in cases.into_iter().enumerate() {
+        let (over, watched) = mpsc::channel::<()>();
+        let limit = WATCHDOG * 5 + Duration::from_secs_f64(seconds);
+        let watchdog = std::thread::spawn(move || {
+            if watched.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("it hangs, with seed {seed}");
+                std::process::abort();
+            }
+        });
+        stress(seed.wrapping_add(i as u64), seconds / count, policy, mode, &urls);
+        drop(over);
+        watchdog.join().unwrap();
     }
 }

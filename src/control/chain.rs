@@ -1,6 +1,7 @@
 //! Token chains: what a session's tokens hash to, chunk by chunk.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -24,17 +25,18 @@ struct Chain {
 /// Ranks and groups that a chunk's keys are made for: first rank, ranks, groups.
 pub type Ranks = (u32, u32, u32);
 
-/// The chains of all sessions.
+/// The chains of all sessions, each behind its own lock: hashing a long prompt keeps no other session waiting.
 #[derive(Default)]
 pub struct Chains {
-    chains: Mutex<HashMap<u64, Chain>>,
+    chains: Mutex<HashMap<u64, Arc<Mutex<Chain>>>>,
 }
 
 impl Chains {
     /// Appends tokens, and says how many chunks are full.
     pub fn append(&self, session: u64, space: &SpaceInfo, tokens: &[u32]) -> Result<u64> {
-        let mut chains = self.chains.lock();
-        let chain = chains.entry(session).or_default();
+        let chain = self.chains.lock().entry(session).or_default().clone();
+        let mut chain = chain.lock();
+        let chain = &mut *chain;
         let size = space.chunk_tokens as usize;
         let had = (chain.hashes.len() * size + chain.rest.len()) as u64;
         if had + tokens.len() as u64 > TOKENS_MAX {
@@ -74,8 +76,8 @@ impl Chains {
                 "rank_count or group_count is 0, or the ranks overflow: pass at least one of each",
             ));
         }
-        let chains = self.chains.lock();
-        let hashes = chains.get(&session).map_or(&[][..], |chain| &chain.hashes);
+        let chain = self.of(session);
+        let hashes = &chain.lock().hashes;
         let chunks = keys.len() / per_chunk;
         let range = usize::try_from(first_chunk).ok().and_then(|first| hashes.get(first..first.checked_add(chunks)?));
         let Some(range) = range else {
@@ -103,7 +105,7 @@ impl Chains {
         ranks: Ranks,
     ) -> Result<Vec<Key>> {
         let size = u64::from(space.chunk_tokens);
-        let full = self.chains.lock().get(&session).map_or(0, |chain| chain.hashes.len() as u64);
+        let full = self.of(session).lock().hashes.len() as u64;
         let (first, end) = (tokens.start.div_ceil(size), (tokens.end / size).min(full));
         if tokens.start >= tokens.end || first >= full {
             return Err(Error::invalid(format!(
@@ -123,6 +125,11 @@ impl Chains {
         let mut keys = vec![empty; count];
         self.keys(session, first, ranks, &mut keys)?;
         Ok(keys)
+    }
+
+    /// A session's chain, empty if it has appended nothing.
+    fn of(&self, session: u64) -> Arc<Mutex<Chain>> {
+        self.chains.lock().get(&session).cloned().unwrap_or_default()
     }
 
     /// Forgets a session's chain.

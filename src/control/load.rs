@@ -221,6 +221,12 @@ impl Loader {
         last
     }
 
+    /// Which objects are on their way.
+    pub(super) fn loading(&self, objects: &[ObjectKey]) -> Vec<bool> {
+        let flights = self.flights.lock();
+        objects.iter().map(|object| flights.contains_key(object)).collect()
+    }
+
     fn choose(&self, progress: &Progress) -> Vec<u32> {
         let mut room = self.bytes_max.saturating_sub(self.bytes.load(Ordering::Acquire));
         let mut batch = Vec::new();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::job::{Job, Phase};
 use super::prefetch::{Prefetcher, no_job};
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status};
+use crate::key::ObjectKey;
 use crate::types::PrefetchResult;
 
 impl Prefetcher {
@@ -84,6 +85,11 @@ impl Prefetcher {
         let job = self.job(id)?;
         self.cancel_job(&job, "cancelled by its caller");
         Ok(())
+    }
+
+    /// Which objects are on their way from a backend into L1.
+    pub fn loading(&self, objects: &[ObjectKey]) -> Vec<bool> {
+        self.loader.loading(objects)
     }
 
     /// Jobs not released.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
-use crate::error::{KVKEEP_ERR_NOT_FOUND, Result};
+use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::fault::Fault;
 use crate::l2::memory::Memory;
@@ -114,6 +114,26 @@ fn jobs_that_share_a_load_keep_it_if_one_of_them_does() {
         assert_eq!(stats(&node).l1_objects, 4);
         node.close();
     }
+}
+
+#[test]
+fn an_object_being_loaded_is_not_deleted_behind_its_readers_back() {
+    let fault = faulty("fault.load_hang");
+    let (node, space) = open(1 << 20, 30_000, fault.clone());
+    store_below(&node, space, 4);
+    let session = node.begin_session(space, "r", None).unwrap();
+    let job = submit(&node, session, 2, false);
+    until("the loads", || fault.hung() == 2);
+    let mut statuses = [9; 4];
+    node.delete(space, &keys(4), Some(&mut statuses)).unwrap();
+    let locked = KVKEEP_ERR_LOCKED as i32;
+    assert_eq!(statuses, [locked, locked, 0, 0]);
+    fault.release_hangs();
+    node.wait(job, WATCHDOG_MS).unwrap();
+    assert!(node.finish_read(session, &keys(2), 0, None).unwrap());
+    assert!(node.delete(space, &keys(2), None).unwrap());
+    assert_eq!((stats(&node).l1_objects, stats(&node).l2_objects), (0, 0));
+    node.close();
 }
 
 #[test]
