@@ -148,6 +148,8 @@ pub(crate) struct State {
     reclaimed: Vec<u64>,
     wakes: Wakes,
     found: Vec<u32>,
+    /// Passes made over sessions' objects.
+    passes: u32,
 }
 
 /// The tier. Every method may be called from any thread; none blocks.
@@ -236,6 +238,7 @@ impl L1 {
             reclaimed: Vec::new(),
             wakes: 0,
             found: Vec::new(),
+            passes: 0,
         };
         Ok(Arc::new_cyclic(|me| L1 {
             state: Mutex::new(state),

@@ -49,14 +49,10 @@ impl Session {
         self.shares == 0 && self.staged.is_empty() && self.jobs == 0
     }
 
-    /// Notes the use of an object.
-    pub fn note(&mut self, object: Ref) {
+    /// Notes the use of an object. True if it is time to strike out what is named twice.
+    pub fn note(&mut self, object: Ref) -> bool {
         self.used.push(object);
-        if self.used.len() > 64 + 2 * self.distinct {
-            let mut seen = HashSet::with_capacity(self.used.len());
-            self.used.retain(|object| seen.insert(*object));
-            self.distinct = self.used.len();
-        }
+        self.used.len() > 64 + 2 * self.distinct
     }
 }
 

@@ -171,13 +171,30 @@ impl State {
         self.shares += u64::from(count);
         self.relock(id, was_locked);
         let name = self.slots.name(id);
-        let session = self.sessions.at_mut(session);
-        session.shares += u64::from(count);
-        session.next_depth = session.next_depth.max(depth + 1);
-        if !noted {
-            session.note(name);
+        let holder = self.sessions.at_mut(session);
+        holder.shares += u64::from(count);
+        holder.next_depth = holder.next_depth.max(depth + 1);
+        if !noted && holder.note(name) {
+            self.strike_twice_named(session);
         }
         true
+    }
+
+    /// Keeps the first mention of each living object that a session used. Slots are marked with the number of the pass, so that
+    /// it costs one look at each.
+    pub(super) fn strike_twice_named(&mut self, session: u32) {
+        // 0 is what a fresh slot is marked with.
+        self.passes = self.passes.wrapping_add(1).max(1);
+        let (pass, slots) = (self.passes, &mut self.slots);
+        let holder = self.sessions.at_mut(session);
+        holder.used.retain(|name| {
+            let first = slots.find(*name).is_some_and(|slot| slot.seen != pass);
+            if first {
+                slots[name.slot].seen = pass;
+            }
+            first
+        });
+        holder.distinct = holder.used.len();
     }
 
     pub(super) fn shares_of(&self, session: u32, id: u32) -> u32 {

@@ -75,6 +75,8 @@ pub struct Slot {
     pub depth: u32,
     /// Until when its retention lasts, in units of [`RETAIN_MS`] of the cache's clock.
     pub retain_until: u32,
+    /// The last pass over a session's objects that met it.
+    pub seen: u32,
 }
 
 const _: () = assert!(size_of::<Slot>() == 128);
@@ -95,6 +97,7 @@ const EMPTY: Slot = Slot {
     uses: 0,
     depth: 0,
     retain_until: 0,
+    seen: 0,
     flags: 0,
     priority: 0,
     chances: 0,

@@ -194,7 +194,9 @@ impl State {
         if kept == id {
             let name = self.slots.name(id);
             self.slots[id].holder = session;
-            self.sessions.at_mut(session).note(name);
+            if self.sessions.at_mut(session).note(name) {
+                self.strike_twice_named(session);
+            }
         }
         kept
     }
