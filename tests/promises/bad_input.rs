@@ -253,7 +253,7 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                         kvkeep_query_lookup_hits(handle, job, random.pointer(&raw mut small))
                     }
                     23 => {
-                        let bytes = random.of(&[0, 1, KEYS * 24, usize::MAX]);
+                        let bytes = random.of(&[0, 1, KEYS * 24 - 1, usize::MAX]);
                         kvkeep_wait(handle, job, 0);
                         kvkeep_query_bitmap(handle, job, random.pointer(out.as_mut_ptr().cast::<u8>()), bytes)
                     }
@@ -265,7 +265,7 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                     }
                     _ => {
                         let buffer = random.pointer(out.as_mut_ptr().cast::<c_char>());
-                        let capacity = random.of(&[0, 1, KEYS * 24]);
+                        let capacity = random.of(&[0, 1, KEYS * 24 - 1]);
                         kvkeep_explain_key(handle, space, keys, buffer, capacity, random.pointer(&raw mut length));
                         kvkeep_explain_session(handle, session, buffer, capacity, &mut length)
                     }
