@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::cache::Cache;
 use crate::config::{LogLevel, PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
@@ -10,50 +11,10 @@ use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l2;
 use crate::node::Node;
-use crate::types::{Completion, PrefetchResult, View};
+use crate::types::{Completion, PrefetchResult, Stats, View};
+use crate::view;
 
 impl Node {
-    /// Opens a space.
-    pub fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
-        self.l1.open_space(&spec)
-    }
-
-    /// Adds a backend.
-    pub fn add_backend(&self, url: &str) -> Result<u64> {
-        let number = self.tiers.add(l2::url::open(url)?)?;
-        self.l1.set_has_l2(true);
-        self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
-        Ok(number)
-    }
-
-    /// Removes a backend.
-    pub fn remove_backend(&self, number: u64) -> Result<()> {
-        let removed = self.tiers.remove(number, self.backend_timeout);
-        self.l1.set_has_l2(!self.tiers.list().is_empty());
-        removed
-    }
-
-    /// Blocks until everything committed is in L2 or given up.
-    pub fn drain_writes(&self, timeout_ms: u32) -> Result<()> {
-        self.writer.drain(Duration::from_millis(u64::from(timeout_ms)))
-    }
-
-    /// Begins a session.
-    pub fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64> {
-        let session = self.l1.begin_session(space, request_id, timeout.unwrap_or(self.session_timeout))?;
-        Ok(session)
-    }
-
-    /// Ends a session and touches what it used.
-    pub fn end_session(&self, session: u64) -> Result<()> {
-        self.leave(session, true)
-    }
-
-    /// Ends a session and touches nothing.
-    pub fn abort_session(&self, session: u64) -> Result<()> {
-        self.leave(session, false)
-    }
-
     fn leave(&self, session: u64, touch: bool) -> Result<()> {
         self.l1.session_lives(session)?;
         self.prefetcher.release_session(session);
@@ -68,8 +29,48 @@ impl Node {
         self.chains.forget(session);
     }
 
-    /// Appends tokens.
-    pub fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {
+    fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
+        let tag = self.l1.space(space)?.tag;
+        Ok(keys.iter().map(|&key| ObjectKey { space: tag, key }).collect())
+    }
+}
+
+impl Cache for Node {
+    fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
+        self.l1.open_space(&spec)
+    }
+
+    fn add_backend(&self, url: &str) -> Result<u64> {
+        let number = self.tiers.add(l2::url::open(url)?)?;
+        self.l1.set_has_l2(true);
+        self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
+        Ok(number)
+    }
+
+    fn remove_backend(&self, number: u64) -> Result<()> {
+        let removed = self.tiers.remove(number, self.backend_timeout);
+        self.l1.set_has_l2(!self.tiers.list().is_empty());
+        removed
+    }
+
+    fn drain_writes(&self, timeout_ms: u32) -> Result<()> {
+        self.writer.drain(Duration::from_millis(u64::from(timeout_ms)))
+    }
+
+    fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64> {
+        let session = self.l1.begin_session(space, request_id, timeout.unwrap_or(self.session_timeout))?;
+        Ok(session)
+    }
+
+    fn end_session(&self, session: u64) -> Result<()> {
+        self.leave(session, true)
+    }
+
+    fn abort_session(&self, session: u64) -> Result<()> {
+        self.leave(session, false)
+    }
+
+    fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {
         let space = self.l1.session_space(session)?;
         let chunks = self.chains.append(session, &space, tokens)?;
         if let Err(error) = self.l1.session_lives(session) {
@@ -80,8 +81,7 @@ impl Node {
         Ok(chunks)
     }
 
-    /// Writes keys of a session's chunks.
-    pub fn session_keys(
+    fn session_keys(
         &self,
         session: u64,
         first_chunk: u64,
@@ -94,8 +94,7 @@ impl Node {
         self.chains.keys(session, first_chunk, (first_rank, rank_count, group_count), keys)
     }
 
-    /// Stages keys.
-    pub fn reserve_write(
+    fn reserve_write(
         &self,
         session: u64,
         keys: &[Key],
@@ -106,18 +105,15 @@ impl Node {
         self.l1.reserve_write(session, keys, sizes, temporary, views)
     }
 
-    /// Commits keys.
-    pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+    fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         self.l1.finish_write(session, keys, statuses)
     }
 
-    /// Gives staged keys back.
-    pub fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+    fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         self.l1.abort_write(session, keys, statuses)
     }
 
-    /// Commits keys and takes shares.
-    pub fn finish_write_and_reserve_read(
+    fn finish_write_and_reserve_read(
         &self,
         session: u64,
         keys: &[Key],
@@ -127,35 +123,25 @@ impl Node {
         self.l1.finish_write_and_reserve_read(session, keys, extra + 1, views)
     }
 
-    /// Takes shares.
-    pub fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool> {
+    fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool> {
         self.l1.reserve_read(session, keys, extra + 1, views)
     }
 
-    /// Returns shares.
-    pub fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool> {
+    fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool> {
         self.l1.finish_read(session, keys, extra + 1, statuses)
     }
 
-    /// Returns shares of chunks by their tokens.
-    pub fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
+    fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
         let space = self.l1.session_space(session)?;
         let keys = self.chains.keys_of_tokens(session, &space, tokens, ranks)?;
         self.l1.release(session, &keys, extra + 1)
     }
 
-    /// Views of held keys.
-    pub fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
+    fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
         self.l1.unsafe_read(session, keys, views)
     }
 
-    fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
-        let tag = self.l1.space(space)?.tag;
-        Ok(keys.iter().map(|&key| ObjectKey { space: tag, key }).collect())
-    }
-
-    /// Marks keys as used.
-    pub fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+    fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let tiers = self.tiers.list();
         if !tiers.is_empty() {
             let mut objects = self.objects(space, keys)?;
@@ -165,8 +151,7 @@ impl Node {
         self.l1.touch(space, keys, statuses)
     }
 
-    /// Keeps keys longer.
-    pub fn retain(
+    fn retain(
         &self,
         space: u64,
         keys: &[Key],
@@ -177,8 +162,7 @@ impl Node {
         self.l1.retain(space, keys, priority, ttl_ms, statuses)
     }
 
-    /// Deletes keys everywhere, unless they are in use.
-    pub fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+    fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let objects = self.objects(space, keys)?;
         // Looked at before and after, so that a load that ends or begins meanwhile is seen.
         let before = self.prefetcher.loading(&objects);
@@ -203,8 +187,7 @@ impl Node {
         Ok(outcome.all_ok())
     }
 
-    /// Empties L1 of a space's objects, or of all for 0.
-    pub fn clear(&self, space: u64, force: bool) -> Result<(u64, bool)> {
+    fn clear(&self, space: u64, force: bool) -> Result<(u64, bool)> {
         let space = (space != 0).then_some(space);
         if force {
             let index = space.map(|space| self.l1.space(space)).transpose()?.map(|space| space.index);
@@ -213,54 +196,90 @@ impl Node {
         self.l1.clear(space, force)
     }
 
-    /// Submits a prefetch.
-    pub fn submit_prefetch(&self, session: u64, keys: &[Key], request: PrefetchRequest, job: &mut u64) -> Result<()> {
+    fn submit_prefetch(&self, session: u64, keys: &[Key], request: PrefetchRequest, job: &mut u64) -> Result<()> {
         self.prefetcher.submit(session, keys, request, job)
     }
 
-    /// The early answer of a job.
-    pub fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status> {
+    fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status> {
         let began = Instant::now();
         let status = self.prefetcher.query_lookup_hits(job, chunks);
         self.meters.call_latency.add(began.elapsed());
         status
     }
 
-    /// The answer of a job.
-    pub fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
+    fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
         let began = Instant::now();
         let status = self.prefetcher.query(job, result);
         self.meters.call_latency.add(began.elapsed());
         status
     }
 
-    /// Which keys of a job are held.
-    pub fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
+    fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
         self.prefetcher.query_bitmap(job, bitmap)
     }
 
-    /// Blocks until a job is done.
-    pub fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
+    fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
         self.prefetcher.wait(job, Duration::from_millis(u64::from(timeout_ms)))
     }
 
-    /// Cancels a job.
-    pub fn cancel(&self, job: u64) -> Result<()> {
+    fn cancel(&self, job: u64) -> Result<()> {
         self.prefetcher.cancel(job)
     }
 
-    /// Forgets a job.
-    pub fn release_job(&self, job: u64) -> Result<()> {
+    fn release_job(&self, job: u64) -> Result<()> {
         self.prefetcher.release(job)
     }
 
-    /// The descriptor that completions raise.
-    pub fn event_fd(&self) -> i32 {
+    fn event_fd(&self) -> i32 {
         self.completions.fd()
     }
 
-    /// Gives completions.
-    pub fn drain_completions(&self, completions: &mut [Completion]) -> usize {
+    fn drain_completions(&self, completions: &mut [Completion]) -> usize {
         self.completions.drain(completions)
+    }
+
+    fn stats(&self, stats: &mut Stats) -> Result<()> {
+        Node::stats(self, stats);
+        Ok(())
+    }
+
+    fn metrics(&self) -> Result<String> {
+        Ok(Node::metrics(self))
+    }
+
+    fn explain_key(&self, space: u64, key: &Key) -> Result<String> {
+        Node::explain_key(self, space, key)
+    }
+
+    fn explain_session(&self, session: u64) -> Result<String> {
+        Node::explain_session(self, session)
+    }
+
+    fn copy_out(&self, view: &View, into: &mut [u8]) -> Result<()> {
+        view::copy_out(self.l1.arena(), view, into)
+    }
+
+    fn copy_in(&self, view: &View, from: &[u8]) -> Result<()> {
+        view::copy_in(self.l1.arena(), view, from)
+    }
+
+    fn is_poisoned(&self) -> bool {
+        Node::is_poisoned(self)
+    }
+
+    fn poison(&self) {
+        Node::poison(self);
+    }
+
+    fn on_callback_thread(&self) -> bool {
+        self.completions.on_thread()
+    }
+
+    fn wake_waiters(&self) {
+        self.prefetcher.close();
+    }
+
+    fn close(&self) {
+        Node::close(self);
     }
 }

@@ -4,6 +4,8 @@
 
 pub mod ffi;
 
+pub mod cache;
+
 mod calls;
 pub mod explain;
 pub mod node;

@@ -208,16 +208,6 @@ impl Node {
         }
     }
 
-    /// Whether the caller is a callback.
-    pub fn on_callback_thread(&self) -> bool {
-        self.completions.on_thread()
-    }
-
-    /// Ends every wait, because the cache closes: jobs are cancelled, so that waiters return.
-    pub fn wake_waiters(&self) {
-        self.prefetcher.close();
-    }
-
     /// Closes. Called once, when no other call is in flight.
     pub fn close(&self) {
         self.prefetcher.close();

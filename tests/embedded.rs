@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, PrefetchRequest, SpaceSpec};
 use kvkeep::error::{KVKEEP_OK, KVKEEP_PENDING};
 use kvkeep::key::Key;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode};
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use kvkeep::key::Key;

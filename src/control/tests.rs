@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::cache::Cache as _;
 use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
 use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{Key, ObjectKey, SpaceTag};

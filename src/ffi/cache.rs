@@ -45,10 +45,10 @@ pub unsafe extern "C" fn kvkeep_open_space(
     options: *const kvkeep_space_options,
     space: *mut u64,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let options = input_struct(options, "options")?;
         let space = output(space, "space")?;
-        *space = node.open_space(config::space(&options)?)?;
+        *space = cache.open_space(config::space(&options)?)?;
         Ok(KVKEEP_OK)
     })
 }
@@ -59,9 +59,9 @@ pub unsafe extern "C" fn kvkeep_open_space(
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_char, backend: *mut u64) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let backend = optional_output(backend, "backend")?;
-        let number = node.add_backend(text::utf8(url, "url")?)?;
+        let number = cache.add_backend(text::utf8(url, "url")?)?;
         if let Some(backend) = backend {
             *backend = number;
         }
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_ch
 /// Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_remove_backend(cache: *mut kvkeep, backend: u64) -> Status {
-    on(cache, |node| node.remove_backend(backend).map(|()| KVKEEP_OK))
+    on(cache, |cache| cache.remove_backend(backend).map(|()| KVKEEP_OK))
 }
 
 /// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
@@ -82,5 +82,5 @@ pub unsafe extern "C" fn kvkeep_remove_backend(cache: *mut kvkeep, backend: u64)
 /// Errors: TIMEOUT (the message says how many objects are left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_drain_writes(cache: *mut kvkeep, timeout_ms: u32) -> Status {
-    on(cache, |node| node.drain_writes(timeout_ms).map(|()| KVKEEP_OK))
+    on(cache, |cache| cache.drain_writes(timeout_ms).map(|()| KVKEEP_OK))
 }

@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crossbeam_queue::ArrayQueue;
 use once_cell::sync::Lazy;
 
+use crate::cache::Cache;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
-use crate::node::Node;
 
 /// One open cache. Opaque.
 #[allow(non_camel_case_types)]
 pub struct kvkeep {
     _opaque: (),
 }
+
+/// What a slot points to.
+type Open = Arc<dyn Cache>;
 
 const HANDLES: usize = 256;
 /// Counters of calls in flight are spread over as many cache lines, so that threads do not share one.
@@ -27,7 +30,7 @@ struct Slot {
     generation: AtomicU64,
     /// Forks seen when it was opened.
     epoch: AtomicU32,
-    node: AtomicPtr<Node>,
+    cache: AtomicPtr<Open>,
     calls: [Shard; SHARDS],
 }
 
@@ -35,7 +38,7 @@ static SLOTS: [Slot; HANDLES] = [const {
     Slot {
         generation: AtomicU64::new(0),
         epoch: AtomicU32::new(0),
-        node: AtomicPtr::new(std::ptr::null_mut()),
+        cache: AtomicPtr::new(std::ptr::null_mut()),
         calls: [const { Shard(AtomicU32::new(0)) }; SHARDS],
     }
 }; HANDLES];
@@ -80,30 +83,30 @@ fn decode(cache: *mut kvkeep) -> Result<(&'static Slot, usize, u64)> {
     Ok((&SLOTS[slot], slot, (token >> 12) as u64))
 }
 
-/// Registers an open node.
-pub fn open(node: Arc<Node>) -> Result<*mut kvkeep> {
+/// Registers an open cache.
+pub fn open(cache: Open) -> Result<*mut kvkeep> {
     let Some(number) = FREE.pop() else {
-        node.close();
+        cache.close();
         return Err(Error::new(KVKEEP_ERR_LIMIT, format!("{HANDLES} caches are open: close one first")));
     };
     let slot = &SLOTS[number];
-    slot.node.store(Arc::into_raw(node).cast_mut(), Ordering::SeqCst);
+    slot.cache.store(Box::into_raw(Box::new(cache)), Ordering::SeqCst);
     slot.epoch.store(FORKS.load(Ordering::SeqCst), Ordering::SeqCst);
     let generation = slot.generation.fetch_add(1, Ordering::SeqCst) + 1;
     Ok(token(number, generation))
 }
 
-/// A call in flight: the node stays open while it lives.
+/// A call in flight: the cache stays open while it lives.
 pub struct User {
     slot: &'static Slot,
     shard: usize,
 }
 
 impl User {
-    /// The node.
-    pub fn node(&self) -> &Node {
-        // SAFETY: `close` frees the node only after every user is gone, and `enter` saw it open after being counted.
-        unsafe { &*self.slot.node.load(Ordering::Acquire) }
+    /// The cache.
+    pub fn cache(&self) -> &dyn Cache {
+        // SAFETY: `close` frees the box only after every user is gone, and `enter` saw it open after being counted.
+        unsafe { &**self.slot.cache.load(Ordering::Acquire) }
     }
 }
 
@@ -125,12 +128,12 @@ pub fn enter(cache: *mut kvkeep) -> Result<User> {
     if open { Ok(user) } else { Err(closed()) }
 }
 
-/// Closes: no call begins any more, those in flight end, then the node goes.
+/// Closes: no call begins any more, those in flight end, then the cache goes.
 pub fn close(cache: *mut kvkeep) -> Result<()> {
     let (slot, number, generation) = decode(cache)?;
     {
         let user = enter(cache)?;
-        if user.node().on_callback_thread() {
+        if user.cache().on_callback_thread() {
             return Err(Error::invalid(
                 "kvkeep_close was called from a callback, which it waits for: close from another thread",
             ));
@@ -139,15 +142,17 @@ pub fn close(cache: *mut kvkeep) -> Result<()> {
     slot.generation
         .compare_exchange(generation, generation + 1, Ordering::SeqCst, Ordering::SeqCst)
         .map_err(|_| closed())?;
-    let node = slot.node.load(Ordering::SeqCst);
-    // SAFETY: the pointer came from `Arc::into_raw` in `open`, and only the one closer that won the exchange gets here.
-    let node = unsafe { Arc::from_raw(node) };
-    node.wake_waiters();
+    let open = slot.cache.load(Ordering::SeqCst);
+    // SAFETY: the pointer came from `Box::into_raw` in `open`, and only the one closer that won the exchange gets here.
+    let open = unsafe { &*open };
+    open.wake_waiters();
     while slot.calls.iter().any(|calls| calls.0.load(Ordering::SeqCst) != 0) {
         std::thread::yield_now();
     }
-    slot.node.store(std::ptr::null_mut(), Ordering::SeqCst);
-    node.close();
+    let open = slot.cache.swap(std::ptr::null_mut(), Ordering::SeqCst);
+    // SAFETY: as above; no call is in flight any more, and none begins.
+    let open = unsafe { Box::from_raw(open) };
+    open.close();
     let _ = FREE.push(number);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The C ABI: one file per noun, in the order of the header. An exported function checks its pointers, calls the node
+//! The C ABI: one file per noun, in the order of the header. An exported function checks its pointers, calls the cache
 //! and turns the result into a status; nothing else happens here.
 //!
 //! The one promise C makes, that a pointer that is not NULL points to as much as its count says, is taken at its word
@@ -21,9 +21,9 @@ pub mod version;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::cache::Cache;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_VERSION, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
-use crate::node::Node;
 use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 use version::KVKEEP_ABI_VERSION;
 
@@ -46,25 +46,25 @@ fn guard(body: impl FnOnce() -> Result<Status>) -> Status {
     }
 }
 
-/// Runs a body on the node behind a handle, kept open meanwhile. A panic poisons that node.
-fn on(cache: *mut handle::kvkeep, body: impl FnOnce(&Node) -> Result<Status>) -> Status {
+/// Runs a body on the cache behind a handle, kept open meanwhile. A panic poisons that cache.
+fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&dyn Cache) -> Result<Status>) -> Status {
     guard(|| {
-        let user = handle::enter(cache)?;
-        let node = user.node();
-        if node.is_poisoned() {
+        let user = handle::enter(handle)?;
+        let cache = user.cache();
+        if cache.is_poisoned() {
             return Err(Error::new(
                 KVKEEP_ERR_INTERNAL,
                 "a bug in kvkeep was caught earlier and this cache refuses further work: close it and open it again",
             ));
         }
-        let poison = Poison(node);
-        let result = body(node);
+        let poison = Poison(cache);
+        let result = body(cache);
         std::mem::forget(poison);
         result
     })
 }
 
-struct Poison<'a>(&'a Node);
+struct Poison<'a>(&'a dyn Cache);
 
 impl Drop for Poison<'_> {
     fn drop(&mut self) {

@@ -31,12 +31,12 @@ pub unsafe extern "C" fn kvkeep_reserve_write(
     retention: u32,
     views: *mut View,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let (keys, sizes) = (input(keys, count, "keys")?, input(sizes, count, "sizes")?);
         let views = output_slice(views, count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), sizes.as_ptr_range().into(), views.as_ptr_range().into()])?;
         let temporary = flag(retention, "retention")?;
-        batch_status(node.reserve_write(session, keys, sizes, temporary, views))
+        batch_status(cache.reserve_write(session, keys, sizes, temporary, views))
     })
 }
 
@@ -52,9 +52,9 @@ pub unsafe extern "C" fn kvkeep_finish_write(
     count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
-        batch_status(node.finish_write(session, keys, optional_statuses(statuses, keys)?))
+        batch_status(cache.finish_write(session, keys, optional_statuses(statuses, keys)?))
     })
 }
 
@@ -68,9 +68,9 @@ pub unsafe extern "C" fn kvkeep_abort_write(
     count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
-        batch_status(node.abort_write(session, keys, optional_statuses(statuses, keys)?))
+        batch_status(cache.abort_write(session, keys, optional_statuses(statuses, keys)?))
     })
 }
 
@@ -87,11 +87,11 @@ pub unsafe extern "C" fn kvkeep_finish_write_and_reserve_read(
     extra_count: i32,
     views: *mut View,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
         let views = output_slice(views, count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
-        batch_status(node.finish_write_and_reserve_read(session, keys, checked_extra_count(extra_count)?, views))
+        batch_status(cache.finish_write_and_reserve_read(session, keys, checked_extra_count(extra_count)?, views))
     })
 }
 
@@ -108,11 +108,11 @@ pub unsafe extern "C" fn kvkeep_reserve_read(
     extra_count: i32,
     views: *mut View,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
         let views = output_slice(views, count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
-        batch_status(node.reserve_read(session, keys, checked_extra_count(extra_count)?, views))
+        batch_status(cache.reserve_read(session, keys, checked_extra_count(extra_count)?, views))
     })
 }
 
@@ -130,9 +130,9 @@ pub unsafe extern "C" fn kvkeep_finish_read(
     extra_count: i32,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
-        batch_status(node.finish_read(
+        batch_status(cache.finish_read(
             session,
             keys,
             checked_extra_count(extra_count)?,
@@ -157,11 +157,11 @@ pub unsafe extern "C" fn kvkeep_release_tokens(
     extra_count: i32,
     returned: *mut u64,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let extra = checked_extra_count(extra_count)?;
         let returned = optional_output(returned, "returned")?;
         let ranks = (first_rank, rank_count, group_count);
-        let count = node.release_tokens(session, first_token..last_token, ranks, extra)?;
+        let count = cache.release_tokens(session, first_token..last_token, ranks, extra)?;
         if let Some(returned) = returned {
             *returned = count;
         }
@@ -179,11 +179,11 @@ pub unsafe extern "C" fn kvkeep_unsafe_read(
     count: usize,
     views: *mut View,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
         let views = output_slice(views, count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
-        batch_status(node.unsafe_read(session, keys, views))
+        batch_status(cache.unsafe_read(session, keys, views))
     })
 }
 
@@ -198,9 +198,9 @@ pub unsafe extern "C" fn kvkeep_touch(
     count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
-        batch_status(node.touch(space, keys, optional_statuses(statuses, keys)?))
+        batch_status(cache.touch(space, keys, optional_statuses(statuses, keys)?))
     })
 }
 
@@ -217,9 +217,9 @@ pub unsafe extern "C" fn kvkeep_retain(
     ttl_ms: u32,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
-        batch_status(node.retain(space, keys, priority, ttl_ms, optional_statuses(statuses, keys)?))
+        batch_status(cache.retain(space, keys, priority, ttl_ms, optional_statuses(statuses, keys)?))
     })
 }
 
@@ -235,9 +235,9 @@ pub unsafe extern "C" fn kvkeep_delete(
     count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
-        batch_status(node.delete(space, keys, optional_statuses(statuses, keys)?))
+        batch_status(cache.delete(space, keys, optional_statuses(statuses, keys)?))
     })
 }
 
@@ -248,9 +248,9 @@ pub unsafe extern "C" fn kvkeep_delete(
 /// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32, removed: *mut u64) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let (force, removed) = (flag(force, "force")?, optional_output(removed, "removed")?);
-        let (count, all) = node.clear(space, force)?;
+        let (count, all) = cache.clear(space, force)?;
         if let Some(removed) = removed {
             *removed = count;
         }

@@ -18,8 +18,8 @@ use crate::types::Stats;
 /// on I/O.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_get_stats(cache: *mut kvkeep, stats: *mut Stats) -> Status {
-    on(cache, |node| {
-        node.stats(check_struct(stats, "stats")?);
+    on(cache, |cache| {
+        cache.stats(check_struct(stats, "stats")?)?;
         Ok(KVKEEP_OK)
     })
 }
@@ -32,7 +32,7 @@ pub unsafe extern "C" fn kvkeep_metrics(
     capacity: usize,
     length: *mut usize,
 ) -> Status {
-    on(cache, |node| text::write(&node.metrics(), buffer, capacity, length))
+    on(cache, |cache| text::write(&cache.metrics()?, buffer, capacity, length))
 }
 
 /// Why a key is where it is: tier, state, size, who holds how many shares since when, and why it cannot be evicted.
@@ -47,9 +47,9 @@ pub unsafe extern "C" fn kvkeep_explain_key(
     capacity: usize,
     length: *mut usize,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let key = input(key, 1, "key")?[0];
-        text::write(&node.explain_key(space, &key)?, buffer, capacity, length)
+        text::write(&cache.explain_key(space, &key)?, buffer, capacity, length)
     })
 }
 
@@ -64,5 +64,5 @@ pub unsafe extern "C" fn kvkeep_explain_session(
     capacity: usize,
     length: *mut usize,
 ) -> Status {
-    on(cache, |node| text::write(&node.explain_session(session)?, buffer, capacity, length))
+    on(cache, |cache| text::write(&cache.explain_session(session)?, buffer, capacity, length))
 }

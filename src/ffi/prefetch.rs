@@ -33,12 +33,12 @@ pub unsafe extern "C" fn kvkeep_submit_prefetch(
     callback: kvkeep_callback,
     userdata: *mut c_void,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
         let options = input_struct_or_default(options, "options")?;
         let job = output(job, "job")?;
         let request = config::prefetch(&options, callback, userdata)?;
-        node.submit_prefetch(session, keys, request, job)?;
+        cache.submit_prefetch(session, keys, request, job)?;
         Ok(KVKEEP_OK)
     })
 }
@@ -49,9 +49,9 @@ pub unsafe extern "C" fn kvkeep_submit_prefetch(
 /// Errors: NOT_FOUND (never given, or released).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, chunks: *mut u32) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let chunks = output(chunks, "chunks")?;
-        node.query_lookup_hits(job, chunks)
+        cache.query_lookup_hits(job, chunks)
     })
 }
 
@@ -60,9 +60,9 @@ pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, 
 /// Errors: NOT_FOUND (never given, or released).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_prefetch(cache: *mut kvkeep, job: u64, result: *mut PrefetchResult) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let result = check_struct(result, "result")?;
-        node.query_prefetch(job, result)
+        cache.query_prefetch(job, result)
     })
 }
 
@@ -71,9 +71,9 @@ pub unsafe extern "C" fn kvkeep_query_prefetch(cache: *mut kvkeep, job: u64, res
 /// Errors: NOT_FOUND, INVALID (too small).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_bitmap(cache: *mut kvkeep, job: u64, bitmap: *mut u8, bytes: usize) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let bitmap = output_slice(bitmap, bytes, "bitmap")?;
-        node.query_bitmap(job, bitmap)
+        cache.query_bitmap(job, bitmap)
     })
 }
 
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn kvkeep_query_bitmap(cache: *mut kvkeep, job: u64, bitma
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait(cache: *mut kvkeep, job: u64, timeout_ms: u32) -> Status {
-    on(cache, |node| node.wait(job, timeout_ms).map(|()| KVKEEP_OK))
+    on(cache, |cache| cache.wait(job, timeout_ms).map(|()| KVKEEP_OK))
 }
 
 /// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. Memory
@@ -91,21 +91,21 @@ pub unsafe extern "C" fn kvkeep_wait(cache: *mut kvkeep, job: u64, timeout_ms: u
 /// Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_cancel(cache: *mut kvkeep, job: u64) -> Status {
-    on(cache, |node| node.cancel(job).map(|()| KVKEEP_OK))
+    on(cache, |cache| cache.cancel(job).map(|()| KVKEEP_OK))
 }
 
 /// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_release_job(cache: *mut kvkeep, job: u64) -> Status {
-    on(cache, |node| node.release_job(job).map(|()| KVKEEP_OK))
+    on(cache, |cache| cache.release_job(job).map(|()| KVKEEP_OK))
 }
 
 /// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
 /// library, valid until close: poll it, do not read or close it. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_event_fd(cache: *mut kvkeep, fd: *mut i32) -> Status {
-    on(cache, |node| {
-        *output(fd, "fd")? = node.event_fd();
+    on(cache, |cache| {
+        *output(fd, "fd")? = cache.event_fd();
         Ok(KVKEEP_OK)
     })
 }
@@ -119,11 +119,11 @@ pub unsafe extern "C" fn kvkeep_drain_completions(
     capacity: usize,
     count: *mut usize,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let completions = output_slice(completions, capacity, "completions")?;
         let count = output(count, "count")?;
         disjoint(&[completions.as_ptr_range().into(), std::slice::from_ref(&*count).as_ptr_range().into()])?;
-        *count = node.drain_completions(completions);
+        *count = cache.drain_completions(completions);
         Ok(KVKEEP_OK)
     })
 }

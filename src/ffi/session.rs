@@ -23,11 +23,11 @@ pub unsafe extern "C" fn kvkeep_begin_session(
     options: *const kvkeep_session_options,
     session: *mut u64,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let options = input_struct_or_default(options, "options")?;
         let session = output(session, "session")?;
         let (request_id, timeout_ms) = config::session(&options)?;
-        *session = node.begin_session(space, request_id, timeout_ms)?;
+        *session = cache.begin_session(space, request_id, timeout_ms)?;
         Ok(KVKEEP_OK)
     })
 }
@@ -37,13 +37,13 @@ pub unsafe extern "C" fn kvkeep_begin_session(
 /// (unknown, or ended before).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_end_session(cache: *mut kvkeep, session: u64) -> Status {
-    on(cache, |node| node.end_session(session).map(|()| KVKEEP_OK))
+    on(cache, |cache| cache.end_session(session).map(|()| KVKEEP_OK))
 }
 
 /// As `kvkeep_end_session`, but touches nothing. Never blocks. Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_abort_session(cache: *mut kvkeep, session: u64) -> Status {
-    on(cache, |node| node.abort_session(session).map(|()| KVKEEP_OK))
+    on(cache, |cache| cache.abort_session(session).map(|()| KVKEEP_OK))
 }
 
 /// Appends `count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
@@ -60,9 +60,9 @@ pub unsafe extern "C" fn kvkeep_append_tokens(
     count: usize,
     chunk_count: *mut u64,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let (tokens, chunk_count) = (input(tokens, count, "tokens")?, optional_output(chunk_count, "chunk_count")?);
-        let chunks = node.append_tokens(session, tokens)?;
+        let chunks = cache.append_tokens(session, tokens)?;
         if let Some(chunk_count) = chunk_count {
             *chunk_count = chunks;
         }
@@ -86,7 +86,7 @@ pub unsafe extern "C" fn kvkeep_session_keys(
     keys: *mut Key,
     key_count: usize,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, |cache| {
         let wanted = u128::from(chunk_count) * u128::from(rank_count) * u128::from(group_count);
         if wanted != key_count as u128 {
             return Err(Error::invalid(format!(
@@ -94,7 +94,7 @@ pub unsafe extern "C" fn kvkeep_session_keys(
             )));
         }
         let keys = output_slice(keys, key_count, "keys")?;
-        node.session_keys(session, first_chunk, first_rank, rank_count, group_count, keys)?;
+        cache.session_keys(session, first_chunk, first_rank, rank_count, group_count, keys)?;
         Ok(KVKEEP_OK)
     })
 }

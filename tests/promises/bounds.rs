@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::error::{KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA};
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, Notify, PrefetchRequest, SpaceSpec};
 use kvkeep::error::{KVKEEP_OK, KVKEEP_PENDING, Status};
 use kvkeep::key::Key;

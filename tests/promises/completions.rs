@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Notify, Policy, PrefetchRequest};
 use kvkeep::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING,

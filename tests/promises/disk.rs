@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use kvkeep::cache::Cache as _;
 use kvkeep::types::Stats;
 
 use crate::cache::{Cache, MIB, WATCHDOG_MS, intact, until, watched};

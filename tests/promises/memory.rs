@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::error::{KVKEEP_ERR_EXISTS, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND};
 

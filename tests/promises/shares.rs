@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::{Policy, PrefetchRequest};
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD};
 

@@ -1,5 +1,6 @@
 //! P12: who holds what, and why it cannot go.
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use serde_json::Value;
 

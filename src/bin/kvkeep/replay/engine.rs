@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvkeep::cache::Cache as _;
 use kvkeep::config::{Mode, NodeConfig, Policy, PrefetchRequest, SpaceSpec};
 use kvkeep::error::{Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_NO_MEMORY, KVKEEP_OK, Result};
 use kvkeep::key::Key;

@@ -1,0 +1,161 @@
+//! One open cache, in whichever form: a node in this process, or a client of a daemon that many processes share.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::config::{PrefetchRequest, SpaceSpec};
+use crate::control::chain::Ranks;
+use crate::error::{Result, Status};
+use crate::key::Key;
+use crate::types::{Completion, PrefetchResult, Stats, View};
+
+/// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.
+pub trait Cache: Send + Sync {
+    /// Opens a space.
+    fn open_space(&self, spec: SpaceSpec) -> Result<u64>;
+
+    /// Adds a backend.
+    fn add_backend(&self, url: &str) -> Result<u64>;
+
+    /// Removes a backend.
+    fn remove_backend(&self, number: u64) -> Result<()>;
+
+    /// Blocks until everything committed is in L2 or given up.
+    fn drain_writes(&self, timeout_ms: u32) -> Result<()>;
+
+    /// Begins a session.
+    fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64>;
+
+    /// Ends a session and touches what it used.
+    fn end_session(&self, session: u64) -> Result<()>;
+
+    /// Ends a session and touches nothing.
+    fn abort_session(&self, session: u64) -> Result<()>;
+
+    /// Appends tokens.
+    fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64>;
+
+    /// Writes keys of a session's chunks.
+    fn session_keys(
+        &self,
+        session: u64,
+        first_chunk: u64,
+        first_rank: u32,
+        rank_count: u32,
+        group_count: u32,
+        keys: &mut [Key],
+    ) -> Result<()>;
+
+    /// Stages keys.
+    fn reserve_write(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool>;
+
+    /// Commits keys.
+    fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
+
+    /// Gives staged keys back.
+    fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
+
+    /// Commits keys and takes shares.
+    fn finish_write_and_reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View])
+    -> Result<bool>;
+
+    /// Takes shares.
+    fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool>;
+
+    /// Returns shares.
+    fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool>;
+
+    /// Returns shares of chunks by their tokens.
+    fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64>;
+
+    /// Views of held keys.
+    fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool>;
+
+    /// Marks keys as used.
+    fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
+
+    /// Keeps keys longer.
+    fn retain(
+        &self,
+        space: u64,
+        keys: &[Key],
+        priority: u32,
+        ttl_ms: u32,
+        statuses: Option<&mut [i32]>,
+    ) -> Result<bool>;
+
+    /// Deletes keys everywhere, unless they are in use.
+    fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
+
+    /// Empties L1 of a space's objects, or of all for 0.
+    fn clear(&self, space: u64, force: bool) -> Result<(u64, bool)>;
+
+    /// Submits a prefetch.
+    fn submit_prefetch(&self, session: u64, keys: &[Key], request: PrefetchRequest, job: &mut u64) -> Result<()>;
+
+    /// The early answer of a job.
+    fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status>;
+
+    /// The answer of a job.
+    fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status>;
+
+    /// Which keys of a job are held.
+    fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status>;
+
+    /// Blocks until a job is done.
+    fn wait(&self, job: u64, timeout_ms: u32) -> Result<()>;
+
+    /// Cancels a job.
+    fn cancel(&self, job: u64) -> Result<()>;
+
+    /// Forgets a job.
+    fn release_job(&self, job: u64) -> Result<()>;
+
+    /// The descriptor that completions raise.
+    fn event_fd(&self) -> i32;
+
+    /// Gives completions.
+    fn drain_completions(&self, completions: &mut [Completion]) -> usize;
+
+    /// Fills in everything but the head.
+    fn stats(&self, stats: &mut Stats) -> Result<()>;
+
+    /// Everything counted, as Prometheus text.
+    fn metrics(&self) -> Result<String>;
+
+    /// Where a key is, who holds it, and why it cannot be evicted. JSON.
+    fn explain_key(&self, space: u64, key: &Key) -> Result<String>;
+
+    /// What a session holds, or for 0 every session that holds something. JSON.
+    fn explain_session(&self, session: u64) -> Result<String>;
+
+    /// Copies the bytes of a view out, as far as `into` is long. The session must hold shares of it meanwhile: else the bytes
+    /// may be those of another object.
+    fn copy_out(&self, view: &View, into: &mut [u8]) -> Result<()>;
+
+    /// Copies bytes into a view from `reserve_write`, which must not be committed or given back yet: else they may replace
+    /// those of another object.
+    fn copy_in(&self, view: &View, from: &[u8]) -> Result<()>;
+
+    /// Whether a bug was caught in it.
+    fn is_poisoned(&self) -> bool;
+
+    /// A bug was caught: refuse further work.
+    fn poison(&self);
+
+    /// Whether the caller is a callback.
+    fn on_callback_thread(&self) -> bool;
+
+    /// Ends every wait, because the cache closes: jobs are cancelled, so that waiters return.
+    fn wake_waiters(&self);
+
+    /// Closes. Called once, when no other call is in flight.
+    fn close(&self);
+}
