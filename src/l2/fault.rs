@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::object::Header;
 use super::url::Options;
-use super::{Backend, Found, Health, Load, LoadSink, Lookup, Reply, Store, Usage};
+use super::{Backend, Found, Health, Load, LoadSink, Lookup, Observer, Reply, Store, Usage};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_IO, Result};
 use crate::key::{ObjectKey, SpaceTag};
@@ -369,6 +369,10 @@ impl Backend for Fault {
 
     fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
         self.shared.inner.list(space)
+    }
+
+    fn set_observer(&self, observer: Observer) {
+        self.shared.inner.set_observer(observer);
     }
 
     fn usage(&self) -> Usage {

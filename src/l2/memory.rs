@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::object::{HEADER_BYTES, Header};
 use super::url::Options;
-use super::{Backend, Found, Health, Load, Lookup, Reply, Store, Stored, Usage};
+use super::{Backend, Change, Found, Health, Load, Lookup, Observer, Reply, Store, Stored, Usage};
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::policy::{self, Meta, Policy, Removal};
@@ -34,6 +34,7 @@ struct Objects {
     spare: Vec<u32>,
     policy: Box<dyn Policy>,
     usage: Usage,
+    observer: Option<Observer>,
 }
 
 enum Work {
@@ -95,6 +96,12 @@ impl Objects {
         Some((slot, self.entries.get_mut(slot as usize)?.as_mut()?))
     }
 
+    fn tell(&self, change: Change, key: &ObjectKey) {
+        if let Some(observer) = &self.observer {
+            observer(change, key);
+        }
+    }
+
     fn pin(&mut self, key: &ObjectKey) -> Found {
         match self.find(key) {
             Some((_, entry)) if !entry.hidden => {
@@ -122,6 +129,7 @@ impl Objects {
         let pinned = entry.pins > 0;
         self.policy.remove(slot, Removal::Deleted);
         self.usage.objects -= 1;
+        self.tell(Change::Vanished, key);
         if !pinned {
             self.forget(slot);
         }
@@ -151,6 +159,9 @@ impl Objects {
                 return Err(Error::new(KVKEEP_ERR_NO_MEMORY, "the memory backend is full of objects it may not evict"));
             };
             self.policy.remove(slot, Removal::Evicted);
+            if let Some(entry) = &self.entries[slot as usize] {
+                self.tell(Change::Vanished, &entry.key);
+            }
             self.forget(slot);
             self.usage.objects -= 1;
             self.usage.evicted += 1;
@@ -179,6 +190,7 @@ impl Objects {
         self.usage.objects += 1;
         self.index.insert(key, slot);
         self.entries[slot as usize] = Some(entry);
+        self.tell(Change::Appeared, &key);
     }
 }
 
@@ -285,7 +297,8 @@ impl Memory {
         };
         options.finish()?;
         let usage = Usage { capacity, ..Usage::default() };
-        let objects = Objects { index: HashMap::new(), entries: Vec::new(), spare: Vec::new(), policy, usage };
+        let (index, entries, spare) = (HashMap::new(), Vec::new(), Vec::new());
+        let objects = Objects { index, entries, spare, policy, usage, observer: None };
         let shared = Arc::new(Shared {
             objects: Mutex::new(objects),
             queue: Mutex::new(Queue::default()),
@@ -382,6 +395,10 @@ impl Backend for Memory {
         let visible = objects.entries.iter().flatten().filter(|entry| !entry.hidden);
         let wanted = visible.filter(|entry| space.is_none_or(|space| space == entry.key.space));
         wanted.map(|entry| (entry.key, entry.payload.len() as u64)).collect()
+    }
+
+    fn set_observer(&self, observer: Observer) {
+        self.shared.objects.lock().observer = Some(observer);
     }
 
     fn usage(&self) -> Usage {

@@ -133,6 +133,19 @@ pub struct Store {
     pub reply: Reply<Stored>,
 }
 
+/// What became of an object in a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Lookups find it from now on: it was stored, or found to have been stored by somebody else.
+    Appeared,
+    /// Lookups do not find it any more: it was evicted, deleted or quarantined, or its bytes were found missing.
+    Vanished,
+}
+
+/// Hears of every object that appears in a backend or vanishes from it, those of one key in the order in which that
+/// happened. For the order's sake it is called with the backend's lock held: it must not block, nor call the backend.
+pub type Observer = Arc<dyn Fn(Change, &ObjectKey) + Send + Sync>;
+
 /// A store of objects. Called from several threads at once. No function blocks on I/O, except `close`; what needs I/O
 /// is queued inside, bounded, and answered from the backend's own threads.
 pub trait Backend: Send + Sync {
@@ -157,6 +170,11 @@ pub trait Backend: Send + Sync {
     fn quarantine(&self, key: ObjectKey);
     /// The objects of a space (of every space for `None`) known without I/O.
     fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)>;
+    /// Has `observer` hear of changes from now on, in place of the one before. What is there already is in
+    /// [`list`](Backend::list), which may repeat what the observer heard meanwhile. A backend that cannot tell ignores it.
+    fn set_observer(&self, observer: Observer) {
+        drop(observer);
+    }
     /// How full it is.
     fn usage(&self) -> Usage;
     /// Whether it answers.

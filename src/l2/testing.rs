@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::object::Header;
-use super::{Backend, Found, Load, LoadSink, Lookup, Reply, Store, Stored};
+use super::{Backend, Change, Found, Load, LoadSink, Lookup, Reply, Store, Stored};
 use crate::arena::Buffer;
 use crate::error::Result;
 use crate::key::{Key, ObjectKey, SpaceTag};
@@ -100,6 +100,13 @@ pub(crate) fn delete(backend: &dyn Backend, numbers: &[u32]) -> u64 {
     let (reply, receiver) = reply();
     backend.delete(numbers.iter().map(|&number| key(number)).collect(), reply);
     answer(&receiver).unwrap()
+}
+
+/// What changes in `backend` from now on.
+pub(crate) fn watch(backend: &dyn Backend) -> Receiver<(Change, ObjectKey)> {
+    let (sender, receiver) = channel();
+    backend.set_observer(Arc::new(move |change, key: &ObjectKey| sender.send((change, *key)).unwrap()));
+    receiver
 }
 
 pub(crate) fn params(pairs: &[(&str, &str)]) -> Vec<(String, String)> {

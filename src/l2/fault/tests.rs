@@ -2,7 +2,7 @@ use super::super::memory::Memory;
 use super::super::testing::*;
 use super::*;
 use crate::error::KVKEEP_ERR_CORRUPT;
-use crate::l2::Stored;
+use crate::l2::{Change, Stored};
 
 const LENGTH: usize = 1000;
 const COUNT: u32 = 200;
@@ -46,7 +46,9 @@ fn without_faults_everything_goes_through() {
     let mut found = [Found::Unknown; 2];
     fault.lookup_cached(&[key(0), key(COUNT)], &mut found);
     assert_eq!(found, [Found::Present(LENGTH as u64), Found::Absent]);
+    let changes = watch(&*fault);
     assert_eq!((fault.usage().objects, delete(&*fault, &[1, 2, COUNT])), (200, 2));
+    assert_eq!(changes.try_iter().collect::<Vec<_>>(), [1, 2].map(|number| (Change::Vanished, key(number))));
 }
 
 #[test]

@@ -10,31 +10,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::frame::disk_bytes;
 use super::keeper::{Deletion, Departure};
 use super::slots::{Slots, State};
-use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
+use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
-use crate::l2::{Found, Store, Usage};
+use crate::l2::{Change, Found, Observer, Store, Usage};
 use crate::policy::{Meta, Policy, Removal};
 
-/// The right to write one object.
-pub struct Reservation {
-    pub slot: u32,
-    /// To be unlinked before the first byte is written.
-    pub victims: Vec<ObjectKey>,
-    bytes: u64,
-    charged: u64,
-}
+mod write;
 
-/// Whether an object may be written now.
-pub enum Admit {
-    /// Write it.
-    Go(Store, Reservation),
-    /// It is there.
-    Already(Store),
-    /// It cannot be written.
-    Refused(Store, Error),
-    /// It waits in the index for a write or an unlink to end, and comes back from the call that ends it.
-    Parked,
-}
+pub use write::{Admit, Reservation};
 
 /// Everything known of the directory.
 pub struct Index {
@@ -58,6 +41,7 @@ pub struct Index {
     settled: Vec<Arc<Deletion>>,
     dirty: Vec<u32>,
     clock: u64,
+    observer: Option<Observer>,
 }
 
 impl Index {
@@ -78,6 +62,18 @@ impl Index {
             settled: Vec::new(),
             dirty: Vec::new(),
             clock: 0,
+            observer: None,
+        }
+    }
+
+    /// Has `observer` hear of what appears and vanishes.
+    pub fn observe(&mut self, observer: Observer) {
+        self.observer = Some(observer);
+    }
+
+    fn tell(&self, change: Change, id: u32) {
+        if let Some(observer) = &self.observer {
+            observer(change, &self.slots.get(id).key);
         }
     }
 
@@ -111,17 +107,18 @@ impl Index {
         self.objects += 1;
         let meta = self.meta(id);
         self.policy.insert(id, meta);
+        self.tell(Change::Appeared, id);
     }
 
     /// The object leaves the policy and the counts; pins keep its slot.
     fn vanish(&mut self, id: u32, why: Removal) {
-        let slot = self.slots.get_mut(id);
-        let size = slot.size;
-        if slot.state == State::Present {
+        let (size, state) = (self.slots.get(id).size, self.slots.get(id).state);
+        if state == State::Present {
             self.policy.remove(id, why);
             self.objects -= 1;
+            self.tell(Change::Vanished, id);
         }
-        if matches!(slot.state, State::Present | State::Doomed) {
+        if matches!(state, State::Present | State::Doomed) {
             self.present -= disk_bytes(size);
         }
         self.retire(id);
@@ -246,6 +243,7 @@ impl Index {
                 slot.state = State::Doomed;
                 self.objects -= 1;
                 self.policy.remove(id, Removal::Deleted);
+                self.tell(Change::Vanished, id);
                 self.deletions.entry(id).or_default().push(Arc::clone(deletion));
                 return false;
             }
@@ -366,117 +364,6 @@ impl Index {
     /// How many uses are not on their files yet.
     pub fn dirty(&self) -> usize {
         self.dirty.len()
-    }
-
-    /// Reserves room for a store, evicting what has to go.
-    pub fn admit(&mut self, store: Store) -> Admit {
-        let key = store.key;
-        if self.leaving.contains(&key) {
-            self.parked.entry(key).or_default().push(store);
-            return Admit::Parked;
-        }
-        let found = self.slots.find(&key);
-        match found.map(|id| (id, self.slots.get(id).state)) {
-            Some((_, State::Present)) => {
-                self.touch(&[key]);
-                return Admit::Already(store);
-            }
-            Some((id, State::Doomed)) => {
-                // Objects never change, so the doomed one is the one to be stored.
-                self.present -= disk_bytes(self.slots.get(id).size);
-                self.settle_deletions(id);
-                self.appear(id);
-                self.mark_used(id);
-                return Admit::Already(store);
-            }
-            Some((_, State::Writing)) => {
-                self.parked.entry(key).or_default().push(store);
-                return Admit::Parked;
-            }
-            Some((_, State::Gone)) | None => {}
-        }
-        let size = store.buffer.len() as u64;
-        let bytes = disk_bytes(size);
-        if bytes > self.capacity {
-            let capacity = self.capacity;
-            let why = format!("an object of {size} bytes does not fit the capacity of {capacity} bytes");
-            return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
-        }
-        let Some((victims, own)) = self.make_room(bytes) else {
-            if self.writing > 0 {
-                self.crowded.push_back(store);
-                return Admit::Parked;
-            }
-            let why = format!("no room for {size} bytes: everything stored is pinned or held by the policy");
-            return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
-        };
-        let slot = match found {
-            Some(id) => {
-                let slot = self.slots.get_mut(id);
-                (slot.state, slot.size) = (State::Writing, size);
-                id
-            }
-            None => self.slots.insert(key, size, State::Writing),
-        };
-        self.writing += 1;
-        let charged = bytes.max(own);
-        self.charged += charged;
-        Admit::Go(store, Reservation { slot, victims, bytes, charged })
-    }
-
-    /// Victims that make `bytes` fit, out of the index already, and their bytes on disk.
-    fn make_room(&mut self, bytes: u64) -> Option<(Vec<ObjectKey>, u64)> {
-        let mut own = 0;
-        let mut chosen = Vec::new();
-        while (self.present - own).saturating_add(self.charged).saturating_add(bytes) > self.capacity {
-            let slots = &mut self.slots;
-            let victim = self.policy.victim(&mut |id| {
-                let slot = slots.get_mut(id);
-                slot.aside |= slot.pins > 0;
-                slot.pins == 0
-            });
-            let Some(id) = victim else {
-                chosen.into_iter().rev().for_each(|id| self.policy.release(id));
-                return None;
-            };
-            own += disk_bytes(self.slots.get(id).size);
-            chosen.push(id);
-        }
-        let mut victims = Vec::with_capacity(chosen.len());
-        for id in chosen {
-            let key = self.slots.get(id).key;
-            victims.push(key);
-            self.leaving.insert(key);
-            self.vanish(id, Removal::Evicted);
-            self.evicted += 1;
-        }
-        Some((victims, own))
-    }
-
-    /// The reservation's victims are unlinked: what they took beyond its need is free. Says which stores may try again.
-    pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<Store> {
-        self.charged -= reservation.charged - reservation.bytes;
-        reservation.charged = reservation.bytes;
-        let victims = std::mem::take(&mut reservation.victims);
-        victims.iter().flat_map(|key| self.left(key)).collect()
-    }
-
-    /// The write ended; `published`: the object is there. Says which stores may try again.
-    pub fn finish(&mut self, mut reservation: Reservation, published: bool) -> Vec<Store> {
-        let mut stores = self.settle(&mut reservation);
-        let id = reservation.slot;
-        let key = self.slots.get(id).key;
-        self.writing -= 1;
-        self.charged -= reservation.charged;
-        if published {
-            self.appear(id);
-            self.tick();
-            self.mark_used(id);
-        } else {
-            self.retire(id);
-        }
-        stores.append(&mut self.retry(&key));
-        stores
     }
 
     /// The objects of a space.

@@ -18,7 +18,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{ObjectKey, SpaceTag};
-use crate::l2::{Backend, Found, Health, Load, Lookup, Reply, Store, Usage};
+use crate::l2::{Backend, Found, Health, Load, Lookup, Observer, Reply, Store, Usage};
 use crate::policy;
 
 mod core;
@@ -211,6 +211,10 @@ impl Backend for Fs {
 
     fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
         self.core.index(|index| index.list(space))
+    }
+
+    fn set_observer(&self, observer: Observer) {
+        self.core.index(|index| index.observe(observer));
     }
 
     fn usage(&self) -> Usage {

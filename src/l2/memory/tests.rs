@@ -114,6 +114,28 @@ fn an_object_deleted_under_a_pin_can_be_stored_anew() {
 }
 
 #[test]
+fn an_observer_hears_of_every_coming_and_going_in_order() {
+    let memory = memory(&[("capacity", &room_for(3))]);
+    store(&*memory, 8, LENGTH).unwrap();
+    store(&*memory, 9, LENGTH).unwrap();
+    let changes = watch(&*memory);
+    store(&*memory, 1, LENGTH).unwrap();
+    store(&*memory, 1, LENGTH).unwrap();
+    store(&*memory, 2, LENGTH).unwrap();
+    cached(&memory, 1);
+    assert_eq!(delete(&*memory, &[1, 3]), 1);
+    // The deleted one still has its pin, and so its room.
+    store(&*memory, 1, LENGTH).unwrap();
+    memory.unpin(&[key(1)]);
+    memory.quarantine(key(2));
+    memory.quarantine(key(2));
+    let appeared = |number| (Change::Appeared, key(number));
+    let vanished = |number| (Change::Vanished, key(number));
+    let expected = [appeared(1), vanished(8), appeared(2), vanished(1), vanished(9), appeared(1), vanished(2)];
+    assert_eq!(changes.try_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_buffer_of_another_size_is_refused() {
     let memory = memory(&[]);
     store(&*memory, 1, LENGTH).unwrap();

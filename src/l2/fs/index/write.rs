@@ -1,0 +1,143 @@
+//! The index's part in a store: who may write, what has to go for it, and what follows when it ends.
+
+use super::Index;
+use crate::error::{Error, KVKEEP_ERR_LIMIT};
+use crate::key::ObjectKey;
+use crate::l2::Store;
+use crate::l2::fs::frame::disk_bytes;
+use crate::l2::fs::slots::State;
+use crate::policy::Removal;
+
+/// The right to write one object.
+pub struct Reservation {
+    pub slot: u32,
+    /// To be unlinked before the first byte is written.
+    pub victims: Vec<ObjectKey>,
+    bytes: u64,
+    charged: u64,
+}
+
+/// Whether an object may be written now.
+pub enum Admit {
+    /// Write it.
+    Go(Store, Reservation),
+    /// It is there.
+    Already(Store),
+    /// It cannot be written.
+    Refused(Store, Error),
+    /// It waits in the index for a write or an unlink to end, and comes back from the call that ends it.
+    Parked,
+}
+
+impl Index {
+    /// Reserves room for a store, evicting what has to go.
+    pub fn admit(&mut self, store: Store) -> Admit {
+        let key = store.key;
+        if self.leaving.contains(&key) {
+            self.parked.entry(key).or_default().push(store);
+            return Admit::Parked;
+        }
+        let found = self.slots.find(&key);
+        match found.map(|id| (id, self.slots.get(id).state)) {
+            Some((_, State::Present)) => {
+                self.touch(&[key]);
+                return Admit::Already(store);
+            }
+            Some((id, State::Doomed)) => {
+                // Objects never change, so the doomed one is the one to be stored.
+                self.present -= disk_bytes(self.slots.get(id).size);
+                self.settle_deletions(id);
+                self.appear(id);
+                self.mark_used(id);
+                return Admit::Already(store);
+            }
+            Some((_, State::Writing)) => {
+                self.parked.entry(key).or_default().push(store);
+                return Admit::Parked;
+            }
+            Some((_, State::Gone)) | None => {}
+        }
+        let size = store.buffer.len() as u64;
+        let bytes = disk_bytes(size);
+        if bytes > self.capacity {
+            let capacity = self.capacity;
+            let why = format!("an object of {size} bytes does not fit the capacity of {capacity} bytes");
+            return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
+        }
+        let Some((victims, own)) = self.make_room(bytes) else {
+            if self.writing > 0 {
+                self.crowded.push_back(store);
+                return Admit::Parked;
+            }
+            let why = format!("no room for {size} bytes: everything stored is pinned or held by the policy");
+            return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
+        };
+        let slot = match found {
+            Some(id) => {
+                let slot = self.slots.get_mut(id);
+                (slot.state, slot.size) = (State::Writing, size);
+                id
+            }
+            None => self.slots.insert(key, size, State::Writing),
+        };
+        self.writing += 1;
+        let charged = bytes.max(own);
+        self.charged += charged;
+        Admit::Go(store, Reservation { slot, victims, bytes, charged })
+    }
+
+    /// Victims that make `bytes` fit, out of the index already, and their bytes on disk.
+    fn make_room(&mut self, bytes: u64) -> Option<(Vec<ObjectKey>, u64)> {
+        let mut own = 0;
+        let mut chosen = Vec::new();
+        while (self.present - own).saturating_add(self.charged).saturating_add(bytes) > self.capacity {
+            let slots = &mut self.slots;
+            let victim = self.policy.victim(&mut |id| {
+                let slot = slots.get_mut(id);
+                slot.aside |= slot.pins > 0;
+                slot.pins == 0
+            });
+            let Some(id) = victim else {
+                chosen.into_iter().rev().for_each(|id| self.policy.release(id));
+                return None;
+            };
+            own += disk_bytes(self.slots.get(id).size);
+            chosen.push(id);
+        }
+        let mut victims = Vec::with_capacity(chosen.len());
+        for id in chosen {
+            let key = self.slots.get(id).key;
+            victims.push(key);
+            self.leaving.insert(key);
+            self.vanish(id, Removal::Evicted);
+            self.evicted += 1;
+        }
+        Some((victims, own))
+    }
+
+    /// The reservation's victims are unlinked: what they took beyond its need is free. Says which stores may try again.
+    pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<Store> {
+        self.charged -= reservation.charged - reservation.bytes;
+        reservation.charged = reservation.bytes;
+        let victims = std::mem::take(&mut reservation.victims);
+        victims.iter().flat_map(|key| self.left(key)).collect()
+    }
+
+    /// The write ended; `published`: the object is there. Says which stores may try again.
+    pub fn finish(&mut self, mut reservation: Reservation, published: bool) -> Vec<Store> {
+        let mut stores = self.settle(&mut reservation);
+        let id = reservation.slot;
+        let key = self.slots.get(id).key;
+        self.writing -= 1;
+        self.charged -= reservation.charged;
+        if published {
+            self.appear(id);
+            self.tick();
+            self.mark_used(id);
+        } else {
+            self.retire(id);
+        }
+        stores.append(&mut self.retry(&key));
+        stores
+    }
+}
