@@ -15,6 +15,17 @@ use crate::types::{Completion, PrefetchResult, Stats, View};
 use crate::view;
 
 impl Node {
+    /// Begins a session for the process `owner_pid`.
+    pub fn begin_session_of(
+        &self,
+        owner_pid: u32,
+        space: u64,
+        request_id: &str,
+        timeout: Option<Duration>,
+    ) -> Result<u64> {
+        self.l1.begin_session(space, owner_pid, request_id, timeout.unwrap_or(self.session_timeout))
+    }
+
     fn leave(&self, session: u64, touch: bool) -> Result<()> {
         self.l1.session_lives(session)?;
         self.prefetcher.release_session(session);
@@ -58,8 +69,7 @@ impl Cache for Node {
     }
 
     fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64> {
-        let session = self.l1.begin_session(space, request_id, timeout.unwrap_or(self.session_timeout))?;
-        Ok(session)
+        self.begin_session_of(std::process::id(), space, request_id, timeout)
     }
 
     fn end_session(&self, session: u64) -> Result<()> {

@@ -93,6 +93,8 @@ pub struct NodeConfig {
     pub backend_timeout: Duration,
     /// Most bytes being loaded at once, 0 for a quarter of L1.
     pub loading_bytes_max: u64,
+    /// Upper byte of the numbers of sessions and jobs, so that those of two daemons that served one socket differ.
+    pub boot: u8,
     /// Where log lines go.
     pub log: Log,
 }
@@ -117,6 +119,7 @@ impl NodeConfig {
             session_timeout: Duration::from_secs(300),
             backend_timeout: Duration::from_secs(30),
             loading_bytes_max: 0,
+            boot: 0,
             log: Log::none(),
         }
     }

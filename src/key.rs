@@ -18,6 +18,14 @@ const _: () = assert!(size_of::<Key>() == 40);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct SpaceTag(pub [u8; 16]);
 
+impl SpaceTag {
+    /// The number that callers know the space by: the same in every process and after every restart, never 0.
+    pub fn number(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
+    }
+}
+
 /// Names an object everywhere below L1, across processes and restarts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct ObjectKey {

@@ -101,6 +101,7 @@ impl Node {
                 store_mode: config.store_mode,
                 writes_max: config.writes_pending_max,
                 sessions_max: config.sessions_max,
+                boot: config.boot,
             },
         )?;
         let loading_max = if config.loading_bytes_max == 0 { l1_bytes / 4 } else { config.loading_bytes_max };
@@ -118,6 +119,7 @@ impl Node {
             completions.clone(),
             meters.clone(),
             config.jobs_max,
+            config.boot,
         );
         let writer =
             Writer::new(l1.clone(), tiers.clone(), watch.clone(), meters.clone(), log.clone(), checksum, writing_max);

@@ -75,6 +75,7 @@ impl Prefetcher {
         completions: Arc<Completions>,
         meters: Arc<Meters>,
         jobs_max: u32,
+        boot: u8,
     ) -> Arc<Prefetcher> {
         let prefetcher = Arc::new(Prefetcher {
             l1,
@@ -85,7 +86,7 @@ impl Prefetcher {
             meters,
             jobs_max: jobs_max as usize,
             jobs: Mutex::default(),
-            last: AtomicU64::new(0),
+            last: AtomicU64::new(u64::from(boot) << 56),
             sleeper: Mutex::default(),
             wake: Condvar::new(),
             closing: AtomicBool::new(false),

@@ -130,6 +130,7 @@ pub fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
         session_timeout: millis(options.session_timeout_ms, 300_000),
         backend_timeout: millis(options.backend_timeout_ms, 30_000),
         loading_bytes_max: options.loading_bytes_max,
+        boot: 0,
         log: log(options.log, options.log_userdata, options.log_level)?,
     })
 }

@@ -69,6 +69,8 @@ pub struct L1Config {
     pub writes_max: u32,
     /// Most sessions.
     pub sessions_max: u32,
+    /// Upper byte of the sessions' numbers.
+    pub boot: u8,
 }
 
 /// What only grows.
@@ -125,7 +127,8 @@ pub(crate) struct State {
     holds: Holds,
     alloc: Alloc,
     spaces: Vec<Space>,
-    by_tag: HashMap<SpaceTag, u32>,
+    /// By the numbers that callers know.
+    by_number: HashMap<u64, u32>,
     pools: Vec<Pool>,
     sessions: Sessions,
     config: L1Config,
@@ -209,7 +212,7 @@ impl L1 {
     pub fn new(arena: Arc<Arena>, config: L1Config) -> Result<Arc<L1>> {
         let pool = new_pool(&config.policy)?;
         let alloc = Alloc::new(arena.bytes() as u64);
-        let sessions = Sessions::new(config.sessions_max);
+        let sessions = Sessions::new(config.sessions_max, config.boot);
         let hasher = KeyHasher::new();
         let state = State {
             arena: arena.clone(),
@@ -219,7 +222,7 @@ impl L1 {
             holds: Holds::default(),
             alloc,
             spaces: Vec::new(),
-            by_tag: HashMap::new(),
+            by_number: HashMap::new(),
             pools: vec![pool],
             sessions,
             config,
@@ -323,14 +326,14 @@ impl L1 {
         self.with(|state| state.has_l2 = has_l2);
     }
 
-    /// Begins a session.
-    pub fn begin_session(&self, space: u64, request_id: &str, timeout: Duration) -> Result<u64> {
+    /// Begins a session for a process.
+    pub fn begin_session(&self, space: u64, owner_pid: u32, request_id: &str, timeout: Duration) -> Result<u64> {
         self.with(|state| {
             let space = state.space_index(space)?;
             if state.sessions.full() {
                 state.reclaim_oldest();
             }
-            let session = state.sessions.begin(space, request_id, timeout, state.now_ms)?;
+            let session = state.sessions.begin(space, owner_pid, request_id, timeout, state.now_ms)?;
             state.reclaim_ms = state.reclaim_ms.min(state.now_ms + timeout.as_millis() as u64 + 1);
             Ok(session)
         })

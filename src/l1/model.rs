@@ -154,7 +154,7 @@ fn views(count: usize) -> Vec<View> {
 }
 
 fn index_of(session: u64) -> u32 {
-    (session & 0xff_ffff) as u32
+    (session & 0xf_ffff) as u32
 }
 
 impl World {
@@ -166,6 +166,7 @@ impl World {
             store_mode,
             writes_max: 8,
             sessions_max: 5,
+            boot: 0,
         };
         let l1 = L1::new(Arc::new(Arena::map(ARENA, MapOptions::default()).unwrap()), config).unwrap();
         l1.set_has_l2(true);

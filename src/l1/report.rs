@@ -119,7 +119,7 @@ impl State {
         HolderReport {
             session: session.id,
             request_id: session.request_id.to_string(),
-            owner_pid: std::process::id(),
+            owner_pid: session.owner_pid,
             shares,
             revocable: session.deadline_ms < self.now_ms,
         }
@@ -183,8 +183,8 @@ impl State {
         SessionReport {
             session: session.id,
             request_id: session.request_id.to_string(),
-            owner_pid: std::process::id(),
-            space: u64::from(session.space) + 1,
+            owner_pid: session.owner_pid,
+            space: self.spaces[session.space as usize].tag.number(),
             age_ms: self.now_ms - session.began_ms,
             expires_in_ms: session.deadline_ms as i64 - self.now_ms as i64,
             shares: session.shares,

@@ -11,7 +11,9 @@ use crate::key::Key;
 
 /// Sessions reclaimed by their deadline that are remembered, so that a late use is told EXPIRED.
 const REMEMBERED: usize = 4096;
-const INDEX_BITS: u32 = 24;
+/// A session's number: the cache's boot in the upper byte, then a serial number, then its index.
+const INDEX_BITS: u32 = 20;
+const BOOT_SHIFT: u32 = 56;
 
 /// One session.
 pub struct Session {
@@ -19,6 +21,8 @@ pub struct Session {
     pub id: u64,
     /// Index of its space.
     pub space: u32,
+    /// The process that opened it.
+    pub owner_pid: u32,
     /// For people.
     pub request_id: Box<str>,
     /// How long it may be idle.
@@ -60,6 +64,7 @@ impl Session {
 pub struct Sessions {
     places: Vec<Option<Box<Session>>>,
     spare: VecDeque<u32>,
+    /// The last number given, less its index.
     serial: u64,
     live: usize,
     most: usize,
@@ -68,12 +73,12 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// None yet, at most `most`.
-    pub fn new(most: u32) -> Sessions {
+    /// None yet, at most `most`. Their numbers begin with `boot`.
+    pub fn new(most: u32, boot: u8) -> Sessions {
         Sessions {
             places: Vec::new(),
             spare: VecDeque::new(),
-            serial: 0,
+            serial: u64::from(boot) << (BOOT_SHIFT - INDEX_BITS),
             live: 0,
             most: (most as usize).min(1 << INDEX_BITS),
             reclaimed: VecDeque::new(),
@@ -87,7 +92,14 @@ impl Sessions {
     }
 
     /// Begins one.
-    pub fn begin(&mut self, space: u32, request_id: &str, timeout: Duration, now_ms: u64) -> Result<u64> {
+    pub fn begin(
+        &mut self,
+        space: u32,
+        owner_pid: u32,
+        request_id: &str,
+        timeout: Duration,
+        now_ms: u64,
+    ) -> Result<u64> {
         if self.full() {
             return Err(Error::new(
                 KVKEEP_ERR_LIMIT,
@@ -105,6 +117,7 @@ impl Sessions {
         self.places[index as usize] = Some(Box::new(Session {
             id,
             space,
+            owner_pid,
             request_id: request_id.into(),
             timeout_ms,
             deadline_ms: now_ms + timeout_ms,

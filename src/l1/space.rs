@@ -14,7 +14,7 @@ impl L1 {
     pub fn open_space(&self, spec: &SpaceSpec) -> Result<u64> {
         let tag = space_tag(spec);
         self.with(|state| {
-            let index = match state.by_tag.get(&tag) {
+            let index = match state.by_number.get(&tag.number()) {
                 Some(&index) => index,
                 None => {
                     if state.spaces.len() >= SPACES_MAX {
@@ -27,12 +27,12 @@ impl L1 {
                     let layout = layout_tag(spec);
                     let chunk_tokens = spec.chunk_tokens;
                     state.spaces.push(Space { tag, layout, chunk_tokens, quota: 0, used: 0, pool: 0 });
-                    state.by_tag.insert(tag, index);
+                    state.by_number.insert(tag.number(), index);
                     index
                 }
             };
             state.set_quota(index, spec.quota_bytes)?;
-            Ok(u64::from(index) + 1)
+            Ok(tag.number())
         })
     }
 
@@ -59,13 +59,12 @@ pub(super) fn new_pool(policy: &str) -> Result<Pool> {
 
 impl State {
     pub(super) fn space_index(&self, number: u64) -> Result<u32> {
-        match usize::try_from(number.wrapping_sub(1)) {
-            Ok(index) if index < self.spaces.len() => Ok(index as u32),
-            _ => Err(Error::new(
+        self.by_number.get(&number).copied().ok_or_else(|| {
+            Error::new(
                 KVKEEP_ERR_NOT_FOUND,
                 format!("space {number} was never opened: use a number that kvkeep_open_space gave"),
-            )),
-        }
+            )
+        })
     }
 
     pub(super) fn space_info(&self, index: u32) -> SpaceInfo {

@@ -21,6 +21,7 @@ fn l1(store_mode: StoreMode, writes_max: u32) -> Arc<L1> {
         store_mode,
         writes_max,
         sessions_max: 100,
+        boot: 0,
     };
     let l1 = L1::new(Arc::new(Arena::map(PAGES * 4096, MapOptions::default()).unwrap()), config).unwrap();
     l1.set_has_l2(true);
@@ -33,7 +34,7 @@ fn space(l1: &L1, quota_bytes: u64) -> u64 {
 }
 
 fn session(l1: &L1, space: u64) -> u64 {
-    l1.begin_session(space, "r", Duration::from_secs(1)).unwrap()
+    l1.begin_session(space, 7, "r", Duration::from_secs(1)).unwrap()
 }
 
 fn key(number: u32) -> Key {
@@ -202,7 +203,7 @@ fn forgotten_sessions_that_hold_shares_keep_no_others_out() {
     for &session in &forgotten {
         l1.reserve_read(session, &[key(0)], 2, &mut [View::none(KVKEEP_OK)]).unwrap();
     }
-    let begin = || l1.begin_session(space, "r", Duration::from_secs(1));
+    let begin = || l1.begin_session(space, 7, "r", Duration::from_secs(1));
     assert_eq!(begin().unwrap_err().status, KVKEEP_ERR_LIMIT);
     l1.set_ms.store(5000, Ordering::Relaxed);
     assert!(begin().is_ok());
@@ -219,7 +220,7 @@ fn idle_sessions_are_reclaimed_when_due_whatever_else_lives() {
     let l1 = l1(StoreMode::Never, 10);
     l1.set_ms.store(1, Ordering::Relaxed);
     let space = space(&l1, 0);
-    let long = l1.begin_session(space, "long", Duration::from_secs(100)).unwrap();
+    let long = l1.begin_session(space, 7, "long", Duration::from_secs(100)).unwrap();
     assert!(l1.reclaim_sessions().0.is_empty());
     let (idle, holder) = (session(&l1, space), session(&l1, space));
     commit(&l1, holder, 0..1);

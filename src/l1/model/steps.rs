@@ -6,7 +6,7 @@ impl World {
     pub(super) fn step(&mut self, op: Op, policy: &str) {
         match op {
             Op::Begin { space } => {
-                let begun = self.l1.begin_session(self.spaces[space], "r", Duration::from_millis(TIMEOUT_MS));
+                let begun = self.l1.begin_session(self.spaces[space], 7, "r", Duration::from_millis(TIMEOUT_MS));
                 if self.sessions.len() == 5 {
                     let free = |holder: &Holder| holder.deadline < self.now && holder.staged.is_empty();
                     let expired = self.sessions.iter().filter(|(_, holder)| free(holder));
