@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::types::Completion;
+use crate::types::{Completion, PrefetchResult};
 
 /// When a committed object is written to L2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -174,6 +174,16 @@ pub enum Policy {
 /// A callback, run once.
 pub struct Callback(pub Box<dyn FnOnce(&Completion) + Send + Sync>);
 
+/// Follows one job to its end. Called under the job's lock: it must neither block nor call into the cache.
+pub trait JobObserver: Send + Sync {
+    /// The lookup's answer is known.
+    fn looked_up(&self, chunks: u32);
+    /// The job is done and holds the keys marked in `held`. Called once.
+    fn done(&self, completion: &Completion, result: &PrefetchResult, held: &[bool]);
+    /// The job is forgotten; it was done before.
+    fn released(&self);
+}
+
 /// How a job reports its end.
 pub enum Notify {
     /// By being asked.
@@ -182,12 +192,14 @@ pub enum Notify {
     EventFd,
     /// By a callback.
     Callback(Callback),
+    /// By an observer.
+    Observer(Arc<dyn JobObserver>),
 }
 
 impl Notify {
     /// Whether the completion waits in a queue until its caller takes it.
     pub fn is_queued(&self) -> bool {
-        !matches!(self, Notify::Poll)
+        matches!(self, Notify::EventFd | Notify::Callback(_))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::config::{Log, LogLevel, NodeConfig, StoreMode};
 use crate::control::chain::Chains;
 use crate::control::complete::Completions;
 use crate::control::load::Loader;
-use crate::control::prefetch::Prefetcher;
+use crate::control::prefetch::{JobBounds, Prefetcher};
 use crate::control::tiers::Tiers;
 use crate::control::watch::Watch;
 use crate::control::writeback::Writer;
@@ -118,8 +118,7 @@ impl Node {
             watch.clone(),
             completions.clone(),
             meters.clone(),
-            config.jobs_max,
-            config.boot,
+            JobBounds { jobs_max: config.jobs_max, boot: config.boot },
         );
         let writer =
             Writer::new(l1.clone(), tiers.clone(), watch.clone(), meters.clone(), log.clone(), checksum, writing_max);

@@ -82,7 +82,7 @@ impl Completions {
             self.waiting.fetch_add(1, Ordering::Relaxed);
         }
         match notify {
-            Notify::Poll => {}
+            Notify::Poll | Notify::Observer(_) => {}
             Notify::EventFd => {
                 let mut drained = self.drained.lock();
                 drained.push_back(completion);

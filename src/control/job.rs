@@ -1,13 +1,14 @@
 //! One prefetch job: what it asked, what is known of each key, and its answer.
 
 use std::ffi::c_char;
+use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::plan::{Plan, Question};
 use super::tiers::{Tier, TierList};
-use crate::config::{Notify, PrefetchRequest};
+use crate::config::{JobObserver, Notify, PrefetchRequest};
 use crate::error::Status;
 use crate::key::{Key, ObjectKey};
 use crate::l1::{Landed, SpaceInfo};
@@ -79,6 +80,8 @@ pub struct Job {
     pub keys: Vec<Key>,
     /// What it asked, less how to tell.
     pub request: PrefetchRequest,
+    /// Who follows it.
+    pub observer: Option<Arc<dyn JobObserver>>,
     /// When it was submitted.
     pub submitted: Instant,
     /// Its deadline.
@@ -101,6 +104,10 @@ impl Job {
         deadline: Instant,
     ) -> Job {
         let notify = std::mem::replace(&mut request.notify, Notify::Poll);
+        let observer = match &notify {
+            Notify::Observer(observer) => Some(observer.clone()),
+            _ => None,
+        };
         let progress = Progress {
             phase: Phase::Lookup,
             held: vec![false; keys.len()],
@@ -122,7 +129,7 @@ impl Job {
             released: false,
         };
         let (progress, done) = (Mutex::new(progress), Condvar::new());
-        Job { id, session, space, keys: keys.to_vec(), request, submitted, deadline, progress, done }
+        Job { id, session, space, keys: keys.to_vec(), request, observer, submitted, deadline, progress, done }
     }
 
     /// Shares of each key it takes.
@@ -169,7 +176,7 @@ impl Job {
     }
 
     /// The backend that `place` names.
-    pub fn tier<'a>(&self, progress: &'a Progress, place: u8) -> Option<&'a std::sync::Arc<Tier>> {
+    pub fn tier<'a>(&self, progress: &'a Progress, place: u8) -> Option<&'a Arc<Tier>> {
         progress.tiers.iter().find(|tier| tier.place == place as usize)
     }
 

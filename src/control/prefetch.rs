@@ -36,6 +36,14 @@ pub(super) struct Jobs {
     pub(super) asking: BinaryHeap<std::cmp::Reverse<(Instant, u64)>>,
 }
 
+/// How many jobs there may be, and how their numbers begin.
+pub struct JobBounds {
+    /// Most jobs not released.
+    pub jobs_max: u32,
+    /// Upper byte of their numbers.
+    pub boot: u8,
+}
+
 /// All jobs of a cache.
 pub struct Prefetcher {
     l1: Arc<L1>,
@@ -74,8 +82,7 @@ impl Prefetcher {
         watch: Arc<Watch>,
         completions: Arc<Completions>,
         meters: Arc<Meters>,
-        jobs_max: u32,
-        boot: u8,
+        bounds: JobBounds,
     ) -> Arc<Prefetcher> {
         let prefetcher = Arc::new(Prefetcher {
             l1,
@@ -84,9 +91,9 @@ impl Prefetcher {
             watch,
             completions,
             meters,
-            jobs_max: jobs_max as usize,
+            jobs_max: bounds.jobs_max as usize,
             jobs: Mutex::default(),
-            last: AtomicU64::new(u64::from(boot) << 56),
+            last: AtomicU64::new(u64::from(bounds.boot) << 56),
             sleeper: Mutex::default(),
             wake: Condvar::new(),
             closing: AtomicBool::new(false),
@@ -309,6 +316,9 @@ impl Prefetcher {
             return self.wake_by(again);
         }
         progress.lookup = Some((plan.chunks, now));
+        if let Some(observer) = &job.observer {
+            observer.looked_up(plan.chunks);
+        }
         self.meters.lookup_latency.add(now - job.submitted);
         job.unpin(progress, |i| !plan.wanted[i]);
         self.trim(job, progress, &plan.wanted);
@@ -384,6 +394,9 @@ impl Prefetcher {
         }
         self.meters.prefetch_hit_chunks.add(u64::from(chunks));
         self.meters.prefetch_latency.add(job.submitted.elapsed());
+        if let (Some(observer), Some(result)) = (&job.observer, &progress.result) {
+            observer.done(&completion, result, &progress.held);
+        }
         if let Some(notify) = progress.notify.take() {
             self.completions.deliver(notify, completion);
         }

@@ -40,6 +40,9 @@ impl Prefetcher {
             self.finish(&job, &mut progress, KVKEEP_ERR_CANCELLED, Some("released before it was done".to_owned()));
         }
         job.done.notify_all();
+        if let Some(observer) = &job.observer {
+            observer.released();
+        }
         Ok(())
     }
 
