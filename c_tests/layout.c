@@ -97,6 +97,15 @@ int main(void) {
     FIELD(kvkeep_prefetch_result, lookup_us);
     FIELD(kvkeep_prefetch_result, load_us);
     FIELD(kvkeep_prefetch_result, total_us);
+    STRUCT(kvkeep_event);
+    FIELD(kvkeep_event, sequence);
+    FIELD(kvkeep_event, time_us);
+    FIELD(kvkeep_event, space);
+    FIELD(kvkeep_event, backend);
+    FIELD(kvkeep_event, size);
+    FIELD(kvkeep_event, key);
+    FIELD(kvkeep_event, kind);
+    FIELD(kvkeep_event, tier);
     STRUCT(kvkeep_histogram);
     FIELD(kvkeep_histogram, count);
     FIELD(kvkeep_histogram, sum_us);

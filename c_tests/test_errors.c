@@ -50,6 +50,7 @@ static void p6_null_pointers(void) {
     uint64_t number;
     size_t length;
     kvkeep_completion completion;
+    kvkeep_event event;
     FAILS(kvkeep_open(NULL, &cache), KVKEEP_ERR_INVALID, "options is NULL");
     FAILS(kvkeep_open(&options, NULL), KVKEEP_ERR_INVALID, "cache is NULL");
     options.backend_count = 1;
@@ -90,6 +91,9 @@ static void p6_null_pointers(void) {
     FAILS(kvkeep_event_fd(cache, NULL), KVKEEP_ERR_INVALID, "fd is NULL");
     FAILS(kvkeep_drain_completions(cache, NULL, 1, &length), KVKEEP_ERR_INVALID, "completions is NULL");
     FAILS(kvkeep_drain_completions(cache, &completion, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
+    FAILS(kvkeep_drain_events(cache, NULL, &event, 1, &length), KVKEEP_ERR_INVALID, "next_sequence is NULL");
+    FAILS(kvkeep_drain_events(cache, &number, NULL, 1, &length), KVKEEP_ERR_INVALID, "events is NULL");
+    FAILS(kvkeep_drain_events(cache, &number, &event, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
     FAILS(kvkeep_get_stats(cache, NULL), KVKEEP_ERR_INVALID, "stats is NULL");
     FAILS(kvkeep_metrics(cache, NULL, 10, &length), KVKEEP_ERR_INVALID, "buffer is NULL");
     FAILS(kvkeep_metrics(cache, NULL, 0, NULL), KVKEEP_ERR_INVALID, "length is NULL");
@@ -108,6 +112,7 @@ static void check_all_closed(kvkeep *closed) {
     kvkeep_stats stats;
     KVKEEP_INIT(&stats);
     kvkeep_completion completion;
+    kvkeep_event event;
     uint64_t number;
     uint32_t tokens[4] = {1, 2, 3, 4}, chunks;
     uint8_t bits[8];
@@ -145,6 +150,7 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_release_job(closed, 1));
     CLOSED(kvkeep_event_fd(closed, &fd));
     CLOSED(kvkeep_drain_completions(closed, &completion, 1, &length));
+    CLOSED(kvkeep_drain_events(closed, &number, &event, 1, &length));
     CLOSED(kvkeep_get_stats(closed, &stats));
     CLOSED(kvkeep_metrics(closed, text, 8, &length));
     CLOSED(kvkeep_explain_key(closed, 1, keys, text, 8, &length));

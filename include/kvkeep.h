@@ -72,6 +72,9 @@
 /// Buckets of a histogram.
 #define KVKEEP_HISTOGRAM_BUCKETS 26
 
+/// Most events that are kept for readers.
+#define KVKEEP_EVENTS_MAX (1 << 16)
+
 /// What a call returns, and what stands for each key of a batch. 0 is success, a positive number is not an error, a
 /// negative one is. Numbers are never reused.
 typedef enum {
@@ -169,6 +172,14 @@ typedef enum {
     /// By `kvkeep_drain_completions`, the descriptor of `kvkeep_event_fd` becoming readable.
     KVKEEP_NOTIFY_EVENT_FD = 1,
 } kvkeep_notify;
+
+/// What became of an object in one tier.
+typedef enum {
+    /// It is there from now on: committed to L1, or written to a backend.
+    KVKEEP_EVENT_STORED = 1,
+    /// It is not there any more: evicted, deleted, cleared, dropped with its last share, or quarantined.
+    KVKEEP_EVENT_REMOVED = 2,
+} kvkeep_event_kind;
 
 /// How much the log callback is told.
 typedef enum {
@@ -495,6 +506,26 @@ typedef struct {
     kvkeep_histogram call_latency;
 } kvkeep_stats;
 
+/// What became of one object in one tier.
+typedef struct {
+    /// Its number, from 1 on. Numbers rise by one; where they skip some, events were lost.
+    uint64_t sequence;
+    /// When it was recorded, in microseconds since 1970.
+    uint64_t time_us;
+    /// The object's space.
+    uint64_t space;
+    /// Number of the backend, 0 for L1.
+    uint64_t backend;
+    /// Length of the object in bytes.
+    uint64_t size;
+    /// The object's key.
+    kvkeep_key key;
+    /// A kvkeep_event_kind.
+    uint32_t kind;
+    /// 0 for L1, else the place of the backend, as in `tier_keys` of a result.
+    uint32_t tier;
+} kvkeep_event;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -818,6 +849,20 @@ kvkeep_status kvkeep_explain_key(kvkeep *cache,
 /// shares per key, staged keys, jobs. JSON.
 /// Errors: NOT_FOUND (session).
 kvkeep_status kvkeep_explain_session(kvkeep *cache, uint64_t session, char *buffer, size_t capacity, size_t *length);
+
+/// Copies events to `events`, oldest first, at most `capacity` (1 to KVKEEP_KEYS_MAX) of them, from the number
+/// `*next_sequence` on, or from the oldest that is kept where that is 0. Sets `*count`, and `*next_sequence` to where to go
+/// on. The place is the caller's, so that there may be any number of readers. The newest KVKEEP_EVENTS_MAX events are kept,
+/// from the first call on; before it they are only counted. A reader that was too slow sees it: the first event it is given
+/// has a higher number than it asked for, and `*next_sequence` rises by more than `*count`. Events of L1 are in the order in
+/// which they happened, and so are those of one key in one backend. What another process does to a shared backend is told
+/// when this one notices; what a backend has when it is added, or when it is removed, is not told. Never blocks. Any thread.
+/// Errors: INVALID (no event has the number before `*next_sequence` yet).
+kvkeep_status kvkeep_drain_events(kvkeep *cache,
+                                  uint64_t *next_sequence,
+                                  kvkeep_event *events,
+                                  size_t capacity,
+                                  size_t *count);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -7,7 +7,7 @@ use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::error::{Result, Status};
 use crate::key::Key;
-use crate::types::{Completion, PrefetchResult, Stats, View};
+use crate::types::{Completion, Event, PrefetchResult, Stats, View};
 
 /// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.
 pub trait Cache: Send + Sync {
@@ -123,6 +123,9 @@ pub trait Cache: Send + Sync {
 
     /// Gives completions.
     fn drain_completions(&self, completions: &mut [Completion]) -> usize;
+
+    /// Copies events from number `next` on, sets `next` to where to go on, and says how many there were.
+    fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize>;
 
     /// Fills in everything but the head.
     fn stats(&self, stats: &mut Stats) -> Result<()>;

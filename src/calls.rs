@@ -11,7 +11,7 @@ use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l2;
 use crate::node::Node;
-use crate::types::{Completion, PrefetchResult, Stats, View};
+use crate::types::{Completion, Event, PrefetchResult, Stats, View};
 use crate::view;
 
 impl Node {
@@ -242,6 +242,10 @@ impl Cache for Node {
 
     fn event_fd(&self) -> i32 {
         self.completions.fd()
+    }
+
+    fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
+        self.l1.events().drain(next, events)
     }
 
     fn drain_completions(&self, completions: &mut [Completion]) -> usize {

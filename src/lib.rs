@@ -19,6 +19,7 @@ pub mod arena;
 mod chunked;
 pub mod config;
 pub mod error;
+pub mod events;
 pub mod hash;
 pub mod key;
 pub mod policy;

@@ -106,7 +106,7 @@ impl Node {
         )?;
         let loading_max = if config.loading_bytes_max == 0 { l1_bytes / 4 } else { config.loading_bytes_max };
         let writing_max = WRITING_BYTES_MAX.min(l1_bytes / 4).max(1);
-        let (tiers, meters) = (Arc::new(Tiers::default()), Arc::new(Meters::default()));
+        let (tiers, meters) = (Arc::new(Tiers::new(l1.events().clone())), Arc::new(Meters::default()));
         let watch = Arc::new(Watch::new(config.backend_timeout));
         let completions = Completions::start()?;
         let (log, checksum) = (config.log.clone(), config.checksum);

@@ -17,7 +17,7 @@ const LEN: usize = 10_000;
 
 fn watch(fs: &Fs) -> Receiver<(Change, ObjectKey)> {
     let (to, changes) = mpsc::channel();
-    fs.set_observer(Arc::new(move |change, key: &ObjectKey| to.send((change, *key)).unwrap_or_default()));
+    fs.set_observer(Arc::new(move |change, key: &ObjectKey, _| to.send((change, *key)).unwrap_or_default()));
     changes
 }
 

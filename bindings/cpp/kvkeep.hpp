@@ -717,6 +717,16 @@ public:
         return all;
     }
 
+    /// Up to `most` events, oldest first, from number `next` on (0: from the oldest that is kept), which then is where to
+    /// go on. Where it rises by more than events came, some were lost. Never blocks.
+    std::vector<kvkeep_event> drain_events(std::uint64_t& next, std::size_t most = 1024) const {
+        std::vector<kvkeep_event> events(most);
+        std::size_t count = 0;
+        detail::check(kvkeep_drain_events(cache_, &next, events.data(), events.size(), &count));
+        events.resize(count);
+        return events;
+    }
+
     /// Everything counted.
     kvkeep_stats stats() const {
         auto stats = detail::prepared<kvkeep_stats>();

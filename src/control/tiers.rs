@@ -8,7 +8,8 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
-use crate::l2::Backend;
+use crate::events::{EventKind, Events};
+use crate::l2::{Backend, Change};
 use crate::types::KVKEEP_TIERS_MAX;
 
 /// One backend of a cache.
@@ -71,13 +72,18 @@ impl Tier {
 pub type TierList = Arc<Vec<Arc<Tier>>>;
 
 /// All backends of a cache.
-#[derive(Default)]
 pub struct Tiers {
     list: RwLock<TierList>,
     next: AtomicU64,
+    events: Arc<Events>,
 }
 
 impl Tiers {
+    /// None yet; what becomes of objects in them is told to `events`.
+    pub fn new(events: Arc<Events>) -> Tiers {
+        Tiers { list: RwLock::default(), next: AtomicU64::new(0), events }
+    }
+
     /// The backends now.
     pub fn list(&self) -> TierList {
         self.list.read().clone()
@@ -96,6 +102,14 @@ impl Tiers {
             ));
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let events = self.events.clone();
+        backend.set_observer(Arc::new(move |change, key, size| {
+            let kind = match change {
+                Change::Appeared => EventKind::Stored,
+                Change::Vanished => EventKind::Removed,
+            };
+            events.record_backend(kind, place, number, key, size);
+        }));
         let tier = Tier { number, place, backend, late: AtomicU64::new(0), removed: AtomicBool::new(false) };
         let mut longer: Vec<Arc<Tier>> = list.iter().cloned().collect();
         longer.push(Arc::new(tier));

@@ -3,10 +3,10 @@
 use std::ffi::c_char;
 
 use super::handle::kvkeep;
-use super::{check_struct, input, on, text};
+use super::{check_struct, disjoint, input, on, output, output_slice, text};
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
-use crate::types::Stats;
+use crate::types::{Event, Stats};
 
 /// ---- Seen from outside ----
 ///
@@ -65,4 +65,31 @@ pub unsafe extern "C" fn kvkeep_explain_session(
     length: *mut usize,
 ) -> Status {
     on(cache, |cache| text::write(&cache.explain_session(session)?, buffer, capacity, length))
+}
+
+/// Copies events to `events`, oldest first, at most `capacity` (1 to KVKEEP_KEYS_MAX) of them, from the number
+/// `*next_sequence` on, or from the oldest that is kept where that is 0. Sets `*count`, and `*next_sequence` to where to go
+/// on. The place is the caller's, so that there may be any number of readers. The newest KVKEEP_EVENTS_MAX events are kept,
+/// from the first call on; before it they are only counted. A reader that was too slow sees it: the first event it is given
+/// has a higher number than it asked for, and `*next_sequence` rises by more than `*count`. Events of L1 are in the order in
+/// which they happened, and so are those of one key in one backend. What another process does to a shared backend is told
+/// when this one notices; what a backend has when it is added, or when it is removed, is not told. Never blocks. Any thread.
+/// Errors: INVALID (no event has the number before `*next_sequence` yet).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_drain_events(
+    cache: *mut kvkeep,
+    next_sequence: *mut u64,
+    events: *mut Event,
+    capacity: usize,
+    count: *mut usize,
+) -> Status {
+    on(cache, |node| {
+        let next = output(next_sequence, "next_sequence")?;
+        let (events, count) = (output_slice(events, capacity, "events")?, output(count, "count")?);
+        let (next_span, count_span) = (std::slice::from_ref(&*next), std::slice::from_ref(&*count));
+        let events_span = events.as_ptr_range().into();
+        disjoint(&[events_span, next_span.as_ptr_range().into(), count_span.as_ptr_range().into()])?;
+        *count = node.drain_events(next, events)?;
+        Ok(KVKEEP_OK)
+    })
 }

@@ -78,6 +78,16 @@ pub enum kvkeep_notify {
     KVKEEP_NOTIFY_EVENT_FD = 1,
 }
 
+/// What became of an object in one tier.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_event_kind {
+    /// It is there from now on: committed to L1, or written to a backend.
+    KVKEEP_EVENT_STORED = 1,
+    /// It is not there any more: evicted, deleted, cleared, dropped with its last share, or quarantined.
+    KVKEEP_EVENT_REMOVED = 2,
+}
+
 /// How much the log callback is told.
 #[repr(C)]
 #[allow(non_camel_case_types)]

@@ -29,6 +29,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::arena::Arena;
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_OK, Result, Status};
+use crate::events::{EventKind, Events};
 use crate::hash::KeyHasher;
 use crate::key::{Key, SpaceTag};
 use crate::policy::{Meta, Policy, Removal};
@@ -144,6 +145,7 @@ pub(crate) struct State {
     staged: u64,
     shares: u64,
     counts: Counts,
+    events: Arc<Events>,
     now_ms: u64,
     /// No session is due to be reclaimed before.
     reclaim_ms: u64,
@@ -160,6 +162,7 @@ pub struct L1 {
     state: Mutex<State>,
     hasher: KeyHasher,
     arena: Arc<Arena>,
+    events: Arc<Events>,
     began_ms: u64,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
     me: std::sync::Weak<L1>,
@@ -214,6 +217,7 @@ impl L1 {
         let alloc = Alloc::new(arena.bytes() as u64);
         let sessions = Sessions::new(config.sessions_max, config.boot);
         let hasher = KeyHasher::new();
+        let events = Arc::<Events>::default();
         let state = State {
             arena: arena.clone(),
             hasher: hasher.clone(),
@@ -236,6 +240,7 @@ impl L1 {
             staged: 0,
             shares: 0,
             counts: Counts::default(),
+            events: events.clone(),
             now_ms: 0,
             reclaim_ms: u64::MAX,
             reclaimed: Vec::new(),
@@ -247,6 +252,7 @@ impl L1 {
             state: Mutex::new(state),
             hasher,
             arena,
+            events,
             began_ms: coarse_ms(),
             waker: OnceCell::new(),
             me: me.clone(),
@@ -321,6 +327,11 @@ impl L1 {
         &self.arena
     }
 
+    /// What became of objects, here and in the backends.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
     /// Whether there is an L2 to write to.
     pub fn set_has_l2(&self, has_l2: bool) {
         self.with(|state| state.has_l2 = has_l2);
@@ -387,6 +398,11 @@ impl State {
             memory_bytes: (policies + self.table.memory_bytes() + self.slots.memory_bytes() + self.alloc.memory_bytes())
                 as u64,
         }
+    }
+
+    fn record(&self, kind: EventKind, id: u32) {
+        let slot = &self.slots[id];
+        self.events.record_l1(kind, self.spaces[slot.space as usize].tag, &slot.key, slot.size);
     }
 
     fn find(&self, space: u32, key: &Key) -> Option<u32> {

@@ -170,6 +170,7 @@ impl World {
         };
         let l1 = L1::new(Arc::new(Arena::map(ARENA, MapOptions::default()).unwrap()), config).unwrap();
         l1.set_has_l2(true);
+        l1.events().keep();
         let spaces = [("a", 0), ("b", QUOTA)].map(|(model, quota_bytes)| {
             let (layout, tenant) = (String::new(), String::new());
             l1.open_space(&SpaceSpec { model: model.to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes })

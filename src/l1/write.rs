@@ -6,6 +6,7 @@ use crate::config::StoreMode;
 use crate::error::{
     KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
 };
+use crate::events::EventKind;
 use crate::key::Key;
 use crate::policy::Removal;
 use crate::types::View;
@@ -226,6 +227,7 @@ impl State {
         let pool = &mut self.pools[self.spaces[space as usize].pool];
         pool.bytes += size;
         pool.policy.insert(id, meta);
+        self.record(EventKind::Stored, id);
         self.queue_after_commit(id);
         if self.above(self.config.high_percent, 0) {
             self.wakes |= WAKE_ROOM;
@@ -274,6 +276,7 @@ impl State {
         pool.policy.remove(id, why);
         pool.bytes -= size;
         self.ready -= 1;
+        self.record(EventKind::Removed, id);
     }
 
     /// Frees a hidden object that nothing uses.

@@ -96,9 +96,9 @@ impl Objects {
         Some((slot, self.entries.get_mut(slot as usize)?.as_mut()?))
     }
 
-    fn tell(&self, change: Change, key: &ObjectKey) {
-        if let Some(observer) = &self.observer {
-            observer(change, key);
+    fn tell(&self, change: Change, slot: u32) {
+        if let (Some(observer), Some(entry)) = (&self.observer, &self.entries[slot as usize]) {
+            observer(change, &entry.key, entry.payload.len() as u64);
         }
     }
 
@@ -129,7 +129,7 @@ impl Objects {
         let pinned = entry.pins > 0;
         self.policy.remove(slot, Removal::Deleted);
         self.usage.objects -= 1;
-        self.tell(Change::Vanished, key);
+        self.tell(Change::Vanished, slot);
         if !pinned {
             self.forget(slot);
         }
@@ -159,9 +159,7 @@ impl Objects {
                 return Err(Error::new(KVKEEP_ERR_NO_MEMORY, "the memory backend is full of objects it may not evict"));
             };
             self.policy.remove(slot, Removal::Evicted);
-            if let Some(entry) = &self.entries[slot as usize] {
-                self.tell(Change::Vanished, &entry.key);
-            }
+            self.tell(Change::Vanished, slot);
             self.forget(slot);
             self.usage.objects -= 1;
             self.usage.evicted += 1;
@@ -190,7 +188,7 @@ impl Objects {
         self.usage.objects += 1;
         self.index.insert(key, slot);
         self.entries[slot as usize] = Some(entry);
-        self.tell(Change::Appeared, &key);
+        self.tell(Change::Appeared, slot);
     }
 }
 

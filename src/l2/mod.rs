@@ -142,9 +142,9 @@ pub enum Change {
     Vanished,
 }
 
-/// Hears of every object that appears in a backend or vanishes from it, those of one key in the order in which that
-/// happened. For the order's sake it is called with the backend's lock held: it must not block, nor call the backend.
-pub type Observer = Arc<dyn Fn(Change, &ObjectKey) + Send + Sync>;
+/// Hears of every object that appears in a backend or vanishes from it, with the length of its payload, those of one key in
+/// the order in which that happened. For the order's sake it is called with the backend's lock held: it must not block, nor call the backend.
+pub type Observer = Arc<dyn Fn(Change, &ObjectKey, u64) + Send + Sync>;
 
 /// A store of objects. Called from several threads at once. No function blocks on I/O, except `close`; what needs I/O
 /// is queued inside, bounded, and answered from the backend's own threads.

@@ -105,7 +105,7 @@ pub(crate) fn delete(backend: &dyn Backend, numbers: &[u32]) -> u64 {
 /// What changes in `backend` from now on.
 pub(crate) fn watch(backend: &dyn Backend) -> Receiver<(Change, ObjectKey)> {
     let (sender, receiver) = channel();
-    backend.set_observer(Arc::new(move |change, key: &ObjectKey| sender.send((change, *key)).unwrap()));
+    backend.set_observer(Arc::new(move |change, key: &ObjectKey, _| sender.send((change, *key)).unwrap()));
     receiver
 }
 

@@ -14,13 +14,13 @@ use kvkeep::ffi::session::*;
 use kvkeep::ffi::types::*;
 use kvkeep::ffi::version::{KVKEEP_ABI_VERSION, kvkeep_last_error};
 use kvkeep::key::Key;
-use kvkeep::types::{Completion, PrefetchResult, Stats, View};
+use kvkeep::types::{Completion, Event, PrefetchResult, Stats, View};
 
 use crate::cache::{KIB, MIB, key, views, watched};
 
 const KEYS: usize = 48;
 /// Functions that the fuzz knows.
-const FUNCTIONS: u64 = 26;
+const FUNCTIONS: u64 = 27;
 
 /// A versioned struct, as KVKEEP_INIT prepares it.
 fn init<T>() -> T {
@@ -262,6 +262,13 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                         let capacity = random.of(&[0, 1, 2, usize::MAX]);
                         kvkeep_drain_completions(handle, completions.as_mut_ptr(), capacity, &mut length);
                         if random.one_in(2) { kvkeep_release_job(handle, job) } else { kvkeep_cancel(handle, job) }
+                    }
+                    25 => {
+                        let mut events = [std::mem::zeroed::<Event>(); 2];
+                        let capacity = random.of(&[0, 1, 2, usize::MAX]);
+                        number = random.of(&[0, 1, number, u64::MAX]);
+                        let next = random.pointer(&raw mut number);
+                        kvkeep_drain_events(handle, next, events.as_mut_ptr(), capacity, &mut length)
                     }
                     _ => {
                         let buffer = random.pointer(out.as_mut_ptr().cast::<c_char>());

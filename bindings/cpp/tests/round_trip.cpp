@@ -101,6 +101,25 @@ static void a_space_rules_its_keys() {
     CHECK(cache.metrics().find("# TYPE") != std::string::npos);
 }
 
+static void events_are_told_to_any_reader() {
+    kvk::Cache cache(small());
+    std::uint64_t next = 0;
+    CHECK(cache.drain_events(next).empty() && next == 1);
+    auto space = space_of(cache);
+    auto session = space.session();
+    const auto keys = some_keys(2);
+    store(session, keys, 128);
+    space.clear();
+    const auto first = cache.drain_events(next, 3);
+    CHECK(first.size() == 3 && next == 4);
+    CHECK(first[0].sequence == 1 && first[0].kind == KVKEEP_EVENT_STORED && first[0].space == space.id());
+    CHECK(first[0].key.hash[0] == keys[0].hash[0] && first[0].size == 128 && first[0].tier == 0);
+    CHECK(first[2].kind == KVKEEP_EVENT_REMOVED);
+    CHECK(cache.drain_events(next).size() == 1 && next == 5);
+    next = 9;
+    CHECK(thrown([&] { cache.drain_events(next); }).status() == kvk::Status::invalid);
+}
+
 int main() {
     bytes_come_back_where_they_were_written();
     the_forms_that_allocate_nothing_agree();
@@ -108,4 +127,5 @@ int main() {
     tokens_become_keys();
     a_session_ends_with_its_object();
     a_space_rules_its_keys();
+    events_are_told_to_any_reader();
 }

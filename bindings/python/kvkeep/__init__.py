@@ -16,6 +16,7 @@ from ._ffi import (
     KVKEEP_FLAG_NUMA_NODE as FLAG_NUMA_NODE,
 )
 from ._ffi import (
+    EventKind,
     LogLevel,
     Notify,
     PrefetchMode,
@@ -49,6 +50,7 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
+from .event import Event
 from .job import Job, PrefetchResult
 from .key import Key, Keys, keys
 from .session import GroupRule, Session
@@ -72,6 +74,8 @@ __all__ = [
     "Completion",
     "CorruptError",
     "DisconnectedError",
+    "Event",
+    "EventKind",
     "ExistsError",
     "ExpiredError",
     "FLAG_HUGE_PAGES",

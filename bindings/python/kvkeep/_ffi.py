@@ -33,6 +33,7 @@ KVKEEP_KEYS_MAX = (1 << 20)
 KVKEEP_EXTRA_COUNT_MAX = 127
 KVKEEP_MESSAGE_BYTES = 128
 KVKEEP_HISTOGRAM_BUCKETS = 26
+KVKEEP_EVENTS_MAX = (1 << 16)
 
 
 class Status(enum.IntEnum):
@@ -87,6 +88,11 @@ class PrefetchPolicy(enum.IntEnum):
 class Notify(enum.IntEnum):
     POLL = 0
     EVENT_FD = 1
+
+
+class EventKind(enum.IntEnum):
+    STORED = 1
+    REMOVED = 2
 
 
 class LogLevel(enum.IntEnum):
@@ -409,6 +415,27 @@ class kvkeep_stats(Structure):
         ("load_latency", kvkeep_histogram),
         ("store_latency", kvkeep_histogram),
         ("call_latency", kvkeep_histogram),
+    ]
+
+
+class kvkeep_event(Structure):
+    sequence: int
+    time_us: int
+    space: int
+    backend: int
+    size: int
+    key: Any
+    kind: int
+    tier: int
+    _fields_ = [
+        ("sequence", c_uint64),
+        ("time_us", c_uint64),
+        ("space", c_uint64),
+        ("backend", c_uint64),
+        ("size", c_uint64),
+        ("key", kvkeep_key),
+        ("kind", c_uint32),
+        ("tier", c_uint32),
     ]
 
 
@@ -770,6 +797,16 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_void_p,
             c_uint64,
             c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
+    "kvkeep_drain_events": (
+        c_int,
+        (
+            c_void_p,
+            POINTER(c_uint64),
+            POINTER(kvkeep_event),
             c_size_t,
             POINTER(c_size_t),
         ),

@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional, Union
 from . import _ffi
 from ._library import call, encoded, lib, number, prepared, text
 from .completion import Callbacks, Completion, Completions
+from .event import Event, copied
 from .session import Session
 from .space import Space
 
@@ -140,6 +141,16 @@ class Cache:
     def drain_completions(self) -> list[Completion]:
         """The ends of jobs submitted with Notify.EVENT_FD and no loop, each once. Never blocks."""
         return self.completions.drain()
+
+    def drain_events(self, next: int = 0, most: int = 1024) -> tuple[list[Event], int]:
+        """Up to `most` events from number `next` on (0: from the oldest that is kept), and where to go on.
+
+        Where that is further than events came, some were lost. Never blocks.
+        """
+        batch = (_ffi.kvkeep_event * max(most, 0))()
+        cursor, count = ctypes.c_uint64(number(ctypes.c_uint64, "next", next)), ctypes.c_size_t()
+        call(lib.kvkeep_drain_events, self.pointer, ctypes.byref(cursor), batch, len(batch), ctypes.byref(count))
+        return [copied(record) for record in batch[: count.value]], cursor.value
 
     def stats(self) -> _ffi.kvkeep_stats:
         """Everything counted, by the names in kvkeep.h."""

@@ -74,6 +74,7 @@ class Errors(CacheTest):
             self.cache.metrics,
             self.cache.event_fd,
             self.cache.drain_completions,
+            self.cache.drain_events,
             self.space.session,
             session.end,
             job.query,

@@ -112,6 +112,26 @@ class Objects(CacheTest):
         self.assertEqual(self.space.clear(), 2)
         self.assertIn("# TYPE", self.cache.metrics())
 
+    def test_events_are_told_to_any_reader(self) -> None:
+        self.assertEqual(self.cache.drain_events(), ([], 1))
+        keys = some_keys(2)
+        session = self.space.session()
+        self.store(session, keys, 64)
+        self.space.clear()
+        first, next = self.cache.drain_events(1, most=3)
+        self.assertEqual(next, 4)
+        self.assertEqual([event.sequence for event in first], [1, 2, 3])
+        self.assertEqual([event.key for event in first[:2]], list(keys))
+        stored = kvkeep.EventKind.STORED
+        self.assertEqual([event.kind for event in first], [stored, stored, kvkeep.EventKind.REMOVED])
+        told = (first[0].space, first[0].backend, first[0].size, first[0].tier)
+        self.assertEqual(told, (self.space.id, 0, 64, 0))
+        self.assertEqual(len(self.cache.drain_events(next)[0]), 1)
+        self.assertEqual(len(self.cache.drain_events()[0]), 4)
+        for bad in ({"next": 6}, {"next": -1}, {"most": 0}):
+            with self.assertRaises(kvkeep.InvalidError):
+                self.cache.drain_events(**bad)
+
     def test_a_block_that_raises_aborts_its_session(self) -> None:
         keys = some_keys(1)
         with self.assertRaises(ZeroDivisionError), self.space.session() as session:

@@ -2,6 +2,7 @@
 
 use super::super::slot::{LEAVING, TEMPORARY};
 use super::*;
+use crate::types::Event;
 
 impl World {
     /// Every book of L1 agrees with what it counts, and with the model.
@@ -78,8 +79,41 @@ impl World {
         }
     }
 
+    /// Everything that was recorded, played back, leaves what is ready.
+    fn audit_events(&self) {
+        const NONE: Event = Event {
+            sequence: 0,
+            time_us: 0,
+            space: 0,
+            backend: 0,
+            size: 0,
+            key: Key { hash: [0; 32], rank: 0, group: 0 },
+            kind: 0,
+            tier: 0,
+        };
+        let mut events = vec![NONE; 4096];
+        let count = self.l1.events().drain(&mut 0, &mut events).unwrap();
+        let mut there = HashMap::new();
+        for (i, event) in events[..count].iter().enumerate() {
+            assert_eq!((event.sequence, event.tier, event.backend), (i as u64 + 1, 0, 0));
+            let space = self.spaces.iter().position(|&space| space == event.space).unwrap();
+            let at = (space, event.key.hash[0]);
+            if event.kind == EventKind::Stored as u32 {
+                assert_eq!(there.insert(at, event.size), None, "stored twice");
+            } else {
+                assert_eq!(there.remove(&at), Some(event.size), "removed, and was not there");
+            }
+        }
+        let mut said: Vec<_> = there.into_keys().collect();
+        let mut ready: Vec<_> = self.ready.keys().copied().collect();
+        said.sort_unstable();
+        ready.sort_unstable();
+        assert_eq!(said, ready);
+    }
+
     /// Everything is given back: nothing is left, and the arena is one free block again.
     pub(super) fn finish(mut self) {
+        self.audit_events();
         let sessions: Vec<u64> = self.sessions.keys().copied().collect();
         for session in sessions {
             self.l1.end_session(session, false).unwrap();

@@ -73,7 +73,8 @@ impl Index {
 
     fn tell(&self, change: Change, id: u32) {
         if let Some(observer) = &self.observer {
-            observer(change, &self.slots.get(id).key);
+            let slot = self.slots.get(id);
+            observer(change, &slot.key, slot.size);
         }
     }
 
