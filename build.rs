@@ -7,6 +7,7 @@ use std::path::PathBuf;
 fn main() {
     println!("cargo::rerun-if-changed=src/ffi");
     println!("cargo::rerun-if-changed=src/types.rs");
+    println!("cargo::rerun-if-changed=src/events.rs");
     println!("cargo::rerun-if-changed=src/error.rs");
     println!("cargo::rerun-if-changed=src/key.rs");
     println!("cargo::rerun-if-changed=cbindgen.toml");
@@ -22,12 +23,13 @@ fn main() {
     );
     config.after_includes = Some(format!("{version}{}", config.after_includes.unwrap_or_default()));
     // In the order of the header. Other sources have nothing to say in it.
-    const SOURCES: [&str; 11] = [
+    const SOURCES: [&str; 12] = [
         "ffi/version.rs",
         "ffi/types.rs",
         "error.rs",
         "key.rs",
         "types.rs",
+        "events.rs",
         "ffi/handle.rs",
         "ffi/cache.rs",
         "ffi/session.rs",

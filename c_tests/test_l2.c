@@ -157,6 +157,8 @@ static void delete_reaches_the_backends(void) {
     int32_t statuses[COUNT];
     put_below(cache, space, keys, COUNT, SIZE);
     put(cache, space, keys, 2, SIZE);
+    // What is being written is locked.
+    OK(kvkeep_drain_writes(cache, 30000));
     OK(kvkeep_delete(cache, space, keys, COUNT - 1, statuses));
     CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_ANY).hit_chunks, 1);
     OK(kvkeep_drain_writes(cache, 30000));

@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::error::{Result, Status};
+use crate::events::Event;
 use crate::key::Key;
-use crate::types::{Completion, Event, PrefetchResult, Stats, View};
+use crate::types::{Completion, PrefetchResult, Stats, View};
 
 /// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.
 pub trait Cache: Send + Sync {

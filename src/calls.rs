@@ -7,11 +7,12 @@ use crate::cache::Cache;
 use crate::config::{LogLevel, PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::events::Event;
 use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l2;
 use crate::node::Node;
-use crate::types::{Completion, Event, PrefetchResult, Stats, View};
+use crate::types::{Completion, PrefetchResult, Stats, View};
 use crate::view;
 
 impl Node {

@@ -8,7 +8,33 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::key::{Key, ObjectKey, SpaceTag};
-use crate::types::{Event, KVKEEP_EVENTS_MAX};
+
+/// Most events that are kept for readers.
+pub const KVKEEP_EVENTS_MAX: usize = 1 << 16;
+
+/// What became of one object in one tier.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    /// Its number, from 1 on. Numbers rise by one; where they skip some, events were lost.
+    pub sequence: u64,
+    /// When it was recorded, in microseconds since 1970.
+    pub time_us: u64,
+    /// The object's space.
+    pub space: u64,
+    /// Number of the backend, 0 for L1.
+    pub backend: u64,
+    /// Length of the object in bytes.
+    pub size: u64,
+    /// The object's key.
+    pub key: Key,
+    /// A kvkeep_event_kind.
+    pub kind: u32,
+    /// 0 for L1, else the place of the backend, as in `tier_keys` of a result.
+    pub tier: u32,
+}
+
+const _: () = assert!(size_of::<Event>() == 88);
 
 /// Events copied under one lock, so that a reader holds up nobody who records.
 const SLICE: usize = 256;

@@ -83,31 +83,6 @@ pub struct PrefetchResult {
     pub total_us: u64,
 }
 
-/// Most events that are kept for readers.
-pub const KVKEEP_EVENTS_MAX: usize = 1 << 16;
-
-/// What became of one object in one tier.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Event {
-    /// Its number, from 1 on. Numbers rise by one; where they skip some, events were lost.
-    pub sequence: u64,
-    /// When it was recorded, in microseconds since 1970.
-    pub time_us: u64,
-    /// The object's space.
-    pub space: u64,
-    /// Number of the backend, 0 for L1.
-    pub backend: u64,
-    /// Length of the object in bytes.
-    pub size: u64,
-    /// The object's key.
-    pub key: crate::key::Key,
-    /// A kvkeep_event_kind.
-    pub kind: u32,
-    /// 0 for L1, else the place of the backend, as in `tier_keys` of a result.
-    pub tier: u32,
-}
-
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
 /// counts the rest.
 #[repr(C)]
@@ -218,6 +193,5 @@ pub struct Stats {
 const _: () = assert!(size_of::<View>() == 24);
 const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 88);
-const _: () = assert!(size_of::<Event>() == 88);
 const _: () = assert!(size_of::<Histogram>() == 224);
 const _: () = assert!(size_of::<Stats>() == 8 + 37 * 8 + 5 * 224);

@@ -5,8 +5,9 @@ use std::ffi::c_char;
 use super::handle::kvkeep;
 use super::{check_struct, disjoint, input, on, output, output_slice, text};
 use crate::error::{KVKEEP_OK, Status};
+use crate::events::Event;
 use crate::key::Key;
-use crate::types::{Event, Stats};
+use crate::types::Stats;
 
 /// ---- Seen from outside ----
 ///

@@ -6,6 +6,7 @@ use std::ptr::{null, null_mut, without_provenance_mut};
 use kvkeep::error::{
     KVKEEP_ERR_CLOSED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_INVALID, KVKEEP_ERR_VERSION, KVKEEP_OK, Status,
 };
+use kvkeep::events::Event;
 use kvkeep::ffi::cache::*;
 use kvkeep::ffi::object::*;
 use kvkeep::ffi::observe::*;
@@ -14,7 +15,7 @@ use kvkeep::ffi::session::*;
 use kvkeep::ffi::types::*;
 use kvkeep::ffi::version::{KVKEEP_ABI_VERSION, kvkeep_last_error};
 use kvkeep::key::Key;
-use kvkeep::types::{Completion, Event, PrefetchResult, Stats, View};
+use kvkeep::types::{Completion, PrefetchResult, Stats, View};
 
 use crate::cache::{KIB, MIB, key, views, watched};
 

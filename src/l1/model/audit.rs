@@ -2,7 +2,7 @@
 
 use super::super::slot::{LEAVING, TEMPORARY};
 use super::*;
-use crate::types::Event;
+use crate::events::Event;
 
 impl World {
     /// Every book of L1 agrees with what it counts, and with the model.
