@@ -150,6 +150,8 @@ int main(void) {
     FIELD(kvkeep_stats, l2_objects);
     FIELD(kvkeep_stats, l2_bytes);
     FIELD(kvkeep_stats, l2_evictions);
+    FIELD(kvkeep_stats, clients);
+    FIELD(kvkeep_stats, clients_lost);
     FIELD(kvkeep_stats, lookup_latency);
     FIELD(kvkeep_stats, prefetch_latency);
     FIELD(kvkeep_stats, load_latency);

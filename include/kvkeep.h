@@ -57,6 +57,9 @@
 /// Neither compute nor verify checksums of L2 objects. Identity and length are always verified.
 #define KVKEEP_FLAG_NO_CHECKSUM 8
 
+/// For a daemon's client: its L1 is mapped so that this process cannot write it; calls that write are PERMISSION.
+#define KVKEEP_FLAG_READ_ONLY 16
+
 /// Most tiers a cache has: L1 and up to seven backends.
 #define KVKEEP_TIERS_MAX 8
 
@@ -204,7 +207,10 @@ typedef struct {
     uint32_t struct_size;
     /// KVKEEP_ABI_VERSION of the caller's header.
     uint32_t abi_version;
-    /// NULL: embedded, in this process. A daemon's "unix:///path" is not served by this build: UNSUPPORTED.
+    /// NULL: embedded, in this process. "unix:///path/of/the.sock": a client of the daemon that serves this socket
+    /// (`kvkeep serve`), whose L1 is mapped here. A client leaves everything below 0 or NULL (INVALID otherwise), except
+    /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: the rest is the
+    /// daemon's. "unix:///path?spin_us=50": a call looks for its answer so long before it sleeps; default 0.
     const char *connect;
     /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
     /// memory.
@@ -494,6 +500,10 @@ typedef struct {
     uint64_t l2_bytes;
     /// Objects evicted by the backends themselves.
     uint64_t l2_evictions;
+    /// Gauge: clients connected to the daemon; 0 when embedded.
+    uint64_t clients;
+    /// Clients that went without closing; what they held was returned.
+    uint64_t clients_lost;
     /// Submit to lookup answer.
     kvkeep_histogram lookup_latency;
     /// Submit to completion.
@@ -558,14 +568,21 @@ int kvkeep_extra_count(int tp_size, int world_size);
 ///
 /// Opens a cache. `options` is read during the call only; `*cache` is set on success and left alone on failure.
 /// Blocks while the backends open (a directory's index is rebuilt). Close with `kvkeep_close`.
-/// Errors: INVALID, VERSION (header and library do not fit), NO_MEMORY (L1 does not fit the machine), PERMISSION, IO,
-/// LIMIT (256 caches are open).
-kvkeep_status kvkeep_open(const kvkeep_options *options, kvkeep **cache);
+/// A client of a daemon connects, and maps its L1. When the daemon goes away, every call says DISCONNECTED and every job
+/// not done completes so, at once; the client reconnects by itself. Sessions, jobs and shares of the former run are lost
+/// and keep saying DISCONNECTED; spaces keep their numbers. Views of the former run stay readable for one session
+/// timeout longer.
+/// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
+/// machine), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
+kvkeep_status kvkeep_open(const kvkeep_options *options,
+                          kvkeep **cache);
 
 /// Closes a cache: refuses new calls, cancels its jobs (each still completes once; callbacks have returned when this
 /// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
 /// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
-/// the process exits (logged). Blocks. Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
+/// the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1 go on, and what a
+/// view still shows may be replaced. Completions for the event descriptor that nobody drained before are gone. Blocks.
+/// Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
 kvkeep_status kvkeep_close(kvkeep *cache);
 
 /// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant and chunk

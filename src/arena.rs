@@ -5,10 +5,15 @@ use std::alloc::Layout;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 /// Alignment of the mapping and of every payload whose size is a multiple of it, as direct I/O wants.
 pub const PAGE: usize = 4096;
+
+/// Bytes made present at a time.
+const PREFAULT_BYTES: u64 = 8 << 20;
 
 /// How the mapping is made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,11 +24,15 @@ pub struct MapOptions {
     pub numa_node: Option<u32>,
 }
 
+/// Arenas of closed caches whose bytes are still in use: a view or a hung backend may look at them until the process exits.
+static STILL_MAPPED: Mutex<Vec<Arc<Arena>>> = Mutex::new(Vec::new());
+
 /// One shared, page-aligned mapping of a memfd.
 pub struct Arena {
     base: *mut u8,
     bytes: usize,
     fd: OwnedFd,
+    writable: bool,
 }
 
 // SAFETY: the mapping is plain memory; who may touch which part of it, and when, is decided by L1's lock.
@@ -37,6 +46,11 @@ fn last_error(what: &str) -> io::Error {
 }
 
 impl Arena {
+    /// Keeps a mapping until the process exits.
+    pub fn keep_mapped(arena: Arc<Arena>) {
+        STILL_MAPPED.lock().push(arena);
+    }
+
     /// Maps `bytes` (rounded up to whole pages) of fresh zeroed memory, without touching it.
     pub fn map(bytes: usize, options: MapOptions) -> io::Result<Arena> {
         let unit = if options.huge_pages { 2 << 20 } else { PAGE };
@@ -77,11 +91,49 @@ impl Arena {
         if base == libc::MAP_FAILED {
             return Err(last_error("mapping the arena"));
         }
-        let arena = Arena { base: base.cast(), bytes, fd };
+        let arena = Arena { base: base.cast(), bytes, fd, writable: true };
+        arena.keep_to_owner()?;
         if let Some(node) = options.numa_node {
             arena.bind(node)?;
         }
         Ok(arena)
+    }
+
+    /// Who was given it to read must not be able to open it anew to write, as a memfd's mode lets everybody at first.
+    fn keep_to_owner(&self) -> io::Result<()> {
+        // SAFETY: a plain call on a descriptor we own.
+        if unsafe { libc::fchmod(self.fd.as_raw_fd(), 0o600) } != 0 {
+            return Err(last_error("setting the arena's mode"));
+        }
+        Ok(())
+    }
+
+    /// Maps an arena that another process made. One that could shrink is refused: it would take pages away from under us.
+    pub fn attach(fd: OwnedFd, bytes: usize, writable: bool) -> io::Result<Arena> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        // SAFETY: a plain call on a descriptor we own.
+        let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+        if seals < 0 || seals & libc::F_SEAL_SHRINK == 0 {
+            return Err(invalid("the arena is not sealed against shrinking"));
+        }
+        if std::fs::File::from(fd.try_clone()?).metadata()?.len() < bytes as u64 || bytes == 0 {
+            return Err(invalid("the arena is smaller than was said"));
+        }
+        let access = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+        // SAFETY: a fresh mapping at an address the kernel picks, of a file that has so many bytes; the result is checked.
+        let base = unsafe {
+            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+            libc::mmap(std::ptr::null_mut(), bytes, access, flags, fd.as_raw_fd(), 0)
+        };
+        if base == libc::MAP_FAILED {
+            return Err(last_error("mapping the arena"));
+        }
+        Ok(Arena { base: base.cast(), bytes, fd, writable })
+    }
+
+    /// Another descriptor of it, through which it cannot be written.
+    pub fn read_only_fd(&self) -> io::Result<OwnedFd> {
+        Ok(std::fs::File::open(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))?.into())
     }
 
     fn bind(&self, node: u32) -> io::Result<()> {
@@ -141,11 +193,11 @@ impl Arena {
         true
     }
 
-    /// Copies bytes in to `data`. False, and nothing done, if they do not all fit inside.
+    /// Copies bytes in to `data`. False, and nothing done, if they do not all fit inside or it may only be read.
     ///
     /// Whose bytes they replace is the caller's to know.
     pub fn copy_in(&self, data: *mut u8, from: &[u8]) -> bool {
-        let Some((words, odd)) = self.cells(data, from.len()) else { return false };
+        let Some((words, odd)) = self.cells(data, from.len()).filter(|_| self.writable) else { return false };
         let (values, rest) = from.as_chunks();
         words.iter().zip(values).for_each(|(word, value)| word.store(u64::from_ne_bytes(*value), Ordering::Relaxed));
         odd.iter().zip(rest).for_each(|(byte, value)| byte.store(*value, Ordering::Relaxed));
@@ -159,11 +211,25 @@ impl Arena {
         Buffer { data: self.at(offset), len: len as usize, token, hold: Some(hold) }
     }
 
-    /// Makes the pages of a range present without changing what they hold. `Unsupported` on kernels before 5.14.
+    /// Makes all pages present, a part at a time, until told to stop. Where the kernel cannot, the first use of a page pays for it.
+    pub fn prefault(&self, stop: &AtomicBool) {
+        let bytes = self.bytes as u64;
+        let mut at = 0;
+        while at < bytes && !stop.load(Ordering::Acquire) {
+            let part = PREFAULT_BYTES.min(bytes - at);
+            if self.populate(at, part).is_err() {
+                return;
+            }
+            at += part;
+        }
+    }
+
+    /// Makes the pages of a range present without changing what they hold. Fails on kernels before 5.14.
     pub fn populate(&self, offset: u64, bytes: u64) -> io::Result<()> {
         assert!(offset + bytes <= self.bytes as u64, "range outside the arena");
-        // SAFETY: inside our mapping; MADV_POPULATE_WRITE changes no contents.
-        let result = unsafe { libc::madvise(self.at(offset).cast(), bytes as usize, libc::MADV_POPULATE_WRITE) };
+        let how = if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        // SAFETY: inside our mapping; populating changes no contents.
+        let result = unsafe { libc::madvise(self.at(offset).cast(), bytes as usize, how) };
         if result != 0 { Err(last_error("populating the arena")) } else { Ok(()) }
     }
 }

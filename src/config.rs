@@ -185,8 +185,10 @@ pub trait JobObserver: Send + Sync {
 }
 
 /// How a job reports its end.
+#[derive(Default)]
 pub enum Notify {
     /// By being asked.
+    #[default]
     Poll,
     /// By the event descriptor and drain.
     EventFd,

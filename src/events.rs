@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::error::{Error, Result};
 use crate::key::{Key, ObjectKey, SpaceTag};
@@ -14,7 +15,7 @@ pub const KVKEEP_EVENTS_MAX: usize = 1 << 16;
 
 /// What became of one object in one tier.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Event {
     /// Its number, from 1 on. Numbers rise by one; where they skip some, events were lost.
     pub sequence: u64,
@@ -135,7 +136,8 @@ impl Events {
     }
 }
 
-const EMPTY: Event = Event {
+/// An event of nothing.
+pub const EMPTY: Event = Event {
     sequence: 0,
     time_us: 0,
     space: 0,

@@ -1,8 +1,10 @@
 //! The name of an object: a chunk's hash, a rank and a group, inside a space.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Names an object inside a space. Plain data, 40 bytes, so that arrays of it cross the ABI uncopied.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Key {
     /// Hash of all tokens up to the end of the chunk.
     pub hash: [u8; 32],

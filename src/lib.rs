@@ -7,6 +7,7 @@ pub mod ffi;
 pub mod cache;
 
 mod calls;
+pub mod daemon;
 pub mod explain;
 pub mod node;
 mod view;

@@ -21,13 +21,8 @@ use crate::l1::{L1, L1Config, WAKE_ROOM, WAKE_WRITES};
 use crate::l2;
 use crate::stats::Meters;
 
-/// Bytes of L1 made present at a time.
-const PREFAULT_BYTES: u64 = 8 << 20;
 /// Most bytes being written to L2 at once, unless L1 is small.
 const WRITING_BYTES_MAX: u64 = 64 << 20;
-
-/// Arenas of closed caches whose bytes are still in use: a view or a hung backend may look at them until the process exits.
-static STILL_MAPPED: Mutex<Vec<Arc<Arena>>> = Mutex::new(Vec::new());
 
 /// One cache.
 pub struct Node {
@@ -183,7 +178,7 @@ impl Node {
         self.spawn("kvkeep-store", move || writer.run())?;
         if config.prefault {
             let (arena, stop) = (arena.clone(), self.stop.clone());
-            self.spawn("kvkeep-prefault", move || prefault(&arena, &stop))?;
+            self.spawn("kvkeep-prefault", move || arena.prefault(&stop))?;
         }
         Ok(())
     }
@@ -230,7 +225,7 @@ impl Node {
             self.log.say(LogLevel::Warn, || {
                 format!("closed with {} bytes in use: they stay mapped until the process exits", gauges.locked_bytes)
             });
-            STILL_MAPPED.lock().push(self.l1.arena().clone());
+            Arena::keep_mapped(self.l1.arena().clone());
         }
         self.log.say(LogLevel::Info, || "closed".to_owned());
     }
@@ -270,18 +265,5 @@ impl Housekeeping {
             let next = [late, due, idle.map(|wait| now + wait)].into_iter().flatten().min();
             self.prefetcher.sleep(next.map_or(often, |next| next.min(often)));
         }
-    }
-}
-
-fn prefault(arena: &Arena, stop: &AtomicBool) {
-    let bytes = arena.bytes() as u64;
-    let mut at = 0;
-    while at < bytes && !stop.load(Ordering::Acquire) {
-        let part = PREFAULT_BYTES.min(bytes - at);
-        // Where the kernel cannot, the first use of a page pays for it as without prefaulting.
-        if arena.populate(at, part).is_err() {
-            return;
-        }
-        at += part;
     }
 }

@@ -15,6 +15,11 @@ impl Count {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Takes `n` away, of a count that also falls.
+    pub fn sub(&self, n: u64) {
+        self.0.fetch_sub(n, Ordering::Relaxed);
+    }
+
     /// Its value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -50,6 +55,8 @@ impl Latency {
 #[derive(Default)]
 #[allow(missing_docs)]
 pub struct Meters {
+    pub clients: Count,
+    pub clients_lost: Count,
     pub jobs_reclaimed: Count,
     pub jobs_submitted: Count,
     pub jobs_completed: Count,

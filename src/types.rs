@@ -1,5 +1,7 @@
 //! Plain data that crosses the ABI uncopied: what calls fill in for their callers.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// One object's bytes in L1, as a reservation returns it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +41,7 @@ pub const KVKEEP_HISTOGRAM_BUCKETS: usize = 26;
 
 /// What became of one request; complete in itself, valid on any thread.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Completion {
     /// The request: a job of `kvkeep_submit_prefetch`.
     pub job: u64,
@@ -57,7 +59,7 @@ pub struct Completion {
 
 /// The answer of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT).
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PrefetchResult {
     /// sizeof of the caller's struct.
     pub struct_size: u32,
@@ -86,7 +88,7 @@ pub struct PrefetchResult {
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
 /// counts the rest.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Histogram {
     /// Samples.
     pub count: u64,
@@ -98,7 +100,7 @@ pub struct Histogram {
 
 /// Everything a cache counts. Counters only grow; gauges are marked. The caller sets `struct_size` and `abi_version`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Stats {
     /// sizeof of the caller's struct.
     pub struct_size: u32,
@@ -178,6 +180,10 @@ pub struct Stats {
     pub l2_bytes: u64,
     /// Objects evicted by the backends themselves.
     pub l2_evictions: u64,
+    /// Gauge: clients connected to the daemon; 0 when embedded.
+    pub clients: u64,
+    /// Clients that went without closing; what they held was returned.
+    pub clients_lost: u64,
     /// Submit to lookup answer.
     pub lookup_latency: Histogram,
     /// Submit to completion.
@@ -194,4 +200,4 @@ const _: () = assert!(size_of::<View>() == 24);
 const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 88);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 37 * 8 + 5 * 224);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224);

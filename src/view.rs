@@ -16,7 +16,8 @@ pub fn copy_in(arena: &Arena, view: &View, from: &[u8]) -> Result<()> {
     fits.then_some(()).ok_or_else(|| not_ours(view))
 }
 
-fn not_ours(view: &View) -> Error {
+/// The error of a view that is not of this cache, or too short.
+pub fn not_ours(view: &View) -> Error {
     Error::invalid(format!(
         "the view of {} bytes (status {}) is not of this cache's L1 or is shorter than what is to be copied: pass a view \
          whose status is OK, as a reservation returned it",

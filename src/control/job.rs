@@ -216,7 +216,8 @@ impl Job {
     }
 }
 
-fn message_bytes(message: &str) -> [c_char; KVKEEP_MESSAGE_BYTES] {
+/// A message as completions carry it, cut to what fits.
+pub fn message_bytes(message: &str) -> [c_char; KVKEEP_MESSAGE_BYTES] {
     let mut bytes = [0; KVKEEP_MESSAGE_BYTES];
     let fits = message.floor_char_boundary(KVKEEP_MESSAGE_BYTES - 1);
     for (place, byte) in bytes.iter_mut().zip(message[..fits].bytes()) {

@@ -6,7 +6,7 @@ pub mod job;
 pub mod load;
 pub mod plan;
 pub mod prefetch;
-mod query;
+pub mod query;
 pub mod tiers;
 mod turn;
 pub mod watch;

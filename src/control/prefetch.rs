@@ -64,7 +64,8 @@ fn closing() -> Error {
     Error::new(KVKEEP_ERR_CLOSED, "the cache is closing: submit nothing more")
 }
 
-pub(super) fn no_job(id: u64) -> Error {
+/// The error of a job that is not there.
+pub fn no_job(id: u64) -> Error {
     Error::new(
         KVKEEP_ERR_NOT_FOUND,
         format!(

@@ -7,7 +7,14 @@ use super::job::{Job, Phase};
 use super::prefetch::{Prefetcher, no_job};
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status};
 use crate::key::ObjectKey;
+use crate::l1::SpaceInfo;
 use crate::types::PrefetchResult;
+
+/// The error of a bitmap that is too short for a job's keys.
+pub fn small_bitmap(job: u64, keys: usize, bytes: usize) -> Error {
+    let needed = keys.div_ceil(8);
+    Error::invalid(format!("bitmap has {bytes} bytes, the {keys} keys of job {job} need {needed}: pass more"))
+}
 
 impl Prefetcher {
     /// The early answer.
@@ -42,11 +49,7 @@ impl Prefetcher {
         let job = self.job(id)?;
         let needed = job.keys.len().div_ceil(8);
         if bitmap.len() < needed {
-            return Err(Error::invalid(format!(
-                "bitmap has {} bytes, the {} keys of job {id} need {needed}: pass more",
-                bitmap.len(),
-                job.keys.len()
-            )));
+            return Err(small_bitmap(id, job.keys.len(), bitmap.len()));
         }
         let progress = job.progress.lock();
         if progress.result.is_none() {
@@ -90,6 +93,11 @@ impl Prefetcher {
     /// Which objects are on their way from a backend into L1.
     pub fn loading(&self, objects: &[ObjectKey]) -> Vec<bool> {
         self.loader.loading(objects)
+    }
+
+    /// The space of a job.
+    pub fn space_of(&self, id: u64) -> Option<SpaceInfo> {
+        Some(self.job(id).ok()?.space)
     }
 
     /// Jobs not released.

@@ -15,14 +15,18 @@ use crate::error::{KVKEEP_OK, Status};
 ///
 /// Opens a cache. `options` is read during the call only; `*cache` is set on success and left alone on failure.
 /// Blocks while the backends open (a directory's index is rebuilt). Close with `kvkeep_close`.
-/// Errors: INVALID, VERSION (header and library do not fit), NO_MEMORY (L1 does not fit the machine), PERMISSION, IO,
-/// LIMIT (256 caches are open).
+/// A client of a daemon connects, and maps its L1. When the daemon goes away, every call says DISCONNECTED and every job
+/// not done completes so, at once; the client reconnects by itself. Sessions, jobs and shares of the former run are lost
+/// and keep saying DISCONNECTED; spaces keep their numbers. Views of the former run stay readable for one session
+/// timeout longer.
+/// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
+/// machine), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut *mut kvkeep) -> Status {
     guard(|| {
         let options = input_struct(options, "options")?;
         let cache = output(cache, "cache")?;
-        *cache = handle::open(config::node(&options)?)?;
+        *cache = handle::open(config::open(&options)?)?;
         Ok(KVKEEP_OK)
     })
 }
@@ -30,7 +34,9 @@ pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut
 /// Closes a cache: refuses new calls, cancels its jobs (each still completes once; callbacks have returned when this
 /// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
 /// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
-/// the process exits (logged). Blocks. Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
+/// the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1 go on, and what a
+/// view still shows may be replaced. Completions for the event descriptor that nobody drained before are gone. Blocks.
+/// Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_close(cache: *mut kvkeep) -> Status {
     guard(|| if cache.is_null() { Ok(KVKEEP_OK) } else { handle::close(cache).map(|()| KVKEEP_OK) })

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::types::{
-    KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT, KVKEEP_FLAG_NUMA_NODE, kvkeep_callback,
-    kvkeep_group_rule, kvkeep_log_callback, kvkeep_options, kvkeep_prefetch_options, kvkeep_session_options,
-    kvkeep_space_options,
+    KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT, KVKEEP_FLAG_NUMA_NODE,
+    KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_group_rule, kvkeep_log_callback, kvkeep_options,
+    kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
 };
 use super::{checked_extra_count, flag, input, text};
+use crate::cache::Cache;
 use crate::config::{
     Callback, GroupRule, Log, LogLevel, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode,
 };
-use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
+use crate::daemon::client::{Client, ClientConfig};
+use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::types::Completion;
 
@@ -82,15 +84,56 @@ fn urls(first: *const *const c_char, count: usize) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Opens the node that `options` describe.
-pub fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
-    let connect = text::utf8_or(options.connect, "", "connect")?;
-    if !connect.is_empty() {
-        return Err(Error::new(
-            KVKEEP_ERR_UNSUPPORTED,
-            format!("connect is \"{connect}\", but this build has no daemon client: leave it NULL and set l1_bytes"),
-        ));
+/// Opens the cache that `options` describe.
+pub fn open(options: &kvkeep_options) -> Result<Arc<dyn Cache>> {
+    zero(options.reserved, "reserved")?;
+    zero(options.reserved_0, "reserved_0")?;
+    match text::utf8_or(options.connect, "", "connect")? {
+        "" => Ok(node(options)?),
+        url => Ok(client(options, url)?),
     }
+}
+
+/// Fails for the first option that a client sets but only the daemon can choose.
+fn only_connects(options: &kvkeep_options) -> Result<()> {
+    let allowed = KVKEEP_FLAG_NO_PREFAULT | KVKEEP_FLAG_READ_ONLY;
+    let set = [
+        ("l1_bytes", options.l1_bytes != 0),
+        ("flags", options.flags & !allowed != 0),
+        ("numa_node", options.numa_node != 0),
+        ("eviction_policy", !options.eviction_policy.is_null()),
+        ("watermark_high_percent", options.watermark_high_percent != 0),
+        ("watermark_low_percent", options.watermark_low_percent != 0),
+        ("store_mode", options.store_mode != 0),
+        ("store_after_uses", options.store_after_uses != 0),
+        ("backend_count", options.backend_count != 0),
+        ("sessions_max", options.sessions_max != 0),
+        ("jobs_max", options.jobs_max != 0),
+        ("writes_pending_max", options.writes_pending_max != 0),
+        ("backend_timeout_ms", options.backend_timeout_ms != 0),
+        ("loading_bytes_max", options.loading_bytes_max != 0),
+    ];
+    match set.iter().find(|(_, set)| *set) {
+        Some((name, _)) => Err(Error::invalid(format!(
+            "{name} is set, but with connect it is the daemon's to choose: leave it 0 here and give it to kvkeep serve"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn client(options: &kvkeep_options, url: &str) -> Result<Arc<Client>> {
+    only_connects(options)?;
+    let timeout = Duration::from_millis(u64::from(options.session_timeout_ms));
+    Client::open(ClientConfig {
+        read_only: options.flags & KVKEEP_FLAG_READ_ONLY != 0,
+        prefault: options.flags & KVKEEP_FLAG_NO_PREFAULT == 0,
+        session_timeout: (!timeout.is_zero()).then_some(timeout),
+        log: log(options.log, options.log_userdata, options.log_level)?,
+        ..ClientConfig::new(url)?
+    })
+}
+
+fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
     let known = KVKEEP_FLAG_HUGE_PAGES | KVKEEP_FLAG_NUMA_NODE | KVKEEP_FLAG_NO_PREFAULT | KVKEEP_FLAG_NO_CHECKSUM;
     if options.flags & !known != 0 {
         return Err(Error::invalid(format!(
@@ -98,8 +141,6 @@ pub fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
             options.flags & !known
         )));
     }
-    zero(options.reserved, "reserved")?;
-    zero(options.reserved_0, "reserved_0")?;
     let high = or(options.watermark_high_percent, 80);
     let low = or(options.watermark_low_percent, 60.min(high));
     if high > 100 || low > high {

@@ -18,6 +18,8 @@ pub const KVKEEP_FLAG_NUMA_NODE: u32 = 2;
 pub const KVKEEP_FLAG_NO_PREFAULT: u32 = 4;
 /// Neither compute nor verify checksums of L2 objects. Identity and length are always verified.
 pub const KVKEEP_FLAG_NO_CHECKSUM: u32 = 8;
+/// For a daemon's client: its L1 is mapped so that this process cannot write it; calls that write are PERMISSION.
+pub const KVKEEP_FLAG_READ_ONLY: u32 = 16;
 
 /// When a committed object is written to the L2 backends.
 #[repr(C)]
@@ -119,7 +121,10 @@ pub struct kvkeep_options {
     pub struct_size: u32,
     /// KVKEEP_ABI_VERSION of the caller's header.
     pub abi_version: u32,
-    /// NULL: embedded, in this process. A daemon's "unix:///path" is not served by this build: UNSUPPORTED.
+    /// NULL: embedded, in this process. "unix:///path/of/the.sock": a client of the daemon that serves this socket
+    /// (`kvkeep serve`), whose L1 is mapped here. A client leaves everything below 0 or NULL (INVALID otherwise), except
+    /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: the rest is the
+    /// daemon's. "unix:///path?spin_us=50": a call looks for its answer so long before it sleeps; default 0.
     pub connect: *const c_char,
     /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
     /// memory.

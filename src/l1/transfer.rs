@@ -182,7 +182,15 @@ impl L1 {
         });
     }
 
-    /// Whether a session may still be given shares.
+    /// Whether a session holds shares, stages something or has jobs.
+    pub fn session_holds(&self, session: u64) -> bool {
+        self.with(|state| {
+            let index = state.sessions.index(session);
+            index.is_ok_and(|index| !state.sessions.at(index).idle())
+        })
+    }
+
+    /// Fails if a session is not live.
     pub fn session_lives(&self, session: u64) -> Result<()> {
         self.with(|state| state.sessions.index(session).map(drop))
     }

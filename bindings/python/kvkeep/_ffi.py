@@ -28,6 +28,7 @@ KVKEEP_FLAG_HUGE_PAGES = 1
 KVKEEP_FLAG_NUMA_NODE = 2
 KVKEEP_FLAG_NO_PREFAULT = 4
 KVKEEP_FLAG_NO_CHECKSUM = 8
+KVKEEP_FLAG_READ_ONLY = 16
 KVKEEP_TIERS_MAX = 8
 KVKEEP_KEYS_MAX = (1 << 20)
 KVKEEP_EXTRA_COUNT_MAX = 127
@@ -365,6 +366,8 @@ class kvkeep_stats(Structure):
     l2_objects: int
     l2_bytes: int
     l2_evictions: int
+    clients: int
+    clients_lost: int
     lookup_latency: Any
     prefetch_latency: Any
     load_latency: Any
@@ -410,6 +413,8 @@ class kvkeep_stats(Structure):
         ("l2_objects", c_uint64),
         ("l2_bytes", c_uint64),
         ("l2_evictions", c_uint64),
+        ("clients", c_uint64),
+        ("clients_lost", c_uint64),
         ("lookup_latency", kvkeep_histogram),
         ("prefetch_latency", kvkeep_histogram),
         ("load_latency", kvkeep_histogram),

@@ -1,0 +1,87 @@
+//! The right to serve a socket: one daemon at a time, and a number for each of its runs.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::{Error, KVKEEP_ERR_EXISTS, Result};
+
+/// Held while a socket is served; the lock goes with the process, however it ends.
+pub struct Claim {
+    /// The socket.
+    pub socket: PathBuf,
+    /// Upper byte of the numbers that this run gives: another than the runs before had. Never 0.
+    pub boot: u8,
+    _lock: File,
+}
+
+impl Claim {
+    /// Claims `socket` by locking the file beside it, whose content counts the runs.
+    pub fn take(socket: &Path) -> Result<Claim> {
+        let mut name = socket.as_os_str().to_owned();
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        let failed = |error: &std::io::Error| {
+            Error::io(
+                format!(
+                    "opening {}, the lock of the socket; make its directory, or choose another --socket",
+                    path.display()
+                ),
+                error,
+            )
+        };
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| failed(&error))?;
+        let mut text = String::new();
+        let _ = (&lock).take(64).read_to_string(&mut text);
+        let mut words = text.split_whitespace();
+        let (runs, pid) = (words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0), words.next());
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::new(
+                KVKEEP_ERR_EXISTS,
+                format!(
+                    "another daemon (pid {}) serves {}: stop it, or choose another --socket",
+                    pid.unwrap_or("unknown"),
+                    socket.display()
+                ),
+            ));
+        }
+        let runs = runs.wrapping_add(1);
+        let write = |lock: &mut File| {
+            lock.seek(SeekFrom::Start(0))?;
+            lock.set_len(0)?;
+            writeln!(lock, "{runs} {}", std::process::id())
+        };
+        write(&mut lock).map_err(|error| failed(&error))?;
+        Ok(Claim { socket: socket.to_owned(), boot: (runs % 255) as u8 + 1, _lock: lock })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_never_the_number_of_the_run_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("kvkeep.sock");
+        let mut last = 0;
+        for _ in 0..300 {
+            let claim = Claim::take(&socket).unwrap();
+            assert!(claim.boot != 0 && claim.boot != last);
+            last = claim.boot;
+            let error = Claim::take(&socket).err().unwrap();
+            assert_eq!(error.status, KVKEEP_ERR_EXISTS);
+            assert!(error.message.contains(&std::process::id().to_string()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A cache that a daemon keeps, as one of its clients: calls go out on a lane, results are pushed, bytes are where they are.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::jobs::Jobs;
+use super::link::{Link, PATIENCE, disconnected};
+use super::wire::frame::Inbox;
+use super::wire::{FRAME_BYTES_MAX, Fields, Head, PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED, Request};
+use crate::arena::Arena;
+use crate::config::{Log, LogLevel, SpaceSpec};
+use crate::control::complete::Completions;
+use crate::error::{Error, KVKEEP_ERR_CLOSED, Result, Status};
+use crate::l2::url::{Options, Url};
+
+/// Pauses between two attempts to reconnect: the first, and the longest.
+const RECONNECT_MS: (u64, u64) = (10, 500);
+
+/// A call that has no answer by then sleeps in any case.
+const SPIN_US_MAX: u64 = 100_000;
+
+/// How a client connects.
+pub struct ClientConfig {
+    /// The daemon's socket.
+    pub socket: PathBuf,
+    /// Ask for a mapping that cannot be written.
+    pub read_only: bool,
+    /// Map L1's pages in the background.
+    pub prefault: bool,
+    /// How long a call looks for its answer before it sleeps.
+    pub spin: Duration,
+    /// How long this client's sessions may be idle; the daemon's own time if none.
+    pub session_timeout: Option<Duration>,
+    /// Where log lines go.
+    pub log: Log,
+}
+
+impl ClientConfig {
+    /// All defaults, for a daemon's URL: `unix:///path?spin_us=…`.
+    pub fn new(url: &str) -> Result<ClientConfig> {
+        let parsed = Url::parse(url)?;
+        if parsed.scheme != "unix" || !parsed.path.starts_with('/') {
+            return Err(Error::invalid(format!(
+                "connect is {url:?}, which names no daemon: write unix:///path/of/the.sock"
+            )));
+        }
+        let mut options = Options::new("unix:", &parsed.params);
+        let spin = Duration::from_micros(options.number("spin_us", 0)?.min(SPIN_US_MAX));
+        options.finish()?;
+        Ok(ClientConfig {
+            socket: PathBuf::from(parsed.path),
+            read_only: false,
+            prefault: true,
+            spin,
+            session_timeout: None,
+            log: Log::none(),
+        })
+    }
+}
+
+#[derive(Default)]
+struct Connected {
+    link: Option<Arc<Link>>,
+    /// Upper bytes of the numbers that former runs of the daemon gave.
+    past: Vec<u8>,
+    /// L1s of former runs: somebody may still look at them, until the time given.
+    retired: Vec<(Instant, Arc<Arena>)>,
+}
+
+/// A client of a daemon.
+pub struct Client {
+    pub(super) config: ClientConfig,
+    connected: RwLock<Connected>,
+    pub(super) jobs: Jobs,
+    pub(super) completions: Arc<Completions>,
+    /// Opened again at each new run of the daemon, so that their numbers stay good.
+    spaces: Mutex<Vec<SpaceSpec>>,
+    closing: Arc<AtomicBool>,
+    sleeping: Mutex<()>,
+    wake: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) poisoned: AtomicBool,
+}
+
+impl Client {
+    /// Connects.
+    pub fn open(config: ClientConfig) -> Result<Arc<Client>> {
+        let link = Arc::new(Link::open(&config.socket, config.read_only, config.spin)?);
+        let connected = Connected { link: Some(link.clone()), ..Connected::default() };
+        let client = Arc::new(Client {
+            config,
+            connected: RwLock::new(connected),
+            jobs: Jobs::default(),
+            completions: Completions::start()?,
+            spaces: Mutex::default(),
+            closing: Arc::default(),
+            sleeping: Mutex::default(),
+            wake: Condvar::new(),
+            threads: Mutex::default(),
+            poisoned: AtomicBool::new(false),
+        });
+        let me = client.clone();
+        let listening = client.spawn("kvkeep-push", move || me.listen());
+        if let Err(error) = listening {
+            client.completions.close();
+            return Err(error);
+        }
+        client.prefault(&link);
+        client.say(LogLevel::Info, || format!("connected to {}", client.socket().display()));
+        Ok(client)
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .map_err(|error| Error::io(format!("starting the thread {name}"), &error))?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    fn prefault(&self, link: &Link) {
+        if self.config.prefault {
+            let (arena, stop) = (link.arena.clone(), self.closing.clone());
+            // Without it, the first use of a page pays for it.
+            let _ = self.spawn("kvkeep-prefault", move || arena.prefault(&stop));
+        }
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.config.socket
+    }
+
+    fn say(&self, level: LogLevel, line: impl FnOnce() -> String) {
+        self.config.log.say(level, line);
+    }
+
+    /// The connection, if there is one.
+    pub(super) fn link(&self) -> Result<Arc<Link>> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::new(KVKEEP_ERR_CLOSED, "the cache is closing"));
+        }
+        let connected = self.connected.read();
+        let link = connected.link.as_ref().filter(|link| !link.is_lost());
+        link.cloned().ok_or_else(|| disconnected(self.socket()))
+    }
+
+    /// As [`link`](Client::link), for a call about a session or a job: one of a former run of the daemon is lost.
+    pub(super) fn link_of(&self, number: u64) -> Result<Arc<Link>> {
+        let link = self.link()?;
+        let boot = (number >> 56) as u8;
+        if boot != link.welcome.boot && self.connected.read().past.contains(&boot) {
+            return Err(disconnected(self.socket()));
+        }
+        Ok(link)
+    }
+
+    /// Arenas that views of this client may lie in.
+    pub(super) fn arenas(&self) -> Vec<Arc<Arena>> {
+        let connected = self.connected.read();
+        let retired = connected.retired.iter().map(|(_, arena)| arena.clone());
+        connected.link.iter().map(|link| link.arena.clone()).chain(retired).collect()
+    }
+
+    /// Makes a call that does not wait for anything.
+    pub(super) fn call<R>(
+        &self,
+        link: &Link,
+        request: &Request<'_>,
+        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
+    ) -> Result<R> {
+        link.call(request, PATIENCE, read)
+    }
+
+    /// Opens a space here and at every later run of the daemon.
+    pub(super) fn remember_space(&self, spec: SpaceSpec) {
+        let mut spaces = self.spaces.lock();
+        let same = |other: &SpaceSpec| {
+            (&other.model, &other.layout, &other.tenant, other.chunk_tokens)
+                == (&spec.model, &spec.layout, &spec.tenant, spec.chunk_tokens)
+        };
+        match spaces.iter_mut().find(|other| same(other)) {
+            Some(known) => *known = spec,
+            None => spaces.push(spec),
+        }
+    }
+
+    /// The thread that takes in what is pushed, and reconnects when the daemon went away.
+    fn listen(&self) {
+        while !self.closing.load(Ordering::Acquire) {
+            let Ok(link) = self.link() else {
+                self.reconnect();
+                continue;
+            };
+            if let Ok(mut stream) = link.pushes() {
+                let mut inbox = Inbox::default();
+                while self.take_push(&mut stream, &mut inbox) {}
+            }
+            link.lose();
+            self.part(&link);
+        }
+    }
+
+    fn take_push(&self, stream: &mut std::os::unix::net::UnixStream, inbox: &mut Inbox) -> bool {
+        let mut head = Head::new_zeroed();
+        if std::io::Read::read_exact(stream, head.as_mut_bytes()).is_err() || head.bytes > FRAME_BYTES_MAX {
+            return false;
+        }
+        inbox.fill(stream, head.bytes as usize).is_ok() && self.pushed(head.kind, inbox.fields()).is_ok()
+    }
+
+    fn pushed(&self, kind: u32, mut fields: Fields<'_>) -> Result<()> {
+        let ticket = fields.take()?;
+        match kind {
+            PUSH_LOOKED_UP => self.jobs.looked_up(ticket, fields.take()?),
+            PUSH_DONE => {
+                let (completion, result, bitmap) = (fields.take()?, fields.take()?, fields.take()?);
+                self.jobs.done(ticket, completion, result, bitmap, &self.completions);
+            }
+            PUSH_RELEASED => self.jobs.released(ticket),
+            _ => return Err(Error::invalid("malformed push")),
+        }
+        fields.end()
+    }
+
+    /// The daemon is gone: nothing of that run is good any more.
+    fn part(&self, link: &Link) {
+        {
+            let mut connected = self.connected.write();
+            connected.link = None;
+            if !connected.past.contains(&link.welcome.boot) {
+                connected.past.push(link.welcome.boot);
+            }
+            let now = Instant::now();
+            connected.retired.retain(|(until, _)| *until > now);
+            let patience =
+                self.config.session_timeout.unwrap_or(Duration::from_millis(link.welcome.session_timeout_ms));
+            connected.retired.push((now + patience, link.arena.clone()));
+        }
+        if !self.closing.load(Ordering::Acquire) {
+            self.jobs.disconnect(&self.completions);
+            self.say(LogLevel::Warn, || format!("the daemon at {} went away", self.socket().display()));
+        }
+    }
+
+    fn reconnect(&self) {
+        let mut pause = Duration::from_millis(RECONNECT_MS.0);
+        while !self.closing.load(Ordering::Acquire) {
+            match Link::open(self.socket(), self.config.read_only, self.config.spin) {
+                Ok(link) => return self.adopt(Arc::new(link)),
+                Err(error) => self.say(LogLevel::Info, || format!("not connected yet: {error}")),
+            }
+            let mut sleeping = self.sleeping.lock();
+            if !self.closing.load(Ordering::Acquire) {
+                self.wake.wait_for(&mut sleeping, pause);
+            }
+            pause = (pause * 2).min(Duration::from_millis(RECONNECT_MS.1));
+        }
+    }
+
+    fn adopt(&self, link: Arc<Link>) {
+        let spaces = self.spaces.lock().clone();
+        for spec in spaces {
+            let opened = self.call(&link, &Request::OpenSpace { spec }, |_, fields| fields.take::<u64>());
+            if let Err(error) = opened {
+                self.say(LogLevel::Warn, || format!("opening a space again: {error}"));
+            }
+        }
+        self.prefault(&link);
+        {
+            let mut connected = self.connected.write();
+            connected.past.retain(|boot| *boot != link.welcome.boot);
+            connected.link = Some(link);
+        }
+        self.say(LogLevel::Info, || format!("connected again to {}", self.socket().display()));
+    }
+
+    /// Ends every wait: the cache closes.
+    pub(super) fn begin_closing(&self) {
+        self.jobs.close(&self.completions);
+    }
+
+    /// Lets the daemon end what is this client's, then lets go of the daemon.
+    pub(super) fn finish_closing(&self) {
+        let link = self.link();
+        if let Ok(link) = &link {
+            // A daemon that is gone by now has ended everything already.
+            let holding = self.call(link, &Request::Bye {}, |_, fields| fields.take::<u64>());
+            if holding.is_ok_and(|holding| holding > 0) {
+                // A view may still be looked at.
+                Arena::keep_mapped(link.arena.clone());
+            }
+        }
+        self.closing.store(true, Ordering::Release);
+        self.jobs.close(&self.completions);
+        if let Ok(link) = &link {
+            link.lose();
+        }
+        drop(self.sleeping.lock());
+        self.wake.notify_all();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            let _ = thread.join();
+        }
+        self.completions.close();
+        self.say(LogLevel::Info, || "closed".to_owned());
+    }
+}

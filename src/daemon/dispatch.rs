@@ -1,0 +1,415 @@
+//! Requests of clients, carried out on the node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::RwLock;
+
+use super::guest::Guest;
+use super::server::Limits;
+use super::wire::frame::malformed;
+use super::wire::request::check_count;
+use super::wire::{Frame, Place, Request};
+use crate::cache::Cache;
+use crate::config::{Notify, PrefetchRequest, SpaceSpec};
+use crate::error::{
+    Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_PERMISSION, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
+};
+use crate::events;
+use crate::key::Key;
+use crate::node::Node;
+use crate::types::{PrefetchResult, Stats, View};
+
+/// Longest time that a request waits: a client asks again for the rest of its own time.
+const WAIT_MS_MAX: u32 = 1000;
+
+/// Most events in one answer: the next ones are a request away.
+const EVENTS_MAX: usize = 4096;
+
+/// Memory that a lane uses again and again.
+#[derive(Default)]
+pub struct Scratch {
+    views: Vec<View>,
+    statuses: Vec<i32>,
+    keys: Vec<Key>,
+}
+
+impl Scratch {
+    fn views(&mut self, count: usize) -> &mut [View] {
+        self.views.clear();
+        self.views.resize(count, View::none(KVKEEP_OK));
+        &mut self.views
+    }
+
+    fn statuses(&mut self, count: usize, wanted: bool) -> Option<&mut [i32]> {
+        self.statuses.clear();
+        self.statuses.resize(if wanted { count } else { 0 }, 0);
+        wanted.then_some(&mut self.statuses)
+    }
+}
+
+/// Where requests are carried out.
+pub struct Desk {
+    node: Arc<Node>,
+    limits: Limits,
+    tenants: Vec<(String, Vec<u32>)>,
+    /// Who may use a space, of those that not everyone may.
+    grants: RwLock<HashMap<u64, Vec<u32>>>,
+}
+
+fn batch(all_ok: bool) -> u32 {
+    (if all_ok { KVKEEP_OK } else { KVKEEP_PARTIAL }) as u32
+}
+
+fn done(frame: &mut Frame) -> Result<()> {
+    frame.begin(KVKEEP_OK as u32);
+    Ok(())
+}
+
+fn number(frame: &mut Frame, number: u64) -> Result<()> {
+    frame.begin(KVKEEP_OK as u32).put(&number);
+    Ok(())
+}
+
+impl Desk {
+    /// Where requests to `node` are carried out.
+    pub fn new(node: Arc<Node>, tenants: Vec<(String, Vec<u32>)>, limits: Limits) -> Desk {
+        Desk { node, limits, tenants, grants: RwLock::default() }
+    }
+
+    /// Carries a request out and writes its answer.
+    pub fn answer(
+        &self,
+        guest: &Arc<Guest>,
+        request: Request<'_>,
+        scratch: &mut Scratch,
+        frame: &mut Frame,
+    ) -> Result<()> {
+        let node = &*self.node;
+        if node.is_poisoned() {
+            return Err(Error::new(KVKEEP_ERR_INTERNAL, "a bug in the daemon was caught earlier: restart it"));
+        }
+        match request {
+            Request::Hello { .. } | Request::Lane { .. } => Err(malformed("a connection begins once")),
+            Request::Bye {} => number(frame, guest.leave(node).1 as u64),
+            Request::OpenSpace { spec } => number(frame, self.open_space(guest, spec)?),
+            Request::AddBackend { url } => {
+                guest.may_administer()?;
+                number(frame, node.add_backend(url)?)
+            }
+            Request::RemoveBackend { backend } => {
+                guest.may_administer()?;
+                node.remove_backend(backend)?;
+                done(frame)
+            }
+            Request::DrainWrites { timeout_ms } => {
+                node.drain_writes(timeout_ms.min(WAIT_MS_MAX))?;
+                done(frame)
+            }
+            Request::BeginSession { space, request_id, timeout_ms } => {
+                self.check_space(guest, space)?;
+                if request_id.len() > 255 {
+                    return Err(malformed("a request id is too long"));
+                }
+                let timeout = (timeout_ms != 0).then(|| Duration::from_millis(u64::from(timeout_ms)));
+                let begin = || node.begin_session_of(guest.peer.pid, space, request_id, timeout);
+                number(frame, guest.begin_session(node, &self.limits, begin)?)
+            }
+            Request::EndSession { session } => {
+                self.check_session(guest, session)?;
+                node.end_session(session)?;
+                guest.end_session(session);
+                done(frame)
+            }
+            Request::AbortSession { session } => {
+                self.check_session(guest, session)?;
+                node.abort_session(session)?;
+                guest.end_session(session);
+                done(frame)
+            }
+            Request::AppendTokens { session, tokens } => {
+                self.check_session(guest, session)?;
+                check_count(tokens.len() as u64)?;
+                number(frame, node.append_tokens(session, tokens)?)
+            }
+            Request::SessionKeys { session, first_chunk, ranks: (first, ranks, groups), count } => {
+                self.check_session(guest, session)?;
+                scratch.keys.clear();
+                scratch.keys.resize(check_count(count)?, Key { hash: [0; 32], rank: 0, group: 0 });
+                node.session_keys(session, first_chunk, first, ranks, groups, &mut scratch.keys)?;
+                frame.begin(KVKEEP_OK as u32).array(&scratch.keys);
+                Ok(())
+            }
+            Request::QueryLookupHits { job } => {
+                self.check_job(guest, job)?;
+                let mut chunks = 0;
+                let status = node.query_lookup_hits(job, &mut chunks)?;
+                frame.begin(status as u32).put(&chunks);
+                Ok(())
+            }
+            Request::QueryPrefetch { job } => {
+                self.check_job(guest, job)?;
+                let mut result = PrefetchResult::default();
+                let status = node.query_prefetch(job, &mut result)?;
+                frame.begin(status as u32).put(&result);
+                Ok(())
+            }
+            Request::QueryBitmap { job, bytes } => {
+                self.check_job(guest, job)?;
+                let mut bitmap = vec![0; check_count(bytes)?];
+                let status = node.query_bitmap(job, &mut bitmap)?;
+                frame.begin(status as u32).array(&bitmap);
+                Ok(())
+            }
+            Request::Wait { job, timeout_ms } => {
+                self.check_job(guest, job)?;
+                node.wait(job, timeout_ms.min(WAIT_MS_MAX))?;
+                done(frame)
+            }
+            Request::Cancel { job } => {
+                self.check_job(guest, job)?;
+                node.cancel(job)?;
+                done(frame)
+            }
+            Request::ReleaseJob { job } => {
+                self.check_job(guest, job)?;
+                node.release_job(job)?;
+                done(frame)
+            }
+            Request::SubmitPrefetch { session, keys, request, ticket } => {
+                self.check_session(guest, session)?;
+                self.submit(guest, session, keys, request, ticket, frame)
+            }
+            Request::GetStats {} => {
+                let mut stats = Stats::default();
+                Node::stats(node, &mut stats);
+                frame.begin(KVKEEP_OK as u32).put(&stats);
+                Ok(())
+            }
+            Request::Metrics {} => self.text(frame, &Node::metrics(node)),
+            Request::ExplainKey { space, key } => {
+                self.check_space(guest, space)?;
+                self.text(frame, &Node::explain_key(node, space, &key)?)
+            }
+            Request::ExplainSession { session } => {
+                self.check_session(guest, session)?;
+                self.text(frame, &Node::explain_session(node, session)?)
+            }
+            Request::DrainEvents { mut next, count } => {
+                let mut events = vec![events::EMPTY; check_count(count)?.min(EVENTS_MAX)];
+                let count = node.drain_events(&mut next, &mut events)?;
+                events.truncate(count);
+                events.retain(|event| self.check_space(guest, event.space).is_ok());
+                frame.begin(KVKEEP_OK as u32).put(&next).array(&events);
+                Ok(())
+            }
+            request => self.answer_batch(guest, request, scratch, frame),
+        }
+    }
+
+    /// The requests that have one answer for each key.
+    fn answer_batch(
+        &self,
+        guest: &Arc<Guest>,
+        request: Request<'_>,
+        scratch: &mut Scratch,
+        frame: &mut Frame,
+    ) -> Result<()> {
+        let node = &*self.node;
+        match request {
+            Request::ReserveWrite { session, keys, sizes, temporary } => {
+                guest.may_write()?;
+                self.check_session(guest, session)?;
+                if sizes.len() != keys.len() {
+                    return Err(malformed("not every key has a size"));
+                }
+                guest.check_staging(node, &self.limits, sizes)?;
+                let views = scratch.views(keys.len());
+                let all_ok = node.reserve_write(session, keys, sizes, temporary, views)?;
+                let staged = keys.iter().zip(&*views).filter(|(_, view)| view.status == KVKEEP_OK as i32);
+                if !guest.stage(session, staged.map(|(key, view)| (*key, view.size))) {
+                    let _ = node.abort_write(session, keys, None);
+                }
+                self.views(frame, all_ok, views)
+            }
+            Request::FinishWrite { session, keys, statuses } => {
+                guest.may_write()?;
+                self.check_session(guest, session)?;
+                let all_ok = node.finish_write(session, keys, scratch.statuses(keys.len(), statuses))?;
+                guest.unstage(session, keys);
+                self.statuses(frame, all_ok, scratch)
+            }
+            Request::AbortWrite { session, keys, statuses } => {
+                guest.may_write()?;
+                self.check_session(guest, session)?;
+                let all_ok = node.abort_write(session, keys, scratch.statuses(keys.len(), statuses))?;
+                guest.unstage(session, keys);
+                self.statuses(frame, all_ok, scratch)
+            }
+            Request::FinishWriteAndReserveRead { session, keys, extra } => {
+                guest.may_write()?;
+                self.check_session(guest, session)?;
+                let views = scratch.views(keys.len());
+                let all_ok = node.finish_write_and_reserve_read(session, keys, extra.0, views)?;
+                guest.unstage(session, keys);
+                self.views(frame, all_ok, views)
+            }
+            Request::ReserveRead { session, keys, extra } => {
+                self.check_session(guest, session)?;
+                let views = scratch.views(keys.len());
+                let all_ok = node.reserve_read(session, keys, extra.0, views)?;
+                self.views(frame, all_ok, views)
+            }
+            Request::UnsafeRead { session, keys } => {
+                self.check_session(guest, session)?;
+                let views = scratch.views(keys.len());
+                let all_ok = node.unsafe_read(session, keys, views)?;
+                self.views(frame, all_ok, views)
+            }
+            Request::FinishRead { session, keys, extra, statuses } => {
+                self.check_session(guest, session)?;
+                let all_ok = node.finish_read(session, keys, extra.0, scratch.statuses(keys.len(), statuses))?;
+                self.statuses(frame, all_ok, scratch)
+            }
+            Request::ReleaseTokens { session, first_token, last_token, ranks, extra } => {
+                self.check_session(guest, session)?;
+                number(frame, node.release_tokens(session, first_token..last_token, ranks, extra.0)?)
+            }
+            Request::Touch { space, keys, statuses } => {
+                self.check_space(guest, space)?;
+                let all_ok = node.touch(space, keys, scratch.statuses(keys.len(), statuses))?;
+                self.statuses(frame, all_ok, scratch)
+            }
+            Request::Retain { space, keys, priority, ttl_ms, statuses } => {
+                guest.may_write()?;
+                self.check_space(guest, space)?;
+                let all_ok = node.retain(space, keys, priority, ttl_ms, scratch.statuses(keys.len(), statuses))?;
+                self.statuses(frame, all_ok, scratch)
+            }
+            Request::Delete { space, keys, statuses } => {
+                guest.may_write()?;
+                self.check_space(guest, space)?;
+                let all_ok = node.delete(space, keys, scratch.statuses(keys.len(), statuses))?;
+                self.statuses(frame, all_ok, scratch)
+            }
+            Request::Clear { space, force } => {
+                guest.may_write()?;
+                if space == 0 {
+                    guest.may_administer()?
+                } else {
+                    self.check_space(guest, space)?
+                }
+                let (removed, all_ok) = node.clear(space, force)?;
+                frame.begin(batch(all_ok)).put(&removed);
+                Ok(())
+            }
+            _ => Err(malformed("no such request")),
+        }
+    }
+
+    fn views(&self, frame: &mut Frame, all_ok: bool, views: &[View]) -> Result<()> {
+        let arena = self.node.l1.arena();
+        frame.begin(batch(all_ok)).array_of(views.iter().map(|view| Place::of(arena, view)));
+        Ok(())
+    }
+
+    fn statuses(&self, frame: &mut Frame, all_ok: bool, scratch: &Scratch) -> Result<()> {
+        frame.begin(batch(all_ok)).array(&scratch.statuses);
+        Ok(())
+    }
+
+    fn text(&self, frame: &mut Frame, text: &str) -> Result<()> {
+        frame.begin(KVKEEP_OK as u32).put(&text);
+        Ok(())
+    }
+
+    fn submit(
+        &self,
+        guest: &Arc<Guest>,
+        session: u64,
+        keys: &[Key],
+        mut request: PrefetchRequest,
+        ticket: u64,
+        frame: &mut Frame,
+    ) -> Result<()> {
+        request.notify = Notify::Observer(guest.begin_job(&self.limits, ticket)?);
+        let mut job = 0;
+        let submitted = self.node.submit_prefetch(session, keys, request, &mut job);
+        let job = if submitted.is_ok() { job } else { 0 };
+        if !guest.accept_job(ticket, job) && job != 0 {
+            let _ = self.node.release_job(job);
+        }
+        submitted?;
+        self.state_of(job, keys.len(), frame)
+    }
+
+    /// A job's number and all that is known of it already.
+    fn state_of(&self, job: u64, keys: usize, frame: &mut Frame) -> Result<()> {
+        let (mut chunks, mut result) = (0, PrefetchResult::default());
+        let known = |status: Result<Status>| matches!(status, Ok(status) if status != KVKEEP_PENDING);
+        let looked_up = known(self.node.prefetcher.query_lookup_hits(job, &mut chunks));
+        let mut bitmap = vec![0; keys.div_ceil(8)];
+        let done = known(self.node.prefetcher.query(job, &mut result))
+            && known(self.node.prefetcher.query_bitmap(job, &mut bitmap));
+        frame.begin(KVKEEP_OK as u32).put(&job).put(&looked_up).put(&chunks).put(&done);
+        if done {
+            frame.put(&result).put(&bitmap.as_slice());
+        }
+        Ok(())
+    }
+
+    fn open_space(&self, guest: &Guest, spec: SpaceSpec) -> Result<u64> {
+        let users = self.tenants.iter().find(|(tenant, _)| *tenant == spec.tenant).map(|(_, users)| users.clone());
+        if let Some(users) = &users {
+            allow(guest, users)?;
+        }
+        let space = self.node.open_space(spec)?;
+        if let Some(users) = users {
+            self.grants.write().insert(space, users);
+        }
+        Ok(space)
+    }
+
+    fn check_space(&self, guest: &Guest, space: u64) -> Result<()> {
+        match self.grants.read().get(&space) {
+            Some(users) => allow(guest, users),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses the sessions of spaces that are not for this client, and 0, which is all of them.
+    fn check_session(&self, guest: &Guest, session: u64) -> Result<()> {
+        if self.grants.read().is_empty() {
+            return Ok(());
+        }
+        if session == 0 {
+            return guest.may_administer();
+        }
+        let space = self.node.l1.session_space(session)?;
+        self.check_space(guest, space.tag.number())
+    }
+
+    fn check_job(&self, guest: &Guest, job: u64) -> Result<()> {
+        if self.grants.read().is_empty() {
+            return Ok(());
+        }
+        match self.node.prefetcher.space_of(job) {
+            Some(space) => self.check_space(guest, space.tag.number()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn allow(guest: &Guest, users: &[u32]) -> Result<()> {
+    if guest.admin || users.contains(&guest.peer.uid) {
+        return Ok(());
+    }
+    Err(Error::new(
+        KVKEEP_ERR_PERMISSION,
+        format!(
+            "user {} may not use this tenant's spaces: add it to the tenant's uids in the daemon's configuration",
+            guest.peer.uid
+        ),
+    ))
+}

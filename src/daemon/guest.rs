@@ -1,0 +1,272 @@
+//! One client as its daemon sees it: who it is, what it may do, and what dies with it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use hashbrown::{HashMap, HashSet};
+use parking_lot::Mutex;
+
+use super::outbox::Outbox;
+use super::server::Limits;
+use super::wire::{PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED};
+use crate::cache::Cache;
+use crate::config::JobObserver;
+use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, Result};
+use crate::key::Key;
+use crate::node::Node;
+use crate::types::{Completion, PrefetchResult};
+
+/// Who is at the other end of a connection, as the kernel says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its process.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+#[derive(Default)]
+struct Held {
+    gone: bool,
+    sessions: HashSet<u64>,
+    /// Jobs not released by ticket; 0 while one is being submitted.
+    jobs: HashMap<u64, u64>,
+    /// Sizes of what it stages, by session: its own and others'.
+    staged: HashMap<u64, HashMap<Key, u64>>,
+    staged_bytes: u64,
+}
+
+/// A connected client.
+pub struct Guest {
+    /// Its number.
+    pub number: u64,
+    /// Proves that a lane is this client's.
+    pub secret: u64,
+    /// Who it is.
+    pub peer: Peer,
+    /// It may not write.
+    pub read_only: bool,
+    /// It may change what the whole node depends on.
+    pub admin: bool,
+    /// What it is told unasked.
+    pub outbox: Outbox,
+    lanes: AtomicUsize,
+    held: Mutex<Held>,
+}
+
+fn gone() -> Error {
+    Error::new(KVKEEP_ERR_DISCONNECTED, "the client's connection is being ended")
+}
+
+fn limit(what: &str, most: u64, option: &str) -> Error {
+    Error::new(
+        KVKEEP_ERR_LIMIT,
+        format!("this client has {most} {what}, the most the daemon gives one: end some, or raise {option}"),
+    )
+}
+
+impl Guest {
+    /// A client that holds nothing yet.
+    pub fn new(number: u64, secret: u64, peer: Peer, read_only: bool, admin: bool) -> Result<Guest> {
+        let (lanes, held) = (AtomicUsize::new(0), Mutex::default());
+        Ok(Guest { number, secret, peer, read_only, admin, outbox: Outbox::new()?, lanes, held })
+    }
+
+    /// Counts one more lane, if it may have one.
+    pub fn enter_lane(&self, most: usize) -> bool {
+        self.lanes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lanes| (lanes < most).then_some(lanes + 1))
+            .is_ok()
+    }
+
+    /// A lane ended.
+    pub fn leave_lane(&self) {
+        self.lanes.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether it has left.
+    pub fn is_gone(&self) -> bool {
+        self.held.lock().gone
+    }
+
+    /// Refuses what a reader may not do.
+    pub fn may_write(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(
+                KVKEEP_ERR_PERMISSION,
+                "this client is a reader: open the cache without KVKEEP_FLAG_READ_ONLY, as a user whom the daemon lets write",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what concerns every client, unless it is the daemon's own user or root.
+    pub fn may_administer(&self) -> Result<()> {
+        if !self.admin {
+            return Err(Error::new(
+                KVKEEP_ERR_PERMISSION,
+                format!("user {} may not change what all clients share: do it as the daemon's user", self.peer.uid),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Begins a session that ends with this client.
+    pub fn begin_session(&self, node: &Node, limits: &Limits, begin: impl FnOnce() -> Result<u64>) -> Result<u64> {
+        let mut held = self.held.lock();
+        if held.gone {
+            return Err(gone());
+        }
+        if held.sessions.len() >= limits.sessions_per_client_max {
+            // Some may have been ended by others, or by their deadline.
+            held.sessions.retain(|&session| node.l1.session_lives(session).is_ok());
+            if held.sessions.len() >= limits.sessions_per_client_max {
+                let most = limits.sessions_per_client_max as u64;
+                return Err(limit("live sessions", most, "sessions_per_client_max"));
+            }
+        }
+        let session = begin()?;
+        held.sessions.insert(session);
+        Ok(session)
+    }
+
+    /// A session was ended.
+    pub fn end_session(&self, session: u64) {
+        let mut held = self.held.lock();
+        held.sessions.remove(&session);
+        let staged = held.staged.remove(&session);
+        held.staged_bytes -= staged.map_or(0, |staged| staged.values().sum());
+    }
+
+    /// Refuses to stage more bytes than a client may.
+    pub fn check_staging(&self, node: &Node, limits: &Limits, sizes: &[u64]) -> Result<()> {
+        let more = sizes.iter().fold(0u64, |sum, size| sum.saturating_add(*size));
+        let mut held = self.held.lock();
+        let most = limits.staged_bytes_per_client_max;
+        if held.staged_bytes.saturating_add(more) > most {
+            held.staged.retain(|&session, _| node.l1.session_lives(session).is_ok());
+            held.staged_bytes = held.staged.values().flat_map(HashMap::values).sum();
+            if held.staged_bytes.saturating_add(more) > most {
+                let bytes = held.staged_bytes;
+                return Err(limit(
+                    &format!("{bytes} bytes staged and asks for {more} of"),
+                    most,
+                    "staged_bytes_per_client_max",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what was staged. False if the client has left meanwhile: then it is to be given back.
+    pub fn stage(&self, session: u64, staged: impl Iterator<Item = (Key, u64)>) -> bool {
+        let mut held = self.held.lock();
+        let Held { staged: by_session, staged_bytes, gone, .. } = &mut *held;
+        let of_session = by_session.entry(session).or_default();
+        for (key, size) in staged {
+            *staged_bytes += size;
+            *staged_bytes -= of_session.insert(key, size).unwrap_or(0);
+        }
+        !*gone
+    }
+
+    /// Notes what was committed or given back.
+    pub fn unstage(&self, session: u64, keys: &[Key]) {
+        let mut held = self.held.lock();
+        let Held { staged: by_session, staged_bytes, .. } = &mut *held;
+        if let Some(of_session) = by_session.get_mut(&session) {
+            *staged_bytes -= keys.iter().filter_map(|key| of_session.remove(key)).sum::<u64>();
+            if of_session.is_empty() {
+                by_session.remove(&session);
+            }
+        }
+    }
+
+    /// Begins to follow a job that the client knows by `ticket`.
+    pub fn begin_job(self: &Arc<Self>, limits: &Limits, ticket: u64) -> Result<Arc<dyn JobObserver>> {
+        let mut held = self.held.lock();
+        if held.gone {
+            return Err(gone());
+        }
+        if held.jobs.len() >= limits.jobs_per_client_max {
+            return Err(limit("jobs not released", limits.jobs_per_client_max as u64, "jobs_per_client_max"));
+        }
+        if held.jobs.insert(ticket, 0).is_some() {
+            return Err(Error::invalid("malformed message: a ticket is used twice"));
+        }
+        Ok(Arc::new(Follower { guest: Arc::downgrade(self), ticket }))
+    }
+
+    /// The job of a ticket was accepted, or (0) refused. False if the client has left meanwhile: then it is to be released.
+    pub fn accept_job(&self, ticket: u64, job: u64) -> bool {
+        let mut held = self.held.lock();
+        if job == 0 {
+            held.jobs.remove(&ticket);
+        } else if let Some(known) = held.jobs.get_mut(&ticket) {
+            *known = job;
+        }
+        !held.gone
+    }
+
+    /// The client has left: everything that was its own ends. Says how many sessions that ended, and how many of them held
+    /// something.
+    pub fn leave(&self, node: &Node) -> (usize, usize) {
+        let held = {
+            let mut held = self.held.lock();
+            std::mem::replace(&mut *held, Held { gone: true, ..Held::default() })
+        };
+        for job in held.jobs.into_values().filter(|job| *job != 0) {
+            // One that was released meanwhile is gone as wished; so with sessions.
+            let _ = node.release_job(job);
+        }
+        let holding = held.sessions.iter().filter(|&&session| node.l1.session_holds(session)).count();
+        let ended = held.sessions.iter().filter(|&&session| node.abort_session(session).is_ok()).count();
+        for (session, staged) in held.staged {
+            if !held.sessions.contains(&session) {
+                let keys: Vec<Key> = staged.into_keys().collect();
+                let _ = node.abort_write(session, &keys, None);
+            }
+        }
+        (ended, holding)
+    }
+}
+
+/// Tells a client of one of its jobs.
+struct Follower {
+    guest: Weak<Guest>,
+    ticket: u64,
+}
+
+impl JobObserver for Follower {
+    fn looked_up(&self, chunks: u32) {
+        if let Some(guest) = self.guest.upgrade() {
+            guest.outbox.push(PUSH_LOOKED_UP, |frame| {
+                frame.put(&self.ticket).put(&chunks);
+            });
+        }
+    }
+
+    fn done(&self, completion: &Completion, result: &PrefetchResult, held: &[bool]) {
+        if let Some(guest) = self.guest.upgrade() {
+            guest.outbox.push(PUSH_DONE, |frame| {
+                frame.put(&self.ticket).put(completion).put(result).put(&bitmap(held).as_slice());
+            });
+        }
+    }
+
+    fn released(&self) {
+        if let Some(guest) = self.guest.upgrade() {
+            guest.held.lock().jobs.remove(&self.ticket);
+            guest.outbox.push(PUSH_RELEASED, |frame| {
+                frame.put(&self.ticket);
+            });
+        }
+    }
+}
+
+/// Bit i % 8 of byte i / 8 is key i.
+fn bitmap(held: &[bool]) -> Vec<u8> {
+    held.chunks(8).map(|eight| eight.iter().rev().fold(0, |byte, &held| byte << 1 | u8::from(held))).collect()
+}

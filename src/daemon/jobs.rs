@@ -1,0 +1,279 @@
+//! What a client knows of the jobs it submitted: pushed by the daemon, so that a query costs no round trip.
+
+use std::time::Instant;
+
+use hashbrown::HashMap;
+use parking_lot::{Condvar, Mutex};
+
+use crate::config::Notify;
+use crate::control::complete::Completions;
+use crate::control::job::message_bytes;
+use crate::error::{
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status,
+};
+use crate::types::{Completion, PrefetchResult};
+
+struct Entry {
+    /// Its number, once the daemon has accepted it.
+    job: Option<u64>,
+    session: u64,
+    keys: usize,
+    lookup: Option<u32>,
+    answer: Option<(PrefetchResult, Vec<u8>)>,
+    /// How to tell; taken by the completion, so that there is one.
+    notify: Option<Notify>,
+    /// Came before the daemon's acceptance was read.
+    early: Option<Completion>,
+    /// Its caller has forgotten it: only its completion is still to come.
+    released: bool,
+}
+
+impl Entry {
+    /// It ends without the daemon's word, unless that came before.
+    fn lose(mut self, status: Status, message: &str, completions: &Completions) {
+        if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
+            let (session, status, message) = (self.session, status as i32, message_bytes(message));
+            completions.deliver(notify, Completion { job, session, status, hit_chunks: 0, loaded_bytes: 0, message });
+        }
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    last: u64,
+    by_ticket: HashMap<u64, Entry>,
+    /// Tickets of accepted jobs.
+    by_job: HashMap<u64, u64>,
+}
+
+/// All jobs of a client.
+#[derive(Default)]
+pub struct Jobs {
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+fn no_job(job: u64) -> Error {
+    crate::control::prefetch::no_job(job)
+}
+
+impl Table {
+    fn of_job(&self, job: u64) -> Option<&Entry> {
+        self.by_ticket.get(self.by_job.get(&job)?)
+    }
+
+    fn of_job_mut(&mut self, job: u64) -> Option<&mut Entry> {
+        self.by_ticket.get_mut(self.by_job.get(&job)?)
+    }
+
+    fn remove(&mut self, ticket: u64) -> Option<Entry> {
+        let entry = self.by_ticket.remove(&ticket)?;
+        if let Some(job) = entry.job {
+            self.by_job.remove(&job);
+        }
+        Some(entry)
+    }
+}
+
+impl Jobs {
+    /// A job is about to be submitted: the ticket that names it meanwhile.
+    pub fn begin(&self, session: u64, keys: usize, notify: Notify) -> u64 {
+        let mut table = self.table.lock();
+        table.last += 1;
+        let ticket = table.last;
+        let notify = Some(notify);
+        let entry =
+            Entry { job: None, session, keys, lookup: None, answer: None, notify, early: None, released: false };
+        table.by_ticket.insert(ticket, entry);
+        ticket
+    }
+
+    /// The daemon accepted the job, told what it knew of it by then; `id` is set before anyone is told of its end.
+    pub fn accepted(
+        &self,
+        ticket: u64,
+        job: u64,
+        lookup: Option<u32>,
+        answer: Option<(PrefetchResult, Vec<u8>)>,
+        id: &mut u64,
+        completions: &Completions,
+    ) {
+        let mut table = self.table.lock();
+        *id = job;
+        let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
+        entry.job = Some(job);
+        entry.lookup = entry.lookup.or(lookup);
+        entry.answer = entry.answer.take().or(answer);
+        if let Some(completion) = entry.early.take()
+            && let Some(notify) = entry.notify.take()
+        {
+            completions.deliver(notify, completion);
+        }
+        if entry.released {
+            table.by_ticket.remove(&ticket);
+        } else {
+            table.by_job.insert(job, ticket);
+        }
+    }
+
+    /// The daemon did not accept the job: no completion comes.
+    pub fn refused(&self, ticket: u64) {
+        self.table.lock().by_ticket.remove(&ticket);
+    }
+
+    /// The daemon went away while it accepted this job.
+    pub fn disconnect_ticket(&self, ticket: u64, completions: &Completions) {
+        let entry = self.table.lock().remove(ticket);
+        if let Some(entry) = entry {
+            entry.lose(KVKEEP_ERR_DISCONNECTED, "the daemon went away", completions);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Pushed: the lookup's answer.
+    pub fn looked_up(&self, ticket: u64, chunks: u32) {
+        if let Some(entry) = self.table.lock().by_ticket.get_mut(&ticket) {
+            entry.lookup = Some(chunks);
+        }
+    }
+
+    /// Pushed: a job is done.
+    pub fn done(
+        &self,
+        ticket: u64,
+        completion: Completion,
+        result: PrefetchResult,
+        bitmap: &[u8],
+        completions: &Completions,
+    ) {
+        let mut table = self.table.lock();
+        let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
+        entry.lookup = Some(result.lookup_chunks);
+        entry.answer = Some((result, bitmap.to_vec()));
+        if entry.job.is_none() {
+            entry.early = Some(completion);
+        } else if let Some(notify) = entry.notify.take() {
+            completions.deliver(notify, completion);
+        }
+        drop(table);
+        self.changed.notify_all();
+    }
+
+    /// Pushed: a job is forgotten. It was done before.
+    pub fn released(&self, ticket: u64) {
+        let mut table = self.table.lock();
+        match table.by_ticket.get_mut(&ticket) {
+            Some(entry) if entry.job.is_none() => entry.released = true,
+            _ => drop(table.remove(ticket)),
+        }
+        drop(table);
+        self.changed.notify_all();
+    }
+
+    /// Its caller forgets a job: only its completion is still to come.
+    pub fn forget(&self, job: u64) {
+        if let Some(entry) = self.table.lock().of_job_mut(job) {
+            entry.released = true;
+        }
+        self.changed.notify_all();
+    }
+
+    /// A session has ended: its jobs are forgotten.
+    pub fn forget_session(&self, session: u64) {
+        for entry in self.table.lock().by_ticket.values_mut() {
+            entry.released |= entry.session == session;
+        }
+        self.changed.notify_all();
+    }
+
+    /// The daemon is gone: every job ends now.
+    fn lose(&self, status: Status, message: &str, completions: &Completions) {
+        let mut table = self.table.lock();
+        let accepted: Vec<u64> =
+            table.by_ticket.iter().filter(|(_, entry)| entry.job.is_some()).map(|(ticket, _)| *ticket).collect();
+        for ticket in accepted {
+            if let Some(entry) = table.remove(ticket) {
+                entry.lose(status, message, completions);
+            }
+        }
+        // Those not accepted are their submitters' to refuse.
+        drop(table);
+        self.changed.notify_all();
+    }
+
+    /// The early answer of a job submitted here. None for one that was not.
+    pub fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Option<Result<Status>> {
+        self.ask(job, |entry| match entry.lookup {
+            Some(known) => {
+                *chunks = known;
+                Ok(KVKEEP_OK)
+            }
+            None => Ok(KVKEEP_PENDING),
+        })
+    }
+
+    /// The answer of a job submitted here.
+    pub fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Option<Result<Status>> {
+        self.ask(job, |entry| match &entry.answer {
+            Some((answer, _)) => {
+                let (struct_size, abi_version) = (result.struct_size, result.abi_version);
+                *result = PrefetchResult { struct_size, abi_version, ..*answer };
+                Ok(KVKEEP_OK)
+            }
+            None => Ok(KVKEEP_PENDING),
+        })
+    }
+
+    /// Which keys of a job submitted here are held.
+    pub fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Option<Result<Status>> {
+        self.ask(job, |entry| {
+            let needed = entry.keys.div_ceil(8);
+            if bitmap.len() < needed {
+                return Err(crate::control::query::small_bitmap(job, entry.keys, bitmap.len()));
+            }
+            let Some((_, held)) = &entry.answer else { return Ok(KVKEEP_PENDING) };
+            bitmap.fill(0);
+            bitmap.iter_mut().zip(held).for_each(|(byte, held)| *byte = *held);
+            Ok(KVKEEP_OK)
+        })
+    }
+
+    fn ask(&self, job: u64, ask: impl FnOnce(&Entry) -> Result<Status>) -> Option<Result<Status>> {
+        let table = self.table.lock();
+        let entry = table.of_job(job)?;
+        Some(if entry.released { Err(no_job(job)) } else { ask(entry) })
+    }
+
+    /// Blocks until a job submitted here is done. None for one that was not, or whose daemon is gone.
+    pub fn wait(&self, job: u64, until: Instant) -> Option<Result<()>> {
+        let mut table = self.table.lock();
+        let mut known = false;
+        loop {
+            let Some(entry) = table.of_job(job) else { return known.then(|| Err(no_job(job))) };
+            known = true;
+            if entry.released {
+                return Some(Err(no_job(job)));
+            }
+            if entry.answer.is_some() {
+                return Some(Ok(()));
+            }
+            if Instant::now() >= until {
+                return Some(Err(Error::new(
+                    KVKEEP_ERR_TIMEOUT,
+                    format!("job {job} is not done yet: wait longer, cancel it, or give it a deadline"),
+                )));
+            }
+            self.changed.wait_until(&mut table, until);
+        }
+    }
+
+    /// The cache closes: as [`lose`](Jobs::lose), cancelled.
+    pub fn close(&self, completions: &Completions) {
+        self.lose(KVKEEP_ERR_CANCELLED, "the cache was closed", completions);
+    }
+
+    /// The daemon went away.
+    pub fn disconnect(&self, completions: &Completions) {
+        self.lose(KVKEEP_ERR_DISCONNECTED, "the daemon went away", completions);
+    }
+}

@@ -1,0 +1,246 @@
+//! A client's connections to one run of a daemon: the one that listens, and the lanes that calls take.
+
+use std::io::{self, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::wire::frame::Inbox;
+use super::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome};
+use crate::arena::Arena;
+use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_PERMISSION, Result, Status};
+
+/// Most calls at once; more wait for a lane.
+const LANES_MAX: usize = 32;
+/// A daemon that does not answer for so long is taken for dead.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One connection with its buffers.
+struct Lane {
+    stream: UnixStream,
+    frame: Frame,
+    inbox: Inbox,
+    patience: Duration,
+}
+
+#[derive(Default)]
+struct Lanes {
+    idle: Vec<Lane>,
+    open: usize,
+}
+
+/// A connection to one run of a daemon.
+pub struct Link {
+    /// What the daemon said of itself.
+    pub welcome: Welcome,
+    /// L1, mapped here.
+    pub arena: Arc<Arena>,
+    path: Box<Path>,
+    spin: Duration,
+    pushes: UnixStream,
+    lanes: Mutex<Lanes>,
+    free: Condvar,
+    lost: AtomicBool,
+}
+
+/// What a call says when there is no daemon to ask.
+pub fn disconnected(path: &Path) -> Error {
+    Error::new(
+        KVKEEP_ERR_DISCONNECTED,
+        format!(
+            "the daemon at {} went away, and what it held for this process with it: begin new sessions when it is back \
+             (this cache reconnects by itself)",
+            path.display()
+        ),
+    )
+}
+
+fn unreachable(path: &Path, error: &io::Error) -> Error {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Error::new(
+            KVKEEP_ERR_PERMISSION,
+            format!("{path} may not be opened by this user: have the daemon's socket mode or group allow it"),
+        ),
+        _ => Error::new(
+            KVKEEP_ERR_DISCONNECTED,
+            format!("no daemon answers at {path} ({error}): start one with kvkeep serve --socket {path}"),
+        ),
+    }
+}
+
+impl Lane {
+    fn open(path: &Path) -> Result<Lane> {
+        let stream = UnixStream::connect(path).map_err(|error| unreachable(path, &error))?;
+        let timeouts = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
+        timeouts.map_err(|error| Error::io("setting a socket's timeouts", &error))?;
+        Ok(Lane { stream, frame: Frame::default(), inbox: Inbox::default(), patience: PATIENCE })
+    }
+
+    /// A request out, its answer in. The outer error means that the connection is of no use any more.
+    fn call<R>(
+        &mut self,
+        request: &Request<'_>,
+        spin: Duration,
+        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
+    ) -> io::Result<Result<R>> {
+        request.encode(&mut self.frame);
+        self.stream.write_all(self.frame.finish())?;
+        if !spin.is_zero() {
+            self.spin(Instant::now() + spin);
+        }
+        let mut head = Head::new_zeroed();
+        self.stream.read_exact(head.as_mut_bytes())?;
+        if head.bytes > FRAME_BYTES_MAX {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        }
+        self.inbox.fill(&mut self.stream, head.bytes as usize)?;
+        let mut fields = self.inbox.fields();
+        Ok(match Status::from_number(head.kind as i32) {
+            Some(status) if status as i32 >= 0 => {
+                read(status, &mut fields).and_then(|read| fields.end().map(|()| read))
+            }
+            status => {
+                let message = fields.take::<&str>().unwrap_or("the daemon gave no reason");
+                Err(Error::new(status.unwrap_or(KVKEEP_ERR_INTERNAL), message))
+            }
+        })
+    }
+
+    /// Looks for the answer without sleeping: waking up takes longer than most calls.
+    fn spin(&self, until: Instant) {
+        let mut byte = [0u8; 1];
+        while recv(&self.stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_err() && Instant::now() < until {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+impl Link {
+    /// Connects, and maps L1.
+    pub fn open(path: &Path, read_only: bool, spin: Duration) -> Result<Link> {
+        let mut lane = Lane::open(path)?;
+        let lost = |error: io::Error| unreachable(path, &error);
+        Request::Hello { version: WIRE_VERSION, read_only }.encode(&mut lane.frame);
+        lane.stream.write_all(lane.frame.finish()).map_err(lost)?;
+
+        let mut head = Head::new_zeroed();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got = {
+            let mut into = [IoSliceMut::new(head.as_mut_bytes())];
+            recvmsg(&lane.stream, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC)
+                .map_err(|error| lost(error.into()))?
+        };
+        let fd = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        lane.stream.read_exact(&mut head.as_mut_bytes()[got.bytes..]).map_err(lost)?;
+        if head.bytes > FRAME_BYTES_MAX {
+            return Err(lost(io::Error::from(io::ErrorKind::InvalidData)));
+        }
+        lane.inbox.fill(&mut lane.stream, head.bytes as usize).map_err(lost)?;
+        let mut fields = lane.inbox.fields();
+        let (Ok(0..), Some(fd)) = (i32::try_from(head.kind), fd) else {
+            let status = Status::from_number(head.kind as i32).unwrap_or(KVKEEP_ERR_INTERNAL);
+            return Err(Error::new(status, fields.take::<&str>().unwrap_or("the daemon gave no reason")));
+        };
+        let welcome: Welcome = fields.take()?;
+        let arena = Arena::attach(fd, welcome.l1_bytes as usize, !welcome.read_only)
+            .map_err(|error| Error::io("mapping the daemon's L1", &error))?;
+        Ok(Link {
+            welcome,
+            arena: Arc::new(arena),
+            path: path.into(),
+            spin,
+            pushes: lane.stream,
+            lanes: Mutex::default(),
+            free: Condvar::new(),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    /// The stream of pushes; reading it takes as long as it takes.
+    pub fn pushes(&self) -> io::Result<UnixStream> {
+        let stream = self.pushes.try_clone()?;
+        stream.set_read_timeout(None)?;
+        Ok(stream)
+    }
+
+    /// Ends every call, and the stream of pushes: the connection is over.
+    pub fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+        let _ = self.pushes.shutdown(std::net::Shutdown::Both);
+        // Under the lock, so that nobody who looked before goes to sleep after.
+        let _lanes = self.lanes.lock();
+        self.free.notify_all();
+    }
+
+    /// Whether the connection is over.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// Makes a call that the daemon answers in `patience`.
+    pub fn call<R>(
+        &self,
+        request: &Request<'_>,
+        patience: Duration,
+        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let mut lane = self.take_lane()?;
+        if lane.patience != patience {
+            // It can only fail for a time of 0, which no caller has.
+            let _ = lane.stream.set_read_timeout(Some(patience));
+            lane.patience = patience;
+        }
+        match lane.call(request, self.spin, read) {
+            Ok(result) => {
+                self.lanes.lock().idle.push(lane);
+                self.free.notify_one();
+                result
+            }
+            Err(_) => {
+                self.lanes.lock().open -= 1;
+                self.lose();
+                Err(disconnected(&self.path))
+            }
+        }
+    }
+
+    fn take_lane(&self) -> Result<Lane> {
+        let mut lanes = self.lanes.lock();
+        loop {
+            if self.is_lost() {
+                return Err(disconnected(&self.path));
+            }
+            if let Some(lane) = lanes.idle.pop() {
+                return Ok(lane);
+            }
+            if lanes.open < LANES_MAX {
+                lanes.open += 1;
+                break;
+            }
+            self.free.wait(&mut lanes);
+        }
+        drop(lanes);
+        let opened = Lane::open(&self.path).and_then(|mut lane| {
+            let (client, secret) = (self.welcome.client, self.welcome.secret);
+            let hello = Request::Lane { version: WIRE_VERSION, client, secret };
+            lane.call(&hello, Duration::ZERO, |_, _| Ok(())).map_err(|_| disconnected(&self.path))??;
+            Ok(lane)
+        });
+        opened.inspect_err(|_| {
+            self.lanes.lock().open -= 1;
+            self.free.notify_one();
+        })
+    }
+}

@@ -1,0 +1,15 @@
+//! One node, many processes: the daemon that owns a cache, and the client that makes another process see it as its own.
+//!
+//! A client has one connection that only listens, on which results are pushed, and a few lanes, each used by one calling
+//! thread at a time: a request out, a reply in. The bytes of objects never cross a socket: a client maps L1.
+
+mod claim;
+pub mod client;
+mod dispatch;
+mod face;
+mod guest;
+mod jobs;
+mod link;
+mod outbox;
+pub mod server;
+pub mod wire;

@@ -1,0 +1,436 @@
+//! The daemon's side of the socket: it lets clients in, gives each connection a thread, and notices when one dies.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
+use zerocopy::FromZeros;
+
+pub use super::claim::Claim;
+use super::dispatch::Desk;
+use super::guest::{Guest, Peer};
+use super::wire::frame::Inbox;
+use super::wire::{FRAME_BYTES_MAX, Frame, Head, Request, WIRE_VERSION, Welcome};
+use crate::config::LogLevel;
+use crate::error::{
+    Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_VERSION,
+    KVKEEP_OK, Result,
+};
+use crate::node::Node;
+use zerocopy::IntoBytes;
+
+/// How long a peer may take for its first request, and to take in an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bounds of one client.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Most clients at once.
+    pub clients_max: usize,
+    /// Most calls of one client at once.
+    pub lanes_per_client_max: usize,
+    /// Most live sessions of one client.
+    pub sessions_per_client_max: usize,
+    /// Most jobs of one client that are not released.
+    pub jobs_per_client_max: usize,
+    /// Most bytes that one client stages.
+    pub staged_bytes_per_client_max: u64,
+    /// Most bytes of one message.
+    pub message_bytes_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            clients_max: 256,
+            lanes_per_client_max: 64,
+            sessions_per_client_max: 1 << 16,
+            jobs_per_client_max: 1 << 16,
+            staged_bytes_per_client_max: u64::MAX,
+            message_bytes_max: FRAME_BYTES_MAX,
+        }
+    }
+}
+
+/// Who may connect, and to what.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// File mode of the socket.
+    pub mode: u32,
+    /// Users who may connect, beside the daemon's own and root.
+    pub uids: Vec<u32>,
+    /// Groups whose members (by their process's group) may connect.
+    pub gids: Vec<u32>,
+    /// Users who may connect and only read.
+    pub read_only_uids: Vec<u32>,
+    /// Tenants whose spaces only these users may open, beside the daemon's own and root.
+    pub tenants: Vec<(String, Vec<u32>)>,
+}
+
+impl Default for Access {
+    fn default() -> Access {
+        Access { mode: 0o600, uids: Vec::new(), gids: Vec::new(), read_only_uids: Vec::new(), tenants: Vec::new() }
+    }
+}
+
+#[derive(Default)]
+struct Guests {
+    by_number: HashMap<u64, Arc<Guest>>,
+    /// Connections with a thread, to be shut when the server stops.
+    streams: HashMap<u64, UnixStream>,
+}
+
+struct Shared {
+    node: Arc<Node>,
+    desk: Desk,
+    access: Access,
+    limits: Limits,
+    boot: u8,
+    boot_id: u128,
+    guests: Mutex<Guests>,
+    empty: Condvar,
+    next: AtomicU64,
+    stopping: AtomicBool,
+}
+
+/// A node's socket being served.
+pub struct Server {
+    shared: Arc<Shared>,
+    claim: Claim,
+    listener: Arc<UnixListener>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    let file = std::fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
+    file.map_err(|error| Error::io("reading /dev/urandom", &error))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+impl Server {
+    /// Serves a node on the claimed socket until stopped.
+    pub fn start(node: Arc<Node>, claim: Claim, access: Access, limits: Limits) -> Result<Server> {
+        let path: &PathBuf = &claim.socket;
+        let failed = |error: io::Error| Error::io(format!("serving {}", path.display()), &error);
+        // Whoever listened here is gone: the claim says so.
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(access.mode)).map_err(failed)?;
+        let shared = Arc::new(Shared {
+            desk: Desk::new(node.clone(), access.tenants.clone(), limits.clone()),
+            node,
+            access,
+            limits,
+            boot: claim.boot,
+            boot_id: u128::from(random()?) << 64 | u128::from(random()?),
+            guests: Mutex::default(),
+            empty: Condvar::new(),
+            next: AtomicU64::new(1),
+            stopping: AtomicBool::new(false),
+        });
+        let (accepting, listening) = (shared.clone(), listener.clone());
+        let accepting = std::thread::Builder::new()
+            .name("kvkeep-accept".to_owned())
+            .spawn(move || accepting.accept(&listening))
+            .map_err(|error| Error::io("starting the thread kvkeep-accept", &error))?;
+        shared.node.log.say(LogLevel::Info, || format!("serving {}", path.display()));
+        Ok(Server { shared, claim, listener, accepting: Some(accepting) })
+    }
+
+    /// Lets nobody in any more, ends every client, and returns when their threads are gone.
+    pub fn stop(mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        let _ = std::fs::remove_file(&self.claim.socket);
+        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        let mut guests = self.shared.guests.lock();
+        for stream in guests.streams.values() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        while !guests.streams.is_empty() {
+            self.shared.empty.wait(&mut guests);
+        }
+    }
+}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, listener: &UnixListener) {
+        while !self.stopping.load(Ordering::SeqCst) {
+            let Ok((stream, _)) = listener.accept() else {
+                if !self.stopping.load(Ordering::SeqCst) {
+                    // Out of descriptors, most likely: some will be closed.
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                continue;
+            };
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Ok(copy) = stream.try_clone() else { continue };
+            let most = self.limits.clients_max * (self.limits.lanes_per_client_max + 1);
+            {
+                let mut guests = self.guests.lock();
+                if guests.streams.len() >= most {
+                    continue;
+                }
+                guests.streams.insert(number, copy);
+            }
+            let me = self.clone();
+            let thread = std::thread::Builder::new().name("kvkeep-client".to_owned()).spawn(move || {
+                let ended = catch_unwind(AssertUnwindSafe(|| me.serve(stream, number)));
+                if ended.is_err() {
+                    me.node.poison();
+                }
+                me.forget(number);
+            });
+            if thread.is_err() {
+                self.forget(number);
+            }
+        }
+    }
+
+    fn forget(&self, number: u64) {
+        let mut guests = self.guests.lock();
+        guests.streams.remove(&number);
+        if guests.streams.is_empty() {
+            self.empty.notify_all();
+        }
+    }
+
+    /// One connection, from its first request to its end.
+    fn serve(self: &Arc<Self>, stream: UnixStream, number: u64) {
+        let mut connection = Connection { stream, inbox: Inbox::default(), frame: Frame::default() };
+        let _ = connection.stream.set_read_timeout(Some(PATIENCE));
+        let _ = connection.stream.set_write_timeout(Some(PATIENCE));
+        let peer = peer_of(&connection.stream);
+        let Some(kind) = connection.receive(4096) else { return };
+        let request = Request::decode(kind, connection.inbox.fields());
+        let admitted = peer.and_then(|peer| self.admit(peer, request?, number));
+        let (guest, lane) = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                self.node.log.say(LogLevel::Warn, || format!("a connection was refused: {error}"));
+                connection.refuse(&error);
+                return;
+            }
+        };
+        let _ = connection.stream.set_read_timeout(None);
+        if lane {
+            connection.frame.begin(KVKEEP_OK as u32);
+            if connection.send() {
+                self.serve_lane(&mut connection, &guest);
+            }
+            guest.leave_lane();
+            return;
+        }
+        if self.welcome(&mut connection, &guest).is_ok() {
+            self.push(&mut connection, &guest);
+        }
+        let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+        self.guests.lock().by_number.remove(&guest.number);
+        self.node.meters.clients.sub(1);
+        let orderly = guest.is_gone();
+        let (ended, _) = guest.leave(&self.node);
+        if !orderly {
+            self.node.meters.clients_lost.add(1);
+            self.node.log.say(LogLevel::Warn, || {
+                format!(
+                    "client {} (pid {}) went without a word: {ended} sessions aborted",
+                    guest.number, guest.peer.pid
+                )
+            });
+        }
+    }
+
+    /// Who a connection belongs to, and whether it is a lane.
+    fn admit(&self, peer: Peer, request: Request<'_>, number: u64) -> Result<(Arc<Guest>, bool)> {
+        let (version, hello) = match &request {
+            Request::Hello { version, .. } => (*version, true),
+            Request::Lane { version, .. } => (*version, false),
+            _ => return Err(Error::invalid("malformed message: a connection begins with hello")),
+        };
+        if version != WIRE_VERSION {
+            return Err(Error::new(
+                KVKEEP_ERR_VERSION,
+                format!("the client speaks version {version}, this daemon {WIRE_VERSION}: use one build for both"),
+            ));
+        }
+        match request {
+            Request::Lane { client, secret, .. } if !hello => {
+                let guest = self.guests.lock().by_number.get(&client).cloned();
+                let guest =
+                    guest.filter(|guest| guest.secret == secret && guest.peer.uid == peer.uid).ok_or_else(|| {
+                        Error::new(KVKEEP_ERR_NOT_FOUND, format!("client {client} is not connected: connect again"))
+                    })?;
+                if !guest.enter_lane(self.limits.lanes_per_client_max) {
+                    return Err(Error::new(
+                        KVKEEP_ERR_LIMIT,
+                        "this client makes the most calls at once: raise lanes_per_client_max",
+                    ));
+                }
+                Ok((guest, true))
+            }
+            Request::Hello { read_only, .. } => {
+                let (may_write, admin) = self.access.rights(peer)?;
+                let guest = Arc::new(Guest::new(number, random()?, peer, read_only || !may_write, admin)?);
+                let mut guests = self.guests.lock();
+                if guests.by_number.len() >= self.limits.clients_max {
+                    return Err(Error::new(
+                        KVKEEP_ERR_LIMIT,
+                        format!("{} clients are connected: close some, or raise clients_max", self.limits.clients_max),
+                    ));
+                }
+                guests.by_number.insert(number, guest.clone());
+                self.node.meters.clients.add(1);
+                Ok((guest, false))
+            }
+            _ => Err(Error::invalid("malformed message: a connection begins with hello")),
+        }
+    }
+
+    /// Answers hello, with the descriptor of L1 beside.
+    fn welcome(&self, connection: &mut Connection, guest: &Guest) -> io::Result<()> {
+        let arena = self.node.l1.arena();
+        let welcome = Welcome {
+            client: guest.number,
+            secret: guest.secret,
+            boot_id: self.boot_id,
+            boot: self.boot,
+            l1_bytes: arena.bytes() as u64,
+            session_timeout_ms: self.node.session_timeout.as_millis() as u64,
+            read_only: guest.read_only,
+        };
+        connection.frame.begin(KVKEEP_OK as u32).put(&welcome);
+        let read_only = if guest.read_only { Some(arena.read_only_fd()?) } else { None };
+        let fd: BorrowedFd<'_> = read_only.as_ref().map_or(arena.fd().as_fd(), AsFd::as_fd);
+        let bytes = connection.frame.finish();
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd];
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let sent = sendmsg(&connection.stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+        connection.stream.write_all(&bytes[sent..])
+    }
+
+    /// Sends a client what it is told unasked, until it is gone.
+    fn push(&self, connection: &mut Connection, guest: &Guest) {
+        let mut bytes = Vec::new();
+        loop {
+            let mut fds = [
+                PollFd::new(&connection.stream, PollFlags::IN),
+                PollFd::from_borrowed_fd(guest.outbox.fd(), PollFlags::IN),
+            ];
+            if poll(&mut fds, None).is_err() {
+                continue;
+            }
+            // A client says nothing here: whatever comes is its end.
+            if !fds[0].revents().is_empty() {
+                return;
+            }
+            if !guest.outbox.take(&mut bytes) || connection.stream.write_all(&bytes).is_err() {
+                self.node.log.say(LogLevel::Warn, || {
+                    format!("client {} (pid {}) does not take what it is told", guest.number, guest.peer.pid)
+                });
+                return;
+            }
+        }
+    }
+
+    /// Answers one request after the other.
+    fn serve_lane(&self, connection: &mut Connection, guest: &Arc<Guest>) {
+        let mut scratch = super::dispatch::Scratch::default();
+        while let Some(kind) = connection.receive(self.limits.message_bytes_max) {
+            let (inbox, frame) = (&connection.inbox, &mut connection.frame);
+            let answered = catch_unwind(AssertUnwindSafe(|| {
+                let request = Request::decode(kind, inbox.fields())?;
+                self.desk.answer(guest, request, &mut scratch, frame)
+            }));
+            match answered {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    frame.begin(error.status as u32).put(&error.message.as_str());
+                }
+                Err(_) => {
+                    self.node.poison();
+                    frame.begin(KVKEEP_ERR_INTERNAL as u32).put(&"a bug in the daemon was caught: restart it");
+                }
+            }
+            if !connection.send() {
+                return;
+            }
+        }
+    }
+}
+
+impl Access {
+    /// Whether a peer may write and administer; an error if it may not even connect.
+    fn rights(&self, peer: Peer) -> Result<(bool, bool)> {
+        let own = rustix::process::geteuid().as_raw();
+        let admin = peer.uid == own || peer.uid == 0;
+        let reader = self.read_only_uids.contains(&peer.uid);
+        let writer = admin || self.uids.contains(&peer.uid) || self.gids.contains(&peer.gid);
+        if !reader && !writer {
+            return Err(Error::new(
+                KVKEEP_ERR_PERMISSION,
+                format!(
+                    "user {} (group {}) may not use this daemon: add it to allowed_uids, allowed_gids or read_only_uids",
+                    peer.uid, peer.gid
+                ),
+            ));
+        }
+        Ok((!reader, admin && !reader))
+    }
+}
+
+fn peer_of(stream: &UnixStream) -> Result<Peer> {
+    let cred = sockopt::socket_peercred(stream).map_err(|error| Error::io("asking who connected", &error.into()))?;
+    Ok(Peer { pid: cred.pid.as_raw_nonzero().get() as u32, uid: cred.uid.as_raw(), gid: cred.gid.as_raw() })
+}
+
+/// One socket and its buffers.
+struct Connection {
+    stream: UnixStream,
+    inbox: Inbox,
+    frame: Frame,
+}
+
+impl Connection {
+    /// The kind of the next frame, whose fields are in the inbox; None when the peer is gone or sends too much.
+    fn receive(&mut self, bytes_max: u32) -> Option<u32> {
+        let mut head = Head::new_zeroed();
+        io::Read::read_exact(&mut self.stream, head.as_mut_bytes()).ok()?;
+        if head.bytes > bytes_max {
+            self.refuse(&Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("a message of {} bytes: the daemon takes {bytes_max}; split the batch", head.bytes),
+            ));
+            return None;
+        }
+        self.inbox.fill(&mut self.stream, head.bytes as usize).ok()?;
+        Some(head.kind)
+    }
+
+    fn send(&mut self) -> bool {
+        self.stream.write_all(self.frame.finish()).is_ok()
+    }
+
+    fn refuse(&mut self, error: &Error) {
+        self.frame.begin(error.status as u32).put(&error.message.as_str());
+        self.send();
+    }
+}

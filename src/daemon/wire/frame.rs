@@ -1,0 +1,232 @@
+//! Frames being written and read.
+
+use std::io::{self, Read};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::Head;
+use crate::error::{Error, Result};
+use crate::key::Key;
+use crate::types::{Completion, KVKEEP_KEYS_MAX, PrefetchResult, Stats};
+
+const WORD: usize = size_of::<u64>();
+/// Most bytes taken into a buffer before they have arrived: a head alone must not make the reader allocate.
+const AHEAD_BYTES: usize = 1 << 20;
+
+/// The error of a message that its reader cannot make sense of.
+pub fn malformed(what: &str) -> Error {
+    Error::invalid(format!("malformed message: {what}; client and daemon must be of one build"))
+}
+
+/// A frame being written.
+#[derive(Default)]
+pub struct Frame {
+    bytes: Vec<u8>,
+}
+
+impl Frame {
+    /// Begins a frame, in the memory of the one before.
+    pub fn begin(&mut self, kind: u32) -> &mut Frame {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(Head { kind, bytes: 0 }.as_bytes());
+        self
+    }
+
+    /// Adds a field.
+    pub fn put<'a>(&mut self, field: &impl Field<'a>) -> &mut Frame {
+        field.put(self);
+        self
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes.extend_from_slice(&number.to_le_bytes());
+    }
+
+    /// Adds an array.
+    pub fn array<T: IntoBytes + Immutable>(&mut self, array: &[T]) -> &mut Frame {
+        self.number(array.len() as u64);
+        self.bytes.extend_from_slice(array.as_bytes());
+        self.bytes.resize(self.bytes.len().next_multiple_of(WORD), 0);
+        self
+    }
+
+    /// Adds an array made on the way.
+    pub fn array_of<T: IntoBytes + Immutable>(&mut self, items: impl ExactSizeIterator<Item = T>) -> &mut Frame {
+        self.number(items.len() as u64);
+        items.for_each(|item| self.bytes.extend_from_slice(item.as_bytes()));
+        self.bytes.resize(self.bytes.len().next_multiple_of(WORD), 0);
+        self
+    }
+
+    /// The whole frame, to be sent.
+    pub fn finish(&mut self) -> &[u8] {
+        let length = (self.bytes.len() - size_of::<Head>()) as u32;
+        self.bytes[4..8].copy_from_slice(&length.to_le_bytes());
+        &self.bytes
+    }
+}
+
+/// The fields of a received frame that are not taken yet.
+pub struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    /// All fields of a frame.
+    pub fn new(bytes: &'a [u8]) -> Fields<'a> {
+        Fields { rest: bytes }
+    }
+
+    /// The next field.
+    pub fn take<T: Field<'a>>(&mut self) -> Result<T> {
+        T::take(self)
+    }
+
+    fn number(&mut self) -> Result<u64> {
+        let (number, rest) = self.rest.split_first_chunk().ok_or_else(|| malformed("it ends early"))?;
+        self.rest = rest;
+        Ok(u64::from_le_bytes(*number))
+    }
+
+    /// The next array.
+    pub fn array<T: FromBytes + Immutable + KnownLayout>(&mut self) -> Result<&'a [T]> {
+        let count = usize::try_from(self.number()?).map_err(|_| malformed("an array is too long"))?;
+        let (array, _) = <[T]>::ref_from_prefix_with_elems(self.rest, count)
+            .map_err(|_| malformed("an array is longer than its message"))?;
+        let padded = size_of_val(array).next_multiple_of(WORD);
+        self.rest = self.rest.get(padded..).ok_or_else(|| malformed("an array is not padded"))?;
+        Ok(array)
+    }
+
+    /// Nothing may be left.
+    pub fn end(self) -> Result<()> {
+        if self.rest.is_empty() { Ok(()) } else { Err(malformed("it has bytes behind its last field")) }
+    }
+}
+
+/// What can stand in a frame.
+pub trait Field<'a>: Sized {
+    /// Adds it.
+    fn put(&self, frame: &mut Frame);
+    /// Takes it, checked.
+    fn take(fields: &mut Fields<'a>) -> Result<Self>;
+}
+
+impl Field<'_> for u64 {
+    fn put(&self, frame: &mut Frame) {
+        frame.number(*self);
+    }
+
+    fn take(fields: &mut Fields<'_>) -> Result<u64> {
+        fields.number()
+    }
+}
+
+impl Field<'_> for u32 {
+    fn put(&self, frame: &mut Frame) {
+        frame.number(u64::from(*self));
+    }
+
+    fn take(fields: &mut Fields<'_>) -> Result<u32> {
+        u32::try_from(fields.number()?).map_err(|_| malformed("a number is out of range"))
+    }
+}
+
+impl Field<'_> for bool {
+    fn put(&self, frame: &mut Frame) {
+        frame.number(u64::from(*self));
+    }
+
+    fn take(fields: &mut Fields<'_>) -> Result<bool> {
+        match fields.number()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(malformed("a choice is neither 0 nor 1")),
+        }
+    }
+}
+
+impl<'a> Field<'a> for &'a str {
+    fn put(&self, frame: &mut Frame) {
+        frame.array(self.as_bytes());
+    }
+
+    fn take(fields: &mut Fields<'a>) -> Result<&'a str> {
+        std::str::from_utf8(fields.array()?).map_err(|_| malformed("a text is not UTF-8"))
+    }
+}
+
+impl<'a> Field<'a> for &'a [Key] {
+    fn put(&self, frame: &mut Frame) {
+        frame.array(self);
+    }
+
+    fn take(fields: &mut Fields<'a>) -> Result<&'a [Key]> {
+        let keys: &[Key] = fields.array()?;
+        let fits = (1..=KVKEEP_KEYS_MAX).contains(&keys.len());
+        fits.then_some(keys).ok_or_else(|| malformed("a batch has no keys or too many"))
+    }
+}
+
+macro_rules! arrays {
+    ($($item:ty),*) => {$(
+        impl<'a> Field<'a> for &'a [$item] {
+            fn put(&self, frame: &mut Frame) {
+                frame.array(self);
+            }
+
+            fn take(fields: &mut Fields<'a>) -> Result<&'a [$item]> {
+                fields.array()
+            }
+        }
+    )*};
+}
+
+arrays!(u8, u32, i32, u64);
+
+macro_rules! records {
+    ($($record:ty),*) => {$(
+        impl<'a> Field<'a> for $record {
+            fn put(&self, frame: &mut Frame) {
+                frame.array(std::slice::from_ref(self));
+            }
+
+            fn take(fields: &mut Fields<'a>) -> Result<$record> {
+                match fields.array()? {
+                    [record] => Ok(*record),
+                    _ => Err(malformed("a record is not one")),
+                }
+            }
+        }
+    )*};
+}
+
+records!(Completion, PrefetchResult, Stats, Key);
+
+/// Where frames are received: whole words, so that arrays lie aligned.
+#[derive(Default)]
+pub struct Inbox {
+    words: Vec<u64>,
+    bytes: usize,
+}
+
+impl Inbox {
+    /// Reads the fields of a frame whose head said `bytes`.
+    pub fn fill(&mut self, from: &mut impl Read, bytes: usize) -> io::Result<()> {
+        self.bytes = 0;
+        while self.bytes < bytes {
+            let upto = bytes.min(self.bytes + AHEAD_BYTES);
+            if self.words.len() * WORD < upto {
+                self.words.resize(upto.div_ceil(WORD), 0);
+            }
+            from.read_exact(&mut self.words.as_mut_bytes()[self.bytes..upto])?;
+            self.bytes = upto;
+        }
+        Ok(())
+    }
+
+    /// The fields read last.
+    pub fn fields(&self) -> Fields<'_> {
+        Fields::new(&self.words.as_bytes()[..self.bytes])
+    }
+}

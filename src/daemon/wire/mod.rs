@@ -1,0 +1,108 @@
+//! The bytes on the socket: frames, the fields inside them, and every message that exists.
+//!
+//! A frame is a [`Head`] and so many bytes of fields. Numbers are little-endian words of eight bytes; arrays and texts have their
+//! count in front and are padded to whole words, so that a reader uses them where they lie. Both ends are on one machine and
+//! may be of different builds, so the version is compared when a connection begins.
+
+pub mod frame;
+pub mod request;
+
+pub use frame::{Field, Fields, Frame};
+pub use request::Request;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::arena::Arena;
+use crate::types::View;
+
+/// Raised with every change of the messages.
+pub const WIRE_VERSION: u32 = 1;
+
+/// Most bytes of one frame: a batch of the most keys with a number and a view for each fits.
+pub const FRAME_BYTES_MAX: u32 = 80 << 20;
+
+/// What stands before the fields of a frame.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Head {
+    /// Of a request, which one; of a reply, its status; of a push, which one.
+    pub kind: u32,
+    /// Bytes of the fields.
+    pub bytes: u32,
+}
+
+/// Push: the lookup of a job is answered.
+pub const PUSH_LOOKED_UP: u32 = 1;
+/// Push: a job is done.
+pub const PUSH_DONE: u32 = 2;
+/// Push: a job is forgotten.
+pub const PUSH_RELEASED: u32 = 3;
+
+/// A view without an address: each process maps L1 elsewhere.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Place {
+    /// Where its bytes begin in L1.
+    pub offset: u64,
+    /// How many there are.
+    pub size: u64,
+    /// As in the view.
+    pub status: i32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl Place {
+    /// Where a view of `arena` lies.
+    pub fn of(arena: &Arena, view: &View) -> Place {
+        let offset = (view.data as usize).saturating_sub(arena.at(0) as usize) as u64;
+        Place { offset, size: view.size, status: view.status, reserved: 0 }
+    }
+
+    /// The view in this process, if it lies inside `arena`.
+    pub fn view(&self, arena: &Arena) -> Option<View> {
+        if self.status != 0 {
+            return Some(View { data: std::ptr::null_mut(), size: 0, status: self.status, reserved: 0 });
+        }
+        let inside = self.offset.checked_add(self.size).is_some_and(|end| end <= arena.bytes() as u64);
+        inside.then(|| View { data: arena.at(self.offset).cast(), size: self.size, status: 0, reserved: 0 })
+    }
+}
+
+/// What a daemon tells a new client. The descriptor of L1 comes beside it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Welcome {
+    /// The client's number.
+    pub client: u64,
+    /// Proves that a lane is this client's.
+    pub secret: u64,
+    /// This run of the daemon.
+    pub boot_id: u128,
+    /// Upper byte of its numbers.
+    pub boot: u8,
+    /// Size of L1.
+    pub l1_bytes: u64,
+    /// How long a session may be idle unless it says.
+    pub session_timeout_ms: u64,
+    /// The client may only read.
+    pub read_only: bool,
+}
+
+impl<'a> Field<'a> for Welcome {
+    fn put(&self, frame: &mut Frame) {
+        frame.put(&self.client).put(&self.secret).put(&(self.boot_id as u64)).put(&((self.boot_id >> 64) as u64));
+        frame.put(&u32::from(self.boot)).put(&self.l1_bytes).put(&self.session_timeout_ms).put(&self.read_only);
+    }
+
+    fn take(fields: &mut Fields<'a>) -> crate::error::Result<Welcome> {
+        Ok(Welcome {
+            client: fields.take()?,
+            secret: fields.take()?,
+            boot_id: u128::from(fields.take::<u64>()?) | u128::from(fields.take::<u64>()?) << 64,
+            boot: fields.take::<u32>()? as u8,
+            l1_bytes: fields.take()?,
+            session_timeout_ms: fields.take()?,
+            read_only: fields.take()?,
+        })
+    }
+}

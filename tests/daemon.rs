@@ -1,0 +1,201 @@
+//! A daemon and its clients, by what the clients see.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvkeep::cache::Cache as _;
+use kvkeep::config::{Callback, Mode, NodeConfig, Notify, PrefetchRequest, SpaceSpec};
+use kvkeep::daemon::client::{Client, ClientConfig};
+use kvkeep::daemon::server::{Access, Claim, Limits, Server};
+use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
+use kvkeep::key::Key;
+use kvkeep::node::Node;
+use kvkeep::types::{PrefetchResult, Stats, View};
+use parking_lot::Mutex;
+
+const KIB: u64 = 1024;
+
+struct Daemon {
+    dir: tempfile::TempDir,
+    node: Arc<Node>,
+    server: Option<Server>,
+}
+
+impl Daemon {
+    fn start(limits: Limits, access: Access) -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, server) = serve(&dir, limits, access);
+        Daemon { dir, node, server: Some(server) }
+    }
+
+    fn client(&self) -> Arc<Client> {
+        Client::open(self.config()).unwrap()
+    }
+
+    fn config(&self) -> ClientConfig {
+        ClientConfig::new(&format!("unix://{}/kvkeep.sock", self.dir.path().display())).unwrap()
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        kvkeep::cache::Cache::stats(&*self.node, &mut stats).unwrap();
+        stats
+    }
+
+    fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop();
+            self.node.close();
+        }
+    }
+
+    fn restart(&mut self) {
+        self.stop();
+        let (node, server) = serve(&self.dir, Limits::default(), Access::default());
+        (self.node, self.server) = (node, Some(server));
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn serve(dir: &tempfile::TempDir, limits: Limits, access: Access) -> (Arc<Node>, Server) {
+    let claim = Claim::take(&dir.path().join("kvkeep.sock")).unwrap();
+    let l2 = format!("fs://{}/l2", dir.path().display());
+    let config = NodeConfig { boot: claim.boot, backend_urls: vec![l2], ..NodeConfig::new(16 << 20) };
+    let node = Node::open(config).unwrap();
+    let server = Server::start(node.clone(), claim, access, limits).unwrap();
+    (node, server)
+}
+
+fn spec() -> SpaceSpec {
+    let (layout, tenant) = (String::new(), String::new());
+    SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 }
+}
+
+fn keys(count: u8) -> Vec<Key> {
+    (0..count).map(|i| Key { hash: [i; 32], rank: 0, group: 0 }).collect()
+}
+
+fn views(count: usize) -> Vec<View> {
+    vec![View::none(KVKEEP_OK); count]
+}
+
+fn write(client: &Client, session: u64, keys: &[Key]) {
+    let mut views = views(keys.len());
+    assert!(client.reserve_write(session, keys, &vec![4 * KIB; keys.len()], false, &mut views).unwrap());
+    for (key, view) in keys.iter().zip(&views) {
+        client.copy_in(view, &[key.hash[0]; 4096]).unwrap();
+    }
+    assert!(client.finish_write(session, keys, None).unwrap());
+}
+
+fn read(client: &Client, session: u64, keys: &[Key]) {
+    let mut views = views(keys.len());
+    assert!(client.reserve_read(session, keys, 0, &mut views).unwrap());
+    for (key, view) in keys.iter().zip(&views) {
+        let mut bytes = [0; 4096];
+        client.copy_out(view, &mut bytes).unwrap();
+        assert_eq!(bytes, [key.hash[0]; 4096]);
+    }
+    assert!(client.finish_read(session, keys, 0, None).unwrap());
+}
+
+#[test]
+fn what_one_client_writes_another_reads() {
+    let daemon = Daemon::start(Limits::default(), Access::default());
+    let (a, b) = (daemon.client(), daemon.client());
+    let (space, keys) = (a.open_space(spec()).unwrap(), keys(20));
+    assert_eq!(b.open_space(spec()).unwrap(), space);
+    let session = a.begin_session(space, "writer", None).unwrap();
+    write(&a, session, &keys);
+    let reader = b.begin_session(space, "reader", None).unwrap();
+    read(&b, reader, &keys);
+    // A session is named by its number in every process.
+    read(&b, session, &keys);
+    b.end_session(session).unwrap();
+    assert_eq!(a.end_session(session).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+    a.close();
+    b.close();
+    assert_eq!(daemon.stats().sessions, 0);
+}
+
+#[test]
+fn a_job_is_answered_without_asking_and_completes_once() {
+    let daemon = Daemon::start(Limits::default(), Access::default());
+    let client = daemon.client();
+    let (space, keys) = (client.open_space(spec()).unwrap(), keys(8));
+    let session = client.begin_session(space, "r", None).unwrap();
+    write(&client, session, &keys[..5]);
+    client.drain_writes(10_000).unwrap();
+    assert_eq!(client.clear(space, false).unwrap(), (5, true));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let teller = told.clone();
+    let notify = Notify::Callback(Callback(Box::new(move |completion| teller.lock().push(*completion))));
+    let mut job = 0;
+    let request = PrefetchRequest { mode: Mode::Prefix, notify, ..PrefetchRequest::default() };
+    client.submit_prefetch(session, &keys, request, &mut job).unwrap();
+    client.wait(job, 10_000).unwrap();
+    let (mut chunks, mut result) = (0, PrefetchResult::default());
+    assert_eq!(client.query_lookup_hits(job, &mut chunks).unwrap(), KVKEEP_OK);
+    assert_eq!(client.query_prefetch(job, &mut result).unwrap(), KVKEEP_OK);
+    assert_eq!((chunks, result.hit_chunks, result.tier_keys[1]), (5, 5, 5));
+    let mut bitmap = [0xff; 2];
+    assert_eq!(client.query_bitmap(job, &mut bitmap).unwrap(), KVKEEP_OK);
+    assert_eq!(bitmap, [0b1_1111, 0]);
+    assert!(client.finish_read(session, &keys[..5], 0, None).unwrap());
+    client.release_job(job).unwrap();
+    assert_eq!(client.query_lookup_hits(job, &mut chunks).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+    client.end_session(session).unwrap();
+    client.close();
+    assert_eq!(told.lock().iter().map(|told| (told.job, told.hit_chunks)).collect::<Vec<_>>(), [(job, 5)]);
+}
+
+#[test]
+fn after_a_restart_old_numbers_are_disconnected_and_l2_is_found() {
+    let mut daemon = Daemon::start(Limits::default(), Access::default());
+    let client = daemon.client();
+    let (space, keys) = (client.open_space(spec()).unwrap(), keys(5));
+    let session = client.begin_session(space, "before", None).unwrap();
+    write(&client, session, &keys);
+    client.drain_writes(10_000).unwrap();
+    daemon.restart();
+    // Until the client is connected again every call says so, and for what is lost they go on to.
+    let begun = loop {
+        assert_eq!(client.end_session(session).unwrap_err().status, KVKEEP_ERR_DISCONNECTED);
+        match client.begin_session(space, "after", None) {
+            Ok(begun) => break begun,
+            Err(error) => assert_eq!(error.status, KVKEEP_ERR_DISCONNECTED, "{error}"),
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(client.end_session(session).unwrap_err().status, KVKEEP_ERR_DISCONNECTED);
+    let mut job = 0;
+    client.submit_prefetch(begun, &keys, PrefetchRequest::default(), &mut job).unwrap();
+    client.wait(job, 10_000).unwrap();
+    read(&client, begun, &keys);
+    client.close();
+}
+
+#[test]
+fn what_a_client_held_is_returned_when_it_closes() {
+    let daemon = Daemon::start(Limits::default(), Access::default());
+    let (a, b) = (daemon.client(), daemon.client());
+    let (space, keys) = (a.open_space(spec()).unwrap(), keys(5));
+    let session = a.begin_session(space, "a", Some(Duration::from_secs(3600))).unwrap();
+    write(&a, session, &keys);
+    assert!(a.reserve_read(session, &keys, 3, &mut views(5)).unwrap());
+    assert!(
+        a.reserve_write(session, &[Key { hash: [99; 32], rank: 0, group: 0 }], &[4096], false, &mut views(1)).unwrap()
+    );
+    let attached = b.begin_session(space, "b", None).unwrap();
+    assert!(b.reserve_read(attached, &keys[..1], 0, &mut views(1)).unwrap());
+    a.close();
+    let stats = daemon.stats();
+    assert_eq!((stats.l1_shares, stats.l1_staged, stats.sessions, stats.clients_lost), (1, 0, 1, 0));
+    b.close();
+}
