@@ -342,7 +342,7 @@ static void p6_options_of_a_cache(void) {
     REFUSE(connect, "unix:///nowhere/kvkeep.sock", KVKEEP_ERR_INVALID, "l1_bytes is set");
     KVKEEP_INIT(&options);
     options.connect = "unix:///nowhere/kvkeep.sock";
-    refuse_open(&options, KVKEEP_ERR_DISCONNECTED, "kvkeep serve --socket /nowhere/kvkeep.sock");
+    refuse_open(&options, KVKEEP_ERR_DISCONNECTED, "no daemon answers");
     options.connect = "tcp://host:1";
     refuse_open(&options, KVKEEP_ERR_INVALID, "unix:///path");
     options.connect = "unix:///nowhere/kvkeep.sock?sping_us=1";
