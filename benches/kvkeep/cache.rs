@@ -28,6 +28,8 @@ const MODEL: &CStr = c"benchmark";
 #[derive(Clone, Copy, Default)]
 pub struct Setup<'a> {
     pub l1_bytes: u64,
+    /// The daemon's URL; its L1 has `l1_bytes`.
+    pub connect: Option<&'a str>,
     /// The `fs` backend's URL.
     pub url: Option<&'a str>,
     pub no_checksum: bool,
@@ -65,9 +67,13 @@ impl Cache {
         let mut options: kvkeep_options = unsafe { std::mem::zeroed() };
         options.struct_size = size_of::<kvkeep_options>() as u32;
         options.abi_version = KVKEEP_ABI_VERSION;
-        options.l1_bytes = setup.l1_bytes;
+        let connect = setup.connect.map(|url| CString::new(url).expect("a URL without NUL"));
+        match &connect {
+            Some(url) => options.connect = url.as_ptr(),
+            None => options.l1_bytes = setup.l1_bytes,
+        }
         options.flags = if setup.no_checksum { KVKEEP_FLAG_NO_CHECKSUM } else { 0 };
-        if !setup.background_eviction {
+        if !setup.background_eviction && connect.is_none() {
             options.watermark_high_percent = 100;
         }
         options.backend_urls = if urls.is_empty() { null() } else { urls.as_ptr() };

@@ -1,5 +1,6 @@
 //! A cache that a daemon keeps, as one of its clients: calls go out on a lane, results are pushed, bytes are where they are.
 
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -198,7 +199,8 @@ impl Client {
                 self.reconnect();
                 continue;
             };
-            if let Ok(mut stream) = link.pushes() {
+            if let Ok(stream) = link.pushes() {
+                let mut stream = BufReader::new(stream);
                 let mut inbox = Inbox::default();
                 while self.take_push(&mut stream, &mut inbox) {}
             }
@@ -207,9 +209,9 @@ impl Client {
         }
     }
 
-    fn take_push(&self, stream: &mut std::os::unix::net::UnixStream, inbox: &mut Inbox) -> bool {
+    fn take_push(&self, stream: &mut impl Read, inbox: &mut Inbox) -> bool {
         let mut head = Head::new_zeroed();
-        if std::io::Read::read_exact(stream, head.as_mut_bytes()).is_err() || head.bytes > FRAME_BYTES_MAX {
+        if stream.read_exact(head.as_mut_bytes()).is_err() || head.bytes > FRAME_BYTES_MAX {
             return false;
         }
         inbox.fill(stream, head.bytes as usize).is_ok() && self.pushed(head.kind, inbox.fields()).is_ok()

@@ -6,14 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::wire::frame::Inbox;
-use super::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome};
+use super::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome, look_for};
 use crate::arena::Arena;
 use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_PERMISSION, Result, Status};
 
@@ -93,15 +93,9 @@ impl Lane {
     ) -> io::Result<Result<R>> {
         request.encode(&mut self.frame);
         self.stream.write_all(self.frame.finish())?;
-        if !spin.is_zero() {
-            self.spin(Instant::now() + spin);
-        }
-        let mut head = Head::new_zeroed();
-        self.stream.read_exact(head.as_mut_bytes())?;
-        if head.bytes > FRAME_BYTES_MAX {
-            return Err(io::Error::from(io::ErrorKind::InvalidData));
-        }
-        self.inbox.fill(&mut self.stream, head.bytes as usize)?;
+        look_for(&self.stream, spin);
+        let head = self.inbox.receive(&mut self.stream, FRAME_BYTES_MAX)?;
+        let head = head.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
         let mut fields = self.inbox.fields();
         Ok(match Status::from_number(head.kind as i32) {
             Some(status) if status as i32 >= 0 => {
@@ -112,14 +106,6 @@ impl Lane {
                 Err(Error::new(status.unwrap_or(KVKEEP_ERR_INTERNAL), message))
             }
         })
-    }
-
-    /// Looks for the answer without sleeping: waking up takes longer than most calls.
-    fn spin(&self, until: Instant) {
-        let mut byte = [0u8; 1];
-        while recv(&self.stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_err() && Instant::now() < until {
-            std::hint::spin_loop();
-        }
     }
 }
 
@@ -234,7 +220,8 @@ impl Link {
         drop(lanes);
         let opened = Lane::open(&self.path).and_then(|mut lane| {
             let (client, secret) = (self.welcome.client, self.welcome.secret);
-            let hello = Request::Lane { version: WIRE_VERSION, client, secret };
+            let spin_us = self.spin.as_micros() as u32;
+            let hello = Request::Lane { version: WIRE_VERSION, client, secret, spin_us };
             lane.call(&hello, Duration::ZERO, |_, _| Ok(())).map_err(|_| disconnected(&self.path))??;
             Ok(lane)
         });

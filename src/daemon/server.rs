@@ -21,7 +21,7 @@ pub use super::claim::Claim;
 use super::dispatch::Desk;
 use super::guest::{Guest, Peer};
 use super::wire::frame::Inbox;
-use super::wire::{FRAME_BYTES_MAX, Frame, Head, Request, WIRE_VERSION, Welcome};
+use super::wire::{FRAME_BYTES_MAX, Frame, Head, Request, WIRE_VERSION, Welcome, look_for};
 use crate::config::LogLevel;
 use crate::error::{
     Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_VERSION,
@@ -32,6 +32,9 @@ use zerocopy::IntoBytes;
 
 /// How long a peer may take for its first request, and to take in an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest time to look for a client's next request before sleeping, of one that spins itself.
+const SPIN_MAX: Duration = Duration::from_micros(50);
 
 /// Bounds of one client.
 #[derive(Clone, Debug)]
@@ -221,7 +224,7 @@ impl Shared {
         let Some(kind) = connection.receive(4096) else { return };
         let request = Request::decode(kind, connection.inbox.fields());
         let admitted = peer.and_then(|peer| self.admit(peer, request?, number));
-        let (guest, lane) = match admitted {
+        let (guest, spin) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
                 self.node.log.say(LogLevel::Warn, || format!("a connection was refused: {error}"));
@@ -230,10 +233,10 @@ impl Shared {
             }
         };
         let _ = connection.stream.set_read_timeout(None);
-        if lane {
+        if let Some(spin) = spin {
             connection.frame.begin(KVKEEP_OK as u32);
             if connection.send() {
-                self.serve_lane(&mut connection, &guest);
+                self.serve_lane(&mut connection, &guest, spin);
             }
             guest.leave_lane();
             return;
@@ -257,8 +260,8 @@ impl Shared {
         }
     }
 
-    /// Who a connection belongs to, and whether it is a lane.
-    fn admit(&self, peer: Peer, request: Request<'_>, number: u64) -> Result<(Arc<Guest>, bool)> {
+    /// Who a connection belongs to, and, if it is a lane, how long to look for its next request before sleeping.
+    fn admit(&self, peer: Peer, request: Request<'_>, number: u64) -> Result<(Arc<Guest>, Option<Duration>)> {
         let (version, hello) = match &request {
             Request::Hello { version, .. } => (*version, true),
             Request::Lane { version, .. } => (*version, false),
@@ -271,7 +274,7 @@ impl Shared {
             ));
         }
         match request {
-            Request::Lane { client, secret, .. } if !hello => {
+            Request::Lane { client, secret, spin_us, .. } if !hello => {
                 let guest = self.guests.lock().by_number.get(&client).cloned();
                 let guest =
                     guest.filter(|guest| guest.secret == secret && guest.peer.uid == peer.uid).ok_or_else(|| {
@@ -283,7 +286,7 @@ impl Shared {
                         "this client makes the most calls at once: raise lanes_per_client_max",
                     ));
                 }
-                Ok((guest, true))
+                Ok((guest, Some(Duration::from_micros(u64::from(spin_us)).min(SPIN_MAX))))
             }
             Request::Hello { read_only, .. } => {
                 let (may_write, admin) = self.access.rights(peer)?;
@@ -297,7 +300,7 @@ impl Shared {
                 }
                 guests.by_number.insert(number, guest.clone());
                 self.node.meters.clients.add(1);
-                Ok((guest, false))
+                Ok((guest, None))
             }
             _ => Err(Error::invalid("malformed message: a connection begins with hello")),
         }
@@ -352,7 +355,7 @@ impl Shared {
     }
 
     /// Answers one request after the other.
-    fn serve_lane(&self, connection: &mut Connection, guest: &Arc<Guest>) {
+    fn serve_lane(&self, connection: &mut Connection, guest: &Arc<Guest>, spin: Duration) {
         let mut scratch = super::dispatch::Scratch::default();
         while let Some(kind) = connection.receive(self.limits.message_bytes_max) {
             let (inbox, frame) = (&connection.inbox, &mut connection.frame);
@@ -373,6 +376,7 @@ impl Shared {
             if !connection.send() {
                 return;
             }
+            look_for(&connection.stream, spin);
         }
     }
 }
@@ -412,16 +416,12 @@ struct Connection {
 impl Connection {
     /// The kind of the next frame, whose fields are in the inbox; None when the peer is gone or sends too much.
     fn receive(&mut self, bytes_max: u32) -> Option<u32> {
-        let mut head = Head::new_zeroed();
-        io::Read::read_exact(&mut self.stream, head.as_mut_bytes()).ok()?;
-        if head.bytes > bytes_max {
-            self.refuse(&Error::new(
-                KVKEEP_ERR_LIMIT,
-                format!("a message of {} bytes: the daemon takes {bytes_max}; split the batch", head.bytes),
-            ));
+        let Some(head) = self.inbox.receive(&mut self.stream, bytes_max).ok()? else {
+            let message =
+                format!("a message has more than the {bytes_max} bytes that the daemon takes: split the batch");
+            self.refuse(&Error::new(KVKEEP_ERR_LIMIT, message));
             return None;
-        }
-        self.inbox.fill(&mut self.stream, head.bytes as usize).ok()?;
+        };
         Some(head.kind)
     }
 

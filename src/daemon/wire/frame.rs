@@ -1,6 +1,7 @@
 //! Frames being written and read.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -12,6 +13,8 @@ use crate::types::{Completion, KVKEEP_KEYS_MAX, PrefetchResult, Stats};
 const WORD: usize = size_of::<u64>();
 /// Most bytes taken into a buffer before they have arrived: a head alone must not make the reader allocate.
 const AHEAD_BYTES: usize = 1 << 20;
+/// Room that every inbox has: a batch of some hundred keys comes in one read.
+const FIRST_BYTES: usize = 16 << 10;
 
 /// The error of a message that its reader cannot make sense of.
 pub fn malformed(what: &str) -> Error {
@@ -207,26 +210,65 @@ records!(Completion, PrefetchResult, Stats, Key);
 #[derive(Default)]
 pub struct Inbox {
     words: Vec<u64>,
-    bytes: usize,
+    /// Where in it the fields lie, in bytes.
+    fields: Range<usize>,
 }
 
 impl Inbox {
-    /// Reads the fields of a frame whose head said `bytes`.
-    pub fn fill(&mut self, from: &mut impl Read, bytes: usize) -> io::Result<()> {
-        self.bytes = 0;
-        while self.bytes < bytes {
-            let upto = bytes.min(self.bytes + AHEAD_BYTES);
-            if self.words.len() * WORD < upto {
-                self.words.resize(upto.div_ceil(WORD), 0);
+    /// Reads a whole frame, from a peer that sends the next one only when it was answered: head and fields come in one read
+    /// where they fit. None if it has more than `bytes_max`.
+    pub fn receive(&mut self, from: &mut impl Read, bytes_max: u32) -> io::Result<Option<Head>> {
+        let (mut got, mut wanted) = (0, size_of::<Head>());
+        let mut head = None;
+        self.reach(FIRST_BYTES);
+        while got < wanted {
+            // Beyond the frame there is nothing to read, so it does not matter that more is asked for.
+            let upto = self.reach(wanted.min(got + AHEAD_BYTES));
+            match from.read(&mut self.words.as_mut_bytes()[got..upto]) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                Ok(more) => got += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
-            from.read_exact(&mut self.words.as_mut_bytes()[self.bytes..upto])?;
-            self.bytes = upto;
+            if head.is_none() && got >= size_of::<Head>() {
+                let (kind, bytes) = (self.words[0] as u32, (self.words[0] >> 32) as u32);
+                if bytes > bytes_max {
+                    return Ok(None);
+                }
+                head = Some(Head { kind, bytes });
+                wanted += bytes as usize;
+            }
         }
+        if got > wanted {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        }
+        self.fields = size_of::<Head>()..wanted;
+        Ok(head)
+    }
+
+    /// Reads the fields of a frame whose head said `bytes`, and nothing beyond.
+    pub fn fill(&mut self, from: &mut impl Read, bytes: usize) -> io::Result<()> {
+        let mut got = 0;
+        while got < bytes {
+            let upto = bytes.min(got + AHEAD_BYTES);
+            self.reach(upto);
+            from.read_exact(&mut self.words.as_mut_bytes()[got..upto])?;
+            got = upto;
+        }
+        self.fields = 0..bytes;
         Ok(())
+    }
+
+    /// Has room for `bytes` at least, and says for how many.
+    fn reach(&mut self, bytes: usize) -> usize {
+        if self.words.len() * WORD < bytes {
+            self.words.resize(bytes.div_ceil(WORD), 0);
+        }
+        self.words.len() * WORD
     }
 
     /// The fields read last.
     pub fn fields(&self) -> Fields<'_> {
-        Fields::new(&self.words.as_bytes()[..self.bytes])
+        Fields::new(&self.words.as_bytes()[self.fields.clone()])
     }
 }

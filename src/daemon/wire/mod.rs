@@ -10,6 +10,10 @@ pub mod request;
 pub use frame::{Field, Fields, Frame};
 pub use request::Request;
 
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::net::{RecvFlags, recv};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::arena::Arena;
@@ -37,6 +41,18 @@ pub const PUSH_LOOKED_UP: u32 = 1;
 pub const PUSH_DONE: u32 = 2;
 /// Push: a job is forgotten.
 pub const PUSH_RELEASED: u32 = 3;
+
+/// Looks for the peer's next frame without sleeping, at most so long: waking up takes longer than most requests.
+pub fn look_for(stream: &UnixStream, spin: Duration) {
+    if spin.is_zero() {
+        return;
+    }
+    let until = Instant::now() + spin;
+    let mut byte = [0u8; 1];
+    while recv(stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_err() && Instant::now() < until {
+        std::hint::spin_loop();
+    }
+}
 
 /// A view without an address: each process maps L1 elsewhere.
 #[repr(C)]
