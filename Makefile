@@ -8,7 +8,7 @@ CMAKE := build/tools/bin/cmake
 CTEST := build/tools/bin/ctest
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check test test-rust test-c test-bindings demo bench soak install clean
+.PHONY: help build check test test-rust test-c test-bindings test-page demo bench soak install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -20,7 +20,7 @@ check: ## formatting and lints
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 
-test: check test-rust test-c test-bindings ## everything that must pass
+test: check test-rust test-c test-bindings test-page ## everything that must pass
 
 test-rust: ## the Rust tests
 	cargo test --locked
@@ -32,6 +32,11 @@ test-c: $(CMAKE) ## the C tests: both libraries, header, layout, symbols, valgri
 
 test-bindings: build $(CMAKE) ## the tests of the C++ and Python bindings
 	$(MAKE) -C bindings test CMAKE=$(CURDIR)/$(CMAKE) CTEST=$(CURDIR)/$(CTEST)
+
+test-page: ## the daemon's page in headless Chromium, fetched with npm where none is installed; pictures in build/page
+	@if chromium=$$(scripts/chromium.sh build/chromium); then \
+		KVKEEP_CHROMIUM=$$chromium cargo test --locked --test page -- --nocapture; \
+	else echo "test-page is skipped: no Chromium can be had"; fi
 
 demo: ## install into build/prefix, build the quickstart against it, replay a trace
 	$(MAKE) install PREFIX=$(CURDIR)/build/prefix

@@ -1,14 +1,35 @@
 //! The node seen from outside: statistics, Prometheus text, and why a key is where it is (P12).
 
-use std::fmt::Write;
-
+use serde::Serialize;
 use serde_json::json;
 
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
-use crate::l2::Found;
+use crate::l2::{Found, Health};
+use crate::metrics;
 use crate::node::Node;
-use crate::types::{Histogram, Stats};
+use crate::types::Stats;
+
+/// One backend.
+#[derive(Serialize, Debug)]
+pub struct BackendReport {
+    /// Its number.
+    pub backend: u64,
+    /// Its place among the tiers.
+    pub tier: usize,
+    /// The scheme of its URL.
+    pub scheme: &'static str,
+    /// Why it is not used now, if so.
+    pub trouble: Option<String>,
+    /// Objects in it.
+    pub objects: u64,
+    /// Bytes in it.
+    pub bytes: u64,
+    /// Most bytes it may take, 0 for no bound of its own.
+    pub capacity_bytes: u64,
+    /// Objects it evicted.
+    pub evictions: u64,
+}
 
 impl Node {
     /// Fills in everything but the head.
@@ -75,61 +96,30 @@ impl Node {
     pub fn metrics(&self) -> String {
         let mut stats = Stats::default();
         self.stats(&mut stats);
-        let mut text = String::with_capacity(8192);
-        macro_rules! values {
-            ($kind:literal, $suffix:literal: $($name:ident $help:literal),* $(,)?) => {
-                $(value(&mut text, concat!("kvkeep_", stringify!($name), $suffix), $kind, $help, stats.$name);)*
-            };
-        }
-        values! { "gauge", "":
-            l1_bytes "Size of L1.",
-            l1_used_bytes "Bytes of L1 in objects, staging and transfers.",
-            l1_locked_bytes "Bytes of L1 that cannot be evicted now.",
-            l1_objects "Committed objects in L1.",
-            l1_staged "Staged objects in L1.",
-            l1_shares "Shares held by all sessions.",
-            sessions "Live sessions.",
-            jobs "Jobs not yet released.",
-            writes_pending "Objects waiting to be written to L2.",
-            clients "Clients connected to the daemon.",
-            l2_objects "Objects in all backends.",
-            l2_bytes "Bytes in all backends.",
-        }
-        values! { "counter", "_total":
-            read_hits "Keys reserved for reading that were there.",
-            read_misses "Keys reserved for reading that were not.",
-            commits "Objects committed.",
-            commits_discarded "Commits that found the object there.",
-            evictions "Objects evicted from L1.",
-            evicted_bytes "Bytes evicted from L1.",
-            refusals "Reservations refused for want of memory or quota.",
-            clients_lost "Clients that went without closing.",
-            sessions_reclaimed "Sessions ended by their deadline.",
-            shares_revoked "Shares taken after a deadline.",
-            jobs_reclaimed "Jobs released by their deadline.",
-            jobs_submitted "Jobs accepted.",
-            jobs_completed "Jobs completed.",
-            jobs_cancelled "Jobs that ended cancelled.",
-            prefetch_hit_chunks "Chunks that prefetches found.",
-            prefetch_asked_chunks "Chunks that prefetches asked for.",
-            loads "Objects loaded from L2.",
-            loaded_bytes "Bytes loaded from L2.",
-            load_failures "Loads that failed.",
-            corruptions "Objects found corrupt and quarantined.",
-            backend_timeouts "Backend requests that passed their deadline.",
-            stores "Objects written to L2.",
-            stored_bytes "Bytes written to L2.",
-            stores_already "Writes not needed.",
-            store_retries "Writes tried again.",
-            stores_dropped "Writes given up.",
-            l2_evictions "Objects evicted by backends.",
-        }
-        histogram(&mut text, "kvkeep_lookup_seconds", "Submit to lookup answer.", &stats.lookup_latency);
-        histogram(&mut text, "kvkeep_prefetch_seconds", "Submit to completion.", &stats.prefetch_latency);
-        histogram(&mut text, "kvkeep_load_seconds", "One object read from L2.", &stats.load_latency);
-        histogram(&mut text, "kvkeep_store_seconds", "One object written to L2.", &stats.store_latency);
-        histogram(&mut text, "kvkeep_call_seconds", "Calls that a scheduler makes.", &stats.call_latency);
-        text
+        metrics::prometheus(&stats)
+    }
+
+    /// The backends, in the order they are asked.
+    pub fn backends(&self) -> Vec<BackendReport> {
+        let tiers = self.tiers.list();
+        let reports = tiers.iter().map(|tier| {
+            let usage = tier.backend.usage();
+            BackendReport {
+                backend: tier.number,
+                tier: tier.place,
+                scheme: tier.backend.name(),
+                trouble: match (tier.late(), tier.backend.health()) {
+                    (_, Health::Bad(why)) => Some(why),
+                    (0, Health::Good) => None,
+                    (late, Health::Good) => Some(format!("fenced: {late} requests passed their deadline unanswered")),
+                },
+                objects: usage.objects,
+                bytes: usage.bytes,
+                capacity_bytes: usage.capacity,
+                evictions: usage.evicted,
+            }
+        });
+        reports.collect()
     }
 
     /// Where a key is, who holds it, and why it cannot be evicted. JSON.
@@ -192,22 +182,4 @@ impl Node {
             .collect();
         Ok(json!({ "sessions": sessions }).to_string())
     }
-}
-
-fn value(text: &mut String, name: &str, kind: &str, help: &str, value: u64) {
-    // Writing to a string cannot fail.
-    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
-}
-
-fn histogram(text: &mut String, name: &str, help: &str, histogram: &Histogram) {
-    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} histogram\n");
-    let mut sum = 0;
-    let last = histogram.buckets.len() - 1;
-    for (i, count) in histogram.buckets[..last].iter().enumerate() {
-        sum += count;
-        let bound = (1u64 << i) as f64 / 1e6;
-        let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {sum}");
-    }
-    let (count, seconds) = (histogram.count, histogram.sum_us as f64 / 1e6);
-    let _ = write!(text, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {seconds}\n{name}_count {count}\n");
 }

@@ -23,6 +23,7 @@ pub mod error;
 pub mod events;
 pub mod hash;
 pub mod key;
+pub mod metrics;
 pub mod policy;
 pub mod stats;
 pub mod types;

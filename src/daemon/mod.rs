@@ -8,6 +8,7 @@ pub mod client;
 mod dispatch;
 mod face;
 mod guest;
+pub mod http;
 mod jobs;
 mod link;
 mod outbox;

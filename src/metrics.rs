@@ -1,0 +1,136 @@
+//! Everything counted, by name: as Prometheus text and as JSON.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::types::{Histogram, Stats};
+
+/// One number of the statistics.
+pub struct Value {
+    /// Its name, as in the C header.
+    pub name: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Takes it out.
+    pub of: fn(&Stats) -> u64,
+}
+
+/// One latency of the statistics.
+pub struct Latency {
+    /// Its name, as in the C header.
+    pub name: &'static str,
+    /// Its name in Prometheus text.
+    pub metric: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Takes it out.
+    pub of: fn(&Stats) -> &Histogram,
+}
+
+macro_rules! values {
+    ($($name:ident $help:literal),* $(,)?) => {
+        &[$(Value { name: stringify!($name), help: $help, of: |stats| stats.$name }),*]
+    };
+}
+
+macro_rules! latencies {
+    ($($name:ident $metric:literal $help:literal),* $(,)?) => {
+        &[$(Latency { name: stringify!($name), metric: $metric, help: $help, of: |stats| &stats.$name }),*]
+    };
+}
+
+/// What goes up and down.
+pub const GAUGES: &[Value] = values! {
+    l1_bytes "Size of L1.",
+    l1_used_bytes "Bytes of L1 in objects, staging and transfers.",
+    l1_locked_bytes "Bytes of L1 that cannot be evicted now.",
+    l1_objects "Committed objects in L1.",
+    l1_staged "Staged objects in L1.",
+    l1_shares "Shares held by all sessions.",
+    sessions "Live sessions.",
+    jobs "Jobs not yet released.",
+    writes_pending "Objects waiting to be written to L2.",
+    clients "Clients connected to the daemon.",
+    l2_objects "Objects in all backends.",
+    l2_bytes "Bytes in all backends.",
+};
+
+/// What only grows.
+pub const COUNTERS: &[Value] = values! {
+    read_hits "Keys reserved for reading that were there.",
+    read_misses "Keys reserved for reading that were not.",
+    commits "Objects committed.",
+    commits_discarded "Commits that found the object there.",
+    evictions "Objects evicted from L1.",
+    evicted_bytes "Bytes evicted from L1.",
+    refusals "Reservations refused for want of memory or quota.",
+    clients_lost "Clients that went without closing.",
+    sessions_reclaimed "Sessions ended by their deadline.",
+    shares_revoked "Shares taken after a deadline.",
+    jobs_reclaimed "Jobs released by their deadline.",
+    jobs_submitted "Jobs accepted.",
+    jobs_completed "Jobs completed.",
+    jobs_cancelled "Jobs that ended cancelled.",
+    prefetch_hit_chunks "Chunks that prefetches found.",
+    prefetch_asked_chunks "Chunks that prefetches asked for.",
+    loads "Objects loaded from L2.",
+    loaded_bytes "Bytes loaded from L2.",
+    load_failures "Loads that failed.",
+    corruptions "Objects found corrupt and quarantined.",
+    backend_timeouts "Backend requests that passed their deadline.",
+    stores "Objects written to L2.",
+    stored_bytes "Bytes written to L2.",
+    stores_already "Writes not needed.",
+    store_retries "Writes tried again.",
+    stores_dropped "Writes given up.",
+    l2_evictions "Objects evicted by backends.",
+};
+
+/// How long things take.
+pub const LATENCIES: &[Latency] = latencies! {
+    lookup_latency "kvkeep_lookup_seconds" "Submit to lookup answer.",
+    prefetch_latency "kvkeep_prefetch_seconds" "Submit to completion.",
+    load_latency "kvkeep_load_seconds" "One object read from L2.",
+    store_latency "kvkeep_store_seconds" "One object written to L2.",
+    call_latency "kvkeep_call_seconds" "Calls that a scheduler makes.",
+};
+
+/// Prometheus text (exposition format 0.0.4).
+pub fn prometheus(stats: &Stats) -> String {
+    let mut text = String::with_capacity(1 << 14);
+    for (kind, suffix, values) in [("gauge", "", GAUGES), ("counter", "_total", COUNTERS)] {
+        for Value { name, help, of } in values {
+            let (name, value) = (format!("kvkeep_{name}{suffix}"), of(stats));
+            // Writing to a string cannot fail.
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+        }
+    }
+    for latency in LATENCIES {
+        histogram(&mut text, latency.metric, latency.help, (latency.of)(stats));
+    }
+    text
+}
+
+/// One JSON object, by the names of the C header.
+pub fn json(stats: &Stats) -> Json {
+    let numbers = GAUGES.iter().chain(COUNTERS).map(|value| (value.name.to_owned(), json!((value.of)(stats))));
+    let latencies = LATENCIES.iter().map(|latency| {
+        let Histogram { count, sum_us, buckets } = (latency.of)(stats);
+        (latency.name.to_owned(), json!({"count": count, "sum_us": sum_us, "buckets": buckets}))
+    });
+    Json::Object(numbers.chain(latencies).collect::<Map<String, Json>>())
+}
+
+fn histogram(text: &mut String, name: &str, help: &str, histogram: &Histogram) {
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} histogram\n");
+    let mut sum = 0;
+    let last = histogram.buckets.len() - 1;
+    for (i, count) in histogram.buckets[..last].iter().enumerate() {
+        sum += count;
+        let bound = (1u64 << i) as f64 / 1e6;
+        let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {sum}");
+    }
+    let (count, seconds) = (histogram.count, histogram.sum_us as f64 / 1e6);
+    let _ = write!(text, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {seconds}\n{name}_count {count}\n");
+}
