@@ -15,20 +15,18 @@ use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
-use zerocopy::FromZeros;
 
 pub use super::claim::Claim;
 use super::dispatch::Desk;
 use super::guest::{Guest, Peer};
 use super::wire::frame::Inbox;
-use super::wire::{FRAME_BYTES_MAX, Frame, Head, Request, WIRE_VERSION, Welcome, look_for};
+use super::wire::{FRAME_BYTES_MAX, Frame, Request, WIRE_VERSION, Welcome, look_for};
 use crate::config::LogLevel;
 use crate::error::{
     Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_VERSION,
     KVKEEP_OK, Result,
 };
 use crate::node::Node;
-use zerocopy::IntoBytes;
 
 /// How long a peer may take for its first request, and to take in an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
