@@ -3,6 +3,8 @@
 //     quickstart DIRECTORY            the first run: computes, stores, and hits in memory
 //     quickstart DIRECTORY again      a later process: hits on disk
 //
+// In place of a directory it takes the socket of a daemon, "unix:///tmp/kvkeep.sock": then both share the daemon's memory.
+//
 // An engine would write the KV blocks of its GPU where this program writes made-up bytes.
 #include <kvkeep.h>
 
@@ -82,7 +84,7 @@ static void serve(kvkeep *cache, uint64_t space, const char *name, const uint32_
     // An engine would be told by a callback or an eventfd; this program has nothing else to do.
     must(kvkeep_wait(cache, job, WAIT_MS), "wait");
     must(kvkeep_query_prefetch(cache, job, &result), "query_prefetch");
-    printf("%s: %u loaded: %u from memory, %u from disk (%llu bytes in %llu us)\n", name, result.hit_chunks,
+    printf("%s: %u loaded: %u from memory, %u from below (%llu bytes in %llu us)\n", name, result.hit_chunks,
            result.tier_keys[0], result.tier_keys[1], (unsigned long long)result.loaded_bytes,
            (unsigned long long)result.total_us);
 
@@ -107,7 +109,7 @@ static void serve(kvkeep *cache, uint64_t space, const char *name, const uint32_
 
 int main(int argc, char **argv) {
     if (argc < 2 || argc > 3 || (argc == 3 && strcmp(argv[2], "again") != 0)) {
-        fprintf(stderr, "usage: quickstart DIRECTORY [again]\n");
+        fprintf(stderr, "usage: quickstart DIRECTORY|unix:///SOCKET [again]\n");
         return 2;
     }
     char url[4096];
@@ -116,9 +118,13 @@ int main(int argc, char **argv) {
 
     kvkeep_options options;
     KVKEEP_INIT(&options);
-    options.l1_bytes = 64 << 20;
-    options.backend_urls = urls;
-    options.backend_count = 1;
+    if (strncmp(argv[1], "unix:", 5) == 0) {
+        options.connect = argv[1];
+    } else {
+        options.l1_bytes = 64 << 20;
+        options.backend_urls = urls;
+        options.backend_count = 1;
+    }
     kvkeep *cache;
     must(kvkeep_open(&options, &cache), "open");
 
