@@ -94,7 +94,7 @@ impl Lane {
         request.encode(&mut self.frame);
         self.stream.write_all(self.frame.finish())?;
         look_for(&self.stream, spin);
-        let head = self.inbox.receive(&mut self.stream, FRAME_BYTES_MAX)?;
+        let head = self.inbox.receive(&mut self.stream, FRAME_BYTES_MAX, false)?;
         let head = head.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
         let mut fields = self.inbox.fields();
         Ok(match Status::from_number(head.kind as i32) {

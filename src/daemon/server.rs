@@ -219,7 +219,7 @@ impl Shared {
         let _ = connection.stream.set_read_timeout(Some(PATIENCE));
         let _ = connection.stream.set_write_timeout(Some(PATIENCE));
         let peer = peer_of(&connection.stream);
-        let Some(kind) = connection.receive(4096) else { return };
+        let Some(kind) = connection.receive(4096, false) else { return };
         let request = Request::decode(kind, connection.inbox.fields());
         let admitted = peer.and_then(|peer| self.admit(peer, request?, number));
         let (guest, spin) = match admitted {
@@ -230,7 +230,6 @@ impl Shared {
                 return;
             }
         };
-        let _ = connection.stream.set_read_timeout(None);
         if let Some(spin) = spin {
             connection.frame.begin(KVKEEP_OK as u32);
             if connection.send() {
@@ -355,7 +354,7 @@ impl Shared {
     /// Answers one request after the other.
     fn serve_lane(&self, connection: &mut Connection, guest: &Arc<Guest>, spin: Duration) {
         let mut scratch = super::dispatch::Scratch::default();
-        while let Some(kind) = connection.receive(self.limits.message_bytes_max) {
+        while let Some(kind) = connection.receive(self.limits.message_bytes_max, true) {
             let (inbox, frame) = (&connection.inbox, &mut connection.frame);
             let answered = catch_unwind(AssertUnwindSafe(|| {
                 let request = Request::decode(kind, inbox.fields())?;
@@ -413,8 +412,8 @@ struct Connection {
 
 impl Connection {
     /// The kind of the next frame, whose fields are in the inbox; None when the peer is gone or sends too much.
-    fn receive(&mut self, bytes_max: u32) -> Option<u32> {
-        let Some(head) = self.inbox.receive(&mut self.stream, bytes_max).ok()? else {
+    fn receive(&mut self, bytes_max: u32, patient: bool) -> Option<u32> {
+        let Some(head) = self.inbox.receive(&mut self.stream, bytes_max, patient).ok()? else {
             let message =
                 format!("a message has more than the {bytes_max} bytes that the daemon takes: split the batch");
             self.refuse(&Error::new(KVKEEP_ERR_LIMIT, message));

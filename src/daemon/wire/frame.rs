@@ -216,8 +216,9 @@ pub struct Inbox {
 
 impl Inbox {
     /// Reads a whole frame, from a peer that sends the next one only when it was answered: head and fields come in one read
-    /// where they fit. None if it has more than `bytes_max`.
-    pub fn receive(&mut self, from: &mut impl Read, bytes_max: u32) -> io::Result<Option<Head>> {
+    /// where they fit. None if it has more than `bytes_max`. A frame must come within the stream's time from its first byte on,
+    /// and if not `patient`, from now on.
+    pub fn receive(&mut self, from: &mut impl Read, bytes_max: u32, patient: bool) -> io::Result<Option<Head>> {
         let (mut got, mut wanted) = (0, size_of::<Head>());
         let mut head = None;
         self.reach(FIRST_BYTES);
@@ -227,8 +228,11 @@ impl Inbox {
             match from.read(&mut self.words.as_mut_bytes()[got..upto]) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
                 Ok(more) => got += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock if patient && got == 0 => {}
+                    _ => return Err(error),
+                },
             }
             if head.is_none() && got >= size_of::<Head>() {
                 let (kind, bytes) = (self.words[0] as u32, (self.words[0] >> 32) as u32);
