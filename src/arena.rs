@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 
 /// Alignment of the mapping and of every payload whose size is a multiple of it, as direct I/O wants.
 pub const PAGE: usize = 4096;
-
+/// What the kernel joins pages to, and the alignment of a mapping that is as large.
+const HUGE_PAGE: usize = 2 << 20;
 /// Bytes made present at a time.
 const PREFAULT_BYTES: u64 = 8 << 20;
 
@@ -33,6 +34,8 @@ pub struct Arena {
     bytes: usize,
     fd: OwnedFd,
     writable: bool,
+    /// Whether its pages are ours to join: not where they are huge already, nor where another process made them.
+    joins: bool,
 }
 
 // SAFETY: the mapping is plain memory; who may touch which part of it, and when, is decided by L1's lock.
@@ -45,6 +48,33 @@ fn last_error(what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
+/// Maps `bytes` of `fd`, at a multiple of a huge page if they fill one.
+fn map_aligned(bytes: usize, fd: &OwnedFd, access: libc::c_int) -> io::Result<*mut u8> {
+    let spare = if bytes < HUGE_PAGE { 0 } else { HUGE_PAGE };
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping at an address the kernel picks; the result is checked.
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), bytes + spare, libc::PROT_NONE, kind, -1, 0) };
+    if place == libc::MAP_FAILED {
+        return Err(last_error("finding addresses for the arena"));
+    }
+    let place = place.cast::<u8>();
+    let before = if spare > 0 { place.align_offset(HUGE_PAGE) } else { 0 };
+    let (base, end) = (place.wrapping_add(before), place.wrapping_add(bytes + spare));
+    let kind = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: replaces a part of the mapping just made, of which nobody knows; the result is checked.
+    let mapped = unsafe { libc::mmap(base.cast(), bytes, access, kind, fd.as_raw_fd(), 0) };
+    let error = (mapped == libc::MAP_FAILED).then(|| last_error("mapping the arena"));
+    let keep = if error.is_none() { bytes } else { 0 };
+    for (from, to) in [(place, base), (base.wrapping_add(keep), end)] {
+        let surplus = to as usize - from as usize;
+        if surplus > 0 {
+            // SAFETY: a part of the mapping made above that is not the arena.
+            unsafe { libc::munmap(from.cast(), surplus) };
+        }
+    }
+    error.map_or(Ok(base), Err)
+}
+
 impl Arena {
     /// Keeps a mapping until the process exits.
     pub fn keep_mapped(arena: Arc<Arena>) {
@@ -53,7 +83,7 @@ impl Arena {
 
     /// Maps `bytes` (rounded up to whole pages) of fresh zeroed memory, without touching it.
     pub fn map(bytes: usize, options: MapOptions) -> io::Result<Arena> {
-        let unit = if options.huge_pages { 2 << 20 } else { PAGE };
+        let unit = if options.huge_pages { HUGE_PAGE } else { PAGE };
         let bytes = bytes
             .checked_next_multiple_of(unit)
             .filter(|&bytes| bytes > 0 && isize::try_from(bytes).is_ok())
@@ -77,21 +107,8 @@ impl Arena {
                 return Err(last_error("sealing the arena"));
             }
         }
-        // SAFETY: a fresh mapping at an address the kernel picks; the result is checked.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(last_error("mapping the arena"));
-        }
-        let arena = Arena { base: base.cast(), bytes, fd, writable: true };
+        let base = map_aligned(bytes, &fd, libc::PROT_READ | libc::PROT_WRITE)?;
+        let arena = Arena { base, bytes, fd, writable: true, joins: !options.huge_pages };
         arena.keep_to_owner()?;
         if let Some(node) = options.numa_node {
             arena.bind(node)?;
@@ -120,15 +137,8 @@ impl Arena {
             return Err(invalid("the arena is smaller than was said"));
         }
         let access = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-        // SAFETY: a fresh mapping at an address the kernel picks, of a file that has so many bytes; the result is checked.
-        let base = unsafe {
-            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-            libc::mmap(std::ptr::null_mut(), bytes, access, flags, fd.as_raw_fd(), 0)
-        };
-        if base == libc::MAP_FAILED {
-            return Err(last_error("mapping the arena"));
-        }
-        Ok(Arena { base: base.cast(), bytes, fd, writable })
+        let base = map_aligned(bytes, &fd, access)?;
+        Ok(Arena { base, bytes, fd, writable, joins: false })
     }
 
     /// Another descriptor of it, through which it cannot be written.
@@ -224,12 +234,33 @@ impl Arena {
         }
     }
 
-    /// Makes the pages of a range present without changing what they hold. Fails on kernels before 5.14.
+    /// Makes the pages of a range present without changing what they hold, joined to huge pages as far as the kernel can.
+    /// Fails on kernels before 5.14.
+    ///
+    /// A disk moves scattered pages at little more than half the speed of joined ones. The kernel joins on request whatever is
+    /// its setting for doing so by itself (from 6.1 on), but not where no page is yet, nor one under a transfer.
     pub fn populate(&self, offset: u64, bytes: u64) -> io::Result<()> {
         assert!(offset + bytes <= self.bytes as u64, "range outside the arena");
         let how = if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
-        // SAFETY: inside our mapping; populating changes no contents.
-        let result = unsafe { libc::madvise(self.at(offset).cast(), bytes as usize, how) };
+        let (unit, end) = (HUGE_PAGE as u64, offset + bytes);
+        let mut at = if self.joins { offset.next_multiple_of(unit) } else { end };
+        while at + unit <= end {
+            self.advise(at, PAGE as u64, how)?;
+            // Where it cannot, the pages stay single.
+            let _ = self.advise(at, unit, libc::MADV_COLLAPSE);
+            at += unit;
+        }
+        self.advise(offset, bytes, how)
+    }
+
+    /// Gives the kernel advice on a range, of a kind that changes no contents.
+    fn advise(&self, offset: u64, bytes: u64, advice: libc::c_int) -> io::Result<()> {
+        debug_assert!(
+            [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE, libc::MADV_COLLAPSE].contains(&advice),
+            "advice that may change contents"
+        );
+        // SAFETY: inside our mapping; populating and joining change no contents.
+        let result = unsafe { libc::madvise(self.at(offset).cast(), bytes as usize, advice) };
         if result != 0 { Err(last_error("populating the arena")) } else { Ok(()) }
     }
 }
@@ -349,6 +380,36 @@ mod tests {
         assert_eq!(arena.bytes(), 12_288);
         assert_eq!(arena.at(0) as usize % PAGE, 0);
         arena.populate(0, 12_288).unwrap();
+    }
+
+    /// Whether the pages behind an address and the next are neighbours in memory; `None` if the kernel does not tell us.
+    fn neighbours(address: usize) -> Option<bool> {
+        use std::os::unix::fs::FileExt;
+        let pagemap = std::fs::File::open("/proc/self/pagemap").ok()?;
+        let frame = |address: usize| {
+            let mut entry = [0; 8];
+            pagemap.read_exact_at(&mut entry, (address / PAGE * 8) as u64).ok()?;
+            Some(u64::from_ne_bytes(entry) & ((1 << 55) - 1)).filter(|&frame| frame != 0)
+        };
+        Some(frame(address)? + 1 == frame(address + PAGE)?)
+    }
+
+    #[test]
+    fn a_populated_arena_is_of_joined_pages_and_keeps_its_bytes() {
+        let arena = Arena::map(3 * HUGE_PAGE + PAGE, MapOptions::default()).unwrap();
+        assert_eq!(arena.at(0) as usize % HUGE_PAGE, 0);
+        let bytes: Vec<u8> = (0..HUGE_PAGE).map(|at| (at >> 7) as u8).collect();
+        assert!(arena.copy_in(arena.at(PAGE as u64), &bytes));
+        arena.populate(0, arena.bytes() as u64).unwrap();
+        let mut back = vec![0; HUGE_PAGE];
+        assert!(arena.copy_out(arena.at(PAGE as u64), &mut back));
+        assert!(back == bytes);
+        // What the kernel can, said by itself.
+        if arena.advise(HUGE_PAGE as u64, HUGE_PAGE as u64, libc::MADV_COLLAPSE).is_err() {
+            return eprintln!("skipped: this kernel does not join pages, or has no memory for it");
+        }
+        let pages = (HUGE_PAGE..2 * HUGE_PAGE - PAGE).step_by(PAGE);
+        assert!(pages.map(|at| neighbours(arena.at(at as u64) as usize)).all(|joined| joined != Some(false)));
     }
 
     #[test]
