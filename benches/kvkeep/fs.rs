@@ -1,10 +1,11 @@
-//! The `fs` backend through the whole stack, against fio on the same disk in turns, and what verifying costs.
+//! The `fs` backend through the whole stack, against fio and a bare ring on the same disk in turns, and what verifying costs.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kvkeep::key::Key;
 
+use crate::bare::Bare;
 use crate::cache::{Cache, Setup};
 use crate::fio::{self, Fio, Work};
 use crate::prefetch::{directory, load, store, url};
@@ -41,13 +42,14 @@ fn load_run(cache: &Cache, keys: &[Key]) -> (f64, f64) {
 
 /// L1 is populated and empty, the files are not in the page cache; 256 objects by one job, checksums verified.
 fn loads(report: &mut Report, random: &mut Random, mib: u64) {
-    let [ratio, ours, theirs] = [
+    let [ratio, to_bare, ours, theirs] = [
         format!("fs_load_{mib}mib_vs_fio"),
+        format!("fs_load_{mib}mib_vs_bare"),
         format!("fs_load_{mib}mib_gb_per_s"),
         format!("fio_read_{mib}mib_gb_per_s"),
     ];
     let cpu = if mib == 1 { "fs_load_cpu_s_per_gib".to_owned() } else { format!("fs_load_{mib}mib_cpu_s_per_gib") };
-    if !report.wants(&[&ratio, &ours, &theirs, &cpu]) {
+    if !report.wants(&[&ratio, &to_bare, &ours, &theirs, &cpu]) {
         return;
     }
     let (dir, size) = (directory(), mib * MIB);
@@ -55,18 +57,21 @@ fn loads(report: &mut Report, random: &mut Random, mib: u64) {
     let keys = random.keys(OBJECTS);
     store(&url, &keys, size, random);
     let fio = Fio::find(dir.path());
-    let depth = fio.as_ref().map_or(0, |fio| {
-        lay(dir.path(), size, random);
-        fio.best_depth(Work::Read, dir.path(), size, OBJECTS)
-    });
+    lay(dir.path(), size, random);
+    let depth = fio.as_ref().map_or(0, |fio| fio.best_depth(Work::Read, dir.path(), size, OBJECTS));
+    let mut bare = Bare::over(dir.path(), size, OBJECTS, random);
     let cache =
         Cache::open(Setup { l1_bytes: OBJECTS as u64 * size + 64 * MIB, url: Some(&url), ..Default::default() });
     load_run(&cache, &keys);
     let (mut ratios, mut ours_runs, mut theirs_runs, mut cpu_runs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut to_bare_runs, mut bare_runs) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
+        let bare = bare.as_mut().map(|bare| bare.run(random));
         let (rate, cpu) = load_run(&cache, &keys);
         ours_runs.push(rate);
         cpu_runs.push(cpu);
+        to_bare_runs.extend(bare.map(|bare| rate / bare));
+        bare_runs.extend(bare);
         let theirs = fio.as_ref().and_then(|fio| fio.run(Work::Read, dir.path(), size, OBJECTS, depth));
         ratios.extend(theirs.map(|theirs| rate / theirs));
         theirs_runs.extend(theirs);
@@ -75,6 +80,10 @@ fn loads(report: &mut Report, random: &mut Random, mib: u64) {
         report.add(ratio, "ratio", ratios, Wanted::AtLeast(0.95));
         report.add(theirs, "GB/s", theirs_runs, Wanted::Nothing);
         report.add(format!("fio_read_{mib}mib_depth"), "files", vec![f64::from(depth)], Wanted::Nothing);
+    }
+    if !to_bare_runs.is_empty() {
+        report.add(to_bare, "ratio", to_bare_runs, Wanted::AtLeast(0.95));
+        report.add(format!("bare_read_{mib}mib_gb_per_s"), "GB/s", bare_runs, Wanted::Nothing);
     }
     report.add(ours, "GB/s", ours_runs, Wanted::Nothing);
     report.add(cpu, "s/GiB", cpu_runs, if mib == 1 { Wanted::AtMost(0.5) } else { Wanted::Nothing });

@@ -8,6 +8,7 @@
 // A benchmark that cannot go on stops.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod bare;
 mod cache;
 mod daemon;
 mod fio;
