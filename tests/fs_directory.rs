@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use fs_common::*;
 use kvkeep::arena::Buffer;
 use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION};
+use kvkeep::l2::fs::inspect::Kind;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
 use kvkeep::l2::{Backend, Found, Health, Stored};
 
@@ -198,9 +199,16 @@ fn rubbish_is_removed_or_ignored() {
     let short = file(dir.path(), 2);
     std::fs::File::options().write(true).open(&short).unwrap().set_len(100).unwrap();
     std::fs::write(dir.path().join("notes"), b"mine").unwrap();
+    // What one that was killed while it opened the directory left.
+    let probe = dir.path().join(dead.file_name().unwrap());
+    std::fs::write(&probe, b"").unwrap();
+    let listed = kvkeep::l2::fs::inspect::list(dir.path()).unwrap();
+    let stale = Kind::Temporary { stale: true };
+    assert!(listed.iter().any(|entry| entry.path == probe && entry.kind == stale));
+    assert!(listed.iter().all(|entry| entry.path != dir.path().join("notes")));
 
     let fs = open(dir.path(), EngineKind::Pool);
-    assert!(!dead.exists() && !old.exists() && !short.exists());
+    assert!(!dead.exists() && !probe.exists() && !old.exists() && !short.exists());
     assert!(elsewhere.exists() && foreign.exists() && dir.path().join("notes").exists());
     assert_eq!(fs.usage().bytes, disk(LEN));
     check(&fs, 1, LEN);

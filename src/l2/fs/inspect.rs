@@ -56,6 +56,9 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>> {
     let failed = |error: io::Error| Error::io(format!("reading {}", dir.display()), &error);
     let this = Writer::this();
     let mut entries = Vec::new();
+    list_files(dir, &this, &mut entries, |_| Kind::Foreign).map_err(failed)?;
+    // What is not ours in the directory itself is nobody's concern; an open leaves a file there if it is killed.
+    entries.retain(|entry| matches!(entry.kind, Kind::Temporary { .. }));
     for (space, shard) in shards(dir).map_err(failed)? {
         let name = shard.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         list_files(&shard, &this, &mut entries, |file| {

@@ -31,6 +31,7 @@ pub struct Seen {
 /// Reads `dir`, removes what dead writers left, and returns the objects, least recently used first.
 pub fn scan(dir: &Path, this: &Writer) -> Result<Vec<Seen>> {
     let failed = |error: io::Error| Error::io(format!("scanning {}", dir.display()), &error);
+    sweep(dir, this).map_err(failed)?;
     let shards = shards(dir).map_err(failed)?;
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Ok(Vec::new()));
@@ -107,12 +108,24 @@ pub fn is_stale(writer: Option<&Writer>, file: &Metadata, this: &Writer) -> io::
     })
 }
 
+fn remove_stale(writer: Option<&Writer>, entry: &DirEntry, this: &Writer) -> io::Result<()> {
+    if is_stale(writer, &entry.metadata()?, this)? { remove_file(entry.path()) } else { Ok(()) }
+}
+
+/// Removes what who died while opening the directory left in it.
+fn sweep(dir: &Path, this: &Writer) -> io::Result<()> {
+    for entry in read_dir(dir)? {
+        let entry = entry?;
+        if let Some(writer) = name_of(&entry).and_then(|name| path::parse_temporary(&name)) {
+            gone_is_none(remove_stale(writer.as_ref(), &entry, this))?;
+        }
+    }
+    Ok(())
+}
+
 fn scan_file(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &Writer) -> io::Result<Option<Seen>> {
     if let Some(writer) = path::parse_temporary(name) {
-        let stale = is_stale(writer.as_ref(), &entry.metadata()?, this)?;
-        if stale {
-            remove_file(entry.path())?;
-        }
+        remove_stale(writer.as_ref(), entry, this)?;
         return Ok(None);
     }
     let Some(key) = path::parse_object(space, shard, name) else { return Ok(None) };
