@@ -10,11 +10,15 @@ use parking_lot::{Condvar, Mutex};
 use super::object::{HEADER_BYTES, Header};
 use super::url::Options;
 use super::{Backend, Change, Found, Health, Load, Lookup, Observer, Reply, Store, Stored, Usage};
-use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
+use crate::error::{
+    Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result,
+};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::policy::{self, Meta, Policy, Removal};
 
 const DEFAULT_CAPACITY: u64 = 1 << 30;
+/// Most keys waiting in the queue.
+const QUEUE_MAX: usize = 1 << 16;
 /// What an object takes beside its payload: the seal, its entry, and its share of the index.
 const OVERHEAD: u64 = (HEADER_BYTES + size_of::<Entry>() + size_of::<ObjectKey>() + 16) as u64;
 
@@ -44,10 +48,11 @@ enum Work {
     Deleted(Reply<u64>, u64),
 }
 
-/// Needs no bound of its own: every request holds a buffer or a job that its caller had to bound.
 #[derive(Default)]
 struct Queue {
     work: VecDeque<Work>,
+    /// Keys that `work` is about.
+    keys: usize,
     closed: bool,
 }
 
@@ -75,6 +80,41 @@ fn late(deadline: Instant) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(KVKEEP_ERR_TIMEOUT, "the deadline passed before the memory backend came to the request"))
+}
+
+impl Work {
+    fn keys(&self) -> usize {
+        match self {
+            Work::Lookup(lookup) => lookup.keys.len(),
+            Work::Load(_) | Work::Store(_) | Work::Deleted(..) => 1,
+        }
+    }
+
+    fn fail(self, error: Error) {
+        match self {
+            Work::Lookup(lookup) => lookup.reply.send(Err(error)),
+            Work::Load(load) => load.sink.loaded(load.index, load.buffer, Err(error)),
+            Work::Store(store) => {
+                drop(store.buffer);
+                store.reply.send(Err(error));
+            }
+            Work::Deleted(reply, _) => reply.send(Err(error)),
+        }
+    }
+}
+
+impl Queue {
+    /// Says whether work about so many more keys is taken, and if not, why.
+    fn admits(&self, keys: usize) -> Result<()> {
+        if self.closed {
+            return Err(closed());
+        }
+        if self.keys + keys <= QUEUE_MAX {
+            return Ok(());
+        }
+        let message = format!("the memory backend has {} keys waiting already; try again later", self.keys);
+        Err(Error::new(KVKEEP_ERR_LIMIT, message))
+    }
 }
 
 impl Entry {
@@ -200,6 +240,7 @@ impl Shared {
                 self.wake.wait(&mut queue);
             }
             let Some(work) = queue.work.pop_front() else { return };
+            queue.keys -= work.keys();
             drop(queue);
             self.answer(work);
         }
@@ -310,25 +351,20 @@ impl Memory {
         Ok(Arc::new(Memory { shared, slow, thread: Mutex::new(Some(thread)) }))
     }
 
-    fn submit(&self, work: impl IntoIterator<Item = Work>) {
+    /// Queues all of `work`, or fails all of it on the caller's thread.
+    fn submit(&self, work: Vec<Work>) {
         let mut queue = self.shared.queue.lock();
-        if !queue.closed {
-            queue.work.extend(work);
-            drop(queue);
-            self.shared.wake.notify_one();
-            return;
-        }
-        drop(queue);
-        // No thread is left to answer these, so the caller's has to.
-        for work in work {
-            match work {
-                Work::Lookup(lookup) => lookup.reply.send(Err(closed())),
-                Work::Load(load) => load.sink.loaded(load.index, load.buffer, Err(closed())),
-                Work::Store(store) => {
-                    drop(store.buffer);
-                    store.reply.send(Err(closed()));
-                }
-                Work::Deleted(reply, _) => reply.send(Err(closed())),
+        let keys = work.iter().map(Work::keys).sum();
+        match queue.admits(keys) {
+            Ok(()) => {
+                queue.keys += keys;
+                queue.work.extend(work);
+                drop(queue);
+                self.shared.wake.notify_one();
+            }
+            Err(error) => {
+                drop(queue);
+                work.into_iter().for_each(|work| work.fail(error.clone()));
             }
         }
     }
@@ -351,7 +387,7 @@ impl Backend for Memory {
     }
 
     fn lookup(&self, lookup: Lookup) {
-        self.submit([Work::Lookup(lookup)]);
+        self.submit(vec![Work::Lookup(lookup)]);
     }
 
     fn unpin(&self, keys: &[ObjectKey]) {
@@ -360,11 +396,11 @@ impl Backend for Memory {
     }
 
     fn load(&self, loads: Vec<Load>) {
-        self.submit(loads.into_iter().map(Work::Load));
+        self.submit(loads.into_iter().map(Work::Load).collect());
     }
 
     fn store(&self, stores: Vec<Store>) {
-        self.submit(stores.into_iter().map(Work::Store));
+        self.submit(stores.into_iter().map(Work::Store).collect());
     }
 
     fn touch(&self, keys: &[ObjectKey]) {
@@ -378,10 +414,19 @@ impl Backend for Memory {
     }
 
     fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>) {
+        // Held until the answer is queued, so that no other work takes the place that it needs.
+        let mut queue = self.shared.queue.lock();
+        if let Err(error) = queue.admits(1) {
+            drop(queue);
+            return reply.send(Err(error));
+        }
         let mut objects = self.shared.objects.lock();
         let count = keys.iter().filter(|key| objects.delete(key)).count();
         drop(objects);
-        self.submit([Work::Deleted(reply, count as u64)]);
+        queue.keys += 1;
+        queue.work.push_back(Work::Deleted(reply, count as u64));
+        drop(queue);
+        self.shared.wake.notify_one();
     }
 
     fn quarantine(&self, key: ObjectKey) {

@@ -154,6 +154,42 @@ fn what_comes_after_its_deadline_is_not_done() {
 }
 
 #[test]
+fn p9_a_full_queue_refuses_and_takes_work_again_later() {
+    let memory = memory(&[]);
+    store(&*memory, 1, LENGTH).unwrap();
+    let hold = |receiver: std::sync::mpsc::Receiver<()>| {
+        let (sender, begun) = std::sync::mpsc::channel();
+        let reply = Reply::new(move |_: Result<Vec<Found>>| {
+            sender.send(()).unwrap();
+            receiver.recv().unwrap();
+        });
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        memory.lookup(Lookup { keys: Vec::new(), in_order: false, deadline, reply });
+        begun
+    };
+    // The thread is busy with an answer, so that everything after it waits.
+    let (release, held) = std::sync::mpsc::channel();
+    answer(&hold(held));
+    let numbers = vec![2; QUEUE_MAX - 1];
+    let waiting = send_lookup(&*memory, &numbers, false);
+    assert_eq!(lookup(&*memory, &[1, 2], false).unwrap_err().status, KVKEEP_ERR_LIMIT);
+    let both = send_loads(&*memory, &[1, 1], LENGTH);
+    for _ in 0..2 {
+        assert_eq!(answer(&both).2.unwrap_err().status, KVKEEP_ERR_LIMIT);
+    }
+    // One more fits, and then nothing does, not even a deletion, which leaves the object where it is.
+    let last = send_store(&*memory, 3, LENGTH);
+    let (sender, deleted) = std::sync::mpsc::channel();
+    memory.delete(vec![key(1)], Reply::new(move |result: Result<u64>| sender.send(result).unwrap()));
+    assert_eq!(answer(&deleted).unwrap_err().status, KVKEEP_ERR_LIMIT);
+    assert_eq!(look(&memory, 1), HERE);
+    release.send(()).unwrap();
+    assert_eq!(answer(&waiting).unwrap().len(), QUEUE_MAX - 1);
+    assert_eq!(answer(&last).unwrap(), Stored::Written);
+    assert_eq!(delete(&*memory, &[1]), 1);
+}
+
+#[test]
 fn p4_close_answers_everything_and_what_comes_later_too() {
     let memory = memory(&[]);
     let stores: Vec<_> = (0..100).map(|number| send_store(&*memory, number, LENGTH)).collect();
