@@ -13,7 +13,8 @@ struct Memory {
     since: u32,
 }
 
-/// The memory of one policy. It reaches back `span` events, each of which evicts one object at most.
+/// The memory of one policy. It reaches back `span` events, each of which evicts one object at most, and takes less than
+/// sixteen bytes for each event of the longest span it ever had.
 pub(super) struct Ghost {
     slots: Vec<Memory>,
     span: u32,
@@ -95,6 +96,16 @@ mod tests {
         let old = (0..2000).filter(|&tag| ghost.recall(short(tag), 3000).is_some()).count();
         assert!(old <= 2, "{old} older ones");
         assert_eq!(ghost.recall(short(2500), 3000), None, "recalled once");
+    }
+
+    #[test]
+    fn p9_it_takes_no_more_however_much_it_is_told() {
+        let mut ghost = Ghost::new();
+        for span in [1000, 5000, 100] {
+            ghost.set_span(span);
+            (0..200_000).for_each(|tag| ghost.remember(short(tag), 1, tag as u32, tag as u32));
+        }
+        assert!(ghost.memory_bytes() < 16 * 5000, "{} bytes", ghost.memory_bytes());
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct Ring {
 impl Ring {
     /// A ring of its own for the calling thread.
     pub fn new(core: Arc<Core>, bell: Arc<Bell>, depth: usize, bytes_max: u64) -> io::Result<Ring> {
-        let ring = IoUring::builder()
+        let mut ring = IoUring::builder()
             .setup_coop_taskrun()
             .setup_single_issuer()
             .build(ENTRIES)
@@ -68,6 +68,13 @@ impl Ring {
         if needed.into_iter().any(|code| !probe.is_supported(code)) {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring is too old"));
         }
+        // Where making rings is allowed and entering them is not, nothing would ever complete.
+        // SAFETY: a request without addresses.
+        if unsafe { ring.submission().push(&opcode::Nop::new().build()) }.is_err() {
+            return Err(io::Error::from(io::ErrorKind::Unsupported));
+        }
+        ring.submit_and_wait(1)?;
+        ring.completion().for_each(drop);
         Ok(Ring {
             ring,
             core,
