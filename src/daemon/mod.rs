@@ -5,6 +5,7 @@
 
 mod claim;
 pub mod client;
+pub mod config;
 mod dispatch;
 mod face;
 mod guest;

@@ -1,7 +1,8 @@
-//! The `kvkeep` command: replays request traces through the library, and looks after directories of objects.
+//! The `kvkeep` command: serves a cache to many processes, replays request traces, and looks after directories of objects.
 
 mod directory;
 mod replay;
+mod serve;
 mod stat;
 mod text;
 mod verify;
@@ -23,6 +24,7 @@ struct Command {
 
 #[derive(Subcommand)]
 enum Verb {
+    Serve(Box<serve::Args>),
     Replay(replay::Args),
     Verify(verify::Args),
     Stat(stat::Args),
@@ -33,6 +35,7 @@ type Outcome = Result<bool, String>;
 
 fn main() -> ExitCode {
     let outcome = match Command::parse().verb {
+        Verb::Serve(args) => serve::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Verify(args) => verify::run(&args),
         Verb::Stat(args) => stat::run(&args),

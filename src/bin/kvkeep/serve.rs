@@ -1,0 +1,135 @@
+//! `kvkeep serve`: the daemon, from its settings to its last write.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
+
+use kvkeep::cache::Cache as _;
+use kvkeep::config::{Log, LogLevel};
+use kvkeep::daemon::config::{Level, Settings};
+use kvkeep::daemon::http::{Http, HttpOptions};
+use kvkeep::daemon::server::{Access, Claim, Limits, Server};
+use kvkeep::node::Node;
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
+
+use crate::{Outcome, text};
+
+/// Serve one cache to many processes
+///
+/// Owns L1, the backends and the sessions. Engines open it with connect = "unix:///PATH" and the same library. SIGTERM or
+/// SIGINT writes out what was accepted, and ends; a second one ends at once. What systemd wants to be told, it is told.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  kvkeep serve --l1 8GiB --l2 'fs:///var/cache/kvkeep?capacity=200GiB' --socket /run/kvkeep.sock --http 127.0.0.1:9400\n  kvkeep serve --config /etc/kvkeep.toml --log warn\n\nThe file has the names of the flags with _ for -, and flags win over it:\n  l1 = \"8GiB\"\n  l2 = [\"fs:///var/cache/kvkeep?capacity=200GiB\"]\n  socket = \"/run/kvkeep.sock\"\n\nExit status: 0 ended when told to, 1 something accepted was not written, 2 could not start, 128 + signal ended at once."
+)]
+pub struct Args {
+    /// A TOML file with the same settings
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn sentence(error: impl Display) -> String {
+    error.to_string()
+}
+
+/// Log lines on the standard error: with the time for people, with the importance for systemd's journal, which knows the time.
+fn log(level: LogLevel) -> Log {
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    Log::new(level, move |level, line| {
+        let line = match (journal, level) {
+            (true, LogLevel::Error) => format!("<3>{line}\n"),
+            (true, LogLevel::Warn) => format!("<4>{line}\n"),
+            (true, LogLevel::Info) => format!("<6>{line}\n"),
+            (false, level) => {
+                let name = format!("{level:?}").to_lowercase();
+                format!("{} {name:<5} {line}\n", text::date(SystemTime::now()))
+            }
+        };
+        // Where nobody reads any more, there is nothing left to do.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    })
+}
+
+/// Tells systemd, where it asked to be told; not being able to is no reason to stop.
+fn tell(log: &Log, state: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(state) {
+        log.say(LogLevel::Warn, || format!("telling systemd failed: {error}"));
+    }
+}
+
+/// Signals to end: the first is waited for, a second ends the process at once.
+fn signals() -> Result<Signals, String> {
+    let ending = Arc::new(AtomicBool::new(false));
+    let register = |signal| {
+        flag::register_conditional_shutdown(signal, 128 + signal, ending.clone())?;
+        flag::register(signal, ending.clone())
+    };
+    for signal in [SIGTERM, SIGINT] {
+        register(signal).map_err(|error| format!("taking signal {signal} failed: {error}"))?;
+    }
+    Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("taking signals failed: {error}"))
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let file = args.config.as_deref().map(Settings::read).transpose().map_err(sentence)?;
+    let settings = args.settings.clone().over(file.unwrap_or_default());
+    let log = log(settings.log.unwrap_or(Level::Info).into());
+    let mut signals = signals()?;
+    let (access, limits) = (settings.access(), settings.limits().map_err(sentence)?);
+    let socket = settings.socket().map_err(sentence)?;
+    // Everything that may be refused is asked for before L1 is mapped, but for the socket's name, which says who we are.
+    let claim = Claim::take(&socket).map_err(sentence)?;
+    let config = settings.node(claim.boot, log.clone()).map_err(sentence)?;
+    let timeout_ms = u32::try_from(config.backend_timeout.as_millis()).unwrap_or(u32::MAX);
+    let node = Node::open(config).map_err(sentence)?;
+    let opened = open(&node, claim, &settings, access, limits, &log);
+    let (server, http) = match opened {
+        Ok(opened) => opened,
+        Err(sentence) => {
+            node.close();
+            return Err(sentence);
+        }
+    };
+    let status = format!("serving {}", socket.display());
+    tell(&log, &[NotifyState::Ready, NotifyState::Status(&status)]);
+
+    let signal = signals.forever().next().unwrap_or(SIGTERM);
+    log.say(LogLevel::Info, || format!("signal {signal}: writing out what was accepted; another signal ends at once"));
+    tell(&log, &[NotifyState::Stopping, NotifyState::Status("writing out what was accepted")]);
+    server.stop();
+    let drained = node.drain_writes(timeout_ms);
+    if let Err(error) = &drained {
+        log.say(LogLevel::Error, || format!("not everything was written: {error}"));
+    }
+    if let Some(http) = http {
+        http.stop();
+    }
+    node.close();
+    Ok(drained.is_ok())
+}
+
+fn open(
+    node: &Arc<Node>,
+    claim: Claim,
+    settings: &Settings,
+    access: Access,
+    limits: Limits,
+    log: &Log,
+) -> Result<(Server, Option<Http>), String> {
+    let start = |address| Http::start(node.clone(), HttpOptions::new(address), log.clone());
+    let http = settings.http.map(start).transpose().map_err(sentence)?;
+    if let Some(http) = &http {
+        log.say(LogLevel::Info, || format!("the page is at http://{}/", http.address()));
+    }
+    let server = Server::start(node.clone(), claim, access, limits).map_err(sentence)?;
+    Ok((server, http))
+}

@@ -1,0 +1,136 @@
+//! What may be set, both ways of setting it, and what is refused.
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(clap::Parser)]
+struct Command {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn flags(words: &str) -> Settings {
+    Command::try_parse_from(["serve"].into_iter().chain(words.split_whitespace())).unwrap().settings
+}
+
+fn refusal(text: &str) -> String {
+    Settings::parse(text, "k.toml").unwrap_err().message
+}
+
+const FLAGS: &str = "--l1 8GiB --l2 fs:///a?capacity=1GiB --l2 memory: --socket /run/k.sock --http 127.0.0.1:9400 --log warn \
+    --policy mq --watermark-high-percent 90 --watermark-low-percent 50 --huge-pages --numa-node 1 --no-prefault \
+    --store after-uses --store-after-uses 3 --no-checksum=false --backend-timeout-ms 5 --loading-bytes-max 1MiB \
+    --writes-pending-max 6 --sessions-max 7 --jobs-max 8 --session-timeout-ms 9 --socket-mode 0660 \
+    --allow-uids 10,11 --allow-gids 12 --read-only-uids 13 --tenant acme=14,15 --clients-max 16 \
+    --lanes-per-client-max 17 --sessions-per-client-max 18 --jobs-per-client-max 19 \
+    --staged-bytes-per-client-max 20MiB --message-bytes-max 21KiB";
+
+const FILE: &str = r#"
+    l1 = "8GiB"
+    l2 = ["fs:///a?capacity=1GiB", "memory:"]
+    socket = "/run/k.sock"
+    http = "127.0.0.1:9400"
+    log = "warn"
+    policy = "mq"
+    watermark_high_percent = 90
+    watermark_low_percent = 50
+    huge_pages = true
+    numa_node = 1
+    no_prefault = true
+    store = "after-uses"
+    store_after_uses = 3
+    no_checksum = false
+    backend_timeout_ms = 5
+    loading_bytes_max = "1MiB"
+    writes_pending_max = 6
+    sessions_max = 7
+    jobs_max = 8
+    session_timeout_ms = 9
+    socket_mode = "0660"
+    allow_uids = [10, 11]
+    allow_gids = [12]
+    read_only_uids = [13]
+    clients_max = 16
+    lanes_per_client_max = 17
+    sessions_per_client_max = 18
+    jobs_per_client_max = 19
+    staged_bytes_per_client_max = "20MiB"
+    message_bytes_max = "21KiB"
+    [tenants]
+    acme = [14, 15]
+"#;
+
+#[test]
+fn flags_and_file_say_the_same() {
+    let (flags, file) = (flags(FLAGS), Settings::parse(FILE, "k.toml").unwrap());
+    let (of_flags, of_file) = (flags.access(), file.access());
+    assert_eq!(of_flags.tenants, [("acme".to_owned(), vec![14, 15])]);
+    assert_eq!(of_flags.tenants, of_file.tenants);
+    let bare = |settings: Settings| Settings { tenant: Vec::new(), tenants: BTreeMap::new(), ..settings };
+    assert_eq!(bare(flags.clone()), bare(file.clone()));
+    // Each alone is what both together are: nothing is lost on the way.
+    assert_eq!(flags.clone().over(Settings::default()), flags);
+    assert_eq!(Settings::default().over(file.clone()), file);
+}
+
+#[test]
+fn everything_set_arrives() {
+    let settings = flags(FLAGS);
+    let node = settings.node(3, Log::none()).unwrap();
+    assert_eq!((node.l1_bytes, node.boot, node.backend_urls.len()), (8 << 30, 3, 2));
+    assert_eq!((node.huge_pages, node.numa_node, node.prefault, node.checksum), (true, Some(1), false, true));
+    assert_eq!((node.eviction_policy.as_str(), node.store_mode), ("mq", StoreMode::AfterUses(3)));
+    assert_eq!((node.watermark_high_percent, node.watermark_low_percent), (90, 50));
+    assert_eq!((node.writes_pending_max, node.sessions_max, node.jobs_max), (6, 7, 8));
+    assert_eq!((node.backend_timeout.as_millis(), node.session_timeout.as_millis()), (5, 9));
+    assert_eq!(node.loading_bytes_max, 1 << 20);
+    let (access, limits) = (settings.access(), settings.limits().unwrap());
+    assert_eq!(
+        (access.mode, access.uids, access.gids, access.read_only_uids),
+        (0o660, vec![10, 11], vec![12], vec![13])
+    );
+    assert_eq!((limits.clients_max, limits.lanes_per_client_max, limits.sessions_per_client_max), (16, 17, 18));
+    assert_eq!((limits.jobs_per_client_max, limits.staged_bytes_per_client_max), (19, 20 << 20));
+    assert_eq!(limits.message_bytes_max, 21 << 10);
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let file = Settings::parse(FILE, "k.toml").unwrap();
+    let both = flags("--l1 1GiB --l2 memory: --huge-pages=false --tenant acme=1 --tenant other=2").over(file);
+    assert_eq!(
+        (both.l1, both.l2.as_slice(), both.huge_pages),
+        (Some(Size(1 << 30)), &["memory:".to_owned()][..], Some(false))
+    );
+    assert_eq!((both.policy.as_deref(), both.access().tenants.len()), (Some("mq"), 2));
+    assert_eq!(both.access().tenants[0].1, [1]);
+}
+
+#[test]
+fn what_is_not_set_is_the_default_of_the_library() {
+    let settings = flags("--l1 1MiB");
+    let (node, defaults) = (settings.node(0, Log::none()).unwrap(), NodeConfig::new(1 << 20));
+    assert_eq!((node.prefault, node.checksum, node.huge_pages), (true, true, false));
+    assert_eq!((node.store_mode, node.session_timeout), (defaults.store_mode, defaults.session_timeout));
+    assert_eq!((node.sessions_max, node.watermark_low_percent), (defaults.sessions_max, 60));
+    assert_eq!((settings.access().mode, settings.limits().unwrap().clients_max), (0o600, 256));
+    assert_eq!(flags("--l1 1MiB --watermark-high-percent 40").node(0, Log::none()).unwrap().watermark_low_percent, 40);
+}
+
+#[test]
+fn an_error_names_the_line_and_the_remedy() {
+    assert!(refusal("l1 = \"1GiB\"\n\nl3 = 1\n").starts_with("k.toml, line 3: unknown field `l3`, expected one of"));
+    assert!(refusal("l1 = \"1GiB\"\nl2 = \"memory:\"\n").starts_with("k.toml, line 2: "));
+    assert!(refusal("l1 = \"lots\"").contains("line 1: \"lots\" is no size; write 4096, 64MiB or 200GiB"));
+    assert!(refusal("\nsocket_mode = \"9\"").contains("line 2: \"9\" is no file mode; write three octal digits"));
+    assert!(refusal("store = \"soon\"").contains("write-through"));
+    assert!(refusal("a\n").contains("line 1"));
+    let node = |words| flags(words).node(0, Log::none()).err().unwrap().message;
+    assert!(node("").contains("--l1 8GiB"));
+    assert!(node("--l1 1GiB --watermark-high-percent 50 --watermark-low-percent 60").contains("not above it"));
+    assert!(node("--l1 1GiB --store-after-uses 3").contains("both, or neither"));
+    assert!(node("--l1 1GiB --session-timeout-ms 0").contains("at least a millisecond"));
+    assert!(flags("").socket().unwrap_err().message.contains("--socket /run/kvkeep.sock"));
+    assert!(flags("--message-bytes-max 1").limits().unwrap_err().message.contains("4096 to"));
+}
