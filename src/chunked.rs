@@ -8,15 +8,15 @@ pub(crate) struct Chunked<T> {
     chunks: Vec<Box<[T]>>,
 }
 
-impl<T: Copy> Chunked<T> {
+impl<T> Chunked<T> {
     pub(crate) fn new() -> Chunked<T> {
         Chunked { chunks: Vec::new() }
     }
 
-    /// Makes `index` valid; new places hold `fill`.
-    pub(crate) fn reach(&mut self, index: u32, fill: T) {
+    /// Makes `index` valid; new places hold what `fill` gives.
+    pub(crate) fn reach(&mut self, index: u32, fill: impl Fn() -> T) {
         while self.chunks.len() <= (index >> SHIFT) as usize {
-            self.chunks.push(vec![fill; CHUNK].into_boxed_slice());
+            self.chunks.push(std::iter::repeat_with(&fill).take(CHUNK).collect());
         }
     }
 

@@ -1,5 +1,5 @@
-//! The two protocols that live on atomics alone, in every interleaving of their steps. All their accesses that meet are
-//! sequentially consistent or on one variable, so that interleavings are all there is.
+//! The protocols that live on atomics alone, in every interleaving of their steps. All their accesses that meet are
+//! sequentially consistent, on one variable or ordered by one, so that interleavings are all there is.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -163,4 +163,58 @@ fn a_request_is_completed_once_and_its_backend_is_not_left_fenced() {
         assert_eq!((end.told_answer + end.told_late, end.late), (1, 0));
     });
     assert!(ends >= 2);
+}
+
+/// src/l1/beside.rs: readers side by side that take and return a share of one object each. One becomes the holder of an
+/// object without shares by an exchange, and from then on what it holds is its own to change.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Shared {
+    holder: u8,
+    held: u8,
+    /// What each reader saw before its exchange.
+    seen: [u8; 3],
+    /// Who had to go and have the lock alone.
+    alone: u8,
+    locked: i8,
+    uses: u8,
+    touches: u8,
+}
+
+fn read<const ME: u8>(object: &mut Shared, line: u8) -> Next {
+    match line {
+        0 if object.held > 0 => {
+            object.alone += 1;
+            return Next::Done;
+        }
+        0 => object.seen[ME as usize] = object.holder,
+        1 if object.held > 0 || object.holder != object.seen[ME as usize] => {
+            object.alone += 1;
+            return Next::Done;
+        }
+        1 => (object.holder, object.held) = (ME, 1),
+        // The bytes locked are counted after the fact; a call that is alone comes after both, or before.
+        2 => object.locked += 1,
+        3 => {
+            assert_eq!((object.holder, object.held), (ME, 1), "another reader changed what was not its own");
+            object.uses += 1;
+        }
+        4 => object.held = 0,
+        5 => object.locked -= 1,
+        _ => {
+            object.touches += 1;
+            return Next::Done;
+        }
+    }
+    Next::Line(line + 1)
+}
+
+#[test]
+fn of_readers_side_by_side_each_returns_its_own_share_and_touches_once() {
+    let start = Shared { holder: 9, held: 0, seen: [9; 3], alone: 0, locked: 0, uses: 0, touches: 0 };
+    let ends = explore(&start, &[read::<0>, read::<1>, read::<2>], |end| {
+        assert_eq!((end.held, end.locked), (0, 0));
+        assert_eq!((end.uses, end.touches), (3 - end.alone, 3 - end.alone));
+        assert!(end.alone < 3, "nobody came through");
+    });
+    assert!(ends > 3);
 }

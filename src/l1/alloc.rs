@@ -322,7 +322,7 @@ impl Alloc {
             return None;
         }
         self.made += 1;
-        self.nodes.reach(place, BLANK);
+        self.nodes.reach(place, || BLANK);
         self.nodes[place] = node;
         Some(place)
     }

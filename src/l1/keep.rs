@@ -100,8 +100,8 @@ impl L1 {
 
 impl State {
     fn touch_slot(&mut self, id: u32) {
-        let meta = self.meta(&self.slots[id]);
+        let meta = self.slots[id].meta(self.now_ms);
         let pool = self.spaces[self.slots[id].space as usize].pool;
-        self.pools[pool].policy.touch(id, meta);
+        self.pools[pool].policy.get_mut().touch(id, meta);
     }
 }

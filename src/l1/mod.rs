@@ -1,9 +1,10 @@
 //! The host-memory tier: objects by key, their shares, the sessions that hold them, and the room they take.
 //!
 //! All of it is one [`State`] behind one lock, held for a batch at a time: that is what makes a batch atomic (P11). Nothing
-//! under the lock does I/O, waits, or calls out.
+//! under the lock does I/O, waits, or calls out. When calls meet, those that read share it (`beside.rs`).
 
 pub mod alloc;
+mod beside;
 mod keep;
 mod reclaim;
 pub mod report;
@@ -19,11 +20,12 @@ mod write;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use once_cell::sync::OnceCell;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::arena::Arena;
@@ -34,14 +36,31 @@ use crate::hash::KeyHasher;
 use crate::key::{Key, SpaceTag};
 use crate::policy::{Meta, Policy, Removal};
 use alloc::Alloc;
+use beside::Crowd;
 use session::Sessions;
-use slot::{Holds, Ref, Slot, Slots};
+use slot::{Holds, NONE, Ref, Slot, Slots};
 use space::new_pool;
 use table::Table;
 pub use transfer::{Landed, Write};
 
 /// Longest pause between two looks at the lock before sleeping: all pauses together are some tens of microseconds.
 const PAUSES_MAX: u32 = 512;
+
+/// A batch takes a microsecond and waking a sleeper takes tens of them, so spinning comes before sleeping. The pauses between
+/// two looks grow, so that whoever has the state in its core's cache may make several calls before it moves.
+fn patiently<T>(look: impl Fn() -> Option<T>) -> Option<T> {
+    let mut pauses = 1;
+    while pauses <= PAUSES_MAX {
+        for _ in 0..pauses {
+            std::hint::spin_loop();
+        }
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        pauses *= 2;
+    }
+    None
+}
 
 /// The coarse monotonic clock: read without a system call in a few nanoseconds, which matters once a call.
 fn coarse_ms() -> u64 {
@@ -116,8 +135,18 @@ struct Space {
 
 /// Objects that compete for room: those of all spaces without a quota, or those of one space with one.
 struct Pool {
-    policy: Box<dyn Policy>,
+    /// Calls that run side by side lock it to touch what they read.
+    policy: Mutex<Box<dyn Policy>>,
     bytes: u64,
+}
+
+/// What calls that run side by side count together, on a cache line that nothing else is on.
+#[derive(Default)]
+#[repr(align(128))]
+struct Tally {
+    locked_bytes: AtomicU64,
+    read_hits: AtomicU64,
+    read_misses: AtomicU64,
 }
 
 pub(crate) struct State {
@@ -138,12 +167,11 @@ pub(crate) struct State {
     parked: VecDeque<Ref>,
     /// Of the parked objects, those that leave once they are written.
     leaving_bytes: u64,
-    locked_bytes: u64,
+    tally: Tally,
     ready: u64,
     /// Objects out of the table whose memory is still in use.
     hidden: u64,
     staged: u64,
-    shares: u64,
     counts: Counts,
     events: Arc<Events>,
     now_ms: u64,
@@ -152,23 +180,23 @@ pub(crate) struct State {
     /// Sessions reclaimed of which the floors above were not told yet.
     reclaimed: Vec<u64>,
     wakes: Wakes,
-    found: Vec<u32>,
     /// Passes made over sessions' objects.
     passes: u32,
 }
 
 /// The tier. Every method may be called from any thread; none blocks.
 pub struct L1 {
-    state: Mutex<State>,
+    state: RwLock<State>,
     hasher: KeyHasher,
     arena: Arc<Arena>,
     events: Arc<Events>,
     began_ms: u64,
+    crowd: Crowd,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
     me: std::sync::Weak<L1>,
     /// What a test says the clock shows, if not 0.
     #[cfg(test)]
-    set_ms: std::sync::atomic::AtomicU64,
+    set_ms: AtomicU64,
 }
 
 /// What a batch call says per key: written to the caller's array if there is one.
@@ -234,26 +262,25 @@ impl L1 {
             writes: VecDeque::new(),
             parked: VecDeque::new(),
             leaving_bytes: 0,
-            locked_bytes: 0,
+            tally: Tally::default(),
             ready: 0,
             hidden: 0,
             staged: 0,
-            shares: 0,
             counts: Counts::default(),
             events: events.clone(),
             now_ms: 0,
             reclaim_ms: u64::MAX,
             reclaimed: Vec::new(),
             wakes: 0,
-            found: Vec::new(),
             passes: 0,
         };
         Ok(Arc::new_cyclic(|me| L1 {
-            state: Mutex::new(state),
+            state: RwLock::new(state),
             hasher,
             arena,
             events,
             began_ms: coarse_ms(),
+            crowd: Crowd::default(),
             waker: OnceCell::new(),
             me: me.clone(),
             #[cfg(test)]
@@ -267,8 +294,11 @@ impl L1 {
     }
 
     pub(crate) fn with<R>(&self, body: impl FnOnce(&mut State) -> R) -> R {
-        let now_ms = self.now_ms();
-        let mut state = self.lock();
+        self.with_at(self.now_ms(), body)
+    }
+
+    fn with_at<R>(&self, now_ms: u64, body: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.lock(now_ms);
         state.now_ms = state.now_ms.max(now_ms);
         let result = body(&mut state);
         let wakes = std::mem::take(&mut state.wakes);
@@ -283,40 +313,42 @@ impl L1 {
 
     /// As [`with`](L1::with), with the hashes of `keys`, which are made before the lock is taken.
     pub(crate) fn with_hashes<R>(&self, keys: &[Key], body: impl FnOnce(&mut State, &[u64]) -> R) -> R {
+        self.hashed(keys, |hashes, _| self.with(|state| body(state, hashes)))
+    }
+
+    /// Runs `body` with the hashes of `keys`, and with memory for the slots found by them.
+    #[inline]
+    fn hashed<R>(&self, keys: &[Key], body: impl FnOnce(&[u64], &mut [u32]) -> R) -> R {
         thread_local! {
-            static HASHES: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+            static SCRATCH: Cell<(Vec<u64>, Vec<u32>)> = const { Cell::new((Vec::new(), Vec::new())) };
         }
-        let mut hashes = HASHES.try_with(Cell::take).unwrap_or_default();
+        let hash = |key| self.hasher.hash(key);
+        if let [key] = keys {
+            return body(&[hash(key)], &mut [NONE]);
+        }
+        let (mut hashes, mut found) = SCRATCH.try_with(Cell::take).unwrap_or_default();
         hashes.clear();
-        hashes.extend(keys.iter().map(|key| self.hasher.hash(key)));
-        let result = self.with(|state| body(state, &hashes));
+        hashes.extend(keys.iter().map(hash));
+        found.resize(keys.len(), NONE);
+        let result = body(&hashes, &mut found);
         // A thread that is ending keeps none.
-        let _ = HASHES.try_with(|place| place.set(hashes));
+        let _ = SCRATCH.try_with(|place| place.set((hashes, found)));
         result
     }
 
-    /// A batch takes a microsecond and waking a sleeper takes tens of them, so spinning comes before sleeping. The pauses
-    /// between two looks grow, so that whoever has the state in its core's cache may make several calls before it moves.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        let mut pauses = 1;
-        while pauses <= PAUSES_MAX {
-            if !self.state.is_locked()
-                && let Some(state) = self.state.try_lock()
-            {
-                return state;
-            }
-            for _ in 0..pauses {
-                std::hint::spin_loop();
-            }
-            pauses *= 2;
+    /// The state for one call alone. A call that has to wait says so to those that read.
+    fn lock(&self, now_ms: u64) -> RwLockWriteGuard<'_, State> {
+        if let Some(state) = self.state.try_write() {
+            return state;
         }
-        self.state.lock()
+        self.crowd.met(now_ms);
+        patiently(|| self.state.try_write()).unwrap_or_else(|| self.state.write())
     }
 
     /// The cache's clock: milliseconds since it was opened, a few coarse.
     pub fn now_ms(&self) -> u64 {
         #[cfg(test)]
-        if let set @ 1.. = self.set_ms.load(std::sync::atomic::Ordering::Relaxed) {
+        if let set @ 1.. = self.set_ms.load(Ordering::Relaxed) {
             return set;
         }
         coarse_ms() - self.began_ms
@@ -373,26 +405,31 @@ impl L1 {
     pub fn session_timeout(&self, session: u64) -> Result<Duration> {
         self.with(|state| {
             let index = state.sessions.index(session)?;
-            Ok(Duration::from_millis(state.sessions.at(index).timeout_ms))
+            Ok(Duration::from_millis(state.sessions.at_mut(index).timeout_ms))
         })
     }
 
     /// What it counted, and how full it is.
     pub fn gauges(&self) -> (Counts, Gauges) {
-        self.with(|state| (state.counts, state.gauges()))
+        self.with(|state| (state.counts(), state.gauges()))
     }
 }
 
 impl State {
+    fn counts(&self) -> Counts {
+        let (hits, misses) = (&self.tally.read_hits, &self.tally.read_misses);
+        Counts { read_hits: hits.load(Ordering::Relaxed), read_misses: misses.load(Ordering::Relaxed), ..self.counts }
+    }
+
     fn gauges(&self) -> Gauges {
-        let policies: usize = self.pools.iter().map(|pool| pool.policy.memory_bytes()).sum();
+        let policies: usize = self.pools.iter().map(|pool| pool.policy.lock().memory_bytes()).sum();
         Gauges {
             capacity_bytes: self.alloc.capacity(),
             used_bytes: self.alloc.used_bytes(),
-            locked_bytes: self.locked_bytes,
+            locked_bytes: self.tally.locked_bytes.load(Ordering::Relaxed),
             objects: self.ready,
             staged: self.staged,
-            shares: self.shares,
+            shares: self.sessions.live().map(|(_, session)| session.shares).sum(),
             sessions: self.sessions.len() as u64,
             writes_queued: self.writes.len() as u64,
             memory_bytes: (policies + self.table.memory_bytes() + self.slots.memory_bytes() + self.alloc.memory_bytes())
@@ -414,20 +451,9 @@ impl State {
         self.table.find(hash, |id| self.slots[id].names(space, key))
     }
 
-    /// What a policy may know of an object it has already; only a new one needs its tag.
-    fn meta(&self, slot: &Slot) -> Meta {
-        Meta {
-            tag: 0,
-            size: slot.size,
-            depth: slot.depth,
-            uses: slot.uses,
-            priority: if slot.retained(self.now_ms) { slot.priority } else { 0 },
-        }
-    }
-
     fn new_meta(&self, slot: &Slot) -> Meta {
         let space = u64::from(slot.space).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Meta { tag: self.hasher.hash(&slot.key) ^ space, ..self.meta(slot) }
+        Meta { tag: self.hasher.hash(&slot.key) ^ space, ..slot.meta(self.now_ms) }
     }
 
     /// Whether the memory of a slot became free to evict, or was taken into use: call after each change, with what it was.
@@ -435,8 +461,8 @@ impl State {
     fn relock(&mut self, id: u32, was_locked: bool) {
         let slot = &self.slots[id];
         match (was_locked, slot.locked()) {
-            (false, true) => self.locked_bytes += slot.size,
-            (true, false) => self.locked_bytes -= slot.size,
+            (false, true) => *self.tally.locked_bytes.get_mut() += slot.size,
+            (true, false) => *self.tally.locked_bytes.get_mut() -= slot.size,
             _ => {}
         }
     }

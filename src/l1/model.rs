@@ -158,7 +158,7 @@ fn index_of(session: u64) -> u32 {
 }
 
 impl World {
-    fn new(policy: &str, store_mode: StoreMode) -> World {
+    fn new(policy: &str, store_mode: StoreMode, crowded: bool) -> World {
         let config = L1Config {
             policy: policy.to_owned(),
             high_percent: 80,
@@ -171,6 +171,9 @@ impl World {
         let l1 = L1::new(Arc::new(Arena::map(ARENA, MapOptions::default()).unwrap()), config).unwrap();
         l1.set_has_l2(true);
         l1.events().keep();
+        if crowded {
+            l1.crowd.stay();
+        }
         let spaces = [("a", 0), ("b", QUOTA)].map(|(model, quota_bytes)| {
             let (layout, tenant) = (String::new(), String::new());
             l1.open_space(&SpaceSpec { model: model.to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes })
@@ -354,7 +357,7 @@ impl World {
                 status if status == KVKEEP_ERR_QUOTA as i32 => quota > 0 && size <= quota,
                 status => {
                     assert_eq!(status, KVKEEP_ERR_NO_MEMORY as i32);
-                    size <= state.alloc.capacity() - state.locked_bytes
+                    size <= state.alloc.capacity() - *state.tally.locked_bytes.get_mut()
                 }
             };
             let pool = (status == KVKEEP_ERR_QUOTA as i32).then_some(state.spaces[space].pool);
@@ -370,8 +373,8 @@ impl World {
     }
 }
 
-fn check(policy: &str, store_mode: StoreMode, ops: Vec<Op>) {
-    let mut world = World::new(policy, store_mode);
+fn check(policy: &str, store_mode: StoreMode, crowded: bool, ops: Vec<Op>) {
+    let mut world = World::new(policy, store_mode, crowded);
     for op in ops {
         world.step(op, policy);
         world.see_what_went();
@@ -401,8 +404,8 @@ macro_rules! against_the_model {
         proptest! {
             #![proptest_config(config())]
             $(#[test]
-            fn $name(mode in any_mode(), ops in prop::collection::vec(ops(), 1..150)) {
-                check($policy, mode, ops);
+            fn $name(mode in any_mode(), crowded: bool, ops in prop::collection::vec(ops(), 1..150)) {
+                check($policy, mode, crowded, ops);
             })*
         }
     };

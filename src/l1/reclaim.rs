@@ -49,9 +49,10 @@ impl State {
             .sessions
             .live()
             .filter(|(_, session)| session.deadline_ms < self.now_ms && session.staged.is_empty() && session.jobs == 0);
-        let Some((index, session)) = expired.min_by_key(|(_, session)| session.deadline_ms) else { return };
-        self.counts.shares_revoked += session.shares;
-        self.reclaimed.push(session.id);
+        let first = expired.map(|(index, session)| (session.deadline_ms, index, session.id, session.shares)).min();
+        let Some((_, index, id, shares)) = first else { return };
+        self.counts.shares_revoked += shares;
+        self.reclaimed.push(id);
         self.end(index, true, true);
         self.counts.sessions_reclaimed += 1;
     }

@@ -1,8 +1,11 @@
 //! What L1 says of itself to people: who holds what, since when, and why a key cannot be evicted (P12).
 
+use std::sync::atomic::Ordering;
+
 use hashbrown::HashSet;
 use serde::Serialize;
 
+use super::session::Session;
 use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, Slot, TEMPORARY};
 use super::{L1, State};
 use crate::error::Result;
@@ -101,13 +104,13 @@ impl L1 {
         self.with(|state| match session {
             Some(session) => {
                 let index = state.sessions.index(session)?;
-                Ok(vec![state.session_report(index)])
+                Ok(vec![state.session_report(index, &state.sessions.at(index))])
             }
             None => Ok(state
                 .sessions
                 .live()
                 .filter(|(_, session)| !session.idle())
-                .map(|(index, _)| state.session_report(index))
+                .map(|(index, session)| state.session_report(index, &session))
                 .collect()),
         })
     }
@@ -128,8 +131,9 @@ impl State {
     fn object_report(&self, id: u32, slot: &Slot) -> ObjectReport {
         let staging = slot.life == Life::Staging;
         let mut holders = Vec::new();
-        if slot.holder != NONE && (slot.held > 0 || staging) {
-            holders.push(self.holder_report(slot.holder, slot.held));
+        let (holder, held) = slot.holder();
+        if holder != NONE && (held > 0 || staging) {
+            holders.push(self.holder_report(holder, held));
         }
         holders.extend(self.holds.iter(slot).map(|(index, shares)| self.holder_report(index, shares)));
         let mut because = Vec::new();
@@ -152,25 +156,24 @@ impl State {
                 _ => "ready",
             },
             bytes: slot.size,
-            shares: slot.shares,
+            shares: slot.shares(),
             transfers: slot.io,
-            shared_for_ms: if slot.shares > 0 {
-                u64::from((self.now_ms as u32).wrapping_sub(slot.since_ms))
+            shared_for_ms: if slot.shares() > 0 {
+                u64::from((self.now_ms as u32).wrapping_sub(slot.since_ms.load(Ordering::Relaxed)))
             } else {
                 0
             },
-            uses: slot.uses,
+            uses: slot.uses.load(Ordering::Relaxed),
             temporary: slot.is(TEMPORARY),
             written: slot.is(STORED),
             write_pending: slot.is(QUEUED),
-            retention_priority: self.meta(slot).priority,
+            retention_priority: slot.meta(self.now_ms).priority,
             holders,
             unevictable_because: because,
         }
     }
 
-    fn session_report(&self, index: u32) -> SessionReport {
-        let session = self.sessions.at(index);
+    fn session_report(&self, index: u32, session: &Session) -> SessionReport {
         let mut seen = HashSet::new();
         let mut held: Vec<(String, u32)> = Vec::new();
         for &name in &session.used {

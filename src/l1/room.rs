@@ -1,7 +1,10 @@
 //! Making room: eviction, retention's spared turns, and the shares of expired sessions as a last resort.
 
 use super::alloc::Block;
-use super::slot::{LEAVING, PARKED, QUEUED, STORED, TEMPORARY};
+use parking_lot::MutexGuard;
+
+use super::session::Session;
+use super::slot::{LEAVING, PARKED, QUEUED, Ref, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
@@ -45,7 +48,7 @@ impl State {
             return Ok(block);
         }
         // Do not empty the cache for what cannot fit anyway.
-        let takeable = self.alloc.capacity().saturating_sub(self.locked_bytes);
+        let takeable = self.alloc.capacity().saturating_sub(*self.tally.locked_bytes.get_mut());
         if size > takeable && size > takeable + self.revocable_bytes() {
             return Err(KVKEEP_ERR_NO_MEMORY);
         }
@@ -89,15 +92,15 @@ impl State {
                 }
                 !unwritten
             };
-            let id = self.pools[pool].policy.victim(&mut usable)?;
+            let id = self.pools[pool].policy.get_mut().victim(&mut usable)?;
             let now_ms = self.now_ms;
             let slot = &mut self.slots[id];
             if slot.chances == 0 || !slot.retained(now_ms) {
                 return Some(id);
             }
             slot.chances -= 1;
-            let meta = self.meta(&self.slots[id]);
-            self.pools[pool].policy.touch(id, meta);
+            let meta = self.slots[id].meta(self.now_ms);
+            self.pools[pool].policy.get_mut().touch(id, meta);
         }
     }
 
@@ -171,24 +174,22 @@ impl State {
         false
     }
 
-    fn expired(&self, space: Option<u32>) -> impl Iterator<Item = (u32, &super::session::Session)> {
+    fn expired(&self, space: Option<u32>) -> impl Iterator<Item = (u32, MutexGuard<'_, Session>)> {
         self.sessions.live().filter(move |(_, session)| {
             session.shares > 0 && session.deadline_ms < self.now_ms && space.is_none_or(|space| space == session.space)
         })
     }
 
     fn revocable_bytes(&self) -> u64 {
-        self.expired(None)
-            .flat_map(|(_, session)| &session.used)
-            .filter_map(|&name| self.slots.find(name))
-            .map(|slot| slot.size)
-            .sum()
+        let size = |&name: &Ref| self.slots.find(name).map_or(0, |slot| slot.size);
+        self.expired(None).map(|(_, session)| session.used.iter().map(size).sum::<u64>()).sum()
     }
 
     /// Takes the shares of the session that expired first. True if it held any.
     fn revoke_oldest(&mut self, space: Option<u32>) -> bool {
-        let Some((index, _)) = self.expired(space).min_by_key(|(_, session)| session.deadline_ms) else { return false };
-        let used = self.sessions.at(index).used.clone();
+        let first = self.expired(space).map(|(index, session)| (session.deadline_ms, index)).min();
+        let Some((_, index)) = first else { return false };
+        let used = self.sessions.at_mut(index).used.clone();
         for name in used.into_iter().rev() {
             if self.slots.find(name).is_none() {
                 continue;

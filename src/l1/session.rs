@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet, HashTable};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::slot::Ref;
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
@@ -34,7 +35,9 @@ pub struct Session {
     /// Objects it used, in order of first use; some may be named twice.
     pub used: Vec<Ref>,
     /// Length of `used` after duplicates were last removed.
-    pub distinct: usize,
+    distinct: usize,
+    /// Some of what stands in `used`, by slot, once `used` was found to fill with duplicates.
+    known: Box<[Ref]>,
     /// Shares it holds.
     pub shares: u64,
     /// Slots it stages, by their keys' hashes.
@@ -45,6 +48,9 @@ pub struct Session {
     pub next_depth: u32,
     /// Jobs of it that are not done.
     pub jobs: u32,
+    /// Calls of it that are to run alone before one is tried beside others, and how many were after the last one tried.
+    pub sits_out: u8,
+    pub sat_out: u8,
 }
 
 impl Session {
@@ -53,16 +59,42 @@ impl Session {
         self.shares == 0 && self.staged.is_empty() && self.jobs == 0
     }
 
-    /// Notes the use of an object. True if it is time to strike out what is named twice.
-    pub fn note(&mut self, object: Ref) -> bool {
+    /// Notes the use of an object.
+    pub fn note(&mut self, object: Ref) {
+        if !self.known.is_empty() {
+            let known = &mut self.known[object.slot as usize & (self.known.len() - 1)];
+            if *known == object {
+                return;
+            }
+            *known = object;
+        }
         self.used.push(object);
+    }
+
+    /// Whether it is time to strike out of `used` what is named twice.
+    #[inline]
+    pub fn crammed(&self) -> bool {
         self.used.len() > 64 + 2 * self.distinct
     }
+
+    /// What was named twice, so many times, is struck out of `used`. If it was much, the session looks before it notes.
+    pub fn struck(&mut self, twice: usize) {
+        self.distinct = self.used.len();
+        if twice >= self.distinct && self.known.len() < self.distinct {
+            self.known = vec![Ref::NOTHING; self.distinct.next_power_of_two()].into_boxed_slice();
+        }
+    }
+}
+
+struct Place {
+    id: u64,
+    /// Calls that run side by side lock it; nobody else needs to wait for it.
+    session: Mutex<Session>,
 }
 
 /// All sessions.
 pub struct Sessions {
-    places: Vec<Option<Box<Session>>>,
+    places: Vec<Option<Box<Place>>>,
     spare: VecDeque<u32>,
     /// The last number given, less its index.
     serial: u64,
@@ -114,21 +146,27 @@ impl Sessions {
         self.live += 1;
         let id = self.serial << INDEX_BITS | u64::from(index);
         let timeout_ms = timeout.as_millis() as u64;
-        self.places[index as usize] = Some(Box::new(Session {
+        self.places[index as usize] = Some(Box::new(Place {
             id,
-            space,
-            owner_pid,
-            request_id: request_id.into(),
-            timeout_ms,
-            deadline_ms: now_ms + timeout_ms,
-            began_ms: now_ms,
-            used: Vec::new(),
-            distinct: 0,
-            shares: 0,
-            staged: HashTable::new(),
-            revoked: HashMap::new(),
-            next_depth: 0,
-            jobs: 0,
+            session: Mutex::new(Session {
+                id,
+                space,
+                owner_pid,
+                request_id: request_id.into(),
+                timeout_ms,
+                deadline_ms: now_ms + timeout_ms,
+                began_ms: now_ms,
+                used: Vec::new(),
+                distinct: 0,
+                known: Box::default(),
+                shares: 0,
+                staged: HashTable::new(),
+                revoked: HashMap::new(),
+                next_depth: 0,
+                jobs: 0,
+                sits_out: 0,
+                sat_out: 0,
+            }),
         }));
         Ok(id)
     }
@@ -137,7 +175,7 @@ impl Sessions {
     pub fn index(&self, id: u64) -> Result<u32> {
         let index = (id & ((1 << INDEX_BITS) - 1)) as usize;
         match self.places.get(index) {
-            Some(Some(session)) if session.id == id => Ok(index as u32),
+            Some(Some(place)) if place.id == id => Ok(index as u32),
             _ if self.reclaimed_set.contains(&id) => Err(Error::new(
                 KVKEEP_ERR_EXPIRED,
                 format!(
@@ -160,41 +198,47 @@ impl Sessions {
     }
 
     /// The session at a live index.
-    pub fn at(&self, index: u32) -> &Session {
+    pub fn at(&self, index: u32) -> MutexGuard<'_, Session> {
         match &self.places[index as usize] {
-            Some(session) => session,
+            Some(place) => place.session.lock(),
             None => unreachable!("no session at index {index}"),
         }
     }
 
+    /// The session at a live index, if no other call is in it.
+    pub fn try_at(&self, index: u32) -> Option<MutexGuard<'_, Session>> {
+        self.places[index as usize].as_ref()?.session.try_lock()
+    }
+
     /// The session at a live index.
+    #[inline]
     pub fn at_mut(&mut self, index: u32) -> &mut Session {
         match &mut self.places[index as usize] {
-            Some(session) => session,
+            Some(place) => place.session.get_mut(),
             None => unreachable!("no session at index {index}"),
         }
     }
 
     /// Forgets the session at a live index; one that was `reclaimed` is remembered as expired.
-    pub fn remove(&mut self, index: u32, reclaimed: bool) -> Option<Box<Session>> {
-        let session = self.places[index as usize].take()?;
+    pub fn remove(&mut self, index: u32, reclaimed: bool) {
+        let Some(place) = self.places[index as usize].take() else { return };
         self.live -= 1;
         self.spare.push_back(index);
         if reclaimed {
-            self.reclaimed.push_back(session.id);
-            self.reclaimed_set.insert(session.id);
+            self.reclaimed.push_back(place.id);
+            self.reclaimed_set.insert(place.id);
             if self.reclaimed.len() > REMEMBERED
                 && let Some(oldest) = self.reclaimed.pop_front()
             {
                 self.reclaimed_set.remove(&oldest);
             }
         }
-        Some(session)
     }
 
     /// Live sessions and their indexes.
-    pub fn live(&self) -> impl Iterator<Item = (u32, &Session)> {
-        self.places.iter().enumerate().filter_map(|(index, place)| Some((index as u32, place.as_deref()?)))
+    pub fn live(&self) -> impl Iterator<Item = (u32, MutexGuard<'_, Session>)> {
+        let places = self.places.iter().enumerate();
+        places.filter_map(|(index, place)| Some((index as u32, place.as_ref()?.session.lock())))
     }
 
     /// How many are live.

@@ -1,6 +1,8 @@
 //! Shares: taking them, returning them exactly once, and the end of a session.
 
-use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, TEMPORARY};
+use std::sync::atomic::Ordering;
+
+use super::slot::{HIDDEN, LISTED, Life, NONE, QUEUED, Ref, STORED, Slot, TEMPORARY};
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
 use crate::error::{
@@ -21,60 +23,99 @@ pub(super) enum Recency {
 impl L1 {
     /// Takes `count` shares of each ready key.
     pub fn reserve_read(&self, session: u64, keys: &[Key], count: u32, views: &mut [View]) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
-            let space = state.sessions.at(index).space;
-            let mut found = std::mem::take(&mut state.found);
-            state.find_all(space, keys, hashes, &mut found);
-            let mut hits = 0;
-            for (view, &id) in views.iter_mut().zip(&found) {
-                *view = if id == NONE {
-                    View::none(KVKEEP_ERR_NOT_FOUND)
-                } else if state.take(index, id, count) {
-                    hits += 1;
-                    state.view(id)
-                } else {
-                    View::none(KVKEEP_ERR_LIMIT)
-                };
+        self.hashed(keys, |hashes, found| {
+            let now_ms = self.now_ms();
+            let beside = self.beside(session, now_ms, |beside| {
+                let state = beside.state;
+                state.find_all(beside.session.space, keys, hashes, found);
+                let hits = beside.take_all(found, count)?;
+                for (view, &id) in views.iter_mut().zip(&*found) {
+                    *view = if id == NONE { View::none(KVKEEP_ERR_NOT_FOUND) } else { state.view(id) };
+                }
+                state.tally.read_misses.fetch_add(keys.len() as u64 - hits, Ordering::Relaxed);
+                Some(hits == keys.len() as u64)
+            });
+            if let Some(all) = beside {
+                return Ok(all);
             }
-            state.found = found;
-            state.counts.read_hits += hits;
-            state.counts.read_misses += keys.len() as u64 - hits;
-            Ok(hits == keys.len() as u64)
+            self.with_at(now_ms, |state| {
+                let index = state.sessions.use_now(session, state.now_ms)?;
+                let space = state.sessions.at_mut(index).space;
+                state.find_all(space, keys, hashes, found);
+                let mut hits = 0;
+                for (view, &id) in views.iter_mut().zip(&*found) {
+                    *view = if id == NONE {
+                        View::none(KVKEEP_ERR_NOT_FOUND)
+                    } else if state.take(index, id, count) {
+                        hits += 1;
+                        state.view(id)
+                    } else {
+                        View::none(KVKEEP_ERR_LIMIT)
+                    };
+                }
+                *state.tally.read_hits.get_mut() += hits;
+                *state.tally.read_misses.get_mut() += keys.len() as u64 - hits;
+                Ok(hits == keys.len() as u64)
+            })
         })
     }
 
     /// Takes `count` shares of each ready key that is wanted and not there yet, and says which are there now.
     pub fn reserve_found(&self, session: u64, keys: &[Key], count: u32, held: &mut [bool]) -> Result<()> {
-        self.with_hashes(keys, |state, hashes| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
-            let space = state.sessions.at(index).space;
-            let mut found = std::mem::take(&mut state.found);
-            state.find_all(space, keys, hashes, &mut found);
-            for (held, &id) in held.iter_mut().zip(&found) {
-                if !*held && id != NONE && state.take(index, id, count) {
-                    *held = true;
-                    state.counts.read_hits += 1;
-                }
+        self.hashed(keys, |hashes, found| {
+            let now_ms = self.now_ms();
+            let beside = self.beside(session, now_ms, |beside| {
+                beside.state.find_all(beside.session.space, keys, hashes, found);
+                found.iter_mut().zip(&*held).filter(|(_, held)| **held).for_each(|(id, _)| *id = NONE);
+                beside.take_all(found, count)?;
+                found.iter().zip(&mut *held).for_each(|(id, held)| *held |= *id != NONE);
+                Some(())
+            });
+            if beside.is_some() {
+                return Ok(());
             }
-            state.found = found;
-            Ok(())
+            self.with_at(now_ms, |state| {
+                let index = state.sessions.use_now(session, state.now_ms)?;
+                let space = state.sessions.at_mut(index).space;
+                state.find_all(space, keys, hashes, found);
+                for (held, &id) in held.iter_mut().zip(&*found) {
+                    if !*held && id != NONE && state.take(index, id, count) {
+                        *held = true;
+                        *state.tally.read_hits.get_mut() += 1;
+                    }
+                }
+                Ok(())
+            })
         })
     }
 
     /// Returns `count` shares of each key.
-    pub fn finish_read(&self, session: u64, keys: &[Key], count: u32, statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
-            let space = state.sessions.at(index).space;
-            let mut found = std::mem::take(&mut state.found);
-            state.find_all(space, keys, hashes, &mut found);
-            let mut outcome = Outcome::new(statuses);
-            for (i, (key, &id)) in keys.iter().zip(&found).enumerate() {
-                outcome.set(i, state.finish_one(index, key, id, count));
+    pub fn finish_read(
+        &self,
+        session: u64,
+        keys: &[Key],
+        count: u32,
+        mut statuses: Option<&mut [i32]>,
+    ) -> Result<bool> {
+        self.hashed(keys, |hashes, found| {
+            let now_ms = self.now_ms();
+            let beside = self.beside(session, now_ms, |beside| {
+                beside.state.find_all(beside.session.space, keys, hashes, found);
+                beside.give_all(found, count, Outcome::new(statuses.as_deref_mut()))
+            });
+            if let Some(all) = beside {
+                return Ok(all);
             }
-            state.found = found;
-            Ok(outcome.all_ok())
+            self.with_at(now_ms, |state| {
+                let index = state.sessions.use_now(session, state.now_ms)?;
+                let space = state.sessions.at_mut(index).space;
+                state.find_all(space, keys, hashes, found);
+                let mut outcome = Outcome::new(statuses);
+                for (i, (key, &id)) in keys.iter().zip(&*found).enumerate() {
+                    outcome.set(i, state.finish_one(index, key, id, count));
+                }
+                Ok(outcome.all_ok())
+            })
         })
     }
 
@@ -82,7 +123,7 @@ impl L1 {
     pub fn release(&self, session: u64, keys: &[Key], count: u32) -> Result<u64> {
         self.with(|state| {
             let index = state.sessions.use_now(session, state.now_ms)?;
-            let space = state.sessions.at(index).space;
+            let space = state.sessions.at_mut(index).space;
             let returned = keys.iter().filter(|key| {
                 let id = state.find(space, key).unwrap_or(NONE);
                 state.finish_one(index, key, id, count) == KVKEEP_OK
@@ -95,7 +136,7 @@ impl L1 {
     pub fn take_back(&self, session: u64, keys: impl Iterator<Item = Key>, count: u32) {
         self.with(|state| {
             let Ok(index) = state.sessions.index(session) else { return };
-            let space = state.sessions.at(index).space;
+            let space = state.sessions.at_mut(index).space;
             for key in keys {
                 let id = state.find(space, &key).unwrap_or(NONE);
                 if let Some(id) = state.held_slot(index, &key, id, count) {
@@ -111,7 +152,7 @@ impl L1 {
     pub fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
         self.with(|state| {
             let index = state.sessions.use_now(session, state.now_ms)?;
-            let space = state.sessions.at(index).space;
+            let space = state.sessions.at_mut(index).space;
             let mut all = true;
             for (key, view) in keys.iter().zip(views) {
                 let id = state.find(space, key).unwrap_or(NONE);
@@ -128,13 +169,14 @@ impl L1 {
 
 impl State {
     /// The slots of `keys`, in two passes over a group, so that the memory accesses of its keys overlap.
-    fn find_all(&self, space: u32, keys: &[Key], hashes: &[u64], found: &mut Vec<u32>) {
+    fn find_all(&self, space: u32, keys: &[Key], hashes: &[u64], found: &mut [u32]) {
         const GROUP: usize = 32;
-        found.clear();
-        for (hashes, keys) in hashes.chunks(GROUP).zip(keys.chunks(GROUP)) {
-            let first = found.len();
-            found.extend(hashes.iter().map(|&hash| self.table.candidate(hash).unwrap_or(NONE)));
-            for ((id, &hash), key) in found[first..].iter_mut().zip(hashes).zip(keys) {
+        for (group, found) in found.chunks_mut(GROUP).enumerate() {
+            let (hashes, keys) = (&hashes[group * GROUP..], &keys[group * GROUP..]);
+            for (id, &hash) in found.iter_mut().zip(hashes) {
+                *id = self.table.candidate(hash).unwrap_or(NONE);
+            }
+            for ((id, &hash), key) in found.iter_mut().zip(hashes).zip(keys) {
                 if *id != NONE && !self.slots[*id].names(space, key) {
                     *id = self.find_hashed(hash, space, key).unwrap_or(NONE);
                 }
@@ -150,31 +192,36 @@ impl State {
     /// Gives `count` shares of a ready object to a session. False if it would have more than can be counted.
     #[inline]
     pub(super) fn take(&mut self, session: u32, id: u32, count: u32) -> bool {
-        let Some(shares) = self.slots[id].shares.checked_add(count) else { return false };
-        let was_locked = self.slots[id].locked();
         let now_ms = self.now_ms as u32;
         let slot = &mut self.slots[id];
-        if slot.shares == 0 {
-            slot.since_ms = now_ms;
+        if slot.shares().checked_add(count).is_none() {
+            return false;
         }
-        slot.shares = shares;
-        let noted = if slot.holder == session {
-            slot.held += count;
-            true
-        } else if slot.held == 0 && slot.more == NONE {
-            (slot.holder, slot.held) = (session, count);
-            false
-        } else {
-            !self.holds.add(slot, session, count)
+        if slot.shares() == 0 {
+            *slot.since_ms.get_mut() = now_ms;
+        }
+        if !slot.locked() {
+            *self.tally.locked_bytes.get_mut() += slot.size;
+        }
+        let noted = match slot.holder() {
+            (holder, held) if holder == session => {
+                slot.set_holder(session, held + count);
+                true
+            }
+            (_, 0) if !slot.is(LISTED) => {
+                slot.set_holder(session, count);
+                false
+            }
+            _ => !self.holds.add(slot, session, count),
         };
-        let depth = slot.depth;
-        self.shares += u64::from(count);
-        self.relock(id, was_locked);
-        let name = self.slots.name(id);
+        let (depth, name) = (slot.depth, Ref { slot: id, generation: slot.generation });
         let holder = self.sessions.at_mut(session);
         holder.shares += u64::from(count);
         holder.next_depth = holder.next_depth.max(depth + 1);
-        if !noted && holder.note(name) {
+        if !noted {
+            holder.note(name);
+        }
+        if holder.crammed() {
             self.strike_twice_named(session);
         }
         true
@@ -187,20 +234,21 @@ impl State {
         self.passes = self.passes.wrapping_add(1).max(1);
         let (pass, slots) = (self.passes, &mut self.slots);
         let holder = self.sessions.at_mut(session);
+        let mut twice = 0;
         holder.used.retain(|name| {
-            let first = slots.find(*name).is_some_and(|slot| slot.seen != pass);
-            if first {
-                slots[name.slot].seen = pass;
-            }
+            let Some(slot) = slots.find(*name) else { return false };
+            let first = slot.seen != pass;
+            slots[name.slot].seen = pass;
+            twice += usize::from(!first);
             first
         });
-        holder.distinct = holder.used.len();
+        holder.struck(twice);
     }
 
     pub(super) fn shares_of(&self, session: u32, id: u32) -> u32 {
         let slot = &self.slots[id];
-        let own = if slot.holder == session { slot.held } else { 0 };
-        if slot.more == NONE { own } else { own + self.holds.count(slot, session) }
+        let own = slot.held_by(session);
+        if slot.is(LISTED) { own + self.holds.count(slot, session) } else { own }
     }
 
     /// The slot of `key` of which `session` holds at least `count` shares: the one in the table, or a hidden one.
@@ -253,44 +301,48 @@ impl State {
     #[inline]
     pub(super) fn give_back(&mut self, session: u32, id: u32, count: u32, recency: Recency) {
         let slot = &mut self.slots[id];
-        let own = if slot.holder == session { slot.held.min(count) } else { 0 };
-        slot.held -= own;
-        slot.shares -= count;
+        let held = slot.held_by(session);
+        let own = held.min(count);
+        if own > 0 {
+            slot.set_holder(session, held - own);
+        }
         if count > own {
             self.holds.sub(slot, session, count - own);
         }
-        self.shares -= u64::from(count);
+        let last = slot.shares() == 0;
         self.sessions.at_mut(session).shares -= u64::from(count);
-        if self.slots[id].shares == 0 {
+        if last {
             self.unshared(id, recency);
         }
     }
 
     /// The last share of an object went.
     fn unshared(&mut self, id: u32, recency: Recency) {
-        let slot = &mut self.slots[id];
-        if slot.is(TEMPORARY) && !slot.is(HIDDEN) {
-            self.hide(id, super::Removal::Deleted);
-        }
         self.relock(id, true);
-        let slot = &mut self.slots[id];
-        if slot.is(HIDDEN) {
+        let slot = &self.slots[id];
+        if slot.flags & (TEMPORARY | HIDDEN) != 0 {
+            if !slot.is(HIDDEN) {
+                self.hide(id, super::Removal::Deleted);
+            }
             return self.free_if_unused(id);
         }
-        let pool = self.spaces[slot.space as usize].pool;
+        let policy = self.pools[self.spaces[slot.space as usize].pool].policy.get_mut();
         if recency == Recency::Keep {
-            return self.pools[pool].policy.release(id);
+            return policy.release(id);
         }
-        slot.uses = slot.uses.saturating_add(1);
-        let slot = &self.slots[id];
-        let meta = self.meta(slot);
-        if let StoreMode::AfterUses(uses) = self.config.store_mode
-            && slot.uses >= uses
-            && slot.flags & (STORED | QUEUED) == 0
-        {
+        slot.count_use();
+        policy.touch(id, slot.meta(self.now_ms));
+        if self.due_after(&self.slots[id], 0) {
             self.queue_write(id);
         }
-        self.pools[pool].policy.touch(id, meta);
+    }
+
+    /// Whether an object read `more` times more is to be written to L2 for its uses.
+    #[inline]
+    pub(super) fn due_after(&self, slot: &Slot, more: u32) -> bool {
+        let uses = slot.uses.load(Ordering::Relaxed).saturating_add(more);
+        matches!(self.config.store_mode, StoreMode::AfterUses(least) if uses >= least)
+            && slot.flags & (STORED | QUEUED) == 0
     }
 
     /// Ends the session at `index`.
@@ -311,13 +363,13 @@ impl State {
             }
             let Some(slot) = self.slots.find(name) else { continue };
             let lives = slot.life == Life::Ready && !slot.is(HIDDEN);
-            if touch && lives && slot.shares == 0 {
-                let (pool, meta) = (self.spaces[slot.space as usize].pool, self.meta(slot));
-                self.pools[pool].policy.touch(id, meta);
+            if touch && lives && slot.shares() == 0 {
+                let (pool, meta) = (self.spaces[slot.space as usize].pool, slot.meta(self.now_ms));
+                self.pools[pool].policy.get_mut().touch(id, meta);
             }
-            let slot = &mut self.slots[id];
-            if slot.holder == index && slot.held == 0 {
-                slot.holder = NONE;
+            let slot = &self.slots[id];
+            if slot.holder() == (index, 0) {
+                slot.set_holder(NONE, 0);
             }
         }
         debug_assert_eq!(self.sessions.at(index).shares, 0);

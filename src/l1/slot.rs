@@ -1,7 +1,10 @@
 //! What L1 knows of one object: where its bytes lie, its state, and who holds it.
 
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
 use crate::chunked::Chunked;
 use crate::key::Key;
+use crate::policy::Meta;
 
 /// No slot, session or hold.
 pub const NONE: u32 = u32::MAX;
@@ -32,23 +35,24 @@ pub const QUEUED: u8 = 8;
 pub const PARKED: u8 = 16;
 /// To be evicted once it is written.
 pub const LEAVING: u8 = 32;
+/// Sessions beside its holder have shares of it.
+pub const LISTED: u8 = 64;
 
-/// One object. Two cache lines: the first is all that finding and sharing it touches, but for its address.
+/// One object. Two cache lines: finding and sharing it writes to the first alone, so that the second may lie in the caches
+/// of all cores. What is atomic may change in calls that run side by side (`beside.rs`), all else in one that is alone.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Slot {
     /// Its key.
     pub key: Key,
+    /// See [`holder`](Slot::holder).
+    own: AtomicU64,
     /// Index of its space.
     pub space: u32,
-    /// Shares held by all sessions.
-    pub shares: u32,
-    /// The session (by index) that used it last, or that stages it. Its shares are `held`.
-    pub holder: u32,
-    /// Shares of `holder`.
-    pub held: u32,
-    /// Shares of other sessions: first of a list in [`Holds`].
-    pub more: u32,
+    /// Times it was read.
+    pub uses: AtomicU32,
+    /// When the first of its present shares was taken, in milliseconds of the cache's clock, wrapping.
+    pub since_ms: AtomicU32,
     /// Flags above.
     pub flags: u8,
     /// Its state.
@@ -67,10 +71,10 @@ pub struct Slot {
     pub io: u32,
     /// Raised when the slot is freed, so that an old reference names nothing.
     pub generation: u32,
-    /// When the first of its present shares was taken, in milliseconds of the cache's clock, wrapping.
-    pub since_ms: u32,
-    /// Times it was read.
-    pub uses: u32,
+    /// Shares of sessions other than its holder: first of a list in [`Holds`] …
+    more: u32,
+    /// … and how many they are.
+    rest: u32,
     /// Chunk index in its prefix, as far as its writer's session tells.
     pub depth: u32,
     /// Until when its retention lasts, in units of [`RETAIN_MS`] of the cache's clock.
@@ -81,34 +85,95 @@ pub struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 128);
 
-const EMPTY: Slot = Slot {
-    key: Key { hash: [0; 32], rank: 0, group: 0 },
-    space: 0,
-    generation: 0,
-    offset: 0,
-    size: 0,
-    node: 0,
-    shares: 0,
-    io: 0,
-    holder: NONE,
-    held: 0,
-    more: NONE,
-    since_ms: 0,
-    uses: 0,
-    depth: 0,
-    retain_until: 0,
-    seen: 0,
-    flags: 0,
-    priority: 0,
-    chances: 0,
-    life: Life::Free,
-};
-
 impl Slot {
+    fn empty(generation: u32) -> Slot {
+        Slot {
+            key: Key { hash: [0; 32], rank: 0, group: 0 },
+            own: AtomicU64::new(own(NONE, 0)),
+            space: 0,
+            uses: AtomicU32::new(0),
+            since_ms: AtomicU32::new(0),
+            flags: 0,
+            life: Life::Free,
+            priority: 0,
+            chances: 0,
+            offset: 0,
+            size: 0,
+            node: 0,
+            io: 0,
+            generation,
+            more: NONE,
+            rest: 0,
+            depth: 0,
+            retain_until: 0,
+            seen: 0,
+        }
+    }
+
+    /// The session (by index) that used it last, or that stages it, and its shares.
+    #[inline]
+    pub fn holder(&self) -> (u32, u32) {
+        let own = self.own.load(Ordering::Acquire);
+        ((own >> 32) as u32, own as u32)
+    }
+
+    /// Sets what [`holder`](Slot::holder) gives. Calls that run side by side may do so only for a holder with shares, which
+    /// is theirs alone while they have its session.
+    #[inline]
+    pub fn set_holder(&self, session: u32, held: u32) {
+        self.own.store(own(session, held), Ordering::Release);
+    }
+
+    /// Makes `session` the holder, with `held` shares, if the holder is still `before`, without shares.
+    #[inline]
+    pub fn change_holder(&self, before: u32, session: u32, held: u32) -> bool {
+        let (before, after) = (own(before, 0), own(session, held));
+        self.own.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Shares of a session, if it is the holder.
+    #[inline]
+    pub fn held_by(&self, session: u32) -> u32 {
+        match self.holder() {
+            (holder, held) if holder == session => held,
+            _ => 0,
+        }
+    }
+
+    /// Counts a reading. Calls that run side by side may do so only for an object of which they have the last share.
+    #[inline]
+    pub fn count_use(&self) {
+        let uses = self.uses.load(Ordering::Relaxed);
+        self.uses.store(uses.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Shares held by all sessions.
+    #[inline]
+    pub fn shares(&self) -> u32 {
+        self.holder().1 + self.rest
+    }
+
     /// Whether it is the object of this name.
     #[inline]
     pub fn names(&self, space: u32, key: &Key) -> bool {
         self.key == *key && self.space == space
+    }
+
+    /// What a policy may know of an object it has already; only a new one needs its tag.
+    #[inline]
+    pub fn meta(&self, now_ms: u64) -> Meta {
+        Meta {
+            tag: 0,
+            size: self.size,
+            depth: self.depth,
+            uses: self.uses.load(Ordering::Relaxed),
+            priority: if self.retained(now_ms) { self.priority } else { 0 },
+        }
+    }
+
+    /// Where its bytes are.
+    pub fn place(&self) -> Place {
+        (self.offset, self.size)
     }
 
     /// Whether all of `flags` are set.
@@ -123,9 +188,16 @@ impl Slot {
 
     /// Whether its memory is in use, so that it must not be evicted.
     pub fn locked(&self) -> bool {
-        self.shares > 0 || self.io > 0 || self.life == Life::Staging
+        self.holder().1 > 0 || self.is(LISTED) || self.io > 0 || self.life == Life::Staging
     }
 }
+
+fn own(session: u32, held: u32) -> u64 {
+    u64::from(session) << 32 | u64::from(held)
+}
+
+/// Where bytes begin in the arena, and how many they are.
+pub type Place = (u64, u64);
 
 /// Names an object for as long as it lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -137,6 +209,9 @@ pub struct Ref {
 }
 
 impl Ref {
+    /// Names no object.
+    pub const NOTHING: Ref = Ref { slot: NONE, generation: 0 };
+
     /// As one number.
     pub fn pack(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.slot)
@@ -170,12 +245,12 @@ impl Slots {
     /// A fresh slot, all empty but its generation.
     pub fn take(&mut self) -> u32 {
         let id = self.spare.pop().unwrap_or_else(|| {
-            self.slots.reach(self.made, EMPTY);
+            self.slots.reach(self.made, || Slot::empty(0));
             self.made += 1;
             self.made - 1
         });
         let generation = self.slots[id].generation;
-        self.slots[id] = Slot { generation, ..EMPTY };
+        self.slots[id] = Slot::empty(generation);
         id
     }
 
@@ -241,6 +316,8 @@ pub struct Holds {
 impl Holds {
     /// Adds shares of `session` to the list of `slot`. True if it had none in the list before.
     pub fn add(&mut self, slot: &mut Slot, session: u32, count: u32) -> bool {
+        slot.flags |= LISTED;
+        slot.rest += count;
         let mut at = slot.more;
         while at != NONE {
             let hold = &mut self.holds[at as usize];
@@ -271,6 +348,10 @@ impl Holds {
 
     /// Takes shares of `session` off the list; they must be there.
     pub fn sub(&mut self, slot: &mut Slot, session: u32, count: u32) {
+        slot.rest -= count;
+        if slot.rest == 0 {
+            slot.flags &= !LISTED;
+        }
         let mut before = NONE;
         let mut at = slot.more;
         while at != NONE {

@@ -1,5 +1,7 @@
 //! Spaces: their names, their quotas, and the pools in which their objects compete for room.
 
+use parking_lot::Mutex;
+
 use super::slot::{HIDDEN, Life};
 use super::{L1, Pool, Space, SpaceInfo, State};
 use crate::config::SpaceSpec;
@@ -45,7 +47,8 @@ impl L1 {
     pub fn session_space(&self, session: u64) -> Result<SpaceInfo> {
         self.with(|state| {
             let index = state.sessions.use_now(session, state.now_ms)?;
-            Ok(state.space_info(state.sessions.at(index).space))
+            let space = state.sessions.at_mut(index).space;
+            Ok(state.space_info(space))
         })
     }
 }
@@ -54,7 +57,7 @@ pub(super) fn new_pool(policy: &str) -> Result<Pool> {
     let names = policy::NAMES.join(", ");
     let policy = policy::by_name(policy)
         .ok_or_else(|| Error::invalid(format!("eviction_policy \"{policy}\" is unknown: use one of {names}")))?;
-    Ok(Pool { policy, bytes: 0 })
+    Ok(Pool { policy: Mutex::new(policy), bytes: 0 })
 }
 
 impl State {
@@ -90,9 +93,9 @@ impl State {
             .collect();
         for id in members {
             let (meta, size) = (self.new_meta(&self.slots[id]), self.slots[id].size);
-            self.pools[0].policy.remove(id, Removal::Deleted);
+            self.pools[0].policy.get_mut().remove(id, Removal::Deleted);
             self.pools[0].bytes -= size;
-            self.pools[pool].policy.insert(id, meta);
+            self.pools[pool].policy.get_mut().insert(id, meta);
             self.pools[pool].bytes += size;
         }
         Ok(())

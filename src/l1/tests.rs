@@ -1,6 +1,6 @@
 //! Cases that random operations meet too rarely, or that need a clock or numbers no test waits for.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::slot::LEAVING;
 use super::*;
@@ -232,4 +232,91 @@ fn idle_sessions_are_reclaimed_when_due_whatever_else_lives() {
     l1.set_ms.store(2100, Ordering::Relaxed);
     assert_eq!(l1.reclaim_sessions().0, [holder]);
     assert!(l1.session_lives(long).is_ok());
+}
+
+#[test]
+fn a_session_that_takes_turns_with_another_names_what_it_uses_once() {
+    let l1 = l1(StoreMode::Never, 10);
+    let space = space(&l1, 0);
+    let sessions = [session(&l1, space), session(&l1, space)];
+    for round in 0..100 {
+        // From time to time the slots get other objects.
+        let first = round / 20 * 50;
+        if round % 20 == 0 {
+            commit(&l1, session(&l1, space), first..first + 50);
+        }
+        let keys: Vec<Key> = (first..first + 50).map(key).collect();
+        for session in sessions {
+            assert!(l1.reserve_read(session, &keys, 1, &mut [View::none(KVKEEP_OK); 50]).unwrap());
+            if round < 99 {
+                assert!(l1.finish_read(session, &keys, 1, None).unwrap());
+            }
+        }
+    }
+    l1.with(|state| {
+        for (_, session) in state.sessions.live() {
+            assert!(session.used.len() <= 64 + 2 * 50 + 50, "{} names", session.used.len());
+        }
+    });
+    assert_eq!(l1.gauges().1.shares, 100);
+    sessions.iter().for_each(|&session| l1.end_session(session, true).unwrap());
+    assert_eq!((l1.gauges().1.shares, l1.gauges().1.locked_bytes), (0, 0));
+}
+
+#[test]
+fn a_background_thread_now_and_then_makes_no_crowd_and_two_callers_do() {
+    let crowd = Crowd::default();
+    for now_ms in (1..10_000).step_by(50) {
+        crowd.met(now_ms);
+        assert!(!crowd.is_there(now_ms));
+    }
+    for _ in 0..20 {
+        crowd.met(20_000);
+    }
+    assert!(crowd.is_there(20_000) && crowd.is_there(20_040) && !crowd.is_there(20_100));
+}
+
+#[test]
+fn readers_side_by_side_leave_the_books_as_they_were() {
+    const READERS: u32 = 4;
+    const ROUNDS: u32 = 3000;
+    let l1 = l1(StoreMode::Never, 10);
+    l1.crowd.stay();
+    let space = space(&l1, 0);
+    commit(&l1, session(&l1, space), 0..60);
+    let misses = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for reader in 0..READERS {
+            let (l1, misses) = (&l1, &misses);
+            scope.spawn(move || {
+                let mut session = session(l1, space);
+                for round in 0..ROUNDS {
+                    // Some keys twice, some that others read too, and one that is not there.
+                    let mut keys: Vec<Key> = (0..8).map(|i| key((reader * 7 + round * (i + 1)) % 61)).collect();
+                    keys.retain(|key| key.hash[0] < 60 || round % 16 == 0);
+                    let mut views = vec![View::none(KVKEEP_OK); keys.len()];
+                    let count = 1 + round % 3;
+                    let all = l1.reserve_read(session, &keys, count, &mut views).unwrap();
+                    let absent = views.iter().filter(|view| view.status != KVKEEP_OK as i32).count() as u64;
+                    assert_eq!(all, absent == 0);
+                    misses.fetch_add(absent, Ordering::Relaxed);
+                    keys.retain(|key| key.hash[0] < 60);
+                    assert!(l1.finish_read(session, &keys, count, None).unwrap());
+                    if let Some(key) = keys.first() {
+                        assert!(!l1.finish_read(session, &[*key], 1, None).unwrap());
+                    }
+                    if round % 500 == 0 {
+                        l1.end_session(session, true).unwrap();
+                        session = self::session(l1, space);
+                    }
+                }
+            });
+        }
+    });
+    let (counts, gauges) = l1.gauges();
+    assert_eq!((gauges.shares, gauges.locked_bytes, gauges.objects), (0, 0, 60));
+    assert_eq!(counts.read_misses, misses.into_inner());
+    // Nothing is left that eviction would pass over.
+    commit(&l1, session(&l1, space), 100..200);
+    assert_eq!(l1.gauges().0.evictions, 60);
 }

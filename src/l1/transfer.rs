@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::slot::{HIDDEN, Life, PARKED, QUEUED, Ref, STORED, Slot, TEMPORARY};
+use super::slot::{HIDDEN, Life, PARKED, Place, QUEUED, Ref, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::arena::{Buffer, Hold};
 use crate::error::{Result, Status};
@@ -43,9 +43,9 @@ impl Hold for L1 {
 impl L1 {
     /// The bytes of a slot whose `io` the caller raised for it. A staged slot is known to its loader alone, and a ready one is
     /// never written again.
-    fn buffer_of(&self, name: Ref, slot: &Slot) -> Option<Buffer> {
+    fn buffer_of(&self, name: Ref, (offset, size): Place) -> Option<Buffer> {
         let hold: Arc<dyn Hold> = self.me.upgrade()?;
-        Some(self.arena.lend(slot.offset, slot.size, hold, name.pack()))
+        Some(self.arena.lend(offset, size, hold, name.pack()))
     }
 
     /// Stages memory of `space` for loads, in order; after the first key that does not fit, none does. A loaded object is
@@ -57,7 +57,7 @@ impl L1 {
         temporary: bool,
     ) -> Vec<std::result::Result<(Ref, Buffer), Status>> {
         let mut full = None;
-        let staged: Vec<std::result::Result<(Ref, Slot), Status>> = self.with(|state| {
+        let staged: Vec<std::result::Result<(Ref, Place), Status>> = self.with(|state| {
             wanted
                 .map(|(key, size, depth)| {
                     if let Some(status) = full {
@@ -71,15 +71,15 @@ impl L1 {
                     slot.flags |= STORED;
                     slot.depth = depth;
                     slot.io = 1;
-                    Ok((state.slots.name(id), state.slots[id]))
+                    Ok((state.slots.name(id), state.slots[id].place()))
                 })
                 .collect()
         });
         staged
             .into_iter()
             .map(|staged| {
-                let (name, slot) = staged?;
-                let buffer = self.buffer_of(name, &slot).ok_or(crate::error::KVKEEP_ERR_CLOSED)?;
+                let (name, place) = staged?;
+                let buffer = self.buffer_of(name, place).ok_or(crate::error::KVKEEP_ERR_CLOSED)?;
                 Ok((name, buffer))
             })
             .collect()
@@ -106,7 +106,7 @@ impl L1 {
                 })
                 .collect();
             // Loaded for one reading, and no reader is left.
-            if id == name.slot && state.slots[id].is(TEMPORARY) && state.slots[id].shares == 0 {
+            if id == name.slot && state.slots[id].is(TEMPORARY) && state.slots[id].shares() == 0 {
                 state.hide(id, Removal::Deleted);
                 state.free_if_unused(id);
             }
@@ -125,38 +125,38 @@ impl L1 {
 
     /// Takes queued objects to write, up to `objects` and about `bytes`, at least one.
     pub fn take_writes(&self, objects: usize, bytes: u64) -> Vec<Write> {
-        let taken: Vec<(Ref, Slot, ObjectKey, [u8; 16])> = self.with(|state| {
+        let taken: Vec<(Ref, Place, ObjectKey, [u8; 16])> = self.with(|state| {
             let mut taken = Vec::new();
             let mut left = bytes;
             while taken.len() < objects && (left > 0 || taken.is_empty()) {
                 let Some(name) = state.writes.pop_front() else { break };
-                let Some(slot) = state.slots.find(name).copied() else { continue };
+                let Some(slot) = state.slots.find(name) else { continue };
                 if slot.is(HIDDEN) || !slot.is(QUEUED) {
                     continue;
                 }
-                state.raise_io(name.slot);
                 left = left.saturating_sub(slot.size);
                 let space = &state.spaces[slot.space as usize];
-                taken.push((name, slot, ObjectKey { space: space.tag, key: slot.key }, space.layout));
+                taken.push((name, slot.place(), ObjectKey { space: space.tag, key: slot.key }, space.layout));
+                state.raise_io(name.slot);
             }
             taken
         });
         taken
             .into_iter()
-            .filter_map(|(name, slot, key, layout)| {
-                Some(Write { name, key, layout, buffer: self.buffer_of(name, &slot)? })
+            .filter_map(|(name, place, key, layout)| {
+                Some(Write { name, key, layout, buffer: self.buffer_of(name, place)? })
             })
             .collect()
     }
 
     /// Another buffer over an object that has one.
     pub fn buffer(&self, name: Ref) -> Option<Buffer> {
-        let slot = self.with(|state| {
-            state.slots.find(name)?;
+        let place = self.with(|state| {
+            let place = state.slots.find(name)?.place();
             state.raise_io(name.slot);
-            Some(state.slots[name.slot])
+            Some(place)
         })?;
-        self.buffer_of(name, &slot)
+        self.buffer_of(name, place)
     }
 
     /// A write ended, well or not: a write given up on is not tried again, and from now on the object may be evicted like any
@@ -177,7 +177,7 @@ impl L1 {
             if leaving && !locked && state.above(state.config.low_percent, 0) {
                 state.evict(name.slot);
             } else if parked {
-                state.pools[pool].policy.release(name.slot);
+                state.pools[pool].policy.get_mut().release(name.slot);
             }
         });
     }
@@ -221,7 +221,7 @@ impl State {
         }
         let pool = self.spaces[slot.space as usize].pool;
         if !slot.is(PARKED) || slot.is(TEMPORARY) {
-            self.pools[pool].policy.release(id);
+            self.pools[pool].policy.get_mut().release(id);
         }
     }
 }

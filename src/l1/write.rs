@@ -123,7 +123,7 @@ impl State {
         temporary: bool,
         full: Option<Status>,
     ) -> std::result::Result<u32, Status> {
-        let holder = self.sessions.at(session);
+        let holder = self.sessions.at_mut(session);
         let (space, depth) = (holder.space, holder.next_depth);
         if size == 0 {
             return Err(KVKEEP_ERR_INVALID);
@@ -137,7 +137,7 @@ impl State {
         }
         let id = self.stage(space, key, size, temporary).inspect_err(|_| self.counts.refusals += 1)?;
         let slot = &mut self.slots[id];
-        slot.holder = session;
+        slot.set_holder(session, 0);
         slot.depth = depth;
         let holder = self.sessions.at_mut(session);
         holder.next_depth += 1;
@@ -172,7 +172,7 @@ impl State {
         slot.life = Life::Staging;
         slot.flags = if temporary { TEMPORARY } else { 0 };
         self.spaces[space as usize].used += size;
-        self.locked_bytes += size;
+        *self.tally.locked_bytes.get_mut() += size;
         self.staged += 1;
         Ok(id)
     }
@@ -194,8 +194,10 @@ impl State {
         let kept = self.commit(id, hash);
         if kept == id {
             let name = self.slots.name(id);
-            self.slots[id].holder = session;
-            if self.sessions.at_mut(session).note(name) {
+            self.slots[id].set_holder(session, 0);
+            let holder = self.sessions.at_mut(session);
+            holder.note(name);
+            if holder.crammed() {
                 self.strike_twice_named(session);
             }
         }
@@ -219,14 +221,14 @@ impl State {
         self.ready += 1;
         let slot = &mut self.slots[id];
         slot.life = Life::Ready;
-        slot.holder = NONE;
+        slot.set_holder(NONE, 0);
         self.relock(id, true);
         let (slots, hasher) = (&self.slots, &self.hasher);
         self.table.insert(hash, id, |id| hasher.hash(&slots[id].key));
         let meta = self.new_meta(&self.slots[id]);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
         pool.bytes += size;
-        pool.policy.insert(id, meta);
+        pool.policy.get_mut().insert(id, meta);
         self.record(EventKind::Stored, id);
         self.queue_after_commit(id);
         if self.above(self.config.high_percent, 0) {
@@ -273,7 +275,7 @@ impl State {
         let hash = self.hasher.hash(&key);
         self.table.remove(hash, id);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
-        pool.policy.remove(id, why);
+        pool.policy.get_mut().remove(id, why);
         pool.bytes -= size;
         self.ready -= 1;
         self.record(EventKind::Removed, id);

@@ -105,7 +105,7 @@ impl Policy for Mq {
 
     fn insert(&mut self, id: u32, meta: Meta) {
         self.places.reach(id);
-        self.states.reach(id, State::default());
+        self.states.reach(id, State::default);
         self.now = self.now.wrapping_add(1);
         self.residents += 1;
         let tag = short(meta.tag);

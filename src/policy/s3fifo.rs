@@ -62,7 +62,7 @@ impl Policy for S3Fifo {
 
     fn insert(&mut self, id: u32, meta: Meta) {
         self.places.reach(id);
-        self.states.reach(id, State::default());
+        self.states.reach(id, State::default);
         let tag = short(meta.tag);
         let main = self.ghost.recall(tag, self.remembered).is_some();
         self.states[id] = State { tag, seen: meta.uses, uses: 0, main };

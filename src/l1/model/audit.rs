@@ -16,17 +16,17 @@ impl World {
             let mut by_pool = vec![0; state.pools.len()];
             for (id, slot) in state.slots.live() {
                 spans.push((slot.offset, slot.offset + slot.size));
-                let mut of_slot = slot.held;
-                if slot.held > 0 {
-                    *by_session.entry(slot.holder).or_default() += u64::from(slot.held);
+                let (holder, mut of_slot) = slot.holder();
+                if of_slot > 0 {
+                    *by_session.entry(holder).or_default() += u64::from(of_slot);
                 }
                 for (session, count) in state.holds.iter(slot) {
                     assert!(count > 0);
                     of_slot += count;
                     *by_session.entry(session).or_default() += u64::from(count);
                 }
-                assert_eq!(of_slot, slot.shares);
-                shares += u64::from(slot.shares);
+                assert_eq!(of_slot, slot.shares());
+                shares += u64::from(slot.shares());
                 used += state.alloc.size_of(slot.node);
                 by_space[slot.space as usize] += slot.size;
                 locked += if slot.locked() { slot.size } else { 0 };

@@ -1,0 +1,179 @@
+//! Calls that read, side by side.
+//!
+//! Reads of two sessions do not hinder each other, and whatever could see half of one has the lock alone; so, when calls
+//! meet, those that take and return shares use the state together. Each has its session to itself, and with it every
+//! object of which that session is the holder and has shares; it becomes the holder of one that nobody has shares of by one
+//! exchange. Nothing else of an object changes here. A batch that needs more than this is found out before it has changed
+//! anything, or is undone unseen, and runs alone.
+//!
+//! Where no calls meet, an exchange per object would be wasted, and each call has the state alone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::session::Session;
+use super::slot::{LISTED, NONE, Slot, TEMPORARY};
+use super::{L1, Outcome, State, patiently};
+use crate::error::{KVKEEP_ERR_NOT_HELD, KVKEEP_OK};
+
+/// Calls that met, less one for each millisecond since; from so many on the next ones run side by side …
+const CROWD: u64 = 8;
+/// … for so long. A background thread that passes by now and then makes no crowd.
+const CROWD_MS: u64 = 50;
+
+/// Most calls in a row that a session runs alone because one of them had to.
+const SITS_OUT_MAX: u8 = 63;
+
+/// Whether calls meet, so that one has to wait for another.
+#[derive(Default)]
+pub(super) struct Crowd {
+    /// When the last of them will be forgotten.
+    until_ms: AtomicU64,
+}
+
+impl Crowd {
+    /// Two calls met.
+    pub fn met(&self, now_ms: u64) {
+        let until_ms = self.until_ms.load(Ordering::Relaxed).max(now_ms).saturating_add(1);
+        let there = until_ms > now_ms + CROWD;
+        self.until_ms.store(if there { now_ms + CROWD + CROWD_MS } else { until_ms }, Ordering::Relaxed);
+    }
+
+    /// From now on there is one.
+    #[cfg(test)]
+    pub fn stay(&self) {
+        self.until_ms.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn is_there(&self, now_ms: u64) -> bool {
+        self.until_ms.load(Ordering::Relaxed) > now_ms + CROWD
+    }
+}
+
+/// The state as one of several calls has it.
+pub(super) struct Beside<'a> {
+    pub state: &'a State,
+    pub session: &'a mut Session,
+    index: u32,
+    now_ms: u64,
+}
+
+impl L1 {
+    /// Runs a call of a session beside others, if calls met of late. `None`: nothing was done, and it must run alone.
+    #[inline]
+    pub(super) fn beside<R>(
+        &self,
+        session: u64,
+        now_ms: u64,
+        body: impl FnOnce(&mut Beside) -> Option<R>,
+    ) -> Option<R> {
+        if !self.crowd.is_there(now_ms) {
+            return None;
+        }
+        let look = || self.state.try_read();
+        let state = look().or_else(|| patiently(look)).unwrap_or_else(|| self.state.read());
+        let index = state.sessions.index(session).ok()?;
+        let mut session = state.sessions.try_at(index).filter(|session| !session.crammed())?;
+        if session.sits_out > 0 {
+            session.sits_out -= 1;
+            return None;
+        }
+        session.deadline_ms = now_ms + session.timeout_ms;
+        let result = body(&mut Beside { state: &state, session: &mut session, index, now_ms });
+        // Who shares objects with others is likely to do so again.
+        session.sat_out = if result.is_some() { 0 } else { (session.sat_out * 2 + 1).min(SITS_OUT_MAX) };
+        session.sits_out = session.sat_out;
+        result
+    }
+}
+
+impl Beside<'_> {
+    /// Takes `count` shares of each object found, which are hits, and says of how many.
+    pub fn take_all(&mut self, found: &[u32], count: u32) -> Option<u64> {
+        let (mut taken, mut locked) = (0, 0);
+        for (i, &id) in found.iter().enumerate().filter(|(_, id)| **id != NONE) {
+            let Some(bytes) = self.take(id, count) else {
+                for &id in found[..i].iter().filter(|id| **id != NONE) {
+                    let slot = &self.state.slots[id];
+                    slot.set_holder(self.index, slot.held_by(self.index) - count);
+                }
+                return None;
+            };
+            (taken, locked) = (taken + 1, locked + bytes);
+        }
+        self.session.shares += taken * u64::from(count);
+        self.state.tally.locked_bytes.fetch_add(locked, Ordering::Relaxed);
+        self.state.tally.read_hits.fetch_add(taken, Ordering::Relaxed);
+        Some(taken)
+    }
+
+    /// Takes shares of one object: of how many bytes the first ones.
+    #[inline]
+    fn take(&mut self, id: u32, count: u32) -> Option<u64> {
+        let slot = &self.state.slots[id];
+        slot.shares().checked_add(count)?;
+        let (holder, held) = slot.holder();
+        if held > 0 || slot.is(LISTED) {
+            if holder != self.index {
+                return None;
+            }
+            slot.set_holder(holder, held + count);
+            return Some(0);
+        }
+        if !slot.change_holder(holder, self.index, count) {
+            return None;
+        }
+        slot.since_ms.store(self.now_ms as u32, Ordering::Relaxed);
+        self.session.next_depth = self.session.next_depth.max(slot.depth + 1);
+        if holder != self.index {
+            self.session.note(self.state.slots.name(id));
+        }
+        Some(if slot.io > 0 { 0 } else { slot.size })
+    }
+
+    /// Returns `count` shares of each object found, touches those of which they were the last, and says whether it had all.
+    pub fn give_all(&mut self, found: &mut [u32], count: u32, mut outcome: Outcome) -> Option<bool> {
+        let state = self.state;
+        let alone = |slot: &Slot| slot.is(TEMPORARY) || slot.is(LISTED) || state.due_after(slot, 1);
+        if state.hidden > 0
+            || !self.session.revoked.is_empty()
+            || found.iter().any(|&id| id != NONE && alone(&state.slots[id]))
+        {
+            return None;
+        }
+        let (mut given, mut unlocked) = (0, 0);
+        for (i, id) in found.iter_mut().enumerate() {
+            let held = if *id == NONE { 0 } else { state.slots[*id].held_by(self.index) };
+            if held < count {
+                outcome.set(i, KVKEEP_ERR_NOT_HELD);
+                *id = NONE;
+                continue;
+            }
+            outcome.set(i, KVKEEP_OK);
+            given += 1;
+            let slot = &state.slots[*id];
+            if held > count {
+                slot.set_holder(self.index, held - count);
+                *id = NONE;
+                continue;
+            }
+            slot.count_use();
+            unlocked += if slot.io > 0 { 0 } else { slot.size };
+            slot.set_holder(self.index, 0);
+        }
+        self.session.shares -= given * u64::from(count);
+        state.tally.locked_bytes.fetch_sub(unlocked, Ordering::Relaxed);
+        self.touch_all(found);
+        Some(outcome.all_ok())
+    }
+
+    fn touch_all(&self, found: &[u32]) {
+        let state = self.state;
+        let policy = &state.pools[state.spaces[self.session.space as usize].pool].policy;
+        let look = || policy.try_lock();
+        let mut policy = look().or_else(|| patiently(look)).unwrap_or_else(|| policy.lock());
+        for &id in found.iter().filter(|id| **id != NONE) {
+            policy.touch(id, state.slots[id].meta(self.now_ms));
+        }
+    }
+}
