@@ -87,15 +87,24 @@ impl Drop for Daemon {
     }
 }
 
-fn store(client: &Client) {
+fn store(client: &Client) -> (u64, u64, Key) {
     let (layout, tenant) = (String::new(), String::new());
     let spec = SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
-    let session = client.begin_session(client.open_space(spec).unwrap(), "r", None).unwrap();
+    let space = client.open_space(spec).unwrap();
+    let session = client.begin_session(space, "who", None).unwrap();
     let key = [Key { hash: [1; 32], rank: 0, group: 0 }];
     let mut view = [View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }];
     assert!(client.reserve_write(session, &key, &[4096], false, &mut view).unwrap());
     client.copy_in(&view[0], &[7; 4096]).unwrap();
     assert!(client.finish_write(session, &key, None).unwrap());
+    (space, session, key[0])
+}
+
+/// What another subcommand prints, and whether all was well.
+fn ask(words: &str) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_kvkeep")).args(words.split_whitespace()).output().unwrap();
+    let text = if output.status.code() == Some(2) { output.stderr } else { output.stdout };
+    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
 }
 
 fn refusal(arguments: &[&str]) -> String {
@@ -198,4 +207,57 @@ fn what_cannot_start_says_why() {
     let config = dir.path().join("k.toml");
     std::fs::write(&config, "\n\nl1 = 3\n").unwrap();
     assert!(refusal(&["--config", config.to_str().unwrap()]).contains("k.toml, line 3: "));
+}
+
+#[test]
+fn the_other_subcommands_look_at_a_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path(), "--l1 4MiB --l2 memory:");
+    daemon.told();
+    let url = format!("unix://{}", daemon.socket.display());
+    let client = daemon.client();
+    let (space, session, key) = store(&client);
+    client.drain_writes(60_000).unwrap();
+    let mut view = [View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }];
+    client.reserve_read(session, &[key], 6, &mut view).unwrap();
+
+    let (code, stat) = ask(&format!("stat {url}"));
+    assert_eq!(code, 0);
+    assert!(stat.contains("1  commits  ") && stat.contains("4 KiB  l1_used_bytes"), "{stat}");
+    let (_, json) = ask(&format!("stat --json {url}"));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["l1_shares"], &json["stores"]), (&7.into(), &1.into()));
+
+    let (code, top) = ask(&format!("top --count 2 --interval-ms 1 {url}"));
+    assert_eq!((code, top.matches("live    ").count()), (0, 2));
+    assert!(top.contains("1 sessions, 0 jobs, 7 shares") && !top.contains('\x1b'), "{top}");
+
+    let (_, said) = ask(&format!("explain {url} --space {space} {key}"));
+    assert!(said.contains("ready, 4 KiB") && said.contains(&format!("session {session} (\"who\", pid ")), "{said}");
+    assert!(said.contains("7 shares, the first taken ") && said.contains("backend 1 (memory): present"), "{said}");
+    let (_, said) = ask(&format!("explain {url}"));
+    assert!(said.contains(&format!("session {session} \"who\" of process {}", std::process::id())), "{said}");
+    assert!(said.contains(&format!("space {space}")) && said.contains(&format!("holds {key} × 7")), "{said}");
+    assert_eq!(ask(&format!("explain {url} {session}")).1.lines().count(), 2);
+
+    let (code, said) = ask(&format!("clear {url}"));
+    assert_eq!(code, 1);
+    assert!(said.contains("0 objects went; others are in use"), "{said}");
+    assert_eq!(ask(&format!("clear --force --space {space} {url}")), (0, "1 objects went\n".to_owned()));
+    assert!(client.finish_read(session, &[key], 6, None).unwrap());
+    client.end_session(session).unwrap();
+    assert_eq!(ask(&format!("explain {url}")).1, "no session holds anything\n");
+
+    for (words, remedy) in [
+        ("explain fs:///x 1", "unix:///"),
+        (&*format!("explain {url} {session}"), "is not live"),
+        (&*format!("explain {url} {key}"), "--space"),
+        (&*format!("explain {url} what"), "64 hexadecimal digits"),
+        (&*format!("stat {url}.no"), "kvkeep serve"),
+    ] {
+        let (code, said) = ask(words);
+        assert_eq!(code, 2, "{words}");
+        assert!(said.contains(remedy), "{words}: {said}");
+    }
+    client.close();
 }

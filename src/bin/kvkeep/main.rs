@@ -1,10 +1,14 @@
 //! The `kvkeep` command: serves a cache to many processes, replays request traces, and looks after directories of objects.
 
+mod clear;
+mod daemon;
 mod directory;
+mod explain;
 mod replay;
 mod serve;
 mod stat;
 mod text;
+mod top;
 mod verify;
 
 use std::process::ExitCode;
@@ -25,9 +29,12 @@ struct Command {
 #[derive(Subcommand)]
 enum Verb {
     Serve(Box<serve::Args>),
+    Stat(stat::Args),
+    Top(top::Args),
+    Explain(explain::Args),
+    Clear(clear::Args),
     Replay(replay::Args),
     Verify(verify::Args),
-    Stat(stat::Args),
 }
 
 /// Whether all was well, or a sentence with cause and remedy.
@@ -36,6 +43,9 @@ type Outcome = Result<bool, String>;
 fn main() -> ExitCode {
     let outcome = match Command::parse().verb {
         Verb::Serve(args) => serve::run(&args),
+        Verb::Top(args) => top::run(&args),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Clear(args) => clear::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Verify(args) => verify::run(&args),
         Verb::Stat(args) => stat::run(&args),

@@ -1,27 +1,30 @@
-//! `kvkeep stat`: what is in a directory, without reading payloads.
+//! `kvkeep stat`: what is in a directory, without reading payloads, or what a daemon counted.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use kvkeep::key::{SpaceTag, hex};
-use serde_json::{Value, json};
+use kvkeep::metrics::{self, COUNTERS, GAUGES, LATENCIES, Latency, Value};
+use kvkeep::types::Stats;
+use serde_json::{Value as Json, json};
 
 use crate::directory::{self, Directory};
-use crate::{Outcome, text};
+use crate::{Outcome, daemon, text};
 
-/// Show what is in an fs directory
+/// Show what is in an fs directory, or what a daemon counted
 ///
-/// Counts objects and bytes from the names and sizes of files alone; opens no cache and reads no payload. A space is shown
-/// by its tag: the fingerprint of model, layout, chunk tokens and tenant.
+/// In a directory, counts objects and bytes from the names and sizes of files alone; opens no cache and reads no payload. A
+/// space is shown by its tag: the fingerprint of model, layout, chunk tokens and tenant.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  kvkeep stat /var/cache/kvkeep\n  kvkeep stat --json /var/cache/kvkeep | jq .objects"
+    after_help = "Examples:\n  kvkeep stat /var/cache/kvkeep\n  kvkeep stat --json /var/cache/kvkeep | jq .objects\n  kvkeep stat unix:///run/kvkeep.sock"
 )]
 pub struct Args {
-    /// The directory of an fs backend
-    dir: PathBuf,
+    /// The directory of an fs backend, or a daemon as unix:///PATH
+    #[arg(value_name = "DIRECTORY|URL")]
+    of: PathBuf,
     /// Print one JSON object, sizes in bytes, times in seconds since 1970
     #[arg(long)]
     json: bool,
@@ -50,8 +53,8 @@ impl Sum {
         *self.sizes.entry(payload.max(1).next_power_of_two().ilog2()).or_default() += 1;
     }
 
-    fn json(&self) -> Value {
-        let sizes: Vec<Value> =
+    fn json(&self) -> Json {
+        let sizes: Vec<Json> =
             self.sizes.iter().map(|(log, objects)| json!({"at_most_bytes": 1u64 << log, "objects": objects})).collect();
         json!({
             "objects": self.objects,
@@ -66,7 +69,12 @@ impl Sum {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    let directory = directory::read(&args.dir)?;
+    if let Some(url) = args.of.to_str().filter(|of| of.starts_with("unix:")) {
+        let stats = daemon::once(url, false, daemon::stats)?;
+        text::print(&if args.json { format!("{:#}\n", metrics::json(&stats)) } else { counted(&stats) });
+        return Ok(true);
+    }
+    let directory = directory::read(&args.of)?;
     let mut all = Sum::default();
     let mut spaces: BTreeMap<SpaceTag, Sum> = BTreeMap::new();
     for (key, entry) in &directory.objects {
@@ -79,6 +87,22 @@ pub fn run(args: &Args) -> Outcome {
     Ok(true)
 }
 
+/// Everything that a daemon counted, by name.
+fn counted(stats: &Stats) -> String {
+    let mut report = String::new();
+    for Value { name, help, of } in GAUGES.iter().chain(COUNTERS) {
+        let value = if name.ends_with("bytes") { text::bytes(of(stats)) } else { text::count(of(stats)) };
+        let _ = writeln!(report, "{value:>14}  {name:<24}{help}");
+    }
+    for Latency { name, help, of, .. } in LATENCIES {
+        let histogram = of(stats);
+        let mean = Duration::from_micros(histogram.sum_us.checked_div(histogram.count).unwrap_or(0));
+        let _ =
+            writeln!(report, "{:>14}  {name:<24}{help} Mean of {}.", format!("{mean:?}"), text::count(histogram.count));
+    }
+    report
+}
+
 fn as_json(directory: &Directory, all: &Sum, spaces: &BTreeMap<SpaceTag, Sum>) -> String {
     let mut value = all.json();
     let of_spaces = spaces.iter().map(|(tag, sum)| {
@@ -86,7 +110,7 @@ fn as_json(directory: &Directory, all: &Sum, spaces: &BTreeMap<SpaceTag, Sum>) -
         value["space"] = json!(hex(&tag.0));
         value
     });
-    value["spaces"] = Value::Array(of_spaces.collect());
+    value["spaces"] = Json::Array(of_spaces.collect());
     for (name, entries) in [
         ("being_written", &directory.writing),
         ("stale_temporaries", &directory.stale),

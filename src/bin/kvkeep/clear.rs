@@ -1,0 +1,34 @@
+//! `kvkeep clear`: empties a daemon's L1.
+
+use kvkeep::cache::Cache as _;
+
+use crate::{Outcome, daemon, text};
+
+/// Empty the L1 of a daemon
+///
+/// Backends keep what they have. Objects in use stay, unless --force is given: then no lookup finds them any more, jobs are
+/// cancelled, and their memory is freed when the last reader is through.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Exit status: 0 nothing is left, 1 something in use stayed, 2 it could not be done.\n\nExamples:\n  kvkeep clear unix:///run/kvkeep.sock\n  kvkeep clear --space 7316245889087154412 --force unix:///run/kvkeep.sock"
+)]
+pub struct Args {
+    /// The daemon, as unix:///PATH
+    url: String,
+    /// Only this space; explain shows the numbers of spaces
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
+    space: u64,
+    /// Also hide what is in use
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let (gone, all) = daemon::once(&args.url, true, |client| {
+        client.clear(args.space, args.force).map_err(|error| error.to_string())
+    })?;
+    let rest = if all { "" } else { "; others are in use and stay: --force hides them" };
+    text::print(&format!("{} objects went{rest}\n", text::count(gone)));
+    Ok(all)
+}

@@ -1,0 +1,182 @@
+//! `kvkeep explain`: who holds a key, since when, and why it cannot be evicted; or what a session holds.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use kvkeep::cache::Cache as _;
+use kvkeep::key::{Key, unhex};
+use serde_json::Value;
+
+use crate::{Outcome, daemon, text};
+
+/// Keys and sessions shown, unless all are asked for.
+const SHOWN: usize = 20;
+
+/// Say who holds what in a daemon, since when, and why it cannot be evicted
+///
+/// Asked about a key: where it is and who holds it. Asked about a session: what it holds. Asked about nothing: every session
+/// that holds something.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  kvkeep explain unix:///run/kvkeep.sock\n  kvkeep explain unix:///run/kvkeep.sock 1048577\n  kvkeep explain unix:///run/kvkeep.sock --space 7316245889087154412 HASH:RANK:GROUP"
+)]
+pub struct Args {
+    /// The daemon, as unix:///PATH
+    url: String,
+    /// A key, as 64 hexadecimal digits or HASH:RANK:GROUP, or the number of a session
+    #[arg(value_name = "KEY|SESSION")]
+    about: Option<String>,
+    /// The space of the key; explain shows the numbers of sessions' spaces
+    #[arg(long, value_name = "NUMBER")]
+    space: Option<u64>,
+    /// Show everything, however much it is
+    #[arg(long)]
+    all: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+enum About {
+    Key(Key),
+    Session(u64),
+}
+
+fn about(text: &str) -> Result<About, String> {
+    let key = Key::parse(text).or_else(|| unhex(text).map(|hash| Key { hash, rank: 0, group: 0 }));
+    key.map(About::Key).or_else(|| text.parse().ok().map(About::Session)).ok_or_else(|| {
+        format!("{text:?} is neither a key nor a session: give 64 hexadecimal digits, HASH:RANK:GROUP, or a number")
+    })
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let about = args.about.as_deref().map_or(Ok(About::Session(0)), about)?;
+    let said = match (&about, args.space) {
+        (About::Key(_), None) => {
+            return Err(
+                "a key is in a space: give --space; explain without a key shows the spaces of sessions".to_owned()
+            );
+        }
+        (About::Key(key), Some(space)) => {
+            daemon::once(&args.url, false, |client| client.explain_key(space, key).map_err(|error| error.to_string()))?
+        }
+        (About::Session(session), _) => daemon::once(&args.url, false, |client| {
+            client.explain_session(*session).map_err(|error| error.to_string())
+        })?,
+    };
+    let value: Value =
+        serde_json::from_str(&said).map_err(|error| format!("the daemon's answer is no JSON: {error}"))?;
+    let shown = if args.all { usize::MAX } else { SHOWN };
+    let report = match about {
+        _ if args.json => format!("{value:#}\n"),
+        About::Key(_) => key_text(&value),
+        About::Session(_) => sessions_text(&value, shown),
+    };
+    text::print(&report);
+    Ok(true)
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or("")
+}
+
+fn time(ms: u64) -> String {
+    format!("{:.1?}", Duration::from_millis(ms))
+}
+
+// Writing to a string cannot fail, here and below.
+fn key_text(value: &Value) -> String {
+    let mut report = format!("key     {}\n", word(&value["key"]));
+    let objects = list(&value["l1"]);
+    if objects.is_empty() {
+        report += "L1      absent\n";
+    }
+    for object in objects {
+        let (state, bytes, uses) =
+            (word(&object["state"]), text::bytes(number(&object["bytes"])), number(&object["uses"]));
+        let _ = write!(report, "L1      {state}, {bytes}, read {uses} times");
+        for (name, words) in
+            [("temporary", "temporary"), ("written", "written to L2"), ("write_pending", "to be written")]
+        {
+            if object[name] == true {
+                let _ = write!(report, ", {words}");
+            }
+        }
+        report.push('\n');
+        if number(&object["shares"]) > 0 {
+            let since = time(number(&object["shared_for_ms"]));
+            let _ = writeln!(report, "        {} shares, the first taken {since} ago", number(&object["shares"]));
+        }
+        for why in list(&object["unevictable_because"]) {
+            let _ = writeln!(report, "        cannot be evicted: {}", word(why));
+        }
+        for holder in list(&object["holders"]).iter().filter(|holder| holder["revocable"] == true) {
+            let session = number(&holder["session"]);
+            let _ = writeln!(
+                report,
+                "        but session {session} passed its deadline: its shares go when room is needed"
+            );
+        }
+        if word(&object["state"]) == "ready" && list(&object["unevictable_because"]).is_empty() {
+            report += "        may be evicted\n";
+        }
+    }
+    for backend in list(&value["backends"]) {
+        let (number, scheme, state) = (number(&backend["backend"]), word(&backend["scheme"]), word(&backend["state"]));
+        let _ = write!(report, "backend {number} ({scheme}): {state}");
+        match word(&backend["health"]) {
+            "Good" => report.push('\n'),
+            health => drop(writeln!(report, ", {health}")),
+        }
+    }
+    report
+}
+
+fn sessions_text(value: &Value, shown: usize) -> String {
+    let sessions = list(&value["sessions"]);
+    if sessions.is_empty() {
+        return "no session holds anything\n".to_owned();
+    }
+    let mut report = String::new();
+    for session in sessions.iter().take(shown) {
+        let left = session["expires_in_ms"].as_i64().unwrap_or(0);
+        let (age, deadline) = (time(number(&session["age_ms"])), time(left.unsigned_abs()));
+        let deadline = if left < 0 { format!("expired {deadline} ago") } else { format!("expires in {deadline}") };
+        let _ = writeln!(
+            report,
+            "session {} {} of process {}, space {}: begun {age} ago, {deadline}",
+            number(&session["session"]),
+            session["request_id"],
+            number(&session["owner_pid"]),
+            number(&session["space"]),
+        );
+        let (held, staged) = (list(&session["held"]), list(&session["staged"]));
+        let held = held.iter().map(|pair| format!("  holds {} × {}", word(&pair[0]), number(&pair[1])));
+        let staged = staged.iter().map(|key| format!("  stages {}", word(key)));
+        let jobs = list(&session["jobs"]).iter().map(|job| {
+            let state = if job["done"] == true { "done" } else { "running" };
+            format!("  job {}, {state}", number(&job["job"]))
+        });
+        let lines: Vec<String> = held.chain(staged).chain(jobs).collect();
+        for line in lines.iter().take(shown) {
+            let _ = writeln!(report, "{line}");
+        }
+        if lines.len() > shown {
+            let _ = writeln!(report, "  and {} more: --all shows them", text::count((lines.len() - shown) as u64));
+        }
+    }
+    if sessions.len() > shown {
+        let _ =
+            writeln!(report, "and {} more sessions: --all shows them", text::count((sessions.len() - shown) as u64));
+    }
+    report
+}
