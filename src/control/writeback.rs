@@ -68,6 +68,8 @@ struct Desk {
     bytes: u64,
     /// Journeys and deletions not over.
     open: usize,
+    /// L1's queue is being read: what was taken is not open yet.
+    reading: bool,
 }
 
 /// The writer.
@@ -135,17 +137,19 @@ impl Writer {
             if room == 0 {
                 continue;
             }
-            // Counted open while L1's queue is read, so that a drain cannot look between the two.
-            self.desk.lock().open += 1;
+            self.desk.lock().reading = true;
             let writes = self.l1.take_writes(BATCH, room);
-            // Fewer than asked for may mean that room ran out, and those taken may not need it after all.
-            if !writes.is_empty() {
-                self.desk.lock().woken = true;
+            {
+                let mut desk = self.desk.lock();
+                desk.reading = false;
+                desk.open += writes.len();
+                // Fewer than asked for may mean that room ran out, and those taken may not need it after all.
+                desk.woken |= !writes.is_empty();
             }
+            self.quiet.notify_all();
             for write in writes {
                 self.set_out(write);
             }
-            self.ended(0);
         }
     }
 
@@ -166,17 +170,14 @@ impl Writer {
             if tiers.iter().all(|tier| !tier.usable()) {
                 self.meters.stores_dropped.add(1);
             }
-            return self.l1.written(write.name);
+            self.l1.written(write.name);
+            return self.ended(0);
         }
         let header = Header::seal(&write.key, &write.layout, write.buffer.bytes(), self.checksum);
         let bytes = write.buffer.len() as u64;
         let left = AtomicUsize::new(targets.len());
         let journey = Arc::new(Journey { name: write.name, key: write.key, header, bytes, left });
-        {
-            let mut desk = self.desk.lock();
-            desk.open += 1;
-            desk.bytes += bytes;
-        }
+        self.desk.lock().bytes += bytes;
         let mut buffer = Some(write.buffer);
         for tier in targets {
             match buffer.take().or_else(|| self.l1.buffer(journey.name)) {
@@ -291,41 +292,37 @@ impl Writer {
         known
     }
 
-    /// Objects waiting or on their way.
+    /// Objects waiting or on their way, and deletions.
     pub fn pending(&self) -> u64 {
-        let open = self.desk.lock().open as u64;
-        self.l1.gauges().1.writes_queued + open
+        let mut desk = self.desk.lock();
+        while desk.reading {
+            self.quiet.wait(&mut desk);
+        }
+        // The queue is not read while the desk is held; and asking how long it is wakes nobody, who would want the desk.
+        self.l1.gauges().1.writes_queued + desk.open as u64
     }
 
     /// Blocks until nothing is waiting or on its way.
     pub fn drain(&self, timeout: Duration) -> Result<()> {
         let until = Instant::now() + timeout;
         loop {
-            let mut desk = self.desk.lock();
-            while desk.open > 0 {
-                if self.quiet.wait_until(&mut desk, until).timed_out() && desk.open > 0 {
-                    drop(desk);
-                    return Err(Error::new(
-                        KVKEEP_ERR_TIMEOUT,
-                        format!(
-                            "{} writes are left after {timeout:?}: wait longer, or look at the log for a backend that fails",
-                            self.pending()
-                        ),
-                    ));
-                }
-            }
-            drop(desk);
-            if self.l1.gauges().1.writes_queued == 0 && self.desk.lock().open == 0 {
+            let pending = self.pending();
+            if pending == 0 {
                 return Ok(());
             }
-            self.wake();
             if Instant::now() >= until {
                 return Err(Error::new(
                     KVKEEP_ERR_TIMEOUT,
-                    format!("{} writes are left after {timeout:?}: wait longer", self.pending()),
+                    format!(
+                        "{pending} writes are left after {timeout:?}: wait longer, or look at the log for a backend that fails"
+                    ),
                 ));
             }
-            std::thread::yield_now();
+            self.wake();
+            let mut desk = self.desk.lock();
+            if desk.open > 0 || desk.reading {
+                self.quiet.wait_until(&mut desk, until);
+            }
         }
     }
 

@@ -63,7 +63,9 @@ fn gone() -> Error {
 fn limit(what: &str, most: u64, option: &str) -> Error {
     Error::new(
         KVKEEP_ERR_LIMIT,
-        format!("this client has {most} {what}, the most the daemon gives one: end some, or raise {option}"),
+        format!(
+            "this client has {most} {what}, the most the daemon gives one: end some, or raise {option} of kvkeep serve"
+        ),
     )
 }
 

@@ -389,7 +389,7 @@ impl Access {
             return Err(Error::new(
                 KVKEEP_ERR_PERMISSION,
                 format!(
-                    "user {} (group {}) may not use this daemon: add it to allowed_uids, allowed_gids or read_only_uids",
+                    "user {} (group {}) may not use this daemon: give it to kvkeep serve as --allow-uids, --allow-gids or --read-only-uids",
                     peer.uid, peer.gid
                 ),
             ));

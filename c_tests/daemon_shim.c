@@ -1,0 +1,209 @@
+// Stands between a program and libkvkeep, so that every cache the program opens is a daemon's, in a process of its own:
+//
+//     LD_PRELOAD=libdaemon_shim.so KVKEEP_COMMAND=/path/to/kvkeep program        for programs linked with libkvkeep.so
+//     KVKEEP_LIBRARY=libdaemon_shim.so KVKEEP_COMMAND=/path/to/kvkeep program    for programs that load it by name
+//
+// kvkeep_open starts `kvkeep serve` with the same options and connects to it; kvkeep_close closes, then ends it. What the
+// daemon refuses to start with is opened as it was asked for, so that the library itself says why it is refused.
+#include <kvkeep.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { DAEMONS_MAX = 256, ARGUMENTS_MAX = 64, TEXT_MAX = 4096 };
+
+static struct {
+    kvkeep *cache;
+    pid_t pid;
+    char directory[64];
+} daemons[DAEMONS_MAX];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+struct command {
+    char *arguments[ARGUMENTS_MAX];
+    int count;
+};
+
+static void add(struct command *command, const char *flag, const char *value) {
+    char text[TEXT_MAX];
+    snprintf(text, sizeof text, "%s=%s", flag, value);
+    if (command->count < ARGUMENTS_MAX - 1) command->arguments[command->count++] = strdup(text);
+}
+
+static void add_number(struct command *command, const char *flag, uint64_t value) {
+    char text[32];
+    if (value == 0) return;
+    snprintf(text, sizeof text, "%llu", (unsigned long long)value);
+    add(command, flag, text);
+}
+
+static struct command command_of(const kvkeep_options *options, const char *socket) {
+    static const char *const stores[] = {"write-through", "write-back", "after-uses", "never"};
+    struct command command = {{0}, 0};
+    command.arguments[command.count++] = strdup(getenv("KVKEEP_COMMAND"));
+    command.arguments[command.count++] = strdup("serve");
+    add(&command, "--socket", socket);
+    add(&command, "--log", "error");
+    char l1[32];
+    snprintf(l1, sizeof l1, "%llu", (unsigned long long)options->l1_bytes);
+    add(&command, "--l1", l1);
+    for (size_t i = 0; i < options->backend_count; i++) add(&command, "--l2", options->backend_urls[i]);
+    if (options->eviction_policy) add(&command, "--policy", options->eviction_policy);
+    if (options->store_mode < 4) add(&command, "--store", stores[options->store_mode]);
+    if (options->flags & KVKEEP_FLAG_NO_PREFAULT) add(&command, "--no-prefault", "true");
+    if (options->flags & KVKEEP_FLAG_NO_CHECKSUM) add(&command, "--no-checksum", "true");
+    add_number(&command, "--watermark-high-percent", options->watermark_high_percent);
+    add_number(&command, "--watermark-low-percent", options->watermark_low_percent);
+    add_number(&command, "--store-after-uses", options->store_after_uses);
+    add_number(&command, "--backend-timeout-ms", options->backend_timeout_ms);
+    add_number(&command, "--loading-bytes-max", options->loading_bytes_max);
+    add_number(&command, "--writes-pending-max", options->writes_pending_max);
+    add_number(&command, "--sessions-max", options->sessions_max);
+    add_number(&command, "--jobs-max", options->jobs_max);
+    add_number(&command, "--session-timeout-ms", options->session_timeout_ms);
+    return command;
+}
+
+static pid_t spawn(const struct command *command, const char *notify) {
+    pid_t parent = getpid();
+    pid_t pid = fork();
+    if (pid != 0) return pid;
+    // Whatever becomes of the test, its daemon does not outlive it.
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(127);
+    unsetenv("LD_PRELOAD");
+    setenv("NOTIFY_SOCKET", notify, 1);
+    execv(command->arguments[0], command->arguments);
+    _exit(127);
+}
+
+// Waits until the daemon says that it is ready, as it says it to systemd. Not so if it has ended before.
+static int is_ready(int notified, pid_t pid) {
+    char message[256];
+    for (;;) {
+        ssize_t bytes = recv(notified, message, sizeof message - 1, 0);
+        if (bytes > 0) {
+            message[bytes] = 0;
+            if (strstr(message, "READY=1")) return 1;
+        } else if (waitpid(pid, NULL, WNOHANG) == pid) {
+            return 0;
+        }
+    }
+}
+
+// Where readiness is told. Its short time to wait is for noticing a daemon that ended without a word.
+static int open_notify(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval patience = {0, 20000};
+    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    int notified = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    setsockopt(notified, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (bind(notified, (struct sockaddr *)&address, sizeof address) != 0) {
+        perror("daemon_shim: bind");
+        abort();
+    }
+    return notified;
+}
+
+static void remove_files(const char *directory) {
+    static const char *const names[] = {"s", "s.lock", "n"};
+    char path[128];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+        unlink(path);
+    }
+    rmdir(directory);
+}
+
+static void end(pid_t pid, const char *directory) {
+    kill(pid, SIGTERM);
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {
+    }
+    remove_files(directory);
+}
+
+static void remember(kvkeep *cache, pid_t pid, const char *directory) {
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < DAEMONS_MAX; i++) {
+        if (daemons[i].pid != 0) continue;
+        daemons[i].cache = cache;
+        daemons[i].pid = pid;
+        memcpy(daemons[i].directory, directory, sizeof daemons[i].directory);
+        break;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+// dlsym gives functions as data.
+typedef kvkeep_status (*open_function)(const kvkeep_options *, kvkeep **);
+typedef kvkeep_status (*close_function)(kvkeep *);
+
+kvkeep_status kvkeep_open(const kvkeep_options *options, kvkeep **cache) {
+    open_function next;
+    *(void **)&next = dlsym(RTLD_NEXT, "kvkeep_open");
+    int serves = options && cache && options->struct_size == sizeof *options &&
+                 options->abi_version == KVKEEP_ABI_VERSION && !options->connect && options->l1_bytes > 0 &&
+                 (options->backend_count == 0 || options->backend_urls) && getenv("KVKEEP_COMMAND");
+    for (size_t i = 0; serves && i < options->backend_count; i++) serves = options->backend_urls[i] != NULL;
+    if (!serves) return next(options, cache);
+
+    char directory[64] = "/tmp/kvkeep-shim-XXXXXX", socket[80], notify[80], url[128];
+    if (!mkdtemp(directory)) abort();
+    snprintf(socket, sizeof socket, "%s/s", directory);
+    snprintf(notify, sizeof notify, "%s/n", directory);
+    snprintf(url, sizeof url, "unix://%s", socket);
+    int notified = open_notify(notify);
+    struct command command = command_of(options, socket);
+    pid_t pid = spawn(&command, notify);
+    int ready = is_ready(notified, pid);
+    close(notified);
+    for (int i = 0; i < command.count; i++) free(command.arguments[i]);
+    if (!ready) {
+        remove_files(directory);
+        return next(options, cache);
+    }
+    kvkeep_options client;
+    KVKEEP_INIT(&client);
+    client.connect = url;
+    client.flags = options->flags & KVKEEP_FLAG_NO_PREFAULT;
+    client.session_timeout_ms = options->session_timeout_ms;
+    client.log = options->log;
+    client.log_userdata = options->log_userdata;
+    client.log_level = options->log_level;
+    kvkeep_status status = next(&client, cache);
+    if (status == KVKEEP_OK) {
+        remember(*cache, pid, directory);
+    } else {
+        end(pid, directory);
+    }
+    return status;
+}
+
+kvkeep_status kvkeep_close(kvkeep *cache) {
+    close_function next;
+    *(void **)&next = dlsym(RTLD_NEXT, "kvkeep_close");
+    kvkeep_status status = next(cache);
+    if (status != KVKEEP_OK || !cache) return status;
+    pid_t pid = 0;
+    char directory[64];
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < DAEMONS_MAX; i++) {
+        if (daemons[i].pid == 0 || daemons[i].cache != cache) continue;
+        pid = daemons[i].pid;
+        memcpy(directory, daemons[i].directory, sizeof directory);
+        daemons[i].pid = 0;
+    }
+    pthread_mutex_unlock(&lock);
+    if (pid) end(pid, directory);
+    return status;
+}
