@@ -11,6 +11,9 @@ use super::{L1, State};
 use crate::error::Result;
 use crate::key::Key;
 
+/// Slots looked at under one lock.
+const SLICE: usize = 4096;
+
 /// One session's hold on an object.
 #[derive(Serialize, Debug)]
 pub struct HolderReport {
@@ -83,36 +86,42 @@ pub struct SessionReport {
 }
 
 impl L1 {
-    /// What is known of a key; more than one report if it is staged too.
+    /// What is known of a key; more than one report if it is staged too. What is not ready is looked for slot by slot, a slice
+    /// at a time, so that nobody waits for it.
     pub fn explain_key(&self, space: u64, key: &Key) -> Result<Vec<ObjectReport>> {
-        self.with(|state| {
+        let (space, mut reports, slots) = self.with(|state| {
             let space = state.space_index(space)?;
-            let mut reports: Vec<ObjectReport> = state
-                .slots
-                .live()
-                .filter(|(_, slot)| slot.space == space && slot.key == *key)
-                .map(|(id, slot)| state.object_report(id, slot))
-                .collect();
-            reports
-                .sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));
-            Ok(reports)
-        })
+            let ready = state.find(space, key).map(|id| state.object_report(id, &state.slots[id]));
+            Ok((space, Vec::from_iter(ready), state.slots.count()))
+        })?;
+        for first in (0..slots).step_by(SLICE) {
+            self.with(|state| {
+                let others = state.slots.live_among(first..first + SLICE as u32).filter(|(_, slot)| {
+                    slot.space == space && slot.key == *key && (slot.life == Life::Staging || slot.is(HIDDEN))
+                });
+                reports.extend(others.map(|(id, slot)| state.object_report(id, slot)));
+            });
+        }
+        reports.sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));
+        Ok(reports)
     }
 
-    /// What a session holds; all sessions that hold something for `None`.
+    /// What a session holds; all sessions that hold something for `None`, one after another.
     pub fn explain_sessions(&self, session: Option<u64>) -> Result<Vec<SessionReport>> {
-        self.with(|state| match session {
-            Some(session) => {
-                let index = state.sessions.index(session)?;
-                Ok(vec![state.session_report(index, &state.sessions.at(index))])
-            }
-            None => Ok(state
-                .sessions
-                .live()
-                .filter(|(_, session)| !session.idle())
-                .map(|(index, session)| state.session_report(index, &session))
-                .collect()),
-        })
+        let report = |id| {
+            self.with(|state| {
+                let index = state.sessions.index(id)?;
+                Ok(state.session_report(index, &state.sessions.at(index)))
+            })
+        };
+        if let Some(session) = session {
+            return Ok(vec![report(session)?]);
+        }
+        let holding: Vec<u64> = self.with(|state| {
+            state.sessions.live().filter(|(_, session)| !session.idle()).map(|(_, session)| session.id).collect()
+        });
+        // One that ended meanwhile holds nothing.
+        Ok(holding.into_iter().filter_map(|session| report(session).ok()).collect())
     }
 }
 

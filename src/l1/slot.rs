@@ -1,5 +1,6 @@
 //! What L1 knows of one object: where its bytes lie, its state, and who holds it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::chunked::Chunked;
@@ -275,7 +276,18 @@ impl Slots {
 
     /// Every slot in use.
     pub fn live(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        (0..self.made).map(|id| (id, &self.slots[id])).filter(|(_, slot)| slot.life != Life::Free)
+        self.live_among(0..self.made)
+    }
+
+    /// Those in use among the slots `ids`.
+    pub fn live_among(&self, ids: Range<u32>) -> impl Iterator<Item = (u32, &Slot)> {
+        let ids = ids.start..ids.end.min(self.made);
+        ids.map(|id| (id, &self.slots[id])).filter(|(_, slot)| slot.life != Life::Free)
+    }
+
+    /// How many there are, in use or not.
+    pub fn count(&self) -> u32 {
+        self.made
     }
 
     /// Memory held, in bytes.
