@@ -172,8 +172,7 @@ impl Loader {
         let landed: Vec<u32> = fresh.iter().zip(&there).filter(|(_, there)| **there).map(|(index, _)| *index).collect();
         fresh.retain(|index| !landed.contains(index));
 
-        let per_chunk = job.request.objects_per_chunk;
-        let wanted = fresh.iter().map(|&i| (&job.keys[i as usize], progress.sizes[i as usize], i / per_chunk));
+        let wanted = fresh.iter().map(|&i| (&job.keys[i as usize], progress.sizes[i as usize], i));
         let staged = self.l1.stage_loads(job.space.index, wanted, job.request.temporary);
         for (&index, staged) in fresh.iter().zip(staged) {
             let (place, bytes) = (progress.found[index as usize], progress.sizes[index as usize]);

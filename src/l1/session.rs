@@ -38,13 +38,15 @@ pub struct Session {
     distinct: usize,
     /// Some of what stands in `used`, by slot, once `used` was found to fill with duplicates.
     known: Box<[Ref]>,
+    /// Whether loads landed in it.
+    pub landed: bool,
     /// Shares it holds.
     pub shares: u64,
     /// Slots it stages, by their keys' hashes.
     pub staged: HashTable<u32>,
     /// Shares that were taken from it after its deadline.
     pub revoked: HashMap<Key, u32>,
-    /// Chunk index that its next new object gets.
+    /// Place in the prompt that its next new object gets.
     pub next_depth: u32,
     /// Jobs of it that are not done.
     pub jobs: u32,
@@ -159,6 +161,7 @@ impl Sessions {
                 used: Vec::new(),
                 distinct: 0,
                 known: Box::default(),
+                landed: false,
                 shares: 0,
                 staged: HashTable::new(),
                 revoked: HashMap::new(),

@@ -351,7 +351,12 @@ impl State {
         for id in staged {
             self.unstage(id);
         }
-        let used = std::mem::take(&mut self.sessions.at_mut(index).used);
+        let session = self.sessions.at_mut(index);
+        let mut used = std::mem::take(&mut session.used);
+        if touch && session.landed {
+            // Loads land in any order; the prompt's own is that in which its objects are to die.
+            used.sort_by_key(|&name| self.slots.find(name).map_or(u32::MAX, |slot| slot.depth));
+        }
         for &name in used.iter().rev() {
             if self.slots.find(name).is_none() {
                 continue;

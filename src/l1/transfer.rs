@@ -102,6 +102,7 @@ impl L1 {
                 .iter()
                 .map(|reader| {
                     let Ok(index) = state.sessions.use_now(reader.session, state.now_ms) else { return false };
+                    state.sessions.at_mut(index).landed = true;
                     state.take(index, id, reader.count)
                 })
                 .collect();
