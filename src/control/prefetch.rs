@@ -181,6 +181,10 @@ impl Prefetcher {
             self.finish(job, progress, KVKEEP_ERR_CANCELLED, Some("the session has ended".to_owned()));
             // Its session's end may have passed before it was known.
             self.forget(job);
+            progress.released = true;
+            if let Some(observer) = &job.observer {
+                observer.released();
+            }
             return Vec::new();
         }
         for (held, found) in progress.held.iter().zip(&mut progress.found) {

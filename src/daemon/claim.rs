@@ -41,11 +41,12 @@ impl Claim {
             .mode(0o600)
             .open(&path)
             .map_err(|error| failed(&error))?;
+        let held = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
         let mut text = String::new();
         let _ = (&lock).take(64).read_to_string(&mut text);
         let mut words = text.split_whitespace();
         let (runs, pid) = (words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0), words.next());
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !held {
             return Err(Error::new(
                 KVKEEP_ERR_EXISTS,
                 format!(

@@ -195,7 +195,8 @@ impl Client {
     /// The thread that takes in what is pushed, and reconnects when the daemon went away.
     fn listen(&self) {
         while !self.closing.load(Ordering::Acquire) {
-            let Ok(link) = self.link() else {
+            // One that was lost meanwhile is parted with like any other: its jobs must be told.
+            let Some(link) = self.connected.read().link.clone() else {
                 self.reconnect();
                 continue;
             };

@@ -224,14 +224,17 @@ impl Desk {
                 if sizes.len() != keys.len() {
                     return Err(malformed("not every key has a size"));
                 }
-                guest.check_staging(node, &self.limits, sizes)?;
+                let asked = guest.begin_staging(node, &self.limits, sizes)?;
                 let views = scratch.views(keys.len());
-                let all_ok = node.reserve_write(session, keys, sizes, temporary, views)?;
-                let staged = keys.iter().zip(&*views).filter(|(_, view)| view.status == KVKEEP_OK as i32);
-                if !guest.stage(session, staged.map(|(key, view)| (*key, view.size))) {
-                    let _ = node.abort_write(session, keys, None);
+                let reserved = node.reserve_write(session, keys, sizes, temporary, views);
+                let count = if reserved.is_ok() { views.len() } else { 0 };
+                let staged = keys.iter().zip(&views[..count]).filter(|(_, view)| view.status == KVKEEP_OK as i32);
+                if !guest.stage(session, asked, staged.clone().map(|(key, view)| (*key, view.size))) {
+                    // Not those that another client stages in this session.
+                    let staged: Vec<Key> = staged.map(|(key, _)| *key).collect();
+                    let _ = node.abort_write(session, &staged, None);
                 }
-                self.views(frame, all_ok, views)
+                self.views(frame, reserved?, views)
             }
             Request::FinishWrite { session, keys, statuses } => {
                 guest.may_write()?;
@@ -364,10 +367,11 @@ impl Desk {
         if let Some(users) = &users {
             allow(guest, users)?;
         }
+        let Some(users) = users else { return self.node.open_space(spec) };
+        // Held meanwhile, so that nobody asks about the space before it is known whose it is.
+        let mut grants = self.grants.write();
         let space = self.node.open_space(spec)?;
-        if let Some(users) = users {
-            self.grants.write().insert(space, users);
-        }
+        grants.insert(space, users);
         Ok(space)
     }
 

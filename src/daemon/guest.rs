@@ -7,6 +7,7 @@ use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 
 use super::outbox::Outbox;
+use super::peer::Peer;
 use super::server::Limits;
 use super::wire::{PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED};
 use crate::cache::Cache;
@@ -15,17 +16,6 @@ use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_
 use crate::key::Key;
 use crate::node::Node;
 use crate::types::{Completion, PrefetchResult};
-
-/// Who is at the other end of a connection, as the kernel says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Peer {
-    /// Its process.
-    pub pid: u32,
-    /// Its user.
-    pub uid: u32,
-    /// Its group.
-    pub gid: u32,
-}
 
 #[derive(Default)]
 struct Held {
@@ -36,6 +26,8 @@ struct Held {
     /// Sizes of what it stages, by session: its own and others'.
     staged: HashMap<u64, HashMap<Key, u64>>,
     staged_bytes: u64,
+    /// Bytes it is just asking for.
+    staging_bytes: u64,
 }
 
 /// A connected client.
@@ -142,15 +134,16 @@ impl Guest {
         held.staged_bytes -= staged.map_or(0, |staged| staged.values().sum());
     }
 
-    /// Refuses to stage more bytes than a client may.
-    pub fn check_staging(&self, node: &Node, limits: &Limits, sizes: &[u64]) -> Result<()> {
+    /// Begins to stage bytes, and says how many, unless they are more than a client may; ends with [`stage`](Guest::stage).
+    pub fn begin_staging(&self, node: &Node, limits: &Limits, sizes: &[u64]) -> Result<u64> {
         let more = sizes.iter().fold(0u64, |sum, size| sum.saturating_add(*size));
         let mut held = self.held.lock();
         let most = limits.staged_bytes_per_client_max;
-        if held.staged_bytes.saturating_add(more) > most {
+        let wanted = more.saturating_add(held.staging_bytes);
+        if held.staged_bytes.saturating_add(wanted) > most {
             held.staged.retain(|&session, _| node.l1.session_lives(session).is_ok());
             held.staged_bytes = held.staged.values().flat_map(HashMap::values).sum();
-            if held.staged_bytes.saturating_add(more) > most {
+            if held.staged_bytes.saturating_add(wanted) > most {
                 let bytes = held.staged_bytes;
                 return Err(limit(
                     &format!("{bytes} bytes staged and asks for {more} of"),
@@ -159,19 +152,24 @@ impl Guest {
                 ));
             }
         }
-        Ok(())
+        held.staging_bytes = wanted;
+        Ok(more)
     }
 
-    /// Notes what was staged. False if the client has left meanwhile: then it is to be given back.
-    pub fn stage(&self, session: u64, staged: impl Iterator<Item = (Key, u64)>) -> bool {
+    /// Notes what was staged of so many bytes `asked`. False if the client has left meanwhile: then it is to be given back.
+    pub fn stage(&self, session: u64, asked: u64, staged: impl Iterator<Item = (Key, u64)>) -> bool {
         let mut held = self.held.lock();
-        let Held { staged: by_session, staged_bytes, gone, .. } = &mut *held;
+        let Held { staged: by_session, staged_bytes, staging_bytes, gone, .. } = &mut *held;
+        *staging_bytes = staging_bytes.saturating_sub(asked);
+        if *gone {
+            return false;
+        }
         let of_session = by_session.entry(session).or_default();
         for (key, size) in staged {
             *staged_bytes += size;
             *staged_bytes -= of_session.insert(key, size).unwrap_or(0);
         }
-        !*gone
+        true
     }
 
     /// Notes what was committed or given back.

@@ -44,6 +44,9 @@ struct Table {
     by_ticket: HashMap<u64, Entry>,
     /// Tickets of accepted jobs.
     by_job: HashMap<u64, u64>,
+    /// How often all jobs were lost, and why the last time.
+    losses: u64,
+    lost_by: Option<Error>,
 }
 
 /// All jobs of a client.
@@ -189,6 +192,8 @@ impl Jobs {
     /// The daemon is gone: every job ends now.
     fn lose(&self, status: Status, message: &str, completions: &Completions) {
         let mut table = self.table.lock();
+        table.losses += 1;
+        table.lost_by = Some(Error::new(status, message));
         let accepted: Vec<u64> =
             table.by_ticket.iter().filter(|(_, entry)| entry.job.is_some()).map(|(ticket, _)| *ticket).collect();
         for ticket in accepted {
@@ -247,9 +252,13 @@ impl Jobs {
     /// Blocks until a job submitted here is done. None for one that was not, or whose daemon is gone.
     pub fn wait(&self, job: u64, until: Instant) -> Option<Result<()>> {
         let mut table = self.table.lock();
+        let losses = table.losses;
         let mut known = false;
         loop {
-            let Some(entry) = table.of_job(job) else { return known.then(|| Err(no_job(job))) };
+            let Some(entry) = table.of_job(job) else {
+                let lost = table.lost_by.clone().filter(|_| table.losses != losses);
+                return known.then(|| Err(lost.unwrap_or_else(|| no_job(job))));
+            };
             known = true;
             if entry.released {
                 return Some(Err(no_job(job)));

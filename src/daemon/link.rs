@@ -15,7 +15,10 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::wire::frame::Inbox;
 use super::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome, look_for};
 use crate::arena::Arena;
-use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_PERMISSION, Result, Status};
+use crate::error::{
+    Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION,
+    Result, Status,
+};
 
 /// Most calls at once; more wait for a lane.
 const LANES_MAX: usize = 32;
@@ -28,6 +31,8 @@ struct Lane {
     frame: Frame,
     inbox: Inbox,
     patience: Duration,
+    /// Most bytes of a request that the daemon takes.
+    bytes_max: u32,
 }
 
 #[derive(Default)]
@@ -81,7 +86,13 @@ impl Lane {
         let stream = UnixStream::connect(path).map_err(|error| unreachable(path, &error))?;
         let timeouts = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
         timeouts.map_err(|error| Error::io("setting a socket's timeouts", &error))?;
-        Ok(Lane { stream, frame: Frame::default(), inbox: Inbox::default(), patience: PATIENCE })
+        Ok(Lane {
+            stream,
+            frame: Frame::default(),
+            inbox: Inbox::default(),
+            patience: PATIENCE,
+            bytes_max: FRAME_BYTES_MAX,
+        })
     }
 
     /// A request out, its answer in. The outer error means that the connection is of no use any more.
@@ -92,7 +103,15 @@ impl Lane {
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> io::Result<Result<R>> {
         request.encode(&mut self.frame);
-        self.stream.write_all(self.frame.finish())?;
+        let bytes = self.frame.finish();
+        if bytes.len() - size_of::<Head>() > self.bytes_max as usize {
+            let (bytes, most) = (bytes.len(), self.bytes_max);
+            return Ok(Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("a message of {bytes} bytes, of which the daemon takes {most} at most: split the batch"),
+            )));
+        }
+        self.stream.write_all(bytes)?;
         look_for(&self.stream, spin);
         let head = self.inbox.receive(&mut self.stream, FRAME_BYTES_MAX, false)?;
         let head = head.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
@@ -115,7 +134,8 @@ impl Link {
         let mut lane = Lane::open(path)?;
         let lost = |error: io::Error| unreachable(path, &error);
         Request::Hello { version: WIRE_VERSION, read_only }.encode(&mut lane.frame);
-        lane.stream.write_all(lane.frame.finish()).map_err(lost)?;
+        // One that refuses whoever asks need not take in what is asked: its answer says more than a failure to ask.
+        let _ = lane.stream.write_all(lane.frame.finish());
 
         let mut head = Head::new_zeroed();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -222,12 +242,21 @@ impl Link {
             let (client, secret) = (self.welcome.client, self.welcome.secret);
             let spin_us = self.spin.as_micros() as u32;
             let hello = Request::Lane { version: WIRE_VERSION, client, secret, spin_us };
-            lane.call(&hello, Duration::ZERO, |_, _| Ok(())).map_err(|_| disconnected(&self.path))??;
+            let answer = lane.call(&hello, Duration::ZERO, |_, _| Ok(())).map_err(|_| disconnected(&self.path))?;
+            // A daemon that does not know this client is another run of it.
+            answer.map_err(|error| match error.status {
+                KVKEEP_ERR_NOT_FOUND => disconnected(&self.path),
+                _ => error,
+            })?;
+            lane.bytes_max = self.welcome.message_bytes_max.min(FRAME_BYTES_MAX);
             Ok(lane)
         });
-        opened.inspect_err(|_| {
+        opened.inspect_err(|error| {
             self.lanes.lock().open -= 1;
             self.free.notify_one();
+            if error.status == KVKEEP_ERR_DISCONNECTED {
+                self.lose();
+            }
         })
     }
 }

@@ -13,5 +13,6 @@ pub mod http;
 mod jobs;
 mod link;
 mod outbox;
+mod peer;
 pub mod server;
 pub mod wire;

@@ -1,6 +1,7 @@
 //! The daemon's side of the socket: it lets clients in, gives each connection a thread, and notices when one dies.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,18 +10,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 pub use super::claim::Claim;
 use super::dispatch::Desk;
-use super::guest::{Guest, Peer};
+use super::guest::Guest;
+use super::peer::Peer;
 use super::wire::frame::Inbox;
-use super::wire::{FRAME_BYTES_MAX, Frame, Request, WIRE_VERSION, Welcome, look_for};
+use super::wire::{FRAME_BYTES_MAX, Frame, Head, Request, WIRE_VERSION, Welcome, look_for};
 use crate::config::LogLevel;
 use crate::error::{
     Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_VERSION,
@@ -30,6 +32,9 @@ use crate::node::Node;
 
 /// How long a peer may take for its first request, and to take in an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Most bytes of a connection's first request.
+const FIRST_BYTES_MAX: u32 = 4096;
 
 /// Longest time to look for a client's next request before sleeping, of one that spins itself.
 const SPIN_MAX: Duration = Duration::from_micros(50);
@@ -85,11 +90,17 @@ impl Default for Access {
     }
 }
 
+struct Stream {
+    socket: UnixStream,
+    /// Whose lane it is.
+    client: Option<u64>,
+}
+
 #[derive(Default)]
 struct Guests {
     by_number: HashMap<u64, Arc<Guest>>,
     /// Connections with a thread, to be shut when the server stops.
-    streams: HashMap<u64, UnixStream>,
+    streams: HashMap<u64, Stream>,
 }
 
 struct Shared {
@@ -163,7 +174,7 @@ impl Server {
         }
         let mut guests = self.shared.guests.lock();
         for stream in guests.streams.values() {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+            let _ = stream.socket.shutdown(Shutdown::Both);
         }
         while !guests.streams.is_empty() {
             self.shared.empty.wait(&mut guests);
@@ -182,14 +193,14 @@ impl Shared {
                 continue;
             };
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let Ok(copy) = stream.try_clone() else { continue };
+            let Ok(socket) = stream.try_clone() else { continue };
             let most = self.limits.clients_max * (self.limits.lanes_per_client_max + 1);
             {
                 let mut guests = self.guests.lock();
                 if guests.streams.len() >= most {
                     continue;
                 }
-                guests.streams.insert(number, copy);
+                guests.streams.insert(number, Stream { socket, client: None });
             }
             let me = self.clone();
             let thread = std::thread::Builder::new().name("kvkeep-client".to_owned()).spawn(move || {
@@ -216,12 +227,17 @@ impl Shared {
     /// One connection, from its first request to its end.
     fn serve(self: &Arc<Self>, stream: UnixStream, number: u64) {
         let mut connection = Connection { stream, inbox: Inbox::default(), frame: Frame::default() };
-        let _ = connection.stream.set_read_timeout(Some(PATIENCE));
         let _ = connection.stream.set_write_timeout(Some(PATIENCE));
-        let peer = peer_of(&connection.stream);
-        let Some(kind) = connection.receive(4096, false) else { return };
-        let request = Request::decode(kind, connection.inbox.fields());
-        let admitted = peer.and_then(|peer| self.admit(peer, request?, number));
+        // Who may not connect is told so before anything is waited for.
+        let peer = Peer::of(&connection.stream).map_err(|error| Error::io("asking who connected", &error));
+        let admitted = peer.and_then(|peer| self.access.rights(peer).map(|_| peer)).and_then(|peer| {
+            let mut from = Until { stream: &connection.stream, until: Instant::now() + PATIENCE };
+            let head = connection.inbox.receive(&mut from, FIRST_BYTES_MAX, false);
+            let head = head.map_err(|error| Error::io("waiting for the first request", &error))?;
+            let kind = head.ok_or_else(|| Error::invalid("malformed message: the first is long"))?.kind;
+            self.admit(peer, Request::decode(kind, connection.inbox.fields())?, number)
+        });
+        let _ = connection.stream.set_read_timeout(Some(PATIENCE));
         let (guest, spin) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
@@ -241,8 +257,14 @@ impl Shared {
         if self.welcome(&mut connection, &guest).is_ok() {
             self.push(&mut connection, &guest);
         }
-        let _ = connection.stream.shutdown(std::net::Shutdown::Both);
-        self.guests.lock().by_number.remove(&guest.number);
+        let _ = connection.stream.shutdown(Shutdown::Both);
+        {
+            let mut guests = self.guests.lock();
+            guests.by_number.remove(&guest.number);
+            // Its lanes end with it.
+            let lanes = guests.streams.values().filter(|stream| stream.client == Some(guest.number));
+            lanes.for_each(|lane| drop(lane.socket.shutdown(Shutdown::Both)));
+        }
         self.node.meters.clients.sub(1);
         let orderly = guest.is_gone();
         let (ended, _) = guest.leave(&self.node);
@@ -272,7 +294,8 @@ impl Shared {
         }
         match request {
             Request::Lane { client, secret, spin_us, .. } if !hello => {
-                let guest = self.guests.lock().by_number.get(&client).cloned();
+                let mut guests = self.guests.lock();
+                let guest = guests.by_number.get(&client).cloned();
                 let guest =
                     guest.filter(|guest| guest.secret == secret && guest.peer.uid == peer.uid).ok_or_else(|| {
                         Error::new(KVKEEP_ERR_NOT_FOUND, format!("client {client} is not connected: connect again"))
@@ -282,6 +305,9 @@ impl Shared {
                         KVKEEP_ERR_LIMIT,
                         "this client makes the most calls at once: raise lanes_per_client_max",
                     ));
+                }
+                if let Some(stream) = guests.streams.get_mut(&number) {
+                    stream.client = Some(client);
                 }
                 Ok((guest, Some(Duration::from_micros(u64::from(spin_us)).min(SPIN_MAX))))
             }
@@ -314,6 +340,7 @@ impl Shared {
             l1_bytes: arena.bytes() as u64,
             session_timeout_ms: self.node.session_timeout.as_millis() as u64,
             read_only: guest.read_only,
+            message_bytes_max: self.limits.message_bytes_max,
         };
         connection.frame.begin(KVKEEP_OK as u32).put(&welcome);
         let read_only = if guest.read_only { Some(arena.read_only_fd()?) } else { None };
@@ -330,16 +357,16 @@ impl Shared {
     /// Sends a client what it is told unasked, until it is gone.
     fn push(&self, connection: &mut Connection, guest: &Guest) {
         let mut bytes = Vec::new();
+        let process = guest.peer.watch();
         loop {
-            let mut fds = [
-                PollFd::new(&connection.stream, PollFlags::IN),
-                PollFd::from_borrowed_fd(guest.outbox.fd(), PollFlags::IN),
-            ];
+            let ends = [Some(connection.stream.as_fd()), process.as_ref().map(AsFd::as_fd)];
+            let fds = ends.into_iter().flatten().chain([guest.outbox.fd()]);
+            let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
             if poll(&mut fds, None).is_err() {
                 continue;
             }
             // A client says nothing here: whatever comes is its end.
-            if !fds[0].revents().is_empty() {
+            if fds[..fds.len() - 1].iter().any(|end| !end.revents().is_empty()) {
                 return;
             }
             if !guest.outbox.take(&mut bytes) || connection.stream.write_all(&bytes).is_err() {
@@ -373,6 +400,7 @@ impl Shared {
             if !connection.send() {
                 return;
             }
+            connection.trim();
             look_for(&connection.stream, spin);
         }
     }
@@ -398,9 +426,19 @@ impl Access {
     }
 }
 
-fn peer_of(stream: &UnixStream) -> Result<Peer> {
-    let cred = sockopt::socket_peercred(stream).map_err(|error| Error::io("asking who connected", &error.into()))?;
-    Ok(Peer { pid: cred.pid.as_raw_nonzero().get() as u32, uid: cred.uid.as_raw(), gid: cred.gid.as_raw() })
+/// A socket that must have said something by `until`, however slowly it says it.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        // It fails when no time is left.
+        self.stream.set_read_timeout(Some(self.until.saturating_duration_since(Instant::now())))?;
+        let mut stream = self.stream;
+        stream.read(into)
+    }
 }
 
 /// One socket and its buffers.
@@ -423,7 +461,16 @@ impl Connection {
     }
 
     fn send(&mut self) -> bool {
+        if self.frame.finish().len() - size_of::<Head>() > FRAME_BYTES_MAX as usize {
+            let message = "the answer is longer than a message may be: ask for less at a time";
+            self.frame.begin(KVKEEP_ERR_LIMIT as u32).put(&message);
+        }
         self.stream.write_all(self.frame.finish()).is_ok()
+    }
+
+    fn trim(&mut self) {
+        self.inbox.trim();
+        self.frame.trim();
     }
 
     fn refuse(&mut self, error: &Error) {

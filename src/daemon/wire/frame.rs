@@ -11,6 +11,8 @@ use crate::key::Key;
 use crate::types::{Completion, KVKEEP_KEYS_MAX, PrefetchResult, Stats};
 
 const WORD: usize = size_of::<u64>();
+/// Buffers that grew beyond this for one message are not kept for the next.
+const KEPT_BYTES: usize = 4 << 20;
 /// Most bytes taken into a buffer before they have arrived: a head alone must not make the reader allocate.
 const AHEAD_BYTES: usize = 1 << 20;
 /// Room that every inbox has: a batch of some hundred keys comes in one read.
@@ -39,6 +41,13 @@ impl Frame {
     pub fn put<'a>(&mut self, field: &impl Field<'a>) -> &mut Frame {
         field.put(self);
         self
+    }
+
+    /// Lets go of memory that only a rare frame needs.
+    pub fn trim(&mut self) {
+        if self.bytes.capacity() > KEPT_BYTES {
+            self.bytes = Vec::new();
+        }
     }
 
     fn number(&mut self, number: u64) {
@@ -215,6 +224,13 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// Lets go of memory that only a rare frame needs.
+    pub fn trim(&mut self) {
+        if self.words.capacity() > KEPT_BYTES / WORD {
+            *self = Inbox::default();
+        }
+    }
+
     /// Reads a whole frame, from a peer that sends the next one only when it was answered: head and fields come in one read
     /// where they fit. None if it has more than `bytes_max`. A frame must come within the stream's time from its first byte on,
     /// and if not `patient`, from now on.

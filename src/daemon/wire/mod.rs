@@ -102,12 +102,15 @@ pub struct Welcome {
     pub session_timeout_ms: u64,
     /// The client may only read.
     pub read_only: bool,
+    /// Most bytes of a message that it takes.
+    pub message_bytes_max: u32,
 }
 
 impl<'a> Field<'a> for Welcome {
     fn put(&self, frame: &mut Frame) {
         frame.put(&self.client).put(&self.secret).put(&(self.boot_id as u64)).put(&((self.boot_id >> 64) as u64));
         frame.put(&u32::from(self.boot)).put(&self.l1_bytes).put(&self.session_timeout_ms).put(&self.read_only);
+        frame.put(&self.message_bytes_max);
     }
 
     fn take(fields: &mut Fields<'a>) -> crate::error::Result<Welcome> {
@@ -119,6 +122,7 @@ impl<'a> Field<'a> for Welcome {
             l1_bytes: fields.take()?,
             session_timeout_ms: fields.take()?,
             read_only: fields.take()?,
+            message_bytes_max: fields.take()?,
         })
     }
 }

@@ -1,0 +1,46 @@
+//! Who is at the other end of a socket, as the kernel says.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// The process that connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its number, 0 if it has none here: it lives among the processes of another container.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl Peer {
+    /// Who connected a socket. By the system call itself: what wraps it elsewhere knows no process 0.
+    pub fn of(stream: &UnixStream) -> io::Result<Peer> {
+        let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+        let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+        // SAFETY: the place and its length are those of one `ucred`, which any bytes make.
+        let result = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut cred).cast(),
+                &raw mut length,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Peer { pid: cred.pid.max(0) as u32, uid: cred.uid, gid: cred.gid })
+    }
+
+    /// A descriptor that is readable once the process has ended, whoever inherited its sockets. None if it cannot be had.
+    pub fn watch(&self) -> Option<OwnedFd> {
+        pidfd_open(Pid::from_raw(self.pid as i32)?, PidfdFlags::empty()).ok()
+    }
+}
