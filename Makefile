@@ -6,9 +6,10 @@ JOBS ?= $(shell nproc)
 
 CMAKE := build/tools/bin/cmake
 CTEST := build/tools/bin/ctest
+SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check test test-rust test-c test-bindings test-page demo bench soak install clean
+.PHONY: help build check test test-rust test-c test-bindings test-daemon test-page demo bench soak install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -20,7 +21,7 @@ check: ## formatting and lints
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 
-test: check test-rust test-c test-bindings test-page ## everything that must pass
+test: check test-rust test-c test-bindings test-daemon test-page ## everything that must pass
 
 test-rust: ## the Rust tests
 	cargo test --locked
@@ -38,7 +39,11 @@ test-page: ## the daemon's page in headless Chromium, fetched with npm where non
 		KVKEEP_CHROMIUM=$$chromium cargo test --locked --test page -- --nocapture; \
 	else echo "test-page is skipped: no Chromium can be had"; fi
 
-demo: ## install into build/prefix, build the quickstart against it, replay a trace
+test-daemon: test-c test-bindings ## the tests of the bindings once more, a daemon behind each cache
+	KVKEEP_COMMAND=$(CARGO_TARGET_DIR)/release/kvkeep LD_PRELOAD=$(SHIM) $(CTEST) --test-dir build/bindings/cpp17 --output-on-failure
+	KVKEEP_COMMAND=$(CARGO_TARGET_DIR)/release/kvkeep $(MAKE) -C bindings test-python KVKEEP_LIBRARY=$(SHIM)
+
+demo: ## install into build/prefix, build the quickstart against it, replay a trace, share a daemon
 	$(MAKE) install PREFIX=$(CURDIR)/build/prefix
 	$(CMAKE) -S examples -B build/examples -DCMAKE_PREFIX_PATH=$(CURDIR)/build/prefix
 	$(CMAKE) --build build/examples
@@ -46,6 +51,7 @@ demo: ## install into build/prefix, build the quickstart against it, replay a tr
 	build/examples/quickstart $(CURDIR)/build/demo-cache
 	build/examples/quickstart $(CURDIR)/build/demo-cache again
 	build/prefix/bin/kvkeep replay examples/data/conversation_slice.jsonl
+	scripts/demo_daemon.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo-daemon
 
 bench: ## measure into target/bench/results.json and print the table
 	cargo bench --locked
