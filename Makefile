@@ -56,8 +56,10 @@ demo: ## install into build/prefix, build the quickstart against it, replay a tr
 bench: ## measure into target/bench/results.json and print the table
 	cargo bench --locked
 
-soak: ## the long campaigns: 200 kills, random operations and garbage by the million
+soak: ## the long campaigns: kills by the hundred, random operations and garbage by the million
 	KVKEEP_KILL_ROUNDS=200 cargo test --locked --release --test fs_kill -- --nocapture
+	KVKEEP_CHAOS_KILLS=50 cargo test --locked --release --test daemon_chaos -- --nocapture
+	KVKEEP_KILL_ROUNDS=200 KVKEEP_FUZZ_ROUNDS=5000 cargo test --locked --release --test daemon_processes
 	PROPTEST_CASES=4000 cargo test --locked --release --lib
 	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test promises
 	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test stress -- --nocapture

@@ -30,7 +30,7 @@ type Asks = Vec<(Arc<Tier>, Vec<u32>)>;
 #[derive(Default)]
 pub(super) struct Jobs {
     pub(super) by_id: HashMap<u64, Arc<Job>>,
-    pub(super) by_session: HashMap<u64, Vec<u64>>,
+    pub(super) by_session: HashMap<u64, BTreeSet<u64>>,
     pub(super) by_deadline: BTreeSet<(Instant, u64)>,
     /// Jobs to ask again, earliest first.
     pub(super) asking: BinaryHeap<std::cmp::Reverse<(Instant, u64)>>,
@@ -167,7 +167,7 @@ impl Prefetcher {
             ));
         }
         jobs.by_id.insert(job.id, job.clone());
-        jobs.by_session.entry(job.session).or_default().push(job.id);
+        jobs.by_session.entry(job.session).or_default().insert(job.id);
         jobs.by_deadline.insert((job.deadline, job.id));
         drop(jobs);
         self.wake_by(job.deadline);

@@ -108,8 +108,8 @@ impl Prefetcher {
     /// Jobs of a session, with whether each is done.
     pub fn of_session(&self, session: u64) -> Vec<(u64, bool)> {
         let jobs = self.jobs.lock();
-        let ids = jobs.by_session.get(&session).map_or(&[][..], Vec::as_slice);
-        let of_session: Vec<Arc<Job>> = ids.iter().filter_map(|id| jobs.by_id.get(id).cloned()).collect();
+        let ids = jobs.by_session.get(&session).into_iter().flatten();
+        let of_session: Vec<Arc<Job>> = ids.filter_map(|id| jobs.by_id.get(id).cloned()).collect();
         drop(jobs);
         of_session.iter().map(|job| (job.id, job.progress.lock().phase == Phase::Done)).collect()
     }

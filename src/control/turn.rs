@@ -23,7 +23,7 @@ impl Prefetcher {
         jobs.by_id.remove(&job.id);
         jobs.by_deadline.remove(&(job.deadline, job.id));
         if let Some(of_session) = jobs.by_session.get_mut(&job.session) {
-            of_session.retain(|id| *id != job.id);
+            of_session.remove(&job.id);
             if of_session.is_empty() {
                 jobs.by_session.remove(&job.session);
             }

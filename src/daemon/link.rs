@@ -231,7 +231,7 @@ impl Link {
             if let Some(lane) = lanes.idle.pop() {
                 return Ok(lane);
             }
-            if lanes.open < LANES_MAX {
+            if lanes.open < LANES_MAX.min((self.welcome.lanes_max as usize).max(1)) {
                 lanes.open += 1;
                 break;
             }

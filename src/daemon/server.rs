@@ -265,7 +265,6 @@ impl Shared {
             let lanes = guests.streams.values().filter(|stream| stream.client == Some(guest.number));
             lanes.for_each(|lane| drop(lane.socket.shutdown(Shutdown::Both)));
         }
-        self.node.meters.clients.sub(1);
         let orderly = guest.is_gone();
         let (ended, _) = guest.leave(&self.node);
         if !orderly {
@@ -277,6 +276,7 @@ impl Shared {
                 )
             });
         }
+        self.node.meters.clients.sub(1);
     }
 
     /// Who a connection belongs to, and, if it is a lane, how long to look for its next request before sleeping.
@@ -341,6 +341,7 @@ impl Shared {
             session_timeout_ms: self.node.session_timeout.as_millis() as u64,
             read_only: guest.read_only,
             message_bytes_max: self.limits.message_bytes_max,
+            lanes_max: self.limits.lanes_per_client_max as u32,
         };
         connection.frame.begin(KVKEEP_OK as u32).put(&welcome);
         let read_only = if guest.read_only { Some(arena.read_only_fd()?) } else { None };

@@ -37,10 +37,15 @@ pub fn part<P: DeserializeOwned>() -> Option<P> {
 
 /// Ends the test if it hangs.
 pub fn watch() {
+    watch_for(WATCHDOG);
+}
+
+/// Ends the test if it lasts longer.
+pub fn watch_for(most: Duration) {
     static WATCHED: Once = Once::new();
     WATCHED.call_once(|| {
-        std::thread::spawn(|| {
-            std::thread::sleep(WATCHDOG);
+        std::thread::spawn(move || {
+            std::thread::sleep(most);
             eprintln!("it hangs");
             std::process::abort();
         });

@@ -5,8 +5,10 @@
 #[path = "../daemon_common/mod.rs"]
 mod common;
 mod death;
+mod malice;
 mod parallel;
 mod restart;
+mod security;
 
 use common::DaemonPart;
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,8 @@ enum Part {
     Attached(death::Attached),
     Hanging(death::Hanging),
     Caller(restart::Caller),
+    Reader(security::Reader),
+    Stranger(security::Stranger),
 }
 
 #[test]
@@ -34,6 +38,8 @@ fn plays_its_part() {
         Some(Part::Attached(part)) => part.play(),
         Some(Part::Hanging(part)) => part.play(),
         Some(Part::Caller(part)) => part.play(),
+        Some(Part::Reader(part)) => part.play(),
+        Some(Part::Stranger(part)) => part.play(),
     }
 }
 

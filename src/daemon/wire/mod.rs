@@ -104,13 +104,15 @@ pub struct Welcome {
     pub read_only: bool,
     /// Most bytes of a message that it takes.
     pub message_bytes_max: u32,
+    /// Most lanes that it gives a client.
+    pub lanes_max: u32,
 }
 
 impl<'a> Field<'a> for Welcome {
     fn put(&self, frame: &mut Frame) {
         frame.put(&self.client).put(&self.secret).put(&(self.boot_id as u64)).put(&((self.boot_id >> 64) as u64));
         frame.put(&u32::from(self.boot)).put(&self.l1_bytes).put(&self.session_timeout_ms).put(&self.read_only);
-        frame.put(&self.message_bytes_max);
+        frame.put(&self.message_bytes_max).put(&self.lanes_max);
     }
 
     fn take(fields: &mut Fields<'a>) -> crate::error::Result<Welcome> {
@@ -123,6 +125,10 @@ impl<'a> Field<'a> for Welcome {
             session_timeout_ms: fields.take()?,
             read_only: fields.take()?,
             message_bytes_max: fields.take()?,
+            lanes_max: fields.take()?,
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
