@@ -37,7 +37,8 @@ pub fn part<P: DeserializeOwned>() -> Option<P> {
 
 /// Ends the test if it hangs.
 pub fn watch() {
-    watch_for(WATCHDOG);
+    let rounds = rounds("KVKEEP_KILL_ROUNDS", 0) + rounds("KVKEEP_FUZZ_ROUNDS", 0) / 10;
+    watch_for(5 * WATCHDOG + Duration::from_secs(rounds));
 }
 
 /// Ends the test if it lasts longer.
