@@ -21,7 +21,7 @@ check: ## formatting and lints
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 
-test: check test-rust test-c test-bindings test-daemon test-page ## everything that must pass
+test: check test-rust test-page test-c test-bindings test-daemon ## everything that must pass
 
 test-rust: ## the Rust tests
 	cargo test --locked

@@ -442,6 +442,8 @@ static void p5_a_job_nobody_reads_is_released_at_its_deadline(void) {
     AWAIT(stats_of(cache).jobs_reclaimed == 1);
     CHECK_EQUAL(stats_of(cache).jobs, 0);
     uint32_t chunks;
+    // A daemon's client is told of it a moment later.
+    AWAIT(kvkeep_query_lookup_hits(cache, job, &chunks) != KVKEEP_OK);
     FAILS(kvkeep_query_lookup_hits(cache, job, &chunks), KVKEEP_ERR_NOT_FOUND, "job");
     check_held(cache, session, keys, 2);
     teardown();

@@ -53,9 +53,18 @@ fn last_error() -> String {
     unsafe { CStr::from_ptr(kvkeep_last_error()) }.to_string_lossy().into_owned()
 }
 
-fn resident_bytes() -> u64 {
+pub fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).map_or(u64::MAX, |pages| pages * 4096)
+}
+
+/// Waits until L1 is populated, of which so many bytes of the process were not part.
+pub fn await_populated(l1_bytes: u64, before: u64) {
+    let began = Instant::now();
+    while resident_bytes() < before.saturating_add(l1_bytes / 64 * 63) {
+        assert!(began.elapsed() < Duration::from_secs(120), "L1 is not populated after two minutes");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 impl Cache {
@@ -92,11 +101,7 @@ impl Cache {
         cache.token = handle.addr();
         // SAFETY: as above.
         must(unsafe { kvkeep_open_space(handle, &space, &mut cache.space) });
-        let began = Instant::now();
-        while resident_bytes() < before.saturating_add(setup.l1_bytes / 64 * 63) {
-            assert!(began.elapsed() < Duration::from_secs(120), "L1 is not populated after two minutes");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        await_populated(setup.l1_bytes, before);
         cache
     }
 

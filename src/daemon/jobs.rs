@@ -32,8 +32,19 @@ impl Entry {
     /// It ends without the daemon's word, unless that came before.
     fn lose(mut self, status: Status, message: &str, completions: &Completions) {
         if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
-            let (session, status, message) = (self.session, status as i32, message_bytes(message));
-            completions.deliver(notify, Completion { job, session, status, hit_chunks: 0, loaded_bytes: 0, message });
+            let session = self.session;
+            completions.deliver(
+                notify,
+                match self.answer {
+                    Some((PrefetchResult { status, hit_chunks, loaded_bytes, .. }, _)) => {
+                        Completion { job, session, status, hit_chunks, loaded_bytes, message: message_bytes("") }
+                    }
+                    None => {
+                        let (status, message) = (status as i32, message_bytes(message));
+                        Completion { job, session, status, hit_chunks: 0, loaded_bytes: 0, message }
+                    }
+                },
+            );
         }
     }
 }
