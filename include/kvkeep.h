@@ -349,7 +349,8 @@ typedef struct {
     uint32_t policy;
     /// Deadline of the job, from submit, also for reading its answer. 0: the session's timeout.
     uint32_t deadline_ms;
-    /// How long a missing chunk is asked for again, in the background. 0: ask once.
+    /// How long a missing chunk is asked for again, in the background; one committed to L1 meanwhile is noticed at once. 0: ask
+    /// once.
     uint32_t lookup_timeout_ms;
     /// Pause between two askings. 0: 10.
     uint32_t lookup_interval_ms;

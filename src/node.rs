@@ -17,7 +17,7 @@ use crate::control::tiers::Tiers;
 use crate::control::watch::Watch;
 use crate::control::writeback::Writer;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
-use crate::l1::{L1, L1Config, WAKE_ROOM, WAKE_WRITES};
+use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::l2;
 use crate::stats::Meters;
 
@@ -152,6 +152,11 @@ impl Node {
                 && let Some(writer) = writer.upgrade()
             {
                 writer.wake();
+            }
+            if wakes & WAKE_COMMITS != 0
+                && let Some(prefetcher) = prefetcher.upgrade()
+            {
+                prefetcher.committed();
             }
             if wakes & WAKE_ROOM != 0
                 && !room.swap(true, Ordering::AcqRel)

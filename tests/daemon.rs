@@ -8,7 +8,7 @@ use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Mode, NodeConfig, Notify, PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::daemon::server::{Access, Claim, Limits, Server};
-use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
+use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 use kvkeep::types::{PrefetchResult, Stats, View};
@@ -198,4 +198,37 @@ fn what_a_client_held_is_returned_when_it_closes() {
     let stats = daemon.stats();
     assert_eq!((stats.l1_shares, stats.l1_staged, stats.sessions, stats.clients_lost), (1, 0, 1, 0));
     b.close();
+}
+
+#[test]
+fn a_commit_of_another_process_wakes_who_waits_for_it() {
+    let daemon = Daemon::start(Limits::default(), Access::default());
+    let (decode, prefill) = (daemon.client(), daemon.client());
+    let (space, keys) = (decode.open_space(spec()).unwrap(), keys(6));
+    let session = decode.begin_session(space, "decode", None).unwrap();
+    let hour = Duration::from_secs(3600);
+    // Asked again so late that only the commit can answer it.
+    let request = PrefetchRequest {
+        objects_per_chunk: 2,
+        deadline: Some(3 * hour),
+        lookup_timeout: 2 * hour,
+        lookup_interval: hour,
+        ..PrefetchRequest::default()
+    };
+    let mut job = 0;
+    decode.submit_prefetch(session, &keys, request, &mut job).unwrap();
+    let writer = prefill.begin_session(space, "prefill", None).unwrap();
+    for some in [&keys[..3], &keys[3..5]] {
+        write(&prefill, writer, some);
+        assert_eq!(decode.wait(job, 50).unwrap_err().status, KVKEEP_ERR_TIMEOUT);
+    }
+    write(&prefill, writer, &keys[5..]);
+    decode.wait(job, 60_000).unwrap();
+    let mut chunks = 0;
+    assert_eq!(decode.query_lookup_hits(job, &mut chunks).unwrap(), KVKEEP_OK);
+    assert_eq!(chunks, 3);
+    assert_eq!(daemon.stats().l1_shares, 6);
+    read(&decode, session, &keys);
+    decode.close();
+    prefill.close();
 }

@@ -46,6 +46,8 @@ pub struct Progress {
     pub asking: usize,
     /// Until when missing chunks are asked for again.
     pub ask_until: Option<Instant>,
+    /// Whether it waits for commits.
+    pub awaiting: bool,
     /// The lookup's answer.
     pub lookup: Option<(u32, Instant)>,
     /// Keys still to be loaded, in order; those before `cursor` are on their way or over.
@@ -117,6 +119,7 @@ impl Job {
             pinned: Vec::new(),
             asking: 0,
             ask_until: None,
+            awaiting: false,
             lookup: None,
             to_load: Vec::new(),
             cursor: 0,

@@ -34,6 +34,9 @@ pub(super) struct Jobs {
     pub(super) by_deadline: BTreeSet<(Instant, u64)>,
     /// Jobs to ask again, earliest first.
     pub(super) asking: BinaryHeap<std::cmp::Reverse<(Instant, u64)>>,
+    /// Jobs that a commit may answer, and when they were last looked through for one.
+    pub(super) awaiting: BTreeSet<u64>,
+    pub(super) looked: Option<Instant>,
 }
 
 /// How many jobs there may be, and how their numbers begin.
@@ -46,7 +49,7 @@ pub struct JobBounds {
 
 /// All jobs of a cache.
 pub struct Prefetcher {
-    l1: Arc<L1>,
+    pub(super) l1: Arc<L1>,
     tiers: Arc<Tiers>,
     pub(super) loader: Arc<Loader>,
     watch: Arc<Watch>,
@@ -58,6 +61,8 @@ pub struct Prefetcher {
     pub(super) sleeper: Mutex<Sleeper>,
     pub(super) wake: Condvar,
     pub(super) closing: AtomicBool,
+    /// Something was committed that a job may wait for.
+    pub(super) commits: AtomicBool,
 }
 
 fn closing() -> Error {
@@ -98,6 +103,7 @@ impl Prefetcher {
             sleeper: Mutex::default(),
             wake: Condvar::new(),
             closing: AtomicBool::new(false),
+            commits: AtomicBool::new(false),
         });
         loader.set_prefetcher(&prefetcher);
         prefetcher
@@ -146,6 +152,12 @@ impl Prefetcher {
         self.meters.prefetch_asked_chunks.add((keys.len() / per_chunk) as u64);
         let lookup_timeout = job.request.lookup_timeout;
         progress.ask_until = (!lookup_timeout.is_zero()).then(|| submitted + lookup_timeout);
+        if progress.ask_until.is_some() {
+            // Before L1 is asked, so that no commit comes between.
+            progress.awaiting = true;
+            self.jobs.lock().awaiting.insert(job.id);
+            self.l1.await_commits(true);
+        }
         let asks = self.ask(&job, &mut progress);
         drop(progress);
         self.ask_tiers(&job, asks);
@@ -177,7 +189,7 @@ impl Prefetcher {
     /// Looks for what is still missing: in L1, then in the backends' indexes. What needs I/O is returned, to be asked of the
     /// backends once the job's lock is let go: a backend may answer at once.
     pub(super) fn ask(self: &Arc<Self>, job: &Arc<Job>, progress: &mut Progress) -> Asks {
-        if self.l1.reserve_found(job.session, &job.keys, job.shares(), &mut progress.held).is_err() {
+        if self.find_in_l1(job, progress).is_err() {
             self.finish(job, progress, KVKEEP_ERR_CANCELLED, Some("the session has ended".to_owned()));
             // Its session's end may have passed before it was known.
             self.forget(job);
@@ -186,11 +198,6 @@ impl Prefetcher {
                 observer.released();
             }
             return Vec::new();
-        }
-        for (held, found) in progress.held.iter().zip(&mut progress.found) {
-            if *held && *found == NOWHERE {
-                *found = 0;
-            }
         }
         let mut missing: Vec<u32> =
             (0..job.keys.len() as u32).filter(|&i| progress.found[i as usize] == NOWHERE).collect();
@@ -240,6 +247,17 @@ impl Prefetcher {
         }
         progress.asking = unknown.len();
         unknown
+    }
+
+    /// Takes shares of what is in L1 by now.
+    pub(super) fn find_in_l1(&self, job: &Job, progress: &mut Progress) -> Result<()> {
+        self.l1.reserve_found(job.session, &job.keys, job.shares(), &mut progress.held)?;
+        for (held, found) in progress.held.iter().zip(&mut progress.found) {
+            if *held && *found == NOWHERE {
+                *found = 0;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn ask_tiers(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
@@ -311,7 +329,7 @@ impl Prefetcher {
     }
 
     /// All tiers have answered: say the early answer and start loading, or ask again later for what is missing.
-    fn looked_up(self: &Arc<Self>, job: &Arc<Job>, progress: &mut Progress) {
+    pub(super) fn looked_up(self: &Arc<Self>, job: &Arc<Job>, progress: &mut Progress) {
         let now = Instant::now();
         let there: Vec<bool> = progress.found.iter().map(|&found| found != NOWHERE).collect();
         let plan = job.answer(&there);
@@ -320,6 +338,7 @@ impl Prefetcher {
             self.jobs.lock().asking.push(std::cmp::Reverse((again, job.id)));
             return self.wake_by(again);
         }
+        self.await_no_more(job, progress);
         progress.lookup = Some((plan.chunks, now));
         if let Some(observer) = &job.observer {
             observer.looked_up(plan.chunks);
@@ -383,6 +402,7 @@ impl Prefetcher {
         let chunks = if status == KVKEEP_OK { plan.chunks } else { 0 };
         self.trim(job, progress, &keep);
         job.unpin(progress, |_| true);
+        self.await_no_more(job, progress);
         progress.phase = Phase::Done;
         if trouble.is_some() {
             progress.trouble = trouble;

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::job::{Job, Phase};
+use super::job::{Job, NOWHERE, Phase, Progress};
 use super::prefetch::Prefetcher;
 use crate::config::Policy;
 use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result};
+
+/// Commits are looked at together when more than one comes in so long.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
 /// The control thread, as those see it who have something for it.
 #[derive(Default)]
@@ -63,6 +66,48 @@ impl Prefetcher {
         }
     }
 
+    /// Something was committed that a job may wait for.
+    pub fn committed(&self) {
+        if !self.commits.swap(true, Ordering::AcqRel) {
+            self.wake();
+        }
+    }
+
+    /// A job is answered, or over: no commit changes that.
+    pub(super) fn await_no_more(&self, job: &Job, progress: &mut Progress) {
+        if std::mem::take(&mut progress.awaiting) {
+            self.jobs.lock().awaiting.remove(&job.id);
+            self.l1.await_commits(false);
+        }
+    }
+
+    /// Looks in L1 for what jobs wait for, if something was committed. Says when to look again, if that was just done.
+    fn look_for_commits(self: &Arc<Self>, now: Instant) -> Option<Instant> {
+        if !self.commits.load(Ordering::Acquire) {
+            return None;
+        }
+        let jobs: Vec<Arc<Job>> = {
+            let mut jobs = self.jobs.lock();
+            let again = jobs.looked.map(|looked| looked + LOOK_PAUSE);
+            if let Some(again) = again.filter(|again| *again > now) {
+                return Some(again);
+            }
+            self.commits.store(false, Ordering::Release);
+            jobs.looked = Some(now);
+            jobs.awaiting.iter().filter_map(|id| jobs.by_id.get(id).cloned()).collect()
+        };
+        for job in jobs {
+            let mut progress = job.progress.lock();
+            if progress.awaiting && self.find_in_l1(&job, &mut progress).is_ok() && progress.asking == 0 {
+                let there: Vec<bool> = progress.found.iter().map(|&found| found != NOWHERE).collect();
+                if job.answer(&there).complete {
+                    self.looked_up(&job, &mut progress);
+                }
+            }
+        }
+        None
+    }
+
     /// Tells the control thread that there is something to do.
     pub fn wake(&self) {
         let mut sleeper = self.sleeper.lock();
@@ -115,6 +160,7 @@ impl Prefetcher {
         for job in due {
             self.overdue(&job);
         }
+        let next = [next, self.look_for_commits(now)].into_iter().flatten().min();
         for job in ask {
             let mut progress = job.progress.lock();
             if progress.phase == Phase::Lookup && progress.asking == 0 {

@@ -249,7 +249,8 @@ pub struct kvkeep_prefetch_options {
     pub policy: u32,
     /// Deadline of the job, from submit, also for reading its answer. 0: the session's timeout.
     pub deadline_ms: u32,
-    /// How long a missing chunk is asked for again, in the background. 0: ask once.
+    /// How long a missing chunk is asked for again, in the background; one committed to L1 meanwhile is noticed at once. 0: ask
+    /// once.
     pub lookup_timeout_ms: u32,
     /// Pause between two askings. 0: 10.
     pub lookup_interval_ms: u32,

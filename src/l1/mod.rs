@@ -74,6 +74,8 @@ pub type Wakes = u8;
 pub const WAKE_WRITES: Wakes = 1;
 /// L1 is above its high watermark.
 pub const WAKE_ROOM: Wakes = 2;
+/// An object was committed while somebody waits for one.
+pub const WAKE_COMMITS: Wakes = 4;
 
 /// What L1 is made from.
 pub struct L1Config {
@@ -180,6 +182,8 @@ pub(crate) struct State {
     /// Sessions reclaimed of which the floors above were not told yet.
     reclaimed: Vec<u64>,
     wakes: Wakes,
+    /// How many wait for commits.
+    awaiting: u32,
     /// Passes made over sessions' objects.
     passes: u32,
 }
@@ -272,6 +276,7 @@ impl L1 {
             reclaim_ms: u64::MAX,
             reclaimed: Vec::new(),
             wakes: 0,
+            awaiting: 0,
             passes: 0,
         };
         Ok(Arc::new_cyclic(|me| L1 {
@@ -389,6 +394,14 @@ impl L1 {
             state.end(index, touch, false);
             Ok(())
         })
+    }
+
+    /// Counts those who wait for commits.
+    pub fn await_commits(&self, begun: bool) {
+        self.with(|state| {
+            let awaiting = state.awaiting;
+            state.awaiting = if begun { awaiting + 1 } else { awaiting.saturating_sub(1) };
+        });
     }
 
     /// Counts jobs of a session that are not done.

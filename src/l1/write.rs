@@ -1,7 +1,7 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
 use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, TEMPORARY};
-use super::{L1, Outcome, State, WAKE_ROOM, WAKE_WRITES};
+use super::{L1, Outcome, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{
     KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
@@ -233,6 +233,9 @@ impl State {
         self.queue_after_commit(id);
         if self.above(self.config.high_percent, 0) {
             self.wakes |= WAKE_ROOM;
+        }
+        if self.awaiting > 0 {
+            self.wakes |= WAKE_COMMITS;
         }
         id
     }
