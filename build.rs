@@ -23,7 +23,7 @@ fn main() {
     );
     config.after_includes = Some(format!("{version}{}", config.after_includes.unwrap_or_default()));
     // In the order of the header. Other sources have nothing to say in it.
-    const SOURCES: [&str; 12] = [
+    const SOURCES: [&str; 13] = [
         "ffi/version.rs",
         "ffi/types.rs",
         "error.rs",
@@ -35,6 +35,7 @@ fn main() {
         "ffi/session.rs",
         "ffi/object.rs",
         "ffi/prefetch.rs",
+        "ffi/device.rs",
         "ffi/observe.rs",
     ];
     let builder = SOURCES

@@ -60,6 +60,12 @@
 /// For a daemon's client: its L1 is mapped so that this process cannot write it; calls that write are PERMISSION.
 #define KVKEEP_FLAG_READ_ONLY 16
 
+/// The CPU's own memory, as the device of a pool.
+#define KVKEEP_DEVICE_HOST -1
+
+/// In place of a block's number: there is none.
+#define KVKEEP_BLOCK_NONE -1
+
 /// Most tiers a cache has: L1 and up to seven backends.
 #define KVKEEP_TIERS_MAX 8
 
@@ -366,15 +372,16 @@ typedef struct {
 
 /// What became of one request; complete in itself, valid on any thread.
 typedef struct {
-    /// The request: a job of `kvkeep_submit_prefetch`.
+    /// The request: a job of `kvkeep_submit_prefetch`, or a transfer.
     uint64_t job;
     /// Its session.
     uint64_t session;
-    /// A kvkeep_status: OK, or why it ended early (TIMEOUT, CANCELLED, EXPIRED, INTERNAL).
+    /// A kvkeep_status: OK, PARTIAL (transfers only), or why it ended early (TIMEOUT, CANCELLED, EXPIRED, DISCONNECTED,
+    /// INTERNAL).
     int32_t status;
-    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`.
+    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`; of a transfer, objects copied.
     uint32_t hit_chunks;
-    /// Bytes loaded into L1 by this request.
+    /// Bytes loaded into L1 by this request; of a transfer, bytes copied.
     uint64_t loaded_bytes;
     /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
     char message[KVKEEP_MESSAGE_BYTES];
@@ -410,6 +417,64 @@ typedef struct {
     /// Microseconds from submit to the end.
     uint64_t total_us;
 } kvkeep_prefetch_result;
+
+/// A stretch of paged memory with a place for every block of a pool: a layer's K, its V, both fused, a latent, or the like.
+typedef struct {
+    /// Address of block 0; a multiple of 4.
+    uint64_t address;
+    /// Bytes of one block in this segment; a multiple of 4, at least 4.
+    uint64_t block_bytes;
+    /// Bytes from one block to the next; a multiple of 4. 0: block_bytes.
+    uint64_t block_stride;
+    /// The `group` of the keys whose objects hold this segment.
+    uint32_t group;
+    /// The layer, for `kvkeep_wait_layer`; layers are copied in rising order.
+    uint32_t layer;
+} kvkeep_segment;
+
+/// How a pool is opened.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// KVKEEP_DEVICE_HOST, or the ordinal of a CUDA device (UNSUPPORTED by this build).
+    int32_t device;
+    /// The `rank` of the keys whose objects the pages hold. Where all ranks read one object (MLA), its rank, not the worker's.
+    uint32_t rank;
+    /// Blocks of each segment; their numbers go from 0 to one less.
+    uint32_t block_count;
+    /// Blocks of a chunk: the space's `chunk_tokens` divided by the tokens of a block, without a rest. 0: 1.
+    uint32_t blocks_per_chunk;
+    /// The segments, copied, in the order in which their bytes lie in the objects.
+    const kvkeep_segment *segments;
+    /// How many, at most 4096.
+    size_t segment_count;
+} kvkeep_pool_options;
+
+/// How a store or a load is done.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// The caller's stream that the copy follows, for devices that have streams. 0 for the host, which has none.
+    uint64_t stream;
+    /// For a load: so many tokens from the first key on (in each group) keep their pages as they are. A multiple of a block's
+    /// tokens, since blocks are copied whole. 0 for a store.
+    uint32_t skip_first_tokens;
+    /// For a load: 1 gives back one share of each key that the session holds, when the transfer is over, however it ended;
+    /// keys that the session holds no share of are passed over. 0 for a store.
+    uint32_t return_shares;
+    /// A kvkeep_retention, for what a store commits or a load has to bring into L1 itself.
+    uint32_t retention;
+    /// For a load: what it has to bring into L1 itself is loaded before that of lower priority. Default 0.
+    int32_t priority;
+    /// A kvkeep_notify, for transfers without a callback.
+    uint32_t notify;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_transfer_options;
 
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
 /// counts the rest.
@@ -806,7 +871,7 @@ kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
 /// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
 /// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the result of
 /// the job is the truth.
-/// Errors: NOT_FOUND (never given, or released).
+/// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 kvkeep_status kvkeep_query_lookup_hits(kvkeep *cache, uint64_t job, uint32_t *chunks);
 
 /// The job's result. `result` is prepared by KVKEEP_INIT and filled in when the job is done. PENDING until then. Does
@@ -816,7 +881,7 @@ kvkeep_status kvkeep_query_prefetch(kvkeep *cache, uint64_t job, kvkeep_prefetch
 
 /// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has `bytes`
 /// bytes, at least (count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
-/// Errors: NOT_FOUND, INVALID (too small).
+/// Errors: NOT_FOUND, INVALID (too small; a transfer).
 kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, size_t bytes);
 
 /// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
@@ -840,6 +905,103 @@ kvkeep_status kvkeep_event_fd(kvkeep *cache, int32_t *fd);
 /// Takes up to `capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*count`.
 /// Each is given exactly once. Never blocks. Any thread.
 kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *completions, size_t capacity, size_t *count);
+
+/// ---- Device transfer ----
+///
+/// Objects go to and from an engine's paged memory. A pool registers the pages once. An object has the bytes of one chunk
+/// for one rank and group: for each segment of the group in the order registered, for each block of the chunk, the segment's
+/// `block_bytes` of that block. All else of a layout (heads or tokens first, K and V apart or fused, one latent, all layers of a
+/// block together) is in the segments' addresses, sizes and strides. Groups whose blocks have different numbers of tokens take
+/// a pool each. This process copies, embedded or as a daemon's client, on threads of the library ("kvkeep-copy"); there are
+/// none before the first pool.
+///
+/// A transfer is a job: `kvkeep_wait`, `kvkeep_cancel`, `kvkeep_release_job`, `kvkeep_query_prefetch`, callbacks and the event
+/// descriptor work on it as on a prefetch. Its number is never a prefetch's; only this handle knows it. It has no deadline. It
+/// lives until `kvkeep_release_job`, or 300 s after it is done. Its completion and result count objects done as `hit_chunks`
+/// and bytes copied as `loaded_bytes`; the status is OK, PARTIAL (some blocks have a status of their own:
+/// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops what has not begun; the completion comes when
+/// what is in flight has landed, after which no page is touched any more: wait for it before pages are used anew.
+///
+/// The memory of L1 under a transfer is held by a session of its own (explained as "copy for session n"), not by the session
+/// it is for. When that one ends, its transfers finish, and what they store is committed; when it is aborted, by whichever
+/// process, they are cancelled or their stores dropped. A store's objects count as used by it.
+///
+/// Pages of a store must be written before it is submitted, and may be read but not changed until it is done; pages of a
+/// load must not be touched until it is done (or their layer, by `kvkeep_wait_layer`).
+///
+/// Registers the pages of `space`, which was opened by this handle, and sets `*pool` to its number. `options` and its segments
+/// are copied; the pages stay the caller's and must stay where they are until the pool is closed. Two segments of a group may
+/// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
+/// block to one group at a time).
+/// Errors: UNSUPPORTED (a CUDA device: this build copies on the host only), NOT_FOUND (space), INVALID (overlap, a stride
+/// below block_bytes, an address or size that is no multiple of 4, blocks_per_chunk that does not divide chunk_tokens, a
+/// layout that contradicts an earlier pool of the same space, rank and group), LIMIT (1024 pools), IO.
+kvkeep_status kvkeep_open_pool(kvkeep *cache,
+                               uint64_t space,
+                               const kvkeep_pool_options *options,
+                               uint64_t *pool);
+
+/// Forgets a pool: cancels its transfers and waits until what is in flight has landed (never for I/O). Its pages are not
+/// touched any more when this returns. Errors: NOT_FOUND.
+kvkeep_status kvkeep_close_pool(kvkeep *cache,
+                                uint64_t pool);
+
+/// Stores `key_count` objects, each key once, from the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
+/// `*job`. Memory is reserved in the call, evicting where needed; the pages are gathered and the objects committed in the
+/// background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
+/// chunk, under a key of its own). Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
+/// as for `kvkeep_submit_prefetch`.
+/// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
+/// aborted meanwhile), DISCONNECTED. Errors: NOT_FOUND (pool, session), EXPIRED, INVALID, PERMISSION (a reader), LIMIT (65536
+/// transfers not released, or as many completions not taken; `sessions_max`); then no completion comes.
+kvkeep_status kvkeep_submit_store(kvkeep *cache,
+                                  uint64_t pool,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t key_count,
+                                  const int32_t *block_ids,
+                                  size_t block_count,
+                                  const kvkeep_transfer_options *options,
+                                  uint64_t *job,
+                                  kvkeep_callback callback,
+                                  void *userdata);
+
+/// Loads `key_count` objects, each key once, into the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
+/// `*job`. Blocks that are KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. What L1 has is held from
+/// this call on and copied layer by layer; the rest is waited for in the background (a prefetch that has it on its way is
+/// joined) and copied as it comes. The session need not hold shares of the keys. `options` may be NULL. Callback as for
+/// `kvkeep_submit_prefetch`.
+/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, or
+/// was corrupt), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED. The pages of a block that is
+/// not OK may hold anything. Errors: as for `kvkeep_submit_store`; then no completion comes.
+kvkeep_status kvkeep_submit_load(kvkeep *cache,
+                                 uint64_t pool,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t key_count,
+                                 const int32_t *block_ids,
+                                 size_t block_count,
+                                 const kvkeep_transfer_options *options,
+                                 uint64_t *job,
+                                 kvkeep_callback callback,
+                                 void *userdata);
+
+/// Blocks until every page of `layer` (a segment's number) is copied, at most `timeout_ms`: a load's may be used then, a
+/// store's overwritten, though other layers are not done. PARTIAL if some objects could not be had: wait for the whole and ask
+/// which. Any number of threads may wait.
+/// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, INVALID (not a transfer; a layer of none of the pool's segments).
+kvkeep_status kvkeep_wait_layer(kvkeep *cache,
+                                uint64_t job,
+                                uint32_t layer,
+                                uint32_t timeout_ms);
+
+/// What became of each block of a transfer: a kvkeep_status for each block number it was given, in that order. `count` is that
+/// of its `block_ids`. Blocks passed over are OK. PENDING until the transfer is done. Does not consume; any thread.
+/// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
+kvkeep_status kvkeep_query_blocks(kvkeep *cache,
+                                  uint64_t job,
+                                  int32_t *statuses,
+                                  size_t count);
 
 /// ---- Seen from outside ----
 ///

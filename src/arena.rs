@@ -176,6 +176,12 @@ impl Arena {
         self.base.wrapping_add(offset as usize)
     }
 
+    /// Whether all of a range lies inside.
+    pub fn holds(&self, data: *const u8, len: u64) -> bool {
+        let at = (data as usize).checked_sub(self.base as usize);
+        at.and_then(|at| (at as u64).checked_add(len)).is_some_and(|end| end <= self.bytes as u64)
+    }
+
     /// The words and the odd bytes behind them of a range at `data`, if all of it lies inside and begins at a whole word.
     fn cells(&self, data: *const u8, len: usize) -> Option<(&[AtomicU64], &[AtomicU8])> {
         let at = (data as usize).checked_sub(self.base as usize)?;

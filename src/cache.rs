@@ -1,10 +1,13 @@
 //! One open cache, in whichever form: a node in this process, or a client of a daemon that many processes share.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::arena::Arena;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
+use crate::control::complete::Completions;
 use crate::error::{Result, Status};
 use crate::events::Event;
 use crate::key::Key;
@@ -32,6 +35,10 @@ pub trait Cache: Send + Sync {
 
     /// Ends a session and touches nothing.
     fn abort_session(&self, session: u64) -> Result<()>;
+
+    /// Begins a session that copies for `session` of `space`: it never expires, ends with this process, and commits nothing
+    /// once `session` was aborted.
+    fn begin_copy(&self, session: u64, space: u64) -> Result<u64>;
 
     /// Appends tokens.
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64>;
@@ -147,6 +154,12 @@ pub trait Cache: Send + Sync {
     /// Copies bytes into a view from `reserve_write`, which must not be committed or given back yet: else they may replace
     /// those of another object.
     fn copy_in(&self, view: &View, from: &[u8]) -> Result<()>;
+
+    /// The memory that a view lies in, if that is this cache's.
+    fn arena_of(&self, view: &View) -> Option<Arc<Arena>>;
+
+    /// The ways by which its callers are told.
+    fn completions(&self) -> &Arc<Completions>;
 
     /// Whether a bug was caught in it.
     fn is_poisoned(&self) -> bool;

@@ -1,11 +1,14 @@
 //! What callers ask of a node: each call goes to the part that does it.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::arena::Arena;
 use crate::cache::Cache;
 use crate::config::{LogLevel, PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
+use crate::control::complete::Completions;
 use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::events::Event;
 use crate::key::{Key, ObjectKey};
@@ -25,6 +28,11 @@ impl Node {
         timeout: Option<Duration>,
     ) -> Result<u64> {
         self.l1.begin_session(space, owner_pid, request_id, timeout.unwrap_or(self.session_timeout))
+    }
+
+    /// Begins a session of the process `owner_pid` that copies for another.
+    pub fn begin_copy_of(&self, owner_pid: u32, session: u64, space: u64) -> Result<u64> {
+        self.l1.begin_copy(session, space, owner_pid)
     }
 
     fn leave(&self, session: u64, touch: bool) -> Result<()> {
@@ -79,6 +87,10 @@ impl Cache for Node {
 
     fn abort_session(&self, session: u64) -> Result<()> {
         self.leave(session, false)
+    }
+
+    fn begin_copy(&self, session: u64, space: u64) -> Result<u64> {
+        self.begin_copy_of(std::process::id(), session, space)
     }
 
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {
@@ -276,6 +288,15 @@ impl Cache for Node {
 
     fn copy_in(&self, view: &View, from: &[u8]) -> Result<()> {
         view::copy_in(self.l1.arena(), view, from)
+    }
+
+    fn arena_of(&self, view: &View) -> Option<Arc<Arena>> {
+        let arena = self.l1.arena();
+        arena.holds(view.data.cast(), view.size).then(|| arena.clone())
+    }
+
+    fn completions(&self) -> &Arc<Completions> {
+        &self.completions
     }
 
     fn is_poisoned(&self) -> bool {

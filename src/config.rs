@@ -176,12 +176,12 @@ pub struct Callback(pub Box<dyn FnOnce(&Completion) + Send + Sync>);
 
 /// Follows one job to its end. Called under the job's lock: it must neither block nor call into the cache.
 pub trait JobObserver: Send + Sync {
-    /// The lookup's answer is known.
-    fn looked_up(&self, chunks: u32);
-    /// The job is done and holds the keys marked in `held`. Called once.
+    /// The lookup's answer is known. A daemon's client is not told.
+    fn looked_up(&self, _chunks: u32) {}
+    /// The job is done and holds the keys marked in `held` (which may go on unmarked). Called once.
     fn done(&self, completion: &Completion, result: &PrefetchResult, held: &[bool]);
-    /// The job is forgotten; it was done before.
-    fn released(&self);
+    /// The job is forgotten; it was done before. A daemon's client is not told.
+    fn released(&self) {}
 }
 
 /// How a job reports its end.

@@ -4,6 +4,10 @@
 
 pub mod ffi;
 
+pub mod opened;
+
+pub mod transfer;
+
 pub mod cache;
 
 mod calls;

@@ -43,15 +43,16 @@ pub const KVKEEP_HISTOGRAM_BUCKETS: usize = 26;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Completion {
-    /// The request: a job of `kvkeep_submit_prefetch`.
+    /// The request: a job of `kvkeep_submit_prefetch`, or a transfer.
     pub job: u64,
     /// Its session.
     pub session: u64,
-    /// A kvkeep_status: OK, or why it ended early (TIMEOUT, CANCELLED, EXPIRED, INTERNAL).
+    /// A kvkeep_status: OK, PARTIAL (transfers only), or why it ended early (TIMEOUT, CANCELLED, EXPIRED, DISCONNECTED,
+    /// INTERNAL).
     pub status: i32,
-    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`.
+    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`; of a transfer, objects copied.
     pub hit_chunks: u32,
-    /// Bytes loaded into L1 by this request.
+    /// Bytes loaded into L1 by this request; of a transfer, bytes copied.
     pub loaded_bytes: u64,
     /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
     pub message: [std::ffi::c_char; KVKEEP_MESSAGE_BYTES],

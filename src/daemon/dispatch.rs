@@ -116,6 +116,11 @@ impl Desk {
                 let begin = || node.begin_session_of(guest.peer.pid, space, request_id, timeout);
                 number(frame, guest.begin_session(node, &self.limits, begin)?)
             }
+            Request::BeginCopy { session, space } => {
+                self.check_session(guest, session)?;
+                let begin = || node.begin_copy_of(guest.peer.pid, session, space);
+                number(frame, guest.begin_session(node, &self.limits, begin)?)
+            }
             Request::EndSession { session } => {
                 self.check_session(guest, session)?;
                 node.end_session(session)?;

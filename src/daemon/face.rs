@@ -1,6 +1,7 @@
 //! The client's calls: each becomes a request, and its answer what the caller reads.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,11 @@ use super::client::Client;
 use super::link::{Link, PATIENCE};
 use super::wire::request::Extra;
 use super::wire::{Fields, Place, Request};
+use crate::arena::Arena;
 use crate::cache::Cache;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
+use crate::control::complete::Completions;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
 use crate::events::Event;
 use crate::key::Key;
@@ -124,6 +127,10 @@ impl Cache for Client {
         let ended = self.call(&*self.link_of(session)?, &Request::AbortSession { session }, nothing);
         self.jobs.forget_session(session);
         ended
+    }
+
+    fn begin_copy(&self, session: u64, space: u64) -> Result<u64> {
+        self.call(&*self.link_of(session)?, &Request::BeginCopy { session, space }, number)
     }
 
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {
@@ -365,6 +372,14 @@ impl Cache for Client {
             .map(|arena| view::copy_in(arena, view, from))
             .find(Result::is_ok)
             .unwrap_or_else(|| Err(view::not_ours(view)))
+    }
+
+    fn arena_of(&self, view: &View) -> Option<Arc<Arena>> {
+        self.arenas().into_iter().find(|arena| arena.holds(view.data.cast(), view.size))
+    }
+
+    fn completions(&self) -> &Arc<Completions> {
+        &self.completions
     }
 
     fn is_poisoned(&self) -> bool {

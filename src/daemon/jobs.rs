@@ -32,21 +32,24 @@ impl Entry {
     /// It ends without the daemon's word, unless that came before.
     fn lose(mut self, status: Status, message: &str, completions: &Completions) {
         if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
-            let session = self.session;
-            completions.deliver(
-                notify,
-                match self.answer {
-                    Some((PrefetchResult { status, hit_chunks, loaded_bytes, .. }, _)) => {
-                        Completion { job, session, status, hit_chunks, loaded_bytes, message: message_bytes("") }
-                    }
-                    None => {
-                        let (status, message) = (status as i32, message_bytes(message));
-                        Completion { job, session, status, hit_chunks: 0, loaded_bytes: 0, message }
-                    }
-                },
-            );
+            let (answer, message) = match self.answer {
+                Some(answer) => (answer, ""),
+                None => ((PrefetchResult { status: status as i32, ..PrefetchResult::default() }, Vec::new()), message),
+            };
+            let (session, message) = (self.session, message_bytes(message));
+            let PrefetchResult { status, hit_chunks, loaded_bytes, .. } = answer.0;
+            tell(notify, Completion { job, session, status, hit_chunks, loaded_bytes, message }, &answer, completions);
         }
     }
+}
+
+/// Tells of a job's end. An observer is told here and now, under the table's lock.
+fn tell(notify: Notify, completion: Completion, answer: &(PrefetchResult, Vec<u8>), completions: &Completions) {
+    if let Notify::Observer(observer) = &notify {
+        let held: Vec<bool> = answer.1.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)).collect();
+        observer.done(&completion, &answer.0, &held);
+    }
+    completions.deliver(notify, completion);
 }
 
 #[derive(Default)]
@@ -119,9 +122,9 @@ impl Jobs {
         entry.lookup = entry.lookup.or(lookup);
         entry.answer = entry.answer.take().or(answer);
         if let Some(completion) = entry.early.take()
-            && let Some(notify) = entry.notify.take()
+            && let (Some(notify), Some(answer)) = (entry.notify.take(), &entry.answer)
         {
-            completions.deliver(notify, completion);
+            tell(notify, completion, answer, completions);
         }
         if entry.released {
             table.by_ticket.remove(&ticket);
@@ -163,11 +166,11 @@ impl Jobs {
         let mut table = self.table.lock();
         let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
         entry.lookup = Some(result.lookup_chunks);
-        entry.answer = Some((result, bitmap.to_vec()));
+        let answer = entry.answer.insert((result, bitmap.to_vec()));
         if entry.job.is_none() {
             entry.early = Some(completion);
         } else if let Some(notify) = entry.notify.take() {
-            completions.deliver(notify, completion);
+            tell(notify, completion, answer, completions);
         }
         drop(table);
         self.changed.notify_all();

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::types::{
     KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT, KVKEEP_FLAG_NUMA_NODE,
     KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_group_rule, kvkeep_log_callback, kvkeep_options,
-    kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
+    kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
+    kvkeep_transfer_options,
 };
 use super::{checked_extra_count, flag, input, text};
 use crate::cache::Cache;
@@ -17,6 +18,9 @@ use crate::config::{
 use crate::daemon::client::{Client, ClientConfig};
 use crate::error::{Error, Result};
 use crate::node::Node;
+use crate::transfer::copy::Promise;
+use crate::transfer::layout::{SEGMENTS_MAX, Segment};
+use crate::transfer::{PoolSpec, TransferRequest};
 use crate::types::Completion;
 
 fn choice(value: u32, most: u32, name: &str) -> Result<u32> {
@@ -230,6 +234,26 @@ fn window(chunks: u32, name: &str) -> Result<u32> {
     if chunks == 0 { Err(Error::invalid(format!("{name} is 0: a window has at least one chunk"))) } else { Ok(chunks) }
 }
 
+/// How a job reports its end.
+fn notify(way: u32, callback: kvkeep_callback, userdata: *mut c_void) -> Result<Notify> {
+    Ok(match (choice(way, 1, "notify")?, callback) {
+        (0, None) => Notify::Poll,
+        (0, Some(callback)) => {
+            let userdata = Userdata(userdata);
+            Notify::Callback(Callback(Box::new(move |completion: &Completion| {
+                // SAFETY: the caller promises a function of this signature; the completion outlives the call.
+                unsafe { callback(userdata.get(), completion) }
+            })))
+        }
+        (_, None) => Notify::EventFd,
+        (_, Some(_)) => {
+            return Err(Error::invalid(
+                "both a callback and KVKEEP_NOTIFY_EVENT_FD are given: choose one way to be told",
+            ));
+        }
+    })
+}
+
 /// The job that `options` describe.
 pub fn prefetch(
     options: &kvkeep_prefetch_options,
@@ -246,22 +270,7 @@ pub fn prefetch(
     if mode == Mode::Any && !group_rules.is_empty() {
         return Err(Error::invalid("group_rules are for jobs that look for a length: use mode PREFIX or WINDOW"));
     }
-    let notify = match (choice(options.notify, 1, "notify")?, callback) {
-        (0, None) => Notify::Poll,
-        (0, Some(callback)) => {
-            let userdata = Userdata(userdata);
-            Notify::Callback(Callback(Box::new(move |completion: &Completion| {
-                // SAFETY: the caller promises a function of this signature; the completion outlives the call.
-                unsafe { callback(userdata.get(), completion) }
-            })))
-        }
-        (_, None) => Notify::EventFd,
-        (_, Some(_)) => {
-            return Err(Error::invalid(
-                "both a callback and KVKEEP_NOTIFY_EVENT_FD are given: choose one way to be told",
-            ));
-        }
-    };
+    let notify = notify(options.notify, callback, userdata)?;
     Ok(PrefetchRequest {
         extra_count: checked_extra_count(options.extra_count)?,
         objects_per_chunk: or(options.objects_per_chunk, 1),
@@ -279,4 +288,64 @@ pub fn prefetch(
         priority: options.priority,
         notify,
     })
+}
+
+/// The pool that `options` describe.
+pub fn pool(options: &kvkeep_pool_options) -> Result<PoolSpec> {
+    if options.segment_count > SEGMENTS_MAX {
+        return Err(Error::invalid(format!(
+            "segment_count is {}, it may be {SEGMENTS_MAX}: pass one segment for each tensor of pages",
+            options.segment_count
+        )));
+    }
+    let segments = input(options.segments, options.segment_count, "segments")?;
+    let segments = segments.iter().map(|segment| Segment {
+        address: segment.address,
+        block_bytes: segment.block_bytes,
+        block_stride: if segment.block_stride == 0 { segment.block_bytes } else { segment.block_stride },
+        group: segment.group,
+        layer: segment.layer,
+    });
+    Ok(PoolSpec {
+        device: options.device,
+        rank: options.rank,
+        blocks: options.block_count,
+        blocks_per_chunk: or(options.blocks_per_chunk, 1),
+        segments: segments.collect(),
+        // SAFETY: that the pages are there until the pool is closed is what the header asks of the caller.
+        promise: unsafe { Promise::given() },
+    })
+}
+
+/// The load that `options` describe.
+pub fn load(
+    options: &kvkeep_transfer_options,
+    callback: kvkeep_callback,
+    userdata: *mut c_void,
+) -> Result<TransferRequest> {
+    zero(options.reserved, "reserved")?;
+    Ok(TransferRequest {
+        stream: options.stream,
+        skip_first_tokens: options.skip_first_tokens,
+        return_shares: flag(options.return_shares, "return_shares")?,
+        temporary: flag(options.retention, "retention")?,
+        priority: options.priority,
+        notify: notify(options.notify, callback, userdata)?,
+    })
+}
+
+/// The store that `options` describe.
+pub fn store(
+    options: &kvkeep_transfer_options,
+    callback: kvkeep_callback,
+    userdata: *mut c_void,
+) -> Result<TransferRequest> {
+    for (name, value) in [
+        ("skip_first_tokens", options.skip_first_tokens),
+        ("return_shares", options.return_shares),
+        ("priority", options.priority as u32),
+    ] {
+        zero(value, name)?;
+    }
+    load(options, callback, userdata)
 }

@@ -8,15 +8,13 @@ use once_cell::sync::Lazy;
 
 use crate::cache::Cache;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
+use crate::opened::Opened;
 
 /// One open cache. Opaque.
 #[allow(non_camel_case_types)]
 pub struct kvkeep {
     _opaque: (),
 }
-
-/// What a slot points to.
-type Open = Arc<dyn Cache>;
 
 const HANDLES: usize = 256;
 /// Counters of calls in flight are spread over as many cache lines, so that threads do not share one.
@@ -30,7 +28,7 @@ struct Slot {
     generation: AtomicU64,
     /// Forks seen when it was opened.
     epoch: AtomicU32,
-    cache: AtomicPtr<Open>,
+    cache: AtomicPtr<Opened>,
     calls: [Shard; SHARDS],
 }
 
@@ -84,13 +82,13 @@ fn decode(cache: *mut kvkeep) -> Result<(&'static Slot, usize, u64)> {
 }
 
 /// Registers an open cache.
-pub fn open(cache: Open) -> Result<*mut kvkeep> {
+pub fn open(cache: Arc<dyn Cache>) -> Result<*mut kvkeep> {
     let Some(number) = FREE.pop() else {
         cache.close();
         return Err(Error::new(KVKEEP_ERR_LIMIT, format!("{HANDLES} caches are open: close one first")));
     };
     let slot = &SLOTS[number];
-    slot.cache.store(Box::into_raw(Box::new(cache)), Ordering::SeqCst);
+    slot.cache.store(Box::into_raw(Box::new(Opened::new(cache))), Ordering::SeqCst);
     slot.epoch.store(FORKS.load(Ordering::SeqCst), Ordering::SeqCst);
     let generation = slot.generation.fetch_add(1, Ordering::SeqCst) + 1;
     Ok(token(number, generation))
@@ -104,9 +102,9 @@ pub struct User {
 
 impl User {
     /// The cache.
-    pub fn cache(&self) -> &dyn Cache {
+    pub fn cache(&self) -> &Opened {
         // SAFETY: `close` frees the box only after every user is gone, and `enter` saw it open after being counted.
-        unsafe { &**self.slot.cache.load(Ordering::Acquire) }
+        unsafe { &*self.slot.cache.load(Ordering::Acquire) }
     }
 }
 

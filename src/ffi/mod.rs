@@ -9,6 +9,7 @@
 
 pub mod cache;
 mod config;
+pub mod device;
 mod handle;
 pub mod object;
 pub mod observe;
@@ -21,9 +22,9 @@ pub mod version;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::cache::Cache;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_VERSION, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
+use crate::opened::Opened;
 use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 use version::KVKEEP_ABI_VERSION;
 
@@ -47,7 +48,7 @@ fn guard(body: impl FnOnce() -> Result<Status>) -> Status {
 }
 
 /// Runs a body on the cache behind a handle, kept open meanwhile. A panic poisons that cache.
-fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&dyn Cache) -> Result<Status>) -> Status {
+fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> Result<Status>) -> Status {
     guard(|| {
         let user = handle::enter(handle)?;
         let cache = user.cache();
@@ -64,7 +65,7 @@ fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&dyn Cache) -> Result<Statu
     })
 }
 
-struct Poison<'a>(&'a dyn Cache);
+struct Poison<'a>(&'a Opened);
 
 impl Drop for Poison<'_> {
     fn drop(&mut self) {

@@ -46,7 +46,7 @@ pub unsafe extern "C" fn kvkeep_submit_prefetch(
 /// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
 /// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the result of
 /// the job is the truth.
-/// Errors: NOT_FOUND (never given, or released).
+/// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, chunks: *mut u32) -> Status {
     on(cache, |cache| {
@@ -68,7 +68,7 @@ pub unsafe extern "C" fn kvkeep_query_prefetch(cache: *mut kvkeep, job: u64, res
 
 /// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has `bytes`
 /// bytes, at least (count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
-/// Errors: NOT_FOUND, INVALID (too small).
+/// Errors: NOT_FOUND, INVALID (too small; a transfer).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_bitmap(cache: *mut kvkeep, job: u64, bitmap: *mut u8, bytes: usize) -> Status {
     on(cache, |cache| {

@@ -264,8 +264,82 @@ pub struct kvkeep_prefetch_options {
     pub reserved: u32,
 }
 
+/// The CPU's own memory, as the device of a pool.
+pub const KVKEEP_DEVICE_HOST: i32 = -1;
+
+/// In place of a block's number: there is none.
+pub const KVKEEP_BLOCK_NONE: i32 = -1;
+
+/// A stretch of paged memory with a place for every block of a pool: a layer's K, its V, both fused, a latent, or the like.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvkeep_segment {
+    /// Address of block 0; a multiple of 4.
+    pub address: u64,
+    /// Bytes of one block in this segment; a multiple of 4, at least 4.
+    pub block_bytes: u64,
+    /// Bytes from one block to the next; a multiple of 4. 0: block_bytes.
+    pub block_stride: u64,
+    /// The `group` of the keys whose objects hold this segment.
+    pub group: u32,
+    /// The layer, for `kvkeep_wait_layer`; layers are copied in rising order.
+    pub layer: u32,
+}
+
+/// How a pool is opened.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub struct kvkeep_pool_options {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// KVKEEP_DEVICE_HOST, or the ordinal of a CUDA device (UNSUPPORTED by this build).
+    pub device: i32,
+    /// The `rank` of the keys whose objects the pages hold. Where all ranks read one object (MLA), its rank, not the worker's.
+    pub rank: u32,
+    /// Blocks of each segment; their numbers go from 0 to one less.
+    pub block_count: u32,
+    /// Blocks of a chunk: the space's `chunk_tokens` divided by the tokens of a block, without a rest. 0: 1.
+    pub blocks_per_chunk: u32,
+    /// The segments, copied, in the order in which their bytes lie in the objects.
+    pub segments: *const kvkeep_segment,
+    /// How many, at most 4096.
+    pub segment_count: usize,
+}
+
+/// How a store or a load is done.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub struct kvkeep_transfer_options {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// The caller's stream that the copy follows, for devices that have streams. 0 for the host, which has none.
+    pub stream: u64,
+    /// For a load: so many tokens from the first key on (in each group) keep their pages as they are. A multiple of a block's
+    /// tokens, since blocks are copied whole. 0 for a store.
+    pub skip_first_tokens: u32,
+    /// For a load: 1 gives back one share of each key that the session holds, when the transfer is over, however it ended;
+    /// keys that the session holds no share of are passed over. 0 for a store.
+    pub return_shares: u32,
+    /// A kvkeep_retention, for what a store commits or a load has to bring into L1 itself.
+    pub retention: u32,
+    /// For a load: what it has to bring into L1 itself is loaded before that of lower priority. Default 0.
+    pub priority: i32,
+    /// A kvkeep_notify, for transfers without a callback.
+    pub notify: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
 const _: () = assert!(size_of::<kvkeep_options>() == 128);
 const _: () = assert!(size_of::<kvkeep_space_options>() == 48);
 const _: () = assert!(size_of::<kvkeep_session_options>() == 24);
 const _: () = assert!(size_of::<kvkeep_group_rule>() == 16);
 const _: () = assert!(size_of::<kvkeep_prefetch_options>() == 72);
+const _: () = assert!(size_of::<kvkeep_segment>() == 32);
+const _: () = assert!(size_of::<kvkeep_pool_options>() == 40);
+const _: () = assert!(size_of::<kvkeep_transfer_options>() == 40);

@@ -5,6 +5,7 @@
 
 pub mod alloc;
 mod beside;
+mod copying;
 mod keep;
 mod reclaim;
 pub mod report;
@@ -391,6 +392,9 @@ impl L1 {
     pub fn end_session(&self, session: u64, touch: bool) -> Result<()> {
         self.with(|state| {
             let index = state.sessions.index(session)?;
+            if !touch {
+                state.sessions.mark_aborted(index);
+            }
             state.end(index, touch, false);
             Ok(())
         })

@@ -53,6 +53,8 @@ pub struct Session {
     /// Calls of it that are to run alone before one is tried beside others, and how many were after the last one tried.
     pub sits_out: u8,
     pub sat_out: u8,
+    /// The session that it copies for, or 0.
+    pub user: u64,
 }
 
 impl Session {
@@ -94,6 +96,13 @@ struct Place {
     session: Mutex<Session>,
 }
 
+/// A session that others copy for.
+#[derive(Default)]
+struct Served {
+    copies: u32,
+    aborted: bool,
+}
+
 /// All sessions.
 pub struct Sessions {
     places: Vec<Option<Box<Place>>>,
@@ -104,6 +113,8 @@ pub struct Sessions {
     most: usize,
     reclaimed: VecDeque<u64>,
     reclaimed_set: HashSet<u64>,
+    /// By number, and while there are copies, though the session be over.
+    served: HashMap<u64, Served>,
 }
 
 impl Sessions {
@@ -117,6 +128,7 @@ impl Sessions {
             most: (most as usize).min(1 << INDEX_BITS),
             reclaimed: VecDeque::new(),
             reclaimed_set: HashSet::new(),
+            served: HashMap::new(),
         }
     }
 
@@ -169,6 +181,7 @@ impl Sessions {
                 jobs: 0,
                 sits_out: 0,
                 sat_out: 0,
+                user: 0,
             }),
         }));
         Ok(id)
@@ -226,6 +239,13 @@ impl Sessions {
     pub fn remove(&mut self, index: u32, reclaimed: bool) {
         let Some(place) = self.places[index as usize].take() else { return };
         self.live -= 1;
+        let user = place.session.lock().user;
+        if let Some(served) = self.served.get_mut(&user) {
+            served.copies -= 1;
+            if served.copies == 0 {
+                self.served.remove(&user);
+            }
+        }
         self.spare.push_back(index);
         if reclaimed {
             self.reclaimed.push_back(place.id);
@@ -235,6 +255,35 @@ impl Sessions {
             {
                 self.reclaimed_set.remove(&oldest);
             }
+        }
+    }
+
+    /// From now on the session `id` copies for the session at the live index `user`.
+    pub fn serve(&mut self, id: u64, user: u32) -> Result<()> {
+        let copy = self.index(id)?;
+        let user = self.at_mut(user).id;
+        self.at_mut(copy).user = user;
+        self.served.entry(user).or_default().copies += 1;
+        Ok(())
+    }
+
+    /// The session that the one at a live index copies for, while that lives.
+    pub fn user_of(&self, index: u32) -> Option<u32> {
+        let user = self.at(index).user;
+        if user == 0 { None } else { self.index(user).ok() }
+    }
+
+    /// Whether the session at a live index copies for one that was aborted.
+    pub fn is_orphan(&self, index: u32) -> bool {
+        let user = self.at(index).user;
+        user != 0 && self.served.get(&user).is_some_and(|served| served.aborted)
+    }
+
+    /// Notes that the session at a live index is being aborted.
+    pub fn mark_aborted(&mut self, index: u32) {
+        let id = self.at_mut(index).id;
+        if let Some(served) = self.served.get_mut(&id) {
+            served.aborted = true;
         }
     }
 

@@ -13,7 +13,7 @@ use crate::types::View;
 
 const PAGES: usize = 100;
 
-fn l1(store_mode: StoreMode, writes_max: u32) -> Arc<L1> {
+pub(super) fn l1(store_mode: StoreMode, writes_max: u32) -> Arc<L1> {
     let config = L1Config {
         policy: "lru".to_owned(),
         high_percent: 80,
@@ -28,16 +28,16 @@ fn l1(store_mode: StoreMode, writes_max: u32) -> Arc<L1> {
     l1
 }
 
-fn space(l1: &L1, quota_bytes: u64) -> u64 {
+pub(super) fn space(l1: &L1, quota_bytes: u64) -> u64 {
     let (layout, tenant) = (String::new(), String::new());
     l1.open_space(&SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes }).unwrap()
 }
 
-fn session(l1: &L1, space: u64) -> u64 {
+pub(super) fn session(l1: &L1, space: u64) -> u64 {
     l1.begin_session(space, 7, "r", Duration::from_secs(1)).unwrap()
 }
 
-fn key(number: u32) -> Key {
+pub(super) fn key(number: u32) -> Key {
     let mut hash = [0; 32];
     hash[..4].copy_from_slice(&number.to_le_bytes());
     Key { hash, rank: 0, group: 0 }

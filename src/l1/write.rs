@@ -4,7 +4,8 @@ use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, TEMPORARY};
 use super::{L1, Outcome, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{
-    KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
+    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK,
+    Result, Status,
 };
 use crate::events::EventKind;
 use crate::key::Key;
@@ -46,16 +47,21 @@ impl L1 {
     pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
+            let orphan = state.sessions.is_orphan(index);
             let mut outcome = Outcome::new(statuses);
             for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
-                let staged = state.unstaged(index, key, hash);
-                outcome.set(
-                    i,
-                    staged.map_or(KVKEEP_ERR_NOT_FOUND, |id| {
+                let status = match state.unstaged(index, key, hash) {
+                    Some(id) if orphan => {
+                        state.unstage(id);
+                        KVKEEP_ERR_CANCELLED
+                    }
+                    Some(id) => {
                         state.commit_for(index, id, hash);
                         KVKEEP_OK
-                    }),
-                );
+                    }
+                    None => KVKEEP_ERR_NOT_FOUND,
+                };
+                outcome.set(i, status);
             }
             Ok(outcome.all_ok())
         })
@@ -123,8 +129,10 @@ impl State {
         temporary: bool,
         full: Option<Status>,
     ) -> std::result::Result<u32, Status> {
+        let user = self.sessions.user_of(session).unwrap_or(session);
+        let depth = self.sessions.at_mut(user).next_depth;
         let holder = self.sessions.at_mut(session);
-        let (space, depth) = (holder.space, holder.next_depth);
+        let space = holder.space;
         if size == 0 {
             return Err(KVKEEP_ERR_INVALID);
         }
@@ -139,8 +147,8 @@ impl State {
         let slot = &mut self.slots[id];
         slot.set_holder(session, 0);
         slot.depth = depth;
+        self.sessions.at_mut(user).next_depth += 1;
         let holder = self.sessions.at_mut(session);
-        holder.next_depth += 1;
         let (slots, hasher) = (&self.slots, &self.hasher);
         holder.staged.insert_unique(hash, id, |&id| hasher.hash(&slots[id].key));
         Ok(id)
@@ -194,11 +202,12 @@ impl State {
         let kept = self.commit(id, hash);
         if kept == id {
             let name = self.slots.name(id);
-            self.slots[id].set_holder(session, 0);
-            let holder = self.sessions.at_mut(session);
-            holder.note(name);
-            if holder.crammed() {
-                self.strike_twice_named(session);
+            let user = self.sessions.user_of(session).unwrap_or(session);
+            self.slots[id].set_holder(user, 0);
+            let noting = self.sessions.at_mut(user);
+            noting.note(name);
+            if noting.crammed() {
+                self.strike_twice_named(user);
             }
         }
         kept

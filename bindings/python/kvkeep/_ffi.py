@@ -29,6 +29,8 @@ KVKEEP_FLAG_NUMA_NODE = 2
 KVKEEP_FLAG_NO_PREFAULT = 4
 KVKEEP_FLAG_NO_CHECKSUM = 8
 KVKEEP_FLAG_READ_ONLY = 16
+KVKEEP_DEVICE_HOST = -1
+KVKEEP_BLOCK_NONE = -1
 KVKEEP_TIERS_MAX = 8
 KVKEEP_KEYS_MAX = (1 << 20)
 KVKEEP_EXTRA_COUNT_MAX = 127
@@ -222,6 +224,44 @@ class kvkeep_prefetch_result(Structure):
     ]
 
 
+class kvkeep_segment(Structure):
+    address: int
+    block_bytes: int
+    block_stride: int
+    group: int
+    layer: int
+    _fields_ = [
+        ("address", c_uint64),
+        ("block_bytes", c_uint64),
+        ("block_stride", c_uint64),
+        ("group", c_uint32),
+        ("layer", c_uint32),
+    ]
+
+
+class kvkeep_transfer_options(Structure):
+    struct_size: int
+    abi_version: int
+    stream: int
+    skip_first_tokens: int
+    return_shares: int
+    retention: int
+    priority: int
+    notify: int
+    reserved: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("stream", c_uint64),
+        ("skip_first_tokens", c_uint32),
+        ("return_shares", c_uint32),
+        ("retention", c_uint32),
+        ("priority", c_int32),
+        ("notify", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
 class kvkeep_histogram(Structure):
     count: int
     sum_us: int
@@ -323,6 +363,27 @@ class kvkeep_prefetch_options(Structure):
         ("priority", c_int32),
         ("notify", c_uint32),
         ("reserved", c_uint32),
+    ]
+
+
+class kvkeep_pool_options(Structure):
+    struct_size: int
+    abi_version: int
+    device: int
+    rank: int
+    block_count: int
+    blocks_per_chunk: int
+    segments: Any
+    segment_count: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("device", c_int32),
+        ("rank", c_uint32),
+        ("block_count", c_uint32),
+        ("blocks_per_chunk", c_uint32),
+        ("segments", POINTER(kvkeep_segment)),
+        ("segment_count", c_size_t),
     ]
 
 
@@ -767,6 +828,72 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(kvkeep_completion),
             c_size_t,
             POINTER(c_size_t),
+        ),
+    ),
+    "kvkeep_open_pool": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_pool_options),
+            POINTER(c_uint64),
+        ),
+    ),
+    "kvkeep_close_pool": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+        ),
+    ),
+    "kvkeep_submit_store": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(c_int32),
+            c_size_t,
+            POINTER(kvkeep_transfer_options),
+            POINTER(c_uint64),
+            kvkeep_callback,
+            c_void_p,
+        ),
+    ),
+    "kvkeep_submit_load": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(c_int32),
+            c_size_t,
+            POINTER(kvkeep_transfer_options),
+            POINTER(c_uint64),
+            kvkeep_callback,
+            c_void_p,
+        ),
+    ),
+    "kvkeep_wait_layer": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint32,
+            c_uint32,
+        ),
+    ),
+    "kvkeep_query_blocks": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(c_int32),
+            c_size_t,
         ),
     ),
     "kvkeep_get_stats": (

@@ -83,6 +83,7 @@ requests! {
     34 ExplainKey { space: u64, key: Key },
     35 ExplainSession { session: u64 },
     36 DrainEvents { next: u64, count: u64 },
+    37 BeginCopy { session: u64, space: u64 },
 }
 
 /// An extra_count, 0 to [`KVKEEP_EXTRA_COUNT_MAX`].

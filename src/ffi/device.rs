@@ -1,0 +1,144 @@
+//! Device transfer: exported functions.
+
+use std::ffi::c_void;
+
+use super::handle::kvkeep;
+use super::types::{kvkeep_callback, kvkeep_pool_options, kvkeep_transfer_options};
+use super::{config, input, input_struct, input_struct_or_default, on, output, output_slice};
+use crate::error::{KVKEEP_OK, Status};
+use crate::key::Key;
+use crate::transfer::submit::Asked;
+
+/// ---- Device transfer ----
+///
+/// Objects go to and from an engine's paged memory. A pool registers the pages once. An object has the bytes of one chunk
+/// for one rank and group: for each segment of the group in the order registered, for each block of the chunk, the segment's
+/// `block_bytes` of that block. All else of a layout (heads or tokens first, K and V apart or fused, one latent, all layers of a
+/// block together) is in the segments' addresses, sizes and strides. Groups whose blocks have different numbers of tokens take
+/// a pool each. This process copies, embedded or as a daemon's client, on threads of the library ("kvkeep-copy"); there are
+/// none before the first pool.
+///
+/// A transfer is a job: `kvkeep_wait`, `kvkeep_cancel`, `kvkeep_release_job`, `kvkeep_query_prefetch`, callbacks and the event
+/// descriptor work on it as on a prefetch. Its number is never a prefetch's; only this handle knows it. It has no deadline. It
+/// lives until `kvkeep_release_job`, or 300 s after it is done. Its completion and result count objects done as `hit_chunks`
+/// and bytes copied as `loaded_bytes`; the status is OK, PARTIAL (some blocks have a status of their own:
+/// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops what has not begun; the completion comes when
+/// what is in flight has landed, after which no page is touched any more: wait for it before pages are used anew.
+///
+/// The memory of L1 under a transfer is held by a session of its own (explained as "copy for session n"), not by the session
+/// it is for. When that one ends, its transfers finish, and what they store is committed; when it is aborted, by whichever
+/// process, they are cancelled or their stores dropped. A store's objects count as used by it.
+///
+/// Pages of a store must be written before it is submitted, and may be read but not changed until it is done; pages of a
+/// load must not be touched until it is done (or their layer, by `kvkeep_wait_layer`).
+///
+/// Registers the pages of `space`, which was opened by this handle, and sets `*pool` to its number. `options` and its segments
+/// are copied; the pages stay the caller's and must stay where they are until the pool is closed. Two segments of a group may
+/// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
+/// block to one group at a time).
+/// Errors: UNSUPPORTED (a CUDA device: this build copies on the host only), NOT_FOUND (space), INVALID (overlap, a stride
+/// below block_bytes, an address or size that is no multiple of 4, blocks_per_chunk that does not divide chunk_tokens, a
+/// layout that contradicts an earlier pool of the same space, rank and group), LIMIT (1024 pools), IO.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_open_pool(
+    cache: *mut kvkeep,
+    space: u64,
+    options: *const kvkeep_pool_options,
+    pool: *mut u64,
+) -> Status {
+    on(cache, |cache| {
+        let options = input_struct(options, "options")?;
+        let pool = output(pool, "pool")?;
+        *pool = cache.transfers().open_pool(space, config::pool(&options)?)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Forgets a pool: cancels its transfers and waits until what is in flight has landed (never for I/O). Its pages are not
+/// touched any more when this returns. Errors: NOT_FOUND.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Status {
+    on(cache, |cache| cache.transfers().close_pool(pool).map(|()| KVKEEP_OK))
+}
+
+/// Stores `key_count` objects, each key once, from the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
+/// `*job`. Memory is reserved in the call, evicting where needed; the pages are gathered and the objects committed in the
+/// background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
+/// chunk, under a key of its own). Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
+/// as for `kvkeep_submit_prefetch`.
+/// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
+/// aborted meanwhile), DISCONNECTED. Errors: NOT_FOUND (pool, session), EXPIRED, INVALID, PERMISSION (a reader), LIMIT (65536
+/// transfers not released, or as many completions not taken; `sessions_max`); then no completion comes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_submit_store(
+    cache: *mut kvkeep,
+    pool: u64,
+    session: u64,
+    keys: *const Key,
+    key_count: usize,
+    block_ids: *const i32,
+    block_count: usize,
+    options: *const kvkeep_transfer_options,
+    job: *mut u64,
+    callback: kvkeep_callback,
+    userdata: *mut c_void,
+) -> Status {
+    on(cache, |cache| {
+        let (keys, blocks) = (input(keys, key_count, "keys")?, input(block_ids, block_count, "block_ids")?);
+        let request = config::store(&input_struct_or_default(options, "options")?, callback, userdata)?;
+        let job = output(job, "job")?;
+        cache.transfers().submit_store(Asked { pool, session, keys, blocks }, request, job)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Loads `key_count` objects, each key once, into the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
+/// `*job`. Blocks that are KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. What L1 has is held from
+/// this call on and copied layer by layer; the rest is waited for in the background (a prefetch that has it on its way is
+/// joined) and copied as it comes. The session need not hold shares of the keys. `options` may be NULL. Callback as for
+/// `kvkeep_submit_prefetch`.
+/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, or
+/// was corrupt), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED. The pages of a block that is
+/// not OK may hold anything. Errors: as for `kvkeep_submit_store`; then no completion comes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_submit_load(
+    cache: *mut kvkeep,
+    pool: u64,
+    session: u64,
+    keys: *const Key,
+    key_count: usize,
+    block_ids: *const i32,
+    block_count: usize,
+    options: *const kvkeep_transfer_options,
+    job: *mut u64,
+    callback: kvkeep_callback,
+    userdata: *mut c_void,
+) -> Status {
+    on(cache, |cache| {
+        let (keys, blocks) = (input(keys, key_count, "keys")?, input(block_ids, block_count, "block_ids")?);
+        let request = config::load(&input_struct_or_default(options, "options")?, callback, userdata)?;
+        let job = output(job, "job")?;
+        cache.transfers().submit_load(Asked { pool, session, keys, blocks }, request, job)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Blocks until every page of `layer` (a segment's number) is copied, at most `timeout_ms`: a load's may be used then, a
+/// store's overwritten, though other layers are not done. PARTIAL if some objects could not be had: wait for the whole and ask
+/// which. Any number of threads may wait.
+/// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, INVALID (not a transfer; a layer of none of the pool's segments).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: u32, timeout_ms: u32) -> Status {
+    on(cache, |cache| cache.transfers().wait_layer(job, layer, timeout_ms))
+}
+
+/// What became of each block of a transfer: a kvkeep_status for each block number it was given, in that order. `count` is that
+/// of its `block_ids`. Blocks passed over are OK. PENDING until the transfer is done. Does not consume; any thread.
+/// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_blocks(cache: *mut kvkeep, job: u64, statuses: *mut i32, count: usize) -> Status {
+    on(cache, |cache| {
+        let statuses = output_slice(statuses, count, "statuses")?;
+        cache.transfers().query_blocks(job, statuses)
+    })
+}

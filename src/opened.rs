@@ -1,0 +1,96 @@
+//! One open cache as its handle has it: the cache itself, and the transfers of this process.
+//!
+//! It gives way to [`Cache`] for all that a cache does alone; what concerns transfers too stands here.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::cache::Cache;
+use crate::config::SpaceSpec;
+use crate::error::{Result, Status};
+use crate::transfer::Transfers;
+use crate::transfer::table::is_transfer;
+use crate::types::PrefetchResult;
+
+/// A cache and its transfers.
+pub struct Opened {
+    cache: Arc<dyn Cache>,
+    transfers: Arc<Transfers>,
+}
+
+impl Deref for Opened {
+    type Target = dyn Cache;
+
+    fn deref(&self) -> &(dyn Cache + 'static) {
+        &*self.cache
+    }
+}
+
+impl Opened {
+    /// A cache with no transfers yet.
+    pub fn new(cache: Arc<dyn Cache>) -> Opened {
+        let transfers = Transfers::new(cache.clone());
+        Opened { cache, transfers }
+    }
+
+    /// The transfers.
+    pub fn transfers(&self) -> &Transfers {
+        &self.transfers
+    }
+
+    /// Opens a space, which transfers then know.
+    pub fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
+        let number = self.cache.open_space(spec.clone())?;
+        self.transfers.note_space(number, &spec);
+        Ok(number)
+    }
+
+    /// Ends a session, touches nothing, and drops what is being copied for it.
+    pub fn abort_session(&self, session: u64) -> Result<()> {
+        self.cache.abort_session(session)?;
+        self.transfers.abort_session(session);
+        Ok(())
+    }
+
+    /// The early answer of a prefetch.
+    pub fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status> {
+        if is_transfer(job) { Err(self.transfers.no_lookup(job)) } else { self.cache.query_lookup_hits(job, chunks) }
+    }
+
+    /// The answer of a job.
+    pub fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
+        if is_transfer(job) { self.transfers.query(job, result) } else { self.cache.query_prefetch(job, result) }
+    }
+
+    /// Which keys of a prefetch are held.
+    pub fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
+        if is_transfer(job) { Err(self.transfers.no_lookup(job)) } else { self.cache.query_bitmap(job, bitmap) }
+    }
+
+    /// Blocks until a job is done.
+    pub fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
+        if is_transfer(job) { self.transfers.wait(job, timeout_ms) } else { self.cache.wait(job, timeout_ms) }
+    }
+
+    /// Cancels a job.
+    pub fn cancel(&self, job: u64) -> Result<()> {
+        if is_transfer(job) { self.transfers.cancel(job) } else { self.cache.cancel(job) }
+    }
+
+    /// Forgets a job.
+    pub fn release_job(&self, job: u64) -> Result<()> {
+        if is_transfer(job) { self.transfers.release(job) } else { self.cache.release_job(job) }
+    }
+
+    /// Ends every wait, because the cache closes.
+    pub fn wake_waiters(&self) {
+        self.transfers.begin_closing();
+        self.cache.wake_waiters();
+    }
+
+    /// Closes. Called once, when no other call is in flight.
+    pub fn close(&self) {
+        self.transfers.close();
+        self.cache.close();
+    }
+}

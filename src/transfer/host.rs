@@ -1,0 +1,132 @@
+//! The CPU's own memory as a device: a few threads that copy.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::copy::{self, Fragment};
+use super::device::{Device, Point, Work};
+use crate::error::{Error, Result};
+
+/// Two threads fill most memory controllers, four nearly all; an engine on the same cores has use for the others.
+const THREADS_MAX: usize = 4;
+
+#[derive(Default)]
+struct Queue {
+    /// Each with the number of its telling, so that none is taken off that was told later.
+    works: VecDeque<(u64, Arc<dyn Work>)>,
+    told: u64,
+    idle: usize,
+    closing: bool,
+}
+
+/// The threads and what they have to do.
+pub struct Host {
+    queue: Mutex<Queue>,
+    some: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    me: Weak<Host>,
+}
+
+impl Host {
+    /// No threads yet.
+    pub fn new() -> Arc<Host> {
+        Arc::new_cyclic(|me| Host {
+            queue: Mutex::default(),
+            some: Condvar::new(),
+            threads: Mutex::default(),
+            me: me.clone(),
+        })
+    }
+
+    fn run(&self) {
+        let mut fragments: Vec<Fragment> = Vec::new();
+        while let Some((told, work)) = self.front() {
+            let step = AssertUnwindSafe(|| self.step(told, &work, &mut fragments));
+            if catch_unwind(step).is_err() {
+                self.done(told);
+                work.broken();
+            }
+        }
+    }
+
+    fn step(&self, told: u64, work: &Arc<dyn Work>, fragments: &mut Vec<Fragment>) {
+        let Some(piece) = work.next(fragments) else { return self.done(told) };
+        if piece.more && self.queue.lock().idle > 0 {
+            self.some.notify_one();
+        }
+        copy::run(fragments, piece.way, piece.cold);
+        work.landed(piece, Ok(()));
+    }
+
+    fn front(&self) -> Option<(u64, Arc<dyn Work>)> {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some((told, work)) = queue.works.front() {
+                return Some((*told, work.clone()));
+            }
+            if queue.closing {
+                return None;
+            }
+            queue.idle += 1;
+            self.some.wait(&mut queue);
+            queue.idle -= 1;
+        }
+    }
+
+    /// There is nothing left of what was told then.
+    fn done(&self, told: u64) {
+        self.queue.lock().works.retain(|(number, _)| *number != told);
+    }
+}
+
+impl Device for Host {
+    fn open(&self) -> Result<()> {
+        let mut threads = self.threads.lock();
+        if !threads.is_empty() {
+            return Ok(());
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..cores.min(THREADS_MAX) {
+            let Some(me) = self.me.upgrade() else { break };
+            let thread = std::thread::Builder::new().name("kvkeep-copy".to_owned()).spawn(move || me.run());
+            match thread {
+                Ok(thread) => threads.push(thread),
+                // One is enough.
+                Err(_) if !threads.is_empty() => break,
+                Err(error) => return Err(Error::io("starting a thread that copies", &error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn point(&self, stream: u64) -> Result<Point> {
+        if stream != 0 {
+            return Err(Error::invalid(format!(
+                "stream is {stream:#x}, but the pool is of the host, which has no streams: pass 0, once the pages are written"
+            )));
+        }
+        Ok(Point::default())
+    }
+
+    fn start(&self, work: Arc<dyn Work>, _after: Point) {
+        let mut queue = self.queue.lock();
+        queue.told += 1;
+        let told = queue.told;
+        queue.works.push_back((told, work));
+        drop(queue);
+        self.some.notify_one();
+    }
+
+    fn close(&self) {
+        self.queue.lock().closing = true;
+        self.some.notify_all();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! One transfer: a store or a load, from its acceptance to its one completion.
+//!
+//! Its memory in L1 is held by a session of its own (P2). What arrives from below is noted by observers and taken in by the
+//! device's threads, which also end it: nothing here runs under a lock of the cache's, and nobody's callback is waited for.
+
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::copy::{Fragment, Way};
+use super::device::{Piece, Point, Work};
+use super::pieces::{Batch, Place, Source};
+use super::pool::Pool;
+use super::table::Transfers;
+use crate::cache::Cache;
+use crate::config::{JobObserver, Notify};
+use crate::control::job::message_bytes;
+use crate::error::{
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND,
+    KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
+};
+use crate::key::Key;
+use crate::types::{Completion, PrefetchResult, View};
+
+/// What the library's caches hold of a transfer of so many bytes is of no use to anybody afterwards.
+const COLD_BYTES: u64 = 4 << 20;
+
+/// A prefetch of some of its keys that has ended.
+struct Arrival {
+    keys: Vec<usize>,
+    status: Status,
+    failed: bool,
+}
+
+/// What changes while it lives.
+pub struct Progress {
+    /// What became of each key; PENDING until known.
+    pub statuses: Vec<Status>,
+    /// Where the objects are that are there, until it ends.
+    places: Vec<Option<Place>>,
+    /// How many blocks each object has, where that is known.
+    there: Vec<u32>,
+    batches: Vec<Batch>,
+    arrived: Vec<Arrival>,
+    /// Prefetches that have not ended.
+    pub expected: usize,
+    /// Steps under way: pieces being copied, arrivals being taken in.
+    busy: usize,
+    /// Bytes of each layer still to be copied.
+    left: Vec<u64>,
+    moved: u64,
+    began: Option<Instant>,
+    stopped: Option<(Status, String)>,
+    ending: bool,
+    /// How to tell; taken by the completion, so that there is one.
+    notify: Option<Notify>,
+    /// Its answer, once it is done.
+    pub answer: Option<PrefetchResult>,
+    /// Forgotten by its caller.
+    pub released: bool,
+}
+
+/// A transfer.
+pub struct Transfer {
+    /// Its number.
+    pub id: u64,
+    /// The session it is for.
+    pub session: u64,
+    /// The session that holds its memory.
+    pub copy: u64,
+    /// The pool it goes to or comes from.
+    pub pool: Arc<Pool>,
+    way: Way,
+    keys: Vec<Key>,
+    /// So many for each key as a chunk has blocks; negative ones are passed over.
+    blocks: Vec<i32>,
+    return_shares: bool,
+    point: Point,
+    submitted: Instant,
+    bytes: u64,
+    table: Weak<Transfers>,
+    /// What changes.
+    pub progress: Mutex<Progress>,
+    /// Told when a layer or all of it is done.
+    pub changed: Condvar,
+    me: Weak<Transfer>,
+}
+
+/// What a transfer is made from.
+pub struct Plan {
+    /// Its number.
+    pub id: u64,
+    /// Its pool.
+    pub pool: Arc<Pool>,
+    /// The session it is for.
+    pub session: u64,
+    /// The session that holds its memory.
+    pub copy: u64,
+    /// Which way it goes.
+    pub way: Way,
+    /// Its keys.
+    pub keys: Vec<Key>,
+    /// Its blocks.
+    pub blocks: Vec<i32>,
+    /// Return the session's own shares at the end.
+    pub return_shares: bool,
+    /// Behind which point of the caller's stream.
+    pub point: Point,
+    /// How its end is reported.
+    pub notify: Notify,
+    /// When it was submitted.
+    pub submitted: Instant,
+}
+
+fn blocks_in(blocks: &[i32]) -> u64 {
+    blocks.iter().filter(|&&id| id >= 0).count() as u64
+}
+
+impl Transfer {
+    /// Nothing is there yet.
+    pub fn new(plan: Plan, table: Weak<Transfers>) -> Arc<Transfer> {
+        let layout = &plan.pool.layout;
+        let mut left = vec![0; layout.layers.len()];
+        for (key, blocks) in plan.keys.iter().zip(plan.blocks.chunks(layout.blocks_per_chunk as usize)) {
+            let Some(group) = layout.groups.get(&key.group) else { continue };
+            for (layer, left) in left.iter_mut().enumerate() {
+                *left += group.layer_bytes(layer) * blocks_in(blocks);
+            }
+        }
+        let count = plan.keys.len();
+        let progress = Progress {
+            statuses: vec![KVKEEP_PENDING; count],
+            places: vec![None; count],
+            there: vec![u32::MAX; count],
+            batches: Vec::new(),
+            arrived: Vec::new(),
+            expected: 0,
+            busy: 0,
+            left: left.clone(),
+            moved: 0,
+            began: None,
+            stopped: None,
+            ending: false,
+            notify: Some(plan.notify),
+            answer: None,
+            released: false,
+        };
+        Arc::new_cyclic(|me| Transfer {
+            id: plan.id,
+            session: plan.session,
+            copy: plan.copy,
+            pool: plan.pool,
+            way: plan.way,
+            keys: plan.keys,
+            blocks: plan.blocks,
+            return_shares: plan.return_shares,
+            point: plan.point,
+            submitted: plan.submitted,
+            bytes: left.iter().sum(),
+            table,
+            progress: Mutex::new(progress),
+            changed: Condvar::new(),
+            me: me.clone(),
+        })
+    }
+
+    fn blocks_of(&self, key: usize) -> &[i32] {
+        let per_chunk = self.pool.layout.blocks_per_chunk as usize;
+        &self.blocks[key * per_chunk..][..per_chunk]
+    }
+
+    /// Lets the device know that there is something to do.
+    pub fn start(self: &Arc<Self>) {
+        self.pool.device.start(self.clone(), self.point);
+    }
+
+    /// Takes in what is known of some keys: their objects are where the views say, or are not to be had.
+    pub fn take_in(&self, cache: &dyn Cache, progress: &mut Progress, keys: &[usize], views: &[View], absent: Status) {
+        let mut ready = Vec::new();
+        for (&key, view) in keys.iter().zip(views) {
+            match self.place(cache, key, view, absent) {
+                Ok(place) => {
+                    self.strike(progress, key, place.blocks);
+                    progress.there[key] = place.blocks;
+                    progress.places[key] = Some(place);
+                    ready.push(key);
+                }
+                Err(status) => self.fail(progress, key, status),
+            }
+        }
+        if !ready.is_empty() {
+            progress.batches.push(Batch::new(ready));
+        }
+    }
+
+    fn place(&self, cache: &dyn Cache, key: usize, view: &View, absent: Status) -> std::result::Result<Place, Status> {
+        match Status::from_number(view.status) {
+            Some(KVKEEP_OK) => {}
+            // Of a load that was to bring it.
+            Some(crate::error::KVKEEP_ERR_NOT_HELD) => return Err(absent),
+            status => return Err(status.unwrap_or(KVKEEP_ERR_INTERNAL)),
+        }
+        let layout = &self.pool.layout;
+        let per_block = layout.groups.get(&self.keys[key].group).map_or(0, |group| group.block_bytes);
+        let whole = per_block != 0 && view.size.is_multiple_of(per_block);
+        let blocks = if whole { view.size / per_block } else { 0 };
+        if blocks == 0 || blocks > u64::from(layout.blocks_per_chunk) {
+            // Stored by somebody whose pages look different.
+            return Err(KVKEEP_ERR_INVALID);
+        }
+        let arena = cache.arena_of(view).ok_or(KVKEEP_ERR_INTERNAL)?;
+        Ok(Place { arena, data: view.data.expose_provenance() as u64, blocks: blocks as u32 })
+    }
+
+    /// Takes the blocks of a key from number `there` on off what is left to copy.
+    fn strike(&self, progress: &mut Progress, key: usize, there: u32) {
+        let gone = blocks_in(&self.blocks_of(key)[there as usize..]);
+        if gone > 0
+            && let Some(group) = self.pool.layout.groups.get(&self.keys[key].group)
+        {
+            for (layer, left) in progress.left.iter_mut().enumerate() {
+                *left -= group.layer_bytes(layer) * gone;
+            }
+        }
+    }
+
+    /// Nothing of a key is copied, because `status`; OK where nothing need be.
+    pub fn fail(&self, progress: &mut Progress, key: usize, status: Status) {
+        progress.statuses[key] = status;
+        self.strike(progress, key, 0);
+    }
+
+    /// Stops what has not started. It completes when what is in flight has landed.
+    pub fn stop(self: &Arc<Self>, status: Status, why: &str) {
+        let mut progress = self.progress.lock();
+        if progress.stopped.is_none() && !progress.ending {
+            progress.stopped = Some((status, why.to_owned()));
+            progress.batches.clear();
+            drop(progress);
+            self.start();
+        }
+    }
+
+    fn arrivals(&self, cache: &dyn Cache, arrived: Vec<Arrival>) {
+        for arrival in arrived {
+            let keys: Vec<Key> = arrival.keys.iter().map(|&key| self.keys[key]).collect();
+            let mut views = vec![View::none(KVKEEP_ERR_NOT_FOUND); keys.len()];
+            let absent = match arrival.status {
+                KVKEEP_OK if arrival.failed => KVKEEP_ERR_IO,
+                KVKEEP_OK => KVKEEP_ERR_NOT_FOUND,
+                status => status,
+            };
+            if let Err(error) = cache.unsafe_read(self.copy, &keys, &mut views) {
+                views.fill(View::none(error.status));
+            }
+            self.take_in(cache, &mut self.progress.lock(), &arrival.keys, &views, absent);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends it, if nothing is left to do.
+    fn end_if_over(&self) {
+        {
+            let mut progress = self.progress.lock();
+            let waits = progress.stopped.is_none() && (progress.expected > 0 || !progress.arrived.is_empty());
+            if progress.busy > 0 || !progress.batches.is_empty() || waits || progress.ending {
+                return;
+            }
+            progress.ending = true;
+        }
+        let Some(table) = self.table.upgrade() else { return };
+        let (mut statuses, stopped) = {
+            let progress = self.progress.lock();
+            (progress.statuses.clone(), progress.stopped.clone())
+        };
+        let ended = self.settle(table.cache(), &mut statuses, stopped.as_ref().map(|(status, _)| *status));
+        let stopped = stopped.or(ended.err().map(|error| (error.status, error.message)));
+        self.conclude(&table, statuses, stopped);
+    }
+
+    /// Gives the copied keys what they were copied for, and everything held back. Says what spoiled it as a whole.
+    fn settle(&self, cache: &dyn Cache, statuses: &mut [Status], stopped: Option<Status>) -> Result<()> {
+        let copied: Vec<usize> = (0..statuses.len()).filter(|&key| statuses[key] == KVKEEP_PENDING).collect();
+        let keys: Vec<Key> = copied.iter().map(|&key| self.keys[key]).collect();
+        let mut said = vec![stopped.unwrap_or(KVKEEP_OK) as i32; keys.len()];
+        let mut result = Ok(());
+        if self.way == Way::Gather && stopped.is_none() && !keys.is_empty() {
+            result = cache.finish_write(self.copy, &keys, Some(&mut said)).map(drop);
+        }
+        if self.return_shares {
+            // Of those that the session does not hold, or that went with it, there is nothing to return.
+            let _ = cache.finish_read(self.session, &self.keys, 0, None);
+        }
+        let ended = if stopped.is_none() { cache.end_session(self.copy) } else { cache.abort_session(self.copy) };
+        // What was read from memory that had been taken away meanwhile may be anything.
+        let result = result.and(ended);
+        for (&key, said) in copied.iter().zip(said) {
+            statuses[key] = match &result {
+                Err(error) if stopped.is_none() => error.status,
+                _ => Status::from_number(said).unwrap_or(KVKEEP_ERR_INTERNAL),
+            };
+        }
+        if stopped.is_some() { Ok(()) } else { result }
+    }
+
+    fn conclude(&self, table: &Transfers, statuses: Vec<Status>, stopped: Option<(Status, String)>) {
+        let now = Instant::now();
+        let mut progress = self.progress.lock();
+        progress.statuses = statuses;
+        let done = progress.statuses.iter().filter(|&&status| status == KVKEEP_OK).count() as u32;
+        let failed = progress.statuses.len() as u32 - done;
+        let short =
+            (0..self.keys.len()).any(|key| self.block_statuses(&progress, key).any(|status| status != KVKEEP_OK));
+        let (status, message) = match stopped {
+            Some((status, message)) => (status, message),
+            None if progress.statuses.iter().all(|&status| status == KVKEEP_ERR_CANCELLED) => {
+                (KVKEEP_ERR_CANCELLED, "its session was aborted, or its space cleared".to_owned())
+            }
+            None if short => (KVKEEP_PARTIAL, self.trouble(&progress, failed)),
+            None => (KVKEEP_OK, String::new()),
+        };
+        let began = progress.began.unwrap_or(now);
+        let micros = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
+        progress.answer = Some(PrefetchResult {
+            status: status as i32,
+            hit_chunks: done,
+            lookup_chunks: self.keys.len() as u32,
+            failed_keys: failed,
+            loaded_bytes: progress.moved,
+            lookup_us: micros(began, self.submitted),
+            load_us: micros(now, began),
+            total_us: micros(now, self.submitted),
+            ..PrefetchResult::default()
+        });
+        let completion = Completion {
+            job: self.id,
+            session: self.session,
+            status: status as i32,
+            hit_chunks: done,
+            loaded_bytes: progress.moved,
+            message: message_bytes(&message),
+        };
+        let notify = progress.notify.take();
+        progress.places.clear();
+        drop(progress);
+        table.is_done(self);
+        if let Some(notify) = notify {
+            table.cache().completions().deliver(notify, completion);
+        }
+        self.changed.notify_all();
+    }
+
+    fn trouble(&self, progress: &Progress, failed: u32) -> String {
+        let why = progress.statuses.iter().find(|&&status| status != KVKEEP_OK);
+        match why {
+            Some(status) => format!("{failed} of {} objects fell short, the first by {status:?}", self.keys.len()),
+            None => "some objects have fewer blocks than were asked for".to_owned(),
+        }
+    }
+
+    /// What became of each block of a key.
+    pub fn block_statuses<'a>(&'a self, progress: &'a Progress, key: usize) -> impl Iterator<Item = Status> + 'a {
+        let status = progress.statuses[key];
+        let there = progress.there[key] as usize;
+        self.blocks_of(key).iter().enumerate().map(move |(block, &id)| match status {
+            _ if id < 0 => KVKEEP_OK,
+            KVKEEP_OK if block >= there => KVKEEP_ERR_NOT_FOUND,
+            status => status,
+        })
+    }
+
+    /// Number of its keys.
+    pub fn key_count(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether nothing of a layer is left to copy, and if so whether all that was asked was there.
+    pub fn layer_done(&self, progress: &Progress, layer: usize) -> Option<Status> {
+        if let Some((status, _)) = &progress.stopped {
+            return progress.answer.map(|_| *status);
+        }
+        let whole = |status: &Status| matches!(*status, KVKEEP_OK | KVKEEP_PENDING);
+        let status = if progress.statuses.iter().all(whole) { KVKEEP_OK } else { KVKEEP_PARTIAL };
+        (progress.left[layer] == 0 || progress.answer.is_some()).then_some(status)
+    }
+}
+
+impl Work for Transfer {
+    fn next(&self, fragments: &mut Vec<Fragment>) -> Option<Piece> {
+        let mut progress = self.progress.lock();
+        if !progress.arrived.is_empty() && progress.stopped.is_none() {
+            let arrived = std::mem::take(&mut progress.arrived);
+            progress.busy += 1;
+            drop(progress);
+            if let Some(table) = self.table.upgrade() {
+                self.arrivals(table.cache(), arrived);
+            }
+            progress = self.progress.lock();
+            progress.busy -= 1;
+            if !progress.batches.is_empty()
+                && let Some(me) = self.me.upgrade()
+            {
+                // Another thread that found nothing meanwhile has taken it off the device's list.
+                me.start();
+            }
+        }
+        if progress.stopped.is_some() {
+            progress.batches.clear();
+        }
+        let Progress { batches, places, .. } = &mut *progress;
+        let source = Source {
+            layout: &self.pool.layout,
+            promise: &self.pool.promise,
+            group_of: &|key| self.keys[key].group,
+            blocks: &self.blocks,
+            places,
+        };
+        while let Some(batch) = batches.first_mut() {
+            let Some(cut) = batch.cut(&source, fragments) else {
+                batches.remove(0);
+                continue;
+            };
+            progress.busy += 1;
+            progress.began.get_or_insert_with(Instant::now);
+            let cold = self.bytes >= COLD_BYTES;
+            return Some(Piece { way: self.way, layer: cut.layer, bytes: cut.bytes, keys: cut.keys, cold, more: true });
+        }
+        drop(progress);
+        self.end_if_over();
+        None
+    }
+
+    fn landed(&self, piece: Piece, result: Result<()>) {
+        let mut progress = self.progress.lock();
+        progress.busy -= 1;
+        progress.left[piece.layer] -= piece.bytes;
+        match result {
+            Ok(()) => progress.moved += piece.bytes,
+            Err(error) => {
+                for key in piece.keys.0..=piece.keys.1 {
+                    if progress.statuses[key] == KVKEEP_PENDING {
+                        progress.statuses[key] = error.status;
+                    }
+                }
+            }
+        }
+        if progress.left[piece.layer] == 0 {
+            self.changed.notify_all();
+        }
+        let last = progress.busy == 0;
+        drop(progress);
+        if last {
+            self.end_if_over();
+        }
+    }
+
+    fn broken(&self) {
+        let Some(table) = self.table.upgrade() else { return };
+        table.cache().poison();
+        if self.progress.lock().answer.is_none() {
+            let why = (KVKEEP_ERR_INTERNAL, "a bug in kvkeep was caught while copying".to_owned());
+            self.conclude(&table, vec![KVKEEP_ERR_INTERNAL; self.keys.len()], Some(why));
+        }
+    }
+}
+
+/// Follows a prefetch of some of a load's keys.
+pub struct Follower {
+    /// The load.
+    pub transfer: Arc<Transfer>,
+    /// Places of the keys.
+    pub keys: Vec<usize>,
+}
+
+impl JobObserver for Follower {
+    fn done(&self, completion: &Completion, result: &PrefetchResult, _held: &[bool]) {
+        let status = Status::from_number(completion.status).unwrap_or(KVKEEP_ERR_INTERNAL);
+        {
+            let mut progress = self.transfer.progress.lock();
+            let arrival = Arrival { keys: self.keys.clone(), status, failed: result.failed_keys > 0 };
+            progress.expected -= 1;
+            progress.arrived.push(arrival);
+        }
+        self.transfer.start();
+    }
+}
+
+/// The error of a wait that took too long.
+pub fn not_done(id: u64, what: &str) -> Error {
+    Error::new(
+        crate::error::KVKEEP_ERR_TIMEOUT,
+        format!("{what} of transfer {id} is not done yet: wait longer or cancel it"),
+    )
+}

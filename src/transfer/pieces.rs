@@ -1,0 +1,119 @@
+//! In which order the bytes of a transfer go: layer by layer over all chunks that are there, a piece at a time.
+
+use std::sync::Arc;
+
+use super::copy::{Fragment, Promise};
+use super::layout::Layout;
+use crate::arena::Arena;
+
+/// A thread copies about so much between two looks at the rest.
+const PIECE_BYTES: u64 = 2 << 20;
+const FRAGMENTS_MAX: usize = 4096;
+
+/// Where an object is in L1.
+#[derive(Clone)]
+pub struct Place {
+    /// The mapping, which stays while this does.
+    pub arena: Arc<Arena>,
+    /// Its first byte.
+    pub data: u64,
+    /// How many blocks it has.
+    pub blocks: u32,
+}
+
+/// What a batch is made from.
+pub struct Source<'a> {
+    /// The pool's layout.
+    pub layout: &'a Layout,
+    /// The pool's promise.
+    pub promise: &'a Promise,
+    /// The group of a key.
+    pub group_of: &'a dyn Fn(usize) -> u32,
+    /// Block numbers, so many for each key as a chunk has blocks; negative ones are passed over.
+    pub blocks: &'a [i32],
+    /// Where the keys' objects are.
+    pub places: &'a [Option<Place>],
+}
+
+/// Keys whose objects are there, and how far they are copied.
+pub struct Batch {
+    keys: Vec<usize>,
+    layer: usize,
+    key: usize,
+    part: usize,
+    block: u32,
+}
+
+/// A piece's place in the transfer.
+pub struct Cut {
+    /// Its layer.
+    pub layer: usize,
+    /// Its bytes.
+    pub bytes: u64,
+    /// First and last key.
+    pub keys: (usize, usize),
+}
+
+impl Batch {
+    /// Nothing is copied yet.
+    pub fn new(keys: Vec<usize>) -> Batch {
+        Batch { keys, layer: 0, key: 0, part: 0, block: 0 }
+    }
+
+    /// Cuts the next piece off; None when nothing is left.
+    pub fn cut(&mut self, source: &Source<'_>, fragments: &mut Vec<Fragment>) -> Option<Cut> {
+        fragments.clear();
+        let layers = source.layout.layers.len();
+        let mut cut: Option<Cut> = None;
+        while self.layer < layers {
+            while self.key < self.keys.len() {
+                let full = self.cut_key(source, fragments, &mut cut);
+                if full {
+                    return cut;
+                }
+                self.key += 1;
+            }
+            self.key = 0;
+            self.layer += 1;
+            if cut.is_some() {
+                break;
+            }
+        }
+        cut
+    }
+
+    /// Goes on with the key it is at. True if the piece is full, with more of the key left.
+    fn cut_key(&mut self, source: &Source<'_>, fragments: &mut Vec<Fragment>, cut: &mut Option<Cut>) -> bool {
+        let key = self.keys[self.key];
+        let per_chunk = source.layout.blocks_per_chunk as usize;
+        let Some(place) = &source.places[key] else { return false };
+        let Some(group) = source.layout.groups.get(&(source.group_of)(key)) else { return false };
+        let parts = &group.by_layer[self.layer];
+        let ids = &source.blocks[key * per_chunk..][..place.blocks as usize];
+        while let Some(&part) = parts.get(self.part) {
+            let part = &group.parts[part];
+            let bytes = part.segment.block_bytes;
+            while let Some(&id) = ids.get(self.block as usize) {
+                if cut.as_ref().is_some_and(|cut| cut.bytes >= PIECE_BYTES) || fragments.len() >= FRAGMENTS_MAX {
+                    return true;
+                }
+                let block = self.block;
+                self.block += 1;
+                let Ok(id) = u32::try_from(id) else { continue };
+                let data = place.data + part.before * u64::from(place.blocks) + u64::from(block) * bytes;
+                let page = part.segment.block(id);
+                let fragment = Fragment::new(source.promise, page, &place.arena, data, bytes);
+                if !fragments.last_mut().is_some_and(|last| last.join(&fragment)) {
+                    fragments.push(fragment);
+                }
+                let cut = cut.get_or_insert(Cut { layer: self.layer, bytes: 0, keys: (key, key) });
+                cut.bytes += bytes;
+                cut.keys.1 = key;
+            }
+            self.part += 1;
+            self.block = 0;
+        }
+        self.part = 0;
+        false
+    }
+}

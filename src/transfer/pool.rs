@@ -1,0 +1,62 @@
+//! Pools: paged memory that an engine registered once.
+
+use std::sync::Arc;
+
+use super::copy::Promise;
+use super::device::Device;
+use super::layout::{Layout, Segment};
+use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
+
+/// The device that stands for the CPU's own memory, in C `KVKEEP_DEVICE_HOST`.
+const HOST: i32 = -1;
+
+/// What an engine says of its pages.
+pub struct PoolSpec {
+    /// Where they are: -1 for the CPU's own memory, or the ordinal of a CUDA device.
+    pub device: i32,
+    /// The rank of the keys whose objects they hold.
+    pub rank: u32,
+    /// Blocks of each segment.
+    pub blocks: u32,
+    /// Blocks of a chunk.
+    pub blocks_per_chunk: u32,
+    /// Where the blocks are.
+    pub segments: Vec<Segment>,
+    /// That they are there.
+    pub promise: Promise,
+}
+
+/// A registered pool.
+pub struct Pool {
+    /// Its number.
+    pub number: u64,
+    /// The space whose objects it holds.
+    pub space: u64,
+    /// The rank of their keys.
+    pub rank: u32,
+    /// Tokens of a block.
+    pub block_tokens: u32,
+    /// Where the bytes are.
+    pub layout: Layout,
+    /// That they are there.
+    pub promise: Promise,
+    /// What moves them.
+    pub device: Arc<dyn Device>,
+}
+
+/// Refuses a device that there is not.
+pub fn check_device(device: i32) -> Result<()> {
+    match device {
+        HOST => Ok(()),
+        0.. => Err(Error::new(
+            KVKEEP_ERR_UNSUPPORTED,
+            format!(
+                "device is {device}, a CUDA device, which this build cannot copy to: use KVKEEP_DEVICE_HOST, or copy through \
+                 views"
+            ),
+        )),
+        _ => Err(Error::invalid(format!(
+            "device is {device}: pass KVKEEP_DEVICE_HOST ({HOST}) or the ordinal of a CUDA device"
+        ))),
+    }
+}

@@ -1,0 +1,317 @@
+//! Accepting a transfer: everything is checked and its memory taken before the call returns; the copying is the device's.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::copy::Way;
+use super::job::{Follower, Plan, Transfer};
+use super::pool::Pool;
+use super::table::Transfers;
+use crate::config::{Mode, Notify, Policy, PrefetchRequest};
+use crate::error::{Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::key::Key;
+use crate::types::{KVKEEP_KEYS_MAX, View};
+
+/// Objects that are loaded together, so that their copying begins when they are there and not when all are.
+const TOGETHER: usize = 8;
+/// Most completions that wait to be taken.
+const WAITING_MAX: usize = 1 << 16;
+
+/// How a store or a load is done.
+#[derive(Default)]
+pub struct TransferRequest {
+    /// The caller's stream that it follows.
+    pub stream: u64,
+    /// Of a load: tokens from the first key on whose pages are left alone.
+    pub skip_first_tokens: u32,
+    /// Of a load: give back the session's own share of each key at the end.
+    pub return_shares: bool,
+    /// What is stored, or brought into L1, is dropped with its last share.
+    pub temporary: bool,
+    /// Of a load: what it has to bring into L1 comes before that of lower priority.
+    pub priority: i32,
+    /// How the end is reported.
+    pub notify: Notify,
+}
+
+fn check_keys(pool: &Pool, keys: &[Key], blocks: &[i32]) -> Result<()> {
+    let per_chunk = pool.layout.blocks_per_chunk as usize;
+    if keys.len() * per_chunk != blocks.len() {
+        return Err(Error::invalid(format!(
+            "block_count is {}, but {} keys of {per_chunk} blocks each have {}: pass blocks_per_chunk block numbers for each \
+             key, KVKEEP_BLOCK_NONE where there is none",
+            blocks.len(),
+            keys.len(),
+            keys.len() * per_chunk
+        )));
+    }
+    if blocks.len() > KVKEEP_KEYS_MAX {
+        return Err(Error::invalid(format!(
+            "block_count is {}, more than {KVKEEP_KEYS_MAX}: split the batch",
+            blocks.len()
+        )));
+    }
+    let mut named = HashSet::with_capacity(keys.len());
+    for (i, key) in keys.iter().enumerate() {
+        if key.rank != pool.rank {
+            return Err(Error::invalid(format!(
+                "keys[{i}] is of rank {}, the pool of rank {}: use the pool of the key's rank",
+                key.rank, pool.rank
+            )));
+        }
+        if !pool.layout.groups.contains_key(&key.group) {
+            return Err(Error::invalid(format!(
+                "keys[{i}] is of group {}, of which the pool has no segment: use a pool that has",
+                key.group
+            )));
+        }
+        if !named.insert(key) {
+            return Err(Error::invalid(format!("keys[{i}] is there twice: name each key once")));
+        }
+    }
+    for (i, &id) in blocks.iter().enumerate() {
+        if id < -1 || i64::from(id) >= i64::from(pool.layout.blocks) {
+            return Err(Error::invalid(format!(
+                "block_ids[{i}] is {id}, the pool has blocks 0 to {}: pass a block of the pool, or KVKEEP_BLOCK_NONE",
+                pool.layout.blocks - 1
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Each key of a store has its blocks in front, at least one.
+fn check_stored(pool: &Pool, blocks: &[i32]) -> Result<()> {
+    for (key, blocks) in blocks.chunks(pool.layout.blocks_per_chunk as usize).enumerate() {
+        let there = blocks.iter().take_while(|&&id| id >= 0).count();
+        if there == 0 || blocks[there..].iter().any(|&id| id >= 0) {
+            return Err(Error::invalid(format!(
+                "the blocks of keys[{key}] begin with KVKEEP_BLOCK_NONE or have it between two blocks: only the last ones of a \
+                 chunk may be missing from a store"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// No page of a load is written twice: in each group, a block is named once.
+fn check_loaded(pool: &Pool, keys: &[Key], blocks: &[i32]) -> Result<()> {
+    let mut written = HashSet::with_capacity(blocks.len());
+    let per_chunk = pool.layout.blocks_per_chunk as usize;
+    for (i, &id) in blocks.iter().enumerate().filter(|(_, id)| **id >= 0) {
+        if !written.insert((keys[i / per_chunk].group, id)) {
+            return Err(Error::invalid(format!(
+                "block_ids[{i}] is {id}, which is there twice in its group: load each block once"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Passes over the blocks that are not to be loaded.
+fn skip(pool: &Pool, keys: &[Key], blocks: &mut [i32], tokens: u32) -> Result<()> {
+    if !tokens.is_multiple_of(pool.block_tokens) {
+        return Err(Error::invalid(format!(
+            "skip_first_tokens is {tokens}, the pool's blocks have {} tokens: pass a multiple, since blocks are loaded whole",
+            pool.block_tokens
+        )));
+    }
+    let mut left: HashMap<u32, u32> = HashMap::new();
+    for (key, blocks) in keys.iter().zip(blocks.chunks_mut(pool.layout.blocks_per_chunk as usize)) {
+        let left = left.entry(key.group).or_insert(tokens / pool.block_tokens);
+        for id in blocks {
+            if *left == 0 {
+                break;
+            }
+            *left -= 1;
+            *id = -1;
+        }
+    }
+    Ok(())
+}
+
+/// What a store or load asks.
+pub struct Asked<'a> {
+    /// The pool.
+    pub pool: u64,
+    /// The session it is for.
+    pub session: u64,
+    /// The objects.
+    pub keys: &'a [Key],
+    /// The blocks, so many for each key as a chunk has.
+    pub blocks: &'a [i32],
+}
+
+/// What was asked, as it is done.
+struct Checked {
+    pool: Arc<Pool>,
+    way: Way,
+    /// As asked, less what is passed over.
+    blocks: Vec<i32>,
+}
+
+impl Transfers {
+    /// Gathers blocks into objects and commits them.
+    pub fn submit_store(&self, asked: Asked<'_>, request: TransferRequest, job: &mut u64) -> Result<()> {
+        let pool = self.pool(asked.pool)?;
+        check_keys(&pool, asked.keys, asked.blocks)?;
+        check_stored(&pool, asked.blocks)?;
+        let per_chunk = pool.layout.blocks_per_chunk as usize;
+        let sizes: Vec<u64> = asked
+            .keys
+            .iter()
+            .zip(asked.blocks.chunks(per_chunk))
+            .map(|(key, blocks)| {
+                let there = blocks.iter().filter(|&&id| id >= 0).count();
+                pool.layout.groups.get(&key.group).map_or(0, |group| pool.layout.object_bytes(group, there as u32))
+            })
+            .collect();
+        let temporary = request.temporary;
+        let reserve =
+            |copy, views: &mut [View]| self.cache().reserve_write(copy, asked.keys, &sizes, temporary, views).map(drop);
+        let blocks = asked.blocks.to_vec();
+        let checked = Checked { pool, way: Way::Gather, blocks };
+        let (transfer, views) = self.accept(&asked, checked, request, reserve, job)?;
+        let all: Vec<usize> = (0..asked.keys.len()).collect();
+        {
+            let mut progress = transfer.progress.lock();
+            let mut staged = Vec::with_capacity(all.len());
+            for &key in &all {
+                // Somebody has stored it already: that is as good.
+                if views[key].status == KVKEEP_ERR_EXISTS as i32 {
+                    transfer.fail(&mut progress, key, KVKEEP_OK);
+                } else {
+                    staged.push(key);
+                }
+            }
+            let views: Vec<View> = staged.iter().map(|&key| views[key]).collect();
+            transfer.take_in(self.cache(), &mut progress, &staged, &views, KVKEEP_ERR_NOT_FOUND);
+        }
+        transfer.start();
+        Ok(())
+    }
+
+    /// Scatters objects into blocks, those on their way as they come.
+    pub fn submit_load(&self, asked: Asked<'_>, request: TransferRequest, job: &mut u64) -> Result<()> {
+        let pool = self.pool(asked.pool)?;
+        check_keys(&pool, asked.keys, asked.blocks)?;
+        let mut blocks = asked.blocks.to_vec();
+        skip(&pool, asked.keys, &mut blocks, request.skip_first_tokens)?;
+        check_loaded(&pool, asked.keys, &blocks)?;
+        let per_chunk = pool.layout.blocks_per_chunk as usize;
+        let wanted: Vec<usize> = (0..asked.keys.len())
+            .filter(|&key| blocks[key * per_chunk..][..per_chunk].iter().any(|&id| id >= 0))
+            .collect();
+        let wanted_keys: Vec<Key> = wanted.iter().map(|&key| asked.keys[key]).collect();
+        let fetch = PrefetchRequest {
+            mode: Mode::Any,
+            policy: Policy::Wait,
+            temporary: request.temporary,
+            priority: request.priority,
+            ..PrefetchRequest::default()
+        };
+        let reserve = |copy, views: &mut [View]| {
+            if wanted_keys.is_empty() {
+                return Ok(());
+            }
+            self.cache().reserve_read(copy, &wanted_keys, 0, &mut views[..wanted_keys.len()]).map(drop)
+        };
+        let checked = Checked { pool, way: Way::Scatter, blocks };
+        let (transfer, views) = self.accept(&asked, checked, request, reserve, job)?;
+        let mut absent = Vec::new();
+        {
+            let mut progress = transfer.progress.lock();
+            let mut next = wanted.iter().copied().peekable();
+            for key in (0..asked.keys.len()).filter(|&key| next.next_if_eq(&key).is_none()) {
+                transfer.fail(&mut progress, key, KVKEEP_OK);
+            }
+            let (mut there, mut there_views) = (Vec::new(), Vec::new());
+            for (&key, view) in wanted.iter().zip(&views) {
+                if view.status == KVKEEP_ERR_NOT_FOUND as i32 {
+                    absent.push(key);
+                } else {
+                    there.push(key);
+                    there_views.push(*view);
+                }
+            }
+            transfer.take_in(self.cache(), &mut progress, &there, &there_views, KVKEEP_ERR_NOT_FOUND);
+            progress.expected = absent.chunks(TOGETHER).count();
+        }
+        for keys in absent.chunks(TOGETHER) {
+            self.fetch(&transfer, keys, asked.keys, &fetch);
+        }
+        transfer.start();
+        Ok(())
+    }
+
+    /// Has some keys of a load brought into L1, unless they are on their way: then it is told when they are there.
+    fn fetch(&self, transfer: &Arc<Transfer>, keys: &[usize], all: &[Key], like: &PrefetchRequest) {
+        let names: Vec<Key> = keys.iter().map(|&key| all[key]).collect();
+        let follower = Follower { transfer: transfer.clone(), keys: keys.to_vec() };
+        let request = PrefetchRequest {
+            mode: like.mode,
+            policy: like.policy,
+            temporary: like.temporary,
+            priority: like.priority,
+            notify: Notify::Observer(Arc::new(follower)),
+            ..PrefetchRequest::default()
+        };
+        if let Err(error) = self.cache().submit_prefetch(transfer.copy, &names, request, &mut 0) {
+            let mut progress = transfer.progress.lock();
+            progress.expected -= 1;
+            keys.iter().for_each(|&key| transfer.fail(&mut progress, key, error.status));
+        }
+    }
+
+    /// Takes the memory of a transfer and makes it known; from here on it completes.
+    fn accept(
+        &self,
+        asked: &Asked<'_>,
+        checked: Checked,
+        request: TransferRequest,
+        reserve: impl FnOnce(u64, &mut [View]) -> Result<()>,
+        job: &mut u64,
+    ) -> Result<(Arc<Transfer>, Vec<View>)> {
+        let submitted = Instant::now();
+        let Checked { pool, way, blocks } = checked;
+        self.check_open()?;
+        let point = pool.device.point(request.stream)?;
+        if request.notify.is_queued() && self.cache().completions().waiting() >= WAITING_MAX {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{WAITING_MAX} completions wait to be taken: drain them"),
+            ));
+        }
+        let copy = self.cache().begin_copy(asked.session, pool.space)?;
+        let mut views = vec![View::none(Status::KVKEEP_PENDING); asked.keys.len()];
+        let accepted = reserve(copy, &mut views).and_then(|()| {
+            self.enter(pool.number, |id| {
+                *job = id;
+                let plan = Plan {
+                    id,
+                    pool,
+                    session: asked.session,
+                    copy,
+                    way,
+                    keys: asked.keys.to_vec(),
+                    blocks,
+                    return_shares: request.return_shares,
+                    point,
+                    notify: request.notify,
+                    submitted,
+                };
+                Transfer::new(plan, self.me.clone())
+            })
+        });
+        match accepted {
+            Ok(transfer) => Ok((transfer, views)),
+            Err(error) => {
+                // What it had taken goes with its session; one that is gone has taken it along.
+                let _ = self.cache().abort_session(copy);
+                Err(error)
+            }
+        }
+    }
+}

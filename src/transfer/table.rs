@@ -1,0 +1,369 @@
+//! The pools and transfers of one open cache, by number, and what may be asked of them.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+use super::device::Device;
+use super::host::Host;
+use super::job::{Transfer, not_done};
+use super::layout::{Layout, Shape};
+use super::pool::{Pool, PoolSpec, check_device};
+use crate::cache::Cache;
+use crate::config::SpaceSpec;
+use crate::error::{
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PENDING,
+    Result, Status,
+};
+use crate::types::PrefetchResult;
+
+/// Marks the numbers of transfers: no prefetch job is ever given one with this bit.
+const TRANSFER: u64 = 1 << 55;
+/// Most transfers not released.
+const TRANSFERS_MAX: usize = 1 << 16;
+/// Most pools.
+const POOLS_MAX: usize = 1 << 10;
+/// Most layouts that are remembered.
+const SHAPES_MAX: usize = 1 << 16;
+/// An answer that nobody reads is kept so long.
+const KEPT: Duration = Duration::from_secs(300);
+
+/// Whether a job is a transfer.
+pub fn is_transfer(job: u64) -> bool {
+    job & !(TRANSFER - 1) == TRANSFER
+}
+
+#[derive(Default)]
+pub(super) struct Inner {
+    pools: HashMap<u64, Arc<Pool>>,
+    last_pool: u64,
+    transfers: HashMap<u64, Arc<Transfer>>,
+    last_transfer: u64,
+    /// Those that are done, oldest first.
+    done: VecDeque<(Instant, u64)>,
+    /// What objects look like, by space, rank and group.
+    shapes: HashMap<(u64, u32, u32), Shape>,
+    /// Tokens of a chunk, of the spaces opened here.
+    chunk_tokens: HashMap<u64, u32>,
+}
+
+/// All transfers of one open cache.
+pub struct Transfers {
+    cache: Arc<dyn Cache>,
+    host: Arc<dyn Device>,
+    pub(super) inner: Mutex<Inner>,
+    closing: AtomicBool,
+    pub(super) me: Weak<Transfers>,
+}
+
+fn no_pool(number: u64) -> Error {
+    Error::new(
+        KVKEEP_ERR_NOT_FOUND,
+        format!("pool {number} is not open: it was never opened by this handle, or was closed; open it first"),
+    )
+}
+
+fn no_transfer(id: u64) -> Error {
+    Error::new(
+        KVKEEP_ERR_NOT_FOUND,
+        format!(
+            "transfer {id} is not there: it was never given by this handle, was released, or was not asked for in time"
+        ),
+    )
+}
+
+impl Transfers {
+    /// None yet, of `cache`.
+    pub fn new(cache: Arc<dyn Cache>) -> Arc<Transfers> {
+        Arc::new_cyclic(|me| Transfers {
+            cache,
+            host: Host::new(),
+            inner: Mutex::default(),
+            closing: AtomicBool::new(false),
+            me: me.clone(),
+        })
+    }
+
+    /// The cache that it copies for.
+    pub fn cache(&self) -> &dyn Cache {
+        &*self.cache
+    }
+
+    /// A space was opened through this handle.
+    pub fn note_space(&self, number: u64, spec: &SpaceSpec) {
+        self.inner.lock().chunk_tokens.insert(number, spec.chunk_tokens);
+    }
+
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::new(KVKEEP_ERR_CLOSED, "the cache is closing: submit nothing more"));
+        }
+        Ok(())
+    }
+
+    /// Registers a pool of a space.
+    pub fn open_pool(&self, space: u64, spec: PoolSpec) -> Result<u64> {
+        check_device(spec.device)?;
+        let layout = Layout::new(spec.blocks, spec.blocks_per_chunk, &spec.segments)?;
+        let mut inner = self.inner.lock();
+        self.check_open()?;
+        let chunk_tokens = *inner.chunk_tokens.get(&space).ok_or_else(|| {
+            Error::new(
+                KVKEEP_ERR_NOT_FOUND,
+                format!("space {space} was not opened by this handle: open it with kvkeep_open_space first"),
+            )
+        })?;
+        if !chunk_tokens.is_multiple_of(layout.blocks_per_chunk) {
+            return Err(Error::invalid(format!(
+                "blocks_per_chunk is {}, which does not divide the space's {chunk_tokens} tokens of a chunk: make chunk_tokens a \
+                 multiple of the tokens of a block",
+                layout.blocks_per_chunk
+            )));
+        }
+        let shapes: Vec<_> = layout
+            .groups
+            .iter()
+            .map(|(&group, segments)| {
+                ((space, spec.rank, group), segments.shape(&layout.layers, layout.blocks_per_chunk))
+            })
+            .collect();
+        for (name @ (_, rank, group), shape) in &shapes {
+            if inner.shapes.get(name).is_some_and(|known| known != shape) {
+                return Err(Error::invalid(format!(
+                    "objects of rank {rank}, group {group} would look different from those of an earlier pool of the same space: \
+                     say so in the layout of kvkeep_space_options, so that it is another space"
+                )));
+            }
+        }
+        if inner.pools.len() >= POOLS_MAX || inner.shapes.len() + shapes.len() > SHAPES_MAX {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{} pools are open: close some first", inner.pools.len()),
+            ));
+        }
+        self.host.open()?;
+        inner.shapes.extend(shapes);
+        inner.last_pool += 1;
+        let number = inner.last_pool;
+        let pool = Pool {
+            number,
+            space,
+            rank: spec.rank,
+            block_tokens: chunk_tokens / layout.blocks_per_chunk,
+            layout,
+            promise: spec.promise,
+            device: self.host.clone(),
+        };
+        inner.pools.insert(number, Arc::new(pool));
+        Ok(number)
+    }
+
+    /// Forgets a pool: its transfers are cancelled, and its memory is not touched any more when this returns.
+    pub fn close_pool(&self, number: u64) -> Result<()> {
+        let of_pool: Vec<Arc<Transfer>> = {
+            let mut inner = self.inner.lock();
+            inner.pools.remove(&number).ok_or_else(|| no_pool(number))?;
+            inner.transfers.values().filter(|transfer| transfer.pool.number == number).cloned().collect()
+        };
+        self.stop_all(&of_pool, "its pool was closed");
+        Ok(())
+    }
+
+    /// Cancels transfers and waits until the bytes in flight have landed.
+    fn stop_all(&self, transfers: &[Arc<Transfer>], why: &str) {
+        transfers.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, why));
+        for transfer in transfers {
+            let mut progress = transfer.progress.lock();
+            while progress.answer.is_none() {
+                transfer.changed.wait(&mut progress);
+            }
+        }
+    }
+
+    pub(super) fn pool(&self, number: u64) -> Result<Arc<Pool>> {
+        self.inner.lock().pools.get(&number).cloned().ok_or_else(|| no_pool(number))
+    }
+
+    /// Makes a transfer known, by a number of its own.
+    pub(super) fn enter(&self, pool: u64, make: impl FnOnce(u64) -> Arc<Transfer>) -> Result<Arc<Transfer>> {
+        let mut inner = self.inner.lock();
+        self.check_open()?;
+        let now = Instant::now();
+        while let Some(&(done, id)) = inner.done.front()
+            && (now - done >= KEPT || !inner.transfers.contains_key(&id))
+        {
+            inner.done.pop_front();
+            inner.transfers.remove(&id);
+        }
+        if inner.transfers.len() >= TRANSFERS_MAX {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{} transfers are not released yet: release those that are done", inner.transfers.len()),
+            ));
+        }
+        if !inner.pools.contains_key(&pool) {
+            return Err(no_pool(pool));
+        }
+        inner.last_transfer += 1;
+        let transfer = make(TRANSFER | inner.last_transfer);
+        inner.transfers.insert(transfer.id, transfer.clone());
+        Ok(transfer)
+    }
+
+    /// A transfer has its answer.
+    pub(super) fn is_done(&self, transfer: &Transfer) {
+        let mut inner = self.inner.lock();
+        if transfer.progress.lock().released {
+            inner.transfers.remove(&transfer.id);
+        } else {
+            inner.done.push_back((Instant::now(), transfer.id));
+        }
+    }
+
+    fn transfer(&self, id: u64) -> Result<Arc<Transfer>> {
+        if !is_transfer(id) {
+            return Err(Error::invalid(format!(
+                "job {id} is no transfer: pass the number that kvkeep_submit_store or kvkeep_submit_load gave"
+            )));
+        }
+        let transfer = self.inner.lock().transfers.get(&id).cloned();
+        transfer.filter(|transfer| !transfer.progress.lock().released).ok_or_else(|| no_transfer(id))
+    }
+
+    /// Blocks until a transfer is done.
+    pub fn wait(&self, id: u64, timeout_ms: u32) -> Result<()> {
+        let transfer = self.transfer(id)?;
+        let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
+        let mut progress = transfer.progress.lock();
+        while progress.answer.is_none() {
+            if transfer.changed.wait_until(&mut progress, until).timed_out() && progress.answer.is_none() {
+                return Err(not_done(id, "all"));
+            }
+            if progress.released {
+                return Err(no_transfer(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks until a layer of a transfer is done, and says whether all of it that was asked was there.
+    pub fn wait_layer(&self, id: u64, layer: u32, timeout_ms: u32) -> Result<Status> {
+        let transfer = self.transfer(id)?;
+        let place = transfer.pool.layout.layers.binary_search(&layer).map_err(|_| {
+            Error::invalid(format!(
+                "no segment of the transfer's pool is of layer {layer}: pass a layer number of its segments"
+            ))
+        })?;
+        let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
+        let mut progress = transfer.progress.lock();
+        loop {
+            if progress.released {
+                return Err(no_transfer(id));
+            }
+            if let Some(status) = transfer.layer_done(&progress, place) {
+                return if status as i32 >= 0 {
+                    Ok(status)
+                } else {
+                    Err(Error::new(status, format!("transfer {id} was cancelled: submit it again")))
+                };
+            }
+            if transfer.changed.wait_until(&mut progress, until).timed_out()
+                && transfer.layer_done(&progress, place).is_none()
+            {
+                return Err(not_done(id, &format!("layer {layer}")));
+            }
+        }
+    }
+
+    /// Says that a transfer looks nothing up.
+    pub fn no_lookup(&self, id: u64) -> Error {
+        self.transfer(id).err().unwrap_or_else(|| {
+            Error::invalid(format!(
+                "job {id} is a transfer, which looks nothing up: ask kvkeep_query_blocks what became of it"
+            ))
+        })
+    }
+
+    /// The answer of a transfer.
+    pub fn query(&self, id: u64, result: &mut PrefetchResult) -> Result<Status> {
+        let transfer = self.transfer(id)?;
+        let progress = transfer.progress.lock();
+        let Some(answer) = progress.answer else { return Ok(KVKEEP_PENDING) };
+        let (struct_size, abi_version) = (result.struct_size, result.abi_version);
+        *result = PrefetchResult { struct_size, abi_version, ..answer };
+        Ok(KVKEEP_OK)
+    }
+
+    /// What became of each block of a transfer.
+    pub fn query_blocks(&self, id: u64, statuses: &mut [i32]) -> Result<Status> {
+        let transfer = self.transfer(id)?;
+        let per_chunk = transfer.pool.layout.blocks_per_chunk as usize;
+        let count = transfer.key_count() * per_chunk;
+        if statuses.len() != count {
+            return Err(Error::invalid(format!(
+                "count is {}, the transfer has {count} blocks: pass room for a status for each block number it was given",
+                statuses.len()
+            )));
+        }
+        let progress = transfer.progress.lock();
+        if progress.answer.is_none() {
+            return Ok(KVKEEP_PENDING);
+        }
+        for (key, of_key) in statuses.chunks_mut(per_chunk).enumerate() {
+            let said = transfer.block_statuses(&progress, key);
+            of_key.iter_mut().zip(said).for_each(|(place, status)| *place = status as i32);
+        }
+        Ok(KVKEEP_OK)
+    }
+
+    /// Cancels a transfer that is not done.
+    pub fn cancel(&self, id: u64) -> Result<()> {
+        self.transfer(id)?.stop(KVKEEP_ERR_CANCELLED, "cancelled by its caller");
+        Ok(())
+    }
+
+    /// Forgets a transfer.
+    pub fn release(&self, id: u64) -> Result<()> {
+        let transfer = self.transfer(id)?;
+        let done = {
+            let mut progress = transfer.progress.lock();
+            progress.released = true;
+            progress.answer.is_some()
+        };
+        if done {
+            self.inner.lock().transfers.remove(&id);
+        }
+        transfer.changed.notify_all();
+        transfer.stop(KVKEEP_ERR_CANCELLED, "released before it was done");
+        Ok(())
+    }
+
+    /// A session was aborted: its transfers are cancelled.
+    pub fn abort_session(&self, session: u64) {
+        let of_session: Vec<Arc<Transfer>> =
+            self.inner.lock().transfers.values().filter(|transfer| transfer.session == session).cloned().collect();
+        of_session.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, "its session was aborted"));
+    }
+
+    /// Refuses new transfers and cancels those that are not done.
+    pub fn begin_closing(&self) {
+        let all: Vec<Arc<Transfer>> = {
+            let inner = self.inner.lock();
+            self.closing.store(true, Ordering::Release);
+            inner.transfers.values().cloned().collect()
+        };
+        all.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, "the cache was closed"));
+    }
+
+    /// Completes everything and ends the threads.
+    pub fn close(&self) {
+        self.begin_closing();
+        let all: Vec<Arc<Transfer>> = self.inner.lock().transfers.values().cloned().collect();
+        self.stop_all(&all, "the cache was closed");
+        self.host.close();
+    }
+}
