@@ -317,3 +317,27 @@ fn a_wrong_policy_is_named() {
     assert_eq!(error.status, KVKEEP_ERR_INVALID);
     assert!(error.message.contains("fifo") && error.message.contains("lru"), "{error}");
 }
+
+#[test]
+fn objects_are_nobody_elses_to_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    fn look(path: &std::path::Path, seen: &mut [usize; 2]) {
+        let metadata = path.metadata().unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o007, 0, "{}", path.display());
+        seen[usize::from(metadata.is_dir())] += 1;
+        if metadata.is_dir() {
+            std::fs::read_dir(path).unwrap().for_each(|entry| look(&entry.unwrap().path(), seen));
+        }
+    }
+    for engine in engines() {
+        let above = tempfile::tempdir().unwrap();
+        let dir = above.path().join("made/by/the/cache");
+        let fs = Fs::open(options(&dir, engine)).unwrap();
+        for number in 0..3 {
+            store(&fs, number, LEN).unwrap();
+        }
+        let mut seen = [0; 2];
+        look(&above.path().join("made"), &mut seen);
+        assert!(seen[0] == 3 && seen[1] > 4, "{seen:?}");
+    }
+}

@@ -258,7 +258,7 @@ impl Core {
 
     /// Makes the directory that a store's file goes to.
     pub fn make_shard(&self, writing: &Writing) -> io::Result<()> {
-        std::fs::create_dir_all(self.dir.join(path::shard(&writing.key)))
+        path::make_directory(&self.dir.join(path::shard(&writing.key)))
     }
 
     /// Concludes a store whose file was renamed with the result `renamed`, without replacing.

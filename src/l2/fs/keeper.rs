@@ -290,7 +290,7 @@ impl Core {
 
     fn make_quarantine_room(&self) -> io::Result<()> {
         let dir = self.dir.join(path::QUARANTINE);
-        std::fs::create_dir_all(&dir)?;
+        path::make_directory(&dir)?;
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&dir)? {
             let entry = entry?;

@@ -66,7 +66,7 @@ impl Fs {
             Error::invalid(format!("fs: no policy '{}'; there are {}", options.policy, policy::NAMES.join(", ")))
         })?;
         let at = |what: &'static str| move |error| Error::io(format!("{what} {}", dir.display()), &error);
-        std::fs::create_dir_all(dir).map_err(at("making"))?;
+        path::make_directory(dir).map_err(at("making"))?;
         let dirfd: OwnedFd = std::fs::File::open(dir).map_err(at("opening"))?.into();
         let writer = Writer::this();
         let names = Temporaries::new(&writer);
@@ -132,7 +132,7 @@ fn start(core: &Arc<Core>, options: &FsOptions) -> Result<&'static str> {
 /// Checks that files can be made, and whether direct I/O works on them.
 fn probe(dirfd: &OwnedFd, name: &str, direct: bool) -> rustix::io::Result<bool> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-    let open = |more| openat(dirfd, name, flags | more, Mode::from_raw_mode(0o644));
+    let open = |more| openat(dirfd, name, flags | more, Mode::from_raw_mode(path::FILE_MODE));
     drop(open(OFlags::empty())?);
     let works = direct
         && open(OFlags::DIRECT).is_ok_and(|file| {

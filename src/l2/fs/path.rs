@@ -2,6 +2,8 @@
 //! become, and a corner for objects found broken.
 
 use std::ffi::CString;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::key::{Key, ObjectKey, SpaceTag, hex, unhex};
@@ -10,6 +12,15 @@ use crate::key::{Key, ObjectKey, SpaceTag, hex, unhex};
 pub const QUARANTINE: &str = "quarantine";
 /// How temporary names begin.
 const TEMPORARY: &str = ".tmp-";
+
+/// Who may read objects, less the umask: the bytes are what users said to a model, nobody else's business.
+pub const FILE_MODE: u32 = 0o660;
+const DIRECTORY_MODE: u32 = 0o770;
+
+/// Makes a directory and those above it, as far as they are not there.
+pub fn make_directory(dir: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(dir)
+}
 
 /// The path of an object, relative to the directory.
 pub fn object(key: &ObjectKey) -> String {

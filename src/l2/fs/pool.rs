@@ -10,6 +10,7 @@ use rustix::io::{Errno, preadv, pwritev};
 
 use super::core::{Core, Engine, Fault, Writing};
 use super::frame::{BLOCK, Frame, Spare};
+use super::path;
 use super::queue::Task;
 use crate::error::{Error, Result};
 use crate::l2::{Load, Store, Stored};
@@ -104,7 +105,7 @@ fn load(core: &Core, gate: &Gate, load: Load, spare: &mut Spare) {
 
 fn open(core: &Core, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let direct = if core.direct { OFlags::DIRECT } else { OFlags::empty() };
-    openat(&core.dirfd, path, flags | direct | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::from_raw_mode(0o644))
+    openat(&core.dirfd, path, flags | direct | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::from_raw_mode(path::FILE_MODE))
 }
 
 fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result<(), Fault> {

@@ -13,6 +13,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 use super::core::{Core, Fault, Writing};
 use super::flight::{Flight, Job, PIECE, Piece, Step};
 use super::frame::{BLOCK, Spare};
+use super::path;
 use super::uring::Bell;
 use crate::error::Error;
 use crate::l2::Stored;
@@ -227,7 +228,7 @@ impl Ring {
         };
         let open = opcode::OpenAt::new(self.dir(), name.as_ptr())
             .flags(flags | direct | libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .mode(0o644);
+            .mode(path::FILE_MODE);
         self.request(id, 0, flight, open.build());
     }
 
