@@ -20,7 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { DAEMONS_MAX = 256, ARGUMENTS_MAX = 64, TEXT_MAX = 4096 };
+enum { DAEMONS_MAX = 256, ARGUMENTS_MAX = 64, TEXT_MAX = 4096, STORES = 4 };
 
 static struct {
     kvkeep *cache;
@@ -48,7 +48,7 @@ static void add_number(struct command *command, const char *flag, uint64_t value
 }
 
 static struct command command_of(const kvkeep_options *options, const char *socket) {
-    static const char *const stores[] = {"write-through", "write-back", "after-uses", "never"};
+    static const char *const stores[STORES] = {"write-through", "write-back", "after-uses", "never"};
     struct command command = {{0}, 0};
     command.arguments[command.count++] = strdup(getenv("KVKEEP_COMMAND"));
     command.arguments[command.count++] = strdup("serve");
@@ -59,7 +59,7 @@ static struct command command_of(const kvkeep_options *options, const char *sock
     add(&command, "--l1", l1);
     for (size_t i = 0; i < options->backend_count; i++) add(&command, "--l2", options->backend_urls[i]);
     if (options->eviction_policy) add(&command, "--policy", options->eviction_policy);
-    if (options->store_mode < 4) add(&command, "--store", stores[options->store_mode]);
+    add(&command, "--store", stores[options->store_mode]);
     if (options->flags & KVKEEP_FLAG_NO_PREFAULT) add(&command, "--no-prefault", "true");
     if (options->flags & KVKEEP_FLAG_NO_CHECKSUM) add(&command, "--no-checksum", "true");
     add_number(&command, "--watermark-high-percent", options->watermark_high_percent);
@@ -144,6 +144,21 @@ static void remember(kvkeep *cache, pid_t pid, const char *directory) {
     pthread_mutex_unlock(&lock);
 }
 
+// Whether a daemon can be told these options.
+static int can_serve(const kvkeep_options *options) {
+    const uint32_t known = KVKEEP_FLAG_NO_PREFAULT | KVKEEP_FLAG_NO_CHECKSUM;
+    if (!options || options->struct_size != sizeof *options || options->abi_version != KVKEEP_ABI_VERSION ||
+        options->connect || options->l1_bytes == 0 || options->store_mode >= STORES ||
+        (options->flags & ~known) || options->reserved != 0 || options->log_level > KVKEEP_LOG_INFO ||
+        (options->backend_count > 0 && !options->backend_urls) || !getenv("KVKEEP_COMMAND")) {
+        return 0;
+    }
+    for (size_t i = 0; i < options->backend_count; i++) {
+        if (!options->backend_urls[i]) return 0;
+    }
+    return 1;
+}
+
 // dlsym gives functions as data.
 typedef kvkeep_status (*open_function)(const kvkeep_options *, kvkeep **);
 typedef kvkeep_status (*close_function)(kvkeep *);
@@ -151,11 +166,7 @@ typedef kvkeep_status (*close_function)(kvkeep *);
 kvkeep_status kvkeep_open(const kvkeep_options *options, kvkeep **cache) {
     open_function next;
     *(void **)&next = dlsym(RTLD_NEXT, "kvkeep_open");
-    int serves = options && cache && options->struct_size == sizeof *options &&
-                 options->abi_version == KVKEEP_ABI_VERSION && !options->connect && options->l1_bytes > 0 &&
-                 (options->backend_count == 0 || options->backend_urls) && getenv("KVKEEP_COMMAND");
-    for (size_t i = 0; serves && i < options->backend_count; i++) serves = options->backend_urls[i] != NULL;
-    if (!serves) return next(options, cache);
+    if (!cache || !can_serve(options)) return next(options, cache);
 
     char directory[64] = "/tmp/kvkeep-shim-XXXXXX", socket[80], notify[80], url[128];
     if (!mkdtemp(directory)) abort();

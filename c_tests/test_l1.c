@@ -1,4 +1,4 @@
-// Objects in memory: their states, shares, eviction and bounds.
+// Objects in memory: their states, shares and memory.
 #include "fixture.h"
 
 static kvkeep *cache;
@@ -235,25 +235,6 @@ static void temporaries_go_with_their_last_share(void) {
     teardown();
 }
 
-static void p9_a_full_l1_evicts_in_the_call(void) {
-    setup(MIB);
-    for (uint32_t i = 0; i < 200; i++) {
-        kvkeep_key key = key_of(i);
-        put(cache, space, &key, 1, 64 * KIB);
-        kvkeep_stats stats = stats_of(cache);
-        CHECK(stats.l1_used_bytes <= stats.l1_bytes);
-    }
-    kvkeep_stats stats = stats_of(cache);
-    CHECK(stats.l1_objects >= 15);
-    CHECK_EQUAL(stats.l1_objects + stats.evictions, 200);
-    CHECK_EQUAL(stats.evicted_bytes, stats.evictions * 64 * KIB);
-    CHECK_EQUAL(stats.refusals, 0);
-    kvkeep_key oldest = key_of(0), newest = key_of(199);
-    CHECK(!is_ready(cache, space, &oldest));
-    CHECK(is_ready(cache, space, &newest));
-    teardown();
-}
-
 static void p2_memory_in_use_is_never_reused(void) {
     setup(MIB);
     kvkeep_key held[8], more[32];
@@ -294,35 +275,6 @@ static void a_key_that_is_there_needs_no_memory(void) {
     CHECK_STATUS(views[0].status, KVKEEP_ERR_NO_MEMORY);
     CHECK_STATUS(views[1].status, KVKEEP_ERR_EXISTS);
     CHECK_STATUS(views[2].status, KVKEEP_ERR_NO_MEMORY);
-    teardown();
-}
-
-static void p9_a_quota_bounds_its_space_and_evicts_within_it(void) {
-    setup(4 * MIB);
-    kvkeep_space_options options;
-    KVKEEP_INIT(&options);
-    options.model = "bounded";
-    options.quota_bytes = 256 * KIB;
-    uint64_t bounded;
-    OK(kvkeep_open_space(cache, &options, &bounded));
-    kvkeep_key mine = key_of(1);
-    put(cache, space, &mine, 1, 64 * KIB);
-    for (uint32_t i = 0; i < 20; i++) {
-        kvkeep_key key = key_of(100 + i);
-        put(cache, bounded, &key, 1, 64 * KIB);
-    }
-    CHECK_EQUAL(stats_of(cache).l1_objects, 1 + 4);
-    CHECK(is_ready(cache, space, &mine));
-    uint64_t holder = begin(cache, bounded);
-    kvkeep_key keys[5];
-    kvkeep_view views[5];
-    uint64_t sizes[5];
-    keys_of(keys, 200, 5);
-    for (int i = 0; i < 5; i++) sizes[i] = 64 * KIB;
-    CHECK_STATUS(kvkeep_reserve_write(cache, holder, keys, 5, sizes, 0, views), KVKEEP_PARTIAL);
-    for (int i = 0; i < 4; i++) OK(views[i].status);
-    CHECK_STATUS(views[4].status, KVKEEP_ERR_QUOTA);
-    CHECK(is_ready(cache, space, &mine));
     teardown();
 }
 
@@ -394,98 +346,6 @@ static void clear_of_one_space_leaves_the_others(void) {
     teardown();
 }
 
-// Fills L1 with new objects until something of `keys` is gone.
-static int first_evicted(const kvkeep_key *keys, int count) {
-    static uint32_t fillers = 1000;
-    for (;;) {
-        kvkeep_key filler = key_of(fillers++);
-        put(cache, space, &filler, 1, 64 * KIB);
-        for (int i = 0; i < count; i++) {
-            char text[2048];
-            size_t length;
-            CHECK(kvkeep_explain_key(cache, space, &keys[i], text, sizeof text, &length) >= 0);
-            if (strstr(text, "\"absent\"")) return i;
-        }
-    }
-}
-
-static void touch_keeps_longer(void) {
-    setup(MIB);
-    kvkeep_key keys[3];
-    int32_t statuses[3];
-    keys_of(keys, 1, 3);
-    for (int i = 0; i < 2; i++) put(cache, space, &keys[i], 1, 64 * KIB);
-    CHECK_STATUS(kvkeep_touch(cache, space, keys, 3, statuses), KVKEEP_PARTIAL);
-    OK(statuses[0]);
-    OK(statuses[1]);
-    CHECK_STATUS(statuses[2], KVKEEP_ERR_NOT_FOUND);
-    // The last key is touched first, so that the first is the most recent.
-    CHECK_EQUAL(first_evicted(keys, 2), 1);
-    teardown();
-}
-
-static void a_prefix_dies_from_its_tail(void) {
-    setup(MIB);
-    kvkeep_key keys[4];
-    keys_of(keys, 1, 4);
-    put_in(cache, session, keys, 4, 64 * KIB);
-    OK(kvkeep_end_session(cache, session));
-    CHECK_EQUAL(first_evicted(keys, 4), 3);
-    CHECK_EQUAL(first_evicted(keys, 3), 2);
-    teardown();
-}
-
-static void retain_is_a_bias_and_no_pin(void) {
-    setup(MIB);
-    kvkeep_key keys[3];
-    int32_t statuses[3];
-    keys_of(keys, 1, 3);
-    for (int i = 0; i < 2; i++) put(cache, space, &keys[i], 1, 64 * KIB);
-    CHECK_STATUS(kvkeep_retain(cache, space, &keys[0], 1, 100, 60000, statuses), KVKEEP_OK);
-    CHECK_STATUS(kvkeep_retain(cache, space, &keys[2], 1, 100, 60000, statuses), KVKEEP_PARTIAL);
-    CHECK_STATUS(statuses[0], KVKEEP_ERR_NOT_FOUND);
-    CHECK_EQUAL(first_evicted(keys, 2), 1);
-    // It goes too in the end.
-    CHECK_EQUAL(first_evicted(keys, 1), 0);
-    teardown();
-}
-
-static void policy_none_evicts_nothing(void) {
-    kvkeep_options options = quiet_options(MIB);
-    options.eviction_policy = "none";
-    cache = open_with(&options);
-    space = open_space(cache, "model");
-    session = begin(cache, space);
-    uint32_t stored = 0;
-    while (stored < 64) {
-        kvkeep_key key = key_of(stored);
-        int32_t status = write_status(session, &key, 64 * KIB);
-        if (status == KVKEEP_ERR_NO_MEMORY) break;
-        OK(status);
-        OK(kvkeep_finish_write(cache, session, &key, 1, NULL));
-        stored++;
-    }
-    CHECK(stored >= 15 && stored <= 16);
-    CHECK_EQUAL(stats_of(cache).evictions, 0);
-    teardown();
-}
-
-static void p9_background_eviction_keeps_to_the_watermarks(void) {
-    kvkeep_options options;
-    KVKEEP_INIT(&options);
-    options.l1_bytes = 4 * MIB;
-    options.watermark_high_percent = 50;
-    options.watermark_low_percent = 25;
-    cache = open_with(&options);
-    space = open_space(cache, "model");
-    kvkeep_key keys[48];
-    keys_of(keys, 1, 48);
-    put(cache, space, keys, 48, 64 * KIB);
-    AWAIT(stats_of(cache).l1_used_bytes <= MIB);
-    CHECK(stats_of(cache).l1_used_bytes >= MIB / 2);
-    teardown();
-}
-
 static void one_batch_of_many_sizes_fits_again_after_it_is_gone(void) {
     setup(8 * MIB);
     kvkeep_key keys[64];
@@ -517,18 +377,11 @@ int main(void) {
     RUN(p3_another_sessions_share_is_never_taken);
     RUN(a_commit_that_takes_shares_leaves_eviction_no_gap);
     RUN(temporaries_go_with_their_last_share);
-    RUN(p9_a_full_l1_evicts_in_the_call);
     RUN(p2_memory_in_use_is_never_reused);
     RUN(a_key_that_is_there_needs_no_memory);
-    RUN(p9_a_quota_bounds_its_space_and_evicts_within_it);
     RUN(delete_spares_what_is_in_use);
     RUN(p2_clear_frees_what_is_in_use_when_its_last_share_goes);
     RUN(clear_of_one_space_leaves_the_others);
-    RUN(touch_keeps_longer);
-    RUN(a_prefix_dies_from_its_tail);
-    RUN(retain_is_a_bias_and_no_pin);
-    RUN(policy_none_evicts_nothing);
-    RUN(p9_background_eviction_keeps_to_the_watermarks);
     RUN(one_batch_of_many_sizes_fits_again_after_it_is_gone);
     return 0;
 }

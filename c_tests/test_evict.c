@@ -1,0 +1,174 @@
+// What leaves memory when it is full, and what does not.
+#include "fixture.h"
+
+static kvkeep *cache;
+static uint64_t space, session;
+
+static void setup(uint64_t l1_bytes) {
+    cache = open_l1(l1_bytes);
+    space = open_space(cache, "model");
+    session = begin(cache, space);
+}
+
+static void teardown(void) {
+    close_empty(cache);
+}
+
+static int32_t write_status(uint64_t writer, const kvkeep_key *key, uint64_t bytes) {
+    kvkeep_view view;
+    kvkeep_reserve_write(cache, writer, key, 1, &bytes, KVKEEP_RETENTION_KEEP, &view);
+    if (view.status == KVKEEP_OK) fill(key, &view);
+    return view.status;
+}
+
+static void p9_a_full_l1_evicts_in_the_call(void) {
+    setup(MIB);
+    for (uint32_t i = 0; i < 200; i++) {
+        kvkeep_key key = key_of(i);
+        put(cache, space, &key, 1, 64 * KIB);
+        kvkeep_stats stats = stats_of(cache);
+        CHECK(stats.l1_used_bytes <= stats.l1_bytes);
+    }
+    kvkeep_stats stats = stats_of(cache);
+    CHECK(stats.l1_objects >= 15);
+    CHECK_EQUAL(stats.l1_objects + stats.evictions, 200);
+    CHECK_EQUAL(stats.evicted_bytes, stats.evictions * 64 * KIB);
+    CHECK_EQUAL(stats.refusals, 0);
+    kvkeep_key oldest = key_of(0), newest = key_of(199);
+    CHECK(!is_ready(cache, space, &oldest));
+    CHECK(is_ready(cache, space, &newest));
+    teardown();
+}
+
+static void p9_a_quota_bounds_its_space_and_evicts_within_it(void) {
+    setup(4 * MIB);
+    kvkeep_space_options options;
+    KVKEEP_INIT(&options);
+    options.model = "bounded";
+    options.quota_bytes = 256 * KIB;
+    uint64_t bounded;
+    OK(kvkeep_open_space(cache, &options, &bounded));
+    kvkeep_key mine = key_of(1);
+    put(cache, space, &mine, 1, 64 * KIB);
+    for (uint32_t i = 0; i < 20; i++) {
+        kvkeep_key key = key_of(100 + i);
+        put(cache, bounded, &key, 1, 64 * KIB);
+    }
+    CHECK_EQUAL(stats_of(cache).l1_objects, 1 + 4);
+    CHECK(is_ready(cache, space, &mine));
+    uint64_t holder = begin(cache, bounded);
+    kvkeep_key keys[5];
+    kvkeep_view views[5];
+    uint64_t sizes[5];
+    keys_of(keys, 200, 5);
+    for (int i = 0; i < 5; i++) sizes[i] = 64 * KIB;
+    CHECK_STATUS(kvkeep_reserve_write(cache, holder, keys, 5, sizes, 0, views), KVKEEP_PARTIAL);
+    for (int i = 0; i < 4; i++) OK(views[i].status);
+    CHECK_STATUS(views[4].status, KVKEEP_ERR_QUOTA);
+    CHECK(is_ready(cache, space, &mine));
+    teardown();
+}
+
+// Fills L1 with new objects until something of `keys` is gone.
+static int first_evicted(const kvkeep_key *keys, int count) {
+    static uint32_t fillers = 1000;
+    for (;;) {
+        kvkeep_key filler = key_of(fillers++);
+        put(cache, space, &filler, 1, 64 * KIB);
+        for (int i = 0; i < count; i++) {
+            char text[2048];
+            size_t length;
+            CHECK(kvkeep_explain_key(cache, space, &keys[i], text, sizeof text, &length) >= 0);
+            if (strstr(text, "\"absent\"")) return i;
+        }
+    }
+}
+
+static void touch_keeps_longer(void) {
+    setup(MIB);
+    kvkeep_key keys[3];
+    int32_t statuses[3];
+    keys_of(keys, 1, 3);
+    for (int i = 0; i < 2; i++) put(cache, space, &keys[i], 1, 64 * KIB);
+    CHECK_STATUS(kvkeep_touch(cache, space, keys, 3, statuses), KVKEEP_PARTIAL);
+    OK(statuses[0]);
+    OK(statuses[1]);
+    CHECK_STATUS(statuses[2], KVKEEP_ERR_NOT_FOUND);
+    // The last key is touched first, so that the first is the most recent.
+    CHECK_EQUAL(first_evicted(keys, 2), 1);
+    teardown();
+}
+
+static void a_prefix_dies_from_its_tail(void) {
+    setup(MIB);
+    kvkeep_key keys[4];
+    keys_of(keys, 1, 4);
+    put_in(cache, session, keys, 4, 64 * KIB);
+    OK(kvkeep_end_session(cache, session));
+    CHECK_EQUAL(first_evicted(keys, 4), 3);
+    CHECK_EQUAL(first_evicted(keys, 3), 2);
+    teardown();
+}
+
+static void retain_is_a_bias_and_no_pin(void) {
+    setup(MIB);
+    kvkeep_key keys[3];
+    int32_t statuses[3];
+    keys_of(keys, 1, 3);
+    for (int i = 0; i < 2; i++) put(cache, space, &keys[i], 1, 64 * KIB);
+    CHECK_STATUS(kvkeep_retain(cache, space, &keys[0], 1, 100, 60000, statuses), KVKEEP_OK);
+    CHECK_STATUS(kvkeep_retain(cache, space, &keys[2], 1, 100, 60000, statuses), KVKEEP_PARTIAL);
+    CHECK_STATUS(statuses[0], KVKEEP_ERR_NOT_FOUND);
+    CHECK_EQUAL(first_evicted(keys, 2), 1);
+    // It goes too in the end.
+    CHECK_EQUAL(first_evicted(keys, 1), 0);
+    teardown();
+}
+
+static void policy_none_evicts_nothing(void) {
+    kvkeep_options options = quiet_options(MIB);
+    options.eviction_policy = "none";
+    cache = open_with(&options);
+    space = open_space(cache, "model");
+    session = begin(cache, space);
+    uint32_t stored = 0;
+    while (stored < 64) {
+        kvkeep_key key = key_of(stored);
+        int32_t status = write_status(session, &key, 64 * KIB);
+        if (status == KVKEEP_ERR_NO_MEMORY) break;
+        OK(status);
+        OK(kvkeep_finish_write(cache, session, &key, 1, NULL));
+        stored++;
+    }
+    CHECK(stored >= 15 && stored <= 16);
+    CHECK_EQUAL(stats_of(cache).evictions, 0);
+    teardown();
+}
+
+static void p9_background_eviction_keeps_to_the_watermarks(void) {
+    kvkeep_options options;
+    KVKEEP_INIT(&options);
+    options.l1_bytes = 4 * MIB;
+    options.watermark_high_percent = 50;
+    options.watermark_low_percent = 25;
+    cache = open_with(&options);
+    space = open_space(cache, "model");
+    kvkeep_key keys[48];
+    keys_of(keys, 1, 48);
+    put(cache, space, keys, 48, 64 * KIB);
+    AWAIT(stats_of(cache).l1_used_bytes <= MIB);
+    CHECK(stats_of(cache).l1_used_bytes >= MIB / 2);
+    teardown();
+}
+
+int main(void) {
+    watchdog();
+    RUN(p9_a_full_l1_evicts_in_the_call);
+    RUN(p9_a_quota_bounds_its_space_and_evicts_within_it);
+    RUN(touch_keeps_longer);
+    RUN(a_prefix_dies_from_its_tail);
+    RUN(retain_is_a_bias_and_no_pin);
+    RUN(policy_none_evicts_nothing);
+    RUN(p9_background_eviction_keeps_to_the_watermarks);
+    return 0;
+}
