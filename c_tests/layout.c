@@ -122,6 +122,7 @@ int main(void) {
     FIELD(kvkeep_prefetch_result, lookup_us);
     FIELD(kvkeep_prefetch_result, load_us);
     FIELD(kvkeep_prefetch_result, total_us);
+    FIELD(kvkeep_prefetch_result, message);
     STRUCT(kvkeep_event);
     FIELD(kvkeep_event, sequence);
     FIELD(kvkeep_event, time_us);

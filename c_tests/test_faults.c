@@ -59,6 +59,7 @@ static void p7_a_changed_byte_on_disk_is_a_miss(void) {
     CHECK_EQUAL(result.lookup_chunks, 1);
     CHECK_EQUAL(result.hit_chunks, 0);
     CHECK_EQUAL(result.failed_keys, 1);
+    CHECK(strlen(result.message) > 10);
     CHECK_EQUAL(stats_of(cache).corruptions, 1);
     // Quarantined: it is not found a second time.
     CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).lookup_chunks, 0);

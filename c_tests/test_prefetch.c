@@ -34,6 +34,7 @@ static void hits_below_are_loaded(void) {
     CHECK_EQUAL(result.tier_keys[1], 6);
     CHECK_EQUAL(result.loaded_bytes, 6 * SIZE);
     CHECK_EQUAL(result.failed_keys, 0);
+    CHECK(result.message[0] == '\0');
     CHECK(result.total_us >= result.lookup_us);
     check_hits(job, keys, "11111111", 1);
     OK(kvkeep_finish_read(cache, session, keys, 8, 0, NULL));

@@ -416,6 +416,8 @@ typedef struct {
     uint64_t load_us;
     /// Microseconds from submit to the end.
     uint64_t total_us;
+    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
+    char message[KVKEEP_MESSAGE_BYTES];
 } kvkeep_prefetch_result;
 
 /// A stretch of paged memory with a place for every block of a pool: a layer's K, its V, both fused, a latent, or the like.

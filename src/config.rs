@@ -179,7 +179,7 @@ pub trait JobObserver: Send + Sync {
     /// The lookup's answer is known. A daemon's client is not told.
     fn looked_up(&self, _chunks: u32) {}
     /// The job is done and holds the keys marked in `held` (which may go on unmarked). Called once.
-    fn done(&self, completion: &Completion, result: &PrefetchResult, held: &[bool]);
+    fn done(&self, result: &PrefetchResult, held: &[bool]);
     /// The job is forgotten; it was done before. A daemon's client is not told.
     fn released(&self) {}
 }

@@ -1,6 +1,6 @@
 //! Plain data that crosses the ABI uncopied: what calls fill in for their callers.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
 /// One object's bytes in L1, as a reservation returns it.
 #[repr(C)]
@@ -60,7 +60,7 @@ pub struct Completion {
 
 /// The answer of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PrefetchResult {
     /// sizeof of the caller's struct.
     pub struct_size: u32,
@@ -84,6 +84,22 @@ pub struct PrefetchResult {
     pub load_us: u64,
     /// Microseconds from submit to the end.
     pub total_us: u64,
+    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
+    pub message: [std::ffi::c_char; KVKEEP_MESSAGE_BYTES],
+}
+
+impl Default for PrefetchResult {
+    fn default() -> PrefetchResult {
+        PrefetchResult::new_zeroed()
+    }
+}
+
+impl PrefetchResult {
+    /// What is told of the job whose answer this is.
+    pub fn completion(&self, job: u64, session: u64) -> Completion {
+        let PrefetchResult { status, hit_chunks, loaded_bytes, message, .. } = *self;
+        Completion { job, session, status, hit_chunks, loaded_bytes, message }
+    }
 }
 
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
@@ -199,6 +215,6 @@ pub struct Stats {
 
 const _: () = assert!(size_of::<View>() == 24);
 const _: () = assert!(size_of::<Completion>() == 160);
-const _: () = assert!(size_of::<PrefetchResult>() == 88);
+const _: () = assert!(size_of::<PrefetchResult>() == 216);
 const _: () = assert!(size_of::<Histogram>() == 224);
 const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224);

@@ -26,23 +26,6 @@ fn empty() -> View {
     View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }
 }
 
-fn result() -> PrefetchResult {
-    // A result struct is plain data; a query fills all of it in.
-    PrefetchResult {
-        struct_size: 0,
-        abi_version: 0,
-        status: 0,
-        hit_chunks: 0,
-        lookup_chunks: 0,
-        failed_keys: 0,
-        tier_keys: [0; 8],
-        loaded_bytes: 0,
-        lookup_us: 0,
-        load_us: 0,
-        total_us: 0,
-    }
-}
-
 fn fill(view: &View, seed: u8) {
     // SAFETY: a staged view of this session is ours to write.
     unsafe { std::slice::from_raw_parts_mut(view.data.cast::<u8>(), view.size as usize) }.fill(seed);
@@ -80,7 +63,7 @@ fn read_back(node: &Node, space: u64, chunks: usize, from_l2: bool) {
     let mut hits = 0;
     assert_eq!(node.query_lookup_hits(job, &mut hits).unwrap(), KVKEEP_OK);
     assert_eq!(hits, chunks as u32);
-    let mut answer = result();
+    let mut answer = PrefetchResult::default();
     assert_eq!(node.query_prefetch(job, &mut answer).unwrap(), KVKEEP_OK);
     assert_eq!(answer.hit_chunks, chunks as u32);
     assert_eq!(answer.tier_keys[usize::from(from_l2)], chunks as u32);

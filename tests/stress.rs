@@ -193,19 +193,7 @@ impl World {
 
     /// Reads what a job that is done has got.
     fn take_up(&self, random: &mut Random, session: u64, keys: &[Key], job: u64, extra: u32) {
-        let mut result = PrefetchResult {
-            struct_size: 0,
-            abi_version: 0,
-            status: 0,
-            hit_chunks: 0,
-            lookup_chunks: 0,
-            failed_keys: 0,
-            tier_keys: [0; 8],
-            loaded_bytes: 0,
-            lookup_us: 0,
-            load_us: 0,
-            total_us: 0,
-        };
+        let mut result = PrefetchResult::default();
         let mut bitmap = [0; 16];
         let both = self.node.query_prefetch(job, &mut result).and(self.node.query_bitmap(job, &mut bitmap));
         match both {

@@ -194,7 +194,7 @@ impl Job {
             }
         }
         let since = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
-        progress.result = Some(PrefetchResult {
+        let result = PrefetchResult {
             struct_size: size_of::<PrefetchResult>() as u32,
             abi_version: 0,
             status: status as i32,
@@ -206,16 +206,10 @@ impl Job {
             lookup_us: since(lookup_at, self.submitted),
             load_us: since(now, lookup_at),
             total_us: since(now, self.submitted),
-        });
-        let message = progress.trouble.as_deref().unwrap_or("");
-        Completion {
-            job: self.id,
-            session: self.session,
-            status: status as i32,
-            hit_chunks: chunks,
-            loaded_bytes: progress.loaded_bytes,
-            message: message_bytes(message),
-        }
+            message: message_bytes(progress.trouble.as_deref().unwrap_or("")),
+        };
+        progress.result = Some(result);
+        result.completion(self.id, self.session)
     }
 }
 

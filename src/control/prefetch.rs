@@ -420,7 +420,7 @@ impl Prefetcher {
         self.meters.prefetch_hit_chunks.add(u64::from(chunks));
         self.meters.prefetch_latency.add(job.submitted.elapsed());
         if let (Some(observer), Some(result)) = (&job.observer, &progress.result) {
-            observer.done(&completion, result, &progress.held);
+            observer.done(result, &progress.held);
         }
         if let Some(notify) = progress.notify.take() {
             self.completions.deliver(notify, completion);

@@ -223,8 +223,8 @@ impl Client {
         match kind {
             PUSH_LOOKED_UP => self.jobs.looked_up(ticket, fields.take()?),
             PUSH_DONE => {
-                let (completion, result, bitmap) = (fields.take()?, fields.take()?, fields.take()?);
-                self.jobs.done(ticket, completion, result, bitmap, &self.completions);
+                let (result, bitmap) = (fields.take()?, fields.take()?);
+                self.jobs.done(ticket, result, bitmap, &self.completions);
             }
             PUSH_RELEASED => self.jobs.released(ticket),
             _ => return Err(Error::invalid("malformed push")),

@@ -15,7 +15,7 @@ use crate::config::JobObserver;
 use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, Result};
 use crate::key::Key;
 use crate::node::Node;
-use crate::types::{Completion, PrefetchResult};
+use crate::types::PrefetchResult;
 
 #[derive(Default)]
 struct Held {
@@ -248,10 +248,10 @@ impl JobObserver for Follower {
         }
     }
 
-    fn done(&self, completion: &Completion, result: &PrefetchResult, held: &[bool]) {
+    fn done(&self, result: &PrefetchResult, held: &[bool]) {
         if let Some(guest) = self.guest.upgrade() {
             guest.outbox.push(PUSH_DONE, |frame| {
-                frame.put(&self.ticket).put(completion).put(result).put(&bitmap(held).as_slice());
+                frame.put(&self.ticket).put(result).put(&bitmap(held).as_slice());
             });
         }
     }

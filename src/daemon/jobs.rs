@@ -11,7 +11,7 @@ use crate::control::job::message_bytes;
 use crate::error::{
     Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status,
 };
-use crate::types::{Completion, PrefetchResult};
+use crate::types::PrefetchResult;
 
 struct Entry {
     /// Its number, once the daemon has accepted it.
@@ -20,36 +20,30 @@ struct Entry {
     keys: usize,
     lookup: Option<u32>,
     answer: Option<(PrefetchResult, Vec<u8>)>,
-    /// How to tell; taken by the completion, so that there is one.
+    /// How to tell; taken when it is accepted and done, so that there is one completion.
     notify: Option<Notify>,
-    /// Came before the daemon's acceptance was read.
-    early: Option<Completion>,
     /// Its caller has forgotten it: only its completion is still to come.
     released: bool,
 }
 
 impl Entry {
-    /// It ends without the daemon's word, unless that came before.
+    /// It ends without the daemon's word.
     fn lose(mut self, status: Status, message: &str, completions: &Completions) {
         if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
-            let (answer, message) = match self.answer {
-                Some(answer) => (answer, ""),
-                None => ((PrefetchResult { status: status as i32, ..PrefetchResult::default() }, Vec::new()), message),
-            };
-            let (session, message) = (self.session, message_bytes(message));
-            let PrefetchResult { status, hit_chunks, loaded_bytes, .. } = answer.0;
-            tell(notify, Completion { job, session, status, hit_chunks, loaded_bytes, message }, &answer, completions);
+            let (status, message) = (status as i32, message_bytes(message));
+            let result = PrefetchResult { status, message, ..PrefetchResult::default() };
+            tell(notify, job, self.session, &(result, Vec::new()), completions);
         }
     }
 }
 
 /// Tells of a job's end. An observer is told here and now, under the table's lock.
-fn tell(notify: Notify, completion: Completion, answer: &(PrefetchResult, Vec<u8>), completions: &Completions) {
+fn tell(notify: Notify, job: u64, session: u64, answer: &(PrefetchResult, Vec<u8>), completions: &Completions) {
     if let Notify::Observer(observer) = &notify {
         let held: Vec<bool> = answer.1.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)).collect();
-        observer.done(&completion, &answer.0, &held);
+        observer.done(&answer.0, &held);
     }
-    completions.deliver(notify, completion);
+    completions.deliver(notify, answer.0.completion(job, session));
 }
 
 #[derive(Default)]
@@ -99,8 +93,7 @@ impl Jobs {
         table.last += 1;
         let ticket = table.last;
         let notify = Some(notify);
-        let entry =
-            Entry { job: None, session, keys, lookup: None, answer: None, notify, early: None, released: false };
+        let entry = Entry { job: None, session, keys, lookup: None, answer: None, notify, released: false };
         table.by_ticket.insert(ticket, entry);
         ticket
     }
@@ -121,10 +114,10 @@ impl Jobs {
         entry.job = Some(job);
         entry.lookup = entry.lookup.or(lookup);
         entry.answer = entry.answer.take().or(answer);
-        if let Some(completion) = entry.early.take()
-            && let (Some(notify), Some(answer)) = (entry.notify.take(), &entry.answer)
+        if let Some(answer) = &entry.answer
+            && let Some(notify) = entry.notify.take()
         {
-            tell(notify, completion, answer, completions);
+            tell(notify, job, entry.session, answer, completions);
         }
         if entry.released {
             table.by_ticket.remove(&ticket);
@@ -154,23 +147,16 @@ impl Jobs {
         }
     }
 
-    /// Pushed: a job is done.
-    pub fn done(
-        &self,
-        ticket: u64,
-        completion: Completion,
-        result: PrefetchResult,
-        bitmap: &[u8],
-        completions: &Completions,
-    ) {
+    /// Pushed: a job is done, as the reply that accepted it may have said.
+    pub fn done(&self, ticket: u64, result: PrefetchResult, bitmap: &[u8], completions: &Completions) {
         let mut table = self.table.lock();
         let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
         entry.lookup = Some(result.lookup_chunks);
         let answer = entry.answer.insert((result, bitmap.to_vec()));
-        if entry.job.is_none() {
-            entry.early = Some(completion);
-        } else if let Some(notify) = entry.notify.take() {
-            tell(notify, completion, answer, completions);
+        if let Some(job) = entry.job
+            && let Some(notify) = entry.notify.take()
+        {
+            tell(notify, job, entry.session, answer, completions);
         }
         drop(table);
         self.changed.notify_all();

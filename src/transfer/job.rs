@@ -21,7 +21,7 @@ use crate::error::{
     KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
 };
 use crate::key::Key;
-use crate::types::{Completion, PrefetchResult, View};
+use crate::types::{PrefetchResult, View};
 
 /// What the library's caches hold of a transfer of so many bytes is of no use to anybody afterwards.
 const COLD_BYTES: u64 = 4 << 20;
@@ -322,7 +322,7 @@ impl Transfer {
         };
         let began = progress.began.unwrap_or(now);
         let micros = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
-        progress.answer = Some(PrefetchResult {
+        let answer = PrefetchResult {
             status: status as i32,
             hit_chunks: done,
             lookup_chunks: self.keys.len() as u32,
@@ -331,16 +331,11 @@ impl Transfer {
             lookup_us: micros(began, self.submitted),
             load_us: micros(now, began),
             total_us: micros(now, self.submitted),
-            ..PrefetchResult::default()
-        });
-        let completion = Completion {
-            job: self.id,
-            session: self.session,
-            status: status as i32,
-            hit_chunks: done,
-            loaded_bytes: progress.moved,
             message: message_bytes(&message),
+            ..PrefetchResult::default()
         };
+        let completion = answer.completion(self.id, self.session);
+        progress.answer = Some(answer);
         let notify = progress.notify.take();
         progress.places.clear();
         drop(progress);
@@ -474,8 +469,8 @@ pub struct Follower {
 }
 
 impl JobObserver for Follower {
-    fn done(&self, completion: &Completion, result: &PrefetchResult, _held: &[bool]) {
-        let status = Status::from_number(completion.status).unwrap_or(KVKEEP_ERR_INTERNAL);
+    fn done(&self, result: &PrefetchResult, _held: &[bool]) {
+        let status = Status::from_number(result.status).unwrap_or(KVKEEP_ERR_INTERNAL);
         {
             let mut progress = self.transfer.progress.lock();
             let arrival = Arrival { keys: self.keys.clone(), status, failed: result.failed_keys > 0 };

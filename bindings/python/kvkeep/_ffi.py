@@ -209,6 +209,7 @@ class kvkeep_prefetch_result(Structure):
     lookup_us: int
     load_us: int
     total_us: int
+    message: bytes
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -221,6 +222,7 @@ class kvkeep_prefetch_result(Structure):
         ("lookup_us", c_uint64),
         ("load_us", c_uint64),
         ("total_us", c_uint64),
+        ("message", c_char * KVKEEP_MESSAGE_BYTES),
     ]
 
 

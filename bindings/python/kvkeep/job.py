@@ -32,6 +32,7 @@ class PrefetchResult(NamedTuple):
     lookup_us: int
     load_us: int
     total_us: int
+    message: str
 
 
 class Job:
@@ -69,6 +70,7 @@ class Job:
             result.lookup_us,
             result.load_us,
             result.total_us,
+            result.message.decode(errors="replace"),
         )
 
     def done(self) -> bool:

@@ -108,7 +108,7 @@ impl Engine {
         let request = PrefetchRequest { mode, policy: Policy::Wait, ..Default::default() };
         self.node.submit_prefetch(session, keys, request, &mut job)?;
         self.node.wait(job, PATIENCE.as_millis() as u32)?;
-        let mut answer = empty_result();
+        let mut answer = PrefetchResult::default();
         let status = self.node.query_prefetch(job, &mut answer)?;
         if status != KVKEEP_OK || answer.status != KVKEEP_OK as i32 {
             return Err(Error::new(status, format!("a prefetch ended with status {}", answer.status)));
@@ -196,21 +196,5 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.node.close();
-    }
-}
-
-fn empty_result() -> PrefetchResult {
-    PrefetchResult {
-        struct_size: 0,
-        abi_version: 0,
-        status: 0,
-        hit_chunks: 0,
-        lookup_chunks: 0,
-        failed_keys: 0,
-        tier_keys: [0; KVKEEP_TIERS_MAX],
-        loaded_bytes: 0,
-        lookup_us: 0,
-        load_us: 0,
-        total_us: 0,
     }
 }
