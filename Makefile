@@ -9,7 +9,7 @@ CTEST := build/tools/bin/ctest
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check test test-rust test-c test-bindings test-daemon test-page demo bench soak install clean
+.PHONY: help build check test test-rust test-c test-bindings test-daemon test-page demo bench bench-device soak install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -55,6 +55,9 @@ demo: ## install into build/prefix, build the quickstart against it, replay a tr
 
 bench: ## measure into target/bench/results.json and print the table
 	cargo bench --locked
+
+bench-device: ## measure transfers to and from pages into target/bench/results-device.json
+	cargo bench --locked --bench kvkeep -- --device
 
 soak: ## the long campaigns: kills by the hundred, random operations and garbage by the million
 	KVKEEP_KILL_ROUNDS=200 cargo test --locked --release --test fs_kill -- --nocapture

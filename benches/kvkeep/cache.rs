@@ -105,6 +105,11 @@ impl Cache {
         cache
     }
 
+    /// The handle's number, for calls that stand elsewhere.
+    pub fn token(&self) -> usize {
+        self.token
+    }
+
     pub fn begin(&self) -> u64 {
         let mut session = 0;
         // SAFETY: the pointers are those of live locals, or NULL where that is allowed.

@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Seconds of processor time that this process has used.
-fn cpu_seconds() -> f64 {
+pub fn cpu_seconds() -> f64 {
     // SAFETY: plain data for which zero is a valid value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: `usage` is a live local.

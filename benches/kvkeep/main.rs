@@ -1,9 +1,10 @@
 //! What the cache costs and how near it comes to its limits, measured through the C ABI beside its comparators.
 //!
 //! `cargo bench --bench kvkeep [part of a name]…` prints a table and writes `results.json` to `KVKEEP_BENCH_OUT`, or to
-//! `target/bench`. Every value is the median of several runs. A run of a throughput takes 0.3 s or more; a run of a
-//! latency is the median of its calls (the 99th percentile where the name says so). L1 is populated before any timing,
-//! bytes and keys are random, and what is compared runs alternately.
+//! `target/bench`; with `--device` it measures transfers to and from pages instead, into `results-device.json`. Every value
+//! is the median of several runs. A run of a throughput takes 0.3 s or more (a transfer's is one GiB); a run of a latency is
+//! the median of its calls (the 99th percentile where the name says so). L1 is populated before any timing, bytes and keys
+//! are random, and what is compared runs alternately.
 #![allow(unsafe_code)]
 // A benchmark that cannot go on stops.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
@@ -11,6 +12,7 @@
 mod bare;
 mod cache;
 mod daemon;
+mod device;
 mod fio;
 mod fs;
 mod heap;
@@ -61,15 +63,22 @@ fn main() {
     if !args.iter().any(|arg| arg == "--bench") {
         return println!("nothing is measured: run by `cargo bench --bench kvkeep`");
     }
+    let device = args.iter().any(|arg| arg == "--device");
     let mut report = Report::new(args.into_iter().filter(|arg| !arg.starts_with("--")).collect());
     report.head();
-    memcpy(&mut report);
-    l1::run(&mut report);
-    prefetch::run(&mut report);
-    fs::run(&mut report);
-    scheduler::run(&mut report);
-    daemon::run(&mut report);
+    let name = if device {
+        device::run(&mut report);
+        "results-device.json"
+    } else {
+        memcpy(&mut report);
+        l1::run(&mut report);
+        prefetch::run(&mut report);
+        fs::run(&mut report);
+        scheduler::run(&mut report);
+        daemon::run(&mut report);
+        "results.json"
+    };
     report.summary();
     let out = std::env::var_os("KVKEEP_BENCH_OUT").map_or_else(|| PathBuf::from("target/bench"), PathBuf::from);
-    report.write(&out).expect("writing results.json");
+    report.write(&out, name).expect("writing the results");
 }

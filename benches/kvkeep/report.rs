@@ -65,7 +65,7 @@ impl Report {
     }
 
     pub fn head(&self) {
-        println!("{:<38} {:>10} {:>10} {:>10} {:>5}  {:<8} wanted", "name", "median", "min", "max", "runs", "unit");
+        println!("{:<44} {:>10} {:>10} {:>10} {:>5}  {:<8} wanted", "name", "median", "min", "max", "runs", "unit");
     }
 
     /// Repeats the rows that have a mark, in one piece.
@@ -75,8 +75,8 @@ impl Report {
         self.rows.iter().filter(|row| !matches!(row.wanted, Wanted::Nothing)).for_each(Row::print);
     }
 
-    /// Writes `results.json` into `dir`.
-    pub fn write(&self, dir: &Path) -> std::io::Result<()> {
+    /// Writes `name` into `dir`.
+    pub fn write(&self, dir: &Path, name: &str) -> std::io::Result<()> {
         let rows: Vec<_> = self
             .rows
             .iter()
@@ -87,7 +87,7 @@ impl Report {
             })
             .collect();
         std::fs::create_dir_all(dir)?;
-        let path = dir.join("results.json");
+        let path = dir.join(name);
         std::fs::write(&path, format!("{:#}\n", json!(rows)))?;
         println!("\nwritten to {}", path.display());
         Ok(())
@@ -110,7 +110,7 @@ impl Row {
         };
         let (middle, least, most) = (number(middle), number(least), number(most));
         println!(
-            "{:<38} {middle:>10} {least:>10} {most:>10} {:>5}  {:<8} {wanted}",
+            "{:<44} {middle:>10} {least:>10} {most:>10} {:>5}  {:<8} {wanted}",
             self.name,
             self.runs.len(),
             self.unit

@@ -83,14 +83,27 @@ pub fn run(fragments: &[Fragment], way: Way, cold: bool) {
             }
         }
     }
+    if stream.is_some() {
+        fence();
+    }
 }
 
-/// Shorter stretches are copied through the caches: four pages do not fit.
-const STREAM_BYTES_MIN: usize = SIDE_BY_SIDE * PAGE;
+/// Makes what went past the caches visible before anything that comes after.
+fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 CPU has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Shorter stretches are copied through the caches: too much of them is no whole line.
+const STREAM_BYTES_MIN: usize = 512;
 const SIDE_BY_SIDE: usize = 4;
 const PAGE: usize = 4096;
 const LINE: usize = 64;
 
+/// Copies a stretch; a fence must follow.
 type Stream = unsafe fn(*const u8, *mut u8, usize);
 
 /// How this CPU copies past its caches, if it can.
@@ -110,7 +123,7 @@ fn stream() -> Option<Stream> {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256i, __m512i, _mm_sfence, _mm256_loadu_si256, _mm256_stream_si256, _mm512_loadu_si512, _mm512_stream_si512,
+        __m256i, __m512i, _mm256_loadu_si256, _mm256_stream_si256, _mm512_loadu_si512, _mm512_stream_si512,
     };
 
     use super::{LINE, PAGE, SIDE_BY_SIDE};
@@ -141,7 +154,6 @@ mod x86 {
                 at += LINE;
             }
             std::ptr::copy(from.add(at), to.add(at), bytes - at);
-            _mm_sfence();
         }};
     }
 
@@ -215,6 +227,7 @@ mod tests {
                     let mut to = vec![0xee; ROOM];
                     // SAFETY: both vectors are longer than what is skipped and copied; the CPU was asked.
                     unsafe { stream(from.as_ptr().add(skip_from), to.as_mut_ptr().add(skip_to), bytes) };
+                    fence();
                     let end = skip_to + bytes;
                     assert!(to[skip_to..end] == from[skip_from..skip_from + bytes], "{bytes} {skip_from} {skip_to}");
                     assert!(to[..skip_to].iter().chain(&to[end..]).all(|&byte| byte == 0xee), "{bytes} {skip_to}");

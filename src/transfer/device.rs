@@ -22,7 +22,7 @@ pub struct Piece {
     pub keys: (usize, usize),
     /// So much goes with it that the caches are of no use.
     pub cold: bool,
-    /// Another can be had at once.
+    /// So much can be had at once that another thread is worth waking.
     pub more: bool,
 }
 

@@ -3,6 +3,8 @@
 //! Its memory in L1 is held by a session of its own (P2). What arrives from below is noted by observers and taken in by the
 //! device's threads, which also end it: nothing here runs under a lock of the cache's, and nobody's callback is waited for.
 
+mod end;
+
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -15,16 +17,17 @@ use super::pool::Pool;
 use super::table::Transfers;
 use crate::cache::Cache;
 use crate::config::{JobObserver, Notify};
-use crate::control::job::message_bytes;
 use crate::error::{
-    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND,
-    KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
+    Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PARTIAL,
+    KVKEEP_PENDING, Result, Status,
 };
 use crate::key::Key;
 use crate::types::{PrefetchResult, View};
 
-/// What the library's caches hold of a transfer of so many bytes is of no use to anybody afterwards.
-const COLD_BYTES: u64 = 4 << 20;
+/// From so many bytes on a transfer goes past the caches: with its two sides it is larger than a core's own.
+const COLD_BYTES: u64 = 2 << 20;
+/// Waking another thread costs what copying some hundred KiB does.
+const SHARED_BYTES: u64 = 1 << 20;
 
 /// A prefetch of some of its keys that has ended.
 struct Arrival {
@@ -50,6 +53,8 @@ pub struct Progress {
     /// Bytes of each layer still to be copied.
     left: Vec<u64>,
     moved: u64,
+    /// Bytes that are there and in no piece yet.
+    uncut: u64,
     began: Option<Instant>,
     stopped: Option<(Status, String)>,
     ending: bool,
@@ -139,6 +144,7 @@ impl Transfer {
             busy: 0,
             left: left.clone(),
             moved: 0,
+            uncut: 0,
             began: None,
             stopped: None,
             ending: false,
@@ -170,6 +176,12 @@ impl Transfer {
         &self.blocks[key * per_chunk..][..per_chunk]
     }
 
+    /// How much of the first `there` blocks of a key is asked for.
+    fn bytes_of(&self, key: usize, there: u32) -> u64 {
+        let group = self.pool.layout.groups.get(&self.keys[key].group);
+        group.map_or(0, |group| group.block_bytes) * blocks_in(&self.blocks_of(key)[..there as usize])
+    }
+
     /// Lets the device know that there is something to do.
     pub fn start(self: &Arc<Self>) {
         self.pool.device.start(self.clone(), self.point);
@@ -183,6 +195,7 @@ impl Transfer {
                 Ok(place) => {
                     self.strike(progress, key, place.blocks);
                     progress.there[key] = place.blocks;
+                    progress.uncut += self.bytes_of(key, place.blocks);
                     progress.places[key] = Some(place);
                     ready.push(key);
                 }
@@ -259,101 +272,6 @@ impl Transfer {
         }
     }
 
-    /// Ends it, if nothing is left to do.
-    fn end_if_over(&self) {
-        {
-            let mut progress = self.progress.lock();
-            let waits = progress.stopped.is_none() && (progress.expected > 0 || !progress.arrived.is_empty());
-            if progress.busy > 0 || !progress.batches.is_empty() || waits || progress.ending {
-                return;
-            }
-            progress.ending = true;
-        }
-        let Some(table) = self.table.upgrade() else { return };
-        let (mut statuses, stopped) = {
-            let progress = self.progress.lock();
-            (progress.statuses.clone(), progress.stopped.clone())
-        };
-        let ended = self.settle(table.cache(), &mut statuses, stopped.as_ref().map(|(status, _)| *status));
-        let stopped = stopped.or(ended.err().map(|error| (error.status, error.message)));
-        self.conclude(&table, statuses, stopped);
-    }
-
-    /// Gives the copied keys what they were copied for, and everything held back. Says what spoiled it as a whole.
-    fn settle(&self, cache: &dyn Cache, statuses: &mut [Status], stopped: Option<Status>) -> Result<()> {
-        let copied: Vec<usize> = (0..statuses.len()).filter(|&key| statuses[key] == KVKEEP_PENDING).collect();
-        let keys: Vec<Key> = copied.iter().map(|&key| self.keys[key]).collect();
-        let mut said = vec![stopped.unwrap_or(KVKEEP_OK) as i32; keys.len()];
-        let mut result = Ok(());
-        if self.way == Way::Gather && stopped.is_none() && !keys.is_empty() {
-            result = cache.finish_write(self.copy, &keys, Some(&mut said)).map(drop);
-        }
-        if self.return_shares {
-            // Of those that the session does not hold, or that went with it, there is nothing to return.
-            let _ = cache.finish_read(self.session, &self.keys, 0, None);
-        }
-        let ended = if stopped.is_none() { cache.end_session(self.copy) } else { cache.abort_session(self.copy) };
-        // What was read from memory that had been taken away meanwhile may be anything.
-        let result = result.and(ended);
-        for (&key, said) in copied.iter().zip(said) {
-            statuses[key] = match &result {
-                Err(error) if stopped.is_none() => error.status,
-                _ => Status::from_number(said).unwrap_or(KVKEEP_ERR_INTERNAL),
-            };
-        }
-        if stopped.is_some() { Ok(()) } else { result }
-    }
-
-    fn conclude(&self, table: &Transfers, statuses: Vec<Status>, stopped: Option<(Status, String)>) {
-        let now = Instant::now();
-        let mut progress = self.progress.lock();
-        progress.statuses = statuses;
-        let done = progress.statuses.iter().filter(|&&status| status == KVKEEP_OK).count() as u32;
-        let failed = progress.statuses.len() as u32 - done;
-        let short =
-            (0..self.keys.len()).any(|key| self.block_statuses(&progress, key).any(|status| status != KVKEEP_OK));
-        let (status, message) = match stopped {
-            Some((status, message)) => (status, message),
-            None if progress.statuses.iter().all(|&status| status == KVKEEP_ERR_CANCELLED) => {
-                (KVKEEP_ERR_CANCELLED, "its session was aborted, or its space cleared".to_owned())
-            }
-            None if short => (KVKEEP_PARTIAL, self.trouble(&progress, failed)),
-            None => (KVKEEP_OK, String::new()),
-        };
-        let began = progress.began.unwrap_or(now);
-        let micros = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
-        let answer = PrefetchResult {
-            status: status as i32,
-            hit_chunks: done,
-            lookup_chunks: self.keys.len() as u32,
-            failed_keys: failed,
-            loaded_bytes: progress.moved,
-            lookup_us: micros(began, self.submitted),
-            load_us: micros(now, began),
-            total_us: micros(now, self.submitted),
-            message: message_bytes(&message),
-            ..PrefetchResult::default()
-        };
-        let completion = answer.completion(self.id, self.session);
-        progress.answer = Some(answer);
-        let notify = progress.notify.take();
-        progress.places.clear();
-        drop(progress);
-        table.is_done(self);
-        if let Some(notify) = notify {
-            table.cache().completions().deliver(notify, completion);
-        }
-        self.changed.notify_all();
-    }
-
-    fn trouble(&self, progress: &Progress, failed: u32) -> String {
-        let why = progress.statuses.iter().find(|&&status| status != KVKEEP_OK);
-        match why {
-            Some(status) => format!("{failed} of {} objects fell short, the first by {status:?}", self.keys.len()),
-            None => "some objects have fewer blocks than were asked for".to_owned(),
-        }
-    }
-
     /// What became of each block of a key.
     pub fn block_statuses<'a>(&'a self, progress: &'a Progress, key: usize) -> impl Iterator<Item = Status> + 'a {
         let status = progress.statuses[key];
@@ -417,9 +335,10 @@ impl Work for Transfer {
                 continue;
             };
             progress.busy += 1;
+            progress.uncut -= cut.bytes;
             progress.began.get_or_insert_with(Instant::now);
-            let cold = self.bytes >= COLD_BYTES;
-            return Some(Piece { way: self.way, layer: cut.layer, bytes: cut.bytes, keys: cut.keys, cold, more: true });
+            let (cold, more) = (self.bytes >= COLD_BYTES, progress.uncut >= SHARED_BYTES);
+            return Some(Piece { way: self.way, layer: cut.layer, bytes: cut.bytes, keys: cut.keys, cold, more });
         }
         drop(progress);
         self.end_if_over();
