@@ -1,25 +1,5 @@
 // What leaves memory when it is full, and what does not.
-#include "fixture.h"
-
-static kvkeep *cache;
-static uint64_t space, session;
-
-static void setup(uint64_t l1_bytes) {
-    cache = open_l1(l1_bytes);
-    space = open_space(cache, "model");
-    session = begin(cache, space);
-}
-
-static void teardown(void) {
-    close_empty(cache);
-}
-
-static int32_t write_status(uint64_t writer, const kvkeep_key *key, uint64_t bytes) {
-    kvkeep_view view;
-    kvkeep_reserve_write(cache, writer, key, 1, &bytes, KVKEEP_RETENTION_KEEP, &view);
-    if (view.status == KVKEEP_OK) fill(key, &view);
-    return view.status;
-}
+#include "l1.h"
 
 static void p9_a_full_l1_evicts_in_the_call(void) {
     setup(MIB);

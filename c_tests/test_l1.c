@@ -1,18 +1,5 @@
 // Objects in memory: their states, shares and memory.
-#include "fixture.h"
-
-static kvkeep *cache;
-static uint64_t space, session;
-
-static void setup(uint64_t l1_bytes) {
-    cache = open_l1(l1_bytes);
-    space = open_space(cache, "model");
-    session = begin(cache, space);
-}
-
-static void teardown(void) {
-    close_empty(cache);
-}
+#include "l1.h"
 
 static int32_t read_status(uint64_t reader, const kvkeep_key *key, int32_t extra_count) {
     kvkeep_view view;
@@ -24,13 +11,6 @@ static int32_t finish_status(uint64_t reader, const kvkeep_key *key, int32_t ext
     int32_t status;
     kvkeep_finish_read(cache, reader, key, 1, extra_count, &status);
     return status;
-}
-
-static int32_t write_status(uint64_t writer, const kvkeep_key *key, uint64_t bytes) {
-    kvkeep_view view;
-    kvkeep_reserve_write(cache, writer, key, 1, &bytes, KVKEEP_RETENTION_KEEP, &view);
-    if (view.status == KVKEEP_OK) fill(key, &view);
-    return view.status;
 }
 
 static void p1_only_committed_bytes_are_read(void) {
