@@ -8,7 +8,6 @@ socket=$(mktemp -d)/kvkeep.sock
 "$kvkeep" serve --l1 256MiB --l2 "fs://$directory?capacity=1GiB" --socket "$socket" &
 daemon=$!
 trap 'kill $daemon 2>/dev/null || true; wait $daemon || true; rm -rf "$(dirname "$socket")"' EXIT
-until [ -S "$socket" ] || ! kill -0 $daemon; do sleep 0.05; done
-"$quickstart" "unix://$socket"
+"$quickstart" "unix://$socket?wait_ms=60000"
 "$quickstart" "unix://$socket" again
 "$kvkeep" stat "unix://$socket"

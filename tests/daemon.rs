@@ -156,6 +156,23 @@ fn a_job_is_answered_without_asking_and_completes_once() {
 }
 
 #[test]
+fn who_waits_for_a_daemon_is_there_when_it_starts() {
+    let mut daemon = Daemon::start(Limits::default(), Access::default());
+    daemon.stop();
+    let waiting =
+        |ms: u64| ClientConfig::new(&format!("unix://{}/kvkeep.sock?wait_ms={ms}", daemon.dir.path().display()));
+    let (brief, patient) = (waiting(50).unwrap(), waiting(600_000).unwrap());
+    let began = std::time::Instant::now();
+    assert_eq!(Client::open(brief).err().unwrap().status, KVKEEP_ERR_DISCONNECTED);
+    assert!(began.elapsed() >= Duration::from_millis(50));
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| Client::open(patient).unwrap());
+        daemon.restart();
+        client.join().unwrap().close();
+    });
+}
+
+#[test]
 fn after_a_restart_old_numbers_are_disconnected_and_l2_is_found() {
     let mut daemon = Daemon::start(Limits::default(), Access::default());
     let client = daemon.client();

@@ -17,7 +17,7 @@ use super::wire::{FRAME_BYTES_MAX, Fields, Head, PUSH_DONE, PUSH_LOOKED_UP, PUSH
 use crate::arena::Arena;
 use crate::config::{Log, LogLevel, SpaceSpec};
 use crate::control::complete::Completions;
-use crate::error::{Error, KVKEEP_ERR_CLOSED, Result, Status};
+use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, Result, Status};
 use crate::l2::url::{Options, Url};
 
 /// Pauses between two attempts to reconnect: the first, and the longest.
@@ -25,6 +25,10 @@ const RECONNECT_MS: (u64, u64) = (10, 500);
 
 /// A call that has no answer by then sleeps in any case.
 const SPIN_US_MAX: u64 = 100_000;
+/// Nobody waits longer than this for a daemon to start.
+const WAIT_MS_MAX: u64 = 3_600_000;
+/// Pause between two attempts to reach one that is not there yet.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// How a client connects.
 pub struct ClientConfig {
@@ -36,6 +40,8 @@ pub struct ClientConfig {
     pub prefault: bool,
     /// How long a call looks for its answer before it sleeps.
     pub spin: Duration,
+    /// How long to wait for a daemon that is not there yet.
+    pub wait: Duration,
     /// How long this client's sessions may be idle; the daemon's own time if none.
     pub session_timeout: Option<Duration>,
     /// Where log lines go.
@@ -43,7 +49,7 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// All defaults, for a daemon's URL: `unix:///path?spin_us=…`.
+    /// All defaults, for a daemon's URL: `unix:///path?spin_us=…&wait_ms=…`.
     pub fn new(url: &str) -> Result<ClientConfig> {
         let parsed = Url::parse(url)?;
         if parsed.scheme != "unix" || !parsed.path.starts_with('/') {
@@ -53,12 +59,14 @@ impl ClientConfig {
         }
         let mut options = Options::new("unix:", &parsed.params);
         let spin = Duration::from_micros(options.number("spin_us", 0)?.min(SPIN_US_MAX));
+        let wait = Duration::from_millis(options.number("wait_ms", 0)?.min(WAIT_MS_MAX));
         options.finish()?;
         Ok(ClientConfig {
             socket: PathBuf::from(parsed.path),
             read_only: false,
             prefault: true,
             spin,
+            wait,
             session_timeout: None,
             log: Log::none(),
         })
@@ -90,9 +98,17 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects, as soon as there is a daemon.
     pub fn open(config: ClientConfig) -> Result<Arc<Client>> {
-        let link = Arc::new(Link::open(&config.socket, config.read_only, config.spin)?);
+        let until = Instant::now() + config.wait;
+        let link = loop {
+            match Link::open(&config.socket, config.read_only, config.spin) {
+                Err(error) if error.status == KVKEEP_ERR_DISCONNECTED && Instant::now() < until => {
+                    std::thread::sleep(ATTEMPT_PAUSE);
+                }
+                link => break Arc::new(link?),
+            }
+        };
         let connected = Connected { link: Some(link.clone()), ..Connected::default() };
         let client = Arc::new(Client {
             config,
