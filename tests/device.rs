@@ -1,6 +1,6 @@
 //! Pages to objects and back, bit by bit, over layouts of every kind: embedded, and as a daemon's client.
 //!
-//! `PROPTEST_CASES` says how many layouts are tried.
+//! `PROPTEST_CASES` says how many layouts are tried embedded; a tenth as many are tried through a daemon.
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::sync::Arc;
@@ -21,11 +21,14 @@ use proptest::prelude::*;
 
 const WAIT_MS: u32 = 120_000;
 
-/// How an engine lays a layer's bytes of a block out.
+/// How an engine lays a layer's bytes of a block out. Whether tokens come first inside a head or heads inside a token (NHD, HND)
+/// makes no difference where a block is whole; where heads lie apart, each is a segment.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     /// K and V in tensors of their own.
     Apart,
+    /// Heads outermost: for each of two heads, K and V of all blocks.
+    Heads,
     /// One tensor for each layer, K and V of a block side by side, as one segment.
     Fused,
     /// The same as two segments that interleave.
@@ -55,9 +58,10 @@ struct Case {
     seed: u64,
 }
 
-fn cases() -> impl Strategy<Value = Case> {
+fn cases_of_any_kind() -> impl Strategy<Value = Case> {
     let kind = prop_oneof![
         Just(Kind::Apart),
+        Just(Kind::Heads),
         Just(Kind::Fused),
         Just(Kind::Interleaved),
         Just(Kind::Latent),
@@ -118,7 +122,7 @@ impl Case {
         let blocks = 2 * self.chunks * self.per_chunk + 3;
         let (b, gap, n) = (self.bytes, self.gap, u64::from(blocks));
         let fused = if self.latent() { b } else { 2 * b };
-        let memory = vec![fill; (u64::from(self.layers) * n * (2 * b + 2 * gap) + 4096) as usize / 8];
+        let memory = vec![fill; (u64::from(self.layers) * n * (2 * b + 4 * gap) + 4096) as usize / 8];
         let mut at = memory.as_ptr().expose_provenance() as u64;
         let mut segments = Vec::new();
         for layer in 0..self.layers {
@@ -132,6 +136,15 @@ impl Case {
                     segment(at, b, b + gap);
                     segment(at + n * (b + gap), b, b + gap);
                     at += 2 * n * (b + gap);
+                }
+                Kind::Heads => {
+                    // Odd numbers of words are split unevenly.
+                    let half = b / 8 * 4;
+                    let heads = [half, b - half].into_iter().filter(|&head| head > 0);
+                    for head in heads.flat_map(|head| [head, head]) {
+                        segment(at, head, head + gap);
+                        at += n * (head + gap);
+                    }
                 }
                 Kind::Fused | Kind::Latent => {
                     segment(at, fused, fused + gap);
@@ -287,19 +300,11 @@ fn round_trip(opened: &Opened, case: &Case, drop_l1: &dyn Fn(u64)) {
     assert_eq!((stats.l1_shares, stats.l1_staged, stats.sessions), (0, 0, 0));
 }
 
-fn config() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64);
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
-}
-
-#[test]
-fn pages_come_back_bit_by_bit_whatever_their_layout() {
-    let node =
-        Node::open(NodeConfig { backend_urls: vec!["memory:".to_owned()], ..NodeConfig::new(256 << 20) }).unwrap();
-    let opened = Opened::new(node);
-    let mut runner = proptest::test_runner::TestRunner::new(config());
-    let tried = runner.run(&cases(), |case| {
-        round_trip(&opened, &case, &|space| {
+fn try_layouts(opened: &Opened, one_of: u32) {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(1000) / one_of;
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let tried = proptest::test_runner::TestRunner::new(config).run(&cases_of_any_kind(), |case| {
+        round_trip(opened, &case, &|space| {
             // Every other time they come from below.
             if case.seed % 2 == 0 {
                 opened.drain_writes(WAIT_MS).unwrap();
@@ -310,6 +315,14 @@ fn pages_come_back_bit_by_bit_whatever_their_layout() {
         Ok(())
     });
     tried.unwrap();
+}
+
+#[test]
+fn pages_come_back_bit_by_bit_whatever_their_layout() {
+    let node =
+        Node::open(NodeConfig { backend_urls: vec!["memory:".to_owned()], ..NodeConfig::new(256 << 20) }).unwrap();
+    let opened = Opened::new(node);
+    try_layouts(&opened, 1);
     opened.close();
 }
 
@@ -362,6 +375,14 @@ const SMALL: Case = Case {
     temporary: false,
     seed: 5,
 };
+
+#[test]
+fn pages_come_back_bit_by_bit_through_a_daemon_too() {
+    let daemon = Daemon::start("memory:");
+    let opened = daemon.client();
+    try_layouts(&opened, 10);
+    opened.close();
+}
 
 #[test]
 fn a_daemons_client_copies_itself() {
