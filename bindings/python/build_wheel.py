@@ -48,9 +48,9 @@ def platform_tag(binary: bytes) -> str:
 
 
 def contents(tag: str, binary: bytes) -> Iterator[tuple[str, bytes]]:
-    for path in sorted((HERE / "kvkeep").iterdir()):
+    for path in sorted((HERE / "kvkeep").rglob("*")):
         if path.suffix == ".py" or path.name == "py.typed":
-            yield f"kvkeep/{path.name}", path.read_bytes()
+            yield path.relative_to(HERE).as_posix(), path.read_bytes()
     yield "kvkeep/libkvkeep.so", binary
     for name, data in metadata(tag).items():
         yield f"kvkeep-{version()}.dist-info/{name}", data

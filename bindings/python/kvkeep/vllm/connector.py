@@ -1,0 +1,270 @@
+"""The connector that vLLM loads: translates between vLLM's interface and the two sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+)
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+from .. import _ffi, cache
+from ..space import Space
+from .layout import Cache, fingerprint, segments
+from .pages import Pages
+from .plan import Grid, grid
+from .scheduler import Scheduler
+from .settings import settings
+from .step import Step
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+# Under vLLM's own name, so that its logging settings hold.
+log = init_logger("vllm.kvkeep")
+
+
+@dataclass
+class Metadata(KVConnectorMetadata):
+    """A step on its way to the workers."""
+
+    step: Step = field(default_factory=Step)
+
+
+@dataclass
+class Handshake(KVConnectorHandshakeMetadata):
+    """What a worker tells the scheduler once its KV cache is there: which bytes its objects have."""
+
+    layout: str = ""
+
+
+class KvkeepConnector(KVConnectorBase_V1):
+    """Finds, loads and stores the KV cache of prompts in a kvkeep daemon that engines share."""
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        transfer = self._kv_transfer_config
+        self._settings = settings(transfer.kv_connector_extra_config)
+        self._grid = _grid(vllm_config, kv_cache_config, self._settings.chunk_tokens)
+        if transfer.kv_load_failure_policy != "recompute":
+            log.warning('Requests fail where kvkeep loses an object: set "kv_load_failure_policy" to "recompute".')
+        self._cache = cache.Cache(connect=self._settings.connect)
+        self._layout = ""
+        self._worker: Optional[Worker] = None
+        self._scheduler: Optional[Scheduler] = None
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A store that is dropped is a later miss and nothing worse."""
+        return False
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """A graph of the whole model would not wait for its layers."""
+        return extra_config.get("load") == "layered"
+
+    # The workers' side.
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Opens the pool of this worker's pages."""
+        config, parallel = self._vllm_config, self._vllm_config.parallel_config
+        # Layers that share a tensor with an earlier one are loaded with it.
+        first: dict[int, int] = {}
+        layers = {name: first.setdefault(tensor.data_ptr(), len(first)) for name, tensor in kv_caches.items()}
+        tensors = {tensor.data_ptr(): tensor for tensor in kv_caches.values()}
+        caches = [_described(tensor) for tensor in tensors.values()]
+        block_count = self._kv_cache_config.num_blocks
+        self._layout = "; ".join(
+            (
+                f"vllm {fingerprint(caches, block_count, self._grid.block_tokens)}",
+                f"kv {config.cache_config.cache_dtype}",
+                f"tp {parallel.tensor_parallel_size}/{self._grid.replicas}",
+                f"pp {parallel.pipeline_parallel_size}",
+            )
+        )
+        tp_rank, tp_size = get_tp_group().rank_in_group, parallel.tensor_parallel_size
+        tensor = next(iter(kv_caches.values()))
+        pages = Pages(
+            self._cache,
+            self._space(self._layout),
+            [part for layer, one in enumerate(caches) for part in segments(one, layer, block_count)],
+            block_count=block_count,
+            blocks_per_chunk=self._grid.blocks_per_chunk,
+            rank=(get_pp_group().rank_in_group * tp_size + tp_rank) // self._grid.replicas,
+            device=_ffi.KVKEEP_DEVICE_HOST if tensor.device.type == "cpu" else tensor.device.index or 0,
+        )
+        self._worker = Worker(
+            pages,
+            layers,
+            # Of workers that hold the same bytes, one stores them.
+            stores=tp_rank % self._grid.replicas == 0,
+            steps_ahead=config.max_concurrent_batches,
+            stream=_stream(tensor.device),
+        )
+
+    def get_handshake_metadata(self) -> Handshake:
+        """For `set_xfer_handshake_metadata_pp_aware`."""
+        return Handshake(self._layout)
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Before the step writes any block."""
+        self._at_work().settle(_step(kv_connector_metadata))
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        """Before the model runs where this step waits for a load, else after."""
+        self._at_work().begin_loads(_step(self._get_connector_metadata()))
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """In front of each layer."""
+        self._at_work().wait_layer(layer_name)
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Chunks are stored whole, when the model has run."""
+
+    def wait_for_save(self) -> None:
+        """When the model has run: begins the stores; their blocks stay as they are until `get_finished`."""
+        self._at_work().begin_stores(_step(self._get_connector_metadata()))
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[Optional[set[str]], Optional[set[str]]]:
+        """Requests whose held blocks may go, and requests that are loaded."""
+        return self._at_work().over()
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Blocks that vLLM has to compute after all."""
+        return self._at_work().failed_blocks()
+
+    # The scheduler's side.
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """Opens the space once the workers have said what their objects are."""
+        layouts = {worker.layout for worker in metadata.values() if isinstance(worker, Handshake)}
+        if len(layouts) != 1:
+            raise ValueError(f"the workers' KV caches differ, so that kvkeep cannot name their objects: {layouts}")
+        transfer = self._kv_transfer_config
+        self._scheduler = Scheduler(
+            self._space(layouts.pop()),
+            self._grid,
+            self._settings,
+            loads=transfer.is_kv_consumer,
+            stores=transfer.is_kv_producer,
+        )
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[Optional[int], bool]:
+        """How much of the prompt is there; None: ask again."""
+        if request.skip_reading_prefix_cache:
+            return 0, False
+        return self._scheduling().matched(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        """vLLM has taken what was offered, or some of it, or nothing."""
+        self._scheduling().allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Metadata:
+        """What the workers have to do in this step."""
+        state = scheduler_output.kv_connector_block_state
+        step = self._scheduling().step(
+            scheduler_output.num_scheduled_tokens,
+            lambda name: state.resolve_block_ids(name)[0],
+            scheduler_output.preempted_req_ids or (),
+        )
+        return Metadata(step)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """What all workers have done."""
+        self._scheduling().told(
+            connector_output.invalid_block_ids or (),
+            connector_output.finished_recving or (),
+            connector_output.finished_sending or (),
+        )
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, Optional[dict[str, Any]]]:
+        """The request is over. True: its blocks are kept until `get_finished` names it."""
+        return self._scheduling().finished(request), None
+
+    def reset_cache(self) -> bool:
+        """Refused: other engines share the cache, and its lower tiers outlive it."""
+        log.warning('kvkeep is not reset. Where the weights have changed, give them another "model" name.')
+        return False
+
+    # Both.
+
+    def shutdown(self) -> None:
+        """Lets stores finish, gives the rest back."""
+        if self._worker:
+            self._worker.close()
+        if self._scheduler:
+            self._scheduler.close()
+        self._cache.close()
+
+    def _space(self, layout: str) -> Space:
+        return self._cache.space(
+            self._settings.model or _model(self._vllm_config),
+            layout,
+            self._settings.tenant,
+            chunk_tokens=self._grid.chunk_tokens,
+        )
+
+    def _at_work(self) -> Worker:
+        assert self._worker, "vLLM registers its KV cache before the first step"
+        return self._worker
+
+    def _scheduling(self) -> Scheduler:
+        assert self._scheduler, "vLLM shakes hands before the first request"
+        return self._scheduler
+
+
+def _grid(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens: int) -> Grid:
+    """How tokens are cut, or ValueError for what the connector cannot serve."""
+    parallel, groups = vllm_config.parallel_config, kv_cache_config.kv_cache_groups
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        raise ValueError("kvkeep does not serve context parallelism: its blocks are spread over workers by token")
+    if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
+        kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
+        raise ValueError(f"kvkeep serves models whose layers all have full attention, not {kinds}")
+    workers = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+    return grid(groups[0].kv_cache_spec.block_size, chunk_tokens, workers, kv_cache_config.kv_tp_replicas)
+
+
+def _model(vllm_config: VllmConfig) -> str:
+    """Names the weights, as far as vLLM knows them, and the shape that they are given."""
+    model = vllm_config.model_config
+    shape = {name: value for name, value in model.hf_config.to_dict().items() if name != "transformers_version"}
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{model.model}@{model.revision or ''} {model.dtype} {model.quantization or ''} {digest[:16]}"
+
+
+def _described(tensor: torch.Tensor) -> Cache:
+    item = tensor.element_size()
+    strides = tuple(stride * item for stride in tensor.stride())
+    return Cache(tensor.data_ptr(), tuple(tensor.shape), strides, item, str(tensor.dtype).removeprefix("torch."))
+
+
+def _stream(device: torch.device) -> Callable[[], int]:
+    """The stream that vLLM's kernels are on; the CPU has none."""
+    if device.type == "cpu":
+        return lambda: 0
+    return lambda: int(torch.cuda.current_stream(device).cuda_stream)
+
+
+def _step(metadata: KVConnectorMetadata) -> Step:
+    assert isinstance(metadata, Metadata)
+    return metadata.step

@@ -1,0 +1,120 @@
+"""One request as the scheduler's side follows it: its session, what it asked for, what it loads, what is stored of it."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple, Optional
+
+from ..errors import KvkeepError
+from ..job import Job
+from ..key import Keys
+from ..session import Session
+from .plan import Span
+
+
+class Lookup:
+    """A prefetch of the chunks of `span`; its keys are chunk-major."""
+
+    def __init__(self, session: Session, job: Job, span: Span, keys: Keys, extra_count: int) -> None:
+        self.span = span
+        # Chunks found, once asked and known.
+        self.found: Optional[int] = None
+        self._session = session
+        self._job = job
+        self._keys = keys
+        self._extra_count = extra_count
+
+    def hits(self, *, loaded: bool) -> Optional[int]:
+        """Chunks found, as soon as that is known, or once they are `loaded`; None until then."""
+        if loaded:
+            result = self._job.query()
+            self.found = None if result is None else result.hit_chunks
+        else:
+            self.found = self._job.lookup_hits()
+        return self.found
+
+    def close(self, kept: Optional[Span] = None) -> None:
+        """Forgets the prefetch and returns the shares of what it found outside `kept`, for all workers."""
+        # What is not done yet is cancelled by this, and returns its shares itself.
+        quietly(self._job.release)
+        first, end = self.span
+        if self.found is not None:
+            end = first + self.found
+        kept = kept or Span(end, end)
+        for part in (Span(first, min(kept.first, end)), Span(max(kept.end, first), end)):
+            if part.chunks > 0:
+                quietly(self._session.finish_read, self._keys_of(part), self._extra_count)
+
+    def _keys_of(self, part: Span) -> Keys:
+        per_chunk = len(self._keys) // self.span.chunks
+        return self._keys[(part.first - self.span.first) * per_chunk : (part.end - self.span.first) * per_chunk]
+
+
+class Load(NamedTuple):
+    """A load that the workers have begun, and the prefetch behind it."""
+
+    lookup: Lookup
+    kept: Span
+    # The chunk of each block that is loaded.
+    chunk_of: dict[int, int]
+
+
+class Tracked:
+    """A request between its arrival and its end."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.session: Optional[Session] = None
+        self.lookup: Optional[Lookup] = None
+        # How many tokens vLLM had itself when it asked last.
+        self.computed = 0
+        self.load: Optional[Load] = None
+        # The first of the chunks loaded that were not what they should be.
+        self.failed_chunk: Optional[int] = None
+        # Whether it is not to be asked for any more: it did not go well once.
+        self.computes_itself = False
+        # Chunks from the first on that are stored, or were loaded.
+        self.stored = 0
+        # Whether the workers were told to store something.
+        self.has_stores = False
+        # Whether it used the cache at all.
+        self.used = False
+
+    def drop_lookup(self) -> None:
+        """Gives back all that the prefetch holds or is about to."""
+        if lookup := self.lookup:
+            self.lookup = None
+            lookup.close()
+
+    def load_is_over(self) -> None:
+        """After the last worker: what was found and not retrieved is given back."""
+        if load := self.load:
+            self.load = None
+            load.lookup.close(load.kept)
+            if self.failed_chunk is not None:
+                self.computes_itself = True
+
+    def note_failed(self, blocks: set[int]) -> None:
+        """Blocks, of whichever request, that could not be loaded."""
+        if self.load and (hit := [self.load.chunk_of[block] for block in blocks if block in self.load.chunk_of]):
+            self.failed_chunk = min(hit) if self.failed_chunk is None else min(*hit, self.failed_chunk)
+            self.stored = min(self.stored, self.failed_chunk)
+
+    def end(self) -> None:
+        """Returns what is left. What was used counts as used now."""
+        if session := self.session:
+            self.session = None
+            quietly(session.end if self.used else session.abort)
+
+    def abort(self) -> None:
+        """Returns what is left and cancels what is on its way."""
+        if session := self.session:
+            self.session = None
+            quietly(session.abort)
+
+
+def quietly(function: Callable[..., object], *arguments: Any) -> None:
+    """Calls what gives back. A session or job that is gone holds nothing: it passed its deadline, or its daemon ended."""
+    try:
+        function(*arguments)
+    except KvkeepError:
+        pass

@@ -1,0 +1,197 @@
+"""The scheduler's side: answers what is there, says what to load and store, and never waits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Callable, Optional
+
+from ..errors import KvkeepError
+from ..key import keys as as_keys
+from ..session import Session
+from ..space import Space
+from .plan import Grid, Span, chunk_hashes, covering, key_records, load_blocks, store_blocks
+from .request import Load, Lookup, Tracked
+from .settings import Settings
+from .step import Move, Step
+
+log = logging.getLogger("vllm.kvkeep")
+
+
+class Scheduler:
+    """All requests that are on their way. Requests are vLLM's; of them, only numbers and block hashes are read."""
+
+    def __init__(
+        self, space: Space, grid: Grid, settings: Settings, *, loads: bool = True, stores: bool = True
+    ) -> None:
+        self._space = space
+        self._grid = grid
+        self._layered = settings.load == "layered"
+        self._lookup_timeout_ms = settings.lookup_timeout_ms
+        self._loads, self._stores = loads, stores
+        self._tracked: dict[str, Tracked] = {}
+        # Finished requests whose sessions end when the workers have stored.
+        self._ending: dict[str, Tracked] = {}
+        self._next = Step()
+        self._trouble = ""
+
+    def matched(self, request: Any, computed: int) -> tuple[Optional[int], bool]:
+        """How many tokens beyond `computed` can be loaded, and whether beside the steps; None: ask again."""
+        tracked = self._of(request)
+        tracked.computed = computed
+        if not self._loads or tracked.computes_itself or tracked.load:
+            return 0, False
+        if tracked.lookup and computed < tracked.lookup.span.first * self._grid.chunk_tokens:
+            tracked.drop_lookup()
+        try:
+            if tracked.lookup is None:
+                self._look_up(tracked)
+            if tracked.lookup is None:
+                return 0, False
+            hits = tracked.lookup.hits(loaded=self._layered)
+        except KvkeepError as error:
+            self._note(error)
+            tracked.drop_lookup()
+            tracked.computes_itself = True
+            return 0, False
+        if hits is None:
+            return None, False
+        end = (tracked.lookup.span.first + hits) * self._grid.chunk_tokens
+        if self._layered:
+            # A step must compute at least one token; one beside the steps is taken back by vLLM itself.
+            end = min(end, request.num_tokens - 1)
+        found = max(0, end - computed)
+        return found, found > 0 and not self._layered
+
+    def allocated(self, request: Any, block_ids: Sequence[int], external: int) -> None:
+        """vLLM takes `external` of the tokens offered, into these blocks; the rest is given back."""
+        tracked = self._of(request)
+        lookup, session = tracked.lookup, tracked.session
+        if lookup is None or session is None or external <= 0:
+            tracked.drop_lookup()
+            return
+        tracked.lookup = None
+        first, end = tracked.computed, tracked.computed + external
+        span = covering(first, end, self._grid)
+        blocks = load_blocks(block_ids, first, end, self._grid)
+        hashes = chunk_hashes(request.block_hashes, span, self._grid.blocks_per_chunk)
+        move = Move(request.request_id, session.id, hashes, blocks)
+        tracked.stored, tracked.used = max(tracked.stored, span.end), True
+        if self._layered:
+            # All is in L1 already, and the step that loads it is this one.
+            lookup.close(span)
+            self._next.layered.append(move)
+            return
+        per_chunk = self._grid.blocks_per_chunk
+        chunk_of = {block: span.first + index // per_chunk for index, block in enumerate(blocks) if block >= 0}
+        tracked.load, tracked.failed_chunk = Load(lookup, span, chunk_of), None
+        self._next.loads.append(move)
+
+    def step(
+        self,
+        scheduled: Mapping[str, int],
+        block_ids_of: Callable[[str], Sequence[int]],
+        preempted: Iterable[str] = (),
+    ) -> Step:
+        """What the workers have to do in a step that computes so many tokens of these requests."""
+        step, self._next = self._next, Step()
+        for name in preempted:
+            step.preempted.add(name)
+            if tracked := self._tracked.get(name):
+                tracked.load_is_over()
+        if self._stores:
+            for name, count in scheduled.items():
+                if tracked := self._tracked.get(name):
+                    self._store(step, tracked, count, block_ids_of)
+        return step
+
+    def told(self, invalid: Iterable[int] = (), received: Iterable[str] = (), sent: Iterable[str] = ()) -> None:
+        """What all workers have done: blocks that could not be loaded, loads and held stores that are over."""
+        if invalid := set(invalid):
+            for tracked in self._tracked.values():
+                tracked.note_failed(invalid)
+        for name in received:
+            if found := self._tracked.get(name):
+                found.load_is_over()
+        for name in sent:
+            if ending := self._ending.pop(name, None):
+                ending.end()
+
+    def finished(self, request: Any) -> bool:
+        """The request is over, however it ended. Whether its blocks must be kept until it is among the sent ones."""
+        tracked = self._tracked.pop(request.request_id, None)
+        if tracked is None:
+            return False
+        if tracked.load:
+            # Its blocks are kept until the load is over, which this hastens.
+            tracked.abort()
+            return False
+        tracked.drop_lookup()
+        if tracked.has_stores:
+            self._next.held.add(request.request_id)
+            self._ending[request.request_id] = tracked
+            return True
+        tracked.end()
+        return False
+
+    def close(self) -> None:
+        """Returns what all requests hold."""
+        for tracked in (*self._tracked.values(), *self._ending.values()):
+            tracked.abort()
+        self._tracked.clear()
+        self._ending.clear()
+
+    def _of(self, request: Any) -> Tracked:
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
+            tracked = self._tracked[request.request_id] = Tracked(request)
+        return tracked
+
+    def _session(self, tracked: Tracked) -> Session:
+        if tracked.session is None:
+            tracked.session = self._space.session(tracked.request.request_id)
+            self._trouble = ""
+        return tracked.session
+
+    def _look_up(self, tracked: Tracked) -> None:
+        """Asks for the full chunks that vLLM does not have itself."""
+        grid, request = self._grid, tracked.request
+        span = Span(tracked.computed // grid.chunk_tokens, len(request.block_hashes) // grid.blocks_per_chunk)
+        if span.chunks <= 0:
+            return
+        hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk)
+        keys = as_keys(key_records(hashes, range(grid.ranks)))
+        session = self._session(tracked)
+        job = session.prefetch(
+            keys,
+            extra_count=grid.extra_count,
+            objects_per_chunk=grid.ranks,
+            lookup_timeout_ms=self._lookup_timeout_ms,
+        )
+        tracked.lookup = Lookup(session, job, span, keys, grid.extra_count)
+
+    def _store(self, step: Step, tracked: Tracked, count: int, block_ids_of: Callable[[str], Sequence[int]]) -> None:
+        """Has the chunks stored that are whole after this step and were not before."""
+        grid, request = self._grid, tracked.request
+        # A token scheduled ahead of the one before it is not known yet, nor is its block's hash.
+        known = min(request.num_computed_tokens + count, request.num_tokens)
+        whole = min(known // grid.chunk_tokens, len(request.block_hashes) // grid.blocks_per_chunk)
+        span = Span(tracked.stored, whole)
+        if span.chunks <= 0:
+            return
+        tracked.stored = whole
+        try:
+            session = self._session(tracked)
+        except KvkeepError as error:
+            self._note(error)
+            return
+        tracked.has_stores = tracked.used = True
+        hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk)
+        blocks = store_blocks(block_ids_of(request.request_id), span, grid)
+        step.stores.append(Move(request.request_id, session.id, hashes, blocks))
+
+    def _note(self, error: KvkeepError) -> None:
+        """Says once what keeps the cache from being used."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            log.warning("kvkeep cannot be used now, and prompts are computed: %s", error)

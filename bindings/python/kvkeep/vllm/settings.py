@@ -1,0 +1,44 @@
+"""What the user says in `kv_connector_extra_config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+LOADS = ("async", "layered")
+
+
+class Settings(NamedTuple):
+    """The options by their names; those without a default must be given."""
+
+    # The daemon: "unix:///run/kvkeep.sock".
+    connect: str
+    # Tokens of one object; rounded up to a multiple of vLLM's block.
+    chunk_tokens: int = 256
+    # Names the weights, in place of the model's name in vLLM: change it when they change under the same name.
+    model: str = ""
+    # Keeps what tenants store apart.
+    tenant: str = ""
+    # "async": a request waits beside the others while its pages are loaded. "layered": it is scheduled once the bytes are
+    # in L1, and a layer's pages are loaded while the layers before it compute.
+    load: str = "async"
+    # How long a prompt that is not there yet is asked for again, for stores that another process is still making.
+    lookup_timeout_ms: int = 0
+
+
+def settings(extra: Mapping[str, Any]) -> Settings:
+    """The settings of a connector, or ValueError where they cannot be meant."""
+    if unknown := set(extra) - set(Settings._fields):
+        raise ValueError(f"kv_connector_extra_config has {sorted(unknown)}; kvkeep knows {list(Settings._fields)}")
+    if not extra.get("connect"):
+        raise ValueError('kv_connector_extra_config needs "connect", the socket of a `kvkeep serve`: "unix:///…"')
+    given = Settings(**extra)
+    for name, value in zip(given._fields, given):
+        kind = type(Settings._field_defaults.get(name, ""))
+        if type(value) is not kind:
+            raise ValueError(f"kv_connector_extra_config: {name} is {value!r}, not of type {kind.__name__}")
+    if given.load not in LOADS:
+        raise ValueError(f"kv_connector_extra_config: load is {given.load!r}, not one of {LOADS}")
+    if given.chunk_tokens < 1 or given.lookup_timeout_ms < 0:
+        raise ValueError("kv_connector_extra_config: chunk_tokens and lookup_timeout_ms are no negative numbers")
+    return given

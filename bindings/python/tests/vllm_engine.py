@@ -1,0 +1,174 @@
+"""An engine as small as can be: it schedules like vLLM, and a page's content follows from its tokens."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from dataclasses import dataclass, field
+from typing import Optional
+
+import kvkeep
+from kvkeep.vllm import layout, pages, plan, scheduler, settings, worker
+
+BLOCK_TOKENS = 4
+LAYERS = 2
+PAGE_BYTES = 64
+BLOCKS = 64
+
+
+@dataclass
+class Request:
+    """What the connector reads of vLLM's requests, and the blocks."""
+
+    request_id: str
+    tokens: list[int]
+    num_computed_tokens: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def block_hashes(self) -> list[bytes]:
+        hashes, parent = [], b""
+        for end in range(BLOCK_TOKENS, len(self.tokens) + 1, BLOCK_TOKENS):
+            parent = hashlib.sha256(parent + repr(self.tokens[end - BLOCK_TOKENS : end]).encode()).digest()
+            hashes.append(parent)
+        return hashes
+
+
+class Gpu:
+    """A worker's memory: a page for each layer and block."""
+
+    def __init__(self, cache: kvkeep.Cache, space: kvkeep.Space, grid: plan.Grid, rank: int, stores: bool) -> None:
+        self.rank = rank
+        self.memory = (ctypes.c_uint8 * (LAYERS * BLOCKS * PAGE_BYTES))()
+        base = ctypes.addressof(self.memory)
+        segments = [
+            layout.Segment(base + layer * BLOCKS * PAGE_BYTES, PAGE_BYTES, PAGE_BYTES, layer) for layer in range(LAYERS)
+        ]
+        pool = pages.Pages(
+            cache, space, segments, block_count=BLOCKS, blocks_per_chunk=grid.blocks_per_chunk, rank=rank
+        )
+        self.worker = worker.Worker(pool, {f"layer.{i}": i for i in range(LAYERS)}, stores=stores)
+
+    def page(self, layer: int, block: int) -> memoryview:
+        start = (layer * BLOCKS + block) * PAGE_BYTES
+        return memoryview(self.memory).cast("B")[start : start + PAGE_BYTES]
+
+    def expected(self, request: Request, layer: int, index: int) -> bytes:
+        known = repr((self.rank, layer, request.tokens[: (index + 1) * BLOCK_TOKENS])).encode()
+        return hashlib.shake_128(known).digest(PAGE_BYTES)
+
+    def compute(self, request: Request, first_token: int, end_token: int) -> None:
+        for index in range(first_token // BLOCK_TOKENS, -(-end_token // BLOCK_TOKENS)):
+            for layer in range(LAYERS):
+                self.page(layer, request.blocks[index])[:] = self.expected(request, layer, index)
+
+
+class Engine:
+    """A scheduler's side and its workers', over one cache."""
+
+    def __init__(
+        self, cache: kvkeep.Cache, *, workers: int = 1, replicas: int = 1, load: str = "async", model: str = "toy"
+    ) -> None:
+        self.grid = plan.grid(BLOCK_TOKENS, 2 * BLOCK_TOKENS, workers, replicas)
+        space = cache.space(model, "toy pages", chunk_tokens=self.grid.chunk_tokens)
+        given = settings.settings({"connect": "unix:///not/used", "load": load})
+        self.scheduler = scheduler.Scheduler(space, self.grid, given)
+        self.gpus = [Gpu(cache, space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
+        self.requests: dict[str, Request] = {}
+        self.free = list(range(BLOCKS))
+        self.failed: set[int] = set()
+        self.received: set[str] = set()
+        self.sent: set[str] = set()
+
+    def add(self, name: str, tokens: list[int]) -> Request:
+        request = self.requests[name] = Request(name, tokens)
+        return request
+
+    def ask(self, request: Request, computed: int = 0) -> tuple[int, bool]:
+        """Asks as often as the scheduler wants to be asked."""
+        while True:
+            found, beside = self.scheduler.matched(request, computed)
+            if found is not None:
+                return found, beside
+
+    def allocate(self, request: Request, external: int, computed: int = 0) -> None:
+        while len(request.blocks) * BLOCK_TOKENS < request.num_tokens:
+            request.blocks.append(self.free.pop(0))
+        self.scheduler.allocated(request, request.blocks, external)
+        request.num_computed_tokens = computed + external
+
+    def step(self, scheduled: Optional[dict[str, int]] = None, preempted: tuple[str, ...] = ()) -> None:
+        """One step of all; without requests, one that only moves."""
+        scheduled = scheduled or {}
+        step = self.scheduler.step(scheduled, lambda name: self.requests[name].blocks, preempted)
+        received, sent = [], []
+        failed: set[int] = set()
+        for gpu in self.gpus:
+            gpu.worker.settle(step)
+            gpu.worker.begin_loads(step)
+            for layer in range(LAYERS):
+                gpu.worker.wait_layer(f"layer.{layer}")
+            for name, count in scheduled.items():
+                request = self.requests[name]
+                gpu.compute(request, request.num_computed_tokens, request.num_computed_tokens + count)
+            gpu.worker.begin_stores(step)
+            done = gpu.worker.over()
+            sent.append(done[0])
+            received.append(done[1])
+            failed |= gpu.worker.failed_blocks()
+        self._tell(failed, received, sent)
+        for name, count in scheduled.items():
+            self.requests[name].num_computed_tokens += count
+
+    def _tell(self, failed: set[int], received: list[set[str]], sent: list[set[str]]) -> None:
+        # vLLM tells what all workers have said; here they are waited for, so that one step's answers are whole.
+        for gpu, mine in zip(self.gpus, received):
+            while mine != set.union(*received):
+                mine |= gpu.worker.over()[1]
+                failed |= gpu.worker.failed_blocks()
+        for gpu, mine in zip(self.gpus, sent):
+            while mine != set.union(*sent):
+                mine |= gpu.worker.over()[0]
+        self.failed |= failed
+        self.received |= received[0]
+        self.sent |= sent[0]
+        self.scheduler.told(failed, received[0], sent[0])
+
+    def load(self, request: Request, external: int, computed: int = 0) -> None:
+        """Takes what was offered and steps until it is there."""
+        self.allocate(request, external, computed)
+        while request.request_id not in self.received:
+            self.step()
+        self.received.discard(request.request_id)
+
+    def finish(self, request: Request) -> None:
+        """Ends a request and steps until its blocks are free."""
+        held = self.scheduler.finished(request)
+        while held and request.request_id not in self.sent:
+            self.step()
+        self.free += request.blocks
+
+    def run(self, name: str, tokens: list[int]) -> tuple[Request, int]:
+        """A request from its arrival until its prompt is computed; and how much of it was loaded."""
+        request = self.add(name, tokens)
+        found, beside = self.ask(request)
+        if beside:
+            self.load(request, found)
+            request.num_computed_tokens = min(request.num_computed_tokens, request.num_tokens - 1)
+        else:
+            self.allocate(request, found)
+        self.step({name: request.num_tokens - request.num_computed_tokens})
+        return request, found
+
+    def right(self, request: Request) -> bool:
+        """Whether every page of every worker is what computing it gives."""
+        return all(
+            bytes(gpu.page(layer, block)) == gpu.expected(request, layer, index)
+            for gpu in self.gpus
+            for layer in range(LAYERS)
+            for index, block in enumerate(request.blocks)
+        )
