@@ -4,6 +4,12 @@ A thin layer over the library's C ABI: the header kvkeep.h is the specification,
 """
 
 from ._ffi import (
+    KVKEEP_BLOCK_NONE as BLOCK_NONE,
+)
+from ._ffi import (
+    KVKEEP_DEVICE_HOST as DEVICE_HOST,
+)
+from ._ffi import (
     KVKEEP_FLAG_HUGE_PAGES as FLAG_HUGE_PAGES,
 )
 from ._ffi import (
@@ -53,6 +59,8 @@ from .errors import (
 from .event import Event
 from .job import Job, PrefetchResult
 from .key import Key, Keys, keys
+from .pages import Pages, Segment, pages
+from .pool import Pool, Transfer
 from .session import GroupRule, Session
 from .space import Space
 from .view import Statuses, Views
@@ -68,11 +76,13 @@ def extra_count(tp_size: int, world_size: int) -> int:
 
 __all__ = [
     "AccessError",
+    "BLOCK_NONE",
     "Cache",
     "CancelledError",
     "ClosedError",
     "Completion",
     "CorruptError",
+    "DEVICE_HOST",
     "DisconnectedError",
     "Event",
     "EventKind",
@@ -97,20 +107,25 @@ __all__ = [
     "NotFoundError",
     "NotHeldError",
     "Notify",
+    "Pages",
+    "Pool",
     "PrefetchMode",
     "PrefetchPolicy",
     "PrefetchResult",
     "QuotaError",
     "Retention",
+    "Segment",
     "Session",
     "Space",
     "Status",
     "Statuses",
     "StoreMode",
     "TimedOutError",
+    "Transfer",
     "UnsupportedError",
     "VersionError",
     "Views",
     "extra_count",
     "keys",
+    "pages",
 ]

@@ -13,14 +13,17 @@ from .errors import InvalidError
 Numbers = Union[Iterable[int], Any]
 
 
-def unsigned(kind: type[Any], name: str, values: Numbers) -> Any:
+def integers(kind: type[Any], name: str, values: Numbers) -> Any:
     """`values` as a C array. A writable buffer of that very type crosses uncopied."""
     code = "IL"[array.array("I").itemsize != 4] if ctypes.sizeof(kind) == 4 else "Q"
+    signed = kind(-1).value < 0
+    code = code.lower() if signed else code
     try:
         view = memoryview(cast(Any, values))
     except TypeError:
         view = None
-    if view is None or view.format.lstrip("@=<") not in ("I", "L", "Q") or view.itemsize != ctypes.sizeof(kind):
+    formats = ("i", "l", "q") if signed else ("I", "L", "Q")
+    if view is None or view.format.lstrip("@=<") not in formats or view.itemsize != ctypes.sizeof(kind):
         try:
             view = memoryview(array.array(code, values))
         except OverflowError:

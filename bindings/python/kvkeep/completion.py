@@ -6,11 +6,14 @@ import asyncio
 import ctypes
 import itertools
 import threading
-from typing import Any, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from . import _ffi
 from ._library import call, lib
-from .errors import ClosedError
+from .errors import ClosedError, KvkeepError
+
+if TYPE_CHECKING:
+    from .cache import Cache
 
 DRAIN_BATCH = 64
 
@@ -155,6 +158,45 @@ class Completions:
         except RuntimeError:
             # The loop was closed before its jobs ended: nobody is left to tell.
             self._awaited.pop(loop, None)
+
+
+class Telling(NamedTuple):
+    """In which one way a job tells its end."""
+
+    callback: Optional[Callable[[Completion], object]]
+    loop: Optional[asyncio.AbstractEventLoop]
+    notify: _ffi.Notify
+
+    @classmethod
+    def chosen(
+        cls,
+        callback: Optional[Callable[[Completion], object]],
+        loop: Optional[asyncio.AbstractEventLoop],
+        notify: Optional[_ffi.Notify],
+    ) -> Telling:
+        """To `callback`; else to `loop`, by default the one that runs here; else as `notify` says, by default not."""
+        if callback is None and notify is None:
+            loop = loop or running_loop()
+        elif loop is not None:
+            raise ValueError("a job tells its end in one way: give callback, loop or notify")
+        return cls(callback, loop, _ffi.Notify.EVENT_FD if loop else notify or _ffi.Notify.POLL)
+
+    def submit(
+        self, cache: Cache, submit: Callable[[Any, Any, Optional[int]], int]
+    ) -> tuple[int, Optional[asyncio.Future[Completion]]]:
+        """Calls `submit` with where the job's number goes, callback and userdata: the number, and what to await."""
+        job = ctypes.c_uint64()
+        if self.callback is not None:
+            userdata = cache.callbacks.add(self.callback)
+            try:
+                submit(ctypes.byref(job), cache.callbacks.trampoline, userdata)
+            except KvkeepError:
+                cache.callbacks.forget(userdata)
+                raise
+            return job.value, None
+        with cache.completions.lock:
+            submit(ctypes.byref(job), _ffi.kvkeep_callback(), None)
+            return job.value, cache.completions.expect(job.value, self.loop, cache) if self.loop else None
 
 
 def running_loop() -> Optional[asyncio.AbstractEventLoop]:

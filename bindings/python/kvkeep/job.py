@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
 from . import _ffi
 from ._library import call, lib, prepared
@@ -35,10 +35,22 @@ class PrefetchResult(NamedTuple):
     message: str
 
 
+def in_slices(timeout: Optional[float], wait: Callable[[int], int]) -> int:
+    """Waits with `wait`, which takes milliseconds, at most `timeout` seconds."""
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = WAIT_SLICE_MS if end is None else round((end - time.monotonic()) * 1000)
+        try:
+            return wait(max(0, min(left, WAIT_SLICE_MS)))
+        except TimedOutError:
+            if left <= WAIT_SLICE_MS and end is not None:
+                raise
+
+
 class Job:
     """One prefetch. It lives until its release, its session's end or its deadline; any thread may ask it.
 
-    `await job` gives its PrefetchResult, on the event loop it was submitted for. A job that ended otherwise than OK
+    `await job` gives its PrefetchResult, on the event loop it was submitted for. A job that ended with an error
     raises the exception of its status, from `await` and from `wait`.
     """
 
@@ -87,16 +99,11 @@ class Job:
 
     def wait(self, timeout: Optional[float] = None) -> PrefetchResult:
         """Blocks until the job is done, at most `timeout` seconds; then TimedOutError while `done()` is False."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while (result := self.query()) is None:
-            left = WAIT_SLICE_MS if end is None else round((end - time.monotonic()) * 1000)
-            try:
-                call(lib.kvkeep_wait, self._cache.pointer, self.id, max(0, min(left, WAIT_SLICE_MS)))
-            except TimedOutError:
-                if left <= WAIT_SLICE_MS and end is not None:
-                    raise
-        if result.status != _ffi.Status.OK:
-            raise error_for(result.status, f"the job ended with {result.status.name}")
+        in_slices(timeout, lambda ms: call(lib.kvkeep_wait, self._cache.pointer, self.id, ms))
+        result = self.query()
+        assert result is not None, "a job that was waited for is never pending"
+        if result.status < 0:
+            raise error_for(result.status, result.message or f"the job ended with {result.status.name}")
         return result
 
     def cancel(self) -> None:
@@ -112,7 +119,7 @@ class Job:
             raise RuntimeError("a job is awaited on the event loop that it was submitted on or for")
         # Shielded, so that cancelling one task that awaits the job leaves the others waiting.
         completion = yield from asyncio.shield(self._future).__await__()
-        if completion.status != _ffi.Status.OK:
+        if completion.status < 0:
             raise error_for(completion.status, completion.message)
         result = self.query()
         assert result is not None, "a completed job is never pending"

@@ -10,10 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
 
 from . import _ffi
-from ._array import Numbers, unsigned
+from ._array import Numbers, integers
 from ._library import call, lib, number, prepared, text
-from .completion import Completion, running_loop
-from .errors import KvkeepError
+from .completion import Completion, Telling
 from .job import Job
 from .key import AnyKeys, Keys
 from .key import keys as as_keys
@@ -40,7 +39,7 @@ class Session:
 
     def append_tokens(self, tokens: Numbers) -> int:
         """Appends token ids and returns how many chunks are full so far."""
-        array = unsigned(ctypes.c_uint32, "tokens", tokens)
+        array = integers(ctypes.c_uint32, "tokens", tokens)
         chunks = ctypes.c_uint64()
         call(lib.kvkeep_append_tokens, self._cache.pointer, self.id, array, len(array), ctypes.byref(chunks))
         return chunks.value
@@ -66,7 +65,7 @@ class Session:
     ) -> Views:
         """Reserves bytes to write to: `sizes` for each key, or one size for all."""
         batch = as_keys(keys)
-        array = unsigned(ctypes.c_uint64, "sizes", [sizes] * len(batch) if isinstance(sizes, int) else sizes)
+        array = integers(ctypes.c_uint64, "sizes", [sizes] * len(batch) if isinstance(sizes, int) else sizes)
         if len(array) != len(batch):
             raise ValueError(f"{len(batch)} keys, but {len(array)} sizes")
         return self._views(lib.kvkeep_reserve_write, batch, array, retention, writable=True)
@@ -141,10 +140,7 @@ class Session:
         """
         batch = as_keys(keys)
         rules = [_ffi.kvkeep_group_rule(*rule) for rule in group_rules]
-        if callback is None and notify is None:
-            loop = loop or running_loop()
-        elif loop is not None:
-            raise ValueError("a job tells its end in one way: give callback, loop or notify")
+        telling = Telling.chosen(callback, loop, notify)
         options = prepared(
             _ffi.kvkeep_prefetch_options,
             extra_count=extra_count,
@@ -159,31 +155,11 @@ class Session:
             lookup_interval_ms=lookup_interval_ms,
             retention=retention,
             priority=priority,
-            notify=_ffi.Notify.EVENT_FD if loop else notify or _ffi.Notify.POLL,
+            notify=telling.notify,
         )
-        if callback is not None:
-            return Job(self._cache, self._submit_with(callback, batch, options), len(batch), None)
-        with self._cache.completions.lock:
-            job = self._submit(batch, options, _ffi.kvkeep_callback(), None)
-            future = self._cache.completions.expect(job, loop, self._cache) if loop else None
+        asked = self._cache.pointer, self.id, batch.array, len(batch), ctypes.byref(options)
+        job, future = telling.submit(self._cache, lambda *told: call(lib.kvkeep_submit_prefetch, *asked, *told))
         return Job(self._cache, job, len(batch), future)
-
-    def _submit_with(self, callback: Callable[[Completion], object], batch: Keys, options: Any) -> int:
-        userdata = self._cache.callbacks.add(callback)
-        try:
-            return self._submit(batch, options, self._cache.callbacks.trampoline, userdata)
-        except KvkeepError:
-            self._cache.callbacks.forget(userdata)
-            raise
-
-    def _submit(self, batch: Keys, options: Any, callback: Any, userdata: Optional[int]) -> int:
-        job = ctypes.c_uint64()
-        call(
-            lib.kvkeep_submit_prefetch,
-            *(self._cache.pointer, self.id, batch.array, len(batch), ctypes.byref(options)),
-            *(ctypes.byref(job), callback, userdata),
-        )
-        return job.value
 
     def explain(self) -> dict[str, Any]:
         """What the session holds: owner, age, deadline, shares, staged keys, jobs."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from . import _ffi
 from ._library import call, encoded, lib, number, prepared, text
 from .key import AnyKeys, Key
 from .key import keys as as_keys
+from .pages import Pages, Segment
+from .pool import Pool
 from .session import Session
 from .view import Statuses
 
@@ -32,6 +35,22 @@ class Space:
         session = ctypes.c_uint64()
         call(lib.kvkeep_begin_session, self._cache.pointer, self.id, ctypes.byref(options), ctypes.byref(session))
         return Session(self._cache, session.value)
+
+    def pool(
+        self,
+        segments: Iterable[Union[Segment, Pages]],
+        *,
+        blocks_per_chunk: int = 1,
+        block_count: int = 0,
+        rank: int = 0,
+        device: Optional[int] = None,
+    ) -> Pool:
+        """Registers an engine's pages. What `pages` made brings `block_count` and `device` along; a Segment does not.
+
+        `device` is DEVICE_HOST, where nothing says otherwise, or a CUDA ordinal. The memory of pages is kept until
+        the pool is closed; that of plain segments is the caller's to keep.
+        """
+        return Pool(self._cache, self.id, list(segments), blocks_per_chunk, block_count, rank, device)
 
     def touch(self, keys: AnyKeys) -> Statuses:
         """Marks ready keys as used now, last key first."""

@@ -59,11 +59,15 @@ class Ffi(unittest.TestCase):
     def test_every_option_can_be_given(self) -> None:
         own = {"struct_size", "abi_version", "reserved", "reserved_0", "log_userdata"}
         renamed = {"backend_urls": "backends", "backend_count": "backends", "group_rule_count": "group_rules"}
+        renamed["segment_count"] = "segments"
         for struct, function in (
             (_ffi.kvkeep_options, kvkeep.Cache),
             (_ffi.kvkeep_space_options, kvkeep.Cache.space),
             (_ffi.kvkeep_session_options, kvkeep.Space.session),
             (_ffi.kvkeep_prefetch_options, kvkeep.Session.prefetch),
+            (_ffi.kvkeep_pool_options, kvkeep.Space.pool),
+            (_ffi.kvkeep_segment, kvkeep.Segment),
+            (_ffi.kvkeep_transfer_options, kvkeep.Pool.load),
         ):
             given = set(inspect.signature(function).parameters)
             needed = {renamed.get(name, name) for name, *_ in struct._fields_} - own

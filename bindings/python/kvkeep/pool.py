@@ -1,0 +1,197 @@
+"""Pools of pages, and what goes between them and L1."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import weakref
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
+
+from . import _ffi
+from ._array import Numbers, integers
+from ._library import call, lib, number, prepared
+from .completion import Completion, Telling
+from .errors import InvalidError
+from .job import Job, in_slices
+from .key import AnyKeys
+from .key import keys as as_keys
+from .pages import Pages, Segment
+from .view import Statuses
+
+if TYPE_CHECKING:
+    from .cache import Cache
+    from .session import Session
+
+# Numbers of blocks; None, like BLOCK_NONE, stands for no block.
+Blocks = Union[Iterable[Optional[int]], Numbers]
+
+
+class Transfer(Job):
+    """One store or load. Awaited and waited for like any job; `hit_chunks` of its result counts objects, and its status
+    is PARTIAL where blocks have a status of their own."""
+
+    def __init__(self, pool: Pool, id: int, block_count: int, future: Optional[asyncio.Future[Completion]]) -> None:
+        super().__init__(pool.cache, id, 0, future)
+        self._pool = pool
+        self._block_count = block_count
+
+    def wait_layer(self, layer: int, timeout: Optional[float] = None) -> _ffi.Status:
+        """Blocks until every page of `layer` is copied: OK, or PARTIAL where some objects could not be had."""
+        layer = number(ctypes.c_uint32, "layer", layer)
+        pointer = self._cache.pointer
+        return _ffi.Status(in_slices(timeout, lambda ms: call(lib.kvkeep_wait_layer, pointer, self.id, layer, ms)))
+
+    def blocks(self) -> Optional[Statuses]:
+        """What became of each block, in the order in which they were given; None until the transfer is done."""
+        statuses = (ctypes.c_int32 * self._block_count)()
+        status = call(lib.kvkeep_query_blocks, self._cache.pointer, self.id, statuses, len(statuses))
+        if status == _ffi.Status.PENDING:
+            return None
+        return Statuses(statuses, not any(statuses))
+
+    def __repr__(self) -> str:
+        return f"<kvkeep transfer {self.id}>"
+
+
+class Pool:
+    """An engine's paged memory, registered once. Any thread may use it; it is closed by `close`, at the end of a `with`
+    block, or when nothing refers to it any more, and keeps the memory of its pages until then."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        space: int,
+        segments: list[Union[Segment, Pages]],
+        blocks_per_chunk: int,
+        block_count: int,
+        rank: int,
+        device: Optional[int],
+    ) -> None:
+        tensors = [given for given in segments if isinstance(given, Pages)]
+        plain = [
+            segment for given in segments for segment in (given.segments if isinstance(given, Pages) else [given])
+        ]
+        block_count = _agreed("block_count", block_count or None, [pages.block_count for pages in tensors], 0)
+        if device is None and any(pages.device is None for pages in tensors):
+            raise InvalidError("a tensor does not say on which GPU it is: pass device")
+        known = [pages.device for pages in tensors if pages.device is not None]
+        device = _agreed("device", device, known, _ffi.KVKEEP_DEVICE_HOST)
+        array = (_ffi.kvkeep_segment * len(plain))()
+        for place, segment in zip(array, plain):
+            for name, kind, *_ in _ffi.kvkeep_segment._fields_:
+                setattr(place, name, number(kind, name, getattr(segment, name)))
+        options = prepared(
+            _ffi.kvkeep_pool_options,
+            device=device,
+            rank=rank,
+            block_count=block_count,
+            blocks_per_chunk=blocks_per_chunk,
+            segments=array,
+            segment_count=len(array),
+        )
+        pool = ctypes.c_uint64()
+        call(lib.kvkeep_open_pool, cache.pointer, space, ctypes.byref(options), ctypes.byref(pool))
+        self.id = pool.value
+        self.cache = cache
+        self.blocks_per_chunk = blocks_per_chunk or 1
+        # Closing comes before the memory is let go.
+        memory = [pages.memory for pages in tensors]
+        self._finalizer = weakref.finalize(self, _close, cache.pointer, self.id, memory)
+
+    def store(
+        self,
+        session: Session,
+        keys: AnyKeys,
+        blocks: Blocks,
+        *,
+        stream: int = 0,
+        retention: _ffi.Retention = _ffi.Retention.KEEP,
+        callback: Optional[Callable[[Completion], object]] = None,
+        loop: Optional[asyncio.AbstractEventLoop] = None,
+        notify: Optional[_ffi.Notify] = None,
+    ) -> Transfer:
+        """Stores an object for each key from its blocks, `blocks_per_chunk` of them for each key; never waits.
+
+        The end is told as that of `Session.prefetch`: in a coroutine, await the transfer.
+        """
+        told = callback, loop, notify
+        return self._submit(
+            lib.kvkeep_submit_store, session, keys, blocks, told, stream=stream, retention=retention
+        )
+
+    def load(
+        self,
+        session: Session,
+        keys: AnyKeys,
+        blocks: Blocks,
+        *,
+        stream: int = 0,
+        skip_first_tokens: int = 0,
+        return_shares: bool = False,
+        retention: _ffi.Retention = _ffi.Retention.KEEP,
+        priority: int = 0,
+        callback: Optional[Callable[[Completion], object]] = None,
+        loop: Optional[asyncio.AbstractEventLoop] = None,
+        notify: Optional[_ffi.Notify] = None,
+    ) -> Transfer:
+        """Loads each key's object into its blocks, from whatever tier has it; never waits."""
+        return self._submit(
+            lib.kvkeep_submit_load,
+            session,
+            keys,
+            blocks,
+            (callback, loop, notify),
+            stream=stream,
+            skip_first_tokens=skip_first_tokens,
+            return_shares=int(return_shares),
+            retention=retention,
+            priority=priority,
+        )
+
+    def close(self) -> None:
+        """Cancels what is under way and waits until it has landed. Twice is harmless."""
+        if kept := self._finalizer.detach():
+            call(lib.kvkeep_close_pool, self.cache.pointer, self.id)
+            del kept
+
+    def _submit(
+        self, function: Any, session: Session, keys: AnyKeys, blocks: Blocks, told: tuple[Any, ...], **options: int
+    ) -> Transfer:
+        batch = as_keys(keys)
+        if isinstance(blocks, (list, tuple)):
+            blocks = [_ffi.KVKEEP_BLOCK_NONE if block is None else block for block in blocks]
+        ids = integers(ctypes.c_int32, "blocks", blocks)
+        telling = Telling.chosen(*told)
+        prepared_options = prepared(_ffi.kvkeep_transfer_options, notify=telling.notify, **options)
+        asked = (self.id, session.id, batch.array, len(batch), ids, len(ids), ctypes.byref(prepared_options))
+        job, future = telling.submit(self.cache, lambda *told: call(function, self.cache.pointer, *asked, *told))
+        return Transfer(self, job, len(ids), future)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvkeep pool {self.id}>"
+
+
+def _agreed(name: str, given: Optional[int], read: list[int], default: int) -> int:
+    values = {*read, *([] if given is None else [given])}
+    if len(values) > 1:
+        raise InvalidError(f"{name} is to be one number, but there are {sorted(values)}: open a pool for each")
+    return values.pop() if values else default
+
+
+def _close(pointer: ctypes.c_void_p, pool: int, memory: list[object]) -> None:
+    # Where the cache is closed already, its pools went with it.
+    lib.kvkeep_close_pool(pointer, pool)
+    memory.clear()
