@@ -230,6 +230,102 @@ struct PrefetchOptions {
     Notify notify = Notify::poll;
 };
 
+/// A tensor of an engine's pages in plain numbers: from data_ptr, shape and strides of whatever library.
+struct Tensor {
+    std::uint64_t address = 0;
+    std::vector<std::uint64_t> shape;
+    std::uint64_t item_bytes = 0;
+    /// From one element to the next on each axis, in bytes. Empty: without gaps, the last axis innermost.
+    std::vector<std::uint64_t> strides;
+    /// The axis that counts the blocks.
+    std::size_t block_axis = 0;
+    /// The axis that counts layers, where one tensor has several; they are numbered from `layer` on.
+    std::optional<std::size_t> layer_axis;
+    std::uint32_t layer = 0;
+    std::uint32_t group = 0;
+};
+
+/// The segments of a tensor of pages: what of a block lies in one piece is one, and where it does not (K and V in halves of
+/// one tensor, heads outermost), each piece is one, in the order of the axes.
+inline std::vector<kvkeep_segment> segments_of(const Tensor& tensor) {
+    const std::size_t rank = tensor.shape.size();
+    if (tensor.block_axis >= rank || (tensor.layer_axis && *tensor.layer_axis >= rank) ||
+        tensor.layer_axis == tensor.block_axis)
+        throw Error(Status::invalid, "block_axis and layer_axis must be two of the tensor's axes, counted from 0");
+    if (!tensor.strides.empty() && tensor.strides.size() != rank)
+        throw Error(Status::invalid, "the tensor has a stride for each axis of its shape, or none at all");
+    if (std::find(tensor.shape.begin(), tensor.shape.end(), 0u) != tensor.shape.end())
+        throw Error(Status::invalid, "the tensor has no elements: an axis of its shape is 0");
+    auto strides = tensor.strides;
+    if (strides.empty()) {
+        strides.assign(rank, tensor.item_bytes);
+        for (std::size_t axis = rank - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * tensor.shape[axis];
+    }
+    std::vector<std::size_t> axes;
+    for (std::size_t axis = 0; axis < rank; ++axis) {
+        if (tensor.shape[axis] > 1 && strides[axis] == 0)
+            throw Error(Status::invalid, "the tensor repeats an axis: pass the tensor that owns the pages");
+        if (axis != tensor.block_axis && axis != tensor.layer_axis && tensor.shape[axis] > 1) axes.push_back(axis);
+    }
+    // Axes join the piece, innermost first, as long as they go on where it ends.
+    auto by_stride = axes;
+    std::stable_sort(by_stride.begin(), by_stride.end(),
+                     [&](std::size_t a, std::size_t b) { return strides[a] < strides[b]; });
+    std::uint64_t piece = tensor.item_bytes;
+    for (const std::size_t axis : by_stride) {
+        if (strides[axis] != piece) break;
+        piece *= tensor.shape[axis];
+        axes.erase(std::find(axes.begin(), axes.end(), axis));
+    }
+    std::vector<std::uint64_t> offsets{0};
+    for (const std::size_t axis : axes) {
+        std::vector<std::uint64_t> further;
+        for (const std::uint64_t offset : offsets)
+            for (std::uint64_t i = 0; i < tensor.shape[axis]; ++i) further.push_back(offset + i * strides[axis]);
+        offsets = std::move(further);
+    }
+    const std::uint64_t stride = tensor.shape[tensor.block_axis] > 1 ? strides[tensor.block_axis] : 0;
+    const std::uint64_t layers = tensor.layer_axis ? tensor.shape[*tensor.layer_axis] : 1;
+    std::vector<kvkeep_segment> segments;
+    for (std::uint64_t i = 0; i < layers; ++i) {
+        const std::uint64_t at = tensor.address + i * (tensor.layer_axis ? strides[*tensor.layer_axis] : 0);
+        for (const std::uint64_t offset : offsets)
+            segments.push_back({at + offset, piece, stride, tensor.group, tensor.layer + static_cast<std::uint32_t>(i)});
+    }
+    return segments;
+}
+
+/// How a pool is opened; see kvkeep_pool_options.
+struct PoolOptions {
+    std::int32_t device = KVKEEP_DEVICE_HOST;
+    std::uint32_t rank = 0;
+    std::uint32_t block_count = 0;
+    std::uint32_t blocks_per_chunk = 1;
+    std::vector<kvkeep_segment> segments;
+
+    /// Adds the segments of a tensor; all of a pool have as many blocks.
+    PoolOptions& add(const Tensor& tensor) {
+        const auto more = segments_of(tensor);
+        const auto blocks = tensor.shape[tensor.block_axis];
+        if (blocks > std::numeric_limits<std::uint32_t>::max() || (block_count != 0 && block_count != blocks))
+            throw Error(Status::invalid, "the tensor has " + std::to_string(blocks) + " blocks, those before it " +
+                                             std::to_string(block_count) + ": open a pool for each");
+        segments.insert(segments.end(), more.begin(), more.end());
+        block_count = static_cast<std::uint32_t>(blocks);
+        return *this;
+    }
+};
+
+/// How a store or a load is done; see kvkeep_transfer_options.
+struct TransferOptions {
+    std::uint64_t stream = 0;
+    std::uint32_t skip_first_tokens = 0;
+    bool return_shares = false;
+    Retention retention = Retention::keep;
+    std::int32_t priority = 0;
+    Notify notify = Notify::poll;
+};
+
 /// Ranks and groups whose keys a session writes.
 struct KeyRange {
     std::uint32_t first_rank = 0;
@@ -273,6 +369,20 @@ inline void complete(void* userdata, const kvkeep_completion* completion) noexce
     try {
         (*callback)(copied(*completion));
     } catch (...) {
+    }
+}
+
+// Calls `submit` with the userdata that makes `callback` be called.
+template <typename Submit>
+auto with(Callback callback, Submit&& submit) {
+    auto box = std::make_unique<Callback>(std::move(callback));
+    // The callback may run, and free the box, before submit returns.
+    Callback* const handed_over = box.release();
+    try {
+        return submit(static_cast<void*>(handed_over));
+    } catch (...) {
+        delete handed_over;
+        throw;
     }
 }
 
@@ -343,7 +453,7 @@ public:
     /// Forgets the job; its shares stay the session's.
     void release() const { detail::check(kvkeep_release_job(cache_, id_)); }
 
-private:
+protected:
     friend class Session;
     Job(kvkeep* cache, std::uint64_t id, std::size_t key_count) noexcept
         : cache_(cache), id_(id), key_count_(key_count) {}
@@ -351,6 +461,38 @@ private:
     kvkeep* cache_;
     std::uint64_t id_;
     std::size_t key_count_;
+};
+
+/// One store or load. Of its result, `hit_chunks` counts objects, and the status is partial where blocks have a status of
+/// their own.
+class Transfer : public Job {
+public:
+    /// What became of each block, in the order in which they were given; empty until the transfer is done.
+    std::optional<std::vector<Status>> blocks() const {
+        std::vector<std::int32_t> numbers(block_count_);
+        const auto status = kvkeep_query_blocks(cache_, id_, numbers.data(), numbers.size());
+        if (detail::check(status) == Status::pending) return std::nullopt;
+        return detail::statuses(numbers);
+    }
+
+    /// Blocks until every page of `layer` is copied: ok, partial where some objects could not be had, or timeout.
+    Status wait_layer(std::uint32_t layer, std::chrono::milliseconds timeout) const {
+        const auto status = kvkeep_wait_layer(cache_, id_, layer, detail::milliseconds(timeout));
+        return status == KVKEEP_ERR_TIMEOUT ? Status::timeout : detail::check(status);
+    }
+
+private:
+    friend class Pool;
+    Transfer(kvkeep* cache, std::uint64_t id, std::size_t block_count) noexcept
+        : Job(cache, id, 0), block_count_(block_count) {}
+
+    std::size_t block_count_;
+};
+
+/// A transfer and the future of its completion.
+struct FutureTransfer {
+    Transfer transfer;
+    std::future<Completion> completion;
 };
 
 /// A job and the future of its completion, which is fulfilled whatever becomes of the job, also on cancel and close.
@@ -487,15 +629,9 @@ public:
 
     /// Submits a prefetch whose end is told to `callback`.
     Job prefetch(Span<const Key> keys, const PrefetchOptions& options, Callback callback) {
-        auto box = std::make_unique<Callback>(std::move(callback));
-        // The callback may run, and free the box, before submit returns.
-        Callback* const handed_over = box.release();
-        try {
-            return submit(keys, options, detail::complete, handed_over);
-        } catch (...) {
-            delete handed_over;
-            throw;
-        }
+        return detail::with(std::move(callback), [&](void* userdata) {
+            return submit(keys, options, detail::complete, userdata);
+        });
     }
 
     /// Submits a prefetch whose end fulfils a future.
@@ -563,6 +699,92 @@ private:
     std::uint64_t id_;
 };
 
+/// An engine's paged memory, registered. Closed when destroyed, which waits for what is in flight; the pages must outlive it.
+class Pool {
+public:
+    Pool(kvkeep* cache, std::uint64_t id) noexcept : cache_(cache), id_(id) {}
+    Pool(Pool&& other) noexcept : cache_(other.cache_), id_(std::exchange(other.id_, 0)) {}
+    Pool& operator=(Pool&& other) noexcept {
+        std::swap(cache_, other.cache_);
+        std::swap(id_, other.id_);
+        return *this;
+    }
+    ~Pool() {
+        if (id_ != 0) kvkeep_close_pool(cache_, id_);
+    }
+
+    std::uint64_t id() const noexcept { return id_; }
+
+    /// Cancels its transfers and waits until what is in flight has landed.
+    void close() { detail::check(kvkeep_close_pool(cache_, std::exchange(id_, 0))); }
+
+    /// Stores an object for each key from its blocks, so many for each key as a chunk has. Reports as `options.notify` says,
+    /// to `callback`, or by a future.
+    Transfer store(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
+                   const TransferOptions& options = {}) const {
+        return submit(kvkeep_submit_store, session, keys, blocks, options, nullptr, nullptr);
+    }
+    Transfer store(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
+                   const TransferOptions& options, Callback callback) const {
+        return submit(kvkeep_submit_store, session, keys, blocks, options, std::move(callback));
+    }
+    FutureTransfer store_future(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
+                                const TransferOptions& options = {}) const {
+        return future(kvkeep_submit_store, session, keys, blocks, options);
+    }
+
+    /// Loads each key's object into its blocks, from whatever tier has it.
+    Transfer load(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
+                  const TransferOptions& options = {}) const {
+        return submit(kvkeep_submit_load, session, keys, blocks, options, nullptr, nullptr);
+    }
+    Transfer load(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
+                  const TransferOptions& options, Callback callback) const {
+        return submit(kvkeep_submit_load, session, keys, blocks, options, std::move(callback));
+    }
+    FutureTransfer load_future(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
+                               const TransferOptions& options = {}) const {
+        return future(kvkeep_submit_load, session, keys, blocks, options);
+    }
+
+private:
+    template <typename Function>
+    Transfer submit(Function function, const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
+                    const TransferOptions& from, kvkeep_callback callback, void* userdata) const {
+        auto options = detail::prepared<kvkeep_transfer_options>();
+        options.stream = from.stream;
+        options.skip_first_tokens = from.skip_first_tokens;
+        options.return_shares = from.return_shares ? 1 : 0;
+        options.retention = static_cast<std::uint32_t>(from.retention);
+        options.priority = from.priority;
+        options.notify = static_cast<std::uint32_t>(from.notify);
+        std::uint64_t job = 0;
+        detail::check(function(cache_, id_, session.id(), keys.data(), keys.size(), blocks.data(), blocks.size(),
+                               &options, &job, callback, userdata));
+        return Transfer(cache_, job, blocks.size());
+    }
+
+    template <typename Function>
+    Transfer submit(Function function, const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
+                    const TransferOptions& options, Callback callback) const {
+        return detail::with(std::move(callback), [&](void* userdata) {
+            return submit(function, session, keys, blocks, options, detail::complete, userdata);
+        });
+    }
+
+    template <typename Function>
+    FutureTransfer future(Function function, const Session& session, Span<const Key> keys,
+                          Span<const std::int32_t> blocks, const TransferOptions& options) const {
+        auto promise = std::make_shared<std::promise<Completion>>();
+        auto future = promise->get_future();
+        auto told = [promise](const Completion& completion) { promise->set_value(completion); };
+        return {submit(function, session, keys, blocks, options, Callback(told)), std::move(future)};
+    }
+
+    kvkeep* cache_;
+    std::uint64_t id_;
+};
+
 /// A space by its number, valid until the cache is closed. Copied freely.
 class Space {
 public:
@@ -578,6 +800,20 @@ public:
         std::uint64_t session = 0;
         detail::check(kvkeep_begin_session(cache_, id_, &options, &session));
         return Session(cache_, session);
+    }
+
+    /// Registers an engine's pages, whose memory stays the caller's.
+    Pool pool(const PoolOptions& from) const {
+        auto options = detail::prepared<kvkeep_pool_options>();
+        options.device = from.device;
+        options.rank = from.rank;
+        options.block_count = from.block_count;
+        options.blocks_per_chunk = from.blocks_per_chunk;
+        options.segments = from.segments.data();
+        options.segment_count = from.segments.size();
+        std::uint64_t pool = 0;
+        detail::check(kvkeep_open_pool(cache_, id_, &options, &pool));
+        return Pool(cache_, pool);
     }
 
     /// Marks ready keys as used now, last key first.

@@ -1,0 +1,195 @@
+#include "check.hpp"
+
+// Two layers, K and V in halves of one tensor, 12 blocks of 64 bytes.
+struct Pages {
+    static constexpr std::size_t layers = 2, blocks = 12, block_bytes = 64;
+    std::vector<std::byte> memory = std::vector<std::byte>(layers * 2 * blocks * block_bytes);
+    std::vector<std::byte> before;
+
+    Pages() {
+        for (std::size_t i = 0; i < memory.size(); ++i) memory[i] = static_cast<std::byte>(i * 7 % 251);
+        before = memory;
+    }
+
+    kvk::Tensor layer(std::size_t layer) const {
+        kvk::Tensor tensor;
+        tensor.address = reinterpret_cast<std::uintptr_t>(memory.data()) + layer * 2 * blocks * block_bytes;
+        tensor.shape = {2, blocks, 4, 8};
+        tensor.item_bytes = 2;
+        tensor.block_axis = 1;
+        tensor.layer = static_cast<std::uint32_t>(layer);
+        return tensor;
+    }
+
+    kvk::PoolOptions options() const {
+        kvk::PoolOptions options;
+        options.blocks_per_chunk = 2;
+        options.add(layer(0)).add(layer(1));
+        return options;
+    }
+
+    bool same(std::size_t to, std::size_t from) const {
+        for (std::size_t part = 0; part < layers * 2; ++part) {
+            const auto at = [&](std::size_t block) { return (part * blocks + block) * block_bytes; };
+            if (std::memcmp(&memory[at(to)], &before[at(from)], block_bytes) != 0) return false;
+        }
+        return true;
+    }
+};
+
+static bool are(const std::vector<kvkeep_segment>& segments, std::uint64_t address,
+                const std::vector<std::uint64_t>& begins, std::uint64_t bytes, std::uint64_t stride) {
+    if (segments.size() != begins.size()) return false;
+    for (std::size_t i = 0; i < begins.size(); ++i) {
+        const auto& segment = segments[i];
+        if (segment.address != address + begins[i] || segment.block_bytes != bytes || segment.block_stride != stride)
+            return false;
+    }
+    return true;
+}
+
+static void segments_are_read_off_axes() {
+    kvk::Tensor tensor;
+    tensor.address = 4096;
+    tensor.item_bytes = 4;
+    // Blocks first, K and V fused.
+    tensor.shape = {5, 2, 4, 3};
+    CHECK(are(kvk::segments_of(tensor), 4096, {0}, 96, 96));
+    // All layers of a block in one tensor, taken apart.
+    tensor.layer_axis = 1;
+    tensor.layer = 10;
+    const auto layers = kvk::segments_of(tensor);
+    CHECK(are(layers, 4096, {0, 48}, 48, 96) && layers[0].layer == 10 && layers[1].layer == 11);
+    tensor.layer_axis.reset();
+    // K and V in halves, heads outermost too, and one block, whose halves are one piece.
+    tensor.block_axis = 1;
+    tensor.shape = {2, 5, 4, 3};
+    CHECK(are(kvk::segments_of(tensor), 4096, {0, 240}, 48, 48));
+    tensor.shape = {2, 1, 6};
+    CHECK(are(kvk::segments_of(tensor), 4096, {0}, 48, 0));
+    tensor.block_axis = 2;
+    tensor.shape = {2, 3, 5, 4};
+    CHECK(are(kvk::segments_of(tensor), 4096, {0, 80, 160, 240, 320, 400}, 16, 16));
+    // Bytes as they lie, whatever the order of the axes; and with room behind each block.
+    tensor.block_axis = 0;
+    tensor.shape = {5, 3, 4};
+    tensor.strides = {64, 4, 12};
+    CHECK(are(kvk::segments_of(tensor), 4096, {0}, 48, 64));
+}
+
+static void what_is_no_tensor_of_pages_is_refused() {
+    kvk::Tensor tensor;
+    tensor.shape = {5, 4};
+    tensor.item_bytes = 4;
+    const auto refused = [&](const char* words) {
+        const auto error = thrown([&] { kvk::segments_of(tensor); });
+        CHECK(error.status() == kvk::Status::invalid && std::strstr(error.what(), words) != nullptr);
+    };
+    tensor.block_axis = 2;
+    refused("block_axis");
+    tensor.block_axis = 0;
+    tensor.layer_axis = 0;
+    refused("layer_axis");
+    tensor.layer_axis.reset();
+    tensor.strides = {16};
+    refused("stride");
+    tensor.strides = {0, 4};
+    refused("repeats");
+    tensor.strides = {};
+    tensor.shape = {0, 4};
+    refused("no elements");
+    kvk::PoolOptions options;
+    tensor.shape = {5, 4};
+    options.add(tensor);
+    tensor.shape = {6, 4};
+    const auto error = thrown([&] { options.add(tensor); });
+    CHECK(error.status() == kvk::Status::invalid && options.block_count == 5);
+}
+
+static void blocks_go_and_come_back_elsewhere() {
+    Pages pages;
+    kvk::Cache cache(small());
+    const auto space = space_of(cache);
+    const auto session = space.session();
+    const auto pool = space.pool(pages.options());
+    const auto keys = some_keys(3);
+    auto stored = pool.store_future(session, keys, std::vector<std::int32_t>{0, 1, 2, 3, 4, 5});
+    CHECK(stored.completion.wait_for(watchdog) == std::future_status::ready);
+    const auto completion = stored.completion.get();
+    CHECK(completion.status == kvk::Status::ok && completion.hit_chunks == 3);
+    CHECK(completion.loaded_bytes == 6 * 4 * Pages::block_bytes && completion.job == stored.transfer.id());
+    kvk::TransferOptions options;
+    options.skip_first_tokens = 8;
+    const auto load = pool.load(session, keys, std::vector<std::int32_t>{11, 10, 9, 8, 7, 6}, options);
+    CHECK(load.wait_layer(1, watchdog) == kvk::Status::ok);
+    CHECK(load.wait(watchdog));
+    CHECK((load.blocks().value() == std::vector<kvk::Status>(6, kvk::Status::ok)));
+    CHECK(pages.same(11, 11));
+    for (std::size_t block = 1; block < 6; ++block) CHECK(pages.same(11 - block, block));
+    load.release();
+    CHECK(thrown([&] { load.blocks(); }).status() == kvk::Status::not_found);
+}
+
+static void a_block_that_is_nowhere_says_so() {
+    Pages pages;
+    kvk::Cache cache(small());
+    const auto space = space_of(cache);
+    const auto session = space.session();
+    const auto pool = space.pool(pages.options());
+    std::promise<kvk::Completion> told;
+    const auto load = pool.load(session, some_keys(1), std::vector<std::int32_t>{0, KVKEEP_BLOCK_NONE}, {},
+                                [&](const kvk::Completion& completion) { told.set_value(completion); });
+    CHECK(told.get_future().get().status == kvk::Status::partial);
+    CHECK((load.blocks().value() == std::vector<kvk::Status>{kvk::Status::not_found, kvk::Status::ok}));
+    CHECK(load.query().value().failed_keys == 1);
+}
+
+static void closing_a_pool_cancels_its_loads() {
+    auto options = small();
+    options.backend_urls = {"fault:memory:?capacity=1MiB&fault.lookup_hang=1"};
+    Pages pages;
+    kvk::Cache cache(options);
+    const auto space = space_of(cache);
+    const auto session = space.session();
+    std::optional<kvk::FutureTransfer> load;
+    {
+        auto pool = space.pool(pages.options());
+        load = pool.load_future(session, some_keys(1), std::vector<std::int32_t>{0, 1});
+        CHECK(load->transfer.wait_layer(0, std::chrono::milliseconds(1)) == kvk::Status::timeout);
+        CHECK(!load->transfer.blocks());
+        auto moved = std::move(pool);
+        CHECK(moved.id() != 0 && pool.id() == 0);
+    }
+    CHECK(load->completion.wait_for(watchdog) == std::future_status::ready);
+    CHECK(load->completion.get().status == kvk::Status::cancelled);
+    CHECK(thrown([&] { load->transfer.wait_layer(0, watchdog); }).status() == kvk::Status::cancelled);
+}
+
+static void a_refused_transfer_frees_its_callback() {
+    Pages pages;
+    kvk::Cache cache(small());
+    const auto space = space_of(cache);
+    const auto session = space.session();
+    auto pool = space.pool(pages.options());
+    auto held = std::make_shared<int>(0);
+    const auto error = thrown([&] {
+        pool.store(session, some_keys(1), std::vector<std::int32_t>{0, 12}, {},
+                   [held](const kvk::Completion&) { std::abort(); });
+    });
+    CHECK(error.status() == kvk::Status::invalid && held.use_count() == 1);
+    pool.close();
+    CHECK(thrown([&] { pool.load(session, some_keys(1), std::vector<std::int32_t>{0, 1}); }).status() ==
+          kvk::Status::not_found);
+    auto options = pages.options();
+    options.device = 0;
+    CHECK(thrown([&] { space.pool(options); }).status() == kvk::Status::unsupported);
+}
+
+int main() {
+    segments_are_read_off_axes();
+    what_is_no_tensor_of_pages_is_refused();
+    blocks_go_and_come_back_elsewhere();
+    a_block_that_is_nowhere_says_so();
+    closing_a_pool_cancels_its_loads();
+    a_refused_transfer_frees_its_callback();
+}
