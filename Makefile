@@ -9,7 +9,7 @@ CTEST := build/tools/bin/ctest
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check test test-rust test-c test-bindings test-daemon test-page demo bench bench-device soak install clean
+.PHONY: help build check test test-rust test-c test-bindings test-daemon test-page test-kernel demo bench bench-device soak install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -21,7 +21,10 @@ check: ## formatting and lints
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 
-test: check test-rust test-page test-c test-bindings test-daemon ## everything that must pass
+test: check test-kernel test-rust test-page test-c test-bindings test-daemon ## everything that must pass
+
+test-kernel: ## the GPU kernel's PTX against its source, with NVRTC fetched by pip where it is not installed
+	@scripts/compile_kernel.py --check --into build/nvrtc || [ $$? = 77 ]
 
 test-rust: ## the Rust tests
 	cargo test --locked

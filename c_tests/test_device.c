@@ -1,4 +1,6 @@
-// Pools, stores and loads on the host: what is refused, what is copied where, and who may end when.
+// Pools, stores and loads on the device that KVKEEP_TEST_DEVICE names (the host, or a CUDA device): what is refused, what is copied
+// where, and who may end when.
+#include "cuda_fixture.h"
 #include "fixture.h"
 
 #include <poll.h>
@@ -6,20 +8,22 @@
 enum { LAYERS = 3, BLOCKS = 64, PER_CHUNK = 4, BLOCK = 256, TOKENS = 4 };
 
 // K and V of each layer apart: a segment each.
-static uint8_t pages[2 * LAYERS][BLOCKS][BLOCK];
-static uint8_t before[2 * LAYERS][BLOCKS][BLOCK];
+typedef uint8_t segment_bytes[BLOCKS][BLOCK];
+static segment_bytes before[2 * LAYERS];
+// As the test sees them, and as the device does.
+static segment_bytes *pages;
+static uint64_t pages_at;
+static int32_t device;
 static kvkeep *cache;
 static uint64_t space, session, pool;
 
-static kvkeep_segment segment_at(const void *address, uint32_t layer) {
-    return (kvkeep_segment){.address = (uint64_t)(uintptr_t)address, .block_bytes = BLOCK, .layer = layer};
-}
-
 static kvkeep_pool_options pool_options(kvkeep_segment *segments) {
-    for (uint32_t i = 0; i < 2 * LAYERS; i++) segments[i] = segment_at(pages[i], i / 2);
+    for (uint32_t i = 0; i < 2 * LAYERS; i++) {
+        segments[i] = (kvkeep_segment){.address = pages_at + i * sizeof *pages, .block_bytes = BLOCK, .layer = i / 2};
+    }
     kvkeep_pool_options options;
     KVKEEP_INIT(&options);
-    options.device = KVKEEP_DEVICE_HOST;
+    options.device = device;
     options.block_count = BLOCKS;
     options.blocks_per_chunk = PER_CHUNK;
     options.segments = segments;
@@ -41,8 +45,8 @@ static void enter(kvkeep *opened) {
     kvkeep_pool_options options = pool_options(segments);
     OK(kvkeep_open_pool(cache, space, &options, &pool));
     CHECK(pool != 0);
-    for (size_t i = 0; i < sizeof pages; i++) ((uint8_t *)pages)[i] = (uint8_t)(i * 7 + i / 251);
-    memcpy(before, pages, sizeof pages);
+    for (size_t i = 0; i < sizeof before; i++) ((uint8_t *)pages)[i] = (uint8_t)(i * 7 + i / 251);
+    memcpy(before, pages, sizeof before);
 }
 
 static void leave(void) {
@@ -139,7 +143,13 @@ static void bad_pools_are_refused(void) {
         FAILS(kvkeep_open_pool(cache, space, &options, &other), status, words); \
         CHECK_EQUAL(other, 77); \
     } while (0)
-    REFUSED(options.device = 0, KVKEEP_ERR_UNSUPPORTED, "CUDA");
+    if (cuda_begin()) {
+        uint32_t nowhere[BLOCK];
+        REFUSED((options.device = 0, segments[1].address = (uint64_t)(uintptr_t)nowhere), KVKEEP_ERR_INVALID, "not memory of CUDA");
+        REFUSED(options.device = 99, KVKEEP_ERR_INVALID, "device is 99");
+    } else {
+        REFUSED(options.device = 0, KVKEEP_ERR_UNSUPPORTED, "libcuda.so.1");
+    }
     REFUSED(options.device = -2, KVKEEP_ERR_INVALID, "device is -2");
     REFUSED(options.block_count = 0, KVKEEP_ERR_INVALID, "block_count");
     REFUSED(options.block_count = UINT32_MAX, KVKEEP_ERR_INVALID, "block_count");
@@ -220,7 +230,7 @@ static void bad_transfers_are_refused_and_change_nothing(void) {
     keys[1].group = 1;
     BOTH(KVKEEP_ERR_INVALID, "group 1", pool, session, 2, 8);
     keys[1] = key_of(2);
-    options.stream = 1;
+    options.stream = 77;
     BOTH(KVKEEP_ERR_INVALID, "stream", pool, session, 2, 8);
     options = transfer_options();
     options.retention = 2;
@@ -267,6 +277,10 @@ static void bad_transfers_are_refused_and_change_nothing(void) {
     result_of(done);
     FAILS(kvkeep_query_blocks(cache, done, &status, 1), KVKEEP_ERR_INVALID, "count is 1");
     FAILS(kvkeep_wait_layer(cache, done, LAYERS, 0), KVKEEP_ERR_INVALID, "of layer 3");
+    FAILS(kvkeep_stream_wait_layer(cache, done, LAYERS, 0, 0), KVKEEP_ERR_INVALID, "of layer 3");
+    FAILS(kvkeep_stream_wait_layer(cache, done, 0, 77, 0), KVKEEP_ERR_INVALID, "stream");
+    FAILS(kvkeep_stream_wait_layer(cache, 1, 0, 0, 0), KVKEEP_ERR_INVALID, "no transfer");
+    OK(kvkeep_stream_wait_layer(cache, done, 0, 0, 0));
     uint32_t chunks;
     FAILS(kvkeep_query_lookup_hits(cache, done, &chunks), KVKEEP_ERR_INVALID, "is a transfer");
     uint8_t bitmap[8];
@@ -287,7 +301,7 @@ static void a_partial_chunk_is_a_shorter_object(void) {
     OK(kvkeep_reserve_read(cache, session, keys, 2, 0, views));
     CHECK_EQUAL(views[1].size, 2 * LAYERS * 2 * BLOCK);
     OK(kvkeep_finish_read(cache, session, keys, 2, 0, NULL));
-    memset(pages, 0xee, sizeof pages);
+    memset(pages, 0xee, sizeof before);
     // More blocks are asked for than it has: those fall short, alone.
     int32_t to[8] = {10, 11, 12, 13, 20, 21, 22, KVKEEP_BLOCK_NONE};
     uint64_t job = load(keys, 2, to, NULL);
@@ -305,7 +319,7 @@ static void tokens_that_are_there_are_skipped(void) {
     kvkeep_key keys[3];
     keys_of(keys, 1, 3);
     store_all(keys, 3, 0);
-    memset(pages, 0xee, sizeof pages);
+    memset(pages, 0xee, sizeof before);
     int32_t ids[12];
     blocks_of(ids, 0, 12);
     // Skipped blocks may be named twice: nothing is written to them.
@@ -356,7 +370,7 @@ static void what_is_in_no_tier_is_a_status_of_its_blocks(void) {
     kvkeep_key keys[3];
     keys_of(keys, 1, 3);
     store_all(keys, 2, 0);
-    memset(pages, 0xee, sizeof pages);
+    memset(pages, 0xee, sizeof before);
     int32_t ids[12];
     blocks_of(ids, 0, 12);
     uint64_t job = load(keys, 3, ids, NULL);
@@ -382,7 +396,7 @@ static void what_is_below_is_loaded_and_copied_as_it_comes(void) {
     uint64_t removed;
     OK(kvkeep_clear(cache, space, 0, &removed));
     CHECK_EQUAL(removed, 12);
-    memset(pages, 0xee, sizeof pages);
+    memset(pages, 0xee, sizeof before);
     int32_t ids[48];
     blocks_of(ids, 0, 48);
     // A prefetch has them on their way; the load joins it.
@@ -410,14 +424,14 @@ static void corrupt_objects_are_failed_blocks(void) {
     store_all(keys, 4, 0);
     OK(kvkeep_drain_writes(cache, 30000));
     OK(kvkeep_clear(cache, space, 0, NULL));
-    memset(pages, 0xee, sizeof pages);
+    memset(pages, 0xee, sizeof before);
     int32_t ids[16];
     blocks_of(ids, 0, 16);
     uint64_t job = load(keys, 4, ids, NULL);
     CHECK_STATUS(result_of(job).status, KVKEEP_PARTIAL);
     CHECK_EQUAL(result_of(job).loaded_bytes, 0);
     check_blocks(job, 16, KVKEEP_ERR_IO);
-    for (size_t i = 0; i < sizeof pages; i++) CHECK_EQUAL(((uint8_t *)pages)[i], 0xee);
+    for (size_t i = 0; i < sizeof before; i++) CHECK_EQUAL(((uint8_t *)pages)[i], 0xee);
     leave();
 }
 
@@ -432,7 +446,7 @@ static void an_object_of_another_layout_is_not_scattered(void) {
     uint64_t job = load(keys, 2, ids, NULL);
     CHECK_STATUS(result_of(job).status, KVKEEP_PARTIAL);
     check_blocks(job, 8, KVKEEP_ERR_INVALID);
-    CHECK(memcmp(pages, before, sizeof pages) == 0);
+    CHECK(memcmp(pages, before, sizeof before) == 0);
     leave();
 }
 
@@ -566,7 +580,7 @@ static void enter_with_hanging_loads(kvkeep_key *keys, size_t count) {
     store_all(keys, count, 0);
     OK(kvkeep_drain_writes(cache, 30000));
     OK(kvkeep_clear(cache, space, 0, NULL));
-    memset(pages, 0xee, sizeof pages);
+    memset(pages, 0xee, sizeof before);
 }
 
 static void a_load_is_cancelled_while_it_waits(void) {
@@ -582,6 +596,7 @@ static void a_load_is_cancelled_while_it_waits(void) {
         OK(kvkeep_submit_load(cache, pool, session, keys, 4, ids, 16, NULL, &job, note, &told));
         FAILS(kvkeep_wait(cache, job, 1), KVKEEP_ERR_TIMEOUT, "not done");
         FAILS(kvkeep_wait_layer(cache, job, 0, 1), KVKEEP_ERR_TIMEOUT, "layer 0");
+        FAILS(kvkeep_stream_wait_layer(cache, job, 0, 0, 1), KVKEEP_ERR_TIMEOUT, "layer 0");
         kvkeep_prefetch_result result;
         KVKEEP_INIT(&result);
         int32_t statuses[16];
@@ -602,7 +617,7 @@ static void a_load_is_cancelled_while_it_waits(void) {
         }
         CHECK_EQUAL(called, 1);
     }
-    for (size_t i = 0; i < sizeof pages; i++) CHECK_EQUAL(((uint8_t *)pages)[i], 0xee);
+    for (size_t i = 0; i < sizeof before; i++) CHECK_EQUAL(((uint8_t *)pages)[i], 0xee);
     CHECK_EQUAL(stats_of(cache).sessions, 0);
     CHECK_EQUAL(stats_of(cache).jobs, 0);
     // What hangs keeps its memory; the cache says so and leaves it mapped.
@@ -660,6 +675,9 @@ static void a_copy_is_explained_as_one(void) {
 
 int main(void) {
     watchdog();
+    const char *named = getenv("KVKEEP_TEST_DEVICE");
+    device = named ? atoi(named) : KVKEEP_DEVICE_HOST;
+    pages = device_pages(device, sizeof before, &pages_at);
     RUN(a_chunk_is_stored_and_loaded_elsewhere);
     RUN(bad_pools_are_refused);
     RUN(bad_transfers_are_refused_and_change_nothing);

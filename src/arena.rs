@@ -165,6 +165,11 @@ impl Arena {
         self.bytes
     }
 
+    /// Whether it may be written through this mapping.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     /// The descriptor behind it, for a peer to map.
     pub fn fd(&self) -> &OwnedFd {
         &self.fd

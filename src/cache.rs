@@ -155,6 +155,9 @@ pub trait Cache: Send + Sync {
     /// those of another object.
     fn copy_in(&self, view: &View, from: &[u8]) -> Result<()>;
 
+    /// The memory that L1 is in now; none while a daemon is away.
+    fn arena(&self) -> Option<Arc<Arena>>;
+
     /// The memory that a view lies in, if that is this cache's.
     fn arena_of(&self, view: &View) -> Option<Arc<Arena>>;
 

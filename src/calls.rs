@@ -290,6 +290,10 @@ impl Cache for Node {
         view::copy_in(self.l1.arena(), view, from)
     }
 
+    fn arena(&self) -> Option<Arc<Arena>> {
+        Some(self.l1.arena().clone())
+    }
+
     fn arena_of(&self, view: &View) -> Option<Arc<Arena>> {
         let arena = self.l1.arena();
         arena.holds(view.data.cast(), view.size).then(|| arena.clone())

@@ -50,6 +50,8 @@ pub enum Status {
     KVKEEP_ERR_DISCONNECTED = -18,
     /// A bug in kvkeep was caught; the cache refuses further work.
     KVKEEP_ERR_INTERNAL = -19,
+    /// A GPU or its driver failed.
+    KVKEEP_ERR_DEVICE = -20,
 }
 
 pub use Status::*;
@@ -57,7 +59,7 @@ pub use Status::*;
 impl Status {
     /// The status with this number, if there is one.
     pub fn from_number(number: i32) -> Option<Status> {
-        const ALL: [Status; 22] = [
+        const ALL: [Status; 23] = [
             KVKEEP_OK,
             KVKEEP_PENDING,
             KVKEEP_PARTIAL,
@@ -80,6 +82,7 @@ impl Status {
             KVKEEP_ERR_PERMISSION,
             KVKEEP_ERR_DISCONNECTED,
             KVKEEP_ERR_INTERNAL,
+            KVKEEP_ERR_DEVICE,
         ];
         ALL.into_iter().find(|status| *status as i32 == number)
     }

@@ -1,328 +1,29 @@
 //! Pages to objects and back, bit by bit, over layouts of every kind: embedded, and as a daemon's client.
 //!
 //! `PROPTEST_CASES` says how many layouts are tried embedded; a tenth as many are tried through a daemon.
-#![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod device_common;
 
 use std::sync::Arc;
 
+use device_common::{Case, Kind, OnHost, WAIT_MS, result, round_trip, status, try_layouts};
 use kvkeep::config::{NodeConfig, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::daemon::server::{Access, Claim, Limits, Server};
-use kvkeep::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PARTIAL, Status};
+use kvkeep::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PARTIAL};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 use kvkeep::opened::Opened;
-use kvkeep::transfer::copy::Promise;
-use kvkeep::transfer::layout::Segment;
+use kvkeep::transfer::TransferRequest;
 use kvkeep::transfer::submit::Asked;
-use kvkeep::transfer::{PoolSpec, TransferRequest};
-use kvkeep::types::{PrefetchResult, Stats};
-use proptest::prelude::*;
-
-const WAIT_MS: u32 = 120_000;
-
-/// How an engine lays a layer's bytes of a block out. Whether tokens come first inside a head or heads inside a token (NHD, HND)
-/// makes no difference where a block is whole; where heads lie apart, each is a segment.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    /// K and V in tensors of their own.
-    Apart,
-    /// Heads outermost: for each of two heads, K and V of all blocks.
-    Heads,
-    /// One tensor for each layer, K and V of a block side by side, as one segment.
-    Fused,
-    /// The same as two segments that interleave.
-    Interleaved,
-    /// One latent, the same on every worker.
-    Latent,
-    /// All layers of a block side by side.
-    CrossLayer,
-}
-
-/// A model on an engine.
-#[derive(Clone, Debug)]
-struct Case {
-    kind: Kind,
-    layers: u32,
-    groups: u32,
-    tp: u32,
-    /// Bytes of a block's K, in a layer.
-    bytes: u64,
-    gap: u64,
-    per_chunk: u32,
-    chunks: u32,
-    /// Blocks of the last chunk.
-    tail: u32,
-    skip: u32,
-    temporary: bool,
-    seed: u64,
-}
-
-fn cases_of_any_kind() -> impl Strategy<Value = Case> {
-    let kind = prop_oneof![
-        Just(Kind::Apart),
-        Just(Kind::Heads),
-        Just(Kind::Fused),
-        Just(Kind::Interleaved),
-        Just(Kind::Latent),
-        Just(Kind::CrossLayer)
-    ];
-    // Now and then blocks that are copied past the caches.
-    let bytes =
-        prop_oneof![8 => (1u64..300).prop_map(|words| words * 4), 1 => (4096u64..9000).prop_map(|words| words * 4)];
-    let sizes = (bytes, 0u64..8, 0u32..5, 1u32..6);
-    let more = (1u32..=16, 0u32..20, any::<bool>(), any::<u64>());
-    (kind, 1u32..=5, 1u32..=3, 1u32..=8, sizes, more).prop_map(
-        |(kind, layers, groups, tp, (bytes, gap, per_chunk, chunks), (tail, skip, temporary, seed))| {
-            let per_chunk = 1 << per_chunk;
-            let tail = 1 + tail % per_chunk;
-            Case { kind, layers, groups, tp, bytes, gap: gap * 4, per_chunk, chunks, tail, skip, temporary, seed }
-        },
-    )
-}
-
-/// Numbers by seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-
-    fn shuffle<T>(&mut self, some: &mut [T]) {
-        for i in (1..some.len()).rev() {
-            some.swap(i, self.next() as usize % (i + 1));
-        }
-    }
-}
-
-/// The paged memory of one worker.
-struct Pages {
-    memory: Vec<u64>,
-    segments: Vec<Segment>,
-    blocks: u32,
-}
-
-impl Case {
-    fn latent(&self) -> bool {
-        matches!(self.kind, Kind::Latent)
-    }
-
-    /// Blocks of each group that hold a chunk's tokens.
-    fn used(&self) -> u32 {
-        (self.chunks - 1) * self.per_chunk + self.tail
-    }
-
-    fn pages(&self, fill: u64) -> Pages {
-        // Room for what is stored, as much again to load into, and some that nobody names.
-        let blocks = 2 * self.chunks * self.per_chunk + 3;
-        let (b, gap, n) = (self.bytes, self.gap, u64::from(blocks));
-        let fused = if self.latent() { b } else { 2 * b };
-        let memory = vec![fill; (u64::from(self.layers) * n * (2 * b + 4 * gap) + 4096) as usize / 8];
-        let mut at = memory.as_ptr().expose_provenance() as u64;
-        let mut segments = Vec::new();
-        for layer in 0..self.layers {
-            // Groups take layers in turn.
-            let group = layer % self.groups;
-            let mut segment = |address, block_bytes, block_stride| {
-                segments.push(Segment { address, block_bytes, block_stride, group, layer: 10 * layer });
-            };
-            match self.kind {
-                Kind::Apart => {
-                    segment(at, b, b + gap);
-                    segment(at + n * (b + gap), b, b + gap);
-                    at += 2 * n * (b + gap);
-                }
-                Kind::Heads => {
-                    // Odd numbers of words are split unevenly.
-                    let half = b / 8 * 4;
-                    let heads = [half, b - half].into_iter().filter(|&head| head > 0);
-                    for head in heads.flat_map(|head| [head, head]) {
-                        segment(at, head, head + gap);
-                        at += n * (head + gap);
-                    }
-                }
-                Kind::Fused | Kind::Latent => {
-                    segment(at, fused, fused + gap);
-                    at += n * (fused + gap);
-                }
-                Kind::Interleaved => {
-                    segment(at, b, fused + gap);
-                    segment(at + b, b, fused + gap);
-                    at += n * (fused + gap);
-                }
-                Kind::CrossLayer => {
-                    let stride = u64::from(self.layers) * (fused + gap);
-                    segment(at + u64::from(layer) * (fused + gap), fused, stride);
-                }
-            }
-        }
-        Pages { memory, segments, blocks }
-    }
-
-    fn groups(&self) -> u32 {
-        self.groups.min(self.layers)
-    }
-
-    /// Chunk-major, a key for each group.
-    fn keys(&self, rank: u32) -> Vec<Key> {
-        let key = |chunk: u32, group| {
-            let mut hash = [9; 32];
-            hash[..8].copy_from_slice(&self.seed.to_le_bytes());
-            hash[8..12].copy_from_slice(&chunk.to_le_bytes());
-            Key { hash, rank, group }
-        };
-        (0..self.chunks).flat_map(|chunk| (0..self.groups()).map(move |group| key(chunk, group))).collect()
-    }
-
-    /// Block numbers for each key; those of the last chunk's missing tokens are none.
-    fn blocks(&self, numbers: &[i32]) -> Vec<i32> {
-        (0..self.chunks)
-            .flat_map(|chunk| std::iter::repeat_n(chunk, self.groups() as usize))
-            .flat_map(|chunk| (chunk * self.per_chunk..).take(self.per_chunk as usize))
-            .map(|block| if block < self.used() { numbers[block as usize] } else { -1 })
-            .collect()
-    }
-}
-
-impl Pages {
-    fn bytes(&self, segment: usize, block: i32) -> &[u8] {
-        let segment = &self.segments[segment];
-        let from = segment.block(block as u32) as usize - self.memory.as_ptr().addr();
-        // SAFETY: plain memory, all of it initialized.
-        let all = unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<u8>(), self.memory.len() * 8) };
-        &all[from..from + segment.block_bytes as usize]
-    }
-
-    fn pool(&self, opened: &Opened, space: u64, rank: u32, per_chunk: u32) -> u64 {
-        // SAFETY: the memory outlives the pool in each test, and nobody touches it while a transfer is not done.
-        let promise = unsafe { Promise::given() };
-        let spec = PoolSpec {
-            device: -1,
-            rank,
-            blocks: self.blocks,
-            blocks_per_chunk: per_chunk,
-            segments: self.segments.clone(),
-            promise,
-        };
-        opened.transfers().open_pool(space, spec).unwrap()
-    }
-}
-
-fn result(opened: &Opened, job: u64) -> PrefetchResult {
-    let mut result = PrefetchResult::default();
-    opened.wait(job, WAIT_MS).unwrap();
-    assert_eq!(opened.query_prefetch(job, &mut result).unwrap(), KVKEEP_OK);
-    result
-}
-
-fn status(opened: &Opened, job: u64) -> Status {
-    Status::from_number(result(opened, job).status).unwrap()
-}
-
-fn round_trip(opened: &Opened, case: &Case, drop_l1: &dyn Fn(u64)) {
-    let spec = SpaceSpec {
-        model: "m".to_owned(),
-        layout: format!("{case:?}"),
-        tenant: String::new(),
-        chunk_tokens: 4 * case.per_chunk,
-        quota_bytes: 0,
-    };
-    let space = opened.open_space(spec).unwrap();
-    let mut random = Random(case.seed);
-    let session = opened.begin_session(space, "r", None).unwrap();
-    let mut stored = Vec::new();
-    for worker in 0..case.tp {
-        let mut pages = case.pages(0);
-        pages.memory.iter_mut().for_each(|word| *word = random.next());
-        let mut numbers: Vec<i32> = (0..pages.blocks as i32).collect();
-        random.shuffle(&mut numbers);
-        // Of a latent, one worker stores for all.
-        if !case.latent() || worker == 0 {
-            let pool = pages.pool(opened, space, worker, case.per_chunk);
-            let (keys, blocks) = (case.keys(worker), case.blocks(&numbers));
-            let asked = Asked { pool, session, keys: &keys, blocks: &blocks };
-            let mut job = 0;
-            opened.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
-            assert_eq!(status(opened, job), KVKEEP_OK);
-            opened.transfers().close_pool(pool).unwrap();
-            stored.push((pages, numbers));
-        }
-    }
-    opened.end_session(session).unwrap();
-    drop_l1(space);
-    let session = opened.begin_session(space, "r", None).unwrap();
-    for worker in 0..case.tp {
-        let rank = if case.latent() { 0 } else { worker };
-        let (source, from) = &stored[rank as usize];
-        let pages = case.pages(0xeeee_eeee_eeee_eeee);
-        let untouched = case.pages(0xeeee_eeee_eeee_eeee);
-        let mut to: Vec<i32> = (0..pages.blocks as i32).collect();
-        random.shuffle(&mut to);
-        let pool = pages.pool(opened, space, rank, case.per_chunk);
-        let (keys, blocks) = (case.keys(rank), case.blocks(&to));
-        let request = TransferRequest {
-            skip_first_tokens: case.skip * 4,
-            return_shares: true,
-            temporary: case.temporary,
-            ..TransferRequest::default()
-        };
-        let mut job = 0;
-        let asked = Asked { pool, session, keys: &keys, blocks: &blocks };
-        opened.transfers().submit_load(asked, request, &mut job).unwrap();
-        assert_eq!(status(opened, job), KVKEEP_OK);
-        let wanted = case.skip.min(case.used())..case.used();
-        for segment in 0..pages.segments.len() {
-            for (i, (&from, &to)) in from.iter().zip(&to).enumerate() {
-                let loaded = wanted.contains(&(i as u32));
-                let expected = if loaded { source.bytes(segment, from) } else { untouched.bytes(segment, to) };
-                assert!(pages.bytes(segment, to) == expected, "segment {segment}, block {i} of {wanted:?}");
-            }
-        }
-        let mut statuses = vec![1; blocks.len()];
-        assert_eq!(opened.transfers().query_blocks(job, &mut statuses).unwrap(), KVKEEP_OK);
-        assert!(statuses.iter().all(|&status| status == KVKEEP_OK as i32));
-        // Not a byte between the blocks was touched either.
-        let touched =
-            |pages: &Pages| pages.memory.iter().filter(|&&word| word != 0xeeee_eeee_eeee_eeee).count() as u64 * 8;
-        let bytes: u64 = pages.segments.iter().map(|segment| segment.block_bytes).sum();
-        assert!(touched(&pages) <= u64::from(wanted.end - wanted.start) * (bytes + 8 * pages.segments.len() as u64));
-        opened.transfers().close_pool(pool).unwrap();
-        opened.release_job(job).unwrap();
-    }
-    opened.end_session(session).unwrap();
-    let mut stats = Stats::default();
-    opened.stats(&mut stats).unwrap();
-    assert_eq!((stats.l1_shares, stats.l1_staged, stats.sessions), (0, 0, 0));
-}
-
-fn try_layouts(opened: &Opened, one_of: u32) {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(1000) / one_of;
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    let tried = proptest::test_runner::TestRunner::new(config).run(&cases_of_any_kind(), |case| {
-        round_trip(opened, &case, &|space| {
-            // Every other time they come from below.
-            if case.seed % 2 == 0 {
-                opened.drain_writes(WAIT_MS).unwrap();
-                opened.clear(space, false).unwrap();
-            }
-        });
-        opened.clear(0, false).unwrap();
-        Ok(())
-    });
-    tried.unwrap();
-}
 
 #[test]
 fn pages_come_back_bit_by_bit_whatever_their_layout() {
     let node =
         Node::open(NodeConfig { backend_urls: vec!["memory:".to_owned()], ..NodeConfig::new(256 << 20) }).unwrap();
     let opened = Opened::new(node);
-    try_layouts(&opened, 1);
+    try_layouts(&opened, &OnHost, 1);
     opened.close();
 }
 
@@ -380,7 +81,7 @@ const SMALL: Case = Case {
 fn pages_come_back_bit_by_bit_through_a_daemon_too() {
     let daemon = Daemon::start("memory:");
     let opened = daemon.client();
-    try_layouts(&opened, 10);
+    try_layouts(&opened, &OnHost, 10);
     opened.close();
 }
 
@@ -389,9 +90,9 @@ fn a_daemons_client_copies_itself() {
     let daemon = Daemon::start("memory:");
     let opened = daemon.client();
     for kind in [Kind::Apart, Kind::Interleaved, Kind::Latent, Kind::CrossLayer] {
-        round_trip(&opened, &Case { kind, seed: kind as u64, ..SMALL }, &|_| {});
+        round_trip(&opened, &Case { kind, seed: kind as u64, ..SMALL }, &OnHost, &|_| {});
         // From below, in several prefetches whose ends are pushed.
-        round_trip(&opened, &Case { kind, seed: 9 + kind as u64, groups: 2, ..SMALL }, &|space| {
+        round_trip(&opened, &Case { kind, seed: 9 + kind as u64, groups: 2, ..SMALL }, &OnHost, &|space| {
             opened.drain_writes(WAIT_MS).unwrap();
             opened.clear(space, false).unwrap();
         });
@@ -414,7 +115,7 @@ fn loads_end_with_their_daemon() {
     };
     let space = writer.open_space(spec.clone()).unwrap();
     assert_eq!(reader.open_space(spec).unwrap(), space);
-    let pages = case.pages(7);
+    let pages = case.pages(&OnHost, 0, 7);
     let (keys, blocks) = (case.keys(0), case.blocks(&(0..pages.blocks as i32).collect::<Vec<_>>()));
     let store = |opened: &Opened, keys: &[Key]| {
         let pool = pages.pool(opened, space, 0, case.per_chunk);

@@ -52,6 +52,7 @@ enum class Status : std::int32_t {
     permission = KVKEEP_ERR_PERMISSION,
     disconnected = KVKEEP_ERR_DISCONNECTED,
     internal = KVKEEP_ERR_INTERNAL,
+    device = KVKEEP_ERR_DEVICE,
 };
 
 enum class StoreMode : std::uint32_t {
@@ -478,6 +479,12 @@ public:
     /// Blocks until every page of `layer` is copied: ok, partial where some objects could not be had, or timeout.
     Status wait_layer(std::uint32_t layer, std::chrono::milliseconds timeout) const {
         const auto status = kvkeep_wait_layer(cache_, id_, layer, detail::milliseconds(timeout));
+        return status == KVKEEP_ERR_TIMEOUT ? Status::timeout : detail::check(status);
+    }
+
+    /// Makes a CUDA stream (0 on the host) wait until every page of `layer` is copied. Blocks only until the copies are queued.
+    Status stream_wait_layer(std::uint32_t layer, std::uint64_t stream, std::chrono::milliseconds timeout) const {
+        const auto status = kvkeep_stream_wait_layer(cache_, id_, layer, stream, detail::milliseconds(timeout));
         return status == KVKEEP_ERR_TIMEOUT ? Status::timeout : detail::check(status);
     }
 

@@ -374,6 +374,10 @@ impl Cache for Client {
             .unwrap_or_else(|| Err(view::not_ours(view)))
     }
 
+    fn arena(&self) -> Option<Arc<Arena>> {
+        self.arenas().into_iter().next()
+    }
+
     fn arena_of(&self, view: &View) -> Option<Arc<Arena>> {
         self.arenas().into_iter().find(|arena| arena.holds(view.data.cast(), view.size))
     }

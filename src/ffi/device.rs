@@ -15,8 +15,17 @@ use crate::transfer::submit::Asked;
 /// for one rank and group: for each segment of the group in the order registered, for each block of the chunk, the segment's
 /// `block_bytes` of that block. All else of a layout (heads or tokens first, K and V apart or fused, one latent, all layers of a
 /// block together) is in the segments' addresses, sizes and strides. Groups whose blocks have different numbers of tokens take
-/// a pool each. This process copies, embedded or as a daemon's client, on threads of the library ("kvkeep-copy"); there are
-/// none before the first pool.
+/// a pool each. This process copies, embedded or as a daemon's client, on threads of the library; there are none before the first
+/// pool.
+///
+/// On the host ("kvkeep-copy") a transfer's stream is always 0. On a CUDA device, addresses are device pointers and `stream` is a
+/// CUstream (cudaStream_t) of the device's primary context, the one that the CUDA runtime uses; 0 is the default stream. Copies
+/// begin after what is on that stream by the call, and run on two streams of the pool's own, so that both directions overlap.
+/// libcuda.so.1 is loaded with the first such pool, and nothing else of CUDA is needed. L1 is registered with the driver in the
+/// background, once for all devices; before that is done it is copied from and to more slowly. Blocks that are neighbours on both
+/// sides go as one; fragments are moved by the copy engines, in batches where the driver is of CUDA 12.8 or later, or, as far as
+/// that was measured to be faster, by a small kernel (CUDA 12.1 or later). When a device is lost, its transfers complete as DEVICE;
+/// it takes a new process to use it again. A pool must be closed before its device's primary context is reset.
 ///
 /// A transfer is a job: `kvkeep_wait`, `kvkeep_cancel`, `kvkeep_release_job`, `kvkeep_query_prefetch`, callbacks and the event
 /// descriptor work on it as on a prefetch. Its number is never a prefetch's; only this handle knows it. It has no deadline. It
@@ -29,15 +38,17 @@ use crate::transfer::submit::Asked;
 /// it is for. When that one ends, its transfers finish, and what they store is committed; when it is aborted, by whichever
 /// process, they are cancelled or their stores dropped. A store's objects count as used by it.
 ///
-/// Pages of a store must be written before it is submitted, and may be read but not changed until it is done; pages of a
-/// load must not be touched until it is done (or their layer, by `kvkeep_wait_layer`).
+/// Pages of a store must be written before it is submitted, or by what is on its stream by then, and may be read but not changed
+/// until it is done; pages of a load must not be touched until it is done (or their layer, by `kvkeep_wait_layer` or, on a
+/// stream, after `kvkeep_stream_wait_layer`).
 ///
 /// Registers the pages of `space`, which was opened by this handle, and sets `*pool` to its number. `options` and its segments
 /// are copied; the pages stay the caller's and must stay where they are until the pool is closed. Two segments of a group may
 /// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
 /// block to one group at a time).
-/// Errors: UNSUPPORTED (a CUDA device: this build copies on the host only), NOT_FOUND (space), INVALID (overlap, a stride
-/// below block_bytes, an address or size that is no multiple of 4, blocks_per_chunk that does not divide chunk_tokens, a
+/// Errors: UNSUPPORTED (a CUDA device, but no NVIDIA driver, one older than CUDA 11.4, or no device: the message says what to
+/// install), DEVICE (the driver failed, as the message says), NOT_FOUND (space), INVALID (no such device, pages that are not its
+/// memory, overlap, a stride below block_bytes, an address or size that is no multiple of 4, blocks_per_chunk that does not divide chunk_tokens, a
 /// layout that contradicts an earlier pool of the same space, rank and group), LIMIT (1024 pools), IO.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open_pool(
@@ -54,8 +65,8 @@ pub unsafe extern "C" fn kvkeep_open_pool(
     })
 }
 
-/// Forgets a pool: cancels its transfers and waits until what is in flight has landed (never for I/O). Its pages are not
-/// touched any more when this returns. Errors: NOT_FOUND.
+/// Forgets a pool: cancels its transfers and waits until what is in flight has landed (never for I/O, but for what is on the
+/// caller's stream before it). Its pages are not touched any more when this returns. Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Status {
     on(cache, |cache| cache.transfers().close_pool(pool).map(|()| KVKEEP_OK))
@@ -67,8 +78,8 @@ pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Sta
 /// chunk, under a key of its own). Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
 /// as for `kvkeep_submit_prefetch`.
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
-/// aborted meanwhile), DISCONNECTED. Errors: NOT_FOUND (pool, session), EXPIRED, INVALID, PERMISSION (a reader), LIMIT (65536
-/// transfers not released, or as many completions not taken; `sessions_max`); then no completion comes.
+/// aborted meanwhile), DISCONNECTED, DEVICE. Errors: NOT_FOUND (pool, session), EXPIRED, INVALID, PERMISSION (a reader), LIMIT (65536
+/// transfers not released, or as many completions not taken; `sessions_max`), DEVICE; then no completion comes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_store(
     cache: *mut kvkeep,
@@ -98,7 +109,7 @@ pub unsafe extern "C" fn kvkeep_submit_store(
 /// joined) and copied as it comes. The session need not hold shares of the keys. `options` may be NULL. Callback as for
 /// `kvkeep_submit_prefetch`.
 /// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, or
-/// was corrupt), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED. The pages of a block that is
+/// was corrupt), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The pages of a block that is
 /// not OK may hold anything. Errors: as for `kvkeep_submit_store`; then no completion comes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_load(
@@ -130,6 +141,23 @@ pub unsafe extern "C" fn kvkeep_submit_load(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: u32, timeout_ms: u32) -> Status {
     on(cache, |cache| cache.transfers().wait_layer(job, layer, timeout_ms))
+}
+
+/// Makes `stream` wait until every page of `layer` is copied, so that what is put on it from now on may use a load's pages, or
+/// overwrite a store's. The caller itself waits, at most `timeout_ms`, only until the copies are in the device's own queue: at
+/// once for what L1 has, and for the rest when that has been loaded. The layer with the greatest number ends a transfer. On the
+/// host, `stream` is 0 and this is `kvkeep_wait_layer`. PARTIAL if some objects could not be had by then; whether the device
+/// failed later shows in the completion.
+/// Errors: as for `kvkeep_wait_layer`; DEVICE.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_stream_wait_layer(
+    cache: *mut kvkeep,
+    job: u64,
+    layer: u32,
+    stream: u64,
+    timeout_ms: u32,
+) -> Status {
+    on(cache, |cache| cache.transfers().stream_wait_layer(job, layer, stream, timeout_ms))
 }
 
 /// What became of each block of a transfer: a kvkeep_status for each block number it was given, in that order. `count` is that

@@ -296,7 +296,7 @@ pub struct kvkeep_pool_options {
     pub struct_size: u32,
     /// KVKEEP_ABI_VERSION of the caller's header.
     pub abi_version: u32,
-    /// KVKEEP_DEVICE_HOST, or the ordinal of a CUDA device (UNSUPPORTED by this build).
+    /// KVKEEP_DEVICE_HOST, or the ordinal of a CUDA device.
     pub device: i32,
     /// The `rank` of the keys whose objects the pages hold. Where all ranks read one object (MLA), its rank, not the worker's.
     pub rank: u32,
@@ -318,7 +318,7 @@ pub struct kvkeep_transfer_options {
     pub struct_size: u32,
     /// KVKEEP_ABI_VERSION of the caller's header.
     pub abi_version: u32,
-    /// The caller's stream that the copy follows, for devices that have streams. 0 for the host, which has none.
+    /// The caller's stream that the copy follows: a CUstream, or 0 for the default stream. 0 for the host, which has none.
     pub stream: u64,
     /// For a load: so many tokens from the first key on (in each group) keep their pages as they are. A multiple of a block's
     /// tokens, since blocks are copied whole. 0 for a store.

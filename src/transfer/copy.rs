@@ -61,6 +61,16 @@ impl Fragment {
     pub fn bytes(&self) -> u64 {
         self.bytes as u64
     }
+
+    /// Its address in L1.
+    pub fn l1(&self) -> u64 {
+        self.l1 as u64
+    }
+
+    /// Its address among the pages.
+    pub fn page(&self) -> u64 {
+        self.page as u64
+    }
 }
 
 /// Copies fragments. `cold` says that they are not in the caches and need not be there afterwards.

@@ -3,14 +3,20 @@
 use std::sync::Arc;
 
 use super::copy::{Fragment, Way};
+use crate::arena::Arena;
 use crate::error::Result;
 
-/// A point on a caller's stream: pages are touched after the work that was on it by then.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Point(pub u64);
+/// A place in a device's order of work, which can be waited for as long as somebody has it.
+pub trait Event: Send + Sync {
+    /// What its device calls it.
+    fn handle(&self) -> u64;
+}
+
+/// A point on a caller's stream: pages are touched after the work that was on it by then. None where devices have no streams.
+#[derive(Clone, Default)]
+pub struct Point(pub Option<Arc<dyn Event>>);
 
 /// A part of a transfer, copied in one go.
-#[derive(Debug)]
 pub struct Piece {
     /// Which way it goes.
     pub way: Way,
@@ -20,6 +26,8 @@ pub struct Piece {
     pub bytes: u64,
     /// The keys that it is of: first and last, by their places in the transfer.
     pub keys: (usize, usize),
+    /// The mapping that its side of L1 is in.
+    pub arena: Arc<Arena>,
     /// So much goes with it that the caches are of no use.
     pub cold: bool,
     /// So much can be had at once that another thread is worth waking.
@@ -28,8 +36,15 @@ pub struct Piece {
 
 /// A transfer as its device sees it: pieces, to be asked for until there are none for now.
 pub trait Work: Send + Sync {
+    /// Which way its pieces go.
+    fn way(&self) -> Way;
+
     /// The next piece and its fragments, which replace what was in `fragments`. May call the cache; not under a lock.
     fn next(&self, fragments: &mut Vec<Fragment>) -> Option<Piece>;
+
+    /// A piece stands in its device's order and will be where it belongs when `event` is reached. Told before it landed, in the
+    /// order in which pieces were given; only devices with streams say so. Not under a lock.
+    fn queued(&self, piece: &Piece, event: Arc<dyn Event>);
 
     /// A piece is where it belongs, or could not be brought there. Once for each; any thread, any order, not under a lock.
     fn landed(&self, piece: Piece, result: Result<()>);
@@ -45,6 +60,9 @@ pub trait Device: Send + Sync {
 
     /// The point that a caller's stream has reached. A number that names no stream of this device is refused.
     fn point(&self, stream: u64) -> Result<Point>;
+
+    /// Makes a caller's stream wait for what was queued. False where there are no streams: whoever asks has to wait himself.
+    fn follow(&self, stream: u64, event: Option<&dyn Event>) -> Result<bool>;
 
     /// A transfer has something to do, behind `after`. May be told again while it is being worked on.
     fn start(&self, work: Arc<dyn Work>, after: Point);

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use super::copy::{self, Fragment};
-use super::device::{Device, Point, Work};
+use super::device::{Device, Event, Point, Work};
 use crate::error::{Error, Result};
 
 /// Two threads fill most memory controllers, four nearly all; an engine on the same cores has use for the others.
@@ -110,6 +110,10 @@ impl Device for Host {
             )));
         }
         Ok(Point::default())
+    }
+
+    fn follow(&self, stream: u64, _event: Option<&dyn Event>) -> Result<bool> {
+        self.point(stream).map(|_| false)
     }
 
     fn start(&self, work: Arc<dyn Work>, _after: Point) {

@@ -11,8 +11,8 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::copy::{Fragment, Way};
-use super::device::{Piece, Point, Work};
-use super::pieces::{Batch, Place, Source};
+use super::device::{Event, Piece, Point, Work};
+use super::pieces::{Batch, Cut, Place, Source};
 use super::pool::Pool;
 use super::table::Transfers;
 use crate::cache::Cache;
@@ -51,12 +51,18 @@ pub struct Progress {
     /// Steps under way: pieces being copied, arrivals being taken in.
     busy: usize,
     /// Bytes of each layer still to be copied.
-    left: Vec<u64>,
+    pub left: Vec<u64>,
+    /// Bytes of each layer that a device with streams has not queued yet.
+    unqueued: Vec<u64>,
+    /// Where the last that it has queued of each layer is in its order.
+    pub marks: Vec<Option<Arc<dyn Event>>>,
     moved: u64,
     /// Bytes that are there and in no piece yet.
     uncut: u64,
     began: Option<Instant>,
     stopped: Option<(Status, String)>,
+    /// Why the first piece that failed did.
+    failure: Option<Error>,
     ending: bool,
     /// How to tell; taken by the completion, so that there is one.
     notify: Option<Notify>,
@@ -81,7 +87,8 @@ pub struct Transfer {
     /// So many for each key as a chunk has blocks; negative ones are passed over.
     blocks: Vec<i32>,
     return_shares: bool,
-    point: Point,
+    /// Behind which point of the caller's stream, until it ends.
+    point: Mutex<Point>,
     submitted: Instant,
     bytes: u64,
     table: Weak<Transfers>,
@@ -143,10 +150,13 @@ impl Transfer {
             expected: 0,
             busy: 0,
             left: left.clone(),
+            unqueued: left.clone(),
+            marks: vec![None; left.len()],
             moved: 0,
             uncut: 0,
             began: None,
             stopped: None,
+            failure: None,
             ending: false,
             notify: Some(plan.notify),
             answer: None,
@@ -161,7 +171,7 @@ impl Transfer {
             keys: plan.keys,
             blocks: plan.blocks,
             return_shares: plan.return_shares,
-            point: plan.point,
+            point: Mutex::new(plan.point),
             submitted: plan.submitted,
             bytes: left.iter().sum(),
             table,
@@ -184,7 +194,8 @@ impl Transfer {
 
     /// Lets the device know that there is something to do.
     pub fn start(self: &Arc<Self>) {
-        self.pool.device.start(self.clone(), self.point);
+        let point = self.point.lock().clone();
+        self.pool.device.start(self.clone(), point);
     }
 
     /// Takes in what is known of some keys: their objects are where the views say, or are not to be had.
@@ -232,8 +243,10 @@ impl Transfer {
         if gone > 0
             && let Some(group) = self.pool.layout.groups.get(&self.keys[key].group)
         {
-            for (layer, left) in progress.left.iter_mut().enumerate() {
+            let Progress { left, unqueued, .. } = progress;
+            for (layer, (left, unqueued)) in left.iter_mut().zip(unqueued).enumerate() {
                 *left -= group.layer_bytes(layer) * gone;
+                *unqueued -= group.layer_bytes(layer) * gone;
             }
         }
     }
@@ -288,18 +301,31 @@ impl Transfer {
         self.keys.len()
     }
 
+    /// Whether a device with streams has queued what there is of a layer, or as for `layer_done`.
+    pub fn layer_queued(&self, progress: &Progress, layer: usize) -> Option<Status> {
+        let queued = progress.stopped.is_none() && progress.unqueued[layer] == 0;
+        if queued { Some(self.so_far(progress)) } else { self.layer_done(progress, layer) }
+    }
+
     /// Whether nothing of a layer is left to copy, and if so whether all that was asked was there.
     pub fn layer_done(&self, progress: &Progress, layer: usize) -> Option<Status> {
         if let Some((status, _)) = &progress.stopped {
             return progress.answer.map(|_| *status);
         }
+        (progress.left[layer] == 0 || progress.answer.is_some()).then(|| self.so_far(progress))
+    }
+
+    fn so_far(&self, progress: &Progress) -> Status {
         let whole = |status: &Status| matches!(*status, KVKEEP_OK | KVKEEP_PENDING);
-        let status = if progress.statuses.iter().all(whole) { KVKEEP_OK } else { KVKEEP_PARTIAL };
-        (progress.left[layer] == 0 || progress.answer.is_some()).then_some(status)
+        if progress.statuses.iter().all(whole) { KVKEEP_OK } else { KVKEEP_PARTIAL }
     }
 }
 
 impl Work for Transfer {
+    fn way(&self) -> Way {
+        self.way
+    }
+
     fn next(&self, fragments: &mut Vec<Fragment>) -> Option<Piece> {
         let mut progress = self.progress.lock();
         if !progress.arrived.is_empty() && progress.stopped.is_none() {
@@ -338,11 +364,21 @@ impl Work for Transfer {
             progress.uncut -= cut.bytes;
             progress.began.get_or_insert_with(Instant::now);
             let (cold, more) = (self.bytes >= COLD_BYTES, progress.uncut >= SHARED_BYTES);
-            return Some(Piece { way: self.way, layer: cut.layer, bytes: cut.bytes, keys: cut.keys, cold, more });
+            let Cut { layer, bytes, keys, arena } = cut;
+            return Some(Piece { way: self.way, layer, bytes, keys, arena, cold, more });
         }
         drop(progress);
         self.end_if_over();
         None
+    }
+
+    fn queued(&self, piece: &Piece, event: Arc<dyn Event>) {
+        let mut progress = self.progress.lock();
+        progress.unqueued[piece.layer] -= piece.bytes;
+        progress.marks[piece.layer] = Some(event);
+        if progress.unqueued[piece.layer] == 0 {
+            self.changed.notify_all();
+        }
     }
 
     fn landed(&self, piece: Piece, result: Result<()>) {
@@ -357,6 +393,7 @@ impl Work for Transfer {
                         progress.statuses[key] = error.status;
                     }
                 }
+                progress.failure.get_or_insert(error);
             }
         }
         if progress.left[piece.layer] == 0 {

@@ -153,6 +153,11 @@ impl Layout {
         Ok(Layout { blocks, blocks_per_chunk, layers, groups })
     }
 
+    /// What the objects of each group look like.
+    pub fn shapes(&self) -> impl Iterator<Item = (u32, Shape)> {
+        self.groups.iter().map(|(&group, parts)| (group, parts.shape(&self.layers, self.blocks_per_chunk)))
+    }
+
     /// Bytes of an object with so many blocks of a group.
     pub fn object_bytes(&self, group: &Group, blocks: u32) -> u64 {
         group.block_bytes * u64::from(blocks)

@@ -2,9 +2,10 @@
 //!
 //! It stands above the trait [`Cache`](crate::cache::Cache), so that whoever holds the handle copies, whether L1 is its own or a
 //! daemon's. [`pool`] is what an engine registered, [`layout`] where its bytes are, [`job`] one store or load, [`pieces`] in
-//! which order its bytes go, [`device`] what moves them; [`host`] and [`copy`] do so on the CPU.
+//! which order its bytes go, [`device`] what moves them; [`host`] and [`copy`] do so on the CPU, [`cuda`] on NVIDIA's GPUs.
 
 pub mod copy;
+mod cuda;
 pub mod device;
 mod host;
 mod job;

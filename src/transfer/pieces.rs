@@ -52,6 +52,8 @@ pub struct Cut {
     pub bytes: u64,
     /// First and last key.
     pub keys: (usize, usize),
+    /// The mapping that it is in.
+    pub arena: Arc<Arena>,
 }
 
 impl Batch {
@@ -88,6 +90,9 @@ impl Batch {
         let per_chunk = source.layout.blocks_per_chunk as usize;
         let Some(place) = &source.places[key] else { return false };
         let Some(group) = source.layout.groups.get(&(source.group_of)(key)) else { return false };
+        if cut.as_ref().is_some_and(|cut| !Arc::ptr_eq(&cut.arena, &place.arena)) {
+            return true;
+        }
         let parts = &group.by_layer[self.layer];
         let ids = &source.blocks[key * per_chunk..][..place.blocks as usize];
         while let Some(&part) = parts.get(self.part) {
@@ -106,7 +111,12 @@ impl Batch {
                 if !fragments.last_mut().is_some_and(|last| last.join(&fragment)) {
                     fragments.push(fragment);
                 }
-                let cut = cut.get_or_insert(Cut { layer: self.layer, bytes: 0, keys: (key, key) });
+                let cut = cut.get_or_insert_with(|| Cut {
+                    layer: self.layer,
+                    bytes: 0,
+                    keys: (key, key),
+                    arena: place.arena.clone(),
+                });
                 cut.bytes += bytes;
                 cut.keys.1 = key;
             }

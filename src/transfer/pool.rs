@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::copy::Promise;
 use super::device::Device;
 use super::layout::{Layout, Segment};
-use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
+use crate::error::{Error, Result};
 
 /// The device that stands for the CPU's own memory, in C `KVKEEP_DEVICE_HOST`.
 const HOST: i32 = -1;
@@ -44,17 +44,11 @@ pub struct Pool {
     pub device: Arc<dyn Device>,
 }
 
-/// Refuses a device that there is not.
-pub fn check_device(device: i32) -> Result<()> {
+/// The number of a CUDA device, or none for the host. Refuses what is neither.
+pub fn cuda_device(device: i32) -> Result<Option<i32>> {
     match device {
-        HOST => Ok(()),
-        0.. => Err(Error::new(
-            KVKEEP_ERR_UNSUPPORTED,
-            format!(
-                "device is {device}, a CUDA device, which this build cannot copy to: use KVKEEP_DEVICE_HOST, or copy through \
-                 views"
-            ),
-        )),
+        HOST => Ok(None),
+        0.. => Ok(Some(device)),
         _ => Err(Error::invalid(format!(
             "device is {device}: pass KVKEEP_DEVICE_HOST ({HOST}) or the ordinal of a CUDA device"
         ))),

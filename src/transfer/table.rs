@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use super::cuda::{Cuda, Gpus};
 use super::device::Device;
 use super::host::Host;
-use super::job::{Transfer, not_done};
+use super::job::{Progress, Transfer, not_done};
 use super::layout::{Layout, Shape};
-use super::pool::{Pool, PoolSpec, check_device};
+use super::pool::{Pool, PoolSpec, cuda_device};
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{
@@ -55,6 +56,7 @@ pub(super) struct Inner {
 pub struct Transfers {
     cache: Arc<dyn Cache>,
     host: Arc<dyn Device>,
+    gpus: Arc<Gpus>,
     pub(super) inner: Mutex<Inner>,
     closing: AtomicBool,
     pub(super) me: Weak<Transfers>,
@@ -82,6 +84,7 @@ impl Transfers {
         Arc::new_cyclic(|me| Transfers {
             cache,
             host: Host::new(),
+            gpus: Arc::default(),
             inner: Mutex::default(),
             closing: AtomicBool::new(false),
             me: me.clone(),
@@ -107,9 +110,29 @@ impl Transfers {
 
     /// Registers a pool of a space.
     pub fn open_pool(&self, space: u64, spec: PoolSpec) -> Result<u64> {
-        check_device(spec.device)?;
+        let ordinal = cuda_device(spec.device)?;
         let layout = Layout::new(spec.blocks, spec.blocks_per_chunk, &spec.segments)?;
-        let mut inner = self.inner.lock();
+        self.check_pool(&self.inner.lock(), space, &spec, &layout)?;
+        // Opening a GPU takes its time, so nothing is locked meanwhile.
+        let device: Arc<dyn Device> = match ordinal {
+            None => {
+                self.host.open()?;
+                self.host.clone()
+            }
+            Some(ordinal) => {
+                let l1 = self.cache.arena();
+                Arc::new(Cuda::open(&self.gpus, ordinal, &spec.segments, spec.blocks, l1)?)
+            }
+        };
+        let entered = self.enter_pool(space, &spec, layout, device.clone());
+        if entered.is_err() {
+            self.close_device(&device);
+        }
+        entered
+    }
+
+    /// Refuses what a pool must not be. Gives the tokens of a chunk.
+    fn check_pool(&self, inner: &Inner, space: u64, spec: &PoolSpec, layout: &Layout) -> Result<u32> {
         self.check_open()?;
         let chunk_tokens = *inner.chunk_tokens.get(&space).ok_or_else(|| {
             Error::new(
@@ -124,52 +147,52 @@ impl Transfers {
                 layout.blocks_per_chunk
             )));
         }
-        let shapes: Vec<_> = layout
-            .groups
-            .iter()
-            .map(|(&group, segments)| {
-                ((space, spec.rank, group), segments.shape(&layout.layers, layout.blocks_per_chunk))
-            })
-            .collect();
-        for (name @ (_, rank, group), shape) in &shapes {
-            if inner.shapes.get(name).is_some_and(|known| known != shape) {
+        for (group, shape) in layout.shapes() {
+            if inner.shapes.get(&(space, spec.rank, group)).is_some_and(|known| *known != shape) {
                 return Err(Error::invalid(format!(
-                    "objects of rank {rank}, group {group} would look different from those of an earlier pool of the same space: \
-                     say so in the layout of kvkeep_space_options, so that it is another space"
+                    "objects of rank {}, group {group} would look different from those of an earlier pool of the same space: say so \
+                     in the layout of kvkeep_space_options, so that it is another space",
+                    spec.rank
                 )));
             }
         }
-        if inner.pools.len() >= POOLS_MAX || inner.shapes.len() + shapes.len() > SHAPES_MAX {
+        if inner.pools.len() >= POOLS_MAX || inner.shapes.len() + layout.groups.len() > SHAPES_MAX {
             return Err(Error::new(
                 KVKEEP_ERR_LIMIT,
                 format!("{} pools are open: close some first", inner.pools.len()),
             ));
         }
-        self.host.open()?;
-        inner.shapes.extend(shapes);
+        Ok(chunk_tokens)
+    }
+
+    fn enter_pool(&self, space: u64, spec: &PoolSpec, layout: Layout, device: Arc<dyn Device>) -> Result<u64> {
+        let mut inner = self.inner.lock();
+        let chunk_tokens = self.check_pool(&inner, space, spec, &layout)?;
+        inner.shapes.extend(layout.shapes().map(|(group, shape)| ((space, spec.rank, group), shape)));
         inner.last_pool += 1;
         let number = inner.last_pool;
-        let pool = Pool {
-            number,
-            space,
-            rank: spec.rank,
-            block_tokens: chunk_tokens / layout.blocks_per_chunk,
-            layout,
-            promise: spec.promise,
-            device: self.host.clone(),
-        };
+        let block_tokens = chunk_tokens / layout.blocks_per_chunk;
+        let pool = Pool { number, space, rank: spec.rank, block_tokens, layout, promise: spec.promise, device };
         inner.pools.insert(number, Arc::new(pool));
         Ok(number)
     }
 
+    /// A pool's own device goes with it; the host is everybody's.
+    fn close_device(&self, device: &Arc<dyn Device>) {
+        if !Arc::ptr_eq(device, &self.host) {
+            device.close();
+        }
+    }
+
     /// Forgets a pool: its transfers are cancelled, and its memory is not touched any more when this returns.
     pub fn close_pool(&self, number: u64) -> Result<()> {
-        let of_pool: Vec<Arc<Transfer>> = {
+        let (pool, of_pool): (_, Vec<Arc<Transfer>>) = {
             let mut inner = self.inner.lock();
-            inner.pools.remove(&number).ok_or_else(|| no_pool(number))?;
-            inner.transfers.values().filter(|transfer| transfer.pool.number == number).cloned().collect()
+            let pool = inner.pools.remove(&number).ok_or_else(|| no_pool(number))?;
+            (pool, inner.transfers.values().filter(|transfer| transfer.pool.number == number).cloned().collect())
         };
         self.stop_all(&of_pool, "its pool was closed");
+        self.close_device(&pool.device);
         Ok(())
     }
 
@@ -252,6 +275,32 @@ impl Transfers {
 
     /// Blocks until a layer of a transfer is done, and says whether all of it that was asked was there.
     pub fn wait_layer(&self, id: u64, layer: u32, timeout_ms: u32) -> Result<Status> {
+        self.wait_until(id, layer, timeout_ms, Transfer::layer_done).map(|(_, _, status)| status)
+    }
+
+    /// Makes a caller's stream wait until a layer is done. Blocks until the copies are queued where the stream can wait for them,
+    /// and on a device without streams until the layer is done.
+    pub fn stream_wait_layer(&self, id: u64, layer: u32, stream: u64, timeout_ms: u32) -> Result<Status> {
+        if !self.transfer(id)?.pool.device.follow(stream, None)? {
+            return self.wait_layer(id, layer, timeout_ms);
+        }
+        let (transfer, place, status) = self.wait_until(id, layer, timeout_ms, Transfer::layer_queued)?;
+        let mark = {
+            let progress = transfer.progress.lock();
+            progress.marks[place].clone().filter(|_| progress.left[place] > 0)
+        };
+        transfer.pool.device.follow(stream, mark.as_deref())?;
+        Ok(status)
+    }
+
+    /// Blocks until something is true of a layer of a transfer. Gives the transfer and the layer's place, too.
+    fn wait_until(
+        &self,
+        id: u64,
+        layer: u32,
+        timeout_ms: u32,
+        is_true: fn(&Transfer, &Progress, usize) -> Option<Status>,
+    ) -> Result<(Arc<Transfer>, usize, Status)> {
         let transfer = self.transfer(id)?;
         let place = transfer.pool.layout.layers.binary_search(&layer).map_err(|_| {
             Error::invalid(format!(
@@ -264,15 +313,16 @@ impl Transfers {
             if progress.released {
                 return Err(no_transfer(id));
             }
-            if let Some(status) = transfer.layer_done(&progress, place) {
+            if let Some(status) = is_true(&transfer, &progress, place) {
+                drop(progress);
                 return if status as i32 >= 0 {
-                    Ok(status)
+                    Ok((transfer, place, status))
                 } else {
                     Err(Error::new(status, format!("transfer {id} was cancelled: submit it again")))
                 };
             }
             if transfer.changed.wait_until(&mut progress, until).timed_out()
-                && transfer.layer_done(&progress, place).is_none()
+                && is_true(&transfer, &progress, place).is_none()
             {
                 return Err(not_done(id, &format!("layer {layer}")));
             }
@@ -364,6 +414,8 @@ impl Transfers {
         self.begin_closing();
         let all: Vec<Arc<Transfer>> = self.inner.lock().transfers.values().cloned().collect();
         self.stop_all(&all, "the cache was closed");
+        let pools: Vec<Arc<Pool>> = self.inner.lock().pools.drain().map(|(_, pool)| pool).collect();
+        pools.iter().for_each(|pool| self.close_device(&pool.device));
         self.host.close();
     }
 }

@@ -122,6 +122,7 @@ static void blocks_go_and_come_back_elsewhere() {
     options.skip_first_tokens = 8;
     const auto load = pool.load(session, keys, std::vector<std::int32_t>{11, 10, 9, 8, 7, 6}, options);
     CHECK(load.wait_layer(1, watchdog) == kvk::Status::ok);
+    CHECK(load.stream_wait_layer(0, 0, watchdog) == kvk::Status::ok);
     CHECK(load.wait(watchdog));
     CHECK((load.blocks().value() == std::vector<kvk::Status>(6, kvk::Status::ok)));
     CHECK(pages.same(11, 11));
@@ -182,7 +183,9 @@ static void a_refused_transfer_frees_its_callback() {
           kvk::Status::not_found);
     auto options = pages.options();
     options.device = 0;
-    CHECK(thrown([&] { space.pool(options); }).status() == kvk::Status::unsupported);
+    // Where there is a driver, these are no pages of a GPU's.
+    const auto refused = thrown([&] { space.pool(options); }).status();
+    CHECK(refused == kvk::Status::unsupported || refused == kvk::Status::invalid);
 }
 
 int main() {

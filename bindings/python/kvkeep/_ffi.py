@@ -62,6 +62,7 @@ class Status(enum.IntEnum):
     ERR_PERMISSION = -17
     ERR_DISCONNECTED = -18
     ERR_INTERNAL = -19
+    ERR_DEVICE = -20
 
 
 class StoreMode(enum.IntEnum):
@@ -886,6 +887,16 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_void_p,
             c_uint64,
             c_uint32,
+            c_uint32,
+        ),
+    ),
+    "kvkeep_stream_wait_layer": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint32,
+            c_uint64,
             c_uint32,
         ),
     ),

@@ -87,6 +87,10 @@ class InternalError(KvkeepError):
     status = Status.ERR_INTERNAL
 
 
+class DeviceError(KvkeepError):
+    status = Status.ERR_DEVICE
+
+
 BY_STATUS = {int(kind.status): kind for kind in KvkeepError.__subclasses__()}
 
 

@@ -43,6 +43,14 @@ class Transfer(Job):
         pointer = self._cache.pointer
         return _ffi.Status(in_slices(timeout, lambda ms: call(lib.kvkeep_wait_layer, pointer, self.id, layer, ms)))
 
+    def stream_wait_layer(self, layer: int, stream: int, timeout: Optional[float] = None) -> _ffi.Status:
+        """Makes a CUDA stream wait until every page of `layer` is copied, and returns when the copies are queued: what is put on
+        the stream from now on may use the pages. OK, or PARTIAL where some objects could not be had."""
+        layer, stream = number(ctypes.c_uint32, "layer", layer), number(ctypes.c_uint64, "stream", stream)
+        pointer = self._cache.pointer
+        wait = lib.kvkeep_stream_wait_layer
+        return _ffi.Status(in_slices(timeout, lambda ms: call(wait, pointer, self.id, layer, stream, ms)))
+
     def blocks(self) -> Optional[Statuses]:
         """What became of each block, in the order in which they were given; None until the transfer is done."""
         statuses = (ctypes.c_int32 * self._block_count)()

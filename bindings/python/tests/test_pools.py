@@ -272,6 +272,9 @@ class Transfers(CacheTest):
             transfer = self.pool.store(session, keys, [0, 1])
             with self.assertRaisesRegex(kvkeep.InvalidError, "layer 9"):
                 transfer.wait_layer(9)
+            with self.assertRaisesRegex(kvkeep.InvalidError, "stream"):
+                transfer.stream_wait_layer(0, 7)
+            self.assertEqual(transfer.stream_wait_layer(0, 0, WATCHDOG_S), Status.OK)
             with self.assertRaisesRegex(kvkeep.InvalidError, "looks nothing up"):
                 transfer.lookup_hits()
             self.pool.close()
@@ -309,5 +312,7 @@ class Transfers(CacheTest):
     def test_a_gpu_is_named_to_the_library(self) -> None:
         gpu = LikeTorch((BLOCKS, 16))
         gpu.device = SimpleNamespace(type="cuda", index=99)
-        with self.assertRaises(kvkeep.UnsupportedError):
-            self.space.pool([kvkeep.pages(gpu)])
+        # Where there is a driver, it has no such device.
+        with self.assertRaises((kvkeep.UnsupportedError, kvkeep.InvalidError)) as raised:
+            self.cache.space("gpu").pool([kvkeep.pages(gpu)])
+        self.assertRegex(str(raised.exception), "libcuda|NVIDIA|device is 99")

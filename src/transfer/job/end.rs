@@ -6,11 +6,13 @@ use super::{Progress, Transfer};
 use crate::cache::Cache;
 use crate::control::job::message_bytes;
 use crate::error::{
-    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
+    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result,
+    Status,
 };
 use crate::key::Key;
 use crate::transfer::Transfers;
 use crate::transfer::copy::Way;
+use crate::transfer::device::Point;
 use crate::types::PrefetchResult;
 
 impl Transfer {
@@ -72,6 +74,9 @@ impl Transfer {
             None if progress.statuses.iter().all(|&status| status == KVKEEP_ERR_CANCELLED) => {
                 (KVKEEP_ERR_CANCELLED, "its session was aborted, or its space cleared".to_owned())
             }
+            None if progress.statuses.iter().all(|&status| status == KVKEEP_ERR_DEVICE) => {
+                (KVKEEP_ERR_DEVICE, self.trouble(&progress, failed))
+            }
             None if short => (KVKEEP_PARTIAL, self.trouble(&progress, failed)),
             None => (KVKEEP_OK, String::new()),
         };
@@ -93,6 +98,8 @@ impl Transfer {
         progress.answer = Some(answer);
         let notify = progress.notify.take();
         progress.places.clear();
+        progress.marks.fill(None);
+        *self.point.lock() = Point::default();
         drop(progress);
         table.is_done(self);
         if let Some(notify) = notify {
@@ -102,6 +109,9 @@ impl Transfer {
     }
 
     fn trouble(&self, progress: &Progress, failed: u32) -> String {
+        if let Some(failure) = &progress.failure {
+            return failure.message.clone();
+        }
         let why = progress.statuses.iter().find(|&&status| status != KVKEEP_OK);
         match why {
             Some(status) => format!("{failed} of {} objects fell short, the first by {status:?}", self.keys.len()),

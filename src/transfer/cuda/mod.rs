@@ -1,0 +1,132 @@
+//! NVIDIA's GPUs as devices, through the driver that the machine has, if it has one.
+//!
+//! Nothing of CUDA is needed to build or to load. [`driver`] is libcuda.so.1, opened with the first pool of a GPU; [`gpu`] one
+//! device in this process; [`pins`] makes L1 reachable for it; [`mover`] puts the copies of a piece on a stream; [`lane`] has one
+//! stream and direction of a pool, with a thread that feeds it and one that notices what has landed; [`measure`] finds out which
+//! fragments a kernel moves faster than the copy engines.
+//!
+//! `unsafe` lives in `driver` and in calls of its functions: handles are opaque numbers, and addresses are those of a pool's
+//! promise, of L1, or of memory that the driver gave.
+#![allow(unsafe_code)]
+
+mod driver;
+mod gpu;
+mod lane;
+mod measure;
+mod mover;
+mod pins;
+
+use std::sync::{Arc, Weak};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+use self::gpu::Gpu;
+use self::lane::Lane;
+use self::pins::Pinned;
+use super::copy::Way;
+use super::device::{Device, Event, Point, Work};
+use super::layout::Segment;
+use crate::arena::Arena;
+use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
+
+/// The GPUs in use by one cache, and what of its memory they reach.
+#[derive(Default)]
+pub struct Gpus {
+    open: Mutex<HashMap<i32, Weak<Gpu>>>,
+    pinned: Mutex<Vec<Weak<Pinned>>>,
+}
+
+impl Gpus {
+    fn gpu(&self, ordinal: i32) -> Result<Arc<Gpu>> {
+        // Held while it is opened, so that one device is opened and measured once.
+        let mut open = self.open.lock();
+        if let Some(gpu) = open.get(&ordinal).and_then(Weak::upgrade) {
+            return gpu.lost().map_or(Ok(gpu), Err);
+        }
+        let gpu = Gpu::open(ordinal)?;
+        open.insert(ordinal, Arc::downgrade(&gpu));
+        Ok(gpu)
+    }
+
+    /// Memory of L1 as GPUs reach it: registered once for all of them, in the background.
+    fn pin(&self, gpu: &Arc<Gpu>, arena: &Arc<Arena>) -> Arc<Pinned> {
+        let mut all = self.pinned.lock();
+        all.retain(|pinned| pinned.strong_count() > 0);
+        if let Some(pinned) = all.iter().filter_map(Weak::upgrade).find(|pinned| pinned.is_of(arena)) {
+            return pinned;
+        }
+        let pinned = Pinned::begin(gpu.clone(), arena.clone());
+        all.push(Arc::downgrade(&pinned));
+        pinned
+    }
+}
+
+/// What a pool of a GPU has while it is open.
+struct Parts {
+    gpu: Arc<Gpu>,
+    gather: Lane,
+    scatter: Lane,
+}
+
+/// The device of one pool: two lanes of its own, so that no pool waits for another's stream.
+pub struct Cuda {
+    parts: Mutex<Option<Arc<Parts>>>,
+}
+
+impl Cuda {
+    /// Opens a GPU for a pool whose pages are `segments` of `blocks` blocks, and begins to make L1 reachable for it.
+    pub fn open(
+        gpus: &Arc<Gpus>,
+        ordinal: i32,
+        segments: &[Segment],
+        blocks: u32,
+        l1: Option<Arc<Arena>>,
+    ) -> Result<Cuda> {
+        let gpu = gpus.gpu(ordinal)?;
+        gpu.check_pages(segments, blocks)?;
+        let pinned = l1.map(|arena| gpus.pin(&gpu, &arena));
+        let lane = |way| Lane::open(gpus.clone(), gpu.clone(), way, pinned.clone());
+        let (gather, scatter) = (lane(Way::Gather)?, lane(Way::Scatter)?);
+        Ok(Cuda { parts: Mutex::new(Some(Arc::new(Parts { gpu, gather, scatter }))) })
+    }
+
+    fn parts(&self) -> Result<Arc<Parts>> {
+        let closed = || Error::new(KVKEEP_ERR_NOT_FOUND, "the pool was closed: open it again");
+        self.parts.lock().clone().ok_or_else(closed)
+    }
+}
+
+impl Device for Cuda {
+    fn open(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn point(&self, stream: u64) -> Result<Point> {
+        let parts = self.parts()?;
+        parts.gpu.mark_stream(stream).map(|mark| Point(Some(mark)))
+    }
+
+    fn follow(&self, stream: u64, event: Option<&dyn Event>) -> Result<bool> {
+        let parts = self.parts()?;
+        parts.gpu.follow(stream, event).map(|()| true)
+    }
+
+    fn start(&self, work: Arc<dyn Work>, after: Point) {
+        // Who tells a closed pool of work has been completed already: closing waits for all.
+        if let Ok(parts) = self.parts() {
+            match work.way() {
+                Way::Gather => parts.gather.push(work, after),
+                Way::Scatter => parts.scatter.push(work, after),
+            }
+        }
+    }
+
+    fn close(&self) {
+        let parts = self.parts.lock().take();
+        if let Some(parts) = parts {
+            parts.gather.close();
+            parts.scatter.close();
+        }
+    }
+}

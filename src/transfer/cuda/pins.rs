@@ -1,0 +1,146 @@
+//! L1 as GPUs reach it: its mapping registered with the driver, part by part, in the background.
+//!
+//! What is not registered yet is copied all the same: the driver takes such bytes through memory of its own, slower.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+
+use super::gpu::{Gpu, READ_ONLY_REGISTRATION};
+use crate::arena::Arena;
+use crate::transfer::copy::Fragment;
+
+/// Parts are multiples of a huge page, many enough for the threads and few enough to be counted.
+const PART_BYTES_MIN: u64 = 2 << 20;
+const PART_BYTES_MAX: u64 = 256 << 20;
+const PARTS: u64 = 16;
+/// Registering a page is mostly the kernel's work, which a few threads do side by side.
+const THREADS_MAX: usize = 4;
+
+const PORTABLE: u32 = 1;
+const MAPPED: u32 = 2;
+const READ_ONLY: u32 = 8;
+
+/// A stretch of a fragment inside one part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Its address in L1.
+    pub l1: u64,
+    /// Its address among the pages.
+    pub page: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// Whether devices reach it in L1.
+    pub reached: bool,
+}
+
+struct Registration {
+    gpu: Arc<Gpu>,
+    arena: Arc<Arena>,
+    part_bytes: u64,
+    /// Those that are registered.
+    parts: Vec<AtomicBool>,
+    next: AtomicUsize,
+    stop: AtomicBool,
+}
+
+/// A mapping that is registered, or being so, until this is dropped.
+pub struct Pinned {
+    registration: Arc<Registration>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Pinned {
+    /// Begins to register a mapping.
+    pub fn begin(gpu: Arc<Gpu>, arena: Arc<Arena>) -> Arc<Pinned> {
+        let bytes = arena.bytes() as u64;
+        let part_bytes = bytes.div_ceil(PARTS).next_multiple_of(PART_BYTES_MIN).clamp(PART_BYTES_MIN, PART_BYTES_MAX);
+        let count = bytes.div_ceil(part_bytes) as usize;
+        let parts = (0..count).map(|_| AtomicBool::new(false)).collect();
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let registration = Arc::new(Registration { gpu, arena, part_bytes, parts, next, stop });
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (0..cores.min(THREADS_MAX).min(count))
+            .filter_map(|_| {
+                let registration = registration.clone();
+                let builder = std::thread::Builder::new().name("kvkeep-pin".to_owned());
+                // Where there is no thread for it, all is copied as unregistered.
+                builder.spawn(move || registration.run()).ok()
+            })
+            .collect();
+        Arc::new(Pinned { registration, threads: Mutex::new(threads) })
+    }
+
+    /// Whether it is of this mapping.
+    pub fn is_of(&self, arena: &Arc<Arena>) -> bool {
+        Arc::ptr_eq(&self.registration.arena, arena)
+    }
+
+    /// Cuts a fragment where parts meet: no copy may go across two registrations.
+    pub fn cut(&self, fragment: &Fragment) -> impl Iterator<Item = Stretch> {
+        let base = self.registration.arena.at(0) as u64;
+        let part_bytes = self.registration.part_bytes;
+        let (first, end) = (fragment.l1() - base, fragment.l1() - base + fragment.bytes());
+        let page = fragment.page();
+        (first / part_bytes..end.div_ceil(part_bytes)).map(move |part| {
+            let (from, to) = (first.max(part * part_bytes), end.min((part + 1) * part_bytes));
+            let reached = self.registration.parts[part as usize].load(Ordering::Acquire);
+            Stretch { l1: base + from, page: page + (from - first), bytes: to - from, reached }
+        })
+    }
+}
+
+impl Registration {
+    fn part(&self, part: usize) -> (u64, u64) {
+        let from = part as u64 * self.part_bytes;
+        (from, self.part_bytes.min(self.arena.bytes() as u64 - from))
+    }
+
+    fn run(&self) {
+        let Ok(_inside) = self.gpu.enter() else { return };
+        let mut flags = PORTABLE | MAPPED;
+        if !self.arena.is_writable() {
+            if self.gpu.attribute(READ_ONLY_REGISTRATION).unwrap_or_default() == 0 {
+                return;
+            }
+            flags |= READ_ONLY;
+        }
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            if part >= self.parts.len() || self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let (from, bytes) = self.part(part);
+            // A registered page is not joined to its neighbours any more.
+            let _ = self.arena.populate(from, bytes);
+            let at = self.arena.at(from).cast::<c_void>();
+            // SAFETY: a part of a mapping that stays until it was unregistered.
+            let code = unsafe { (self.gpu.driver.host_register)(at, bytes as usize, flags) };
+            if self.gpu.check(code, "registering memory").is_err() {
+                // What the machine does not pin now it does not pin at the next part either.
+                self.stop.store(true, Ordering::Relaxed);
+                return;
+            }
+            self.parts[part].store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let registration = &self.registration;
+        registration.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.get_mut().drain(..) {
+            let _ = thread.join();
+        }
+        let Ok(_inside) = registration.gpu.enter() else { return };
+        for part in (0..registration.parts.len()).filter(|&part| registration.parts[part].load(Ordering::Acquire)) {
+            let at = registration.arena.at(registration.part(part).0);
+            // SAFETY: registered by `run`, and no copy is under way: whoever copies holds this.
+            unsafe { (registration.gpu.driver.host_unregister)(at.cast()) };
+        }
+    }
+}
