@@ -225,12 +225,19 @@ fn an_old_driver_copies_one_by_one() {
 
 #[test]
 fn what_cannot_be_registered_is_copied_all_the_same() {
-    // Three parts of sixteen can be.
-    let environment = [("FAKE_CUDA_PINNED", "12582912")];
-    with_driver("what_cannot_be_registered_is_copied_all_the_same", &[], &environment, || {
+    let test = "what_cannot_be_registered_is_copied_all_the_same";
+    with_driver(test, &[], &[("FAKE_CUDA_PINNED", "0")], || {
         layouts(1, 10);
+        assert!(calls("cuMemHostRegister_v2") > 0);
         assert!(calls("cuMemcpyDtoHAsync_v2") > 0 && calls("cuMemcpyHtoDAsync_v2") > 0);
     });
+}
+
+#[test]
+fn what_is_registered_in_part_is_copied_as_it_is() {
+    // The first of sixteen parts.
+    let test = "what_is_registered_in_part_is_copied_as_it_is";
+    with_driver(test, &[], &[("FAKE_CUDA_PINNED", "4194304")], || layouts(1, 10));
 }
 
 #[test]
