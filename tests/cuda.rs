@@ -187,6 +187,8 @@ fn layouts(gpus: u32, one_of: u32) {
     let space = space_of(&opened, &SMALL);
     let resident: Vec<_> = (0..gpus).map(|worker| SMALL.pages(&devices, worker, 0)).collect();
     let pools: Vec<u64> = (0..).zip(&resident).map(|(rank, pages)| pages.pool(&opened, space, rank, 4)).collect();
+    // One that surely loads something, whatever few others are tried.
+    round_trip(&opened, &Case { tp: 2, ..SMALL }, &devices, &|_| {});
     try_layouts(&opened, &devices, one_of);
     for pool in pools {
         opened.transfers().close_pool(pool).unwrap();
