@@ -7,8 +7,11 @@ import itertools
 import math
 import struct
 import unittest
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import kvkeep
+from kvkeep.pages import described
 from kvkeep.vllm import layout, plan, settings
 
 from .support import run_python
@@ -45,6 +48,28 @@ class Plans(unittest.TestCase):
         self.assertEqual(plan.store_blocks(ids, plan.Span(1, 3), grid), [102, 103, 104, 105])
 
 
+class Torch:
+    """A tensor as torch shows it, of which only the place is asked."""
+
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.shape, self._strides = shape, strides
+        self.device = SimpleNamespace(type="cpu", index=None)
+
+    def data_ptr(self) -> int:
+        return 0
+
+    def element_size(self) -> int:
+        return 2
+
+    def stride(self) -> tuple[int, ...]:
+        return tuple(stride // 2 for stride in self._strides)
+
+
+def layer(shape: tuple[int, ...], strides: Sequence[int]) -> layout.Layer:
+    tensor = Torch(shape, tuple(strides))
+    return layout.Layer(described(tensor), kvkeep.pages(tensor, layer=3).segments, "bfloat16")
+
+
 class Layouts(unittest.TestCase):
     """Tensors are stretches of a bytes object; a segment must find the same bytes as indexing does."""
 
@@ -53,8 +78,7 @@ class Layouts(unittest.TestCase):
         for axis in reversed(order):
             strides[axis], step = step, step * shape[axis]
         memory = b"".join(struct.pack("=H", i) for i in range(math.prod(shape)))
-        cache = layout.Cache(0, shape, tuple(strides), item, "bfloat16")
-        parts = layout.segments(cache, 3, blocks)
+        parts = layout.joined(layer(shape, strides), blocks)
         self.assertEqual((len(parts), {part.layer for part in parts}), (runs, {3}))
         ratio = shape[0] // blocks
         for block in range(blocks):
@@ -83,20 +107,18 @@ class Layouts(unittest.TestCase):
 
     def test_layers_that_share_a_block(self) -> None:
         # Block-outermost: between two blocks of a layer lie those of the others.
-        cache = layout.Cache(1000, (4, 2, 8), (96, 16, 2), 2, "float16")
-        self.assertEqual(layout.segments(cache, 0, 4), [layout.Segment(1000, 32, 96, 0)])
+        self.assertEqual(layout.joined(layer((4, 2, 8), (96, 16, 2)), 4), [kvkeep.Segment(0, 32, 96, layer=3)])
 
     def test_a_tensor_of_other_blocks_is_refused(self) -> None:
         with self.assertRaises(ValueError):
-            layout.segments(layout.Cache(0, (7, 8), (16, 2), 2, "float16"), 0, 2)
+            layout.joined(layer((7, 8), (16, 2)), 2)
 
     def test_the_fingerprint_says_what_an_object_has_and_not_where(self) -> None:
-        dense = layout.Cache(0, (4, 2, 8), (32, 16, 2), 2, "float16")
-        elsewhere = dense._replace(address=64, strides=(96, 16, 2))
+        dense, elsewhere = layer((4, 2, 8), (32, 16, 2)), layer((4, 2, 8), (96, 16, 2))
         text = layout.fingerprint([dense, elsewhere], 4, 16)
-        self.assertEqual(text, "2 x float16[1x2x8] as 12 in 32; 16 tokens a block")
-        turned = dense._replace(strides=(32, 2, 4))
-        for other in (dense._replace(dtype="bfloat16"), turned, dense._replace(shape=(4, 8, 2))):
+        self.assertEqual(text, "2 x bfloat16[1x2x8] as 12 in 32; 16 tokens a block")
+        others = [dense._replace(dtype="float16"), layer((4, 2, 8), (32, 2, 4)), layer((4, 8, 2), (32, 4, 2))]
+        for other in others:
             self.assertNotEqual(layout.fingerprint([dense, other], 4, 16), text)
 
 

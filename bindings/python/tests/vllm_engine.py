@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 import kvkeep
-from kvkeep.vllm import layout, pages, plan, scheduler, settings, worker
+from kvkeep.vllm import plan, scheduler, settings, worker
 
 BLOCK_TOKENS = 4
 LAYERS = 2
@@ -41,17 +41,15 @@ class Request:
 class Gpu:
     """A worker's memory: a page for each layer and block."""
 
-    def __init__(self, cache: kvkeep.Cache, space: kvkeep.Space, grid: plan.Grid, rank: int, stores: bool) -> None:
+    def __init__(self, space: kvkeep.Space, grid: plan.Grid, rank: int, stores: bool) -> None:
         self.rank = rank
         self.memory = (ctypes.c_uint8 * (LAYERS * BLOCKS * PAGE_BYTES))()
         base = ctypes.addressof(self.memory)
         segments = [
-            layout.Segment(base + layer * BLOCKS * PAGE_BYTES, PAGE_BYTES, PAGE_BYTES, layer) for layer in range(LAYERS)
+            kvkeep.Segment(base + layer * BLOCKS * PAGE_BYTES, PAGE_BYTES, layer=layer) for layer in range(LAYERS)
         ]
-        pool = pages.Pages(
-            cache, space, segments, block_count=BLOCKS, blocks_per_chunk=grid.blocks_per_chunk, rank=rank
-        )
-        self.worker = worker.Worker(pool, {f"layer.{i}": i for i in range(LAYERS)}, stores=stores)
+        pool = space.pool(segments, block_count=BLOCKS, blocks_per_chunk=grid.blocks_per_chunk, rank=rank)
+        self.worker = worker.Worker(pool, rank, {f"layer.{i}": i for i in range(LAYERS)}, stores=stores)
 
     def page(self, layer: int, block: int) -> memoryview:
         start = (layer * BLOCKS + block) * PAGE_BYTES
@@ -77,7 +75,7 @@ class Engine:
         space = cache.space(model, "toy pages", chunk_tokens=self.grid.chunk_tokens)
         given = settings.settings({"connect": "unix:///not/used", "load": load})
         self.scheduler = scheduler.Scheduler(space, self.grid, given)
-        self.gpus = [Gpu(cache, space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
+        self.gpus = [Gpu(space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
         self.requests: dict[str, Request] = {}
         self.free = list(range(BLOCKS))
         self.failed: set[int] = set()

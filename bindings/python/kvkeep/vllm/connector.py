@@ -18,10 +18,10 @@ from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from .. import _ffi, cache
+from ..cache import Cache
+from ..pages import described, pages
 from ..space import Space
-from .layout import Cache, fingerprint, segments
-from .pages import Pages
+from .layout import Layer, fingerprint, joined
 from .plan import Grid, grid
 from .scheduler import Scheduler
 from .settings import settings
@@ -65,7 +65,7 @@ class KvkeepConnector(KVConnectorBase_V1):
         self._grid = _grid(vllm_config, kv_cache_config, self._settings.chunk_tokens)
         if transfer.kv_load_failure_policy != "recompute":
             log.warning('Requests fail where kvkeep loses an object: set "kv_load_failure_policy" to "recompute".')
-        self._cache = cache.Cache(connect=self._settings.connect)
+        self._cache = Cache(connect=self._settings.connect)
         self._layout = ""
         self._worker: Optional[Worker] = None
         self._scheduler: Optional[Scheduler] = None
@@ -89,7 +89,10 @@ class KvkeepConnector(KVConnectorBase_V1):
         first: dict[int, int] = {}
         layers = {name: first.setdefault(tensor.data_ptr(), len(first)) for name, tensor in kv_caches.items()}
         tensors = {tensor.data_ptr(): tensor for tensor in kv_caches.values()}
-        caches = [_described(tensor) for tensor in tensors.values()]
+        caches = [
+            Layer(described(tensor), pages(tensor, layer=layer).segments, str(tensor.dtype).removeprefix("torch."))
+            for layer, tensor in enumerate(tensors.values())
+        ]
         block_count = self._kv_cache_config.num_blocks
         self._layout = "; ".join(
             (
@@ -100,23 +103,22 @@ class KvkeepConnector(KVConnectorBase_V1):
             )
         )
         tp_rank, tp_size = get_tp_group().rank_in_group, parallel.tensor_parallel_size
-        tensor = next(iter(kv_caches.values()))
-        pages = Pages(
-            self._cache,
-            self._space(self._layout),
-            [part for layer, one in enumerate(caches) for part in segments(one, layer, block_count)],
-            block_count=block_count,
+        rank = (get_pp_group().rank_in_group * tp_size + tp_rank) // self._grid.replicas
+        pool = self._space(self._layout).pool(
+            [segment for layer in caches for segment in joined(layer, block_count)],
             blocks_per_chunk=self._grid.blocks_per_chunk,
-            rank=(get_pp_group().rank_in_group * tp_size + tp_rank) // self._grid.replicas,
-            device=_ffi.KVKEEP_DEVICE_HOST if tensor.device.type == "cpu" else tensor.device.index or 0,
+            block_count=block_count,
+            rank=rank,
+            device=caches[0].tensor.device,
         )
         self._worker = Worker(
-            pages,
+            pool,
+            rank,
             layers,
             # Of workers that hold the same bytes, one stores them.
             stores=tp_rank % self._grid.replicas == 0,
             steps_ahead=config.max_concurrent_batches,
-            stream=_stream(tensor.device),
+            stream=_stream(next(iter(tensors.values())).device),
         )
 
     def get_handshake_metadata(self) -> Handshake:
@@ -250,12 +252,6 @@ def _model(vllm_config: VllmConfig) -> str:
     shape = {name: value for name, value in model.hf_config.to_dict().items() if name != "transformers_version"}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()
     return f"{model.model}@{model.revision or ''} {model.dtype} {model.quantization or ''} {digest[:16]}"
-
-
-def _described(tensor: torch.Tensor) -> Cache:
-    item = tensor.element_size()
-    strides = tuple(stride * item for stride in tensor.stride())
-    return Cache(tensor.data_ptr(), tuple(tensor.shape), strides, item, str(tensor.dtype).removeprefix("torch."))
 
 
 def _stream(device: torch.device) -> Callable[[], int]:

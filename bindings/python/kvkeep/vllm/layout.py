@@ -1,4 +1,4 @@
-"""Where the bytes of blocks lie in vLLM's tensors. Pure: shapes and strides in, segments out."""
+"""Where the bytes of blocks lie in vLLM's tensors, whose axis 0 counts blocks, and how to name that."""
 
 from __future__ import annotations
 
@@ -6,63 +6,48 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
-class Segment(NamedTuple):
-    """A stretch with a place for each block, as kvkeep's pools know it."""
-
-    address: int
-    block_bytes: int
-    block_stride: int
-    layer: int
+from ..errors import InvalidError
+from ..pages import Segment, Tensor
 
 
-class Cache(NamedTuple):
-    """One layer's tensor: axis 0 counts blocks, strides are in bytes."""
+class Layer(NamedTuple):
+    """A tensor with the segments that kvkeep read off it."""
 
-    address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    item_bytes: int
+    tensor: Tensor
+    segments: list[Segment]
     dtype: str
 
 
-def segments(cache: Cache, layer: int, block_count: int) -> list[Segment]:
-    """The stretches of a layer, in an order that follows from the shape alone.
+def parts(layer: Layer, block_count: int) -> int:
+    """Kernels may want smaller blocks than the scheduler counts: how many of the tensor's make one of the scheduler's."""
+    count, rest = divmod(layer.tensor.shape[0], block_count)
+    if rest or not count:
+        raise InvalidError(f"a KV cache of {layer.tensor.shape[0]} blocks, where the scheduler counts {block_count}")
+    return count
 
-    Kernels may want smaller blocks than the scheduler's: axis 0 then counts parts of a block.
-    """
-    parts, rest = divmod(cache.shape[0], block_count)
-    if rest or not parts:
-        raise ValueError(f"a KV cache of {cache.shape[0]} blocks, where the scheduler counts {block_count}")
-    run, outer = _runs([(parts, cache.strides[0]), *zip(cache.shape[1:], cache.strides[1:])], cache.item_bytes)
-    steps = [range(0, size * stride, stride) for size, stride in outer]
+
+def joined(layer: Layer, block_count: int) -> list[Segment]:
+    """The segments of the scheduler's blocks."""
+    count = parts(layer, block_count)
+    step = layer.tensor.strides[0]
+    if all(part.block_bytes == step for part in layer.segments):
+        return [part._replace(block_bytes=count * step, block_stride=count * step) for part in layer.segments]
     return [
-        Segment(cache.address + sum(offsets), run, parts * cache.strides[0], layer)
-        for offsets in itertools.product(*steps)
+        part._replace(address=part.address + i * step, block_stride=count * step)
+        for part in layer.segments
+        for i in range(count)
     ]
 
 
-def _runs(axes: list[tuple[int, int]], item_bytes: int) -> tuple[int, list[tuple[int, int]]]:
-    """The bytes that lie together, and the axes that this leaves."""
-    run, outer = item_bytes, [axis for axis in axes if axis[0] > 1]
-    for axis in sorted(outer, key=lambda axis: axis[1]):
-        if axis[1] != run:
-            break
-        run *= axis[0]
-        outer.remove(axis)
-    return run, outer
-
-
-def fingerprint(caches: Sequence[Cache], block_count: int, block_tokens: int) -> str:
+def fingerprint(layers: Sequence[Layer], block_count: int, block_tokens: int) -> str:
     """Says which bytes an object has, in which order; equal for all workers that may read each other's objects."""
-    groups = itertools.groupby(_described(cache, block_count) for cache in caches)
-    layers = ", ".join(f"{len(list(same))} x {text}" for text, same in groups)
-    return f"{layers}; {block_tokens} tokens a block"
+    groups = itertools.groupby(_described(layer, block_count) for layer in layers)
+    each = ", ".join(f"{len(list(same))} x {text}" for text, same in groups)
+    return f"{each}; {block_tokens} tokens a block"
 
 
-def _described(cache: Cache, block_count: int) -> str:
-    parts, axes = cache.shape[0] // block_count, range(1, len(cache.shape))
-    order = sorted(axes, key=lambda axis: (-cache.strides[axis], axis))
-    run, _ = _runs([(parts, cache.strides[0]), *zip(cache.shape[1:], cache.strides[1:])], cache.item_bytes)
-    sizes = "x".join(map(str, (parts, *cache.shape[1:])))
-    return f"{cache.dtype}[{sizes}] as {''.join(map(str, order))} in {run}"
+def _described(layer: Layer, block_count: int) -> str:
+    shape, strides = layer.tensor.shape, layer.tensor.strides
+    order = sorted(range(1, len(shape)), key=lambda axis: (-strides[axis], axis))
+    sizes = "x".join(map(str, (parts(layer, block_count), *shape[1:])))
+    return f"{layer.dtype}[{sizes}] as {''.join(map(str, order))} in {layer.segments[0].block_bytes}"

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
+from .._ffi import Notify
 from ..errors import KvkeepError
 from ..key import keys as as_keys
 from ..session import Session
@@ -167,6 +168,7 @@ class Scheduler:
             extra_count=grid.extra_count,
             objects_per_chunk=grid.ranks,
             lookup_timeout_ms=self._lookup_timeout_ms,
+            notify=Notify.POLL,
         )
         tracked.lookup = Lookup(session, job, span, keys, grid.extra_count)
 

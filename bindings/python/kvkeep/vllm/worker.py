@@ -4,15 +4,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
+from .._ffi import Notify, Status
 from ..errors import KvkeepError, NotFoundError
 from ..key import keys as as_keys
-from .pages import Pages, Transfer
+from ..pool import Pool, Transfer
 from .plan import key_records
 from .step import Move, Step
 
 log = logging.getLogger("vllm.kvkeep")
+
+
+class Moving(NamedTuple):
+    """A transfer of these blocks."""
+
+    transfer: Transfer
+    blocks: list[int]
+
+    def done(self) -> bool:
+        """Whether no page is touched any more."""
+        return self.transfer.done()
+
+    def wait(self) -> None:
+        """Blocks until it is done, however it ends."""
+        try:
+            self.transfer.wait()
+        except KvkeepError:
+            pass
+
+    def wait_layer(self, layer: int) -> None:
+        """Blocks until a layer is done, or will not be, which `failed` tells."""
+        try:
+            self.transfer.wait_layer(layer)
+        except KvkeepError:
+            pass
+
+    def failed(self) -> set[int]:
+        """The blocks that are not as they should be, once it is done."""
+        return {block for block, status in zip(self.blocks, self.transfer.blocks() or ()) if status != Status.OK}
 
 
 class Worker:
@@ -21,20 +51,22 @@ class Worker:
 
     def __init__(
         self,
-        pages: Pages,
+        pool: Pool,
+        rank: int,
         layers: Mapping[str, int],
         *,
         stores: bool = True,
         steps_ahead: int = 1,
         stream: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._pages = pages
+        self._pool = pool
+        self._rank = rank
         self._layers = layers
         self._stores_here = stores
         self._stream = stream
-        self._loads: dict[str, Transfer] = {}
-        self._layered: list[Transfer] = []
-        self._stores: dict[str, list[Transfer]] = {}
+        self._loads: dict[str, Moving] = {}
+        self._layered: list[Moving] = []
+        self._stores: dict[str, list[Moving]] = {}
         self._held: set[str] = set()
         self._received: set[str] = set()
         self._failed: set[int] = set()
@@ -46,35 +78,35 @@ class Worker:
     def settle(self, step: Step) -> None:
         """Before the step writes any block: waits for the stores of blocks that are about to be used anew."""
         for name in step.preempted:
-            for transfer in self._stores.pop(name, ()):
-                transfer.wait()
-                transfer.release()
+            for moving in self._stores.pop(name, ()):
+                moving.wait()
+                moving.transfer.release()
 
     def begin_loads(self, step: Step) -> None:
         """Begins the loads."""
         for move in step.loads:
-            if load := self._begin(self._pages.load, move):
-                self._loads[move.request] = load
+            if moving := self._load(move):
+                self._loads[move.request] = moving
             else:
                 self._failed.update(block for block in move.blocks if block >= 0)
                 self._received.add(move.request)
         for move in step.layered:
-            if transfer := self._begin(self._pages.load, move):
-                self._layered.append(transfer)
+            if moving := self._load(move):
+                self._layered.append(moving)
             else:
                 self._fail(block for block in move.blocks if block >= 0)
 
     def wait_layer(self, name: str) -> None:
         """Before a layer reads its pages: waits until those that this step loads are there."""
-        for transfer in self._layered:
-            transfer.wait_layer(self._layers[name])
+        for moving in self._layered:
+            moving.wait_layer(self._layers[name])
 
     def begin_stores(self, step: Step) -> None:
         """When the model has run: begins the stores."""
-        for load in self._layered:
-            load.wait()
-            self._fail(load.failed_blocks())
-            load.release()
+        for moving in self._layered:
+            moving.wait()
+            self._fail(moving.failed())
+            moving.transfer.release()
         self._layered.clear()
         self._held |= step.held
         if self._distrusted_steps:
@@ -82,19 +114,19 @@ class Worker:
             return
         if self._stores_here:
             for move in step.stores:
-                if transfer := self._begin(self._pages.store, move):
-                    self._stores.setdefault(move.request, []).append(transfer)
+                if stored := self._begin(self._pool.store, move):
+                    self._stores.setdefault(move.request, []).append(stored)
 
     def over(self) -> tuple[set[str], set[str]]:
         """Requests whose blocks need not be kept any more, and requests that are loaded; each once."""
-        for name, transfer in list(self._loads.items()):
-            if transfer.done():
-                self._failed |= transfer.failed_blocks()
-                transfer.release()
+        for name, moving in list(self._loads.items()):
+            if moving.done():
+                self._failed |= moving.failed()
+                moving.transfer.release()
                 del self._loads[name]
                 self._received.add(name)
-        for name, transfers in list(self._stores.items()):
-            left = [transfer for transfer in transfers if not self._drop_if_done(transfer)]
+        for name, all_of_it in list(self._stores.items()):
+            left = [moving for moving in all_of_it if not self._drop_if_done(moving)]
             if left:
                 self._stores[name] = left
             else:
@@ -111,15 +143,19 @@ class Worker:
 
     def close(self) -> None:
         """Lets stores finish, cancels loads, and waits until no page is touched any more."""
-        for transfers in self._stores.values():
-            for transfer in transfers:
-                transfer.wait()
-        self._pages.close()
+        for all_of_it in self._stores.values():
+            for moving in all_of_it:
+                moving.wait()
+        self._pool.close()
 
-    def _begin(self, submit: Callable[..., Transfer], move: Move) -> Optional[Transfer]:
-        keys = as_keys(key_records(move.hashes, (self._pages.rank,)))
+    def _load(self, move: Move) -> Optional[Moving]:
+        return self._begin(self._pool.load, move, return_shares=True)
+
+    def _begin(self, submit: Callable[..., Transfer], move: Move, **options: bool) -> Optional[Moving]:
+        keys = as_keys(key_records(move.hashes, (self._rank,)))
+        session = self._pool.cache.session(move.session)
         try:
-            transfer = submit(move.session, keys, move.blocks, self._stream())
+            transfer = submit(session, keys, move.blocks, stream=self._stream(), notify=Notify.POLL, **options)
         except NotFoundError:
             # The request was aborted meanwhile, and its session with it.
             return None
@@ -129,7 +165,7 @@ class Worker:
                 log.warning("kvkeep cannot move pages of %s: %s", move.request, error)
             return None
         self._trouble = ""
-        return transfer
+        return Moving(transfer, move.blocks)
 
     def _fail(self, blocks: Iterable[int]) -> None:
         """Blocks that the step in progress has read, or is about to."""
@@ -138,8 +174,8 @@ class Worker:
             self._distrusted_steps = self._steps_ahead
 
     @staticmethod
-    def _drop_if_done(transfer: Transfer) -> bool:
-        if transfer.done():
-            transfer.release()
+    def _drop_if_done(moving: Moving) -> bool:
+        if moving.done():
+            moving.transfer.release()
             return True
         return False
