@@ -9,7 +9,7 @@ CTEST := build/tools/bin/ctest
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check test test-rust test-c test-bindings test-daemon test-page test-kernel demo bench bench-device soak install clean
+.PHONY: help build check test test-rust test-c test-bindings test-daemon test-page test-kernel demo e2e-vllm bench bench-device soak install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -45,6 +45,9 @@ test-page: ## the daemon's page in headless Chromium, fetched with npm where non
 test-daemon: test-c test-bindings ## the tests of the bindings once more, a daemon behind each cache
 	KVKEEP_COMMAND=$(CARGO_TARGET_DIR)/release/kvkeep LD_PRELOAD=$(SHIM) $(CTEST) --test-dir build/bindings/cpp17 --output-on-failure
 	KVKEEP_COMMAND=$(CARGO_TARGET_DIR)/release/kvkeep $(MAKE) -C bindings test-python KVKEEP_LIBRARY=$(SHIM)
+
+e2e-vllm: build ## vLLM over a daemon with a toy model: opt-in, downloads gigabytes into build/e2e-vllm
+	e2e/vllm/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-vllm
 
 demo: ## install into build/prefix, build the quickstart against it, replay a trace, share a daemon
 	$(MAKE) install PREFIX=$(CURDIR)/build/prefix

