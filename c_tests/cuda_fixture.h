@@ -38,11 +38,17 @@ static inline int cuda_begin(void) {
     return 1;
 }
 
-// Makes a device's primary context current for good, as an engine does.
+// Makes a device's primary context current, until `cuda_leave`, as an engine does.
 static inline void cuda_use(int device) {
     void *context;
     CHECK_EQUAL(cuDevicePrimaryCtxRetain(&context, device), 0);
     CHECK_EQUAL(cuCtxPushCurrent_v2(context), 0);
+}
+
+static inline void cuda_leave(int device) {
+    void *context;
+    CHECK_EQUAL(cuCtxPopCurrent_v2(&context), 0);
+    CHECK_EQUAL(cuDevicePrimaryCtxRelease_v2(device), 0);
 }
 
 // Memory of a device: its address there, and where the test sees its bytes.

@@ -147,7 +147,7 @@ __attribute__((constructor)) static void begin(void) {
 }
 
 static bool is_fatal(int code) {
-    return code == 46 || code == 214 || (code >= 700 && code <= 719 && code != ALREADY_REGISTERED && code != NOT_REGISTERED) || code == 999;
+    return code == 46 || code == 214 || code == ILLEGAL_ADDRESS || code == 702 || (code >= 714 && code <= 719) || code == 999;
 }
 
 static struct device *current(void) {
@@ -252,6 +252,7 @@ static int move_bytes(struct device *device, struct step *step) {
         bool up = target && target->device >= 0;
         uint8_t *from = inside(one.from, one.bytes, up, device), *to = inside(one.to, one.bytes, !up, device);
         if (!from || !to || target->read_only) return ILLEGAL_ADDRESS;
+        count_of("fragment")->calls++;
         memcpy(to, from, one.bytes);
     }
     return 0;
@@ -354,6 +355,7 @@ static int copy(struct device *device, struct stream *stream, uint64_t host, uin
     if (device->lost) return device->lost;
     int code = called("copy", device);
     if (code) return code;
+    count_of("fragment")->calls++;
     uint8_t *at = inside(page, bytes, false, device);
     if (up) memcpy(at, (void *)host, bytes);
     else memcpy((void *)host, at, bytes);

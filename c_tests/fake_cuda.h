@@ -7,7 +7,8 @@
 
 // Where the bytes of a device address are in the host's memory; NULL if it is none.
 void *fake_cuda_host(uint64_t device_address);
-// Calls of a function so far; "move" and "copy" count what streams have carried out, "batched" copies given in batches.
+// Calls of a function so far; "move" and "copy" count what streams have carried out, "fragment" what of it was in one piece,
+// "batched" copies given in batches.
 uint64_t fake_cuda_calls(const char *name);
 // The nth next call of a function (1: the very next) fails with `code`, one that a real device does not survive for good.
 // "move" and "copy" are for what a stream carries out. 0: none fails any more.

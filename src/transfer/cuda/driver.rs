@@ -171,7 +171,7 @@ impl Driver {
 
 /// Whether a device never works again in this process after an error.
 pub fn is_fatal(code: c_int) -> bool {
-    matches!(code, 4 | 46 | 214 | 220 | 226 | 700..=703 | 709..=711 | 714..=720 | 810 | 999)
+    matches!(code, 4 | 46 | 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 810 | 999)
 }
 
 /// What a person can do about an error.
@@ -183,7 +183,9 @@ pub fn remedy(code: c_int) -> &'static str {
         46 => "look at nvidia-smi: another process may have the device for itself, or it fell off the bus",
         201 | 400 => "pass a stream that was made in the device's primary context and is not destroyed",
         214 | 220 => "look at dmesg and nvidia-smi -q: the hardware reports errors",
-        700..=720 | 999 => "restart the process: its context on the device is lost, mostly by a fault of some kernel",
+        700 | 702 | 709 | 710 | 714..=719 | 999 => {
+            "restart the process: its context on the device is lost, mostly by a fault of some kernel"
+        }
         803 | 804 => "load the kernel module that belongs to the installed driver",
         805..=810 => "look at the MPS control daemon",
         900..=908 => "submit transfers outside of the capture of a graph",
