@@ -192,6 +192,26 @@ class Sides(CacheTest):
         self.assertEqual(len(logged.records), 2, "said once by each side")
         self.assertFalse(engine.scheduler.finished(asked))
 
+    def test_a_load_whose_outcome_is_unknown_has_failed(self) -> None:
+        engine = self.engine()
+        self.store(engine)
+        request = engine.add("second", PROMPT)
+        engine.allocate(request, engine.ask(request)[0])
+        side = engine.gpus[0].worker
+        side.begin_loads(engine.scheduler.step({}, lambda name: []))
+        side._loads["second"].wait()
+        side._loads["second"].release()
+        self.assertEqual(side.over(), (set(), {"second"}))
+        self.assertEqual(side.failed_blocks(), set(request.blocks[:6]))
+
+    def test_what_is_being_stored_when_the_engine_ends_is_kept(self) -> None:
+        engine = self.engine()
+        engine.run("first", PROMPT)
+        engine.scheduler.close()
+        engine.gpus[0].worker.close()
+        self.assertEqual(self.cache.stats().commits, 3)
+        self.check_nothing_is_held()
+
     def test_what_follows_a_failed_layered_load_is_not_stored(self) -> None:
         engine = self.engine(load="layered")
         self.store(engine)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
-from ..errors import KvkeepError
 from ..job import Job
 from ..key import Keys
 from ..session import Session
 from .plan import Span
+from .quietly import quietly
 
 
 class Lookup:
@@ -25,6 +25,8 @@ class Lookup:
 
     def hits(self, *, loaded: bool) -> Optional[int]:
         """Chunks found, as soon as that is known, or once they are `loaded`; None until then."""
+        if self.found is not None:
+            return self.found
         if loaded:
             result = self._job.query()
             self.found = None if result is None else result.hit_chunks
@@ -110,11 +112,3 @@ class Tracked:
         if session := self.session:
             self.session = None
             quietly(session.abort)
-
-
-def quietly(function: Callable[..., object], *arguments: Any) -> None:
-    """Calls what gives back. A session or job that is gone holds nothing: it passed its deadline, or its daemon ended."""
-    try:
-        function(*arguments)
-    except KvkeepError:
-        pass

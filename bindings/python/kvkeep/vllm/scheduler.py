@@ -18,6 +18,10 @@ from .step import Move, Step
 
 log = logging.getLogger("vllm.kvkeep")
 
+# A request may decode for long between two chunks, and a session that holds nothing ends at its deadline. When the engine
+# dies, its sessions do at once.
+SESSION_TIMEOUT_MS = 3_600_000
+
 
 class Scheduler:
     """All requests that are on their way. Requests are vLLM's; of them, only numbers and block hashes are read."""
@@ -136,9 +140,9 @@ class Scheduler:
         return False
 
     def close(self) -> None:
-        """Returns what all requests hold."""
+        """Returns what all requests hold; what the workers still store is kept."""
         for tracked in (*self._tracked.values(), *self._ending.values()):
-            tracked.abort()
+            tracked.end()
         self._tracked.clear()
         self._ending.clear()
 
@@ -150,7 +154,7 @@ class Scheduler:
 
     def _session(self, tracked: Tracked) -> Session:
         if tracked.session is None:
-            tracked.session = self._space.session(tracked.request.request_id)
+            tracked.session = self._space.session(tracked.request.request_id, SESSION_TIMEOUT_MS)
             self._trouble = ""
         return tracked.session
 

@@ -11,6 +11,7 @@ from ..errors import KvkeepError, NotFoundError
 from ..key import keys as as_keys
 from ..pool import Pool, Transfer
 from .plan import key_records
+from .quietly import quietly
 from .step import Move, Step
 
 log = logging.getLogger("vllm.kvkeep")
@@ -23,26 +24,31 @@ class Moving(NamedTuple):
     blocks: list[int]
 
     def done(self) -> bool:
-        """Whether no page is touched any more."""
-        return self.transfer.done()
+        """Whether no page is touched any more. One that nobody asked about for long is forgotten by then."""
+        try:
+            return self.transfer.done()
+        except NotFoundError:
+            return True
+
+    def release(self) -> None:
+        """Forgets it."""
+        quietly(self.transfer.release)
 
     def wait(self) -> None:
         """Blocks until it is done, however it ends."""
-        try:
-            self.transfer.wait()
-        except KvkeepError:
-            pass
+        quietly(self.transfer.wait)
 
-    def wait_layer(self, layer: int) -> None:
-        """Blocks until a layer is done, or will not be, which `failed` tells."""
-        try:
-            self.transfer.wait_layer(layer)
-        except KvkeepError:
-            pass
+    def wait_layer(self, layer: int, stream: int) -> None:
+        """Has the stream wait until a layer is done, or will not be, which `failed` tells."""
+        quietly(self.transfer.stream_wait_layer, layer, stream)
 
     def failed(self) -> set[int]:
-        """The blocks that are not as they should be, once it is done."""
-        return {block for block, status in zip(self.blocks, self.transfer.blocks() or ()) if status != Status.OK}
+        """The blocks that are not as they should be, once it is done; all, if that cannot be known any more."""
+        try:
+            statuses = self.transfer.blocks() or ()
+        except KvkeepError:
+            return {block for block in self.blocks if block >= 0}
+        return {block for block, status in zip(self.blocks, statuses) if status != Status.OK}
 
 
 class Worker:
@@ -80,7 +86,7 @@ class Worker:
         for name in step.preempted:
             for moving in self._stores.pop(name, ()):
                 moving.wait()
-                moving.transfer.release()
+                moving.release()
 
     def begin_loads(self, step: Step) -> None:
         """Begins the loads."""
@@ -98,15 +104,15 @@ class Worker:
 
     def wait_layer(self, name: str) -> None:
         """Before a layer reads its pages: waits until those that this step loads are there."""
-        for moving in self._layered:
-            moving.wait_layer(self._layers[name])
+        for moving in self._layered if name in self._layers else ():
+            moving.wait_layer(self._layers[name], self._stream())
 
     def begin_stores(self, step: Step) -> None:
         """When the model has run: begins the stores."""
         for moving in self._layered:
             moving.wait()
             self._fail(moving.failed())
-            moving.transfer.release()
+            moving.release()
         self._layered.clear()
         self._held |= step.held
         if self._distrusted_steps:
@@ -122,7 +128,7 @@ class Worker:
         for name, moving in list(self._loads.items()):
             if moving.done():
                 self._failed |= moving.failed()
-                moving.transfer.release()
+                moving.release()
                 del self._loads[name]
                 self._received.add(name)
         for name, all_of_it in list(self._stores.items()):
@@ -176,6 +182,6 @@ class Worker:
     @staticmethod
     def _drop_if_done(moving: Moving) -> bool:
         if moving.done():
-            moving.transfer.release()
+            moving.release()
             return True
         return False
