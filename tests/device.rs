@@ -8,15 +8,20 @@ mod device_common;
 use std::sync::Arc;
 
 use device_common::{Case, Kind, OnHost, WAIT_MS, result, round_trip, status, try_layouts};
-use kvkeep::config::{NodeConfig, SpaceSpec};
+use kvkeep::config::{NodeConfig, Notify, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::daemon::server::{Access, Claim, Limits, Server};
-use kvkeep::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PARTIAL};
+use kvkeep::error::{
+    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION,
+    KVKEEP_OK, Status,
+};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 use kvkeep::opened::Opened;
 use kvkeep::transfer::TransferRequest;
 use kvkeep::transfer::submit::Asked;
+use kvkeep::types::{Completion, Stats};
+use zerocopy::FromZeros as _;
 
 #[test]
 fn pages_come_back_bit_by_bit_whatever_their_layout() {
@@ -44,8 +49,13 @@ impl Daemon {
     }
 
     fn client(&self) -> Opened {
+        self.client_that(false)
+    }
+
+    fn client_that(&self, read_only: bool) -> Opened {
         let url = format!("unix://{}/kvkeep.sock", self.dir.path().display());
-        Opened::new(Client::open(ClientConfig::new(&url).unwrap()).unwrap())
+        let config = ClientConfig { read_only, ..ClientConfig::new(&url).unwrap() };
+        Opened::new(Client::open(config).unwrap())
     }
 
     fn stop(&mut self) {
@@ -100,21 +110,97 @@ fn a_daemons_client_copies_itself() {
     opened.close();
 }
 
+fn plain_space(case: &Case) -> SpaceSpec {
+    SpaceSpec {
+        model: "m".to_owned(),
+        layout: String::new(),
+        tenant: String::new(),
+        chunk_tokens: 4 * case.per_chunk,
+        quota_bytes: 0,
+    }
+}
+
+/// Its mapping cannot be written to, but read from.
+#[test]
+fn a_reader_loads_and_stores_nothing() {
+    let daemon = Daemon::start("memory:");
+    let (writer, reader) = (daemon.client(), daemon.client_that(true));
+    let case = Case { tp: 1, ..SMALL };
+    let space = writer.open_space(plain_space(&case)).unwrap();
+    assert_eq!(reader.open_space(plain_space(&case)).unwrap(), space);
+    let mut pages = case.pages(&OnHost, 0, 7);
+    pages.memory.words_mut().iter_mut().enumerate().for_each(|(i, word)| *word = i as u64);
+    let (keys, blocks) = (case.keys(0), case.blocks(&(0..pages.blocks as i32).collect::<Vec<_>>()));
+    let pool = pages.pool(&writer, space, 0, case.per_chunk);
+    let session = writer.begin_session(space, "w", None).unwrap();
+    let mut job = 0;
+    let asked = Asked { pool, session, keys: &keys, blocks: &blocks };
+    writer.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
+    assert_eq!(status(&writer, job), KVKEEP_OK);
+    let empty = case.pages(&OnHost, 0, 0);
+    let pool = empty.pool(&reader, space, 0, case.per_chunk);
+    let session = reader.begin_session(space, "r", None).unwrap();
+    let asked = || Asked { pool, session, keys: &keys, blocks: &blocks };
+    reader.transfers().submit_load(asked(), TransferRequest::default(), &mut job).unwrap();
+    assert_eq!(status(&reader, job), KVKEEP_OK);
+    for segment in 0..pages.segments.len() {
+        assert!((0..case.used() as i32).all(|block| empty.bytes(segment, block) == pages.bytes(segment, block)));
+    }
+    job = 77;
+    let refused = reader.transfers().submit_store(asked(), TransferRequest::default(), &mut job).unwrap_err();
+    assert_eq!((refused.status, job), (KVKEEP_ERR_PERMISSION, 77));
+    assert!(refused.message.contains(':'), "{refused}");
+    reader.close();
+    writer.close();
+}
+
+#[test]
+fn transfers_and_their_completions_are_counted() {
+    const MOST: usize = 1 << 16;
+    let opened = Opened::new(Node::open(NodeConfig::new(4 << 20)).unwrap());
+    let case = Case { tp: 1, ..SMALL };
+    let space = opened.open_space(plain_space(&case)).unwrap();
+    let pages = case.pages(&OnHost, 0, 7);
+    let pool = pages.pool(&opened, space, 0, case.per_chunk);
+    let (keys, blocks) = (case.keys(0), [0, 1, 2, 3]);
+    let session = opened.begin_session(space, "r", None).unwrap();
+    let submit = || {
+        let (mut job, request) = (0, TransferRequest { notify: Notify::EventFd, ..TransferRequest::default() });
+        let asked = Asked { pool, session, keys: &keys[..1], blocks: &blocks };
+        opened.transfers().submit_store(asked, request, &mut job).map(|()| job)
+    };
+    let mut jobs = vec![submit().unwrap()];
+    opened.wait(jobs[0], WAIT_MS).unwrap();
+    jobs.extend((1..MOST).map(|_| submit().unwrap()));
+    jobs.iter().for_each(|&job| opened.wait(job, WAIT_MS).unwrap());
+    // Who is done has told so a moment later.
+    while opened.completions().waiting() < MOST {
+        std::thread::yield_now();
+    }
+    let refused = submit().unwrap_err();
+    assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
+    assert!(refused.message.contains("drain"), "{refused}");
+    let mut drained = vec![Completion::new_zeroed(); MOST];
+    assert_eq!(opened.drain_completions(&mut drained), MOST);
+    let refused = submit().unwrap_err();
+    assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
+    assert!(refused.message.contains("release"), "{refused}");
+    opened.release_job(jobs[9]).unwrap();
+    assert_eq!(status(&opened, submit().unwrap()), KVKEEP_OK);
+    let mut stats = Stats::default();
+    opened.stats(&mut stats).unwrap();
+    assert_eq!((stats.sessions, stats.commits), (1, 1));
+    opened.close();
+}
+
 /// One client's objects, that another loads while they are on their way from a backend that does not answer.
 #[test]
 fn loads_end_with_their_daemon() {
     let mut daemon = Daemon::start("fault:memory:?fault.load_hang=1");
     let (writer, reader) = (daemon.client(), daemon.client());
     let case = Case { tp: 1, ..SMALL };
-    let spec = SpaceSpec {
-        model: "m".to_owned(),
-        layout: String::new(),
-        tenant: String::new(),
-        chunk_tokens: 4 * case.per_chunk,
-        quota_bytes: 0,
-    };
-    let space = writer.open_space(spec.clone()).unwrap();
-    assert_eq!(reader.open_space(spec).unwrap(), space);
+    let space = writer.open_space(plain_space(&case)).unwrap();
+    assert_eq!(reader.open_space(plain_space(&case)).unwrap(), space);
     let pages = case.pages(&OnHost, 0, 7);
     let (keys, blocks) = (case.keys(0), case.blocks(&(0..pages.blocks as i32).collect::<Vec<_>>()));
     let store = |opened: &Opened, keys: &[Key]| {
@@ -146,14 +232,23 @@ fn loads_end_with_their_daemon() {
     assert_eq!(status(&reader, other), KVKEEP_ERR_CANCELLED);
     daemon.stop();
     let ended = result(&reader, job);
-    assert!(ended.status < 0 || ended.status == KVKEEP_PARTIAL as i32, "{ended:?}");
+    assert_eq!(Status::from_number(ended.status), Some(KVKEEP_ERR_DISCONNECTED), "{ended:?}");
+    let waited = reader.transfers().wait_layer(job, 0, 0).unwrap_err();
+    assert_eq!(waited.status, KVKEEP_ERR_DISCONNECTED);
+    assert!(waited.message.contains("submit it again"), "{waited}");
+    for result in [
+        reader.transfers().submit_load(asked(), TransferRequest::default(), &mut 0),
+        reader.transfers().submit_store(asked(), TransferRequest::default(), &mut 0),
+    ] {
+        assert_eq!(result.unwrap_err().status, KVKEEP_ERR_DISCONNECTED);
+    }
     let mut statuses = vec![0; blocks.len()];
     assert_eq!(reader.transfers().query_blocks(job, &mut statuses).unwrap(), KVKEEP_OK);
     assert!(
         statuses[case.per_chunk as usize..]
             .iter()
             .zip(&blocks[case.per_chunk as usize..])
-            .all(|(&status, &block)| { (status == KVKEEP_OK as i32) == (block < 0) })
+            .all(|(&status, &block)| status == if block < 0 { KVKEEP_OK } else { KVKEEP_ERR_DISCONNECTED } as i32)
     );
     assert_eq!(reader.transfers().close_pool(pool + 9).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
     reader.close();

@@ -24,7 +24,10 @@ impl L1 {
             }
             let index = state.sessions.at(user).space;
             let now_ms = state.now_ms;
-            let copy = state.sessions.begin(index, owner_pid, &format!("copy for session {session}"), FOREVER, now_ms)?;
+            // Whoever asks who holds a key is told for whom it is copied.
+            let whose = format!("copy for session {session}, {}", state.sessions.at_mut(user).request_id);
+            let whose = whose.trim_end_matches(", ");
+            let copy = state.sessions.begin(index, owner_pid, whose, FOREVER, now_ms)?;
             state.sessions.serve(copy, user)?;
             Ok(copy)
         })

@@ -79,7 +79,10 @@ impl Host {
 
     /// There is nothing left of what was told then.
     fn done(&self, told: u64) {
-        self.queue.lock().works.retain(|(number, _)| *number != told);
+        let works = &mut self.queue.lock().works;
+        if let Ok(at) = works.binary_search_by_key(&told, |(number, _)| *number) {
+            works.remove(at);
+        }
     }
 }
 

@@ -309,15 +309,18 @@ impl Transfer {
 
     /// Whether nothing of a layer is left to copy, and if so whether all that was asked was there.
     pub fn layer_done(&self, progress: &Progress, layer: usize) -> Option<Status> {
-        if let Some((status, _)) = &progress.stopped {
-            return progress.answer.map(|_| *status);
+        let failed =
+            progress.answer.and_then(|answer| Status::from_number(answer.status)).filter(|&status| (status as i32) < 0);
+        if failed.is_some() || progress.stopped.is_some() {
+            return failed;
         }
         (progress.left[layer] == 0 || progress.answer.is_some()).then(|| self.so_far(progress))
     }
 
     fn so_far(&self, progress: &Progress) -> Status {
-        let whole = |status: &Status| matches!(*status, KVKEEP_OK | KVKEEP_PENDING);
-        if progress.statuses.iter().all(whole) { KVKEEP_OK } else { KVKEEP_PARTIAL }
+        let whole = |status| matches!(status, KVKEEP_OK | KVKEEP_PENDING);
+        let all = (0..self.keys.len()).all(|key| self.block_statuses(progress, key).all(whole));
+        if all { KVKEEP_OK } else { KVKEEP_PARTIAL }
     }
 }
 

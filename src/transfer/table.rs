@@ -318,7 +318,10 @@ impl Transfers {
                 return if status as i32 >= 0 {
                     Ok((transfer, place, status))
                 } else {
-                    Err(Error::new(status, format!("transfer {id} was cancelled: submit it again")))
+                    Err(Error::new(
+                        status,
+                        format!("transfer {id} ended with {status:?}, some layers uncopied: submit it again"),
+                    ))
                 };
             }
             if transfer.changed.wait_until(&mut progress, until).timed_out()
