@@ -22,10 +22,11 @@ use crate::transfer::submit::Asked;
 /// CUstream (cudaStream_t) of the device's primary context, the one that the CUDA runtime uses; 0 is the default stream. Copies
 /// begin after what is on that stream by the call, and run on two streams of the pool's own, so that both directions overlap.
 /// libcuda.so.1 is loaded with the first such pool, and nothing else of CUDA is needed. L1 is registered with the driver in the
-/// background, once for all devices; before that is done it is copied from and to more slowly. Blocks that are neighbours on both
-/// sides go as one; fragments are moved by the copy engines, in batches where the driver is of CUDA 12.8 or later, or, as far as
-/// that was measured to be faster, by a small kernel (CUDA 12.1 or later). When a device is lost, its transfers complete as DEVICE;
-/// it takes a new process to use it again. A pool must be closed before its device's primary context is reset.
+/// background, once for all devices, what a copy needs first; where the machine does not allow that, copies are slower, and
+/// `kvkeep_stream_wait_layer` may wait for the stream. Blocks that are neighbours on both sides go as one; fragments are moved by
+/// the copy engines, in batches where the driver is of CUDA 12.8 or later, or, as far as that was measured to be faster, by a small
+/// kernel (CUDA 12.1 or later). When a device is lost, its transfers complete as DEVICE; it takes a new process to use it again. A
+/// pool must be closed before its device's primary context is reset.
 ///
 /// A transfer is a job: `kvkeep_wait`, `kvkeep_cancel`, `kvkeep_release_job`, `kvkeep_query_prefetch`, callbacks and the event
 /// descriptor work on it as on a prefetch. Its number is never a prefetch's; only this handle knows it. It has no deadline. It

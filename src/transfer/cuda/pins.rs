@@ -1,21 +1,22 @@
-//! L1 as GPUs reach it: its mapping registered with the driver, part by part, in the background.
+//! L1 as GPUs reach it: its mapping registered with the driver, part by part, in the background, a part that a copy needs first.
 //!
-//! What is not registered yet is copied all the same: the driver takes such bytes through memory of its own, slower.
+//! What the machine does not let register is copied all the same: the driver takes such bytes through memory of its own, slower, and
+//! makes the thread that asks wait for what is on the stream before them.
 
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::gpu::{Gpu, READ_ONLY_REGISTRATION};
 use crate::arena::Arena;
 use crate::transfer::copy::Fragment;
 
-/// Parts are multiples of a huge page, many enough for the threads and few enough to be counted.
+/// Parts are multiples of a huge page: many enough for the threads, and small enough to be waited for.
 const PART_BYTES_MIN: u64 = 2 << 20;
-const PART_BYTES_MAX: u64 = 256 << 20;
+const PART_BYTES_MAX: u64 = 64 << 20;
 const PARTS: u64 = 16;
 /// Registering a page is mostly the kernel's work, which a few threads do side by side.
 const THREADS_MAX: usize = 4;
@@ -41,11 +42,23 @@ struct Registration {
     gpu: Arc<Gpu>,
     arena: Arc<Arena>,
     part_bytes: u64,
-    /// Those that are registered.
-    parts: Vec<AtomicBool>,
-    next: AtomicUsize,
+    /// A state for each.
+    parts: Vec<AtomicU8>,
+    /// None need be registered any more, because it is over, or because one could not be.
     stop: AtomicBool,
+    /// For those who wait until another has registered a part.
+    waiting: Mutex<()>,
+    changed: Condvar,
 }
+
+/// Nobody has begun with a part.
+const LEFT: u8 = 0;
+/// Somebody registers it.
+const TAKEN: u8 = 1;
+/// It is registered.
+const DONE: u8 = 2;
+/// It cannot be.
+const REFUSED: u8 = 3;
 
 /// A mapping that is registered, or being so, until this is dropped.
 pub struct Pinned {
@@ -59,9 +72,9 @@ impl Pinned {
         let bytes = arena.bytes() as u64;
         let part_bytes = bytes.div_ceil(PARTS).next_multiple_of(PART_BYTES_MIN).clamp(PART_BYTES_MIN, PART_BYTES_MAX);
         let count = bytes.div_ceil(part_bytes) as usize;
-        let parts = (0..count).map(|_| AtomicBool::new(false)).collect();
-        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let registration = Arc::new(Registration { gpu, arena, part_bytes, parts, next, stop });
+        let parts = (0..count).map(|_| AtomicU8::new(LEFT)).collect();
+        let (stop, waiting, changed) = (AtomicBool::new(false), Mutex::new(()), Condvar::new());
+        let registration = Arc::new(Registration { gpu, arena, part_bytes, parts, stop, waiting, changed });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (0..cores.min(THREADS_MAX).min(count))
             .filter_map(|_| {
@@ -79,7 +92,8 @@ impl Pinned {
         Arc::ptr_eq(&self.registration.arena, arena)
     }
 
-    /// Cuts a fragment where parts meet: no copy may go across two registrations.
+    /// Cuts a fragment where parts meet, since no copy may go across two registrations, and has registered what is not yet. The
+    /// context is entered.
     pub fn cut(&self, fragment: &Fragment) -> impl Iterator<Item = Stretch> {
         let base = self.registration.arena.at(0) as u64;
         let part_bytes = self.registration.part_bytes;
@@ -87,7 +101,7 @@ impl Pinned {
         let page = fragment.page();
         (first / part_bytes..end.div_ceil(part_bytes)).map(move |part| {
             let (from, to) = (first.max(part * part_bytes), end.min((part + 1) * part_bytes));
-            let reached = self.registration.parts[part as usize].load(Ordering::Acquire);
+            let reached = self.registration.register(part as usize);
             Stretch { l1: base + from, page: page + (from - first), bytes: to - from, reached }
         })
     }
@@ -101,31 +115,57 @@ impl Registration {
 
     fn run(&self) {
         let Ok(_inside) = self.gpu.enter() else { return };
+        for part in 0..self.parts.len() {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if self.parts[part].load(Ordering::Relaxed) == LEFT {
+                self.register(part);
+            }
+        }
+    }
+
+    /// Registers a part, or waits until somebody has. Whether it is registered. The context is entered.
+    fn register(&self, part: usize) -> bool {
+        let state = &self.parts[part];
+        match state.compare_exchange(LEFT, TAKEN, Ordering::AcqRel, Ordering::Acquire) {
+            Err(TAKEN) => {
+                let mut waiting = self.waiting.lock();
+                while state.load(Ordering::Acquire) == TAKEN {
+                    self.changed.wait(&mut waiting);
+                }
+            }
+            Err(_) => {}
+            Ok(_) => {
+                let registered = !self.stop.load(Ordering::Relaxed) && self.try_part(part);
+                if !registered {
+                    // What the machine does not let register now it does not at the next part either.
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+                let waiting = self.waiting.lock();
+                state.store(if registered { DONE } else { REFUSED }, Ordering::Release);
+                drop(waiting);
+                self.changed.notify_all();
+            }
+        }
+        state.load(Ordering::Acquire) == DONE
+    }
+
+    fn try_part(&self, part: usize) -> bool {
         let mut flags = PORTABLE | MAPPED;
         if !self.arena.is_writable() {
             if self.gpu.attribute(READ_ONLY_REGISTRATION).unwrap_or_default() == 0 {
-                return;
+                return false;
             }
             flags |= READ_ONLY;
         }
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= self.parts.len() || self.stop.load(Ordering::Relaxed) {
-                return;
-            }
-            let (from, bytes) = self.part(part);
-            // A registered page is not joined to its neighbours any more.
-            let _ = self.arena.populate(from, bytes);
-            let at = self.arena.at(from).cast::<c_void>();
-            // SAFETY: a part of a mapping that stays until it was unregistered.
-            let code = unsafe { (self.gpu.driver.host_register)(at, bytes as usize, flags) };
-            if self.gpu.check(code, "registering memory").is_err() {
-                // What the machine does not pin now it does not pin at the next part either.
-                self.stop.store(true, Ordering::Relaxed);
-                return;
-            }
-            self.parts[part].store(true, Ordering::Release);
-        }
+        let (from, bytes) = self.part(part);
+        // A registered page is not joined to its neighbours any more.
+        let _ = self.arena.populate(from, bytes);
+        let at = self.arena.at(from).cast::<c_void>();
+        // SAFETY: a part of a mapping that stays until it was unregistered.
+        let code = unsafe { (self.gpu.driver.host_register)(at, bytes as usize, flags) };
+        self.gpu.check(code, "registering memory").is_ok()
     }
 }
 
@@ -137,7 +177,9 @@ impl Drop for Pinned {
             let _ = thread.join();
         }
         let Ok(_inside) = registration.gpu.enter() else { return };
-        for part in (0..registration.parts.len()).filter(|&part| registration.parts[part].load(Ordering::Acquire)) {
+        for part in
+            (0..registration.parts.len()).filter(|&part| registration.parts[part].load(Ordering::Acquire) == DONE)
+        {
             let at = registration.arena.at(registration.part(part).0);
             // SAFETY: registered by `run`, and no copy is under way: whoever copies holds this.
             unsafe { (registration.gpu.driver.host_unregister)(at.cast()) };
