@@ -937,9 +937,9 @@ kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *complet
 /// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops what has not begun; the completion comes when
 /// what is in flight has landed, after which no page is touched any more: wait for it before pages are used anew.
 ///
-/// The memory of L1 under a transfer is held by a session of its own (explained as "copy for session n"), not by the session
-/// it is for. When that one ends, its transfers finish, and what they store is committed; when it is aborted, by whichever
-/// process, they are cancelled or their stores dropped. A store's objects count as used by it.
+/// The memory of L1 under a transfer is held by a session of its own (explained as "copy for session n" with its request),
+/// not by the session it is for. When that one ends, its transfers finish, and what they store is committed; when it is
+/// aborted, by whichever process, they are cancelled or their stores dropped. A store's objects count as used by it.
 ///
 /// Pages of a store must be written before it is submitted, or by what is on its stream by then, and may be read but not changed
 /// until it is done; pages of a load must not be touched until it is done (or their layer, by `kvkeep_wait_layer` or, on a

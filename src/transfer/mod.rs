@@ -14,6 +14,8 @@ mod pieces;
 pub mod pool;
 pub mod submit;
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 pub use pool::PoolSpec;
 pub use submit::TransferRequest;

@@ -81,9 +81,14 @@ fn no_transfer(id: u64) -> Error {
 impl Transfers {
     /// None yet, of `cache`.
     pub fn new(cache: Arc<dyn Cache>) -> Arc<Transfers> {
+        Transfers::by(cache, Host::new())
+    }
+
+    /// None yet, of `cache`, whose pages on the host are copied by `host`.
+    pub(super) fn by(cache: Arc<dyn Cache>, host: Arc<dyn Device>) -> Arc<Transfers> {
         Arc::new_cyclic(|me| Transfers {
             cache,
-            host: Host::new(),
+            host,
             gpus: Arc::default(),
             inner: Mutex::default(),
             closing: AtomicBool::new(false),

@@ -157,6 +157,7 @@ pub struct DaemonPart {
     pub l1_bytes: u64,
     pub watermark_percent: u32,
     pub session_timeout_ms: u64,
+    pub backend_timeout_ms: u64,
     pub mode: u32,
     pub uids: Vec<u32>,
     pub read_only_uids: Vec<u32>,
@@ -187,6 +188,7 @@ impl DaemonPart {
             l1_bytes: 16 * MIB,
             watermark_percent: 80,
             session_timeout_ms: 300_000,
+            backend_timeout_ms: 30_000,
             mode: 0o600,
             uids: Vec::new(),
             read_only_uids: Vec::new(),
@@ -211,6 +213,7 @@ impl DaemonPart {
             backend_urls: vec![self.l2.clone()],
             watermark_high_percent: self.watermark_percent,
             session_timeout: Duration::from_millis(self.session_timeout_ms),
+            backend_timeout: Duration::from_millis(self.backend_timeout_ms),
             ..NodeConfig::new(self.l1_bytes)
         })
         .unwrap();

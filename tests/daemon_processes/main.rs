@@ -4,6 +4,7 @@
 
 #[path = "../daemon_common/mod.rs"]
 mod common;
+mod copying;
 mod death;
 mod malice;
 mod parallel;
@@ -21,6 +22,7 @@ enum Part {
     Worker(parallel::Worker),
     Busy(death::Busy),
     Attached(death::Attached),
+    Copying(copying::Copying),
     Hanging(death::Hanging),
     Caller(restart::Caller),
     Reader(security::Reader),
@@ -36,6 +38,7 @@ fn plays_its_part() {
         Some(Part::Worker(part)) => part.play(),
         Some(Part::Busy(part)) => part.play(),
         Some(Part::Attached(part)) => part.play(),
+        Some(Part::Copying(part)) => part.play(),
         Some(Part::Hanging(part)) => part.play(),
         Some(Part::Caller(part)) => part.play(),
         Some(Part::Reader(part)) => part.play(),

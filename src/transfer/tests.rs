@@ -1,0 +1,303 @@
+//! Transfers in flight for as long as a test wants: what may happen to everybody else meanwhile.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, mpsc};
+
+use parking_lot::Mutex;
+
+use super::copy::{self, Fragment, Promise};
+use super::device::{Device, Event, Piece, Point, Work};
+use super::layout::Segment;
+use super::submit::Asked;
+use super::table::Transfers;
+use super::{PoolSpec, TransferRequest};
+use crate::cache::Cache;
+use crate::config::{NodeConfig, SpaceSpec, StoreMode};
+use crate::error::{
+    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
+};
+use crate::key::Key;
+use crate::node::Node;
+use crate::types::{PrefetchResult, Stats, View};
+
+const BLOCK: u64 = 4096;
+const PER_CHUNK: u32 = 2;
+const OBJECT: u64 = BLOCK * PER_CHUNK as u64;
+/// So many objects fill L1.
+const ROOM: u32 = 4;
+
+/// A device that copies when it is told to.
+#[derive(Default)]
+struct Slow {
+    started: Mutex<VecDeque<Arc<dyn Work>>>,
+}
+
+struct InFlight {
+    work: Arc<dyn Work>,
+    piece: Piece,
+    fragments: Vec<Fragment>,
+}
+
+impl Device for Slow {
+    fn open(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn point(&self, _stream: u64) -> Result<Point> {
+        Ok(Point::default())
+    }
+
+    fn follow(&self, _stream: u64, _event: Option<&dyn Event>) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn start(&self, work: Arc<dyn Work>, _after: Point) {
+        self.started.lock().push_back(work);
+    }
+
+    fn close(&self) {}
+}
+
+impl Slow {
+    /// Takes what was started in hand, as a device that has begun to copy.
+    fn begin(&self) -> Vec<InFlight> {
+        let mut begun = Vec::new();
+        loop {
+            let Some(work) = self.started.lock().pop_front() else { return begun };
+            let mut fragments = Vec::new();
+            while let Some(piece) = work.next(&mut fragments) {
+                begun.push(InFlight { work: work.clone(), piece, fragments: std::mem::take(&mut fragments) });
+            }
+        }
+    }
+}
+
+fn land(in_flight: Vec<InFlight>) {
+    for InFlight { work, piece, fragments } in in_flight {
+        copy::run(&fragments, piece.way, piece.cold);
+        work.landed(piece, Ok(()));
+    }
+}
+
+struct Fixture {
+    cache: Arc<Node>,
+    slow: Arc<Slow>,
+    transfers: Arc<Transfers>,
+    space: u64,
+    pool: u64,
+    /// Two chunks' blocks, to store from and to load into.
+    pages: Vec<u64>,
+}
+
+fn key(number: u8) -> Key {
+    Key { hash: [number; 32], rank: 0, group: 0 }
+}
+
+fn fixture() -> Fixture {
+    let config = NodeConfig {
+        watermark_high_percent: 100,
+        store_mode: StoreMode::Never,
+        ..NodeConfig::new(u64::from(ROOM) * OBJECT)
+    };
+    let cache = Node::open(config).unwrap();
+    let slow = Arc::new(Slow::default());
+    let transfers = Transfers::by(cache.clone(), slow.clone());
+    let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
+    let spec = SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+    let space = cache.open_space(spec.clone()).unwrap();
+    transfers.note_space(space, &spec);
+    let pages: Vec<u64> = (0..2 * OBJECT / 8).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    let address = pages.as_ptr().expose_provenance() as u64;
+    let segments = vec![Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group: 0, layer: 0 }];
+    let (blocks, blocks_per_chunk) = (2 * PER_CHUNK, PER_CHUNK);
+    let promise = Promise::of_a_test();
+    let pool = PoolSpec { device: -1, rank: 0, blocks, blocks_per_chunk, segments, promise };
+    let pool = transfers.open_pool(space, pool).unwrap();
+    Fixture { cache, slow, transfers, space, pool, pages }
+}
+
+impl Fixture {
+    fn session(&self) -> u64 {
+        self.cache.begin_session(self.space, "r", None).unwrap()
+    }
+
+    /// Submits and lets the device begin.
+    fn in_flight(&self, session: u64, store: bool, blocks: [i32; 2]) -> (u64, Vec<InFlight>) {
+        let mut job = 0;
+        let (keys, request) = ([key(1)], TransferRequest::default());
+        let asked = Asked { pool: self.pool, session, keys: &keys, blocks: &blocks };
+        if store {
+            self.transfers.submit_store(asked, request, &mut job).unwrap();
+        } else {
+            self.transfers.submit_load(asked, request, &mut job).unwrap();
+        }
+        let begun = self.slow.begin();
+        assert!(!begun.is_empty());
+        (job, begun)
+    }
+
+    /// As `Opened` does.
+    fn leave(&self, session: u64, abort: bool) {
+        if abort {
+            self.cache.abort_session(session).unwrap();
+            self.transfers.abort_session(session);
+        } else {
+            self.cache.end_session(session).unwrap();
+        }
+    }
+
+    /// Fills what room there is with other bytes, and gives it back. How many objects fitted?
+    fn fill(&self) -> usize {
+        let session = self.session();
+        let keys: Vec<Key> = (100..100 + ROOM as u8).map(key).collect();
+        let mut views = vec![View::none(KVKEEP_OK); keys.len()];
+        let sizes = vec![OBJECT; keys.len()];
+        self.cache.reserve_write(session, &keys, &sizes, false, &mut views).unwrap();
+        let staged = views.iter().filter(|view| view.status == KVKEEP_OK as i32);
+        let fitted = staged.map(|view| self.cache.copy_in(view, &[0xee; OBJECT as usize]).unwrap()).count();
+        assert!(views[fitted..].iter().all(|view| view.status == KVKEEP_ERR_NO_MEMORY as i32));
+        self.cache.abort_session(session).unwrap();
+        fitted
+    }
+
+    fn is_there(&self) -> bool {
+        let (session, mut views) = (self.session(), [View::none(KVKEEP_OK)]);
+        let there = self.cache.reserve_read(session, &[key(1)], 0, &mut views).unwrap();
+        assert!(there || views[0].status == KVKEEP_ERR_NOT_FOUND as i32);
+        self.cache.abort_session(session).unwrap();
+        there
+    }
+
+    fn status(&self, job: u64) -> Option<Status> {
+        let mut result = PrefetchResult::default();
+        let known = self.transfers.query(job, &mut result).unwrap() == KVKEEP_OK;
+        known.then(|| Status::from_number(result.status).unwrap())
+    }
+
+    fn blocks(&self, chunk: usize) -> &[u64] {
+        &self.pages[chunk * OBJECT as usize / 8..][..OBJECT as usize / 8]
+    }
+
+    fn close(self) {
+        land(self.slow.begin());
+        let mut stats = Stats::default();
+        Cache::stats(&*self.cache, &mut stats).unwrap();
+        assert_eq!((stats.sessions, stats.l1_shares, stats.l1_staged), (0, 0, 0));
+        self.transfers.close();
+        self.cache.close();
+    }
+}
+
+#[test]
+fn p2_memory_under_a_load_in_flight_stays_whatever_becomes_of_its_session_and_its_object() {
+    for abort in [false, true] {
+        let fixture = fixture();
+        let session = fixture.session();
+        let (stored, begun) = fixture.in_flight(session, true, [0, 1]);
+        land(begun);
+        assert_eq!(fixture.status(stored), Some(KVKEEP_OK));
+
+        let (job, begun) = fixture.in_flight(session, false, [2, 3]);
+        let mut statuses = [0];
+        fixture.cache.delete(fixture.space, &[key(1)], Some(&mut statuses)).unwrap();
+        assert_eq!(statuses[0], KVKEEP_ERR_LOCKED as i32);
+        fixture.leave(session, abort);
+        assert_eq!(fixture.fill(), ROOM as usize - 1);
+        // Hidden at once, freed when it landed.
+        fixture.cache.clear(0, true).unwrap();
+        assert!(!fixture.is_there());
+        assert_eq!(fixture.fill(), ROOM as usize - 1);
+        assert_eq!(fixture.status(job), None);
+        land(begun);
+        assert!(fixture.blocks(1) == fixture.blocks(0));
+        land(fixture.slow.begin());
+        assert_eq!(fixture.status(job), Some(if abort { KVKEEP_ERR_CANCELLED } else { KVKEEP_OK }));
+        assert_eq!(fixture.fill(), ROOM as usize);
+        fixture.close();
+    }
+}
+
+#[test]
+fn p2_memory_under_a_store_in_flight_stays_and_an_aborted_one_commits_nothing() {
+    for abort in [false, true] {
+        let fixture = fixture();
+        let session = fixture.session();
+        let (job, begun) = fixture.in_flight(session, true, [0, 1]);
+        fixture.leave(session, abort);
+        fixture.cache.clear(0, true).unwrap();
+        assert_eq!(fixture.fill(), ROOM as usize - 1);
+        assert!(!fixture.is_there());
+        assert_eq!(fixture.status(job), None);
+        land(begun);
+        land(fixture.slow.begin());
+        assert_eq!(fixture.status(job), Some(if abort { KVKEEP_ERR_CANCELLED } else { KVKEEP_OK }));
+        assert_eq!(fixture.is_there(), !abort);
+        assert_eq!(fixture.fill(), ROOM as usize);
+        fixture.close();
+    }
+}
+
+#[test]
+fn a_store_for_a_session_that_another_process_aborted_commits_nothing() {
+    let fixture = fixture();
+    let session = fixture.session();
+    let (job, begun) = fixture.in_flight(session, true, [0, 1]);
+    // Only the cache knows.
+    fixture.cache.abort_session(session).unwrap();
+    land(begun);
+    assert_eq!(fixture.status(job), Some(KVKEEP_ERR_CANCELLED));
+    assert!(!fixture.is_there());
+    fixture.close();
+}
+
+#[test]
+fn a_pool_and_a_cache_close_when_what_is_in_flight_has_landed() {
+    for whole in [false, true] {
+        let fixture = fixture();
+        let session = fixture.session();
+        let (job, begun) = fixture.in_flight(session, true, [0, 1]);
+        let (told, hear) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                if whole {
+                    fixture.transfers.close();
+                } else {
+                    fixture.transfers.close_pool(fixture.pool).unwrap();
+                }
+                told.send(()).unwrap();
+            });
+            // It has been told to stop before it lands.
+            while fixture.slow.started.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            assert!(hear.try_recv().is_err());
+            land(fixture.slow.begin());
+            assert!(hear.try_recv().is_err());
+            land(begun);
+            hear.recv().unwrap();
+        });
+        assert_eq!(fixture.status(job), Some(KVKEEP_ERR_CANCELLED));
+        assert!(!fixture.is_there());
+        fixture.cache.end_session(session).unwrap();
+        fixture.close();
+    }
+}
+
+#[test]
+fn who_copies_is_explained() {
+    let fixture = fixture();
+    let session = fixture.session();
+    land(fixture.in_flight(session, true, [0, 1]).1);
+    let (job, begun) = fixture.in_flight(session, false, [2, 3]);
+    let whose = format!("copy for session {session}, r");
+    let key_explained = fixture.cache.explain_key(fixture.space, &key(1)).unwrap();
+    let pid = format!("pid {}", std::process::id());
+    assert!(key_explained.contains(&whose) && key_explained.contains(&pid), "{key_explained}");
+    assert!(fixture.cache.explain_session(0).unwrap().contains(&whose));
+    land(begun);
+    assert_eq!(fixture.status(job), Some(KVKEEP_OK));
+    assert!(!fixture.cache.explain_key(fixture.space, &key(1)).unwrap().contains(&whose));
+    assert!(!fixture.cache.explain_session(0).unwrap().contains(&whose));
+    fixture.cache.end_session(session).unwrap();
+    fixture.close();
+}
