@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys;
 
-use super::driver::Handle;
+use super::driver::{Handle, is_fatal};
 use super::gpu::Gpu;
 use super::pins::Stretch;
 use crate::error::Result;
@@ -29,7 +29,6 @@ const LINES: usize = 4096 + 64;
 const BLOCKS_MAX: usize = 16;
 const BLOCK_THREADS: usize = 512;
 const WARP: usize = 32;
-const NOT_SUPPORTED: i32 = 801;
 
 /// Lists of the kernel's, in memory that it reads while it runs.
 struct Lists {
@@ -163,9 +162,10 @@ impl Mover {
                     self.stream,
                 )
             };
-            if code != NOT_SUPPORTED {
+            if code == 0 || is_fatal(code) {
                 return self.gpu.check(code, "copying a batch");
             }
+            // Where it is the copies that are wrong, they are so one by one too; else the driver has the function and not its use.
             self.gpu.batches.store(false, Ordering::Relaxed);
         }
         for ((&from, &to), &bytes) in self.from.iter().zip(&self.to).zip(&self.bytes) {
