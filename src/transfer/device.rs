@@ -58,8 +58,9 @@ pub trait Device: Send + Sync {
     /// Makes it ready, the first time it is asked for.
     fn open(&self) -> Result<()>;
 
-    /// The point that a caller's stream has reached. A number that names no stream of this device is refused.
-    fn point(&self, stream: u64) -> Result<Point>;
+    /// The point that a caller's stream has reached, for a transfer that goes so. A number that names no stream of this device is
+    /// refused.
+    fn point(&self, stream: u64, way: Way) -> Result<Point>;
 
     /// Makes a caller's stream wait for what was queued. False where there are no streams: whoever asks has to wait himself.
     fn follow(&self, stream: u64, event: Option<&dyn Event>) -> Result<bool>;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::copy::{self, Fragment};
+use super::copy::{self, Fragment, Way};
 use super::device::{Device, Event, Point, Work};
 use crate::error::{Error, Result};
 
@@ -106,7 +106,7 @@ impl Device for Host {
         Ok(())
     }
 
-    fn point(&self, stream: u64) -> Result<Point> {
+    fn point(&self, stream: u64, _way: Way) -> Result<Point> {
         if stream != 0 {
             return Err(Error::invalid(format!(
                 "stream is {stream:#x}, but the pool is of the host, which has no streams: pass 0, once the pages are written"
@@ -116,7 +116,7 @@ impl Device for Host {
     }
 
     fn follow(&self, stream: u64, _event: Option<&dyn Event>) -> Result<bool> {
-        self.point(stream).map(|_| false)
+        self.point(stream, Way::Gather).map(|_| false)
     }
 
     fn start(&self, work: Arc<dyn Work>, _after: Point) {

@@ -277,7 +277,7 @@ impl Transfers {
         let submitted = Instant::now();
         let Checked { pool, way, blocks } = checked;
         self.check_open()?;
-        let point = pool.device.point(request.stream)?;
+        let point = pool.device.point(request.stream, way)?;
         if request.notify.is_queued() && self.cache().completions().waiting() >= WAITING_MAX {
             return Err(Error::new(
                 KVKEEP_ERR_LIMIT,

@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
 
-use super::copy::{self, Fragment, Promise};
+use super::copy::{self, Fragment, Promise, Way};
 use super::device::{Device, Event, Piece, Point, Work};
 use super::layout::Segment;
 use super::submit::Asked;
@@ -43,7 +43,7 @@ impl Device for Slow {
         Ok(())
     }
 
-    fn point(&self, _stream: u64) -> Result<Point> {
+    fn point(&self, _stream: u64, _way: Way) -> Result<Point> {
         Ok(Point::default())
     }
 

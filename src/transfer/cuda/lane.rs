@@ -11,12 +11,11 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::Gpus;
+use super::Reach;
 use super::driver::Handle;
 use super::gpu::{Gpu, Mark};
 use super::mover::Mover;
 use super::pins::Pinned;
-use crate::arena::Arena;
 use crate::error::{Error, Result};
 use crate::transfer::copy::{Fragment, Way};
 use crate::transfer::device::{Piece, Point, Work};
@@ -47,13 +46,12 @@ struct Queue {
 }
 
 struct Inner {
-    gpus: Arc<Gpus>,
+    reach: Arc<Reach>,
     gpu: Arc<Gpu>,
     way: Way,
     stream: Handle,
     queue: Mutex<Queue>,
     changed: Condvar,
-    pinned: Mutex<Option<Arc<Pinned>>>,
 }
 
 /// A direction of a pool.
@@ -65,8 +63,8 @@ pub struct Lane {
 
 impl Lane {
     /// Makes the stream and starts the threads.
-    pub fn open(gpus: Arc<Gpus>, gpu: Arc<Gpu>, way: Way, pinned: Option<Arc<Pinned>>) -> Result<Lane> {
-        let mut stream = 0;
+    pub fn open(reach: Arc<Reach>, way: Way) -> Result<Lane> {
+        let (gpu, mut stream) = (reach.gpu.clone(), 0);
         {
             let _inside = gpu.enter()?;
             // SAFETY: destroyed by `close`. It is not to wait for the default stream, whose work is the engine's.
@@ -74,7 +72,7 @@ impl Lane {
             gpu.check(code, "creating a stream")?;
         }
         let (queue, changed) = (Mutex::default(), Condvar::new());
-        let inner = Arc::new(Inner { gpus, gpu, way, stream, queue, changed, pinned: Mutex::new(pinned) });
+        let inner = Arc::new(Inner { reach, gpu, way, stream, queue, changed });
         let lane = Lane { inner, threads: Mutex::default(), closed: AtomicBool::new(false) };
         lane.spawn("kvkeep-cuda", Inner::feed)?;
         lane.spawn("kvkeep-landed", Inner::land)?;
@@ -105,7 +103,6 @@ impl Lane {
         for thread in std::mem::take(&mut *self.threads.lock()) {
             let _ = thread.join();
         }
-        self.inner.pinned.lock().take();
         let Ok(_inside) = self.inner.gpu.enter() else { return };
         // SAFETY: made in `open`, used by nobody any more.
         unsafe { (self.inner.gpu.driver.stream_destroy)(self.inner.stream) };
@@ -165,7 +162,7 @@ impl Inner {
         let mut stood: Option<Result<()>> = None;
         while let Some(piece) = work.next(fragments) {
             drop(self.room());
-            let pinned = self.pinned(&piece.arena);
+            let pinned = self.reach.of(&piece.arena);
             *number += 1;
             let behind = || after.0.as_ref().map_or(Ok(()), |event| self.gpu.wait_behind(self.stream, &**event));
             let stood = stood.get_or_insert_with(behind).clone();
@@ -190,15 +187,6 @@ impl Inner {
             self.changed.wait(&mut queue);
         }
         queue
-    }
-
-    /// L1 as the device reaches it. A client of a daemon that came back has another than before.
-    fn pinned(&self, arena: &Arc<Arena>) -> Arc<Pinned> {
-        let mut pinned = self.pinned.lock();
-        match &*pinned {
-            Some(pinned) if pinned.is_of(arena) => pinned.clone(),
-            _ => pinned.insert(self.gpus.pin(&self.gpu, arena)).clone(),
-        }
     }
 
     fn land(&self) {

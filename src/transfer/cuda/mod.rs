@@ -19,6 +19,7 @@ mod pins;
 use std::sync::{Arc, Weak};
 
 use hashbrown::HashMap;
+use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
 use self::gpu::Gpu;
@@ -62,14 +63,32 @@ impl Gpus {
     }
 }
 
-/// What a pool of a GPU has while it is open.
-struct Parts {
+/// L1 as one pool's device reaches it.
+struct Reach {
+    gpus: Arc<Gpus>,
     gpu: Arc<Gpu>,
-    gather: Lane,
-    scatter: Lane,
+    pinned: Mutex<Option<Arc<Pinned>>>,
 }
 
-/// The device of one pool: two lanes of its own, so that no pool waits for another's stream.
+impl Reach {
+    /// A mapping of L1's, which from now on is the pool's. A client of a daemon that came back has another than before.
+    fn of(&self, arena: &Arc<Arena>) -> Arc<Pinned> {
+        let mut pinned = self.pinned.lock();
+        match &*pinned {
+            Some(pinned) if pinned.is_of(arena) => pinned.clone(),
+            _ => pinned.insert(self.gpus.pin(&self.gpu, arena)).clone(),
+        }
+    }
+}
+
+/// What a pool of a GPU has while it is open.
+struct Parts {
+    reach: Arc<Reach>,
+    /// By way; made when something goes that way.
+    lanes: [OnceCell<Lane>; 2],
+}
+
+/// The device of one pool: lanes of its own, so that no pool waits for another's stream.
 pub struct Cuda {
     parts: Mutex<Option<Arc<Parts>>>,
 }
@@ -85,10 +104,9 @@ impl Cuda {
     ) -> Result<Cuda> {
         let gpu = gpus.gpu(ordinal)?;
         gpu.check_pages(segments, blocks)?;
-        let pinned = l1.map(|arena| gpus.pin(&gpu, &arena));
-        let lane = |way| Lane::open(gpus.clone(), gpu.clone(), way, pinned.clone());
-        let (gather, scatter) = (lane(Way::Gather)?, lane(Way::Scatter)?);
-        Ok(Cuda { parts: Mutex::new(Some(Arc::new(Parts { gpu, gather, scatter }))) })
+        let pinned = Mutex::new(l1.map(|arena| gpus.pin(&gpu, &arena)));
+        let reach = Arc::new(Reach { gpus: gpus.clone(), gpu, pinned });
+        Ok(Cuda { parts: Mutex::new(Some(Arc::new(Parts { reach, lanes: Default::default() }))) })
     }
 
     fn parts(&self) -> Result<Arc<Parts>> {
@@ -102,31 +120,31 @@ impl Device for Cuda {
         Ok(())
     }
 
-    fn point(&self, stream: u64) -> Result<Point> {
+    fn point(&self, stream: u64, way: Way) -> Result<Point> {
         let parts = self.parts()?;
-        parts.gpu.mark_stream(stream).map(|mark| Point(Some(mark)))
+        let mark = parts.reach.gpu.mark_stream(stream)?;
+        parts.lanes[way as usize].get_or_try_init(|| Lane::open(parts.reach.clone(), way))?;
+        Ok(Point(Some(mark)))
     }
 
     fn follow(&self, stream: u64, event: Option<&dyn Event>) -> Result<bool> {
         let parts = self.parts()?;
-        parts.gpu.follow(stream, event).map(|()| true)
+        parts.reach.gpu.follow(stream, event).map(|()| true)
     }
 
     fn start(&self, work: Arc<dyn Work>, after: Point) {
         // Who tells a closed pool of work has been completed already: closing waits for all.
-        if let Ok(parts) = self.parts() {
-            match work.way() {
-                Way::Gather => parts.gather.push(work, after),
-                Way::Scatter => parts.scatter.push(work, after),
-            }
+        let Ok(parts) = self.parts() else { return };
+        if let Some(lane) = parts.lanes[work.way() as usize].get() {
+            lane.push(work, after);
         }
     }
 
     fn close(&self) {
         let parts = self.parts.lock().take();
         if let Some(parts) = parts {
-            parts.gather.close();
-            parts.scatter.close();
+            parts.lanes.iter().filter_map(OnceCell::get).for_each(Lane::close);
+            parts.reach.pinned.lock().take();
         }
     }
 }
