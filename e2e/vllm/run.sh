@@ -15,6 +15,8 @@ if ! "$venv/bin/python" -c 'import vllm' 2>/dev/null; then
     "$venv/bin/pip" install --quiet --no-warn-conflicts packaging torch==2.13.0
     "$venv/bin/python" "$here/requirements.py" >"$directory/requirements.txt"
     "$venv/bin/pip" install --quiet --no-warn-conflicts --requirement "$directory/requirements.txt"
+    # Gigabytes on their way to the disk would hold up what is loaded from it below.
+    sync
 fi
 "$venv/bin/python" "$here/toy_model.py" "$directory/model"
 
