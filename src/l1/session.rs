@@ -267,10 +267,10 @@ impl Sessions {
         Ok(())
     }
 
-    /// The session that the one at a live index copies for, while that lives.
-    pub fn user_of(&self, index: u32) -> Option<u32> {
-        let user = self.at(index).user;
-        if user == 0 { None } else { self.index(user).ok() }
+    /// The session that the one at a live index copies for, while that lives; itself otherwise.
+    pub fn user_of(&mut self, index: u32) -> u32 {
+        let user = self.at_mut(index).user;
+        if user == 0 { index } else { self.index(user).unwrap_or(index) }
     }
 
     /// Whether the session at a live index copies for one that was aborted.

@@ -24,12 +24,18 @@ impl L1 {
     ) -> Result<bool> {
         self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
+            let user = state.sessions.user_of(index);
             // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
             let mut full: Option<Status> = None;
             let mut all = true;
             for (((key, &hash), &size), view) in keys.iter().zip(hashes).zip(sizes).zip(views) {
+                let depth = state.sessions.at_mut(user).next_depth;
                 *view = match state.stage_for(index, key, hash, size, temporary, full) {
-                    Ok(id) => state.view(id),
+                    Ok(id) => {
+                        state.slots[id].depth = depth;
+                        state.sessions.at_mut(user).next_depth += 1;
+                        state.view(id)
+                    }
                     Err(status) => {
                         if !matches!(status, KVKEEP_ERR_EXISTS | KVKEEP_ERR_INVALID) {
                             full = Some(status);
@@ -47,6 +53,7 @@ impl L1 {
     pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
+            let user = state.sessions.user_of(index);
             let orphan = state.sessions.is_orphan(index);
             let mut outcome = Outcome::new(statuses);
             for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
@@ -56,7 +63,7 @@ impl L1 {
                         KVKEEP_ERR_CANCELLED
                     }
                     Some(id) => {
-                        state.commit_for(index, id, hash);
+                        state.commit_for(user, id, hash);
                         KVKEEP_OK
                     }
                     None => KVKEEP_ERR_NOT_FOUND,
@@ -77,11 +84,12 @@ impl L1 {
     ) -> Result<bool> {
         self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
+            let user = state.sessions.user_of(index);
             let mut all = true;
             for ((key, &hash), view) in keys.iter().zip(hashes).zip(views) {
                 *view = match state.unstaged(index, key, hash) {
                     Some(id) => {
-                        let id = state.commit_for(index, id, hash);
+                        let id = state.commit_for(user, id, hash);
                         if state.take(index, id, count) {
                             state.view(id)
                         } else {
@@ -129,8 +137,6 @@ impl State {
         temporary: bool,
         full: Option<Status>,
     ) -> std::result::Result<u32, Status> {
-        let user = self.sessions.user_of(session).unwrap_or(session);
-        let depth = self.sessions.at_mut(user).next_depth;
         let holder = self.sessions.at_mut(session);
         let space = holder.space;
         if size == 0 {
@@ -144,10 +150,7 @@ impl State {
             return Err(status);
         }
         let id = self.stage(space, key, size, temporary).inspect_err(|_| self.counts.refusals += 1)?;
-        let slot = &mut self.slots[id];
-        slot.set_holder(session, 0);
-        slot.depth = depth;
-        self.sessions.at_mut(user).next_depth += 1;
+        self.slots[id].set_holder(session, 0);
         let holder = self.sessions.at_mut(session);
         let (slots, hasher) = (&self.slots, &self.hasher);
         holder.staged.insert_unique(hash, id, |&id| hasher.hash(&slots[id].key));
@@ -196,13 +199,12 @@ impl State {
         self.free_if_unused(id);
     }
 
-    /// Commits what a session staged and notes it as used. Returns the slot that is read from now on.
-    fn commit_for(&mut self, session: u32, id: u32, hash: u64) -> u32 {
+    /// Commits what was staged and notes it as used by a session. Returns the slot that is read from now on.
+    fn commit_for(&mut self, user: u32, id: u32, hash: u64) -> u32 {
         self.counts.commits += 1;
         let kept = self.commit(id, hash);
         if kept == id {
             let name = self.slots.name(id);
-            let user = self.sessions.user_of(session).unwrap_or(session);
             self.slots[id].set_holder(user, 0);
             let noting = self.sessions.at_mut(user);
             noting.note(name);
