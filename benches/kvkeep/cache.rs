@@ -53,15 +53,28 @@ fn last_error() -> String {
     unsafe { CStr::from_ptr(kvkeep_last_error()) }.to_string_lossy().into_owned()
 }
 
-pub fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).map_or(u64::MAX, |pages| pages * 4096)
+/// Whether all L1 that this process maps is there.
+fn is_populated() -> bool {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let kib = |line: &str| line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
+    let (mut ours, mut size, mut found) = (false, 0, false);
+    for line in smaps.lines() {
+        if line.contains('-') && !line.contains(" kB") {
+            ours = line.contains("memfd:kvkeep");
+            found |= ours;
+        } else if line.starts_with("Size:") {
+            size = kib(line).unwrap_or(0);
+        } else if ours && line.starts_with("Rss:") && kib(line).unwrap_or(0) < size / 64 * 63 {
+            return false;
+        }
+    }
+    found
 }
 
-/// Waits until L1 is populated, of which so many bytes of the process were not part.
-pub fn await_populated(l1_bytes: u64, before: u64) {
+/// Waits until all L1 that this process maps is there.
+pub fn await_populated() {
     let began = Instant::now();
-    while resident_bytes() < before.saturating_add(l1_bytes / 64 * 63) {
+    while !is_populated() {
         assert!(began.elapsed() < Duration::from_secs(120), "L1 is not populated after two minutes");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -93,7 +106,6 @@ impl Cache {
         space.abi_version = KVKEEP_ABI_VERSION;
         space.model = MODEL.as_ptr();
 
-        let before = resident_bytes();
         let mut handle = null_mut();
         let mut cache = Cache { token: 0, space: 0 };
         // SAFETY: the pointers are those of live locals.
@@ -101,7 +113,7 @@ impl Cache {
         cache.token = handle.addr();
         // SAFETY: as above.
         must(unsafe { kvkeep_open_space(handle, &space, &mut cache.space) });
-        await_populated(setup.l1_bytes, before);
+        await_populated();
         cache
     }
 

@@ -13,7 +13,7 @@ use kvkeep::ffi::types::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 
-use crate::cache::{Cache, Setup, await_populated, resident_bytes, views};
+use crate::cache::{Cache, Setup, await_populated, views};
 use crate::prefetch::directory;
 use crate::random::Random;
 use crate::report::{Report, Wanted, median};
@@ -90,10 +90,9 @@ fn until_input_ends() {
 fn serve(socket: &Path) {
     let claim = Claim::take(socket).expect("the socket");
     let config = NodeConfig { boot: claim.boot, watermark_high_percent: 100, ..NodeConfig::new(L1_BYTES) };
-    let before = resident_bytes();
     let node = Node::open(config).expect("a node");
     // Joining pages takes them out of the mappings of clients.
-    await_populated(L1_BYTES, before);
+    await_populated();
     let server = Server::start(node.clone(), claim, Access::default(), Limits::default()).expect("a server");
     until_input_ends();
     server.stop();
