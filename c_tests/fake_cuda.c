@@ -54,7 +54,11 @@ uint64_t fake_cuda_live(const char *what) {
 
 void fake_cuda_heal(void) {
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < DEVICES_MAX; i++) devices[i].lost = 0;
+    for (int i = 0; i < DEVICES_MAX; i++) {
+        // What a lost device was given is not done when it is well again: its memory may be somebody else's by then.
+        while (devices[i].lost && devices[i].ending > 0) pthread_cond_wait(&changed, &lock);
+        devices[i].lost = 0;
+    }
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) counts[i].fail_at = 0;
     pthread_mutex_unlock(&lock);
 }
@@ -169,6 +173,7 @@ CUresult cuStreamDestroy_v2(CUstream handle) {
     // It ends when it has done what it was given.
     pthread_detach(stream->thread);
     stream->ending = true;
+    stream->device->ending++;
     pthread_cond_broadcast(&changed);
     return leave(0);
 }

@@ -75,7 +75,8 @@ struct range {
 };
 
 struct device {
-    int ordinal, lost;
+    // `ending`: streams that are destroyed and have not done all that they were given.
+    int ordinal, lost, ending;
     uint64_t retained, used;
     struct stream *legacy;
 };
@@ -278,6 +279,8 @@ static void *run(void *data) {
         free(step);
         pthread_cond_broadcast(&changed);
     }
+    stream->device->ending--;
+    pthread_cond_broadcast(&changed);
     free(stream);
     pthread_mutex_unlock(&lock);
     return NULL;
