@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use kvkeep::types::Histogram;
 
 /// A number with its thousands apart.
 pub fn count(number: u64) -> String {
@@ -30,6 +31,29 @@ pub fn bytes(number: u64) -> String {
         format!("{scaled} {}", UNITS[unit - 1])
     } else {
         format!("{scaled:.1} {}", UNITS[unit - 1])
+    }
+}
+
+/// The bound of the bucket that the `percent`th sample is in.
+pub fn quantile(histogram: &Histogram, percent: u64) -> String {
+    let wanted = (histogram.count * percent).div_ceil(100);
+    let mut seen = 0;
+    let bucket = histogram.buckets.iter().position(|samples| {
+        seen += samples;
+        seen >= wanted
+    });
+    let last = histogram.buckets.len() - 1;
+    match bucket.unwrap_or(last) {
+        i if i == last => format!("> {}", duration(1 << (last - 1))),
+        i => format!("<= {}", duration(1 << i)),
+    }
+}
+
+fn duration(us: u64) -> String {
+    match us {
+        0..10_000 => format!("{us} us"),
+        10_000..10_000_000 => format!("{} ms", us / 1000),
+        _ => format!("{} s", us / 1_000_000),
     }
 }
 

@@ -103,20 +103,12 @@ fn bar(used: u64, locked: u64, whole: u64) -> String {
 
 /// The time that so many percent of the samples since `before` took at most, as far as the buckets tell.
 fn within(percent: u64, now: &Histogram, before: Option<&Histogram>) -> String {
-    let none = Histogram::default();
-    let before = before.unwrap_or(&none);
-    let counts: Vec<u64> =
-        now.buckets.iter().zip(before.buckets).map(|(now, before)| now.saturating_sub(before)).collect();
-    let all: u64 = counts.iter().sum();
-    let mut sum = 0;
-    let bucket = counts.iter().position(|count| {
-        sum += count;
-        sum * 100 >= all * percent
-    });
-    match (all, bucket) {
-        (0, _) | (_, None) => "-".to_owned(),
-        (_, Some(bucket)) => format!("{:?}", Duration::from_micros(1 << bucket)),
+    let mut since = *now;
+    for (count, before) in since.buckets.iter_mut().zip(before.unwrap_or(&Histogram::default()).buckets) {
+        *count = count.saturating_sub(before);
     }
+    since.count = since.buckets.iter().sum();
+    if since.count == 0 { "-".to_owned() } else { text::quantile(&since, percent) }
 }
 
 fn share(part: u64, whole: u64) -> String {
@@ -207,8 +199,11 @@ mod tests {
         let mut now = Histogram::default();
         assert_eq!(within(50, &now, None), "-");
         (now.buckets[3], now.buckets[10]) = (98, 2);
-        assert_eq!([within(50, &now, None), within(99, &now, None)], ["8µs", "1.024ms"]);
+        assert_eq!([within(50, &now, None), within(99, &now, None)], ["<= 8 us", "<= 1024 us"]);
         assert_eq!(within(99, &now, Some(&now)), "-");
+        // The last bucket has no end.
+        now.buckets[25] = 100;
+        assert_eq!(within(99, &now, None), "> 16 s");
     }
 
     #[test]

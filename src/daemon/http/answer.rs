@@ -124,7 +124,7 @@ impl Desk {
             }
             "/metrics" => {
                 no_parameters(query)?;
-                Ok(whole(PROMETHEUS, metrics::prometheus(&self.stats())))
+                Ok(whole(PROMETHEUS, self.node.metrics()))
             }
             "/healthz" => {
                 no_parameters(query)?;

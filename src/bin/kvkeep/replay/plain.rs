@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvkeep::config::NodeConfig;
-use kvkeep::types::{Histogram, KVKEEP_TIERS_MAX, Stats};
+use kvkeep::types::{KVKEEP_TIERS_MAX, Stats};
 
 use super::engine::{Engine, Tally};
 use super::trace::{Request, blocks};
@@ -123,7 +123,10 @@ fn report(args: &Args, requests: &[Request], tally: &Tally, stats: &Stats, time:
         ("store an object", &stats.store_latency),
     ] {
         if histogram.count > 0 {
-            line(name, format!("p50 {:>12}   p99 {:>12}", quantile(histogram, 50), quantile(histogram, 99)));
+            line(
+                name,
+                format!("p50 {:>12}   p99 {:>12}", text::quantile(histogram, 50), text::quantile(histogram, 99)),
+            );
         }
     }
     text
@@ -132,27 +135,4 @@ fn report(args: &Args, requests: &[Request], tally: &Tally, stats: &Stats, time:
 /// What stands before the colon: the rest may hold a password.
 fn scheme(url: &str) -> &str {
     url.split_once(':').map_or(url, |(scheme, _)| scheme)
-}
-
-/// The bound of the bucket that the `percent`th sample is in.
-fn quantile(histogram: &Histogram, percent: u64) -> String {
-    let wanted = (histogram.count * percent).div_ceil(100);
-    let mut seen = 0;
-    let bucket = histogram.buckets.iter().position(|samples| {
-        seen += samples;
-        seen >= wanted
-    });
-    let last = histogram.buckets.len() - 1;
-    match bucket.unwrap_or(last) {
-        i if i == last => format!("> {}", duration(1 << (last - 1))),
-        i => format!("<= {}", duration(1 << i)),
-    }
-}
-
-fn duration(us: u64) -> String {
-    match us {
-        0..10_000 => format!("{us} us"),
-        10_000..10_000_000 => format!("{} ms", us / 1000),
-        _ => format!("{} s", us / 1_000_000),
-    }
 }
