@@ -173,6 +173,27 @@ fn who_waits_for_a_daemon_is_there_when_it_starts() {
 }
 
 #[test]
+fn the_memory_of_a_former_run_is_let_go_in_time() {
+    let mut daemon = Daemon::start(Limits::default(), Access::default());
+    let client =
+        Client::open(ClientConfig { session_timeout: Some(Duration::from_millis(300)), ..daemon.config() }).unwrap();
+    let (space, keys) = (client.open_space(spec()).unwrap(), keys(1));
+    let session = client.begin_session(space, "before", None).unwrap();
+    write(&client, session, &keys);
+    let mut view = views(1);
+    client.reserve_read(session, &keys, 0, &mut view).unwrap();
+    let mut byte = vec![0; view[0].size as usize];
+    client.copy_out(&view[0], &mut byte).unwrap();
+    daemon.restart();
+    // What was looked at when the daemon went may be looked at for a while.
+    client.copy_out(&view[0], &mut byte).unwrap();
+    while client.copy_out(&view[0], &mut byte).is_ok() {
+        std::thread::yield_now();
+    }
+    client.close();
+}
+
+#[test]
 fn after_a_restart_old_numbers_are_disconnected_and_l2_is_found() {
     let mut daemon = Daemon::start(Limits::default(), Access::default());
     let client = daemon.client();

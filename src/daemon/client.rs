@@ -1,6 +1,7 @@
 //! A cache that a daemon keeps, as one of its clients: calls go out on a lane, results are pushed, bytes are where they are.
 
 use std::io::{BufReader, Read};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::jobs::Jobs;
@@ -178,11 +181,22 @@ impl Client {
         Ok(link)
     }
 
-    /// Arenas that views of this client may lie in.
-    pub(super) fn arenas(&self) -> Vec<Arc<Arena>> {
+    /// The first arena that views of this client may lie in, the present one before those of former runs, that `is` it.
+    pub(super) fn find_arena(&self, is: impl Fn(&Arena) -> bool) -> Option<Arc<Arena>> {
         let connected = self.connected.read();
-        let retired = connected.retired.iter().map(|(_, arena)| arena.clone());
-        connected.link.iter().map(|link| link.arena.clone()).chain(retired).collect()
+        let retired = connected.retired.iter().map(|(_, arena)| arena);
+        connected.link.iter().map(|link| &link.arena).chain(retired).find(|arena| is(arena)).cloned()
+    }
+
+    /// Unmaps L1s of former runs that nobody looks at any more. Says when to look again, if any is left.
+    fn let_go(&self) -> Option<Instant> {
+        if self.connected.read().retired.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let mut connected = self.connected.write();
+        connected.retired.retain(|(until, _)| *until > now);
+        connected.retired.iter().map(|(until, _)| *until).min()
     }
 
     /// Makes a call that does not wait for anything.
@@ -219,11 +233,27 @@ impl Client {
             if let Ok(stream) = link.pushes() {
                 let mut stream = BufReader::new(stream);
                 let mut inbox = Inbox::default();
-                while self.take_push(&mut stream, &mut inbox) {}
+                while self.await_push(&stream) && self.take_push(&mut stream, &mut inbox) {}
             }
             link.lose();
             self.part(&link);
         }
+    }
+
+    /// Waits for a push, and lets L1s go meanwhile. False if the stream is of no use any more.
+    fn await_push(&self, stream: &BufReader<UnixStream>) -> bool {
+        while stream.buffer().is_empty()
+            && let Some(until) = self.let_go()
+        {
+            let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            let Ok(left) = Timespec::try_from(left) else { break };
+            match poll(&mut [PollFd::new(stream.get_ref(), PollFlags::IN)], Some(&left)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => break,
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     fn take_push(&self, stream: &mut impl Read, inbox: &mut Inbox) -> bool {
@@ -256,11 +286,9 @@ impl Client {
             if !connected.past.contains(&link.welcome.boot) {
                 connected.past.push(link.welcome.boot);
             }
-            let now = Instant::now();
-            connected.retired.retain(|(until, _)| *until > now);
             let patience =
                 self.config.session_timeout.unwrap_or(Duration::from_millis(link.welcome.session_timeout_ms));
-            connected.retired.push((now + patience, link.arena.clone()));
+            connected.retired.push((Instant::now() + patience, link.arena.clone()));
         }
         if !self.closing.load(Ordering::Acquire) {
             self.jobs.disconnect(&self.completions);
@@ -275,6 +303,7 @@ impl Client {
                 Ok(link) => return self.adopt(Arc::new(link)),
                 Err(error) => self.say(LogLevel::Info, || format!("not connected yet: {error}")),
             }
+            self.let_go();
             let mut sleeping = self.sleeping.lock();
             if !self.closing.load(Ordering::Acquire) {
                 self.wake.wait_for(&mut sleeping, pause);
@@ -318,7 +347,8 @@ impl Client {
         }
         self.closing.store(true, Ordering::Release);
         self.jobs.close(&self.completions);
-        if let Ok(link) = &link {
+        // It may be another one by now; one that comes later is not listened to.
+        if let Some(link) = &self.connected.read().link {
             link.lose();
         }
         drop(self.sleeping.lock());

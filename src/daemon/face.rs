@@ -359,27 +359,19 @@ impl Cache for Client {
     }
 
     fn copy_out(&self, view: &View, into: &mut [u8]) -> Result<()> {
-        self.arenas()
-            .iter()
-            .map(|arena| view::copy_out(arena, view, into))
-            .find(Result::is_ok)
-            .unwrap_or_else(|| Err(view::not_ours(view)))
+        self.arena_of(view).ok_or_else(|| view::not_ours(view)).and_then(|arena| view::copy_out(&arena, view, into))
     }
 
     fn copy_in(&self, view: &View, from: &[u8]) -> Result<()> {
-        self.arenas()
-            .iter()
-            .map(|arena| view::copy_in(arena, view, from))
-            .find(Result::is_ok)
-            .unwrap_or_else(|| Err(view::not_ours(view)))
+        self.arena_of(view).ok_or_else(|| view::not_ours(view)).and_then(|arena| view::copy_in(&arena, view, from))
     }
 
     fn arena(&self) -> Option<Arc<Arena>> {
-        self.arenas().into_iter().next()
+        self.find_arena(|_| true)
     }
 
     fn arena_of(&self, view: &View) -> Option<Arc<Arena>> {
-        self.arenas().into_iter().find(|arena| arena.holds(view.data.cast(), view.size))
+        self.find_arena(|arena| arena.holds(view.data.cast(), view.size))
     }
 
     fn completions(&self) -> &Arc<Completions> {

@@ -210,6 +210,8 @@ impl Link {
         }
         match lane.call(request, self.spin, read) {
             Ok(result) => {
+                lane.frame.trim();
+                lane.inbox.trim();
                 self.lanes.lock().idle.push(lane);
                 self.free.notify_one();
                 result

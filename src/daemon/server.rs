@@ -109,7 +109,6 @@ struct Shared {
     access: Access,
     limits: Limits,
     boot: u8,
-    boot_id: u128,
     guests: Mutex<Guests>,
     empty: Condvar,
     next: AtomicU64,
@@ -149,7 +148,6 @@ impl Server {
             access,
             limits,
             boot: claim.boot,
-            boot_id: u128::from(random()?) << 64 | u128::from(random()?),
             guests: Mutex::default(),
             empty: Condvar::new(),
             next: AtomicU64::new(1),
@@ -180,6 +178,16 @@ impl Server {
             self.shared.empty.wait(&mut guests);
         }
     }
+}
+
+fn check_version(version: u32) -> Result<()> {
+    if version == WIRE_VERSION {
+        return Ok(());
+    }
+    Err(Error::new(
+        KVKEEP_ERR_VERSION,
+        format!("the client speaks version {version}, this daemon {WIRE_VERSION}: use one build for both"),
+    ))
 }
 
 impl Shared {
@@ -281,19 +289,9 @@ impl Shared {
 
     /// Who a connection belongs to, and, if it is a lane, how long to look for its next request before sleeping.
     fn admit(&self, peer: Peer, request: Request<'_>, number: u64) -> Result<(Arc<Guest>, Option<Duration>)> {
-        let (version, hello) = match &request {
-            Request::Hello { version, .. } => (*version, true),
-            Request::Lane { version, .. } => (*version, false),
-            _ => return Err(Error::invalid("malformed message: a connection begins with hello")),
-        };
-        if version != WIRE_VERSION {
-            return Err(Error::new(
-                KVKEEP_ERR_VERSION,
-                format!("the client speaks version {version}, this daemon {WIRE_VERSION}: use one build for both"),
-            ));
-        }
         match request {
-            Request::Lane { client, secret, spin_us, .. } if !hello => {
+            Request::Lane { version, client, secret, spin_us } => {
+                check_version(version)?;
                 let mut guests = self.guests.lock();
                 let guest = guests.by_number.get(&client).cloned();
                 let guest =
@@ -311,7 +309,8 @@ impl Shared {
                 }
                 Ok((guest, Some(Duration::from_micros(u64::from(spin_us)).min(SPIN_MAX))))
             }
-            Request::Hello { read_only, .. } => {
+            Request::Hello { version, read_only } => {
+                check_version(version)?;
                 let (may_write, admin) = self.access.rights(peer)?;
                 let guest = Arc::new(Guest::new(number, random()?, peer, read_only || !may_write, admin)?);
                 let mut guests = self.guests.lock();
@@ -335,7 +334,6 @@ impl Shared {
         let welcome = Welcome {
             client: guest.number,
             secret: guest.secret,
-            boot_id: self.boot_id,
             boot: self.boot,
             l1_bytes: arena.bytes() as u64,
             session_timeout_ms: self.node.session_timeout.as_millis() as u64,

@@ -20,7 +20,7 @@ use crate::arena::Arena;
 use crate::types::View;
 
 /// Raised with every change of the messages.
-pub const WIRE_VERSION: u32 = 3;
+pub const WIRE_VERSION: u32 = 4;
 
 /// Most bytes of one frame: a batch of the most keys with a number and a view for each fits.
 pub const FRAME_BYTES_MAX: u32 = 80 << 20;
@@ -92,9 +92,7 @@ pub struct Welcome {
     pub client: u64,
     /// Proves that a lane is this client's.
     pub secret: u64,
-    /// This run of the daemon.
-    pub boot_id: u128,
-    /// Upper byte of its numbers.
+    /// This run of the daemon: the upper byte of its numbers.
     pub boot: u8,
     /// Size of L1.
     pub l1_bytes: u64,
@@ -110,7 +108,7 @@ pub struct Welcome {
 
 impl<'a> Field<'a> for Welcome {
     fn put(&self, frame: &mut Frame) {
-        frame.put(&self.client).put(&self.secret).put(&(self.boot_id as u64)).put(&((self.boot_id >> 64) as u64));
+        frame.put(&self.client).put(&self.secret);
         frame.put(&u32::from(self.boot)).put(&self.l1_bytes).put(&self.session_timeout_ms).put(&self.read_only);
         frame.put(&self.message_bytes_max).put(&self.lanes_max);
     }
@@ -119,7 +117,6 @@ impl<'a> Field<'a> for Welcome {
         Ok(Welcome {
             client: fields.take()?,
             secret: fields.take()?,
-            boot_id: u128::from(fields.take::<u64>()?) | u128::from(fields.take::<u64>()?) << 64,
             boot: fields.take::<u32>()? as u8,
             l1_bytes: fields.take()?,
             session_timeout_ms: fields.take()?,
