@@ -13,6 +13,7 @@ use super::{Backend, Change, Found, Health, Load, Lookup, Observer, Reply, Store
 use crate::error::{
     Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result,
 };
+use crate::hash::KeyHasher;
 use crate::key::{ObjectKey, SpaceTag};
 use crate::policy::{self, Meta, Policy, Removal};
 
@@ -109,10 +110,10 @@ impl Queue {
         if self.closed {
             return Err(closed());
         }
-        if self.keys + keys <= QUEUE_MAX {
+        if self.keys == 0 || self.keys + keys <= QUEUE_MAX {
             return Ok(());
         }
-        let message = format!("the memory backend has {} keys waiting already; try again later", self.keys);
+        let message = format!("the memory backend has {} keys waiting already: try again later", self.keys);
         Err(Error::new(KVKEEP_ERR_LIMIT, message))
     }
 }
@@ -123,9 +124,8 @@ impl Entry {
     }
 
     fn meta(&self) -> Meta {
-        let part = |bytes: &[u8]| bytes.iter().take(8).fold(0, |tag, byte| tag << 8 | u64::from(*byte));
-        let key = &self.key.key;
-        let tag = part(&key.hash) ^ part(&self.key.space.0) ^ (u64::from(key.rank) << 32 | u64::from(key.group));
+        const TAGS: KeyHasher = KeyHasher::fixed();
+        let tag = TAGS.hash(&self.key.key) ^ self.key.space.number();
         Meta { tag, size: self.payload.len() as u64, uses: self.uses, ..Meta::default() }
     }
 }

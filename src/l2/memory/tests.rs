@@ -187,6 +187,9 @@ fn p9_a_full_queue_refuses_and_takes_work_again_later() {
     assert_eq!(answer(&waiting).unwrap().len(), QUEUE_MAX - 1);
     assert_eq!(answer(&last).unwrap(), Stored::Written);
     assert_eq!(delete(&*memory, &[1]), 1);
+    // A batch that is larger than the queue is taken when nothing else waits.
+    let numbers = vec![2; QUEUE_MAX + 1];
+    assert_eq!(lookup(&*memory, &numbers, false).unwrap().len(), QUEUE_MAX + 1);
 }
 
 #[test]
