@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::wire::Frame;
+use super::wire::{Frame, KEPT_BYTES};
 use crate::error::{Error, Result};
 
 /// A client that lets so much pile up is not listening any more.
@@ -50,10 +50,11 @@ impl Outbox {
         }
     }
 
-    /// Everything to be sent now, in `into`, whose memory the next pushes use. False if too much piled up.
+    /// Everything to be sent now, in `into`, whose memory the next pushes use, unless a rare pile made it large. False if too much piled up.
     pub fn take(&self, into: &mut Vec<u8>) -> bool {
         let _ = (&self.fd).read(&mut [0; 8]);
         into.clear();
+        into.shrink_to(KEPT_BYTES);
         let mut pending = self.pending.lock();
         std::mem::swap(into, &mut pending.bytes);
         !pending.overflowed

@@ -12,7 +12,7 @@ use crate::types::{KVKEEP_KEYS_MAX, PrefetchResult, Stats};
 
 const WORD: usize = size_of::<u64>();
 /// Buffers that grew beyond this for one message are not kept for the next.
-const KEPT_BYTES: usize = 4 << 20;
+pub const KEPT_BYTES: usize = 4 << 20;
 /// Most bytes taken into a buffer before they have arrived: a head alone must not make the reader allocate.
 const AHEAD_BYTES: usize = 1 << 20;
 /// Room that every inbox has: a batch of some hundred keys comes in one read.

@@ -7,7 +7,7 @@
 pub mod frame;
 pub mod request;
 
-pub use frame::{Field, Fields, Frame};
+pub use frame::{Field, Fields, Frame, KEPT_BYTES};
 pub use request::Request;
 
 use std::os::unix::net::UnixStream;
