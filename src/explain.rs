@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
-use crate::l2::{Found, Health};
+use crate::l2::Found;
 use crate::metrics;
 use crate::node::Node;
 use crate::types::Stats;
@@ -108,11 +108,7 @@ impl Node {
                 backend: tier.number,
                 tier: tier.place,
                 scheme: tier.backend.name(),
-                trouble: match (tier.late(), tier.backend.health()) {
-                    (_, Health::Bad(why)) => Some(why),
-                    (0, Health::Good) => None,
-                    (late, Health::Good) => Some(format!("fenced: {late} requests passed their deadline unanswered")),
-                },
+                trouble: tier.trouble(),
                 objects: usage.objects,
                 bytes: usage.bytes,
                 capacity_bytes: usage.capacity,
@@ -145,8 +141,7 @@ impl Node {
                     "backend": tier.number,
                     "scheme": tier.backend.name(),
                     "state": state,
-                    "health": format!("{:?}", tier.backend.health()),
-                    "late_requests": tier.late(),
+                    "trouble": tier.trouble(),
                 })
             })
             .collect();

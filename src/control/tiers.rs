@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::events::{EventKind, Events};
-use crate::l2::{Backend, Change};
+use crate::l2::{Backend, Change, Health};
 use crate::types::KVKEEP_TIERS_MAX;
 
 /// One backend of a cache.
@@ -44,6 +44,15 @@ impl Tier {
     /// Requests that passed their deadline unanswered.
     pub fn late(&self) -> u64 {
         self.late.load(Ordering::Acquire)
+    }
+
+    /// Why it is not used now, if so.
+    pub fn trouble(&self) -> Option<String> {
+        match (self.backend.health(), self.late()) {
+            (Health::Bad(why), _) => Some(why),
+            (Health::Good, 0) => None,
+            (Health::Good, late) => Some(format!("fenced: {late} requests passed their deadline unanswered")),
+        }
     }
 
     /// Closes the backend, on a thread of its own because it may hang.

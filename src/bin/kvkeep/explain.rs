@@ -133,9 +133,9 @@ fn key_text(value: &Value) -> String {
     for backend in list(&value["backends"]) {
         let (number, scheme, state) = (number(&backend["backend"]), word(&backend["scheme"]), word(&backend["state"]));
         let _ = write!(report, "backend {number} ({scheme}): {state}");
-        match word(&backend["health"]) {
-            "Good" => report.push('\n'),
-            health => drop(writeln!(report, ", {health}")),
+        match word(&backend["trouble"]) {
+            "" => report.push('\n'),
+            trouble => drop(writeln!(report, ", {trouble}")),
         }
     }
     report
