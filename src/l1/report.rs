@@ -1,5 +1,6 @@
 //! What L1 says of itself to people: who holds what, since when, and why a key cannot be evicted (P12).
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use hashbrown::HashSet;
@@ -86,22 +87,22 @@ pub struct SessionReport {
 }
 
 impl L1 {
-    /// What is known of a key; more than one report if it is staged too. What is not ready is looked for slot by slot, a slice
-    /// at a time, so that nobody waits for it.
+    /// What is known of a key; more than one report if it is staged too. It is looked for slot by slot, a slice at a time, so
+    /// that nobody waits for it, and then in the table, where it may have come meanwhile.
     pub fn explain_key(&self, space: u64, key: &Key) -> Result<Vec<ObjectReport>> {
-        let (space, mut reports, slots) = self.with(|state| {
-            let space = state.space_index(space)?;
-            let ready = state.find(space, key).map(|id| state.object_report(id, &state.slots[id]));
-            Ok((space, Vec::from_iter(ready), state.slots.count()))
-        })?;
+        let (space, slots) = self.with(|state| Ok((state.space_index(space)?, state.slots.count())))?;
+        let mut by_slot = BTreeMap::new();
         for first in (0..slots).step_by(SLICE) {
             self.with(|state| {
-                let others = state.slots.live_among(first..first + SLICE as u32).filter(|(_, slot)| {
-                    slot.space == space && slot.key == *key && (slot.life == Life::Staging || slot.is(HIDDEN))
-                });
-                reports.extend(others.map(|(id, slot)| state.object_report(id, slot)));
+                let slice = state.slots.live_among(first..first + SLICE as u32);
+                let its = slice.filter(|(_, slot)| slot.names(space, key));
+                by_slot.extend(its.map(|(id, slot)| (id, state.object_report(id, slot))));
             });
         }
+        self.with(|state| {
+            by_slot.extend(state.find(space, key).map(|id| (id, state.object_report(id, &state.slots[id]))));
+        });
+        let mut reports: Vec<ObjectReport> = by_slot.into_values().collect();
         reports.sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));
         Ok(reports)
     }
