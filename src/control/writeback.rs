@@ -298,8 +298,8 @@ impl Writer {
         while desk.reading {
             self.quiet.wait(&mut desk);
         }
-        // The queue is not read while the desk is held; and asking how long it is wakes nobody, who would want the desk.
-        self.l1.gauges().1.writes_queued + desk.open as u64
+        // The queue is not read while the desk is held.
+        self.l1.writes_queued() + desk.open as u64
     }
 
     /// Blocks until nothing is waiting or on its way.
@@ -320,7 +320,7 @@ impl Writer {
             }
             self.wake();
             let mut desk = self.desk.lock();
-            if desk.open > 0 || desk.reading {
+            if desk.open > 0 || desk.reading || desk.woken {
                 self.quiet.wait_until(&mut desk, until);
             }
         }

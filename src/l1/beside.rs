@@ -102,6 +102,7 @@ impl Beside<'_> {
             (taken, locked) = (taken + 1, locked + bytes);
         }
         self.session.shares += taken * u64::from(count);
+        self.state.tally.shares.fetch_add(taken * u64::from(count), Ordering::Relaxed);
         self.state.tally.locked_bytes.fetch_add(locked, Ordering::Relaxed);
         self.state.tally.read_hits.fetch_add(taken, Ordering::Relaxed);
         Some(taken)
@@ -162,6 +163,7 @@ impl Beside<'_> {
             slot.set_holder(self.index, 0);
         }
         self.session.shares -= given * u64::from(count);
+        state.tally.shares.fetch_sub(given * u64::from(count), Ordering::Relaxed);
         state.tally.locked_bytes.fetch_sub(unlocked, Ordering::Relaxed);
         self.touch_all(found);
         Some(outcome.all_ok())

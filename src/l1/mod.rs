@@ -15,13 +15,14 @@ mod share;
 pub mod slot;
 mod space;
 mod table;
+mod tally;
 mod transfer;
 mod write;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -42,6 +43,8 @@ use session::Sessions;
 use slot::{Holds, NONE, Ref, Slot, Slots};
 use space::new_pool;
 use table::Table;
+use tally::Tally;
+pub use tally::{Counts, Gauges};
 pub use transfer::{Landed, Write};
 
 /// Longest pause between two looks at the lock before sleeping: all pauses together are some tens of microseconds.
@@ -96,37 +99,6 @@ pub struct L1Config {
     pub boot: u8,
 }
 
-/// What only grows.
-#[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)]
-pub struct Counts {
-    pub read_hits: u64,
-    pub read_misses: u64,
-    pub commits: u64,
-    pub commits_discarded: u64,
-    pub evictions: u64,
-    pub evicted_bytes: u64,
-    pub refusals: u64,
-    pub sessions_reclaimed: u64,
-    pub shares_revoked: u64,
-    pub writes_dropped: u64,
-}
-
-/// What goes up and down.
-#[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)]
-pub struct Gauges {
-    pub capacity_bytes: u64,
-    pub used_bytes: u64,
-    pub locked_bytes: u64,
-    pub objects: u64,
-    pub staged: u64,
-    pub shares: u64,
-    pub sessions: u64,
-    pub writes_queued: u64,
-    pub memory_bytes: u64,
-}
-
 struct Space {
     tag: SpaceTag,
     layout: [u8; 16],
@@ -141,15 +113,6 @@ struct Pool {
     /// Calls that run side by side lock it to touch what they read.
     policy: Mutex<Box<dyn Policy>>,
     bytes: u64,
-}
-
-/// What calls that run side by side count together, on a cache line that nothing else is on.
-#[derive(Default)]
-#[repr(align(128))]
-struct Tally {
-    locked_bytes: AtomicU64,
-    read_hits: AtomicU64,
-    read_misses: AtomicU64,
 }
 
 pub(crate) struct State {
@@ -183,8 +146,6 @@ pub(crate) struct State {
     /// Sessions reclaimed of which the floors above were not told yet.
     reclaimed: Vec<u64>,
     wakes: Wakes,
-    /// How many wait for commits.
-    awaiting: u32,
     /// Passes made over sessions' objects.
     passes: u32,
 }
@@ -198,10 +159,12 @@ pub struct L1 {
     began_ms: u64,
     crowd: Crowd,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
+    /// How many wait for commits.
+    awaiting: AtomicU32,
     me: std::sync::Weak<L1>,
     /// What a test says the clock shows, if not 0.
     #[cfg(test)]
-    set_ms: AtomicU64,
+    set_ms: std::sync::atomic::AtomicU64,
 }
 
 /// What a batch call says per key: written to the caller's array if there is one.
@@ -277,7 +240,6 @@ impl L1 {
             reclaim_ms: u64::MAX,
             reclaimed: Vec::new(),
             wakes: 0,
-            awaiting: 0,
             passes: 0,
         };
         Ok(Arc::new_cyclic(|me| L1 {
@@ -288,6 +250,7 @@ impl L1 {
             began_ms: coarse_ms(),
             crowd: Crowd::default(),
             waker: OnceCell::new(),
+            awaiting: AtomicU32::new(0),
             me: me.clone(),
             #[cfg(test)]
             set_ms: Default::default(),
@@ -307,8 +270,11 @@ impl L1 {
         let mut state = self.lock(now_ms);
         state.now_ms = state.now_ms.max(now_ms);
         let result = body(&mut state);
-        let wakes = std::mem::take(&mut state.wakes);
+        let mut wakes = std::mem::take(&mut state.wakes);
         drop(state);
+        if wakes & WAKE_COMMITS != 0 && self.awaiting.load(Ordering::Relaxed) == 0 {
+            wakes &= !WAKE_COMMITS;
+        }
         if wakes != 0
             && let Some(waker) = self.waker.get()
         {
@@ -400,12 +366,14 @@ impl L1 {
         })
     }
 
-    /// Counts those who wait for commits.
+    /// Counts those who wait for commits. Whoever looks here after he was counted sees what was committed before, and is told of
+    /// what is committed later: the lock puts one before the other.
     pub fn await_commits(&self, begun: bool) {
-        self.with(|state| {
-            let awaiting = state.awaiting;
-            state.awaiting = if begun { awaiting + 1 } else { awaiting.saturating_sub(1) };
-        });
+        if begun {
+            self.awaiting.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.awaiting.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Counts jobs of a session that are not done.
@@ -425,35 +393,9 @@ impl L1 {
             Ok(Duration::from_millis(state.sessions.at_mut(index).timeout_ms))
         })
     }
-
-    /// What it counted, and how full it is.
-    pub fn gauges(&self) -> (Counts, Gauges) {
-        self.with(|state| (state.counts(), state.gauges()))
-    }
 }
 
 impl State {
-    fn counts(&self) -> Counts {
-        let (hits, misses) = (&self.tally.read_hits, &self.tally.read_misses);
-        Counts { read_hits: hits.load(Ordering::Relaxed), read_misses: misses.load(Ordering::Relaxed), ..self.counts }
-    }
-
-    fn gauges(&self) -> Gauges {
-        let policies: usize = self.pools.iter().map(|pool| pool.policy.lock().memory_bytes()).sum();
-        Gauges {
-            capacity_bytes: self.alloc.capacity(),
-            used_bytes: self.alloc.used_bytes(),
-            locked_bytes: self.tally.locked_bytes.load(Ordering::Relaxed),
-            objects: self.ready,
-            staged: self.staged,
-            shares: self.sessions.live().map(|(_, session)| session.shares).sum(),
-            sessions: self.sessions.len() as u64,
-            writes_queued: self.writes.len() as u64,
-            memory_bytes: (policies + self.table.memory_bytes() + self.slots.memory_bytes() + self.alloc.memory_bytes())
-                as u64,
-        }
-    }
-
     fn record(&self, kind: EventKind, id: u32) {
         let slot = &self.slots[id];
         self.events.record_l1(kind, self.spaces[slot.space as usize].tag, &slot.key, slot.size);

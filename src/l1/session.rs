@@ -239,7 +239,8 @@ impl Sessions {
     pub fn remove(&mut self, index: u32, reclaimed: bool) {
         let Some(place) = self.places[index as usize].take() else { return };
         self.live -= 1;
-        let user = place.session.lock().user;
+        let Place { id, session } = *place;
+        let user = session.into_inner().user;
         if let Some(served) = self.served.get_mut(&user) {
             served.copies -= 1;
             if served.copies == 0 {
@@ -248,8 +249,8 @@ impl Sessions {
         }
         self.spare.push_back(index);
         if reclaimed {
-            self.reclaimed.push_back(place.id);
-            self.reclaimed_set.insert(place.id);
+            self.reclaimed.push_back(id);
+            self.reclaimed_set.insert(id);
             if self.reclaimed.len() > REMEMBERED
                 && let Some(oldest) = self.reclaimed.pop_front()
             {

@@ -217,6 +217,7 @@ impl State {
         let (depth, name) = (slot.depth, Ref { slot: id, generation: slot.generation });
         let holder = self.sessions.at_mut(session);
         holder.shares += u64::from(count);
+        *self.tally.shares.get_mut() += u64::from(count);
         holder.next_depth = holder.next_depth.max(depth + 1);
         if !noted {
             holder.note(name);
@@ -311,6 +312,7 @@ impl State {
         }
         let last = slot.shares() == 0;
         self.sessions.at_mut(session).shares -= u64::from(count);
+        *self.tally.shares.get_mut() -= u64::from(count);
         if last {
             self.unshared(id, recency);
         }

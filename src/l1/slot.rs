@@ -76,7 +76,7 @@ pub struct Slot {
     more: u32,
     /// … and how many they are.
     rest: u32,
-    /// Chunk index in its prefix, as far as its writer's session tells.
+    /// Place of the object in its prompt, as far as its writer's session tells.
     pub depth: u32,
     /// Until when its retention lasts, in units of [`RETAIN_MS`] of the cache's clock.
     pub retain_until: u32,

@@ -245,9 +245,7 @@ impl State {
         if self.above(self.config.high_percent, 0) {
             self.wakes |= WAKE_ROOM;
         }
-        if self.awaiting > 0 {
-            self.wakes |= WAKE_COMMITS;
-        }
+        self.wakes |= WAKE_COMMITS;
         id
     }
 

@@ -22,7 +22,7 @@ pub struct Meta {
     pub tag: u64,
     /// Bytes of payload.
     pub size: u64,
-    /// Chunk index of the object in its prefix, 0 for the first.
+    /// Place of the object in its prompt, 0 for the first, as far as its writer's session tells.
     pub depth: u32,
     /// Times the object was read since it was inserted.
     pub uses: u32,
