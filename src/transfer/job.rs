@@ -48,7 +48,7 @@ pub struct Progress {
     arrived: Vec<Arrival>,
     /// Prefetches that have not ended.
     pub expected: usize,
-    /// Steps under way: pieces being copied, arrivals being taken in.
+    /// Steps under way: the submission, pieces being copied, arrivals being taken in.
     busy: usize,
     /// Bytes of each layer still to be copied.
     pub left: Vec<u64>,
@@ -130,7 +130,7 @@ fn blocks_in(blocks: &[i32]) -> u64 {
 }
 
 impl Transfer {
-    /// Nothing is there yet.
+    /// Nothing is there yet, and it does not end before it is `submitted`.
     pub fn new(plan: Plan, table: Weak<Transfers>) -> Arc<Transfer> {
         let layout = &plan.pool.layout;
         let mut left = vec![0; layout.layers.len()];
@@ -148,7 +148,7 @@ impl Transfer {
             batches: Vec::new(),
             arrived: Vec::new(),
             expected: 0,
-            busy: 0,
+            busy: 1,
             left: left.clone(),
             unqueued: left.clone(),
             marks: vec![None; left.len()],
@@ -196,6 +196,12 @@ impl Transfer {
     pub fn start(self: &Arc<Self>) {
         let point = self.point.lock().clone();
         self.pool.device.start(self.clone(), point);
+    }
+
+    /// All is known that its submission finds out.
+    pub fn submitted(self: &Arc<Self>) {
+        self.progress.lock().busy -= 1;
+        self.start();
     }
 
     /// Takes in what is known of some keys: their objects are where the views say, or are not to be had.

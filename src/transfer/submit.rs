@@ -1,5 +1,6 @@
 //! Accepting a transfer: everything is checked and its memory taken before the call returns; the copying is the device's.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +11,9 @@ use super::job::{Follower, Plan, Transfer};
 use super::pool::Pool;
 use super::table::Transfers;
 use crate::config::{Mode, Notify, Policy, PrefetchRequest};
-use crate::error::{Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::error::{
+    Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
+};
 use crate::key::Key;
 use crate::types::{KVKEEP_KEYS_MAX, View};
 
@@ -145,11 +148,31 @@ pub struct Asked<'a> {
 }
 
 /// What was asked, as it is done.
-struct Checked {
-    pool: Arc<Pool>,
-    way: Way,
+pub(super) struct Checked {
+    pub(super) pool: Arc<Pool>,
+    pub(super) way: Way,
     /// As asked, less what is passed over.
-    blocks: Vec<i32>,
+    pub(super) blocks: Vec<i32>,
+}
+
+/// A transfer that is known to others while it is being submitted. Whatever they do to it, it ends no sooner than this.
+pub(super) struct Submitting(Arc<Transfer>);
+
+impl Deref for Submitting {
+    type Target = Arc<Transfer>;
+
+    fn deref(&self) -> &Arc<Transfer> {
+        &self.0
+    }
+}
+
+impl Drop for Submitting {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop(KVKEEP_ERR_INTERNAL, "a bug in kvkeep was caught while it was submitted");
+        }
+        self.0.submitted();
+    }
 }
 
 impl Transfers {
@@ -189,7 +212,6 @@ impl Transfers {
             let views: Vec<View> = staged.iter().map(|&key| views[key]).collect();
             transfer.take_in(self.cache(), &mut progress, &staged, &views, KVKEEP_ERR_NOT_FOUND);
         }
-        transfer.start();
         Ok(())
     }
 
@@ -242,7 +264,6 @@ impl Transfers {
         for keys in absent.chunks(TOGETHER) {
             self.fetch(&transfer, keys, asked.keys, &fetch);
         }
-        transfer.start();
         Ok(())
     }
 
@@ -265,15 +286,15 @@ impl Transfers {
         }
     }
 
-    /// Takes the memory of a transfer and makes it known; from here on it completes.
-    fn accept(
+    /// Takes the memory of a transfer and makes it known; from here on it completes, but not before what is given is dropped.
+    pub(super) fn accept(
         &self,
         asked: &Asked<'_>,
         checked: Checked,
         request: TransferRequest,
         reserve: impl FnOnce(u64, &mut [View]) -> Result<()>,
         job: &mut u64,
-    ) -> Result<(Arc<Transfer>, Vec<View>)> {
+    ) -> Result<(Submitting, Vec<View>)> {
         let submitted = Instant::now();
         let Checked { pool, way, blocks } = checked;
         self.check_open()?;
@@ -306,7 +327,7 @@ impl Transfers {
             })
         });
         match accepted {
-            Ok(transfer) => Ok((transfer, views)),
+            Ok(transfer) => Ok((Submitting(transfer), views)),
             Err(error) => {
                 // What it had taken goes with its session; one that is gone has taken it along.
                 let _ = self.cache().abort_session(copy);

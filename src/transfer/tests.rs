@@ -4,25 +4,28 @@ use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
+use zerocopy::FromZeros as _;
 
 use super::copy::{self, Fragment, Promise, Way};
 use super::device::{Device, Event, Piece, Point, Work};
 use super::layout::Segment;
-use super::submit::Asked;
+use super::submit::{Asked, Checked};
 use super::table::Transfers;
 use super::{PoolSpec, TransferRequest};
 use crate::cache::Cache;
-use crate::config::{NodeConfig, SpaceSpec, StoreMode};
+use crate::config::{NodeConfig, Notify, SpaceSpec, StoreMode};
 use crate::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
 };
 use crate::key::Key;
 use crate::node::Node;
-use crate::types::{PrefetchResult, Stats, View};
+use crate::types::{Completion, PrefetchResult, Stats, View};
 
 const BLOCK: u64 = 4096;
 const PER_CHUNK: u32 = 2;
 const OBJECT: u64 = BLOCK * PER_CHUNK as u64;
+/// So many chunks' blocks there are, to store from and to load into.
+const CHUNKS: u8 = 3;
 /// So many objects fill L1.
 const ROOM: u32 = 4;
 
@@ -85,7 +88,6 @@ struct Fixture {
     transfers: Arc<Transfers>,
     space: u64,
     pool: u64,
-    /// Two chunks' blocks, to store from and to load into.
     pages: Vec<u64>,
 }
 
@@ -106,10 +108,10 @@ fn fixture() -> Fixture {
     let spec = SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
     let space = cache.open_space(spec.clone()).unwrap();
     transfers.note_space(space, &spec);
-    let pages: Vec<u64> = (0..2 * OBJECT / 8).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    let pages: Vec<u64> = (0..u64::from(CHUNKS) * OBJECT / 8).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
     let address = pages.as_ptr().expose_provenance() as u64;
     let segments = vec![Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group: 0, layer: 0 }];
-    let (blocks, blocks_per_chunk) = (2 * PER_CHUNK, PER_CHUNK);
+    let (blocks, blocks_per_chunk) = (u32::from(CHUNKS) * PER_CHUNK, PER_CHUNK);
     let promise = Promise::of_a_test();
     let pool = PoolSpec { device: -1, rank: 0, blocks, blocks_per_chunk, segments, promise };
     let pool = transfers.open_pool(space, pool).unwrap();
@@ -281,6 +283,33 @@ fn a_pool_and_a_cache_close_when_what_is_in_flight_has_landed() {
         fixture.cache.end_session(session).unwrap();
         fixture.close();
     }
+}
+
+#[test]
+fn a_transfer_that_is_stopped_while_it_is_submitted_ends_once_and_after_that() {
+    let fixture = fixture();
+    let session = fixture.session();
+    let (keys, blocks) = ([key(1)], [0, 1]);
+    let asked = Asked { pool: fixture.pool, session, keys: &keys, blocks: &blocks };
+    let pool = fixture.transfers.pool(fixture.pool).unwrap();
+    let checked = Checked { pool, way: Way::Gather, blocks: blocks.to_vec() };
+    let request = TransferRequest { notify: Notify::EventFd, ..TransferRequest::default() };
+    let reserve =
+        |copy, views: &mut [View]| fixture.cache.reserve_write(copy, &keys, &[OBJECT], false, views).map(drop);
+    let mut job = 0;
+    let (transfer, views) = fixture.transfers.accept(&asked, checked, request, reserve, &mut job).unwrap();
+    fixture.transfers.abort_session(session);
+    assert!(fixture.slow.begin().is_empty());
+    assert_eq!(fixture.status(job), None);
+    transfer.take_in(&*fixture.cache, &mut transfer.progress.lock(), &[0], &views, KVKEEP_ERR_NOT_FOUND);
+    drop(transfer);
+    assert!(fixture.slow.begin().is_empty());
+    assert_eq!(fixture.status(job), Some(KVKEEP_ERR_CANCELLED));
+    let mut completions = [Completion::new_zeroed(); 2];
+    assert_eq!(fixture.cache.drain_completions(&mut completions), 1);
+    assert!(!fixture.is_there());
+    fixture.cache.end_session(session).unwrap();
+    fixture.close();
 }
 
 #[test]
