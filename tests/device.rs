@@ -185,11 +185,14 @@ fn transfers_and_their_completions_are_counted() {
     let refused = submit().unwrap_err();
     assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
     assert!(refused.message.contains("release"), "{refused}");
+    // Before anything is looked up or reserved for it.
+    let (asked, request) = (Asked { pool, session, keys: &keys[1..2], blocks: &blocks }, TransferRequest::default());
+    assert_eq!(opened.transfers().submit_load(asked, request, &mut 0).unwrap_err().status, KVKEEP_ERR_LIMIT);
     opened.release_job(jobs[9]).unwrap();
     assert_eq!(status(&opened, submit().unwrap()), KVKEEP_OK);
     let mut stats = Stats::default();
     opened.stats(&mut stats).unwrap();
-    assert_eq!((stats.sessions, stats.commits), (1, 1));
+    assert_eq!((stats.sessions, stats.commits, stats.read_misses), (1, 1, 0));
     opened.close();
 }
 

@@ -13,8 +13,11 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::config::{Callback, Notify};
-use crate::error::{Error, Result};
+use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
 use crate::types::Completion;
+
+/// Most completions that wait to be taken, where nobody said how many jobs there may be.
+pub const WAITING_MAX: usize = 1 << 16;
 
 #[derive(Default)]
 struct Callbacks {
@@ -115,6 +118,14 @@ impl Completions {
     /// Completions that no callback and no drain has taken yet.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Refuses what would be told by a callback or the descriptor while `most` completions wait already.
+    pub fn check_room(&self, notify: &Notify, most: usize) -> Result<()> {
+        if notify.is_queued() && self.waiting() >= most {
+            return Err(Error::new(KVKEEP_ERR_LIMIT, format!("{most} completions wait to be taken: drain them")));
+        }
+        Ok(())
     }
 
     /// The event descriptor.

@@ -125,12 +125,7 @@ impl Prefetcher {
         let space = self.l1.session_space(session)?;
         let timeout = request.deadline.map_or_else(|| self.l1.session_timeout(session), Ok)?;
         let deadline = submitted + timeout;
-        if request.notify.is_queued() && self.completions.waiting() >= self.jobs_max {
-            return Err(Error::new(
-                KVKEEP_ERR_LIMIT,
-                format!("{} completions wait to be taken: drain them, or raise jobs_max", self.jobs_max),
-            ));
-        }
+        self.completions.check_room(&request.notify, self.jobs_max)?;
         let job = Arc::new(Job::new(
             self.last.fetch_add(1, Ordering::Relaxed) + 1,
             session,

@@ -13,8 +13,8 @@ use crate::arena::Arena;
 use crate::cache::Cache;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
-use crate::control::complete::Completions;
-use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
+use crate::control::complete::{Completions, WAITING_MAX};
+use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
 use crate::events::Event;
 use crate::key::Key;
 use crate::types::{Completion, PrefetchResult, Stats, View};
@@ -22,8 +22,6 @@ use crate::view;
 
 /// Backends open and close in their own time; only the daemon's end cuts it short.
 const BACKEND_PATIENCE: Duration = Duration::from_secs(3600);
-/// Most completions that wait to be taken.
-const WAITING_MAX: usize = 1 << 16;
 /// What a call of its own may take, of one that waits for longer.
 const SLICE_MS: u32 = 500;
 
@@ -233,12 +231,7 @@ impl Cache for Client {
     fn submit_prefetch(&self, session: u64, keys: &[Key], mut request: PrefetchRequest, job: &mut u64) -> Result<()> {
         let link = self.link_of(session)?;
         let notify = std::mem::take(&mut request.notify);
-        if notify.is_queued() && self.completions.waiting() >= WAITING_MAX {
-            return Err(Error::new(
-                KVKEEP_ERR_LIMIT,
-                format!("{WAITING_MAX} completions wait to be taken: drain them"),
-            ));
-        }
+        self.completions.check_room(&notify, WAITING_MAX)?;
         let ticket = self.jobs.begin(session, keys.len(), notify);
         let request = Request::SubmitPrefetch { session, keys, request, ticket };
         let answer = self.call(&link, &request, |_, fields| {

@@ -11,16 +11,13 @@ use super::job::{Follower, Plan, Transfer};
 use super::pool::Pool;
 use super::table::Transfers;
 use crate::config::{Mode, Notify, Policy, PrefetchRequest};
-use crate::error::{
-    Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
-};
+use crate::control::complete::WAITING_MAX;
+use crate::error::{Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
 use crate::types::{KVKEEP_KEYS_MAX, View};
 
 /// Objects that are loaded together, so that their copying begins when they are there and not when all are.
 const TOGETHER: usize = 8;
-/// Most completions that wait to be taken.
-const WAITING_MAX: usize = 1 << 16;
 
 /// How a store or a load is done.
 #[derive(Default)]
@@ -297,14 +294,9 @@ impl Transfers {
     ) -> Result<(Submitting, Vec<View>)> {
         let submitted = Instant::now();
         let Checked { pool, way, blocks } = checked;
-        self.check_open()?;
+        self.cache().completions().check_room(&request.notify, WAITING_MAX)?;
+        self.check_room(pool.number)?;
         let point = pool.device.point(request.stream, way)?;
-        if request.notify.is_queued() && self.cache().completions().waiting() >= WAITING_MAX {
-            return Err(Error::new(
-                KVKEEP_ERR_LIMIT,
-                format!("{WAITING_MAX} completions wait to be taken: drain them"),
-            ));
-        }
         let copy = self.cache().begin_copy(asked.session, pool.space)?;
         let mut views = vec![View::none(Status::KVKEEP_PENDING); asked.keys.len()];
         let accepted = reserve(copy, &mut views).and_then(|()| {

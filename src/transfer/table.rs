@@ -78,6 +78,21 @@ fn no_transfer(id: u64) -> Error {
     )
 }
 
+/// Cancels transfers.
+fn stop(transfers: &[Arc<Transfer>], why: &str) {
+    transfers.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, why));
+}
+
+/// Waits until stopped transfers are done: the bytes in flight have landed.
+fn wait_for(transfers: &[Arc<Transfer>]) {
+    for transfer in transfers {
+        let mut progress = transfer.progress.lock();
+        while progress.answer.is_none() {
+            transfer.changed.wait(&mut progress);
+        }
+    }
+}
+
 impl Transfers {
     /// None yet, of `cache`.
     pub fn new(cache: Arc<dyn Cache>) -> Arc<Transfers> {
@@ -106,7 +121,7 @@ impl Transfers {
         self.inner.lock().chunk_tokens.insert(number, spec.chunk_tokens);
     }
 
-    pub(super) fn check_open(&self) -> Result<()> {
+    fn check_open(&self) -> Result<()> {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::new(KVKEEP_ERR_CLOSED, "the cache is closing: submit nothing more"));
         }
@@ -196,29 +211,23 @@ impl Transfers {
             let pool = inner.pools.remove(&number).ok_or_else(|| no_pool(number))?;
             (pool, inner.transfers.values().filter(|transfer| transfer.pool.number == number).cloned().collect())
         };
-        self.stop_all(&of_pool, "its pool was closed");
+        stop(&of_pool, "its pool was closed");
+        wait_for(&of_pool);
         self.close_device(&pool.device);
         Ok(())
-    }
-
-    /// Cancels transfers and waits until the bytes in flight have landed.
-    fn stop_all(&self, transfers: &[Arc<Transfer>], why: &str) {
-        transfers.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, why));
-        for transfer in transfers {
-            let mut progress = transfer.progress.lock();
-            while progress.answer.is_none() {
-                transfer.changed.wait(&mut progress);
-            }
-        }
     }
 
     pub(super) fn pool(&self, number: u64) -> Result<Arc<Pool>> {
         self.inner.lock().pools.get(&number).cloned().ok_or_else(|| no_pool(number))
     }
 
-    /// Makes a transfer known, by a number of its own.
-    pub(super) fn enter(&self, pool: u64, make: impl FnOnce(u64) -> Arc<Transfer>) -> Result<Arc<Transfer>> {
-        let mut inner = self.inner.lock();
+    /// Refuses a transfer that could not be entered, before anything is done for it.
+    pub(super) fn check_room(&self, pool: u64) -> Result<()> {
+        self.make_room(&mut self.inner.lock(), pool)
+    }
+
+    /// Forgets what nobody asks for any more, and refuses one more transfer where it may not be.
+    fn make_room(&self, inner: &mut Inner, pool: u64) -> Result<()> {
         self.check_open()?;
         let now = Instant::now();
         while let Some(&(done, id)) = inner.done.front()
@@ -236,6 +245,13 @@ impl Transfers {
         if !inner.pools.contains_key(&pool) {
             return Err(no_pool(pool));
         }
+        Ok(())
+    }
+
+    /// Makes a transfer known, by a number of its own.
+    pub(super) fn enter(&self, pool: u64, make: impl FnOnce(u64) -> Arc<Transfer>) -> Result<Arc<Transfer>> {
+        let mut inner = self.inner.lock();
+        self.make_room(&mut inner, pool)?;
         inner.last_transfer += 1;
         let transfer = make(TRANSFER | inner.last_transfer);
         inner.transfers.insert(transfer.id, transfer.clone());
@@ -404,24 +420,28 @@ impl Transfers {
     pub fn abort_session(&self, session: u64) {
         let of_session: Vec<Arc<Transfer>> =
             self.inner.lock().transfers.values().filter(|transfer| transfer.session == session).cloned().collect();
-        of_session.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, "its session was aborted"));
+        stop(&of_session, "its session was aborted");
     }
 
-    /// Refuses new transfers and cancels those that are not done.
-    pub fn begin_closing(&self) {
+    /// Refuses new transfers and cancels those that are not done, which are given.
+    fn stop_for_good(&self) -> Vec<Arc<Transfer>> {
         let all: Vec<Arc<Transfer>> = {
             let inner = self.inner.lock();
             self.closing.store(true, Ordering::Release);
             inner.transfers.values().cloned().collect()
         };
-        all.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, "the cache was closed"));
+        stop(&all, "the cache was closed");
+        all
+    }
+
+    /// Refuses new transfers and cancels those that are not done.
+    pub fn begin_closing(&self) {
+        self.stop_for_good();
     }
 
     /// Completes everything and ends the threads.
     pub fn close(&self) {
-        self.begin_closing();
-        let all: Vec<Arc<Transfer>> = self.inner.lock().transfers.values().cloned().collect();
-        self.stop_all(&all, "the cache was closed");
+        wait_for(&self.stop_for_good());
         let pools: Vec<Arc<Pool>> = self.inner.lock().pools.drain().map(|(_, pool)| pool).collect();
         pools.iter().for_each(|pool| self.close_device(&pool.device));
         self.host.close();
