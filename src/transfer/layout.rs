@@ -157,11 +157,6 @@ impl Layout {
     pub fn shapes(&self) -> impl Iterator<Item = (u32, Shape)> {
         self.groups.iter().map(|(&group, parts)| (group, parts.shape(&self.layers, self.blocks_per_chunk)))
     }
-
-    /// Bytes of an object with so many blocks of a group.
-    pub fn object_bytes(&self, group: &Group, blocks: u32) -> u64 {
-        group.block_bytes * u64::from(blocks)
-    }
 }
 
 fn check_numbers(segment: &Segment, index: usize, blocks: u32) -> Result<()> {

@@ -185,7 +185,7 @@ impl Transfers {
             .zip(asked.blocks.chunks(per_chunk))
             .map(|(key, blocks)| {
                 let there = blocks.iter().filter(|&&id| id >= 0).count();
-                pool.layout.groups.get(&key.group).map_or(0, |group| pool.layout.object_bytes(group, there as u32))
+                pool.layout.groups.get(&key.group).map_or(0, |group| group.block_bytes * there as u64)
             })
             .collect();
         let temporary = request.temporary;

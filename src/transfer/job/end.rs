@@ -18,17 +18,14 @@ use crate::types::PrefetchResult;
 impl Transfer {
     /// Ends it, if nothing is left to do.
     pub(super) fn end_if_over(&self) {
-        {
+        let Some(table) = self.table.upgrade() else { return };
+        let (mut statuses, stopped) = {
             let mut progress = self.progress.lock();
             let waits = progress.stopped.is_none() && (progress.expected > 0 || !progress.arrived.is_empty());
             if progress.busy > 0 || !progress.batches.is_empty() || waits || progress.ending {
                 return;
             }
             progress.ending = true;
-        }
-        let Some(table) = self.table.upgrade() else { return };
-        let (mut statuses, stopped) = {
-            let progress = self.progress.lock();
             (progress.statuses.clone(), progress.stopped.clone())
         };
         let ended = self.settle(table.cache(), &mut statuses, stopped.as_ref().map(|(status, _)| *status));
