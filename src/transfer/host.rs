@@ -121,6 +121,10 @@ impl Device for Host {
 
     fn start(&self, work: Arc<dyn Work>, _after: Point) {
         let mut queue = self.queue.lock();
+        if queue.closing {
+            // It has ended, since closing waits for all, and nobody would take it off again.
+            return;
+        }
         queue.told += 1;
         let told = queue.told;
         queue.works.push_back((told, work));
@@ -135,5 +139,39 @@ impl Device for Host {
         for thread in threads {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transfer::device::Piece;
+
+    struct Nothing;
+
+    impl Work for Nothing {
+        fn way(&self) -> Way {
+            Way::Gather
+        }
+
+        fn next(&self, _fragments: &mut Vec<Fragment>) -> Option<Piece> {
+            None
+        }
+
+        fn queued(&self, _piece: &Piece, _event: Arc<dyn Event>) {}
+
+        fn landed(&self, _piece: Piece, _result: Result<()>) {}
+
+        fn broken(&self) {}
+    }
+
+    #[test]
+    fn what_is_told_to_a_closed_host_is_not_kept() {
+        let (host, before, after) = (Host::new(), Arc::new(Nothing), Arc::new(Nothing));
+        host.open().unwrap();
+        host.start(before.clone(), Point::default());
+        host.close();
+        host.start(after.clone(), Point::default());
+        assert_eq!((Arc::strong_count(&before), Arc::strong_count(&after)), (1, 1));
     }
 }
