@@ -140,23 +140,31 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Without the kernel, everything goes by the copy engines.
+    /// Loads the kernel and measures when to use it. Without it, or where that fails, everything goes by the copy engines, unless
+    /// the device was lost by it.
     fn load_kernel(self: &Arc<Self>) -> Result<()> {
         let _inside = self.enter()?;
+        let _ = self.try_kernel();
+        self.lost().map_or(Ok(()), Err)
+    }
+
+    /// Fails for a driver that is older than the kernel, has no compiler, or no room. The context is entered.
+    fn try_kernel(self: &Arc<Self>) -> Result<()> {
         if self.attribute(REGISTERED_BY_ONE_ADDRESS)? == 0 {
             return Ok(());
         }
         let (mut module, mut function) = (0, 0);
         // SAFETY: the text of the kernel ends with a NUL and is not changed by the driver.
         let code = unsafe { (self.driver.module_load)(&raw mut module, KERNEL.as_ptr().cast()) };
-        if code != 0 {
-            // A driver older than the kernel, or one without a compiler.
-            return if is_fatal(code) { self.check(code, "loading the kernel") } else { Ok(()) };
-        }
+        self.check(code, "loading the kernel")?;
         // SAFETY: the module was loaded above; the name ends with a NUL.
         let code = unsafe { (self.driver.module_function)(&raw mut function, module, KERNEL_NAME.as_ptr()) };
-        let _ = self.kernel.set(Kernel { module, function });
+        if code != 0 {
+            // SAFETY: loaded above and used by nobody.
+            unsafe { (self.driver.module_unload)(module) };
+        }
         self.check(code, "finding the kernel in its module")?;
+        let _ = self.kernel.set(Kernel { module, function });
         measure::crossover(self)
     }
 

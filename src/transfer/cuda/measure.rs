@@ -72,10 +72,19 @@ impl<'a> Scratch<'a> {
 
     fn crossover(&self, way: Way) -> Result<u64> {
         let mut mover = Mover::new(self.gpu.clone(), way, self.stream, 1);
+        let found = self.try_sizes(&mut mover);
+        if found.is_err() {
+            // The list of a kernel that is still under way is the mover's.
+            let _ = self.gpu.wait_for_stream(self.stream);
+        }
+        found
+    }
+
+    fn try_sizes(&self, mover: &mut Mover) -> Result<u64> {
         let mut kernel_bytes_max = 0;
         for bytes in SIZES {
-            let kernel = self.time(&mut mover, bytes, bytes)?;
-            if kernel >= self.time(&mut mover, bytes, 0)? {
+            let kernel = self.time(mover, bytes, bytes)?;
+            if kernel >= self.time(mover, bytes, 0)? {
                 break;
             }
             kernel_bytes_max = bytes;
