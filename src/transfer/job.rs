@@ -18,8 +18,8 @@ use super::table::Transfers;
 use crate::cache::Cache;
 use crate::config::{JobObserver, Notify};
 use crate::error::{
-    Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PARTIAL,
-    KVKEEP_PENDING, Result, Status,
+    Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD,
+    KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
 };
 use crate::key::Key;
 use crate::types::{PrefetchResult, View};
@@ -32,8 +32,8 @@ const SHARED_BYTES: u64 = 1 << 20;
 /// A prefetch of some of its keys that has ended.
 struct Arrival {
     keys: Vec<usize>,
-    status: Status,
-    failed: bool,
+    /// What becomes of those that it did not bring.
+    absent: Status,
 }
 
 /// What changes while it lives.
@@ -56,6 +56,8 @@ pub struct Progress {
     unqueued: Vec<u64>,
     /// Where the last that it has queued of each layer is in its order.
     pub marks: Vec<Option<Arc<dyn Event>>>,
+    /// Whether a block that is asked for cannot be had.
+    short: bool,
     moved: u64,
     /// Bytes that are there and in no piece yet.
     uncut: u64,
@@ -152,6 +154,7 @@ impl Transfer {
             left: left.clone(),
             unqueued: left.clone(),
             marks: vec![None; left.len()],
+            short: false,
             moved: 0,
             uncut: 0,
             began: None,
@@ -205,12 +208,12 @@ impl Transfer {
     }
 
     /// Takes in what is known of some keys: their objects are where the views say, or are not to be had.
-    pub fn take_in(&self, cache: &dyn Cache, progress: &mut Progress, keys: &[usize], views: &[View], absent: Status) {
+    pub fn take_in(&self, cache: &dyn Cache, progress: &mut Progress, keys: &[usize], views: &[View]) {
         let mut ready = Vec::new();
         for (&key, view) in keys.iter().zip(views) {
-            match self.place(cache, key, view, absent) {
+            match self.place(cache, key, view) {
                 Ok(place) => {
-                    self.strike(progress, key, place.blocks);
+                    progress.short |= self.strike(progress, key, place.blocks);
                     progress.there[key] = place.blocks;
                     progress.uncut += self.bytes_of(key, place.blocks);
                     progress.places[key] = Some(place);
@@ -224,12 +227,10 @@ impl Transfer {
         }
     }
 
-    fn place(&self, cache: &dyn Cache, key: usize, view: &View, absent: Status) -> std::result::Result<Place, Status> {
-        match Status::from_number(view.status) {
-            Some(KVKEEP_OK) => {}
-            // Of a load that was to bring it.
-            Some(crate::error::KVKEEP_ERR_NOT_HELD) => return Err(absent),
-            status => return Err(status.unwrap_or(KVKEEP_ERR_INTERNAL)),
+    fn place(&self, cache: &dyn Cache, key: usize, view: &View) -> std::result::Result<Place, Status> {
+        let status = Status::from_number(view.status).unwrap_or(KVKEEP_ERR_INTERNAL);
+        if status != KVKEEP_OK {
+            return Err(status);
         }
         let layout = &self.pool.layout;
         let per_block = layout.groups.get(&self.keys[key].group).map_or(0, |group| group.block_bytes);
@@ -243,8 +244,8 @@ impl Transfer {
         Ok(Place { arena, data: view.data.expose_provenance() as u64, blocks: blocks as u32 })
     }
 
-    /// Takes the blocks of a key from number `there` on off what is left to copy.
-    fn strike(&self, progress: &mut Progress, key: usize, there: u32) {
+    /// Takes the blocks of a key from number `there` on off what is left to copy. Whether any of them was asked for.
+    fn strike(&self, progress: &mut Progress, key: usize, there: u32) -> bool {
         let gone = blocks_in(&self.blocks_of(key)[there as usize..]);
         if gone > 0
             && let Some(group) = self.pool.layout.groups.get(&self.keys[key].group)
@@ -255,11 +256,13 @@ impl Transfer {
                 *unqueued -= group.layer_bytes(layer) * gone;
             }
         }
+        gone > 0
     }
 
     /// Nothing of a key is copied, because `status`; OK where nothing need be.
     pub fn fail(&self, progress: &mut Progress, key: usize, status: Status) {
         progress.statuses[key] = status;
+        progress.short |= status != KVKEEP_OK;
         self.strike(progress, key, 0);
     }
 
@@ -274,21 +277,21 @@ impl Transfer {
         }
     }
 
-    fn arrivals(&self, cache: &dyn Cache, arrived: Vec<Arrival>) {
-        for arrival in arrived {
-            let keys: Vec<Key> = arrival.keys.iter().map(|&key| self.keys[key]).collect();
-            let mut views = vec![View::none(KVKEEP_ERR_NOT_FOUND); keys.len()];
-            let absent = match arrival.status {
-                KVKEEP_OK if arrival.failed => KVKEEP_ERR_IO,
-                KVKEEP_OK => KVKEEP_ERR_NOT_FOUND,
-                status => status,
-            };
-            if let Err(error) = cache.unsafe_read(self.copy, &keys, &mut views) {
-                views.fill(View::none(error.status));
-            }
-            self.take_in(cache, &mut self.progress.lock(), &arrival.keys, &views, absent);
-            self.changed.notify_all();
+    fn arrivals(&self, cache: &dyn Cache, arrived: &[Arrival]) {
+        let places: Vec<usize> = arrived.iter().flat_map(|arrival| &arrival.keys).copied().collect();
+        let keys: Vec<Key> = places.iter().map(|&key| self.keys[key]).collect();
+        let mut views = vec![View::none(KVKEEP_ERR_NOT_FOUND); keys.len()];
+        if let Err(error) = cache.unsafe_read(self.copy, &keys, &mut views) {
+            views.fill(View::none(error.status));
         }
+        let absent = arrived.iter().flat_map(|arrival| arrival.keys.iter().map(|_| arrival.absent));
+        for (view, absent) in views.iter_mut().zip(absent) {
+            if view.status == KVKEEP_ERR_NOT_HELD as i32 {
+                view.status = absent as i32;
+            }
+        }
+        self.take_in(cache, &mut self.progress.lock(), &places, &views);
+        self.changed.notify_all();
     }
 
     /// What became of each block of a key.
@@ -310,7 +313,7 @@ impl Transfer {
     /// Whether a device with streams has queued what there is of a layer, or as for `layer_done`.
     pub fn layer_queued(&self, progress: &Progress, layer: usize) -> Option<Status> {
         let queued = progress.stopped.is_none() && progress.unqueued[layer] == 0;
-        if queued { Some(self.so_far(progress)) } else { self.layer_done(progress, layer) }
+        if queued { Some(so_far(progress)) } else { self.layer_done(progress, layer) }
     }
 
     /// Whether nothing of a layer is left to copy, and if so whether all that was asked was there.
@@ -320,14 +323,12 @@ impl Transfer {
         if failed.is_some() || progress.stopped.is_some() {
             return failed;
         }
-        (progress.left[layer] == 0 || progress.answer.is_some()).then(|| self.so_far(progress))
+        (progress.left[layer] == 0 || progress.answer.is_some()).then(|| so_far(progress))
     }
+}
 
-    fn so_far(&self, progress: &Progress) -> Status {
-        let whole = |status| matches!(status, KVKEEP_OK | KVKEEP_PENDING);
-        let all = (0..self.keys.len()).all(|key| self.block_statuses(progress, key).all(whole));
-        if all { KVKEEP_OK } else { KVKEEP_PARTIAL }
-    }
+fn so_far(progress: &Progress) -> Status {
+    if progress.short { KVKEEP_PARTIAL } else { KVKEEP_OK }
 }
 
 impl Work for Transfer {
@@ -342,7 +343,7 @@ impl Work for Transfer {
             progress.busy += 1;
             drop(progress);
             if let Some(table) = self.table.upgrade() {
-                self.arrivals(table.cache(), arrived);
+                self.arrivals(table.cache(), &arrived);
             }
             progress = self.progress.lock();
             progress.busy -= 1;
@@ -435,12 +436,15 @@ pub struct Follower {
 
 impl JobObserver for Follower {
     fn done(&self, result: &PrefetchResult, _held: &[bool]) {
-        let status = Status::from_number(result.status).unwrap_or(KVKEEP_ERR_INTERNAL);
+        let absent = match Status::from_number(result.status).unwrap_or(KVKEEP_ERR_INTERNAL) {
+            KVKEEP_OK if result.failed_keys > 0 => KVKEEP_ERR_IO,
+            KVKEEP_OK => KVKEEP_ERR_NOT_FOUND,
+            status => status,
+        };
         {
             let mut progress = self.transfer.progress.lock();
-            let arrival = Arrival { keys: self.keys.clone(), status, failed: result.failed_keys > 0 };
             progress.expected -= 1;
-            progress.arrived.push(arrival);
+            progress.arrived.push(Arrival { keys: self.keys.clone(), absent });
         }
         self.transfer.start();
     }

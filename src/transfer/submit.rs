@@ -16,7 +16,7 @@ use crate::error::{Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT
 use crate::key::Key;
 use crate::types::{KVKEEP_KEYS_MAX, View};
 
-/// Objects that are loaded together, so that their copying begins when they are there and not when all are.
+/// Objects that are loaded together at first, so that their copying begins when they are there and not when all are.
 const TOGETHER: usize = 8;
 
 /// How a store or a load is done.
@@ -132,6 +132,18 @@ fn skip(pool: &Pool, keys: &[Key], blocks: &mut [i32], tokens: u32) -> Result<()
     Ok(())
 }
 
+/// What is loaded together: each group twice the one before it, since each costs a call, but at most half of what is left, so that
+/// no large one is still to be copied when all is there.
+fn groups(keys: &[usize]) -> impl Iterator<Item = &[usize]> {
+    let (mut left, mut next) = (keys, TOGETHER);
+    std::iter::from_fn(move || {
+        let count = next.min((left.len() / 2).max(TOGETHER)).min(left.len());
+        let (group, rest) = left.split_at(count);
+        (left, next) = (rest, count * 2);
+        (!group.is_empty()).then_some(group)
+    })
+}
+
 /// What a store or load asks.
 pub struct Asked<'a> {
     /// The pool.
@@ -207,7 +219,7 @@ impl Transfers {
                 }
             }
             let views: Vec<View> = staged.iter().map(|&key| views[key]).collect();
-            transfer.take_in(self.cache(), &mut progress, &staged, &views, KVKEEP_ERR_NOT_FOUND);
+            transfer.take_in(self.cache(), &mut progress, &staged, &views);
         }
         Ok(())
     }
@@ -255,10 +267,10 @@ impl Transfers {
                     there_views.push(*view);
                 }
             }
-            transfer.take_in(self.cache(), &mut progress, &there, &there_views, KVKEEP_ERR_NOT_FOUND);
-            progress.expected = absent.chunks(TOGETHER).count();
+            transfer.take_in(self.cache(), &mut progress, &there, &there_views);
+            progress.expected = groups(&absent).count();
         }
-        for keys in absent.chunks(TOGETHER) {
+        for keys in groups(&absent) {
             self.fetch(&transfer, keys, asked.keys, &fetch);
         }
         Ok(())
@@ -325,6 +337,25 @@ impl Transfers {
                 let _ = self.cache().abort_session(copy);
                 Err(error)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loads_groups_begin_and_end_small_and_are_few() {
+        for count in [0, 1, 7, 8, 9, 15, 16, 17, 100, 1023, 1024, 65_536] {
+            let keys: Vec<usize> = (0..count).map(|i| 3 * i).collect();
+            let sizes: Vec<usize> = groups(&keys).map(<[usize]>::len).collect();
+            assert!(groups(&keys).flatten().eq(&keys));
+            assert!(sizes.first().is_none_or(|&first| first <= TOGETHER), "{sizes:?}");
+            assert!(sizes.last().is_none_or(|&last| last <= TOGETHER), "{sizes:?}");
+            assert!(sizes.windows(2).all(|pair| pair[1] <= 2 * pair[0]), "{sizes:?}");
+            let most = 2 * (1 + count / TOGETHER).next_power_of_two().ilog2() as usize;
+            assert!(sizes.len() <= most.max(1), "{count}: {sizes:?}");
         }
     }
 }

@@ -301,7 +301,7 @@ fn a_transfer_that_is_stopped_while_it_is_submitted_ends_once_and_after_that() {
     fixture.transfers.abort_session(session);
     assert!(fixture.slow.begin().is_empty());
     assert_eq!(fixture.status(job), None);
-    transfer.take_in(&*fixture.cache, &mut transfer.progress.lock(), &[0], &views, KVKEEP_ERR_NOT_FOUND);
+    transfer.take_in(&*fixture.cache, &mut transfer.progress.lock(), &[0], &views);
     drop(transfer);
     assert!(fixture.slow.begin().is_empty());
     assert_eq!(fixture.status(job), Some(KVKEEP_ERR_CANCELLED));

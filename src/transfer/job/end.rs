@@ -64,8 +64,8 @@ impl Transfer {
         progress.statuses = statuses;
         let done = progress.statuses.iter().filter(|&&status| status == KVKEEP_OK).count() as u32;
         let failed = progress.statuses.len() as u32 - done;
-        let short =
-            (0..self.keys.len()).any(|key| self.block_statuses(&progress, key).any(|status| status != KVKEEP_OK));
+        // What is not committed in the end falls short as well.
+        progress.short |= failed > 0;
         let (status, message) = match stopped {
             Some((status, message)) => (status, message),
             None if progress.statuses.iter().all(|&status| status == KVKEEP_ERR_CANCELLED) => {
@@ -74,7 +74,7 @@ impl Transfer {
             None if progress.statuses.iter().all(|&status| status == KVKEEP_ERR_DEVICE) => {
                 (KVKEEP_ERR_DEVICE, self.trouble(&progress, failed))
             }
-            None if short => (KVKEEP_PARTIAL, self.trouble(&progress, failed)),
+            None if progress.short => (KVKEEP_PARTIAL, self.trouble(&progress, failed)),
             None => (KVKEEP_OK, String::new()),
         };
         let began = progress.began.unwrap_or(now);
