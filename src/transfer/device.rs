@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::copy::{Fragment, Way};
+use super::pieces::Span;
 use crate::arena::Arena;
 use crate::error::Result;
 
@@ -24,8 +25,8 @@ pub struct Piece {
     pub layer: usize,
     /// How many bytes.
     pub bytes: u64,
-    /// The keys that it is of: first and last, by their places in the transfer.
-    pub keys: (usize, usize),
+    /// The keys that it is of, and those between them that have nothing in its layer.
+    pub keys: Span,
     /// The mapping that its side of L1 is in.
     pub arena: Arc<Arena>,
     /// So much goes with it that the caches are of no use.

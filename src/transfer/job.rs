@@ -195,6 +195,12 @@ impl Transfer {
         group.map_or(0, |group| group.block_bytes) * blocks_in(&self.blocks_of(key)[..there as usize])
     }
 
+    /// Whether some of a key that is there is copied in a layer.
+    fn is_in_layer(&self, progress: &Progress, key: usize, layer: usize) -> bool {
+        let group = self.pool.layout.groups.get(&self.keys[key].group);
+        group.is_some_and(|group| group.layer_bytes(layer) > 0) && self.bytes_of(key, progress.there[key]) > 0
+    }
+
     /// Lets the device know that there is something to do.
     pub fn start(self: &Arc<Self>) {
         let point = self.point.lock().clone();
@@ -398,11 +404,12 @@ impl Work for Transfer {
         match result {
             Ok(()) => progress.moved += piece.bytes,
             Err(error) => {
-                for key in piece.keys.0..=piece.keys.1 {
-                    if progress.statuses[key] == KVKEEP_PENDING {
+                for &key in piece.keys.keys() {
+                    if progress.statuses[key] == KVKEEP_PENDING && self.is_in_layer(&progress, key, piece.layer) {
                         progress.statuses[key] = error.status;
                     }
                 }
+                progress.short = true;
                 progress.failure.get_or_insert(error);
             }
         }

@@ -1,5 +1,6 @@
 //! In which order the bytes of a transfer go: layer by layer over all chunks that are there, a piece at a time.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::copy::{Fragment, Promise};
@@ -35,9 +36,22 @@ pub struct Source<'a> {
     pub places: &'a [Option<Place>],
 }
 
+/// Some keys of a transfer by their places in it: neighbours in a batch.
+pub struct Span {
+    batch: Arc<[usize]>,
+    range: Range<usize>,
+}
+
+impl Span {
+    /// The keys.
+    pub fn keys(&self) -> &[usize] {
+        &self.batch[self.range.clone()]
+    }
+}
+
 /// Keys whose objects are there, and how far they are copied.
 pub struct Batch {
-    keys: Vec<usize>,
+    keys: Arc<[usize]>,
     layer: usize,
     key: usize,
     part: usize,
@@ -50,8 +64,8 @@ pub struct Cut {
     pub layer: usize,
     /// Its bytes.
     pub bytes: u64,
-    /// First and last key.
-    pub keys: (usize, usize),
+    /// From its first to its last key.
+    pub keys: Span,
     /// The mapping that it is in.
     pub arena: Arc<Arena>,
 }
@@ -59,7 +73,7 @@ pub struct Cut {
 impl Batch {
     /// Nothing is copied yet.
     pub fn new(keys: Vec<usize>) -> Batch {
-        Batch { keys, layer: 0, key: 0, part: 0, block: 0 }
+        Batch { keys: keys.into(), layer: 0, key: 0, part: 0, block: 0 }
     }
 
     /// Cuts the next piece off; None when nothing is left.
@@ -114,11 +128,11 @@ impl Batch {
                 let cut = cut.get_or_insert_with(|| Cut {
                     layer: self.layer,
                     bytes: 0,
-                    keys: (key, key),
+                    keys: Span { batch: self.keys.clone(), range: self.key..self.key },
                     arena: place.arena.clone(),
                 });
                 cut.bytes += bytes;
-                cut.keys.1 = key;
+                cut.keys.range.end = self.key + 1;
             }
             self.part += 1;
             self.block = 0;

@@ -15,7 +15,8 @@ use super::{PoolSpec, TransferRequest};
 use crate::cache::Cache;
 use crate::config::{NodeConfig, Notify, SpaceSpec, StoreMode};
 use crate::error::{
-    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND,
+    KVKEEP_OK, KVKEEP_PARTIAL, Result, Status,
 };
 use crate::key::Key;
 use crate::node::Node;
@@ -96,12 +97,11 @@ fn key(number: u8) -> Key {
 }
 
 fn fixture() -> Fixture {
-    let config = NodeConfig {
-        watermark_high_percent: 100,
-        store_mode: StoreMode::Never,
-        ..NodeConfig::new(u64::from(ROOM) * OBJECT)
-    };
-    let cache = Node::open(config).unwrap();
+    fixture_of(NodeConfig { store_mode: StoreMode::Never, ..NodeConfig::new(u64::from(ROOM) * OBJECT) })
+}
+
+fn fixture_of(config: NodeConfig) -> Fixture {
+    let cache = Node::open(NodeConfig { watermark_high_percent: 100, ..config }).unwrap();
     let slow = Arc::new(Slow::default());
     let transfers = Transfers::by(cache.clone(), slow.clone());
     let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
@@ -136,6 +136,12 @@ impl Fixture {
         let begun = self.slow.begin();
         assert!(!begun.is_empty());
         (job, begun)
+    }
+
+    fn commit(&self, session: u64, keys: &[Key]) {
+        let mut views = vec![View::none(KVKEEP_OK); keys.len()];
+        assert!(self.cache.reserve_write(session, keys, &vec![OBJECT; keys.len()], false, &mut views).unwrap());
+        assert!(self.cache.finish_write(session, keys, None).unwrap());
     }
 
     /// As `Opened` does.
@@ -308,6 +314,40 @@ fn a_transfer_that_is_stopped_while_it_is_submitted_ends_once_and_after_that() {
     let mut completions = [Completion::new_zeroed(); 2];
     assert_eq!(fixture.cache.drain_completions(&mut completions), 1);
     assert!(!fixture.is_there());
+    fixture.cache.end_session(session).unwrap();
+    fixture.close();
+}
+
+/// Two objects are there and copied in one piece; the one between them comes from below.
+#[test]
+fn a_piece_that_fails_spoils_no_key_that_is_not_in_it() {
+    let config = NodeConfig {
+        store_mode: StoreMode::WriteThrough,
+        backend_urls: vec!["memory:".to_owned()],
+        ..NodeConfig::new(u64::from(ROOM) * OBJECT)
+    };
+    let fixture = fixture_of(config);
+    let (session, keys) = (fixture.session(), [1, 2, 3].map(key));
+    fixture.commit(session, &keys);
+    fixture.cache.drain_writes(60_000).unwrap();
+    fixture.cache.clear(0, false).unwrap();
+    fixture.commit(session, &[keys[0], keys[2]]);
+    let (mut job, blocks) = (0, [0, 1, 2, 3, 4, 5]);
+    let asked = Asked { pool: fixture.pool, session, keys: &keys, blocks: &blocks };
+    fixture.transfers.submit_load(asked, TransferRequest::default(), &mut job).unwrap();
+    let mut begun = fixture.slow.begin();
+    let InFlight { work, piece, .. } = begun.remove(0);
+    work.landed(piece, Err(Error::new(KVKEEP_ERR_DEVICE, "it broke: mend it")));
+    land(begun);
+    while fixture.status(job).is_none() {
+        land(fixture.slow.begin());
+        std::thread::yield_now();
+    }
+    assert_eq!(fixture.status(job), Some(KVKEEP_PARTIAL));
+    let mut statuses = [0; 6];
+    assert_eq!(fixture.transfers.query_blocks(job, &mut statuses).unwrap(), KVKEEP_OK);
+    let [bad, good] = [KVKEEP_ERR_DEVICE as i32, KVKEEP_OK as i32];
+    assert_eq!(statuses, [bad, bad, good, good, bad, bad]);
     fixture.cache.end_session(session).unwrap();
     fixture.close();
 }
