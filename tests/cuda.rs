@@ -7,9 +7,8 @@
 mod device_common;
 
 use std::ffi::{CString, c_int, c_uint, c_void};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use device_common::{Case, Devices, Kind, Memory, OnHost, Random, round_trip, status, try_layouts};
 use kvkeep::config::{NodeConfig, SpaceSpec};
@@ -24,16 +23,13 @@ use kvkeep::transfer::{PoolSpec, TransferRequest};
 /// Says that a process is one that a test started, and what it is to do.
 const ROLE: &str = "KVKEEP_CUDA_ROLE";
 
-/// Builds the fake driver, less some functions. Returns its folder.
-fn driver_without(functions: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fake_cuda_{}", functions.join("_")));
-    std::fs::create_dir_all(&folder).unwrap();
-    // Tests build it side by side.
-    static MADE: AtomicU32 = AtomicU32::new(0);
-    let made = folder.join(format!("{}-{}.so", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
+/// Builds the fake driver, less some functions, into a folder of its own: a driver that another test built anew meanwhile would be
+/// loaded beside it as a second one.
+fn driver_without(functions: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
     let status = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_owned()))
         .args(["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o"])
-        .arg(&made)
+        .arg(folder.path().join("libcuda.so.1"))
         .args(functions.iter().map(|name| format!("-D{name}=without_{name}")))
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/c_tests/fake_cuda.c"))
         .arg("-pthread")
@@ -41,10 +37,7 @@ fn driver_without(functions: &[&str]) -> PathBuf {
         .expect("a C compiler is there, since rustc links with one");
     assert!(status.success());
     // One file under both names that are looked for, as where a driver is installed.
-    let link = made.with_extension("link");
-    std::os::unix::fs::symlink("libcuda.so.1", &link).unwrap();
-    std::fs::rename(link, folder.join("libcuda.so")).unwrap();
-    std::fs::rename(made, folder.join("libcuda.so.1")).unwrap();
+    std::os::unix::fs::symlink("libcuda.so.1", folder.path().join("libcuda.so")).unwrap();
     folder
 }
 
@@ -62,7 +55,7 @@ fn with_driver(test: &str, functions: &[&str], environment: &[(&str, &str)], bod
         return body();
     }
     let folder = driver_without(functions);
-    let status = again(test, "body", &folder).envs(environment.iter().copied()).status().unwrap();
+    let status = again(test, "body", folder.path()).envs(environment.iter().copied()).status().unwrap();
     assert!(status.success(), "{test} in its own process: {status}");
 }
 
@@ -354,7 +347,7 @@ fn two_processes_share_what_their_gpus_computed() {
     let mut daemon = Command::new(env!("CARGO_BIN_EXE_kvkeep"))
         .args(["serve", "--l1", "32MiB", "--socket"])
         .arg(&socket)
-        .env("LD_LIBRARY_PATH", &driver)
+        .env("LD_LIBRARY_PATH", driver.path())
         .spawn()
         .unwrap();
     let url = format!("unix://{}", socket.display());
@@ -363,7 +356,7 @@ fn two_processes_share_what_their_gpus_computed() {
         assert!(began.elapsed().as_secs() < 60 && daemon.try_wait().unwrap().is_none(), "the daemon does not start");
         std::thread::yield_now();
     }
-    let done = ["store", "load"].map(|verb| again(TEST, &format!("{verb} {url}"), &driver).status().unwrap());
+    let done = ["store", "load"].map(|verb| again(TEST, &format!("{verb} {url}"), driver.path()).status().unwrap());
     let mapped = std::fs::read_to_string(format!("/proc/{}/maps", daemon.id())).unwrap();
     daemon.kill().unwrap();
     daemon.wait().unwrap();
