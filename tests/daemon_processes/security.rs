@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::{Client, ClientConfig};
-use kvkeep::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, Status};
+use kvkeep::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Status};
 use kvkeep::types::View;
 use serde::{Deserialize, Serialize};
 
@@ -268,7 +268,7 @@ fn every_bound_of_a_client_says_what_it_is() {
     // Calls wait for the one lane: the writes never end, and each asks for them a while.
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| client.drain_writes(200).unwrap_err());
+            scope.spawn(|| is(client.drain_writes(200), KVKEEP_ERR_TIMEOUT, "writes are left"));
         }
         assert_eq!(stats(&client).sessions, 2);
     });
