@@ -85,7 +85,7 @@ fn what_a_killed_client_held_is_returned_and_nothing_else() {
     client.submit_prefetch(session, &loaded, PrefetchRequest::default(), &mut job).unwrap();
     client.wait(job, WATCHDOG_MS).unwrap();
     client.release_job(job).unwrap();
-    let places = stage(&client, session, &staged);
+    stage(&client, session, &staged);
     let mine = (1, 2 * 20 + 10, 5, 0);
     assert_eq!(kept(&stats(&client)), mine);
 
@@ -114,7 +114,6 @@ fn what_a_killed_client_held_is_returned_and_nothing_else() {
     // What this client staged is as it left it.
     assert!(client.finish_write(session, &staged, None).unwrap());
     read(&client, session, &staged);
-    assert!(places.iter().all(|place| place.status == KVKEEP_OK as i32));
     client.end_session(session).unwrap();
     let stats = stats(&client);
     assert_eq!(kept(&stats), (0, 0, 0, 0));
