@@ -1,75 +1,27 @@
 //! A daemon and its clients, by what the clients see.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod daemon_here;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use daemon_here::Daemon;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Mode, NodeConfig, Notify, PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
-use kvkeep::daemon::server::{Access, Claim, Limits, Server};
 use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
 use kvkeep::key::Key;
-use kvkeep::node::Node;
-use kvkeep::types::{PrefetchResult, Stats, View};
+use kvkeep::types::{PrefetchResult, View};
 use parking_lot::Mutex;
 
 const KIB: u64 = 1024;
 
-struct Daemon {
-    dir: tempfile::TempDir,
-    node: Arc<Node>,
-    server: Option<Server>,
-}
-
-impl Daemon {
-    fn start(limits: Limits, access: Access) -> Daemon {
-        let dir = tempfile::tempdir().unwrap();
-        let (node, server) = serve(&dir, limits, access);
-        Daemon { dir, node, server: Some(server) }
-    }
-
-    fn client(&self) -> Arc<Client> {
-        Client::open(self.config()).unwrap()
-    }
-
-    fn config(&self) -> ClientConfig {
-        ClientConfig::new(&format!("unix://{}/kvkeep.sock", self.dir.path().display())).unwrap()
-    }
-
-    fn stats(&self) -> Stats {
-        let mut stats = Stats::default();
-        kvkeep::cache::Cache::stats(&*self.node, &mut stats).unwrap();
-        stats
-    }
-
-    fn stop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.stop();
-            self.node.close();
-        }
-    }
-
-    fn restart(&mut self) {
-        self.stop();
-        let (node, server) = serve(&self.dir, Limits::default(), Access::default());
-        (self.node, self.server) = (node, Some(server));
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn serve(dir: &tempfile::TempDir, limits: Limits, access: Access) -> (Arc<Node>, Server) {
-    let claim = Claim::take(&dir.path().join("kvkeep.sock")).unwrap();
-    let l2 = format!("fs://{}/l2", dir.path().display());
-    let config = NodeConfig { boot: claim.boot, backend_urls: vec![l2], ..NodeConfig::new(16 << 20) };
-    let node = Node::open(config).unwrap();
-    let server = Server::start(node.clone(), claim, access, limits).unwrap();
-    (node, server)
+fn start() -> Daemon {
+    Daemon::start(|dir| NodeConfig {
+        backend_urls: vec![format!("fs://{}/l2", dir.display())],
+        ..NodeConfig::new(16 << 20)
+    })
 }
 
 fn spec() -> SpaceSpec {
@@ -107,7 +59,7 @@ fn read(client: &Client, session: u64, keys: &[Key]) {
 
 #[test]
 fn what_one_client_writes_another_reads() {
-    let daemon = Daemon::start(Limits::default(), Access::default());
+    let daemon = start();
     let (a, b) = (daemon.client(), daemon.client());
     let (space, keys) = (a.open_space(spec()).unwrap(), keys(20));
     assert_eq!(b.open_space(spec()).unwrap(), space);
@@ -126,7 +78,7 @@ fn what_one_client_writes_another_reads() {
 
 #[test]
 fn a_job_is_answered_without_asking_and_completes_once() {
-    let daemon = Daemon::start(Limits::default(), Access::default());
+    let daemon = start();
     let client = daemon.client();
     let (space, keys) = (client.open_space(spec()).unwrap(), keys(8));
     let session = client.begin_session(space, "r", None).unwrap();
@@ -157,11 +109,9 @@ fn a_job_is_answered_without_asking_and_completes_once() {
 
 #[test]
 fn who_waits_for_a_daemon_is_there_when_it_starts() {
-    let mut daemon = Daemon::start(Limits::default(), Access::default());
+    let mut daemon = start();
     daemon.stop();
-    let waiting =
-        |ms: u64| ClientConfig::new(&format!("unix://{}/kvkeep.sock?wait_ms={ms}", daemon.dir.path().display()));
-    let (brief, patient) = (waiting(50).unwrap(), waiting(600_000).unwrap());
+    let (brief, patient) = (daemon.config("?wait_ms=50"), daemon.config("?wait_ms=600000"));
     let began = std::time::Instant::now();
     assert_eq!(Client::open(brief).err().unwrap().status, KVKEEP_ERR_DISCONNECTED);
     assert!(began.elapsed() >= Duration::from_millis(50));
@@ -174,9 +124,9 @@ fn who_waits_for_a_daemon_is_there_when_it_starts() {
 
 #[test]
 fn the_memory_of_a_former_run_is_let_go_in_time() {
-    let mut daemon = Daemon::start(Limits::default(), Access::default());
+    let mut daemon = start();
     let client =
-        Client::open(ClientConfig { session_timeout: Some(Duration::from_millis(300)), ..daemon.config() }).unwrap();
+        Client::open(ClientConfig { session_timeout: Some(Duration::from_millis(300)), ..daemon.config("") }).unwrap();
     let (space, keys) = (client.open_space(spec()).unwrap(), keys(1));
     let session = client.begin_session(space, "before", None).unwrap();
     write(&client, session, &keys);
@@ -195,7 +145,7 @@ fn the_memory_of_a_former_run_is_let_go_in_time() {
 
 #[test]
 fn after_a_restart_old_numbers_are_disconnected_and_l2_is_found() {
-    let mut daemon = Daemon::start(Limits::default(), Access::default());
+    let mut daemon = start();
     let client = daemon.client();
     let (space, keys) = (client.open_space(spec()).unwrap(), keys(5));
     let session = client.begin_session(space, "before", None).unwrap();
@@ -221,7 +171,7 @@ fn after_a_restart_old_numbers_are_disconnected_and_l2_is_found() {
 
 #[test]
 fn what_a_client_held_is_returned_when_it_closes() {
-    let daemon = Daemon::start(Limits::default(), Access::default());
+    let daemon = start();
     let (a, b) = (daemon.client(), daemon.client());
     let (space, keys) = (a.open_space(spec()).unwrap(), keys(5));
     let session = a.begin_session(space, "a", Some(Duration::from_secs(3600))).unwrap();
@@ -240,7 +190,7 @@ fn what_a_client_held_is_returned_when_it_closes() {
 
 #[test]
 fn a_commit_of_another_process_wakes_who_waits_for_it() {
-    let daemon = Daemon::start(Limits::default(), Access::default());
+    let daemon = start();
     let (decode, prefill) = (daemon.client(), daemon.client());
     let (space, keys) = (decode.open_space(spec()).unwrap(), keys(6));
     let session = decode.begin_session(space, "decode", None).unwrap();

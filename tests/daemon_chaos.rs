@@ -8,7 +8,7 @@
 mod common;
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::*;
 use kvkeep::cache::Cache as _;
@@ -71,7 +71,7 @@ fn lost(error: &Error) -> bool {
 
 /// Prefetches one request after the other, has each rank read what was found, and has what was not computed and written.
 fn schedule(daemon: &DaemonPart, seed: u64) {
-    let client = connect(daemon);
+    let client = daemon.patient_client();
     let (prompts, mut random) = (prompts(), Random(seed));
     loop {
         let request = random.below(100) as usize;
@@ -111,20 +111,9 @@ fn serve(client: &Client, request: usize, ids: &[u64], random: &mut Random) -> R
     client.end_session(session)
 }
 
-fn connect(daemon: &DaemonPart) -> std::sync::Arc<Client> {
-    let began = Instant::now();
-    loop {
-        match Client::open(daemon.config()) {
-            Ok(client) => return client,
-            Err(error) => assert!(lost(&error) && began.elapsed() < WATCHDOG, "{error}"),
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// Does its rank's part of each session that it is told of.
 fn work(daemon: &DaemonPart, rank: u32) {
-    let client = connect(daemon);
+    let client = daemon.patient_client();
     let prompts = prompts();
     loop {
         let told = hear();

@@ -3,14 +3,13 @@
 //! `PROPTEST_CASES` says how many layouts are tried embedded; a tenth as many are tried through a daemon.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod daemon_here;
 mod device_common;
 
-use std::sync::Arc;
-
+use daemon_here::Daemon;
 use device_common::{Case, Kind, OnHost, WAIT_MS, result, round_trip, status, try_layouts};
 use kvkeep::config::{NodeConfig, Notify, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
-use kvkeep::daemon::server::{Access, Claim, Limits, Server};
 use kvkeep::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION,
     KVKEEP_OK, Status,
@@ -32,44 +31,12 @@ fn pages_come_back_bit_by_bit_whatever_their_layout() {
     opened.close();
 }
 
-struct Daemon {
-    dir: tempfile::TempDir,
-    node: Arc<Node>,
-    server: Option<Server>,
+fn start(url: &'static str) -> Daemon {
+    Daemon::start(move |_| NodeConfig { backend_urls: vec![url.to_owned()], ..NodeConfig::new(64 << 20) })
 }
 
-impl Daemon {
-    fn start(url: &str) -> Daemon {
-        let dir = tempfile::tempdir().unwrap();
-        let claim = Claim::take(&dir.path().join("kvkeep.sock")).unwrap();
-        let config = NodeConfig { boot: claim.boot, backend_urls: vec![url.to_owned()], ..NodeConfig::new(64 << 20) };
-        let node = Node::open(config).unwrap();
-        let server = Server::start(node.clone(), claim, Access::default(), Limits::default()).unwrap();
-        Daemon { dir, node, server: Some(server) }
-    }
-
-    fn client(&self) -> Opened {
-        self.client_that(false)
-    }
-
-    fn client_that(&self, read_only: bool) -> Opened {
-        let url = format!("unix://{}/kvkeep.sock", self.dir.path().display());
-        let config = ClientConfig { read_only, ..ClientConfig::new(&url).unwrap() };
-        Opened::new(Client::open(config).unwrap())
-    }
-
-    fn stop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.stop();
-            self.node.close();
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.stop();
-    }
+fn client(daemon: &Daemon) -> Opened {
+    Opened::new(daemon.client())
 }
 
 const SMALL: Case = Case {
@@ -89,16 +56,16 @@ const SMALL: Case = Case {
 
 #[test]
 fn pages_come_back_bit_by_bit_through_a_daemon_too() {
-    let daemon = Daemon::start("memory:");
-    let opened = daemon.client();
+    let daemon = start("memory:");
+    let opened = client(&daemon);
     try_layouts(&opened, &OnHost, 10);
     opened.close();
 }
 
 #[test]
 fn a_daemons_client_copies_itself() {
-    let daemon = Daemon::start("memory:");
-    let opened = daemon.client();
+    let daemon = start("memory:");
+    let opened = client(&daemon);
     for kind in [Kind::Apart, Kind::Interleaved, Kind::Latent, Kind::CrossLayer] {
         round_trip(&opened, &Case { kind, seed: kind as u64, ..SMALL }, &OnHost, &|_| {});
         // From below, in several prefetches whose ends are pushed.
@@ -123,8 +90,9 @@ fn plain_space(case: &Case) -> SpaceSpec {
 /// Its mapping cannot be written to, but read from.
 #[test]
 fn a_reader_loads_and_stores_nothing() {
-    let daemon = Daemon::start("memory:");
-    let (writer, reader) = (daemon.client(), daemon.client_that(true));
+    let daemon = start("memory:");
+    let read_only = ClientConfig { read_only: true, ..daemon.config("") };
+    let (writer, reader) = (client(&daemon), Opened::new(Client::open(read_only).unwrap()));
     let case = Case { tp: 1, ..SMALL };
     let space = writer.open_space(plain_space(&case)).unwrap();
     assert_eq!(reader.open_space(plain_space(&case)).unwrap(), space);
@@ -199,8 +167,8 @@ fn transfers_and_their_completions_are_counted() {
 /// One client's objects, that another loads while they are on their way from a backend that does not answer.
 #[test]
 fn loads_end_with_their_daemon() {
-    let mut daemon = Daemon::start("fault:memory:?fault.load_hang=1");
-    let (writer, reader) = (daemon.client(), daemon.client());
+    let mut daemon = start("fault:memory:?fault.load_hang=1");
+    let (writer, reader) = (client(&daemon), client(&daemon));
     let case = Case { tp: 1, ..SMALL };
     let space = writer.open_space(plain_space(&case)).unwrap();
     assert_eq!(reader.open_space(plain_space(&case)).unwrap(), space);

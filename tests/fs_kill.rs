@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fs_common;
+mod random;
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,9 +13,9 @@ use std::sync::mpsc;
 use fs_common::*;
 use kvkeep::l2::Backend;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
+use random::{Random, rounds, seed};
 
 const CHILD: &str = "KVKEEP_KILL_CHILD";
-const ROUNDS: &str = "KVKEEP_KILL_ROUNDS";
 const IN_FLIGHT: u64 = 12;
 
 /// Lengths from one byte to several pieces, so that kills fall into every step.
@@ -47,15 +47,6 @@ fn child(arguments: &str) {
         out.flush().unwrap();
         fs.store(vec![storing(next, payload(next, length(next)), &to)]);
         next += 1;
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
     }
 }
 
@@ -93,10 +84,8 @@ fn p8_kill_loses_nothing_reported_and_leaves_nothing_half() {
     if let Ok(arguments) = std::env::var(CHILD) {
         return child(&arguments);
     }
-    let rounds = std::env::var(ROUNDS).map_or(20, |rounds| number_from(&rounds));
-    let seed = std::env::var("KVKEEP_KILL_SEED").map_or_else(|_| RandomState::new().hash_one(0), |s| number_from(&s));
-    eprintln!("KVKEEP_KILL_SEED={seed}");
-    let mut random = Random(seed);
+    let rounds = rounds("KVKEEP_KILL_ROUNDS", 20);
+    let mut random = Random(seed("KVKEEP_KILL_SEED"));
     for engine in engines() {
         let name = if engine == EngineKind::Uring { "uring" } else { "pool" };
         let dir = tempfile::tempdir().unwrap();

@@ -4,6 +4,8 @@
 //! KVKEEP_SOAK_SECONDS makes it last, KVKEEP_STRESS_SEED repeats a seed (not the interleaving).
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
+mod random;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -15,32 +17,13 @@ use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 use kvkeep::types::{Completion, PrefetchResult, Stats, View};
+use random::Random;
 
 const MIB: u64 = 1 << 20;
 /// Far beyond any pause of a loaded machine; only a hang meets it.
 const WATCHDOG: Duration = Duration::from_secs(120);
 const WATCHDOG_MS: u32 = 120_000;
 const WORKERS: u64 = 6;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, chances: u64) -> bool {
-        self.below(chances) == 0
-    }
-}
 
 /// A prompt's chunk: prompts share beginnings, so keys meet.
 fn key(prompt: u64, chunk: u64) -> Key {
@@ -359,8 +342,7 @@ fn stress(seed: u64, seconds: f64, policy: &str, mode: StoreMode, urls: &[&str])
 #[test]
 fn everything_at_once() {
     let seconds = std::env::var("KVKEEP_SOAK_SECONDS").map_or(4.0, |seconds| seconds.parse().unwrap());
-    let seed = std::env::var("KVKEEP_STRESS_SEED")
-        .map_or_else(|_| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64, |seed| seed.parse().unwrap());
+    let seed = random::seed("KVKEEP_STRESS_SEED");
     const DELAY: &str =
         "fault:memory:?capacity=2MiB&fault.delay=0.3&fault.delay_ms=2&fault.load_error=0.05&fault.flip=0.02";
     const HANG: &str =

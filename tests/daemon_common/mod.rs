@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+#[path = "../random/mod.rs"]
+mod random;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -16,6 +19,7 @@ use kvkeep::error::KVKEEP_OK;
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 use kvkeep::types::{Stats, View};
+pub use random::{Random, mix, rounds, seed};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -252,46 +256,12 @@ impl DaemonPart {
     pub fn config(&self) -> ClientConfig {
         ClientConfig { prefault: false, ..ClientConfig::new(&self.url()).unwrap() }
     }
-}
 
-/// Sixty-four well mixed bits (splitmix64).
-pub fn mix(mut bits: u64) -> u64 {
-    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
-}
-
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
+    /// A client of one that may be starting still, or again.
+    pub fn patient_client(&self) -> Arc<Client> {
+        let url = format!("{}?wait_ms={WATCHDOG_MS}", self.url());
+        Client::open(ClientConfig { prefault: false, ..ClientConfig::new(&url).unwrap() }).unwrap()
     }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn one_in(&mut self, chances: u64) -> bool {
-        self.below(chances) == 0
-    }
-}
-
-/// A seed from the variable, or a fresh one; said in any case.
-pub fn seed(variable: &str) -> u64 {
-    let seed = std::env::var(variable).map_or_else(
-        |_| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
-        |seed| seed.trim().parse().unwrap(),
-    );
-    eprintln!("{variable}={seed}");
-    seed
-}
-
-/// How often, from the variable.
-pub fn rounds(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |rounds| rounds.trim().parse().unwrap())
 }
 
 pub fn key(number: u64, rank: u32) -> Key {

@@ -2,6 +2,9 @@
 #![allow(unsafe_code)]
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
+#[path = "../random/mod.rs"]
+mod random;
+
 use kvkeep::config::SpaceSpec;
 use kvkeep::error::{KVKEEP_OK, Status};
 use kvkeep::key::Key;
@@ -12,6 +15,7 @@ use kvkeep::transfer::submit::Asked;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
 use kvkeep::types::{PrefetchResult, Stats};
 use proptest::prelude::*;
+pub use random::Random;
 
 /// Long enough for anything that ends.
 pub const WAIT_MS: u32 = 120_000;
@@ -116,25 +120,6 @@ pub fn cases_of_any_kind() -> impl Strategy<Value = Case> {
             Case { kind, layers, groups, tp, bytes, gap: gap * 4, per_chunk, chunks, tail, skip, temporary, seed }
         },
     )
-}
-
-/// Numbers by seed.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-
-    pub fn shuffle<T>(&mut self, some: &mut [T]) {
-        for i in (1..some.len()).rev() {
-            some.swap(i, self.next() as usize % (i + 1));
-        }
-    }
 }
 
 /// The paged memory of one worker.
@@ -346,7 +331,7 @@ pub fn round_trip(opened: &Opened, case: &Case, devices: &dyn Devices, drop_l1: 
 
 /// Tries as many layouts as `PROPTEST_CASES` says, or one of so many of those.
 pub fn try_layouts(opened: &Opened, devices: &dyn Devices, one_of: u32) {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(1000) / one_of;
+    let cases = random::number("PROPTEST_CASES", || 1000).div_ceil(u64::from(one_of)) as u32;
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let tried = proptest::test_runner::TestRunner::new(config).run(&cases_of_any_kind(), |case| {
         round_trip(opened, &case, devices, &|space| {

@@ -1,6 +1,7 @@
 //! P6: bad input through the C functions is a status with a message, changes nothing, and never crashes.
 
 use std::ffi::{CStr, c_char};
+use std::ops::{Deref, DerefMut};
 use std::ptr::{null, null_mut, without_provenance_mut};
 
 use kvkeep::error::{
@@ -18,6 +19,7 @@ use kvkeep::key::Key;
 use kvkeep::types::{Completion, PrefetchResult, Stats, View};
 
 use crate::cache::{KIB, MIB, key, views, watched};
+use crate::random::{Random, number, rounds};
 
 const KEYS: usize = 48;
 /// Functions that the fuzz knows.
@@ -35,30 +37,27 @@ fn init<T>() -> T {
     }
 }
 
-/// Numbers by seed; half of the rounds are tame, so that there is a state to change.
-struct Random(u64, bool);
+/// What calls are given; half of the rounds are tame, so that there is a state to change.
+struct Input {
+    random: Random,
+    wild: bool,
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
+impl Deref for Input {
+    type Target = Random;
+
+    fn deref(&self) -> &Random {
+        &self.random
     }
+}
 
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+impl DerefMut for Input {
+    fn deref_mut(&mut self) -> &mut Random {
+        &mut self.random
     }
+}
 
-    fn one_in(&mut self, chances: u64) -> bool {
-        self.below(chances) == 0
-    }
-
-    fn of<T: Copy>(&mut self, some: &[T]) -> T {
-        some[self.below(some.len() as u64) as usize]
-    }
-
+impl Input {
     /// A number, often a small or an extreme one.
     fn number(&mut self) -> u64 {
         let any = self.next();
@@ -83,13 +82,17 @@ impl Random {
     /// A count for arrays of [`KEYS`], or one that no call may take.
     fn count(&mut self) -> usize {
         let fits = 1 + self.below(KEYS as u64) as usize;
-        if self.1 && self.one_in(4) { self.of(&[0, (1 << 20) + 1, 1 << 40, usize::MAX / 8, usize::MAX]) } else { fits }
+        if self.wild && self.one_in(4) {
+            self.of(&[0, (1 << 20) + 1, 1 << 40, usize::MAX / 8, usize::MAX])
+        } else {
+            fits
+        }
     }
 
     fn pointer<T>(&mut self, valid: *mut T) -> *mut T {
         match self.below(16) {
-            0 if self.1 => null_mut(),
-            1 if self.1 => valid.cast::<u8>().wrapping_add(1).cast(),
+            0 if self.wild => null_mut(),
+            1 if self.wild => valid.cast::<u8>().wrapping_add(1).cast(),
             _ => valid,
         }
     }
@@ -104,10 +107,10 @@ impl Random {
         let size = size_of::<T>() as u32;
         // SAFETY: every versioned struct begins with two 32-bit numbers. A size is never more than what is there.
         unsafe {
-            if self.1 && self.one_in(8) {
+            if self.wild && self.one_in(8) {
                 head.write(self.of(&[0, 3, 7, 8, size - 4, u32::MAX, 1 << 31]));
             }
-            if self.1 && self.one_in(16) {
+            if self.wild && self.one_in(16) {
                 head.add(1).write(self.number() as u32);
             }
         }
@@ -140,9 +143,9 @@ fn books(stats: &Stats) -> [u64; 11] {
 #[test]
 fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
     watched(|| {
-        let seed = std::env::var("KVKEEP_FUZZ_SEED").map_or(1, |seed| seed.parse().unwrap());
+        let seed = number("KVKEEP_FUZZ_SEED", || 1);
         println!("seed {seed}");
-        let mut random = Random(seed, false);
+        let mut random = Input { random: Random(seed), wild: false };
         let mut cache = null_mut();
         let mut options: kvkeep_options = init();
         options.l1_bytes = MIB;
@@ -161,9 +164,8 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
         }
         let mut sessions = vec![0, 1, u64::MAX];
         let mut jobs = vec![0, 1, u64::MAX];
-        let rounds = std::env::var("KVKEEP_FUZZ_ROUNDS").map_or(60_000, |rounds| rounds.parse().unwrap());
-        for round in 0..rounds {
-            random.1 = !random.1;
+        for round in 0..rounds("KVKEEP_FUZZ_ROUNDS", 60_000) {
+            random.wild = !random.wild;
             let mut key_array: Vec<Key> = (0..KEYS).map(|_| key(random.below(40) as u32)).collect();
             let mut sizes: Vec<u64> =
                 (0..KEYS).map(|_| if random.one_in(9) { random.number() } else { 64 << random.below(12) }).collect();
@@ -231,10 +233,10 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                             reserved: 0,
                         }];
                         options.extra_count = extra;
-                        options.objects_per_chunk = if random.1 { random.of(&[0, 1, 2, 3, u32::MAX]) } else { 1 };
-                        options.mode = if random.1 { random.below(4) as u32 } else { 0 };
+                        options.objects_per_chunk = if random.wild { random.of(&[0, 1, 2, 3, u32::MAX]) } else { 1 };
+                        options.mode = if random.wild { random.below(4) as u32 } else { 0 };
                         options.window_chunks = r3 as u32;
-                        options.group_rule_count = if random.1 { random.of(&[0, 1, 65, usize::MAX]) } else { 0 };
+                        options.group_rule_count = if random.wild { random.of(&[0, 1, 65, usize::MAX]) } else { 0 };
                         options.group_rules = random.pointer(rules.as_ptr().cast_mut());
                         options.policy = random.below(4) as u32;
                         options.retention = random.below(3) as u32;

@@ -7,5 +7,7 @@ mod cache;
 mod completions;
 mod disk;
 mod memory;
+#[path = "../random/mod.rs"]
+mod random;
 mod shares;
 mod visible;
