@@ -100,15 +100,6 @@ static inline void store_all(const kvkeep_key *keys, size_t count, int32_t first
     CHECK_EQUAL(result.hit_chunks, count);
 }
 
-static int called;
-static kvkeep_completion told;
-
-static inline void note(void *userdata, const kvkeep_completion *completion) {
-    CHECK(userdata == &told);
-    told = *completion;
-    __atomic_add_fetch(&called, 1, __ATOMIC_SEQ_CST);
-}
-
 // Objects that only a backend has which never answers a load.
 static inline void enter_with_hanging_loads(kvkeep_key *keys, size_t count) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.load_hang=1"));

@@ -1,8 +1,8 @@
 // Backends that fail, lie or hang: wrong bytes never come back, and nothing waits for what never comes.
 #include "below.h"
+#include "told.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <sys/stat.h>
 
 static char object_paths[COUNT][4096];
@@ -194,43 +194,18 @@ static void p10_lookup_never_waits_for_loading(void) {
     OK(kvkeep_close(cache));
 }
 
-struct told {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    int count;
-    kvkeep_completion last;
-};
-
-static void tell(void *userdata, const kvkeep_completion *completion) {
-    struct told *told = userdata;
-    pthread_mutex_lock(&told->mutex);
-    told->count++;
-    told->last = *completion;
-    pthread_cond_broadcast(&told->changed);
-    pthread_mutex_unlock(&told->mutex);
-}
-
-static kvkeep_completion await_told(struct told *told) {
-    pthread_mutex_lock(&told->mutex);
-    while (told->count == 0) pthread_cond_wait(&told->changed, &told->mutex);
-    pthread_mutex_unlock(&told->mutex);
-    return told->last;
-}
-
-#define NOBODY_TOLD {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, {0, 0, 0, 0, 0, {0}}}
-
 static void p4_a_hung_backend_does_not_hold_a_job_past_its_deadline(void) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.load_hang=1"));
     put_below(cache, space, keys, COUNT, SIZE);
     put(cache, space, keys, 2, SIZE);
     struct told effort = NOBODY_TOLD, strict = NOBODY_TOLD;
     submit_hanging(KVKEEP_POLICY_BEST_EFFORT, 50, tell, &effort);
-    kvkeep_completion completion = await_told(&effort);
+    kvkeep_completion completion = await_told(&effort, 1);
     OK(completion.status);
     CHECK_EQUAL(completion.hit_chunks, 2);
     OK(kvkeep_finish_read(cache, session, keys, 2, 0, NULL));
     submit_hanging(KVKEEP_POLICY_DEADLINE, 50, tell, &strict);
-    completion = await_told(&strict);
+    completion = await_told(&strict, 1);
     CHECK_STATUS(completion.status, KVKEEP_ERR_TIMEOUT);
     CHECK_EQUAL(completion.hit_chunks, 0);
     CHECK_EQUAL(stats_of(cache).l1_shares, 0);
@@ -249,7 +224,7 @@ static void p4_a_hung_backend_is_fenced_at_its_deadline(void) {
     put_below(cache, space, keys, COUNT, SIZE);
     struct told told = NOBODY_TOLD;
     submit_hanging(KVKEEP_POLICY_WAIT, 0, tell, &told);
-    kvkeep_completion completion = await_told(&told);
+    kvkeep_completion completion = await_told(&told, 1);
     OK(completion.status);
     CHECK_EQUAL(completion.hit_chunks, 0);
     kvkeep_stats stats = stats_of(cache);

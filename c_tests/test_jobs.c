@@ -1,58 +1,20 @@
 // How the end of a job is told, and what else may end it: its release, its deadline, its session, the cache.
 #include "jobs.h"
+#include "told.h"
 
 #include <poll.h>
-#include <pthread.h>
 
-struct told {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    pthread_t submitter;
-    int count, close_refused;
-    kvkeep_completion last;
-};
+static pthread_t submitter;
 
-static struct told nobody_told(void) {
-    struct told told;
-    memset(&told, 0, sizeof told);
-    CHECK_EQUAL(pthread_mutex_init(&told.mutex, NULL), 0);
-    CHECK_EQUAL(pthread_cond_init(&told.changed, NULL), 0);
-    told.submitter = pthread_self();
-    return told;
-}
-
-static void tell(void *userdata, const kvkeep_completion *completion) {
-    struct told *told = userdata;
+// A callback comes from a thread of its own and may call anything but close.
+static void tell_from_its_thread(void *userdata, const kvkeep_completion *completion) {
     char name[32] = "";
-    CHECK(!pthread_equal(pthread_self(), told->submitter));
+    CHECK(!pthread_equal(pthread_self(), submitter));
     CHECK_EQUAL(pthread_getname_np(pthread_self(), name, sizeof name), 0);
     CHECK(strcmp(name, "kvkeep-callback") == 0);
-    // A callback may call anything but close.
     stats_of(cache);
     FAILS(kvkeep_close(cache), KVKEEP_ERR_INVALID, "callback");
-    pthread_mutex_lock(&told->mutex);
-    told->count++;
-    told->close_refused++;
-    told->last = *completion;
-    pthread_cond_broadcast(&told->changed);
-    pthread_mutex_unlock(&told->mutex);
-}
-
-// The callback while the cache closes: its handle is closed to it then.
-static void tell_simply(void *userdata, const kvkeep_completion *completion) {
-    struct told *told = userdata;
-    pthread_mutex_lock(&told->mutex);
-    told->count++;
-    told->last = *completion;
-    pthread_cond_broadcast(&told->changed);
-    pthread_mutex_unlock(&told->mutex);
-}
-
-static void await_told(struct told *told, int count) {
-    pthread_mutex_lock(&told->mutex);
-    while (told->count < count) pthread_cond_wait(&told->changed, &told->mutex);
-    CHECK_EQUAL(told->count, count);
-    pthread_mutex_unlock(&told->mutex);
+    tell(userdata, completion);
 }
 
 static void p4_a_callback_comes_once_from_a_library_thread(void) {
@@ -60,11 +22,11 @@ static void p4_a_callback_comes_once_from_a_library_thread(void) {
     kvkeep_key keys[4];
     keys_of(keys, 1, 4);
     put_below(cache, space, keys, 4, SIZE);
-    struct told told = nobody_told();
+    struct told told = NOBODY_TOLD;
     uint64_t job;
     // From below, and then from L1: the callback comes from its thread either way.
     for (int round = 1; round <= 2; round++) {
-        OK(kvkeep_submit_prefetch(cache, session, keys, 4, NULL, &job, tell, &told));
+        OK(kvkeep_submit_prefetch(cache, session, keys, 4, NULL, &job, tell_from_its_thread, &told));
         await_told(&told, round);
         CHECK_EQUAL(told.last.job, job);
         CHECK_EQUAL(told.last.session, session);
@@ -120,8 +82,8 @@ static void only_one_way_of_telling(void) {
     kvkeep_prefetch_options options = plain_options();
     options.notify = KVKEEP_NOTIFY_EVENT_FD;
     uint64_t job;
-    struct told told = nobody_told();
-    FAILS(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell, &told), KVKEEP_ERR_INVALID,
+    struct told told = NOBODY_TOLD;
+    FAILS(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell_from_its_thread, &told), KVKEEP_ERR_INVALID,
           "callback");
     CHECK_EQUAL(told.count, 0);
     teardown();
@@ -222,9 +184,9 @@ static void p4_abort_cancels_its_jobs_once(void) {
     kvkeep_key key = key_of(1);
     kvkeep_prefetch_options options = plain_options();
     options.lookup_timeout_ms = 100000;
-    struct told told = nobody_told();
+    struct told told = NOBODY_TOLD;
     uint64_t job;
-    OK(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell, &told));
+    OK(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell_from_its_thread, &told));
     OK(kvkeep_abort_session(cache, session));
     await_told(&told, 1);
     CHECK_STATUS(told.last.status, KVKEEP_ERR_CANCELLED);
@@ -240,10 +202,11 @@ static void p4_close_completes_every_job_once(void) {
     keys_of(keys, 1, 32);
     kvkeep_prefetch_options options = plain_options();
     options.lookup_timeout_ms = 100000;
-    struct told told = nobody_told();
+    struct told told = NOBODY_TOLD;
     uint64_t job;
+    // Told while the cache closes, to which a callback's handle is closed, too.
     for (int i = 0; i < 32; i++) {
-        OK(kvkeep_submit_prefetch(cache, session, &keys[i], 1, &options, &job, tell_simply, &told));
+        OK(kvkeep_submit_prefetch(cache, session, &keys[i], 1, &options, &job, tell, &told));
     }
     OK(kvkeep_close(cache));
     CHECK_EQUAL(told.count, 32);
@@ -258,16 +221,16 @@ static void policies_at_the_deadline(void) {
     kvkeep_prefetch_options options = plain_options();
     options.lookup_timeout_ms = 100000;
     options.deadline_ms = 30;
-    struct told told = nobody_told();
+    struct told told = NOBODY_TOLD;
     uint64_t job;
-    OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell, &told));
+    OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell_from_its_thread, &told));
     await_told(&told, 1);
     OK(told.last.status);
     CHECK_EQUAL(told.last.hit_chunks, 1);
     CHECK_EQUAL(stats_of(cache).l1_shares, 1);
     OK(kvkeep_finish_read(cache, session, keys, 1, 0, NULL));
     options.policy = KVKEEP_POLICY_DEADLINE;
-    OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell, &told));
+    OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell_from_its_thread, &told));
     await_told(&told, 2);
     CHECK_STATUS(told.last.status, KVKEEP_ERR_TIMEOUT);
     CHECK_EQUAL(told.last.hit_chunks, 0);
@@ -278,6 +241,7 @@ static void policies_at_the_deadline(void) {
 
 int main(void) {
     watchdog();
+    submitter = pthread_self();
     RUN(p4_a_callback_comes_once_from_a_library_thread);
     RUN(p4_the_event_descriptor_gives_each_completion_once);
     RUN(only_one_way_of_telling);
