@@ -30,4 +30,5 @@ pub mod key;
 pub mod metrics;
 pub mod policy;
 pub mod stats;
+mod table;
 pub mod types;

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::frame::disk_bytes;
 use super::keeper::{Deletion, Departure};
-use super::slots::{Slots, State};
+use super::slots::{Slot, Slots, State};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Change, Found, Observer, Store, Usage};
@@ -157,18 +157,7 @@ impl Index {
 
     /// Pins what is present; `other` stands for the rest.
     pub fn lookup(&mut self, keys: &[ObjectKey], found: &mut [Found], other: Found) {
-        for (key, found) in keys.iter().zip(found) {
-            *found = self.pin(key).map_or(other, Found::Present);
-        }
-    }
-
-    fn pin(&mut self, key: &ObjectKey) -> Option<u64> {
-        let slot = self.slots.find(key).map(|id| self.slots.get_mut(id))?;
-        if slot.state != State::Present {
-            return None;
-        }
-        slot.pins += 1;
-        Some(slot.size)
+        self.slots.find_all(keys, |i, slot| found[i] = slot.and_then(Slot::pin).map_or(other, Found::Present));
     }
 
     /// Pins `key`, whose file was just seen to have `size` bytes of payload.
@@ -186,7 +175,7 @@ impl Index {
             (slot.size, slot.used) = (size, used);
             self.appear(id);
         }
-        self.pin(&key).map_or(Found::Absent, Found::Present)
+        self.slots.get_mut(id).pin().map_or(Found::Absent, Found::Present)
     }
 
     /// Takes one pin off each key. Says what is to be unlinked now, and which stores may try again.

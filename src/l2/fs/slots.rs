@@ -2,9 +2,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use hashbrown::HashTable;
-
 use crate::key::ObjectKey;
+use crate::table::Table;
 
 /// What stands behind a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,9 +35,18 @@ pub struct Slot {
     pub dirty: bool,
 }
 
+impl Slot {
+    /// Takes a pin, if it is present, and gives its size.
+    pub fn pin(&mut self) -> Option<u64> {
+        let present = self.state == State::Present;
+        self.pins += u32::from(present);
+        present.then_some(self.size)
+    }
+}
+
 /// All objects.
 pub struct Slots {
-    table: HashTable<u32>,
+    table: Table,
     slots: Vec<Slot>,
     free: Vec<u32>,
     seed: [u64; 4],
@@ -60,7 +68,7 @@ impl Slots {
         // Secret, since an engine may let its users choose the bits of a key.
         let random = RandomState::new();
         let seed = [0, 1, 2, 3].map(|i: u64| random.hash_one(i) | 1);
-        Slots { table: HashTable::new(), slots: Vec::new(), free: Vec::new(), seed }
+        Slots { table: Table::new(), slots: Vec::new(), free: Vec::new(), seed }
     }
 
     /// Every word of the key takes part.
@@ -75,7 +83,25 @@ impl Slots {
 
     pub fn find(&self, key: &ObjectKey) -> Option<u32> {
         let hash = self.hash(key);
-        self.table.find(hash, |&id| self.slots[id as usize].key == *key).copied()
+        self.table.find(hash, |id| self.slots[id as usize].key == *key)
+    }
+
+    /// Calls `each` with the place of every key and the slot that holds it, if one does. Groups of keys are looked for in two
+    /// passes, table first, slots after, so that their memory accesses overlap.
+    pub fn find_all(&mut self, keys: &[ObjectKey], mut each: impl FnMut(usize, Option<&mut Slot>)) {
+        const GROUP: usize = 32;
+        for (group, keys) in keys.chunks(GROUP).enumerate() {
+            let mut likely = [(0, None); GROUP];
+            for (likely, key) in likely.iter_mut().zip(keys) {
+                let hash = self.hash(key);
+                *likely = (hash, self.table.candidate(hash));
+            }
+            for (i, (key, (hash, id))) in keys.iter().zip(likely).enumerate() {
+                let is = |id: u32| self.slots[id as usize].key == *key;
+                let id = id.and_then(|id| if is(id) { Some(id) } else { self.table.find(hash, is) });
+                each(group * GROUP + i, id.map(|id| &mut self.slots[id as usize]));
+            }
+        }
     }
 
     pub fn insert(&mut self, key: ObjectKey, size: u64, state: State) -> u32 {
@@ -92,15 +118,14 @@ impl Slots {
             }
         };
         let slots = &self.slots;
-        self.table.insert_unique(hash, id, |&id| slots[id as usize].hash);
+        self.table.insert(hash, id, |id| slots[id as usize].hash);
         id
     }
 
     pub fn remove(&mut self, id: u32) {
-        let hash = self.slots[id as usize].hash;
-        if let Ok(entry) = self.table.find_entry(hash, |&other| other == id) {
-            entry.remove();
-            self.slots[id as usize].dirty = false;
+        let slot = &mut self.slots[id as usize];
+        if self.table.remove(slot.hash, id) {
+            slot.dirty = false;
             self.free.push(id);
         }
     }
@@ -114,7 +139,7 @@ impl Slots {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        self.table.iter().map(|&id| (id, &self.slots[id as usize]))
+        self.table.ids().map(|id| (id, &self.slots[id as usize]))
     }
 }
 

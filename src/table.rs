@@ -1,4 +1,4 @@
-//! Which slot holds a key: a hash table of slot numbers that can be asked without touching the slots.
+//! Which slot of a tier holds a key: a hash table of slot numbers that can be asked without touching the slots.
 
 use hashbrown::HashTable;
 
@@ -9,7 +9,7 @@ struct Entry {
     id: u32,
 }
 
-/// The table of committed objects.
+/// Slot numbers by the hashes of their keys.
 pub struct Table {
     entries: HashTable<Entry>,
 }
@@ -44,11 +44,18 @@ impl Table {
         self.entries.insert_unique(hash, Entry { tag: tag(hash), id }, |entry| rehash(entry.id));
     }
 
-    /// Takes a slot out.
-    pub fn remove(&mut self, hash: u64, id: u32) {
-        if let Ok(entry) = self.entries.find_entry(hash, |entry| entry.id == id) {
+    /// Takes a slot out, and says whether it was there.
+    pub fn remove(&mut self, hash: u64, id: u32) -> bool {
+        let entry = self.entries.find_entry(hash, |entry| entry.id == id);
+        entry.is_ok_and(|entry| {
             entry.remove();
-        }
+            true
+        })
+    }
+
+    /// All slots, in no order.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.entries.iter().map(|entry| entry.id)
     }
 
     /// Memory held, in bytes.
