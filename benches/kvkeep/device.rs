@@ -176,18 +176,47 @@ fn ratio(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
     ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect()
 }
 
+/// What is reported of a way, in order.
+const MEASURED: [&str; 8] = [
+    "vs_memcpy",
+    "vs_large_memcpy",
+    "gb_per_s",
+    "cpu_s_per_gib",
+    "memcpy_gb_per_s",
+    "memcpy_alone_gb_per_s",
+    "large_memcpy_gb_per_s",
+    "large_memcpy_alone_gb_per_s",
+];
+
+fn names(name: &str) -> [String; MEASURED.len()] {
+    MEASURED.map(|measured| format!("{name}_{measured}"))
+}
+
 impl Way {
     fn report(self, report: &mut Report, name: &str, fragment: usize) {
         let to_large = if fragment >= 512 << 10 { Wanted::AtLeast(0.9) } else { Wanted::Nothing };
-        report.add(format!("{name}_vs_memcpy"), "x", ratio(&self.ours, &self.fragments), Wanted::AtLeast(1.4));
-        report.add(format!("{name}_vs_large_memcpy"), "x", ratio(&self.ours, &self.large), to_large);
-        report.add(format!("{name}_gb_per_s"), "GB/s", self.ours, Wanted::Nothing);
-        report.add(format!("{name}_cpu_s_per_gib"), "s", self.cpu, Wanted::Nothing);
-        report.add(format!("{name}_memcpy_gb_per_s"), "GB/s", self.fragments, Wanted::Nothing);
-        report.add(format!("{name}_memcpy_alone_gb_per_s"), "GB/s", self.fragments_alone, Wanted::Nothing);
-        report.add(format!("{name}_large_memcpy_gb_per_s"), "GB/s", self.large, Wanted::Nothing);
-        report.add(format!("{name}_large_memcpy_alone_gb_per_s"), "GB/s", self.large_alone, Wanted::Nothing);
+        let [to_memcpy, to_whole, ours, cpu, fragments, fragments_alone, whole, whole_alone] = names(name);
+        report.add(to_memcpy, "x", ratio(&self.ours, &self.fragments), Wanted::AtLeast(1.4));
+        report.add(to_whole, "x", ratio(&self.ours, &self.large), to_large);
+        report.add(ours, "GB/s", self.ours, Wanted::Nothing);
+        report.add(cpu, "s", self.cpu, Wanted::Nothing);
+        report.add(fragments, "GB/s", self.fragments, Wanted::Nothing);
+        report.add(fragments_alone, "GB/s", self.fragments_alone, Wanted::Nothing);
+        report.add(whole, "GB/s", self.large, Wanted::Nothing);
+        report.add(whole_alone, "GB/s", self.large_alone, Wanted::Nothing);
     }
+}
+
+fn name_of(way: &str, fragment: usize) -> String {
+    format!("device_{way}_{}kib", fragment >> 10)
+}
+
+/// Whether anything of fragments of a size is asked for. A store and the load behind it are measured together.
+fn wants(report: &Report, fragment: usize) -> bool {
+    ["store", "load"].iter().any(|way| {
+        let names = names(&name_of(way, fragment));
+        report.wants(&names.each_ref().map(String::as_str))
+    })
 }
 
 fn fragments_of(report: &mut Report, cache: &Cache, beside: usize, fragment: usize, per_chunk: usize) {
@@ -239,15 +268,20 @@ fn fragments_of(report: &mut Report, cache: &Cache, beside: usize, fragment: usi
     // SAFETY: no pointers but the handle.
     must(unsafe { kvkeep_close_pool(without_provenance_mut(cache.token()), pool) });
     for (name, way) in [("store", store), ("load", load)] {
-        way.report(report, &format!("device_{name}_{}kib", fragment >> 10), fragment);
+        way.report(report, &name_of(name, fragment), fragment);
     }
 }
 
 pub fn run(report: &mut Report) {
+    let mut sizes = [(16, 16), (64, 8), (512, 4), (2048, 2)].map(|(kib, per_chunk)| (kib << 10, per_chunk)).to_vec();
+    sizes.retain(|&(fragment, _)| wants(report, fragment));
+    if sizes.is_empty() {
+        return;
+    }
     let cache = Cache::open(Setup { l1_bytes: BYTES as u64 + (64 << 20), ..Setup::default() });
     let arena = Arena::map(BYTES, MapOptions::default()).expect("memory");
     arena.populate(0, BYTES as u64).expect("pages");
-    for (kib, per_chunk) in [(16, 16), (64, 8), (512, 4), (2048, 2)] {
-        fragments_of(report, &cache, arena.at(0).expose_provenance(), kib << 10, per_chunk);
+    for (fragment, per_chunk) in sizes {
+        fragments_of(report, &cache, arena.at(0).expose_provenance(), fragment, per_chunk);
     }
 }
