@@ -176,10 +176,21 @@ impl Transfers {
                 )));
             }
         }
-        if inner.pools.len() >= POOLS_MAX || inner.shapes.len() + layout.groups.len() > SHAPES_MAX {
+        if inner.pools.len() >= POOLS_MAX {
             return Err(Error::new(
                 KVKEEP_ERR_LIMIT,
                 format!("{} pools are open: close some first", inner.pools.len()),
+            ));
+        }
+        let new = |group: &&u32| !inner.shapes.contains_key(&(space, spec.rank, **group));
+        if inner.shapes.len() + layout.groups.keys().filter(new).count() > SHAPES_MAX {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!(
+                    "the layouts of {} ranks and groups of spaces are remembered, and {SHAPES_MAX} may be: open pools of \
+                     the same ones, or open the cache anew",
+                    inner.shapes.len()
+                ),
             ));
         }
         Ok(chunk_tokens)

@@ -15,8 +15,8 @@ use super::{PoolSpec, TransferRequest};
 use crate::cache::Cache;
 use crate::config::{NodeConfig, Notify, SpaceSpec, StoreMode};
 use crate::error::{
-    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND,
-    KVKEEP_OK, KVKEEP_PARTIAL, Result, Status,
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY,
+    KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status,
 };
 use crate::key::Key;
 use crate::node::Node;
@@ -349,6 +349,32 @@ fn a_piece_that_fails_spoils_no_key_that_is_not_in_it() {
     let [bad, good] = [KVKEEP_ERR_DEVICE as i32, KVKEEP_OK as i32];
     assert_eq!(statuses, [bad, bad, good, good, bad, bad]);
     fixture.cache.end_session(session).unwrap();
+    fixture.close();
+}
+
+#[test]
+fn layouts_are_counted_once_for_each_rank_and_group() {
+    const GROUPS: u32 = 4096;
+    const RANKS: u32 = (1 << 16) / GROUPS;
+    let fixture = fixture();
+    let address = fixture.pages.as_ptr().expose_provenance() as u64;
+    let open = |rank, groups| {
+        let segment = |group| Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group, layer: 0 };
+        let (blocks, blocks_per_chunk, promise) = (PER_CHUNK, PER_CHUNK, Promise::of_a_test());
+        let segments = (0..groups).map(segment).collect();
+        fixture
+            .transfers
+            .open_pool(fixture.space, PoolSpec { device: -1, rank, blocks, blocks_per_chunk, segments, promise })
+    };
+    // Rank 0 has one group's already.
+    for rank in 0..RANKS {
+        let pool = open(rank, GROUPS).unwrap();
+        fixture.transfers.close_pool(pool).unwrap();
+    }
+    let refused = open(RANKS, 1).unwrap_err();
+    assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
+    assert!(refused.message.contains("layouts of 65536"), "{refused}");
+    open(RANKS - 1, GROUPS).unwrap();
     fixture.close();
 }
 
