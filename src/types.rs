@@ -48,7 +48,7 @@ pub struct Completion {
     /// Its session.
     pub session: u64,
     /// A kvkeep_status: OK, PARTIAL (transfers only), or why it ended early (TIMEOUT, CANCELLED, EXPIRED, DISCONNECTED,
-    /// INTERNAL).
+    /// DEVICE of transfers only, INTERNAL).
     pub status: i32,
     /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`; of a transfer, objects copied.
     pub hit_chunks: u32,

@@ -46,11 +46,14 @@ use crate::transfer::submit::Asked;
 /// Registers the pages of `space`, which was opened by this handle, and sets `*pool` to its number. `options` and its segments
 /// are copied; the pages stay the caller's and must stay where they are until the pool is closed. Two segments of a group may
 /// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
-/// block to one group at a time).
-/// Errors: UNSUPPORTED (a CUDA device, but no NVIDIA driver, one older than CUDA 11.4, or no device: the message says what to
-/// install), DEVICE (the driver failed, as the message says), NOT_FOUND (space), INVALID (no such device, pages that are not its
-/// memory, overlap, a stride below block_bytes, an address or size that is no multiple of 4, blocks_per_chunk that does not divide chunk_tokens, a
-/// layout that contradicts an earlier pool of the same space, rank and group), LIMIT (1024 pools), IO.
+/// block to one group at a time). What objects look like is remembered for each space, rank and group until the cache is closed.
+/// Blocks while a CUDA device is opened, unless another pool of this handle has it open, and measured, once in a process.
+/// Errors: UNSUPPORTED (a CUDA device, but no NVIDIA driver, one older than CUDA 11.4, no device, or one without unified addresses:
+/// the message says what to install), DEVICE (the driver failed, as the message says), NOT_FOUND (space), INVALID (no such device;
+/// pages that are not its memory; a `segment_count` of 0 or above 4096; a `block_count` or `blocks_per_chunk` out of range;
+/// overlap; a stride below block_bytes; an address or block_bytes of 0; an address or size that is no multiple of 4; a chunk of
+/// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a layout that contradicts an earlier pool of the same
+/// space, rank and group), LIMIT (1024 pools open, or 65536 layouts remembered), IO (no thread can be started).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open_pool(
     cache: *mut kvkeep,
@@ -74,13 +77,18 @@ pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Sta
 }
 
 /// Stores `key_count` objects, each key once, from the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
-/// `*job`. Memory is reserved in the call, evicting where needed; the pages are gathered and the objects committed in the
-/// background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
+/// `*job`. `block_count` is `key_count` times `blocks_per_chunk`; both are 1 to KVKEEP_KEYS_MAX. The arrays are copied. The call
+/// waits for no I/O and no copy: memory is reserved in it, evicting where needed; the pages are gathered and the objects committed
+/// in the background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
 /// chunk, under a key of its own). Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
 /// as for `kvkeep_submit_prefetch`.
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
-/// aborted meanwhile), DISCONNECTED, DEVICE. Errors: NOT_FOUND (pool, session), EXPIRED, INVALID, PERMISSION (a reader), LIMIT (65536
-/// transfers not released, or as many completions not taken; `sessions_max`), DEVICE; then no completion comes.
+/// aborted meanwhile), DISCONNECTED, DEVICE.
+/// Errors: NOT_FOUND (pool, session), EXPIRED, INVALID (the counts; a key twice, or of another rank or group; a block that the pool
+/// does not have, or that is missing before one that is not; a session of another space; a stream that is none or is capturing a
+/// graph, or on the host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a
+/// session of an earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO
+/// (no thread can be started); then no completion comes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_store(
     cache: *mut kvkeep,
@@ -105,13 +113,16 @@ pub unsafe extern "C" fn kvkeep_submit_store(
 }
 
 /// Loads `key_count` objects, each key once, into the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
-/// `*job`. Blocks that are KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. What L1 has is held from
-/// this call on and copied layer by layer; the rest is waited for in the background (a prefetch that has it on its way is
-/// joined) and copied as it comes. The session need not hold shares of the keys. `options` may be NULL. Callback as for
+/// `*job`. Counts and arrays are as for `kvkeep_submit_store`; the call does not wait for I/O either. Blocks that are
+/// KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. What L1 has is held from this call on and copied
+/// layer by layer; the rest is waited for in the background (a prefetch that has it on its way is joined) and copied as it comes.
+/// The session need not hold shares of the keys. A read-only client may load. `options` may be NULL. Callback as for
 /// `kvkeep_submit_prefetch`.
 /// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, or
-/// was corrupt), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The pages of a block that is
-/// not OK may hold anything. Errors: as for `kvkeep_submit_store`; then no completion comes.
+/// was corrupt), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The pages of a block
+/// that is not OK may hold anything.
+/// Errors: as for `kvkeep_submit_store`, but neither for a read-only client nor for missing blocks; also INVALID for a block named
+/// twice in a group, or a `skip_first_tokens` that is no multiple of a block's tokens; then no completion comes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_load(
     cache: *mut kvkeep,
@@ -138,7 +149,8 @@ pub unsafe extern "C" fn kvkeep_submit_load(
 /// Blocks until every page of `layer` (a segment's number) is copied, at most `timeout_ms`: a load's may be used then, a
 /// store's overwritten, though other layers are not done. PARTIAL if some objects could not be had: wait for the whole and ask
 /// which. Any number of threads may wait.
-/// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, INVALID (not a transfer; a layer of none of the pool's segments).
+/// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, DEVICE, INVALID (not a transfer; a layer of none of the pool's
+/// segments).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: u32, timeout_ms: u32) -> Status {
     on(cache, |cache| cache.transfers().wait_layer(job, layer, timeout_ms))
@@ -149,7 +161,8 @@ pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: 
 /// once for what L1 has, and for the rest when that has been loaded. The layer with the greatest number ends a transfer. On the
 /// host, `stream` is 0 and this is `kvkeep_wait_layer`. PARTIAL if some objects could not be had by then; whether the device
 /// failed later shows in the completion.
-/// Errors: as for `kvkeep_wait_layer`; DEVICE.
+/// Errors: as for `kvkeep_wait_layer`; also INVALID for a stream that on the host is not 0, or on a CUDA device is none or is
+/// capturing a graph, and NOT_FOUND for a CUDA device's pool that was closed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_stream_wait_layer(
     cache: *mut kvkeep,
@@ -162,7 +175,8 @@ pub unsafe extern "C" fn kvkeep_stream_wait_layer(
 }
 
 /// What became of each block of a transfer: a kvkeep_status for each block number it was given, in that order. `count` is that
-/// of its `block_ids`. Blocks passed over are OK. PENDING until the transfer is done. Does not consume; any thread.
+/// of its `block_ids`. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only when this returns
+/// OK. Does not consume; any thread.
 /// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_blocks(cache: *mut kvkeep, job: u64, statuses: *mut i32, count: usize) -> Status {
