@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <future>
 #include <limits>
 #include <memory>
 #include <string>
@@ -67,6 +68,16 @@ auto with(Callback callback, Submit&& submit) {
         delete handed_over;
         throw;
     }
+}
+
+// Calls `submit` with a callback that fulfils the future of the result, a FutureJob or a FutureTransfer.
+template <typename Result, typename Submit>
+Result with_future(Submit&& submit) {
+    // Shared, because a std::function is copyable and a promise is not.
+    auto promise = std::make_shared<std::promise<Completion>>();
+    auto future = promise->get_future();
+    return {submit(Callback([promise](const Completion& completion) { promise->set_value(completion); })),
+            std::move(future)};
 }
 
 inline void log(void* userdata, std::int32_t level, const char* message) noexcept {

@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <future>
-#include <memory>
 #include <utility>
 
 namespace kvk {
@@ -87,10 +85,9 @@ private:
     template <typename Function>
     FutureTransfer future(Function function, const Session& session, Span<const Key> keys,
                           Span<const std::int32_t> blocks, const TransferOptions& options) const {
-        auto promise = std::make_shared<std::promise<Completion>>();
-        auto future = promise->get_future();
-        auto told = [promise](const Completion& completion) { promise->set_value(completion); };
-        return {submit(function, session, keys, blocks, options, Callback(told)), std::move(future)};
+        return detail::with_future<FutureTransfer>([&](Callback callback) {
+            return submit(function, session, keys, blocks, options, std::move(callback));
+        });
     }
 
     kvkeep* cache_;

@@ -8,8 +8,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <future>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -151,11 +149,8 @@ public:
 
     /// Submits a prefetch whose end fulfils a future.
     FutureJob prefetch_future(Span<const Key> keys, const PrefetchOptions& options = {}) {
-        // Shared, because a std::function is copyable and a promise is not.
-        auto promise = std::make_shared<std::promise<Completion>>();
-        auto future = promise->get_future();
-        Job job = prefetch(keys, options, [promise](const Completion& completion) { promise->set_value(completion); });
-        return {job, std::move(future)};
+        return detail::with_future<FutureJob>(
+            [&](Callback callback) { return prefetch(keys, options, std::move(callback)); });
     }
 
     /// What the session holds, as JSON.
