@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import kvkeep
+from kvkeep.vllm.trouble import Trouble
 
 from .support import HANGING, CacheTest
 from .vllm_engine import BLOCK_TOKENS, Engine
@@ -191,6 +192,16 @@ class Sides(CacheTest):
             self.assertEqual(engine.run("third", PROMPT)[1], 0)
         self.assertEqual(len(logged.records), 2, "said once by each side")
         self.assertFalse(engine.scheduler.finished(asked))
+
+    def test_a_trouble_is_said_once_while_it_lasts(self) -> None:
+        trouble, error = Trouble(), kvkeep.KvkeepError("the disk is gone: mount it")
+        with self.assertLogs("vllm.kvkeep", "WARNING") as logged:
+            for _ in range(3):
+                trouble.say(error, "no pages of %s", "first")
+            trouble.over()
+            trouble.say(error, "no pages of %s", "second")
+        lines = [record.getMessage() for record in logged.records]
+        self.assertEqual(lines, [f"no pages of {name}: {error}" for name in ("first", "second")])
 
     def test_a_load_whose_outcome_is_unknown_has_failed(self) -> None:
         engine = self.engine()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
@@ -15,9 +14,9 @@ from .plan import Grid, Span, chunk_hashes, covering, key_records, load_blocks, 
 from .request import Load, Lookup, Tracked
 from .settings import Settings
 from .step import Move, Step
+from .trouble import Trouble
 
-log = logging.getLogger("vllm.kvkeep")
-
+UNUSED = "kvkeep cannot be used now, and prompts are computed"
 # A request may decode for long between two chunks, and a session that holds nothing ends at its deadline. When the engine
 # dies, its sessions do at once.
 SESSION_TIMEOUT_MS = 3_600_000
@@ -38,7 +37,7 @@ class Scheduler:
         # Finished requests whose sessions end when the workers have stored.
         self._ending: dict[str, Tracked] = {}
         self._next = Step()
-        self._trouble = ""
+        self._trouble = Trouble()
 
     def matched(self, request: Any, computed: int) -> tuple[Optional[int], bool]:
         """How many tokens beyond `computed` can be loaded, and whether beside the steps; None: ask again."""
@@ -55,7 +54,7 @@ class Scheduler:
                 return 0, False
             hits = tracked.lookup.hits(loaded=self._layered)
         except KvkeepError as error:
-            self._note(error)
+            self._trouble.say(error, UNUSED)
             tracked.drop_lookup()
             tracked.computes_itself = True
             return 0, False
@@ -155,7 +154,7 @@ class Scheduler:
     def _session(self, tracked: Tracked) -> Session:
         if tracked.session is None:
             tracked.session = self._space.session(tracked.request.request_id, SESSION_TIMEOUT_MS)
-            self._trouble = ""
+            self._trouble.over()
         return tracked.session
 
     def _look_up(self, tracked: Tracked) -> None:
@@ -189,15 +188,9 @@ class Scheduler:
         try:
             session = self._session(tracked)
         except KvkeepError as error:
-            self._note(error)
+            self._trouble.say(error, UNUSED)
             return
         tracked.has_stores = tracked.used = True
         hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk)
         blocks = store_blocks(block_ids_of(request.request_id), span, grid)
         step.stores.append(Move(request.request_id, session.id, hashes, blocks))
-
-    def _note(self, error: KvkeepError) -> None:
-        """Says once what keeps the cache from being used."""
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            log.warning("kvkeep cannot be used now, and prompts are computed: %s", error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Callable, NamedTuple, Optional
 
@@ -13,8 +12,7 @@ from ..pool import Pool, Transfer
 from .plan import key_records
 from .quietly import quietly
 from .step import Move, Step
-
-log = logging.getLogger("vllm.kvkeep")
+from .trouble import Trouble
 
 
 class Moving(NamedTuple):
@@ -79,7 +77,7 @@ class Worker:
         # Steps that are scheduled before the answer to one is known: what they compute may come from what failed in it.
         self._steps_ahead = steps_ahead
         self._distrusted_steps = 0
-        self._trouble = ""
+        self._trouble = Trouble()
 
     def settle(self, step: Step) -> None:
         """Before the step writes any block: waits for the stores of blocks that are about to be used anew."""
@@ -166,11 +164,9 @@ class Worker:
             # The request was aborted meanwhile, and its session with it.
             return None
         except KvkeepError as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                log.warning("kvkeep cannot move pages of %s: %s", move.request, error)
+            self._trouble.say(error, "kvkeep cannot move pages of %s", move.request)
             return None
-        self._trouble = ""
+        self._trouble.over()
         return Moving(transfer, move.blocks)
 
     def _fail(self, blocks: Iterable[int]) -> None:
