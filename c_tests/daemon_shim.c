@@ -7,20 +7,12 @@
 // daemon refuses to start with is opened as it was asked for, so that the library itself says why it is refused.
 #include <kvkeep.h>
 
-#include <dlfcn.h>
-#include <errno.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "serve.h"
 
-enum { DAEMONS_MAX = 256, ARGUMENTS_MAX = 64, TEXT_MAX = 4096, STORES = 4 };
+#include <dlfcn.h>
+#include <pthread.h>
+
+enum { DAEMONS_MAX = 256, STORES = 4 };
 
 static struct {
     kvkeep *cache;
@@ -29,17 +21,6 @@ static struct {
 } daemons[DAEMONS_MAX];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-struct command {
-    char *arguments[ARGUMENTS_MAX];
-    int count;
-};
-
-static void add(struct command *command, const char *flag, const char *value) {
-    char text[TEXT_MAX];
-    snprintf(text, sizeof text, "%s=%s", flag, value);
-    if (command->count < ARGUMENTS_MAX - 1) command->arguments[command->count++] = strdup(text);
-}
-
 static void add_number(struct command *command, const char *flag, uint64_t value) {
     char text[32];
     if (value == 0) return;
@@ -47,16 +28,9 @@ static void add_number(struct command *command, const char *flag, uint64_t value
     add(command, flag, text);
 }
 
-static struct command command_of(const kvkeep_options *options, const char *socket) {
+static struct command command_of(const kvkeep_options *options, const char *directory) {
     static const char *const stores[STORES] = {"write-through", "write-back", "after-uses", "never"};
-    struct command command = {{0}, 0};
-    command.arguments[command.count++] = strdup(getenv("KVKEEP_COMMAND"));
-    command.arguments[command.count++] = strdup("serve");
-    add(&command, "--socket", socket);
-    add(&command, "--log", "error");
-    char l1[32];
-    snprintf(l1, sizeof l1, "%llu", (unsigned long long)options->l1_bytes);
-    add(&command, "--l1", l1);
+    struct command command = serve_command(directory, options->l1_bytes);
     for (size_t i = 0; i < options->backend_count; i++) add(&command, "--l2", options->backend_urls[i]);
     if (options->eviction_policy) add(&command, "--policy", options->eviction_policy);
     add(&command, "--store", stores[options->store_mode]);
@@ -72,47 +46,6 @@ static struct command command_of(const kvkeep_options *options, const char *sock
     add_number(&command, "--jobs-max", options->jobs_max);
     add_number(&command, "--session-timeout-ms", options->session_timeout_ms);
     return command;
-}
-
-static pid_t spawn(const struct command *command, const char *notify) {
-    pid_t parent = getpid();
-    pid_t pid = fork();
-    if (pid != 0) return pid;
-    // Whatever becomes of the test, its daemon does not outlive it.
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) _exit(127);
-    unsetenv("LD_PRELOAD");
-    setenv("NOTIFY_SOCKET", notify, 1);
-    execv(command->arguments[0], command->arguments);
-    _exit(127);
-}
-
-// Waits until the daemon says that it is ready, as it says it to systemd. Not so if it has ended before.
-static int is_ready(int notified, pid_t pid) {
-    char message[256];
-    for (;;) {
-        ssize_t bytes = recv(notified, message, sizeof message - 1, 0);
-        if (bytes > 0) {
-            message[bytes] = 0;
-            if (strstr(message, "READY=1")) return 1;
-        } else if (waitpid(pid, NULL, WNOHANG) == pid) {
-            return 0;
-        }
-    }
-}
-
-// Where readiness is told. Its short time to wait is for noticing a daemon that ended without a word.
-static int open_notify(const char *path) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct timeval patience = {0, 20000};
-    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
-    int notified = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    setsockopt(notified, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    if (bind(notified, (struct sockaddr *)&address, sizeof address) != 0) {
-        perror("daemon_shim: bind");
-        abort();
-    }
-    return notified;
 }
 
 static void remove_files(const char *directory) {
@@ -168,18 +101,12 @@ kvkeep_status kvkeep_open(const kvkeep_options *options, kvkeep **cache) {
     *(void **)&next = dlsym(RTLD_NEXT, "kvkeep_open");
     if (!cache || !can_serve(options)) return next(options, cache);
 
-    char directory[64] = "/tmp/kvkeep-shim-XXXXXX", socket[80], notify[80], url[128];
+    char directory[64] = "/tmp/kvkeep-shim-XXXXXX", url[128];
     if (!mkdtemp(directory)) abort();
-    snprintf(socket, sizeof socket, "%s/s", directory);
-    snprintf(notify, sizeof notify, "%s/n", directory);
-    snprintf(url, sizeof url, "unix://%s", socket);
-    int notified = open_notify(notify);
-    struct command command = command_of(options, socket);
-    pid_t pid = spawn(&command, notify);
-    int ready = is_ready(notified, pid);
-    close(notified);
-    for (int i = 0; i < command.count; i++) free(command.arguments[i]);
-    if (!ready) {
+    snprintf(url, sizeof url, "unix://%s/s", directory);
+    struct command command = command_of(options, directory);
+    pid_t pid = start_serving(&command, directory);
+    if (!pid) {
         remove_files(directory);
         return next(options, cache);
     }
