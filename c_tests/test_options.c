@@ -44,10 +44,37 @@ static void p6_options_of_a_cache(void) {
     options = quiet_options(MIB);
     options.flags = KVKEEP_FLAG_NUMA_NODE;
     options.numa_node = 4000;
-    kvkeep *other = NULL;
-    CHECK(kvkeep_open(&options, &other) < 0);
-    CHECK(strlen(kvkeep_last_error()) > 20);
+    refuse_open(&options, KVKEEP_ERR_INVALID, "NUMA node 4000 out of range");
 #undef REFUSE
+}
+
+static long free_huge_pages(void) {
+    char line[128];
+    long count, free_pages = 0;
+    FILE *file = fopen("/proc/meminfo", "r");
+    CHECK(file != NULL);
+    while (fgets(line, sizeof line, file)) {
+        if (sscanf(line, "HugePages_Free: %ld", &count) == 1) free_pages = count;
+    }
+    fclose(file);
+    return free_pages;
+}
+
+static void p6_huge_pages_that_are_not_reserved(void) {
+    kvkeep_options options = quiet_options(((uint64_t)free_huge_pages() + 1) * 2 * MIB);
+    options.flags = KVKEEP_FLAG_HUGE_PAGES;
+    refuse_open(&options, KVKEEP_ERR_NO_MEMORY, "reserve more huge pages");
+}
+
+static void p6_more_backends_than_there_may_be(void) {
+    const char *urls[KVKEEP_TIERS_MAX];
+    for (int i = 0; i < KVKEEP_TIERS_MAX; i++) urls[i] = "memory:";
+    kvkeep_options options = quiet_options(MIB);
+    options.backend_urls = urls;
+    options.backend_count = KVKEEP_TIERS_MAX;
+    refuse_open(&options, KVKEEP_ERR_LIMIT, "backend");
+    options.backend_count = KVKEEP_TIERS_MAX - 1;
+    OK(kvkeep_close(open_with(&options)));
 }
 
 static void p6_urls(void) {
@@ -130,6 +157,8 @@ static void p6_texts_and_choices(void) {
 int main(void) {
     watchdog();
     RUN(p6_options_of_a_cache);
+    RUN(p6_huge_pages_that_are_not_reserved);
+    RUN(p6_more_backends_than_there_may_be);
     RUN(p6_urls);
     RUN(p6_texts_and_choices);
     return 0;

@@ -48,8 +48,9 @@ fn last_error(what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-/// Maps `bytes` of `fd`, at a multiple of a huge page if they fill one.
-fn map_aligned(bytes: usize, fd: &OwnedFd, access: libc::c_int) -> io::Result<*mut u8> {
+/// Maps `bytes` of `fd`, at a multiple of a huge page if they fill one. Of huge pages there must be enough now (`reserve`): one that
+/// is not there when it is first touched ends the process.
+fn map_aligned(bytes: usize, fd: &OwnedFd, access: libc::c_int, reserve: bool) -> io::Result<*mut u8> {
     let spare = if bytes < HUGE_PAGE { 0 } else { HUGE_PAGE };
     let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh mapping at an address the kernel picks; the result is checked.
@@ -60,7 +61,7 @@ fn map_aligned(bytes: usize, fd: &OwnedFd, access: libc::c_int) -> io::Result<*m
     let place = place.cast::<u8>();
     let before = if spare > 0 { place.align_offset(HUGE_PAGE) } else { 0 };
     let (base, end) = (place.wrapping_add(before), place.wrapping_add(bytes + spare));
-    let kind = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let kind = libc::MAP_SHARED | libc::MAP_FIXED | if reserve { 0 } else { libc::MAP_NORESERVE };
     // SAFETY: replaces a part of the mapping just made, of which nobody knows; the result is checked.
     let mapped = unsafe { libc::mmap(base.cast(), bytes, access, kind, fd.as_raw_fd(), 0) };
     let error = (mapped == libc::MAP_FAILED).then(|| last_error("mapping the arena"));
@@ -107,7 +108,7 @@ impl Arena {
                 return Err(last_error("sealing the arena"));
             }
         }
-        let base = map_aligned(bytes, &fd, libc::PROT_READ | libc::PROT_WRITE)?;
+        let base = map_aligned(bytes, &fd, libc::PROT_READ | libc::PROT_WRITE, options.huge_pages)?;
         let arena = Arena { base, bytes, fd, writable: true, joins: !options.huge_pages };
         arena.keep_to_owner()?;
         if let Some(node) = options.numa_node {
@@ -137,7 +138,7 @@ impl Arena {
             return Err(invalid("the arena is smaller than was said"));
         }
         let access = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-        let base = map_aligned(bytes, &fd, access)?;
+        let base = map_aligned(bytes, &fd, access, false)?;
         Ok(Arena { base, bytes, fd, writable, joins: false })
     }
 
