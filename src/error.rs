@@ -115,7 +115,19 @@ impl Error {
             std::io::ErrorKind::PermissionDenied => KVKEEP_ERR_PERMISSION,
             _ => KVKEEP_ERR_IO,
         };
-        Error::new(status, format!("{what}: {error}"))
+        Error::new(status, format!("{what}: {error}{}", remedy(error.kind())))
+    }
+}
+
+/// What helps against a failure of the operating system, as far as its kind tells.
+fn remedy(kind: std::io::ErrorKind) -> &'static str {
+    use std::io::ErrorKind;
+    match kind {
+        ErrorKind::PermissionDenied => "; let this user do that, or name another place",
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists | ErrorKind::ReadOnlyFilesystem => "; name another place",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room there",
+        ErrorKind::WouldBlock | ErrorKind::OutOfMemory => "; leave this process more threads and memory",
+        _ => "",
     }
 }
 
