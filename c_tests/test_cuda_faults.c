@@ -18,6 +18,8 @@ static void a_lost_device_ends_its_transfers_once(void) {
         int32_t statuses[IDS];
         OK(kvkeep_query_blocks(cache, job, statuses, IDS));
         for (int i = 0; i < IDS; i++) CHECK_STATUS(statuses[i], KVKEEP_ERR_DEVICE);
+        FAILS(kvkeep_wait_layer(cache, job, 0, 60000), KVKEEP_ERR_DEVICE, "ended with");
+        FAILS(kvkeep_stream_wait_layer(cache, job, 0, 0, 60000), KVKEEP_ERR_DEVICE, "Fake GPU 0");
         FAILS(kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &other, tell, &told), KVKEEP_ERR_DEVICE,
               "Fake GPU 0");
         FAILS(try_pool(0, pages_at, &other), KVKEEP_ERR_DEVICE, "Fake GPU 0");

@@ -148,6 +148,62 @@ static void p9_jobs_are_bounded(void) {
     teardown();
 }
 
+static void p9_completions_that_nobody_takes_are_bounded(void) {
+    kvkeep_options options = quiet_options(4 * MIB);
+    options.jobs_max = 3;
+    cache = open_with(&options);
+    space = open_space(cache, "model");
+    session = begin(cache, space);
+    kvkeep_key key = key_of(1);
+    kvkeep_prefetch_options by_event = plain_options();
+    by_event.notify = KVKEEP_NOTIFY_EVENT_FD;
+    uint64_t more = 77;
+    for (int i = 0; i < 3; i++) OK(kvkeep_release_job(cache, submit(&key, 1, &by_event)));
+    // A daemon's client has a queue of its own, of a bound that nobody sets.
+    if (stats_of(cache).clients == 0) {
+        FAILS(kvkeep_submit_prefetch(cache, session, &key, 1, &by_event, &more, NULL, NULL), KVKEEP_ERR_LIMIT,
+              "3 completions wait to be taken");
+        CHECK_EQUAL(more, 77);
+    }
+    kvkeep_completion taken[4];
+    size_t count;
+    OK(kvkeep_drain_completions(cache, taken, 1, &count));
+    CHECK_EQUAL(count, 1);
+    submit(&key, 1, &by_event);
+    OK(kvkeep_drain_completions(cache, taken, 4, &count));
+    CHECK_EQUAL(count, 3);
+    teardown();
+}
+
+struct waiting {
+    uint64_t job;
+    kvkeep_status status;
+    char message[256];
+};
+
+static void *wait_for_long(void *data) {
+    struct waiting *waiting = data;
+    waiting->status = kvkeep_wait(cache, waiting->job, 1000000);
+    snprintf(waiting->message, sizeof waiting->message, "%s", kvkeep_last_error());
+    return NULL;
+}
+
+static void who_waits_for_a_job_that_is_released_is_told(void) {
+    setup();
+    kvkeep_key key = key_of(1);
+    kvkeep_prefetch_options options = plain_options();
+    options.lookup_timeout_ms = 1000000;
+    options.deadline_ms = 1000000;
+    struct waiting waiting = {submit(&key, 1, &options), KVKEEP_OK, ""};
+    pthread_t thread;
+    CHECK_EQUAL(pthread_create(&thread, NULL, wait_for_long, &waiting), 0);
+    OK(kvkeep_release_job(cache, waiting.job));
+    CHECK_EQUAL(pthread_join(thread, NULL), 0);
+    CHECK_STATUS(waiting.status, KVKEEP_ERR_NOT_FOUND);
+    CHECK(strstr(waiting.message, "job") && strstr(waiting.message, "released"));
+    teardown();
+}
+
 static void polling_can_be_cancelled(void) {
     setup();
     kvkeep_key keys[2];
@@ -248,6 +304,8 @@ int main(void) {
     RUN(a_released_job_is_gone_for_every_query_and_its_shares_stay);
     RUN(p5_a_job_nobody_reads_is_released_at_its_deadline);
     RUN(p9_jobs_are_bounded);
+    RUN(p9_completions_that_nobody_takes_are_bounded);
+    RUN(who_waits_for_a_job_that_is_released_is_told);
     RUN(polling_can_be_cancelled);
     RUN(a_done_job_is_not_cancelled);
     RUN(p4_abort_cancels_its_jobs_once);

@@ -211,7 +211,7 @@ static void two_jobs_that_want_the_same_object_load_it_once(void) {
 static void drain_says_how_much_is_left(void) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.delay=1&fault.delay_ms=2000"));
     put(cache, space, keys, COUNT, SIZE);
-    FAILS(kvkeep_drain_writes(cache, 1), KVKEEP_ERR_TIMEOUT, "8");
+    FAILS(kvkeep_drain_writes(cache, 1), KVKEEP_ERR_TIMEOUT, "8 writes are left");
     OK(kvkeep_drain_writes(cache, 60000));
     CHECK_EQUAL(stats_of(cache).stores, COUNT);
     leave();

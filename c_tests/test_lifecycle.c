@@ -58,6 +58,27 @@ static void as_many_caches_as_the_header_says(void) {
     for (int i = 0; i < 256; i++) OK(kvkeep_close(caches[i]));
 }
 
+static void as_many_spaces_as_the_header_says(void) {
+    kvkeep *cache = open_l1(MIB);
+    kvkeep_space_options options;
+    KVKEEP_INIT(&options);
+    char model[32];
+    options.model = model;
+    uint64_t space, more = 77;
+    for (int i = 0; i < 65536; i++) {
+        snprintf(model, sizeof model, "model %d", i);
+        OK(kvkeep_open_space(cache, &options, &space));
+    }
+    snprintf(model, sizeof model, "one more");
+    FAILS(kvkeep_open_space(cache, &options, &more), KVKEEP_ERR_LIMIT, "65536 spaces are open");
+    CHECK_EQUAL(more, 77);
+    // One that is open may be opened again.
+    snprintf(model, sizeof model, "model 65535");
+    OK(kvkeep_open_space(cache, &options, &more));
+    CHECK_EQUAL(more, space);
+    OK(kvkeep_close(cache));
+}
+
 static void an_older_callers_shorter_struct_works(void) {
     kvkeep_options options = quiet_options(MIB);
     memset(&options.watermark_high_percent, 0xee, sizeof options - offsetof(kvkeep_options, watermark_high_percent));
@@ -219,6 +240,7 @@ int main(void) {
     RUN(a_closed_handle_stays_closed);
     RUN(two_caches_know_nothing_of_each_other);
     RUN(as_many_caches_as_the_header_says);
+    RUN(as_many_spaces_as_the_header_says);
     RUN(an_older_callers_shorter_struct_works);
     RUN(a_newer_callers_longer_struct_works_where_its_tail_is_unused);
     RUN(another_abi_is_refused);

@@ -82,8 +82,28 @@ static void p5_an_idle_session_is_reclaimed(void) {
     CHECK_EQUAL(stats_of(cache).sessions, 0);
     // Its number still says why it is gone.
     uint32_t token = 1;
-    FAILS(kvkeep_append_tokens(cache, session, &token, 1, NULL), KVKEEP_ERR_EXPIRED, "session");
-    FAILS(kvkeep_end_session(cache, session), KVKEEP_ERR_EXPIRED, "session");
+    uint64_t size = 4096, job = 77;
+    kvkeep_key key = key_of(1);
+    kvkeep_view view;
+    char text[64];
+    size_t length;
+#define GONE(call) FAILS(call, KVKEEP_ERR_EXPIRED, "passed its deadline")
+    GONE(kvkeep_append_tokens(cache, session, &token, 1, NULL));
+    GONE(kvkeep_session_keys(cache, session, 0, 1, 0, 1, 1, &key, 1));
+    GONE(kvkeep_reserve_write(cache, session, &key, 1, &size, 0, &view));
+    GONE(kvkeep_finish_write(cache, session, &key, 1, NULL));
+    GONE(kvkeep_abort_write(cache, session, &key, 1, NULL));
+    GONE(kvkeep_finish_write_and_reserve_read(cache, session, &key, 1, 0, &view));
+    GONE(kvkeep_reserve_read(cache, session, &key, 1, 0, &view));
+    GONE(kvkeep_finish_read(cache, session, &key, 1, 0, NULL));
+    GONE(kvkeep_release_tokens(cache, session, 0, 16, 0, 1, 1, 0, NULL));
+    GONE(kvkeep_unsafe_read(cache, session, &key, 1, &view));
+    GONE(kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &job, NULL, NULL));
+    GONE(kvkeep_explain_session(cache, session, text, sizeof text, &length));
+    GONE(kvkeep_abort_session(cache, session));
+    GONE(kvkeep_end_session(cache, session));
+#undef GONE
+    CHECK_EQUAL(job, 77);
     teardown();
 }
 
@@ -131,27 +151,31 @@ static void p3_revocation_returns_shares_once(void) {
     setup(MIB);
     uint64_t session = begin_for(cache, space, 50);
     kvkeep_key keys[15];
-    kvkeep_view views[15];
-    int32_t statuses[15];
+    kvkeep_view views[14];
+    int32_t statuses[14];
     keys_of(keys, 1, 15);
-    put_in(cache, session, keys, 15, 64 * KIB);
-    OK(kvkeep_reserve_read(cache, session, keys, 15, 1, views));
+    put_in(cache, session, keys, 14, 64 * KIB);
+    OK(kvkeep_reserve_read(cache, session, keys, 14, 1, views));
+    // What it stages is never taken, so that it lives on when nothing else is left to it.
+    stage_in(cache, session, &keys[14], 1, 4096, KVKEEP_RETENTION_KEEP);
     take_room();
     kvkeep_stats stats = stats_of(cache);
     CHECK(stats.shares_revoked >= 2 * 7 && stats.shares_revoked % 2 == 0);
-    CHECK_EQUAL(stats.l1_shares, 30 - stats.shares_revoked);
-    kvkeep_status status = kvkeep_finish_read(cache, session, keys, 15, 1, statuses);
-    CHECK(status == KVKEEP_PARTIAL || status == KVKEEP_ERR_EXPIRED);
-    if (status == KVKEEP_PARTIAL) {
-        uint64_t expired = 0;
-        for (int i = 0; i < 15; i++) {
-            if (statuses[i] == KVKEEP_ERR_EXPIRED) expired++;
-            else OK(statuses[i]);
-        }
-        CHECK_EQUAL(2 * expired, stats.shares_revoked);
+    CHECK_EQUAL(stats.l1_shares, 28 - stats.shares_revoked);
+    CHECK_STATUS(kvkeep_unsafe_read(cache, session, keys, 14, views), KVKEEP_PARTIAL);
+    CHECK_STATUS(kvkeep_finish_read(cache, session, keys, 14, 1, statuses), KVKEEP_PARTIAL);
+    uint64_t expired = 0;
+    for (int i = 0; i < 14; i++) {
+        CHECK_STATUS(views[i].status, statuses[i]);
+        if (statuses[i] == KVKEEP_ERR_EXPIRED) expired++;
+        else OK(statuses[i]);
     }
-    kvkeep_end_session(cache, session);
+    CHECK_EQUAL(2 * expired, stats.shares_revoked);
+    CHECK_STATUS(kvkeep_finish_read(cache, session, keys, 14, 1, statuses), KVKEEP_PARTIAL);
+    for (int i = 0; i < 14; i++) CHECK_STATUS(statuses[i], KVKEEP_ERR_NOT_HELD);
     CHECK_EQUAL(stats_of(cache).l1_shares, 0);
+    OK(kvkeep_finish_write(cache, session, &keys[14], 1, NULL));
+    OK(kvkeep_end_session(cache, session));
     teardown();
 }
 
@@ -225,6 +249,23 @@ static void tokens_become_keys(void) {
     teardown();
 }
 
+static void p9_tokens_of_a_session_are_bounded(void) {
+    setup(MIB);
+    kvkeep_space_options options;
+    KVKEEP_INIT(&options);
+    options.model = "model";
+    options.chunk_tokens = KVKEEP_KEYS_MAX;
+    uint64_t wide, chunks = 0;
+    OK(kvkeep_open_space(cache, &options, &wide));
+    uint64_t session = begin(cache, wide);
+    static uint32_t tokens[KVKEEP_KEYS_MAX];
+    for (int i = 0; i < 64; i++) OK(kvkeep_append_tokens(cache, session, tokens, KVKEEP_KEYS_MAX, &chunks));
+    CHECK_EQUAL(chunks, 64);
+    FAILS(kvkeep_append_tokens(cache, session, tokens, 1, &chunks), KVKEEP_ERR_LIMIT, "67108864 tokens");
+    CHECK_EQUAL(chunks, 64);
+    teardown();
+}
+
 static void keys_come_chunk_major(void) {
     setup(MIB);
     uint32_t tokens[48] = {0};
@@ -284,6 +325,7 @@ int main(void) {
     RUN(p2_staging_is_never_taken);
     RUN(use_renews_the_deadline);
     RUN(tokens_become_keys);
+    RUN(p9_tokens_of_a_session_are_bounded);
     RUN(keys_come_chunk_major);
     RUN(tokens_release_what_lies_wholly_in_their_range);
     return 0;

@@ -196,6 +196,10 @@ static void p12_a_key_says_why_it_is_where_it_is(void) {
     char number[32];
     snprintf(number, sizeof number, "%llu", (unsigned long long)holder);
     check_key_says(number);
+    snprintf(number, sizeof number, "pid %d", (int)getpid());
+    check_key_says(number);
+    check_key_says("\"unevictable_because\"");
+    check_key_says("holds 3 share(s)");
     OK(kvkeep_end_session(cache, holder));
     OK(kvkeep_clear(cache, space, 0, NULL));
     check_key_says("memory");
@@ -222,7 +226,7 @@ static void p12_a_session_says_what_it_holds(void) {
         char *text = text_of(write_session);
         CHECK_EQUAL(*space_after(json(text)), '\0');
         CHECK(strstr(text, "\"request\"") != NULL);
-        CHECK(strstr(text, "7") != NULL);
+        CHECK(strstr(text, "\"shares\":7") != NULL);
         free(text);
     }
     teardown();
