@@ -171,6 +171,8 @@ impl Writer {
                 self.meters.stores_dropped.add(1);
             }
             self.l1.written(write.name);
+            // Whoever waits for the last write may want the object alone.
+            drop(write.buffer);
             return self.ended(0);
         }
         let header = Header::seal(&write.key, &write.layout, write.buffer.bytes(), self.checksum);

@@ -115,10 +115,7 @@ impl Request {
         match self {
             Request::Lookup(lookup) => lookup.reply.send(Err(error)),
             Request::Load(load) => load.sink.loaded(load.index, load.buffer, Err(error)),
-            Request::Store(store) => {
-                drop(store.buffer);
-                store.reply.send(Err(error));
-            }
+            Request::Store(store) => store.answer(Err(error)),
         }
     }
 

@@ -95,10 +95,7 @@ impl Work {
         match self {
             Work::Lookup(lookup) => lookup.reply.send(Err(error)),
             Work::Load(load) => load.sink.loaded(load.index, load.buffer, Err(error)),
-            Work::Store(store) => {
-                drop(store.buffer);
-                store.reply.send(Err(error));
-            }
+            Work::Store(store) => store.answer(Err(error)),
             Work::Deleted(reply, _) => reply.send(Err(error)),
         }
     }
@@ -258,9 +255,7 @@ impl Shared {
             }
             Work::Store(store) => {
                 let result = late(store.deadline).and_then(|()| self.write(&store));
-                // The buffer first: who hears of the answer may count on it.
-                drop(store.buffer);
-                store.reply.send(result);
+                store.answer(result);
             }
             Work::Deleted(reply, count) => reply.send(Ok(count)),
         }

@@ -125,12 +125,20 @@ pub struct Store {
     pub key: ObjectKey,
     /// Its seal.
     pub header: Header,
-    /// Its payload; held until answered.
+    /// Its payload. It is let go before the answer: whoever hears of that may want the object alone.
     pub buffer: Buffer,
     /// When the answer is of no more use.
     pub deadline: Instant,
     /// Whoever waits.
     pub reply: Reply<Stored>,
+}
+
+impl Store {
+    /// Lets the payload go and answers.
+    pub fn answer(self, outcome: Result<Stored>) {
+        drop(self.buffer);
+        self.reply.send(outcome);
+    }
 }
 
 /// What became of an object in a backend.

@@ -205,18 +205,18 @@ impl Core {
     /// Prepares a store, or answers it, or leaves it in the index to come back.
     pub fn begin_store(&self, store: Store, spare: &mut Spare) -> Option<(Writing, Frame)> {
         if let Err(error) = in_time(store.deadline, "store") {
-            self.answer_store(store.reply, Err(error));
+            self.answer_store(store, Err(error));
             return None;
         }
         let (store, reservation) = match self.index(|index| index.admit(store)) {
             Admit::Go(store, reservation) => (store, reservation),
             Admit::Parked => return None,
             Admit::Already(store) => {
-                self.answer_store(store.reply, Ok(Stored::Already));
+                self.answer_store(store, Ok(Stored::Already));
                 return None;
             }
             Admit::Refused(store, error) => {
-                self.answer_store(store.reply, Err(error));
+                self.answer_store(store, Err(error));
                 return None;
             }
         };
@@ -234,7 +234,8 @@ impl Core {
                 frame.seal(&header);
                 Some((writing, frame))
             }
-            Err((_, error)) => {
+            Err((buffer, error)) => {
+                drop(buffer);
                 let error = Error::io("a buffer for an unaligned store", &error);
                 self.finish_store(writing, Err(error));
                 None
@@ -313,11 +314,12 @@ impl Core {
         }
         let stores = self.index(|index| index.finish(writing.reservation, outcome.is_ok()));
         self.again(stores);
-        self.answer_store(writing.reply, outcome);
+        writing.reply.send(outcome);
+        self.queue.answered();
     }
 
-    fn answer_store(&self, reply: Reply<Stored>, outcome: Result<Stored>) {
-        reply.send(outcome);
+    fn answer_store(&self, store: Store, outcome: Result<Stored>) {
+        store.answer(outcome);
         self.queue.answered();
     }
 }

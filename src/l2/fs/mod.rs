@@ -181,7 +181,7 @@ impl Backend for Fs {
         let count = stores.len();
         match self.core.queue.accept_stores(stores) {
             Ok(()) => self.core.wake(count),
-            Err((stores, error)) => stores.into_iter().for_each(|store| store.reply.send(Err(error.clone()))),
+            Err((stores, error)) => stores.into_iter().for_each(|store| store.answer(Err(error.clone()))),
         }
     }
 
