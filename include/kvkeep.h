@@ -205,8 +205,8 @@ typedef enum {
 /// One open cache. Opaque.
 typedef struct kvkeep kvkeep;
 
-/// Told one line of text, not kept after the call. Runs on any library thread, or inside `kvkeep_open` and
-/// `kvkeep_close`; must not call into kvkeep.
+/// Told one line of text, not kept after the call. Runs on any library thread, or inside a call that opens or closes a
+/// cache or a pool; must not call into kvkeep.
 typedef void (*kvkeep_log_callback)(void *userdata, int32_t level, const char *message);
 
 /// How a cache is opened.

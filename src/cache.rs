@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::arena::Arena;
-use crate::config::{PrefetchRequest, SpaceSpec};
+use crate::config::{Log, PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::control::complete::Completions;
 use crate::error::{Result, Status};
@@ -163,6 +163,9 @@ pub trait Cache: Send + Sync {
 
     /// The ways by which its callers are told.
     fn completions(&self) -> &Arc<Completions>;
+
+    /// Where its log lines go.
+    fn log(&self) -> &Log;
 
     /// Whether a bug was caught in it.
     fn is_poisoned(&self) -> bool;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::arena::Arena;
 use crate::cache::Cache;
-use crate::config::{LogLevel, PrefetchRequest, SpaceSpec};
+use crate::config::{Log, LogLevel, PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::control::complete::Completions;
 use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
@@ -301,6 +301,10 @@ impl Cache for Node {
 
     fn completions(&self) -> &Arc<Completions> {
         &self.completions
+    }
+
+    fn log(&self) -> &Log {
+        &self.log
     }
 
     fn is_poisoned(&self) -> bool {

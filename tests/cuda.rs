@@ -9,9 +9,10 @@ mod device_common;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 use device_common::{Case, Devices, Kind, Memory, OnHost, Random, round_trip, status, try_layouts};
-use kvkeep::config::{NodeConfig, SpaceSpec};
+use kvkeep::config::{Log, LogLevel, NodeConfig, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_UNSUPPORTED, KVKEEP_OK};
 use kvkeep::node::Node;
@@ -225,6 +226,20 @@ fn what_cannot_be_registered_is_copied_all_the_same() {
         layouts(1, 10);
         assert!(calls("cuMemHostRegister_v2") > 0);
         assert!(calls("cuMemcpyDtoHAsync_v2") > 0 && calls("cuMemcpyHtoDAsync_v2") > 0);
+
+        // It is said, with the cause and the remedy.
+        let devices = Gpus::begin(1);
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let says = said.clone();
+        let log = Log::new(LogLevel::Warn, move |_, line| says.lock().unwrap().push(line.to_owned()));
+        let opened = Opened::new(Node::open(NodeConfig { log, ..NodeConfig::new(16 << 20) }).unwrap());
+        round_trip(&opened, &SMALL, &devices, &|_| {});
+        opened.close();
+        let said = said.lock().unwrap();
+        assert!(!said.is_empty(), "nothing was said");
+        for line in &*said {
+            assert!(line.contains("slower") && line.contains("(ulimit -l)"), "{line}");
+        }
     });
 }
 

@@ -11,7 +11,7 @@ use super::wire::request::Extra;
 use super::wire::{Fields, Place, Request};
 use crate::arena::Arena;
 use crate::cache::Cache;
-use crate::config::{PrefetchRequest, SpaceSpec};
+use crate::config::{Log, PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::control::complete::{Completions, WAITING_MAX};
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
@@ -369,6 +369,10 @@ impl Cache for Client {
 
     fn completions(&self) -> &Arc<Completions> {
         &self.completions
+    }
+
+    fn log(&self) -> &Log {
+        &self.config.log
     }
 
     fn is_poisoned(&self) -> bool {

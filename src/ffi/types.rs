@@ -102,8 +102,8 @@ pub enum kvkeep_log_level {
     KVKEEP_LOG_INFO = 3,
 }
 
-/// Told one line of text, not kept after the call. Runs on any library thread, or inside `kvkeep_open` and
-/// `kvkeep_close`; must not call into kvkeep.
+/// Told one line of text, not kept after the call. Runs on any library thread, or inside a call that opens or closes a
+/// cache or a pool; must not call into kvkeep.
 #[allow(non_camel_case_types)]
 pub type kvkeep_log_callback = Option<unsafe extern "C" fn(userdata: *mut c_void, level: i32, message: *const c_char)>;
 

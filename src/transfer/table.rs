@@ -101,10 +101,11 @@ impl Transfers {
 
     /// None yet, of `cache`, whose pages on the host are copied by `host`.
     pub(super) fn by(cache: Arc<dyn Cache>, host: Arc<dyn Device>) -> Arc<Transfers> {
+        let gpus = Arc::new(Gpus::new(cache.log().clone()));
         Arc::new_cyclic(|me| Transfers {
             cache,
             host,
-            gpus: Arc::default(),
+            gpus,
             inner: Mutex::default(),
             closing: AtomicBool::new(false),
             me: me.clone(),

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::driver::{Driver, Handle, is_fatal, remedy};
 use super::measure;
+use crate::config::{Log, LogLevel};
 use crate::error::{Error, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INVALID, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::transfer::copy::Way;
 use crate::transfer::device::Event;
@@ -54,6 +55,8 @@ pub struct Gpu {
     pub batches: AtomicBool,
     /// Fragments of at most so many bytes are moved by the kernel, by way.
     pub kernel_bytes_max: [AtomicU64; 2],
+    /// Where is said what is slower than it could be.
+    pub log: Log,
 }
 
 /// The device's context is the thread's while this lives, and what it calls disturbs no capture of another thread's.
@@ -95,7 +98,7 @@ impl Drop for Mark {
 
 impl Gpu {
     /// Retains the primary context of a device, loads the kernel and measures when to use it.
-    pub fn open(ordinal: i32) -> Result<Arc<Gpu>> {
+    pub fn open(ordinal: i32, log: &Log) -> Result<Arc<Gpu>> {
         let driver = Driver::open()?;
         let (mut device, mut count, mut text) = (0, 0, [0; 256]);
         // SAFETY: plain calls of the driver, with places for what they give.
@@ -118,6 +121,7 @@ impl Gpu {
             kernel: OnceLock::new(),
             batches: AtomicBool::new(driver.copy_batch.is_some()),
             kernel_bytes_max: Default::default(),
+            log: log.clone(),
         };
         gpu.check(counted, "counting devices")?;
         gpu.check(got, "finding it")?;
@@ -144,7 +148,9 @@ impl Gpu {
     /// the device was lost by it.
     fn load_kernel(self: &Arc<Self>) -> Result<()> {
         let _inside = self.enter()?;
-        let _ = self.try_kernel();
+        if let Err(error) = self.try_kernel() {
+            self.log.say(LogLevel::Warn, || format!("small fragments go by the copy engines, slower: {error}"));
+        }
         self.lost().map_or(Ok(()), Err)
     }
 

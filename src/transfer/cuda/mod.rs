@@ -29,23 +29,29 @@ use super::copy::Way;
 use super::device::{Device, Event, Point, Work};
 use super::layout::Segment;
 use crate::arena::Arena;
+use crate::config::Log;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 
 /// The GPUs in use by one cache, and what of its memory they reach.
-#[derive(Default)]
 pub struct Gpus {
     open: Mutex<HashMap<i32, Weak<Gpu>>>,
     pinned: Mutex<Vec<Weak<Pinned>>>,
+    log: Log,
 }
 
 impl Gpus {
+    /// None yet.
+    pub fn new(log: Log) -> Gpus {
+        Gpus { open: Mutex::default(), pinned: Mutex::default(), log }
+    }
+
     fn gpu(&self, ordinal: i32) -> Result<Arc<Gpu>> {
         // Held while it is opened, so that one device is opened and measured once.
         let mut open = self.open.lock();
         if let Some(gpu) = open.get(&ordinal).and_then(Weak::upgrade) {
             return gpu.lost().map_or(Ok(gpu), Err);
         }
-        let gpu = Gpu::open(ordinal)?;
+        let gpu = Gpu::open(ordinal, &self.log)?;
         open.insert(ordinal, Arc::downgrade(&gpu));
         Ok(gpu)
     }

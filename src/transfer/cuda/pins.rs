@@ -3,7 +3,7 @@
 //! What the machine does not let register is copied all the same: the driver takes such bytes through memory of its own, slower, and
 //! makes the thread that asks wait for what is on the stream before them.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
@@ -12,6 +12,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::gpu::{Gpu, READ_ONLY_REGISTRATION};
 use crate::arena::Arena;
+use crate::config::LogLevel;
+use crate::error::{Error, KVKEEP_ERR_DEVICE, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::transfer::copy::Fragment;
 
 /// Parts are multiples of a huge page: many enough for the threads, and small enough to be waited for.
@@ -24,6 +26,9 @@ const THREADS_MAX: usize = 4;
 const PORTABLE: u32 = 1;
 const MAPPED: u32 = 2;
 const READ_ONLY: u32 = 8;
+
+/// What the driver says of memory that the system does not let it lock.
+const OUT_OF_MEMORY: c_int = 2;
 
 /// A stretch of a fragment inside one part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,10 +142,18 @@ impl Registration {
             }
             Err(_) => {}
             Ok(_) => {
-                let registered = !self.stop.load(Ordering::Relaxed) && self.try_part(part);
-                if !registered {
+                let mut registered = false;
+                if !self.stop.load(Ordering::Relaxed) {
+                    let tried = self.try_part(part);
+                    registered = tried.is_ok();
                     // What the machine does not let register now it does not at the next part either.
-                    self.stop.store(true, Ordering::Relaxed);
+                    if let Err(error) = tried
+                        && !self.stop.swap(true, Ordering::Relaxed)
+                    {
+                        self.gpu.log.say(LogLevel::Warn, || {
+                            format!("copies to and from some of L1 take a detour, slower: {error}")
+                        });
+                    }
                 }
                 let waiting = self.waiting.lock();
                 state.store(if registered { DONE } else { REFUSED }, Ordering::Release);
@@ -151,11 +164,14 @@ impl Registration {
         state.load(Ordering::Acquire) == DONE
     }
 
-    fn try_part(&self, part: usize) -> bool {
+    fn try_part(&self, part: usize) -> Result<()> {
         let mut flags = PORTABLE | MAPPED;
         if !self.arena.is_writable() {
             if self.gpu.attribute(READ_ONLY_REGISTRATION).unwrap_or_default() == 0 {
-                return false;
+                return Err(Error::new(
+                    KVKEEP_ERR_UNSUPPORTED,
+                    "the device does not register memory that is read-only: open the client without READ_ONLY",
+                ));
             }
             flags |= READ_ONLY;
         }
@@ -165,7 +181,13 @@ impl Registration {
         let at = self.arena.at(from).cast::<c_void>();
         // SAFETY: a part of a mapping that stays until it was unregistered.
         let code = unsafe { (self.gpu.driver.host_register)(at, bytes as usize, flags) };
-        self.gpu.check(code, "registering memory").is_ok()
+        if code == OUT_OF_MEMORY {
+            return Err(Error::new(
+                KVKEEP_ERR_DEVICE,
+                "no more memory may be locked for the device: raise the limit on locked memory (ulimit -l), or make L1 smaller",
+            ));
+        }
+        self.gpu.check(code, "registering memory")
     }
 }
 
