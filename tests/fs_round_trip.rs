@@ -4,14 +4,17 @@
 mod fs_common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Instant;
 
 use fs_common::*;
 use kvkeep::arena::{Arena, Buffer, Hold, MapOptions};
 use kvkeep::error::{
-    KVKEEP_ERR_CLOSED, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT,
+    KVKEEP_ERR_CLOSED, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Status,
 };
-use kvkeep::l2::fs::FsOptions;
-use kvkeep::l2::{Backend, Found, Stored};
+use kvkeep::l2::fs::{Fs, FsOptions};
+use kvkeep::l2::{Backend, Found, Reply, Store, Stored};
 
 const LENGTHS: [usize; 9] = [0, 1, 4095, 4096, 4097, 100_000, 1 << 20, (3 << 20) + 5, 9 << 20];
 
@@ -20,7 +23,7 @@ fn every_size_comes_back() {
     for engine in engines() {
         for direct in [true, false] {
             let dir = tempfile::tempdir().unwrap();
-            let fs = kvkeep::l2::fs::Fs::open(FsOptions { direct, ..options(dir.path(), engine) }).unwrap();
+            let fs = Fs::open(FsOptions { direct, ..options(dir.path(), engine) }).unwrap();
             let objects: Vec<(u64, usize)> = LENGTHS.iter().enumerate().map(|(i, &len)| (i as u64, len)).collect();
             for result in store_all(&fs, &objects) {
                 assert_eq!(result.unwrap(), Stored::Written);
@@ -47,6 +50,45 @@ impl Hold for Mapped {
 fn unaligned(len: usize) -> Buffer {
     let arena = Arc::new(Arena::map(len + 100, MapOptions::default()).unwrap());
     arena.lend(100, len as u64, Arc::new(Mapped(Arc::clone(&arena))), 0)
+}
+
+/// Whether a buffer has been given back.
+struct GivenBack(AtomicBool);
+
+impl Hold for GivenBack {
+    fn release(&self, _token: u64) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The answer to a store, by which its buffer must have been given back.
+fn answer(fs: &Fs, number: u64, len: usize, deadline: Instant) -> Result<Stored, Status> {
+    let arena = Arc::new(Arena::map(len, MapOptions::default()).unwrap());
+    let given_back = Arc::new(GivenBack(AtomicBool::new(false)));
+    let mut buffer = arena.lend(0, len as u64, given_back.clone(), 0);
+    buffer.bytes_mut().copy_from_slice(payload(number, len).bytes());
+    let (to, answers) = channel();
+    let reply = Reply::new(move |result: kvkeep::error::Result<Stored>| {
+        to.send((result, given_back.0.load(Ordering::SeqCst))).unwrap();
+    });
+    fs.store(vec![Store { deadline, reply, ..storing(number, buffer, &channel().0) }]);
+    let (result, first) = answers.recv_timeout(WATCHDOG).unwrap();
+    assert!(first, "the buffer of a store was held when it was answered: {result:?}");
+    result.map_err(|error| error.status)
+}
+
+#[test]
+fn p2_who_hears_that_a_store_is_over_may_count_on_its_memory() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = Fs::open(FsOptions { capacity: disk(4096), ..options(dir.path(), engine) }).unwrap();
+        assert_eq!(answer(&fs, 1, 4096, deadline()), Ok(Stored::Written));
+        assert_eq!(answer(&fs, 1, 4096, deadline()), Ok(Stored::Already));
+        assert_eq!(answer(&fs, 2, 8192, deadline()), Err(KVKEEP_ERR_LIMIT));
+        assert_eq!(answer(&fs, 3, 4096, Instant::now()), Err(KVKEEP_ERR_TIMEOUT));
+        fs.close();
+        assert_eq!(answer(&fs, 4, 4096, deadline()), Err(KVKEEP_ERR_CLOSED));
+    }
 }
 
 #[test]
