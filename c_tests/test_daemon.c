@@ -147,6 +147,7 @@ static void p4_what_a_daemon_had_accepted_ends_with_it_and_the_client_goes_on_wi
         CHECK_EQUAL(completion.hit_chunks, 0);
         CHECK(strstr(completion.message, "daemon") != NULL);
     }
+    CHECK(strstr(of_job.last.message, "submit the job again") != NULL);
     check_all_disconnected(job, transfer);
 
     // The next one is found by itself: the space keeps its number, and what was lost says so on.

@@ -291,7 +291,7 @@ impl Client {
             connected.retired.push((Instant::now() + patience, link.arena.clone()));
         }
         if !self.closing.load(Ordering::Acquire) {
-            self.jobs.disconnect(&self.completions);
+            self.jobs.disconnect(disconnected(self.socket()), &self.completions);
             self.say(LogLevel::Warn, || format!("the daemon at {} went away", self.socket().display()));
         }
     }

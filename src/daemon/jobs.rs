@@ -9,7 +9,8 @@ use crate::config::Notify;
 use crate::control::complete::Completions;
 use crate::control::job::message_bytes;
 use crate::error::{
-    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status,
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK,
+    KVKEEP_PENDING, Result, Status,
 };
 use crate::types::PrefetchResult;
 
@@ -189,11 +190,11 @@ impl Jobs {
         self.changed.notify_all();
     }
 
-    /// The daemon is gone: every job ends now.
-    fn lose(&self, status: Status, message: &str, completions: &Completions) {
+    /// The daemon is gone: every job ends now. Who waits for one is told `why`.
+    fn lose(&self, status: Status, message: &str, why: Error, completions: &Completions) {
         let mut table = self.table.lock();
         table.losses += 1;
-        table.lost_by = Some(Error::new(status, message));
+        table.lost_by = Some(why);
         let accepted: Vec<u64> =
             table.by_ticket.iter().filter(|(_, entry)| entry.job.is_some()).map(|(ticket, _)| *ticket).collect();
         for ticket in accepted {
@@ -278,11 +279,13 @@ impl Jobs {
 
     /// The cache closes: as [`lose`](Jobs::lose), cancelled.
     pub fn close(&self, completions: &Completions) {
-        self.lose(KVKEEP_ERR_CANCELLED, "the cache was closed", completions);
+        let why = Error::new(KVKEEP_ERR_CLOSED, "the cache was closed: open one, and submit the job again");
+        self.lose(KVKEEP_ERR_CANCELLED, "the cache was closed", why, completions);
     }
 
     /// The daemon went away.
-    pub fn disconnect(&self, completions: &Completions) {
-        self.lose(KVKEEP_ERR_DISCONNECTED, "the daemon went away", completions);
+    pub fn disconnect(&self, why: Error, completions: &Completions) {
+        let message = "the daemon went away: submit the job again when it is back";
+        self.lose(KVKEEP_ERR_DISCONNECTED, message, why, completions);
     }
 }
