@@ -33,7 +33,8 @@ static void p7_a_truncated_object_is_a_miss(void) {
     CHECK_EQUAL(truncate(object_paths[0], SIZE / 2), 0);
     enter(open_directory(directory, ""));
     CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, 0);
-    CHECK(stats_of(cache).corruptions == 1 || stats_of(cache).l2_objects == 0);
+    CHECK_EQUAL(stats_of(cache).corruptions, 1);
+    CHECK_EQUAL(stats_of(cache).l2_objects, 0);
     // It does not stand in the way of a new one.
     put_below(cache, space, &keys[0], 1, SIZE);
     CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, 1);
@@ -156,6 +157,15 @@ static void failed_writes_are_retried_then_dropped(void) {
     CHECK_EQUAL(stats.stores + stats.stores_dropped, COUNT);
     CHECK_EQUAL(stats.writes_pending, 0);
     for (int i = 0; i < COUNT; i++) CHECK(is_ready(cache, space, &keys[i]));
+    leave();
+    // Each is tried four times.
+    enter(open_l2(4 * MIB, "fault:memory:?fault.store_error=1"));
+    put(cache, space, keys, COUNT, SIZE);
+    OK(kvkeep_drain_writes(cache, 60000));
+    stats = stats_of(cache);
+    CHECK_EQUAL(stats.store_retries, 3 * COUNT);
+    CHECK_EQUAL(stats.stores, 0);
+    CHECK_EQUAL(stats.stores_dropped, COUNT);
     leave();
 }
 

@@ -12,7 +12,7 @@ use kvkeep::config::{NodeConfig, Notify, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION,
-    KVKEEP_OK, Status,
+    KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Status,
 };
 use kvkeep::key::Key;
 use kvkeep::node::Node;
@@ -195,10 +195,10 @@ fn loads_end_with_their_daemon() {
     let asked = || Asked { pool, session, keys: &keys, blocks: &blocks };
     reader.transfers().submit_load(asked(), TransferRequest::default(), &mut job).unwrap();
     reader.transfers().submit_load(asked(), TransferRequest::default(), &mut other).unwrap();
-    assert!(reader.wait(job, 10).is_err());
+    assert_eq!(reader.wait(job, 10).unwrap_err().status, KVKEEP_ERR_TIMEOUT);
     // Aborted in another process, it goes on: only stores are dropped.
     writer.abort_session(session).unwrap();
-    assert!(reader.wait(job, 10).is_err());
+    assert_eq!(reader.wait(job, 10).unwrap_err().status, KVKEEP_ERR_TIMEOUT);
     reader.cancel(other).unwrap();
     assert_eq!(status(&reader, other), KVKEEP_ERR_CANCELLED);
     daemon.stop();

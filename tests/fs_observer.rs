@@ -109,7 +109,9 @@ fn what_an_observer_heard_is_what_is_there_whatever_happened_at_once() {
             }
         });
         let mut heard = HashMap::new();
-        for (change, key) in changes.try_iter() {
+        let told: Vec<_> = changes.try_iter().collect();
+        assert!(told.iter().any(|(change, _)| *change == Change::Vanished), "nothing happened");
+        for (change, key) in told {
             // Nothing appears or vanishes twice in a row.
             assert_ne!(heard.insert(key, change), Some(change));
         }

@@ -230,12 +230,19 @@ fn what_begins_wrongly_is_told_why() {
     let dir = tempfile::tempdir().unwrap();
     let part = DaemonPart { lanes_max: 2, ..DaemonPart::new(dir.path(), 0) };
     let _server = daemon(&part);
-    is(Raw::connect(&part).ask(&Request::GetStats {}), KVKEEP_ERR_INVALID);
-    is(Raw::connect(&part).ask(&Request::Hello { version: WIRE_VERSION + 1, read_only: false }), KVKEEP_ERR_VERSION);
+    let refused = |mut raw: Raw, request: &Request<'_>, status, words: &str| {
+        is(raw.ask(request), status);
+        let said = raw.inbox.fields().take::<&str>().unwrap();
+        assert!(said.contains(words), "{said:?} does not say {words:?}");
+    };
+    let connect = || Raw::connect(&part);
+    refused(connect(), &Request::GetStats {}, KVKEEP_ERR_INVALID, "begins with hello");
+    let newer = Request::Hello { version: WIRE_VERSION + 1, read_only: false };
+    refused(connect(), &newer, KVKEEP_ERR_VERSION, "use one build for both");
     let (client, welcome) = Raw::hello(&part);
-    is(Raw::connect(&part).ask(&lane(&welcome, 1)), KVKEEP_ERR_NOT_FOUND);
+    refused(connect(), &lane(&welcome, 1), KVKEEP_ERR_NOT_FOUND, "connect again");
     let mut lanes = [Raw::lane(&part, &welcome), Raw::lane(&part, &welcome)];
-    is(Raw::connect(&part).ask(&lane(&welcome, 0)), KVKEEP_ERR_LIMIT);
+    refused(connect(), &lane(&welcome, 0), KVKEEP_ERR_LIMIT, "raise lanes_per_client_max");
     is(lanes[0].ask(&Request::Hello { version: WIRE_VERSION, read_only: false }), KVKEEP_ERR_INVALID);
     is(lanes[1].ask(&Request::GetStats {}), KVKEEP_OK);
     // The lanes end with their client.
