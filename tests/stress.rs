@@ -53,6 +53,20 @@ fn views(count: usize) -> Vec<View> {
     vec![View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }; count]
 }
 
+/// Says what is wrong with an object's bytes: a flipped bit, a torn half, or another object.
+fn wrong(key: &Key, found: &[u8]) -> ! {
+    let expected = bytes(key);
+    let differs = |at: &usize| found.get(*at) != expected.get(*at);
+    let many = (0..found.len().max(expected.len())).filter(differs).count();
+    let first = (0..found.len()).find(differs).unwrap_or(found.len());
+    let begins = &found[..found.len().min(16)];
+    panic!(
+        "P1, P2: other bytes than were committed of {key}: {many} of {} differ, from {first} on; it begins with {begins:x?}, not {:x?}",
+        found.len(),
+        &expected[..expected.len().min(16)]
+    );
+}
+
 struct World {
     node: Arc<Node>,
     space: u64,
@@ -69,7 +83,9 @@ impl World {
         for (key, view) in keys.iter().zip(views).filter(|(_, view)| view.status == 0) {
             // SAFETY: a view whose shares this thread's session holds. Plain reads, so that a sanitizer sees a race.
             let found = unsafe { std::slice::from_raw_parts(view.data.cast::<u8>(), view.size as usize) };
-            assert!(found == bytes(key), "P1, P2: other bytes than were committed");
+            if found != bytes(key) {
+                wrong(key, found);
+            }
         }
     }
 
