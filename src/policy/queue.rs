@@ -17,12 +17,14 @@ const STALE_FACTOR: usize = 4;
 const ABSENT: u32 = u32::MAX;
 /// Offered as a victim, and not decided yet.
 const ASIDE: u32 = u32::MAX - 1;
-/// Waits in `returned` of its queue.
-const RETURNED: u32 = u32::MAX - 2;
+/// From here on, places are tickets: the id waits in `returned` of the queue that has its ticket. An id may have been put back into
+/// another queue since.
+const TICKETS: u32 = 1 << 31;
 
 /// Where every id stands, and the memory of all queues of one policy.
 pub(super) struct Places {
     place: Vec<u32>,
+    tickets: u32,
     segments: u32,
     spare: Vec<Segment>,
 }
@@ -36,7 +38,7 @@ struct Segment {
 
 impl Places {
     pub(super) fn new() -> Places {
-        Places { place: Vec::new(), segments: 0, spare: Vec::new() }
+        Places { place: Vec::new(), tickets: 0, segments: 0, spare: Vec::new() }
     }
 
     /// Makes room for `id`.
@@ -71,6 +73,12 @@ impl Places {
         self.place.capacity() * size_of::<u32>()
             + self.segments as usize * SEGMENT * size_of::<u32>()
             + self.spare.capacity() * size_of::<Segment>()
+    }
+
+    fn ticket(&mut self) -> u32 {
+        let ticket = TICKETS + self.tickets;
+        self.tickets = (self.tickets + 1) % (ASIDE - TICKETS);
+        ticket
     }
 
     fn segment(&mut self) -> Segment {
@@ -152,8 +160,8 @@ impl Run {
 /// One order of ids, first to go in front.
 #[derive(Default)]
 pub(super) struct Queue {
-    /// Ids that were set aside and come first again.
-    returned: VecDeque<u32>,
+    /// Ids that were set aside and come first again, each with its ticket.
+    returned: VecDeque<(u32, u32)>,
     /// What the sweep has packed, what it packed the time before, and what was appended since.
     packed: Run,
     before: Run,
@@ -211,8 +219,8 @@ impl Queue {
 
     /// The first id.
     pub(super) fn first(&mut self, places: &mut Places) -> Option<u32> {
-        while let Some(&id) = self.returned.front() {
-            if places.get(id) == RETURNED {
+        while let Some(&(id, ticket)) = self.returned.front() {
+            if places.get(id) == ticket {
                 return Some(id);
             }
             self.returned.pop_front();
@@ -240,14 +248,15 @@ impl Queue {
     /// Puts an id that was set aside in front.
     pub(super) fn put_back(&mut self, places: &mut Places, id: u32) {
         self.live += 1;
-        places.set(id, RETURNED);
-        self.returned.push_back(id);
+        let ticket = places.ticket();
+        places.set(id, ticket);
+        self.returned.push_back((id, ticket));
     }
 
     /// Bytes beside those that [`Places`] counts.
     pub(super) fn memory_bytes(&self) -> usize {
         let runs = [&self.packed, &self.before, &self.recent];
-        self.returned.capacity() * size_of::<u32>()
+        self.returned.capacity() * size_of::<(u32, u32)>()
             + runs.iter().map(|run| run.full.capacity()).sum::<usize>() * size_of::<Segment>()
     }
 
@@ -324,6 +333,21 @@ mod tests {
         }
         assert_eq!(drain(&mut queue, &mut places), Vec::from(model));
         assert!(places.memory_bytes() < 80_000);
+    }
+
+    #[test]
+    fn what_was_put_back_into_another_queue_since_is_that_queue_s() {
+        let (mut places, mut one, mut other) = (Places::new(), Queue::default(), Queue::default());
+        places.reach(2);
+        (0..2).for_each(|id| one.push(&mut places, id));
+        assert_eq!(one.set_aside(&mut places), Some(0));
+        one.put_back(&mut places, 0);
+        one.remove(&mut places, 0);
+        other.push(&mut places, 0);
+        assert_eq!(other.set_aside(&mut places), Some(0));
+        other.put_back(&mut places, 0);
+        assert_eq!(drain(&mut one, &mut places), [1]);
+        assert_eq!(drain(&mut other, &mut places), [0]);
     }
 
     #[test]
