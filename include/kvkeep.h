@@ -846,10 +846,14 @@ kvkeep_status kvkeep_delete(kvkeep *cache, uint64_t space, const kvkeep_key *key
 
 /// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
 /// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled
-/// and objects in use are hidden from new lookups at once; their memory is freed when the last share goes. Staged
+/// and objects in use are hidden from new lookups at once; their memory is freed when the last share goes. A session that
+/// comes to hold a key from before and from after keeps both until it has returned all its shares of the key. Staged
 /// writes stay. Sets `*removed` to the objects gone or hidden, unless NULL.
 /// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
-kvkeep_status kvkeep_clear(kvkeep *cache, uint64_t space, uint32_t force, uint64_t *removed);
+kvkeep_status kvkeep_clear(kvkeep *cache,
+                           uint64_t space,
+                           uint32_t force,
+                           uint64_t *removed);
 
 /// ---- Prefetch ----
 ///

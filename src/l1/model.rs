@@ -119,6 +119,8 @@ struct Holder {
     /// Shares by incarnation.
     held: BTreeMap<usize, u32>,
     revoked: HashMap<u8, u32>,
+    /// Shares returned of keys of which several copies are held.
+    owed: HashMap<u8, u32>,
 }
 
 struct World {
@@ -279,24 +281,25 @@ impl World {
         assert!(self.bears(view.data.cast(), size, inc.stamp), "P1: other bytes than were committed");
     }
 
-    /// Of which incarnation a return of `count` shares was, by what is left of each.
-    fn returned(&self, session: u64, at: (usize, u8), count: u32) -> Option<usize> {
-        let holder = &self.sessions[&session];
-        let current = self.ready.get(&at).copied();
-        if let Some(current) = current.filter(|inc| holder.held.get(inc).is_some_and(|&held| held >= count)) {
-            return Some(current);
+    /// What a return of `count` shares does: nothing goes while it is open of which of several copies they are.
+    fn returned(&mut self, session: u64, name: u8, count: u32) -> Status {
+        let holder = self.sessions.get_mut(&session).unwrap();
+        let copies: Vec<(usize, u32)> =
+            holder.held.iter().filter(|(inc, _)| self.incs[**inc].0 == name).map(|(&inc, &held)| (inc, held)).collect();
+        let taken: u32 = copies.iter().map(|(_, held)| held).sum();
+        let before = holder.owed.get(&name).copied().unwrap_or(0);
+        match copies[..] {
+            [] => return self.not_held(session, name, count),
+            [(inc, held)] if held >= count => self.give(session, inc, count),
+            [_] => return self.not_held(session, name, count),
+            _ if before + count > taken => return KVKEEP_ERR_NOT_HELD,
+            _ if before + count < taken => drop(holder.owed.insert(name, before + count)),
+            _ => {
+                holder.owed.remove(&name);
+                copies.into_iter().for_each(|(inc, held)| self.give(session, inc, held));
+            }
         }
-        let mut hidden: Vec<usize> = holder
-            .held
-            .iter()
-            .filter(|(inc, held)| **held >= count && self.incs[**inc].0 == at.1 && Some(**inc) != current)
-            .map(|(inc, _)| *inc)
-            .collect();
-        if hidden.len() > 1 {
-            hidden.retain(|&inc| self.real_shares(session, inc) != holder.held[&inc]);
-            assert_eq!(hidden.len(), 1);
-        }
-        hidden.first().copied()
+        KVKEEP_OK
     }
 
     fn real_shares(&self, session: u64, inc: usize) -> u32 {
@@ -330,6 +333,9 @@ impl World {
                     let revoked = &mut self.sessions.get_mut(&session).unwrap().revoked;
                     *revoked.entry(self.incs[inc].0).or_insert(0) += count;
                     self.revoked += u64::from(count);
+                }
+                for (name, owed) in std::mem::take(&mut self.sessions.get_mut(&session).unwrap().owed) {
+                    self.not_held(session, name, owed);
                 }
             }
             assert_eq!(revoked, self.revoked, "P3: shares of a session that had not expired were taken");

@@ -46,6 +46,10 @@ pub struct Session {
     pub staged: HashTable<u32>,
     /// Shares that were taken from it after its deadline.
     pub revoked: HashMap<Key, u32>,
+    /// Whether it may hold objects that are hidden.
+    pub strays: bool,
+    /// Of keys of which it holds several copies: shares it returned, while it is open of which copy they were.
+    pub owed: HashMap<Key, u32>,
     /// Place in the prompt that its next new object gets.
     pub next_depth: u32,
     /// Jobs of it that are not done.
@@ -177,6 +181,8 @@ impl Sessions {
                 shares: 0,
                 staged: HashTable::new(),
                 revoked: HashMap::new(),
+                strays: false,
+                owed: HashMap::new(),
                 next_depth: 0,
                 jobs: 0,
                 sits_out: 0,

@@ -112,7 +112,7 @@ impl L1 {
                 state.find_all(space, keys, hashes, found);
                 let mut outcome = Outcome::new(statuses);
                 for (i, (key, &id)) in keys.iter().zip(&*found).enumerate() {
-                    outcome.set(i, state.finish_one(index, key, id, count));
+                    outcome.set(i, state.finish_one(index, key, id, count, Recency::Read));
                 }
                 Ok(outcome.all_ok())
             })
@@ -126,7 +126,7 @@ impl L1 {
             let space = state.sessions.at_mut(index).space;
             let returned = keys.iter().filter(|key| {
                 let id = state.find(space, key).unwrap_or(NONE);
-                state.finish_one(index, key, id, count) == KVKEEP_OK
+                state.finish_one(index, key, id, count, Recency::Read) == KVKEEP_OK
             });
             Ok(returned.count() as u64)
         })
@@ -139,11 +139,7 @@ impl L1 {
             let space = state.sessions.at_mut(index).space;
             for key in keys {
                 let id = state.find(space, &key).unwrap_or(NONE);
-                if let Some(id) = state.held_slot(index, &key, id, count) {
-                    state.give_back(index, id, count, Recency::Keep);
-                } else if state.sessions.at(index).revoked.contains_key(&key) {
-                    state.forgive_revoked(index, &key, count);
-                }
+                state.finish_one(index, &key, id, count, Recency::Keep);
             }
         });
     }
@@ -271,7 +267,7 @@ impl State {
         if self.sessions.at(session).revoked.contains_key(key) { KVKEEP_ERR_EXPIRED } else { KVKEEP_ERR_NOT_HELD }
     }
 
-    fn forgive_revoked(&mut self, session: u32, key: &Key, count: u32) {
+    pub(super) fn forgive_revoked(&mut self, session: u32, key: &Key, count: u32) {
         let revoked = &mut self.sessions.at_mut(session).revoked;
         if let Some(left) = revoked.get_mut(key) {
             *left = left.saturating_sub(count);
@@ -281,11 +277,51 @@ impl State {
         }
     }
 
+    /// Returns shares of a session that holds several copies of a key, all but one of them hidden by a clearing of its space. Which
+    /// of them whoever returns shares has read is not said, and another reader may still read it: so all stay until as
+    /// many shares are returned as were taken. `None` where it holds one copy, or none.
+    fn finish_among_copies(&mut self, session: u32, key: &Key, count: u32, recency: Recency) -> Option<Status> {
+        let used = self.sessions.at(session).used.clone();
+        let is = |name: &Ref| self.slots.find(*name).is_some_and(|slot| slot.life == Life::Ready && slot.key == *key);
+        let mut copies: Vec<(u32, u32)> = used
+            .into_iter()
+            .filter(is)
+            .map(|name| (name.slot, self.shares_of(session, name.slot)))
+            .filter(|(_, shares)| *shares > 0)
+            .collect();
+        copies.sort_unstable();
+        copies.dedup();
+        if copies.len() < 2 {
+            return None;
+        }
+        let taken: u64 = copies.iter().map(|(_, shares)| u64::from(*shares)).sum();
+        let owed = &mut self.sessions.at_mut(session).owed;
+        let before = owed.get(key).copied().unwrap_or(0);
+        let returned = u64::from(before) + u64::from(count);
+        if returned > taken {
+            return Some(KVKEEP_ERR_NOT_HELD);
+        }
+        if returned < taken {
+            owed.insert(*key, before + count);
+            return Some(KVKEEP_OK);
+        }
+        owed.remove(key);
+        for (id, shares) in copies {
+            self.give_back(session, id, shares, recency);
+        }
+        Some(KVKEEP_OK)
+    }
+
     #[inline]
-    fn finish_one(&mut self, session: u32, key: &Key, id: u32, count: u32) -> Status {
+    fn finish_one(&mut self, session: u32, key: &Key, id: u32, count: u32, recency: Recency) -> Status {
+        if self.sessions.at_mut(session).strays
+            && let Some(status) = self.finish_among_copies(session, key, count, recency)
+        {
+            return status;
+        }
         match self.held_slot(session, key, id, count) {
             Some(id) => {
-                self.give_back(session, id, count, Recency::Read);
+                self.give_back(session, id, count, recency);
                 KVKEEP_OK
             }
             None => {

@@ -291,6 +291,10 @@ impl State {
         pool.bytes -= size;
         self.ready -= 1;
         self.record(EventKind::Removed, id);
+        let slot = &self.slots[id];
+        let (holder, held) = slot.holder();
+        let holders = (held > 0).then_some(holder).into_iter().chain(self.holds.iter(slot).map(|(session, _)| session));
+        holders.for_each(|session| self.sessions.at(session).strays = true);
     }
 
     /// Frees a hidden object that nothing uses.
