@@ -122,10 +122,9 @@ impl Prefetcher {
         if self.closing() {
             return Err(closing());
         }
-        let space = self.l1.session_space(session)?;
-        let timeout = request.deadline.map_or_else(|| self.l1.session_timeout(session), Ok)?;
-        let deadline = submitted + timeout;
         self.completions.check_room(&request.notify, self.jobs_max)?;
+        let (space, timeout) = self.l1.begin_job(session)?;
+        let deadline = submitted + request.deadline.unwrap_or(timeout);
         let job = Arc::new(Job::new(
             self.last.fetch_add(1, Ordering::Relaxed) + 1,
             session,
@@ -137,11 +136,7 @@ impl Prefetcher {
         ));
         // Held before anybody can find the job, so that nobody ends it before it has begun.
         let mut progress = job.progress.lock();
-        self.l1.count_job(session, true)?;
-        if let Err(error) = self.enter(&job) {
-            let _ = self.l1.count_job(session, false);
-            return Err(error);
-        }
+        self.enter(&job).inspect_err(|_| self.l1.end_job(session))?;
         *id = job.id;
         self.meters.jobs_submitted.add(1);
         self.meters.prefetch_asked_chunks.add((keys.len() / per_chunk) as u64);
@@ -405,8 +400,7 @@ impl Prefetcher {
         if progress.lookup.is_none() {
             progress.lookup = Some((chunks, Instant::now()));
         }
-        // The session may be gone; then there is nothing to count.
-        let _ = self.l1.count_job(job.session, false);
+        self.l1.end_job(job.session);
         let completion = job.conclude(progress, chunks, status);
         self.meters.jobs_completed.add(1);
         if status == KVKEEP_ERR_CANCELLED {

@@ -375,22 +375,25 @@ impl L1 {
         }
     }
 
-    /// Counts jobs of a session that are not done.
-    pub fn count_job(&self, session: u64, begun: bool) -> Result<()> {
+    /// Counts one more job of a session that is not done. Gives the session's space, and how long it may be idle.
+    pub fn begin_job(&self, session: u64) -> Result<(SpaceInfo, Duration)> {
         self.with(|state| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let session = state.sessions.at_mut(index);
-            session.jobs = if begun { session.jobs + 1 } else { session.jobs.saturating_sub(1) };
-            Ok(())
+            session.jobs += 1;
+            let (space, timeout) = (session.space, Duration::from_millis(session.timeout_ms));
+            Ok((state.space_info(space), timeout))
         })
     }
 
-    /// How long a session may be idle.
-    pub fn session_timeout(&self, session: u64) -> Result<Duration> {
+    /// One job of a session is done. A session that is gone has none to count.
+    pub fn end_job(&self, session: u64) {
         self.with(|state| {
-            let index = state.sessions.index(session)?;
-            Ok(Duration::from_millis(state.sessions.at_mut(index).timeout_ms))
-        })
+            if let Ok(index) = state.sessions.use_now(session, state.now_ms) {
+                let session = state.sessions.at_mut(index);
+                session.jobs = session.jobs.saturating_sub(1);
+            }
+        });
     }
 }
 
