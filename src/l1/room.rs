@@ -203,6 +203,7 @@ impl State {
             *self.sessions.at_mut(index).revoked.entry(key).or_insert(0) += count;
             self.counts.shares_revoked += u64::from(count);
         }
+        self.sessions.at_mut(index).strays.clear();
         for (key, owed) in std::mem::take(&mut self.sessions.at_mut(index).owed) {
             self.forgive_revoked(index, &key, owed);
         }

@@ -46,8 +46,8 @@ pub struct Session {
     pub staged: HashTable<u32>,
     /// Shares that were taken from it after its deadline.
     pub revoked: HashMap<Key, u32>,
-    /// Whether it may hold objects that are hidden.
-    pub strays: bool,
+    /// Objects that were hidden while it held them, by key, until it has returned them.
+    pub strays: HashMap<Key, Vec<Ref>>,
     /// Of keys of which it holds several copies: shares it returned, while it is open of which copy they were.
     pub owed: HashMap<Key, u32>,
     /// Place in the prompt that its next new object gets.
@@ -181,7 +181,7 @@ impl Sessions {
                 shares: 0,
                 staged: HashTable::new(),
                 revoked: HashMap::new(),
-                strays: false,
+                strays: HashMap::new(),
                 owed: HashMap::new(),
                 next_depth: 0,
                 jobs: 0,

@@ -253,14 +253,10 @@ impl State {
         if id != NONE && self.shares_of(session, id) >= count {
             return Some(id);
         }
-        // Hidden by a forced clear or replaced since: rare, so looked for among what the session used.
-        if self.hidden == 0 || self.sessions.at(session).shares == 0 {
-            return None;
-        }
-        self.sessions.at(session).used.iter().rev().map(|name| name.slot).find(|&id| {
-            let slot = &self.slots[id];
-            slot.is(HIDDEN) && slot.life == Life::Ready && slot.key == *key && self.shares_of(session, id) >= count
-        })
+        // Hidden since, and perhaps replaced.
+        let holder = self.sessions.at(session);
+        let holds = |name: &&Ref| self.slots.find(**name).is_some() && self.shares_of(session, name.slot) >= count;
+        holder.strays.get(key)?.iter().rev().find(holds).map(|name| name.slot)
     }
 
     fn not_held(&self, session: u32, key: &Key) -> Status {
@@ -280,17 +276,19 @@ impl State {
     /// Returns shares of a session that holds several copies of a key, all but one of them hidden by a clearing of its space. Which
     /// of them whoever returns shares has read is not said, and another reader may still read it: so all stay until as
     /// many shares are returned as were taken. `None` where it holds one copy, or none.
-    fn finish_among_copies(&mut self, session: u32, key: &Key, count: u32, recency: Recency) -> Option<Status> {
-        let used = self.sessions.at(session).used.clone();
-        let is = |name: &Ref| self.slots.find(*name).is_some_and(|slot| slot.life == Life::Ready && slot.key == *key);
-        let mut copies: Vec<(u32, u32)> = used
-            .into_iter()
-            .filter(is)
-            .map(|name| (name.slot, self.shares_of(session, name.slot)))
-            .filter(|(_, shares)| *shares > 0)
-            .collect();
-        copies.sort_unstable();
-        copies.dedup();
+    fn finish_among_copies(
+        &mut self,
+        session: u32,
+        key: &Key,
+        id: u32,
+        count: u32,
+        recency: Recency,
+    ) -> Option<Status> {
+        let hidden = self.sessions.at_mut(session).strays.get(key)?;
+        let live = hidden.iter().filter(|name| self.slots.find(**name).is_some()).map(|name| name.slot);
+        let ids: Vec<u32> = live.chain((id != NONE).then_some(id)).collect();
+        let shares = |id: u32| (id, self.shares_of(session, id));
+        let copies: Vec<(u32, u32)> = ids.into_iter().map(shares).filter(|(_, shares)| *shares > 0).collect();
         if copies.len() < 2 {
             return None;
         }
@@ -306,6 +304,7 @@ impl State {
             return Some(KVKEEP_OK);
         }
         owed.remove(key);
+        self.sessions.at_mut(session).strays.remove(key);
         for (id, shares) in copies {
             self.give_back(session, id, shares, recency);
         }
@@ -314,13 +313,16 @@ impl State {
 
     #[inline]
     fn finish_one(&mut self, session: u32, key: &Key, id: u32, count: u32, recency: Recency) -> Status {
-        if self.sessions.at_mut(session).strays
-            && let Some(status) = self.finish_among_copies(session, key, count, recency)
-        {
+        let strays = !self.sessions.at_mut(session).strays.is_empty();
+        if strays && let Some(status) = self.finish_among_copies(session, key, id, count, recency) {
             return status;
         }
         match self.held_slot(session, key, id, count) {
             Some(id) => {
+                if strays && self.shares_of(session, id) == count {
+                    // It held this copy alone.
+                    self.sessions.at_mut(session).strays.remove(key);
+                }
                 self.give_back(session, id, count, recency);
                 KVKEEP_OK
             }

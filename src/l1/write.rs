@@ -291,10 +291,17 @@ impl State {
         pool.bytes -= size;
         self.ready -= 1;
         self.record(EventKind::Removed, id);
-        let slot = &self.slots[id];
+        let (slot, name) = (&self.slots[id], self.slots.name(id));
         let (holder, held) = slot.holder();
         let holders = (held > 0).then_some(holder).into_iter().chain(self.holds.iter(slot).map(|(session, _)| session));
-        holders.for_each(|session| self.sessions.at(session).strays = true);
+        for session in holders {
+            let mut session = self.sessions.at(session);
+            let of_key = session.strays.entry(key).or_default();
+            // The holder may stand in the list too.
+            if !of_key.contains(&name) {
+                of_key.push(name);
+            }
+        }
     }
 
     /// Frees a hidden object that nothing uses.
