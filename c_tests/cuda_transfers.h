@@ -82,30 +82,29 @@ static inline void leave(void) {
     check_driver_is_free();
 }
 
-static inline uint64_t store_on(void *stream) {
+static inline kvkeep_transfer_options behind(void *stream) {
     kvkeep_transfer_options options;
     KVKEEP_INIT(&options);
     options.stream = (uint64_t)(uintptr_t)stream;
+    return options;
+}
+
+static inline uint64_t store_on(void *stream) {
+    kvkeep_transfer_options options = behind(stream);
     uint64_t job = 0;
     OK(kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, &options, &job, NULL, NULL));
     return job;
 }
 
 static inline uint64_t load_on(void *stream) {
-    kvkeep_transfer_options options;
-    KVKEEP_INIT(&options);
-    options.stream = (uint64_t)(uintptr_t)stream;
+    kvkeep_transfer_options options = behind(stream);
     uint64_t job = 0;
     OK(kvkeep_submit_load(cache, pool, session, keys, KEYS, ids, IDS, &options, &job, NULL, NULL));
     return job;
 }
 
 static inline kvkeep_prefetch_result result_of(uint64_t job) {
-    kvkeep_prefetch_result result;
-    KVKEEP_INIT(&result);
-    OK(kvkeep_wait(cache, job, 60000));
-    OK(kvkeep_query_prefetch(cache, job, &result));
-    return result;
+    return answer_of(cache, job);
 }
 
 static inline void check_pages_are_stored_ones(void) {

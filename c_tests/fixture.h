@@ -168,6 +168,14 @@ static inline void check_held(kvkeep *cache, uint64_t session, const kvkeep_key 
     for (size_t i = 0; i < count; i++) CHECK(holds(&keys[i], &views[i]));
 }
 
+static inline kvkeep_prefetch_result answer_of(kvkeep *cache, uint64_t job) {
+    kvkeep_prefetch_result result;
+    KVKEEP_INIT(&result);
+    OK(kvkeep_wait(cache, job, 60000));
+    OK(kvkeep_query_prefetch(cache, job, &result));
+    return result;
+}
+
 static inline kvkeep_stats stats_of(kvkeep *cache) {
     kvkeep_stats stats;
     KVKEEP_INIT(&stats);

@@ -37,10 +37,7 @@ static inline uint64_t submit(const kvkeep_key *keys, size_t count, const kvkeep
 }
 
 static inline kvkeep_prefetch_result result_of(uint64_t job) {
-    kvkeep_prefetch_result result;
-    KVKEEP_INIT(&result);
-    OK(kvkeep_wait(cache, job, 60000));
-    OK(kvkeep_query_prefetch(cache, job, &result));
+    kvkeep_prefetch_result result = answer_of(cache, job);
     uint32_t chunks = 0;
     OK(kvkeep_query_lookup_hits(cache, job, &chunks));
     CHECK_EQUAL(chunks, result.lookup_chunks);

@@ -72,11 +72,7 @@ static inline uint64_t load(const kvkeep_key *keys, size_t count, const int32_t 
 }
 
 static inline kvkeep_prefetch_result result_of(uint64_t job) {
-    kvkeep_prefetch_result result;
-    KVKEEP_INIT(&result);
-    OK(kvkeep_wait(cache, job, 60000));
-    OK(kvkeep_query_prefetch(cache, job, &result));
-    return result;
+    return answer_of(cache, job);
 }
 
 static inline void check_blocks(uint64_t job, size_t count, int32_t wanted) {

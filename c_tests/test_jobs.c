@@ -133,12 +133,16 @@ static void p5_a_job_nobody_reads_is_released_at_its_deadline(void) {
     teardown();
 }
 
-static void p9_jobs_are_bounded(void) {
+static void setup_for_three_jobs(void) {
     kvkeep_options options = quiet_options(4 * MIB);
     options.jobs_max = 3;
     cache = open_with(&options);
     space = open_space(cache, "model");
     session = begin(cache, space);
+}
+
+static void p9_jobs_are_bounded(void) {
+    setup_for_three_jobs();
     kvkeep_key key = key_of(1);
     uint64_t jobs[3], more;
     for (int i = 0; i < 3; i++) jobs[i] = submit(&key, 1, NULL);
@@ -149,11 +153,7 @@ static void p9_jobs_are_bounded(void) {
 }
 
 static void p9_completions_that_nobody_takes_are_bounded(void) {
-    kvkeep_options options = quiet_options(4 * MIB);
-    options.jobs_max = 3;
-    cache = open_with(&options);
-    space = open_space(cache, "model");
-    session = begin(cache, space);
+    setup_for_three_jobs();
     kvkeep_key key = key_of(1);
     kvkeep_prefetch_options by_event = plain_options();
     by_event.notify = KVKEEP_NOTIFY_EVENT_FD;
