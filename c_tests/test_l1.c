@@ -182,6 +182,30 @@ static void p3_another_sessions_share_is_never_taken(void) {
     teardown();
 }
 
+static void shares_that_cannot_be_counted_are_refused(void) {
+    enum { BATCH = 4096, ROUNDS = (1 << 24) / 128 / BATCH };
+    static kvkeep_key keys[BATCH];
+    static kvkeep_view views[BATCH];
+    static int32_t statuses[BATCH];
+    setup(MIB);
+    for (int i = 0; i < BATCH; i++) keys[i] = key_of(1);
+    put_in(cache, session, keys, 1, 64);
+    for (int round = 0; round < ROUNDS - 1; round++) OK(kvkeep_reserve_read(cache, session, keys, BATCH, 127, views));
+    CHECK_STATUS(kvkeep_reserve_read(cache, session, keys, BATCH, 127, views), KVKEEP_PARTIAL);
+    OK(views[BATCH - 2].status);
+    CHECK_STATUS(views[BATCH - 1].status, KVKEEP_ERR_LIMIT);
+    CHECK_EQUAL(stats_of(cache).l1_shares, (1 << 24) - 128);
+    uint64_t other = begin(cache, space);
+    CHECK_STATUS(read_status(other, &keys[0], 127), KVKEEP_ERR_LIMIT);
+    OK(read_status(other, &keys[0], 126));
+    OK(finish_status(other, &keys[0], 126));
+    for (int round = 0; round < ROUNDS - 1; round++) OK(kvkeep_finish_read(cache, session, keys, BATCH, 127, statuses));
+    CHECK_STATUS(kvkeep_finish_read(cache, session, keys, BATCH, 127, statuses), KVKEEP_PARTIAL);
+    CHECK_STATUS(statuses[BATCH - 1], KVKEEP_ERR_NOT_HELD);
+    CHECK_EQUAL(stats_of(cache).l1_shares, 0);
+    teardown();
+}
+
 static void a_commit_that_takes_shares_leaves_eviction_no_gap(void) {
     setup(MIB);
     kvkeep_key keys[8];
@@ -387,6 +411,7 @@ int main(void) {
     RUN(what_is_given_back_unwritten_was_never_there);
     RUN(p3_every_share_is_returned_exactly_once);
     RUN(p3_another_sessions_share_is_never_taken);
+    RUN(shares_that_cannot_be_counted_are_refused);
     RUN(a_commit_that_takes_shares_leaves_eviction_no_gap);
     RUN(temporaries_go_with_their_last_share);
     RUN(p2_memory_in_use_is_never_reused);

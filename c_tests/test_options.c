@@ -22,6 +22,7 @@ static void p6_options_of_a_cache(void) {
     REFUSE(eviction_policy, "\xff\xfe", KVKEEP_ERR_INVALID, "not UTF-8");
     REFUSE(store_mode, 4, KVKEEP_ERR_INVALID, "store_mode is 4");
     REFUSE(flags, 1u << 30, KVKEEP_ERR_INVALID, "flags");
+    REFUSE(sessions_max, 1 << 20, KVKEEP_ERR_INVALID, "sessions_max is 1048576");
     REFUSE(log_level, 9, KVKEEP_ERR_INVALID, "log_level is 9");
     REFUSE(reserved, 1, KVKEEP_ERR_INVALID, "reserved is 1");
     REFUSE(watermark_high_percent, 101, KVKEEP_ERR_INVALID, "watermark");
@@ -41,6 +42,10 @@ static void p6_options_of_a_cache(void) {
     options.watermark_high_percent = 50;
     options.watermark_low_percent = 51;
     refuse_open(&options, KVKEEP_ERR_INVALID, "watermark");
+    options = quiet_options(MIB);
+    options.store_mode = KVKEEP_STORE_AFTER_USES;
+    options.store_after_uses = 65536;
+    refuse_open(&options, KVKEEP_ERR_INVALID, "store_after_uses is 65536");
     options = quiet_options(MIB);
     options.flags = KVKEEP_FLAG_NUMA_NODE;
     options.numa_node = 4000;

@@ -237,13 +237,13 @@ typedef struct {
     uint32_t watermark_low_percent;
     /// A kvkeep_store_mode.
     uint32_t store_mode;
-    /// For KVKEEP_STORE_AFTER_USES: reads before an object is written. 0: 2.
+    /// For KVKEEP_STORE_AFTER_USES: reads before an object is written, at most 65535. 0: 2.
     uint32_t store_after_uses;
     /// URLs of the backends, in the order they are asked; see `kvkeep_add_backend`. NULL if none.
     const char *const *backend_urls;
     /// How many URLs.
     size_t backend_count;
-    /// Most live sessions. 0: 65536.
+    /// Most live sessions, at most 1048575. 0: 65536.
     uint32_t sessions_max;
     /// Most jobs not yet released. 0: 65536.
     uint32_t jobs_max;
@@ -779,7 +779,7 @@ kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache,
 
 /// Takes 1 + extra_count shares of each ready key and returns views to read. The bytes stay where they are until the
 /// shares are returned.
-/// Per key: NOT_FOUND (absent from L1, or only staged), LIMIT (the object has 2^32 shares). Errors: NOT_FOUND
+/// Per key: NOT_FOUND (absent from L1, or only staged), LIMIT (the object would have 2^24 shares). Errors: NOT_FOUND
 /// (session), INVALID (extra_count outside 0 to 127).
 kvkeep_status kvkeep_reserve_read(kvkeep *cache,
                                   uint64_t session,

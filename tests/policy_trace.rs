@@ -60,7 +60,8 @@ impl Cache {
     fn touch(&mut self, block: u64, read: bool) -> bool {
         let Some(&slot) = self.slots.get(&block) else { return false };
         self.blocks[slot as usize].1 += u32::from(read);
-        self.policy.touch(slot, self.meta(slot));
+        let meta = self.meta(slot);
+        self.policy.touch(slot, &|_| meta);
         true
     }
 

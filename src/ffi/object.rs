@@ -97,7 +97,7 @@ pub unsafe extern "C" fn kvkeep_finish_write_and_reserve_read(
 
 /// Takes 1 + extra_count shares of each ready key and returns views to read. The bytes stay where they are until the
 /// shares are returned.
-/// Per key: NOT_FOUND (absent from L1, or only staged), LIMIT (the object has 2^32 shares). Errors: NOT_FOUND
+/// Per key: NOT_FOUND (absent from L1, or only staged), LIMIT (the object would have 2^24 shares). Errors: NOT_FOUND
 /// (session), INVALID (extra_count outside 0 to 127).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_reserve_read(

@@ -143,13 +143,13 @@ pub struct kvkeep_options {
     pub watermark_low_percent: u32,
     /// A kvkeep_store_mode.
     pub store_mode: u32,
-    /// For KVKEEP_STORE_AFTER_USES: reads before an object is written. 0: 2.
+    /// For KVKEEP_STORE_AFTER_USES: reads before an object is written, at most 65535. 0: 2.
     pub store_after_uses: u32,
     /// URLs of the backends, in the order they are asked; see `kvkeep_add_backend`. NULL if none.
     pub backend_urls: *const *const c_char,
     /// How many URLs.
     pub backend_count: usize,
-    /// Most live sessions. 0: 65536.
+    /// Most live sessions, at most 1048575. 0: 65536.
     pub sessions_max: u32,
     /// Most jobs not yet released. 0: 65536.
     pub jobs_max: u32,

@@ -21,8 +21,8 @@ const PAGE: u64 = crate::arena::PAGE as u64;
 /// A stretch of the arena that [`Alloc::alloc`] gave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Block {
-    /// Its first byte.
-    pub offset: u64,
+    /// Its first unit; see [`Alloc::offset`].
+    pub start: u32,
     /// Names it to [`Alloc::free`].
     pub node: u32,
 }
@@ -132,6 +132,12 @@ impl Alloc {
         let align = if size.is_multiple_of(PAGE) { self.page_units } else { 1 };
         let node = self.find(units, align)?;
         self.carve(node, units, align)
+    }
+
+    /// Where the bytes of a block begin.
+    #[inline]
+    pub fn offset(&self, start: u32) -> u64 {
+        u64::from(start) * self.unit
     }
 
     /// Gives back a block that [`alloc`](Alloc::alloc) gave.
@@ -278,7 +284,7 @@ impl Alloc {
             self.push(rest);
         }
         self.used_units += units;
-        Some(Block { offset: u64::from(self.nodes[block].start) * self.unit, node: block })
+        Some(Block { start: self.nodes[block].start, node: block })
     }
 
     /// Cuts a block after `units` and gives the node of the part behind.

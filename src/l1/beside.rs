@@ -11,7 +11,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::session::Session;
-use super::slot::{LISTED, NONE, Slot, TEMPORARY};
+use super::share::without_none;
+use super::slot::{BUSY, LISTED, NONE, SHARES_MAX, Slot, TEMPORARY};
 use super::{L1, Outcome, State, patiently};
 use crate::error::{KVKEEP_ERR_NOT_HELD, KVKEEP_OK};
 
@@ -112,10 +113,9 @@ impl Beside<'_> {
     #[inline]
     fn take(&mut self, id: u32, count: u32) -> Option<u64> {
         let slot = &self.state.slots[id];
-        slot.shares().checked_add(count)?;
         let (holder, held) = slot.holder();
         if held > 0 || slot.is(LISTED) {
-            if holder != self.index {
+            if holder != self.index || slot.is(LISTED) || count > SHARES_MAX - held {
                 return None;
             }
             slot.set_holder(holder, held + count);
@@ -125,11 +125,12 @@ impl Beside<'_> {
             return None;
         }
         slot.since_ms.store(self.now_ms as u32, Ordering::Relaxed);
-        self.session.next_depth = self.session.next_depth.max(slot.depth + 1);
         if holder != self.index {
+            let depth = self.state.slots.detail(id).depth;
+            self.session.next_depth = self.session.next_depth.max(depth + 1);
             self.session.note(self.state.slots.name(id));
         }
-        Some(if slot.io > 0 { 0 } else { slot.size })
+        Some(if slot.is(BUSY) { 0 } else { slot.size() })
     }
 
     /// Returns `count` shares of each object found, touches those of which they were the last, and says whether it had all.
@@ -159,7 +160,7 @@ impl Beside<'_> {
                 continue;
             }
             slot.count_use();
-            unlocked += if slot.io > 0 { 0 } else { slot.size };
+            unlocked += if slot.is(BUSY) { 0 } else { slot.size() };
             slot.set_holder(self.index, 0);
         }
         self.session.shares -= given * u64::from(count);
@@ -169,13 +170,11 @@ impl Beside<'_> {
         Some(outcome.all_ok())
     }
 
-    fn touch_all(&self, found: &[u32]) {
+    fn touch_all(&self, found: &mut [u32]) {
         let state = self.state;
         let policy = &state.pools[state.spaces[self.session.space as usize].pool].policy;
         let look = || policy.try_lock();
         let mut policy = look().or_else(|| patiently(look)).unwrap_or_else(|| policy.lock());
-        for &id in found.iter().filter(|id| **id != NONE) {
-            policy.touch(id, state.slots[id].meta(self.now_ms));
-        }
+        policy.touch_all(without_none(found), &|id| state.slots.meta(id, self.now_ms));
     }
 }

@@ -1,6 +1,6 @@
 //! What users do to keys outside the read and write paths: touch, retain, delete, clear.
 
-use super::slot::{HIDDEN, Life, RETAIN_MS};
+use super::slot::RETAIN_MS;
 use super::{L1, Outcome, State};
 use crate::error::{Error, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
@@ -45,7 +45,7 @@ impl L1 {
                 outcome.set(
                     i,
                     state.find(space, key).map_or(KVKEEP_ERR_NOT_FOUND, |id| {
-                        let slot = &mut state.slots[id];
+                        let slot = state.slots.detail_mut(id);
                         slot.priority = priority as u8;
                         slot.chances = priority.div_ceil(25) as u8;
                         slot.retain_until = until;
@@ -81,8 +81,7 @@ impl L1 {
             let ready: Vec<u32> = state
                 .slots
                 .live()
-                .filter(|(_, slot)| slot.life == Life::Ready && !slot.is(HIDDEN))
-                .filter(|(_, slot)| space.is_none_or(|space| space == slot.space))
+                .filter(|(_, slot)| slot.is_findable() && space.is_none_or(|space| space == slot.space()))
                 .map(|(id, _)| id)
                 .collect();
             let mut gone = 0;
@@ -99,9 +98,9 @@ impl L1 {
 }
 
 impl State {
-    fn touch_slot(&mut self, id: u32) {
-        let meta = self.slots[id].meta(self.now_ms);
-        let pool = self.spaces[self.slots[id].space as usize].pool;
-        self.pools[pool].policy.get_mut().touch(id, meta);
+    /// Tells its policy that an object was used.
+    pub(super) fn touch_slot(&mut self, id: u32) {
+        let pool = self.spaces[self.slots[id].space() as usize].pool;
+        self.pools[pool].policy.get_mut().touch(id, &|id| self.slots.meta(id, self.now_ms));
     }
 }

@@ -6,6 +6,7 @@
 pub mod alloc;
 mod beside;
 mod copying;
+mod holds;
 mod keep;
 mod reclaim;
 pub mod report;
@@ -31,7 +32,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::arena::Arena;
 use crate::config::StoreMode;
-use crate::error::{KVKEEP_OK, Result, Status};
+use crate::error::{Error, KVKEEP_OK, Result, Status};
 use crate::events::{EventKind, Events};
 use crate::hash::KeyHasher;
 use crate::key::{Key, SpaceTag};
@@ -39,8 +40,9 @@ use crate::policy::{Meta, Policy, Removal};
 use crate::table::Table;
 use alloc::Alloc;
 use beside::Crowd;
+use holds::Holds;
 use session::Sessions;
-use slot::{Holds, NONE, Ref, Slot, Slots};
+use slot::{NOBODY, NONE, Ref, Slots, USES_MAX};
 use space::new_pool;
 use tally::Tally;
 pub use tally::{Counts, Gauges};
@@ -96,6 +98,24 @@ pub struct L1Config {
     pub sessions_max: u32,
     /// Upper byte of the sessions' numbers.
     pub boot: u8,
+}
+
+impl L1Config {
+    /// Refuses what a slot has no bits for.
+    fn check(&self) -> Result<()> {
+        if self.sessions_max > NOBODY {
+            let most = self.sessions_max;
+            return Err(Error::invalid(format!(
+                "sessions_max is {most}, more than {NOBODY}: allow fewer live sessions"
+            )));
+        }
+        match self.store_mode {
+            StoreMode::AfterUses(uses) if uses > USES_MAX => Err(Error::invalid(format!(
+                "store_after_uses is {uses}, more than {USES_MAX}: have objects written after fewer"
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 struct Space {
@@ -208,6 +228,7 @@ pub struct SpaceInfo {
 impl L1 {
     /// An empty tier over `arena`. The policy's name must be known.
     pub fn new(arena: Arc<Arena>, config: L1Config) -> Result<Arc<L1>> {
+        config.check()?;
         let pool = new_pool(&config.policy)?;
         let alloc = Alloc::new(arena.bytes() as u64);
         let sessions = Sessions::new(config.sessions_max, config.boot);
@@ -400,7 +421,7 @@ impl L1 {
 impl State {
     fn record(&self, kind: EventKind, id: u32) {
         let slot = &self.slots[id];
-        self.events.record_l1(kind, self.spaces[slot.space as usize].tag, &slot.key, slot.size);
+        self.events.record_l1(kind, self.spaces[slot.space() as usize].tag, &slot.key, slot.size());
     }
 
     fn find(&self, space: u32, key: &Key) -> Option<u32> {
@@ -412,11 +433,12 @@ impl State {
         self.table.find(hash, |id| self.slots[id].names(space, key))
     }
 
-    fn new_meta(&self, slot: &Slot) -> Meta {
+    fn new_meta(&self, id: u32) -> Meta {
         // Which memories of a policy push each other out hangs on it, and one trace is to have one hit rate.
         const TAGS: KeyHasher = KeyHasher::fixed();
-        let space = u64::from(slot.space).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Meta { tag: TAGS.hash(&slot.key) ^ space, ..slot.meta(self.now_ms) }
+        let slot = &self.slots[id];
+        let space = u64::from(slot.space()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Meta { tag: TAGS.hash(&slot.key) ^ space, ..self.slots.meta(id, self.now_ms) }
     }
 
     /// Whether the memory of a slot became free to evict, or was taken into use: call after each change, with what it was.
@@ -424,8 +446,8 @@ impl State {
     fn relock(&mut self, id: u32, was_locked: bool) {
         let slot = &self.slots[id];
         match (was_locked, slot.locked()) {
-            (false, true) => *self.tally.locked_bytes.get_mut() += slot.size,
-            (true, false) => *self.tally.locked_bytes.get_mut() -= slot.size,
+            (false, true) => *self.tally.locked_bytes.get_mut() += slot.size(),
+            (true, false) => *self.tally.locked_bytes.get_mut() -= slot.size(),
             _ => {}
         }
     }

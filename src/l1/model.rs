@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::slot::{HIDDEN, Life};
+use super::slot::{HIDDEN, Slot};
 use super::*;
 use crate::arena::{Buffer, MapOptions};
 use crate::config::SpaceSpec;
@@ -275,7 +275,7 @@ impl World {
         let inc = &self.incs[inc].1;
         let (offset, size) = self.l1.with(|state| {
             let slot = state.slots.find(inc.name).unwrap();
-            (slot.offset, slot.size)
+            (state.alloc.offset(slot.start), slot.size())
         });
         assert_eq!((view.status, view.data.cast(), view.size), (0, self.l1.arena.at(offset), size));
         assert!(self.bears(view.data.cast(), size, inc.stamp), "P1: other bytes than were committed");
@@ -368,10 +368,8 @@ impl World {
             };
             let pool = (status == KVKEEP_ERR_QUOTA as i32).then_some(state.spaces[space].pool);
             let evictable = |slot: &&Slot| {
-                slot.life == Life::Ready
-                    && !slot.is(HIDDEN)
-                    && !slot.locked()
-                    && pool.is_none_or(|pool| state.spaces[slot.space as usize].pool == pool)
+                let of_pool = pool.is_none_or(|pool| state.spaces[slot.space() as usize].pool == pool);
+                slot.is_findable() && !slot.locked() && of_pool
             };
             fits && policy != "none" && state.slots.live().map(|(_, slot)| slot).any(|slot| evictable(&slot))
         });

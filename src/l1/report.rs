@@ -7,7 +7,7 @@ use hashbrown::HashSet;
 use serde::Serialize;
 
 use super::session::Session;
-use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, Slot, TEMPORARY};
+use super::slot::{HIDDEN, NOBODY, QUEUED, STAGING, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::error::Result;
 use crate::key::Key;
@@ -96,11 +96,11 @@ impl L1 {
             self.with(|state| {
                 let slice = state.slots.live_among(first..first + SLICE as u32);
                 let its = slice.filter(|(_, slot)| slot.names(space, key));
-                by_slot.extend(its.map(|(id, slot)| (id, state.object_report(id, slot))));
+                by_slot.extend(its.map(|(id, _)| (id, state.object_report(id))));
             });
         }
         self.with(|state| {
-            by_slot.extend(state.find(space, key).map(|id| (id, state.object_report(id, &state.slots[id]))));
+            by_slot.extend(state.find(space, key).map(|id| (id, state.object_report(id))));
         });
         let mut reports: Vec<ObjectReport> = by_slot.into_values().collect();
         reports.sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));
@@ -138,14 +138,15 @@ impl State {
         }
     }
 
-    fn object_report(&self, id: u32, slot: &Slot) -> ObjectReport {
-        let staging = slot.life == Life::Staging;
+    fn object_report(&self, id: u32) -> ObjectReport {
+        let slot = &self.slots[id];
+        let (staging, shares, transfers) = (slot.is(STAGING), self.slots.shares(id), self.slots.transfers(id));
         let mut holders = Vec::new();
         let (holder, held) = slot.holder();
-        if holder != NONE && (held > 0 || staging) {
+        if holder != NOBODY && (held > 0 || staging) {
             holders.push(self.holder_report(holder, held));
         }
-        holders.extend(self.holds.iter(slot).map(|(index, shares)| self.holder_report(index, shares)));
+        holders.extend(self.holds.iter(&self.slots, id).map(|(index, shares)| self.holder_report(index, shares)));
         let mut because = Vec::new();
         for holder in &holders {
             let what = if staging { "stages it".to_owned() } else { format!("holds {} share(s)", holder.shares) };
@@ -154,30 +155,29 @@ impl State {
                 holder.session, holder.request_id, holder.owner_pid
             ));
         }
-        if slot.io > 0 {
-            because.push(format!("{} transfer(s) run on its bytes", slot.io));
+        if transfers > 0 {
+            because.push(format!("{transfers} transfer(s) run on its bytes"));
         }
-        debug_assert_eq!(self.slots.name(id).generation, slot.generation);
         ObjectReport {
             key: slot.key.to_string(),
-            state: match (slot.life, slot.is(HIDDEN)) {
-                (_, true) => "hidden",
-                (Life::Staging, _) => "staging",
+            state: match (slot.is(HIDDEN), staging) {
+                (true, _) => "hidden",
+                (_, true) => "staging",
                 _ => "ready",
             },
-            bytes: slot.size,
-            shares: slot.shares(),
-            transfers: slot.io,
-            shared_for_ms: if slot.shares() > 0 {
+            bytes: slot.size(),
+            shares,
+            transfers,
+            shared_for_ms: if shares > 0 {
                 u64::from((self.now_ms as u32).wrapping_sub(slot.since_ms.load(Ordering::Relaxed)))
             } else {
                 0
             },
-            uses: slot.uses.load(Ordering::Relaxed),
+            uses: slot.uses(),
             temporary: slot.is(TEMPORARY),
             written: slot.is(STORED),
             write_pending: slot.is(QUEUED),
-            retention_priority: slot.meta(self.now_ms).priority,
+            retention_priority: self.slots.meta(id, self.now_ms).priority,
             holders,
             unevictable_because: because,
         }

@@ -4,7 +4,7 @@ use super::alloc::Block;
 use parking_lot::MutexGuard;
 
 use super::session::Session;
-use super::slot::{LEAVING, PARKED, QUEUED, Ref, STORED, TEMPORARY};
+use super::slot::{LEAVING, PARKED, QUEUED, Ref, SIZE_MAX, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
@@ -30,7 +30,7 @@ impl L1 {
 impl State {
     /// Memory for `size` bytes of `space`, evicting what it takes.
     pub(super) fn make_room(&mut self, space: u32, size: u64) -> Result<Block, Status> {
-        if size > self.alloc.capacity() {
+        if size > self.alloc.capacity().min(SIZE_MAX) {
             return Err(KVKEEP_ERR_NO_MEMORY);
         }
         let quota = self.spaces[space as usize].quota;
@@ -85,22 +85,21 @@ impl State {
                 if slot.locked() {
                     return false;
                 }
-                let unwritten = slot.is(QUEUED) || write_back && slot.flags & (STORED | TEMPORARY) == 0;
+                let unwritten = slot.is(QUEUED) || write_back && !slot.has(STORED | TEMPORARY);
                 if unwritten && !slot.is(PARKED) {
-                    slot.flags |= PARKED;
+                    slot.set(PARKED);
                     parked.push_back(name);
                 }
                 !unwritten
             };
             let id = self.pools[pool].policy.get_mut().victim(&mut usable)?;
             let now_ms = self.now_ms;
-            let slot = &mut self.slots[id];
-            if slot.chances == 0 || !slot.retained(now_ms) {
+            let detail = self.slots.detail_mut(id);
+            if detail.chances == 0 || !detail.retained(now_ms) {
                 return Some(id);
             }
-            slot.chances -= 1;
-            let meta = self.slots[id].meta(self.now_ms);
-            self.pools[pool].policy.get_mut().touch(id, meta);
+            detail.chances -= 1;
+            self.touch_slot(id);
         }
     }
 
@@ -116,7 +115,7 @@ impl State {
             if !slot.is(PARKED) {
                 continue;
             }
-            if slot.locked() || self.spaces[slot.space as usize].pool != pool {
+            if slot.locked() || self.spaces[slot.space() as usize].pool != pool {
                 self.parked.push_back(name);
                 continue;
             }
@@ -132,15 +131,15 @@ impl State {
         let slot = &mut self.slots[id];
         let leaving = slot.is(LEAVING);
         if leaving {
-            slot.flags &= !LEAVING;
-            self.leaving_bytes -= slot.size;
+            slot.clear(LEAVING);
+            self.leaving_bytes -= slot.size();
         }
         leaving
     }
 
     pub(super) fn evict(&mut self, id: u32) {
         self.counts.evictions += 1;
-        self.counts.evicted_bytes += self.slots[id].size;
+        self.counts.evicted_bytes += self.slots[id].size();
         self.hide(id, Removal::Evicted);
         self.free_if_unused(id);
     }
@@ -167,8 +166,8 @@ impl State {
                 return false;
             }
             let slot = &mut self.slots[name.slot];
-            slot.flags |= LEAVING;
-            self.leaving_bytes += slot.size;
+            slot.set(LEAVING);
+            self.leaving_bytes += slot.size();
             return true;
         }
         false
@@ -181,7 +180,7 @@ impl State {
     }
 
     fn revocable_bytes(&self) -> u64 {
-        let size = |&name: &Ref| self.slots.find(name).map_or(0, |slot| slot.size);
+        let size = |&name: &Ref| self.slots.find(name).map_or(0, |slot| slot.size());
         self.expired(None).map(|(_, session)| session.used.iter().map(size).sum::<u64>()).sum()
     }
 
@@ -199,7 +198,9 @@ impl State {
                 continue;
             }
             let key = self.slots[name.slot].key;
-            self.give_back(index, name.slot, count, super::share::Recency::Keep);
+            if self.give_back(index, name.slot, count) {
+                self.unread(name.slot);
+            }
             *self.sessions.at_mut(index).revoked.entry(key).or_insert(0) += count;
             self.counts.shares_revoked += u64::from(count);
         }

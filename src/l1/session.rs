@@ -6,14 +6,14 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet, HashTable};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::slot::Ref;
+use super::slot::{NOBODY, Ref};
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::Key;
 
 /// Sessions reclaimed by their deadline that are remembered, so that a late use is told EXPIRED.
 const REMEMBERED: usize = 4096;
 /// A session's number: the cache's boot in the upper byte, then a serial number, then its index.
-const INDEX_BITS: u32 = 20;
+const INDEX_BITS: u32 = NOBODY.count_ones();
 const BOOT_SHIFT: u32 = 56;
 
 /// One session.
@@ -122,14 +122,14 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// None yet, at most `most`. Their numbers begin with `boot`.
+    /// None yet, at most `most`, which is at most [`NOBODY`]. Their numbers begin with `boot`.
     pub fn new(most: u32, boot: u8) -> Sessions {
         Sessions {
             places: Vec::new(),
             spare: VecDeque::new(),
             serial: u64::from(boot) << (BOOT_SHIFT - INDEX_BITS),
             live: 0,
-            most: (most as usize).min(1 << INDEX_BITS),
+            most: most as usize,
             reclaimed: VecDeque::new(),
             reclaimed_set: HashSet::new(),
             served: HashMap::new(),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::slot::{HIDDEN, LISTED, Life, NONE, QUEUED, Ref, STORED, Slot, TEMPORARY};
+use super::slot::{HIDDEN, LISTED, NOBODY, NONE, QUEUED, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
 use crate::error::{
@@ -10,15 +10,6 @@ use crate::error::{
 };
 use crate::key::Key;
 use crate::types::View;
-
-/// What becomes of the recency of an object whose last share is returned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Recency {
-    /// It was read: it counts as used.
-    Read,
-    /// It keeps its place.
-    Keep,
-}
 
 impl L1 {
     /// Takes `count` shares of each ready key.
@@ -111,9 +102,10 @@ impl L1 {
                 let space = state.sessions.at_mut(index).space;
                 state.find_all(space, keys, hashes, found);
                 let mut outcome = Outcome::new(statuses);
-                for (i, (key, &id)) in keys.iter().zip(&*found).enumerate() {
-                    outcome.set(i, state.finish_one(index, key, id, count, Recency::Read));
+                for (i, (key, id)) in keys.iter().zip(&mut *found).enumerate() {
+                    outcome.set(i, state.finish_one(index, key, id, count));
                 }
+                state.read_all(space, found);
                 Ok(outcome.all_ok())
             })
         })
@@ -124,11 +116,13 @@ impl L1 {
         self.with(|state| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let space = state.sessions.at_mut(index).space;
-            let returned = keys.iter().filter(|key| {
-                let id = state.find(space, key).unwrap_or(NONE);
-                state.finish_one(index, key, id, count, Recency::Read) == KVKEEP_OK
-            });
-            Ok(returned.count() as u64)
+            let mut returned = 0;
+            for key in keys {
+                let mut id = state.find(space, key).unwrap_or(NONE);
+                returned += u64::from(state.finish_one(index, key, &mut id, count) == KVKEEP_OK);
+                state.read_all(space, &mut [id]);
+            }
+            Ok(returned)
         })
     }
 
@@ -138,8 +132,9 @@ impl L1 {
             let Ok(index) = state.sessions.index(session) else { return };
             let space = state.sessions.at_mut(index).space;
             for key in keys {
-                let id = state.find(space, &key).unwrap_or(NONE);
-                state.finish_one(index, &key, id, count, Recency::Keep);
+                let mut id = state.find(space, &key).unwrap_or(NONE);
+                state.finish_one(index, &key, &mut id, count);
+                state.unread(id);
             }
         });
     }
@@ -182,22 +177,28 @@ impl State {
 
     pub(super) fn view(&self, id: u32) -> View {
         let slot = &self.slots[id];
-        View { data: self.arena.at(slot.offset).cast(), size: slot.size, status: KVKEEP_OK as i32, reserved: 0 }
+        View {
+            data: self.arena.at(self.alloc.offset(slot.start)).cast(),
+            size: slot.size(),
+            status: KVKEEP_OK as i32,
+            reserved: 0,
+        }
     }
 
     /// Gives `count` shares of a ready object to a session. False if it would have more than can be counted.
     #[inline]
     pub(super) fn take(&mut self, session: u32, id: u32, count: u32) -> bool {
         let now_ms = self.now_ms as u32;
-        let slot = &mut self.slots[id];
-        if slot.shares().checked_add(count).is_none() {
+        let shares = self.slots.shares(id);
+        if count > SHARES_MAX - shares {
             return false;
         }
-        if slot.shares() == 0 {
+        let slot = &mut self.slots[id];
+        if shares == 0 {
             *slot.since_ms.get_mut() = now_ms;
         }
         if !slot.locked() {
-            *self.tally.locked_bytes.get_mut() += slot.size;
+            *self.tally.locked_bytes.get_mut() += slot.size();
         }
         let noted = match slot.holder() {
             (holder, held) if holder == session => {
@@ -208,15 +209,14 @@ impl State {
                 slot.set_holder(session, count);
                 false
             }
-            _ => !self.holds.add(slot, session, count),
+            _ => !self.holds.add(&mut self.slots, id, session, count),
         };
-        let (depth, name) = (slot.depth, Ref { slot: id, generation: slot.generation });
         let holder = self.sessions.at_mut(session);
         holder.shares += u64::from(count);
         *self.tally.shares.get_mut() += u64::from(count);
-        holder.next_depth = holder.next_depth.max(depth + 1);
         if !noted {
-            holder.note(name);
+            holder.next_depth = holder.next_depth.max(self.slots.detail(id).depth + 1);
+            holder.note(self.slots.name(id));
         }
         if holder.crammed() {
             self.strike_twice_named(session);
@@ -233,9 +233,12 @@ impl State {
         let holder = self.sessions.at_mut(session);
         let mut twice = 0;
         holder.used.retain(|name| {
-            let Some(slot) = slots.find(*name) else { return false };
-            let first = slot.seen != pass;
-            slots[name.slot].seen = pass;
+            if slots.find(*name).is_none() {
+                return false;
+            }
+            let detail = slots.detail_mut(name.slot);
+            let first = detail.seen != pass;
+            detail.seen = pass;
             twice += usize::from(!first);
             first
         });
@@ -245,7 +248,7 @@ impl State {
     pub(super) fn shares_of(&self, session: u32, id: u32) -> u32 {
         let slot = &self.slots[id];
         let own = slot.held_by(session);
-        if slot.is(LISTED) { own + self.holds.count(slot, session) } else { own }
+        if slot.is(LISTED) { own + self.holds.count(&self.slots, id, session) } else { own }
     }
 
     /// The slot of `key` of which `session` holds at least `count` shares: the one in the table, or a hidden one.
@@ -276,17 +279,10 @@ impl State {
     /// Returns shares of a session that holds several copies of a key, all but one of them hidden by a clearing of its space. Which
     /// of them whoever returns shares has read is not said, and another reader may still read it: so all stay until as
     /// many shares are returned as were taken. `None` where it holds one copy, or none.
-    fn finish_among_copies(
-        &mut self,
-        session: u32,
-        key: &Key,
-        id: u32,
-        count: u32,
-        recency: Recency,
-    ) -> Option<Status> {
+    fn finish_among_copies(&mut self, session: u32, key: &Key, id: &mut u32, count: u32) -> Option<Status> {
         let hidden = self.sessions.at_mut(session).strays.get(key)?;
         let live = hidden.iter().filter(|name| self.slots.find(**name).is_some()).map(|name| name.slot);
-        let ids: Vec<u32> = live.chain((id != NONE).then_some(id)).collect();
+        let ids: Vec<u32> = live.chain((*id != NONE).then_some(*id)).collect();
         let shares = |id: u32| (id, self.shares_of(session, id));
         let copies: Vec<(u32, u32)> = ids.into_iter().map(shares).filter(|(_, shares)| *shares > 0).collect();
         if copies.len() < 2 {
@@ -296,6 +292,7 @@ impl State {
         let owed = &mut self.sessions.at_mut(session).owed;
         let before = owed.get(key).copied().unwrap_or(0);
         let returned = u64::from(before) + u64::from(count);
+        *id = NONE;
         if returned > taken {
             return Some(KVKEEP_ERR_NOT_HELD);
         }
@@ -305,40 +302,43 @@ impl State {
         }
         owed.remove(key);
         self.sessions.at_mut(session).strays.remove(key);
-        for (id, shares) in copies {
-            self.give_back(session, id, shares, recency);
+        for (copy, shares) in copies {
+            // One of them at most is not hidden.
+            if self.give_back(session, copy, shares) {
+                *id = copy;
+            }
         }
         Some(KVKEEP_OK)
     }
 
+    /// Returns shares of the key whose slot is `id`, which becomes `NONE` unless they were the last ones and the object stays:
+    /// the caller then says what becomes of its place among the others, by [`read_all`](State::read_all) or
+    /// [`unread`](State::unread).
     #[inline]
-    fn finish_one(&mut self, session: u32, key: &Key, id: u32, count: u32, recency: Recency) -> Status {
+    fn finish_one(&mut self, session: u32, key: &Key, id: &mut u32, count: u32) -> Status {
         let strays = !self.sessions.at_mut(session).strays.is_empty();
-        if strays && let Some(status) = self.finish_among_copies(session, key, id, count, recency) {
+        if strays && let Some(status) = self.finish_among_copies(session, key, id, count) {
             return status;
         }
-        match self.held_slot(session, key, id, count) {
-            Some(id) => {
-                if strays && self.shares_of(session, id) == count {
-                    // It held this copy alone.
-                    self.sessions.at_mut(session).strays.remove(key);
-                }
-                self.give_back(session, id, count, recency);
-                KVKEEP_OK
+        let Some(held) = self.held_slot(session, key, *id, count) else {
+            *id = NONE;
+            let status = self.not_held(session, key);
+            if status == KVKEEP_ERR_EXPIRED {
+                self.forgive_revoked(session, key, count);
             }
-            None => {
-                let status = self.not_held(session, key);
-                if status == KVKEEP_ERR_EXPIRED {
-                    self.forgive_revoked(session, key, count);
-                }
-                status
-            }
+            return status;
+        };
+        if strays && self.shares_of(session, held) == count {
+            // It held this copy alone.
+            self.sessions.at_mut(session).strays.remove(key);
         }
+        *id = if self.give_back(session, held, count) { held } else { NONE };
+        KVKEEP_OK
     }
 
-    /// Takes `count` shares of an object back from a session that holds them.
+    /// Takes `count` shares of an object back from a session that holds them. True if they were the last ones and the object stays.
     #[inline]
-    pub(super) fn give_back(&mut self, session: u32, id: u32, count: u32, recency: Recency) {
+    pub(super) fn give_back(&mut self, session: u32, id: u32, count: u32) -> bool {
         let slot = &mut self.slots[id];
         let held = slot.held_by(session);
         let own = held.min(count);
@@ -346,43 +346,56 @@ impl State {
             slot.set_holder(session, held - own);
         }
         if count > own {
-            self.holds.sub(slot, session, count - own);
+            self.holds.sub(&mut self.slots, id, session, count - own);
         }
-        let last = slot.shares() == 0;
         self.sessions.at_mut(session).shares -= u64::from(count);
         *self.tally.shares.get_mut() -= u64::from(count);
-        if last {
-            self.unshared(id, recency);
+        if self.slots.shares(id) > 0 {
+            return false;
         }
-    }
-
-    /// The last share of an object went.
-    fn unshared(&mut self, id: u32, recency: Recency) {
         self.relock(id, true);
         let slot = &self.slots[id];
-        if slot.flags & (TEMPORARY | HIDDEN) != 0 {
+        let stays = !slot.has(TEMPORARY | HIDDEN);
+        if !stays {
             if !slot.is(HIDDEN) {
                 self.hide(id, super::Removal::Deleted);
             }
-            return self.free_if_unused(id);
+            self.free_if_unused(id);
         }
-        let policy = self.pools[self.spaces[slot.space as usize].pool].policy.get_mut();
-        if recency == Recency::Keep {
-            return policy.release(id);
+        stays
+    }
+
+    /// Objects of a space whose last shares were returned count as read; `NONE` is passed over.
+    fn read_all(&mut self, space: u32, ids: &mut [u32]) {
+        let ids = without_none(ids);
+        for &id in ids {
+            self.count_read(id);
         }
+        let policy = self.pools[self.spaces[space as usize].pool].policy.get_mut();
+        policy.touch_all(ids, &|id| self.slots.meta(id, self.now_ms));
+    }
+
+    fn count_read(&mut self, id: u32) {
+        let slot = &self.slots[id];
         slot.count_use();
-        policy.touch(id, slot.meta(self.now_ms));
-        if self.due_after(&self.slots[id], 0) {
+        if self.due_after(slot, 0) {
             self.queue_write(id);
+        }
+    }
+
+    /// An object whose last share was returned, if not `NONE`, does not count as read and keeps its place.
+    pub(super) fn unread(&mut self, id: u32) {
+        if id != NONE {
+            let pool = self.spaces[self.slots[id].space() as usize].pool;
+            self.pools[pool].policy.get_mut().release(id);
         }
     }
 
     /// Whether an object read `more` times more is to be written to L2 for its uses.
     #[inline]
     pub(super) fn due_after(&self, slot: &Slot, more: u32) -> bool {
-        let uses = slot.uses.load(Ordering::Relaxed).saturating_add(more);
-        matches!(self.config.store_mode, StoreMode::AfterUses(least) if uses >= least)
-            && slot.flags & (STORED | QUEUED) == 0
+        let uses = slot.uses().saturating_add(more);
+        matches!(self.config.store_mode, StoreMode::AfterUses(least) if uses >= least) && !slot.has(STORED | QUEUED)
     }
 
     /// Ends the session at `index`.
@@ -395,7 +408,7 @@ impl State {
         let mut used = std::mem::take(&mut session.used);
         if touch && session.landed {
             // Loads land in any order; the prompt's own is that in which its objects are to die.
-            used.sort_by_key(|&name| self.slots.find(name).map_or(u32::MAX, |slot| slot.depth));
+            used.sort_by_key(|&name| self.slots.find(name).map_or(u32::MAX, |_| self.slots.detail(name.slot).depth));
         }
         for &name in used.iter().rev() {
             if self.slots.find(name).is_none() {
@@ -403,21 +416,34 @@ impl State {
             }
             let id = name.slot;
             let count = self.shares_of(index, id);
-            if count > 0 {
-                self.give_back(index, id, count, if touch { Recency::Read } else { Recency::Keep });
+            if count > 0 && self.give_back(index, id, count) {
+                if touch {
+                    self.count_read(id);
+                } else {
+                    self.unread(id);
+                }
             }
             let Some(slot) = self.slots.find(name) else { continue };
-            let lives = slot.life == Life::Ready && !slot.is(HIDDEN);
-            if touch && lives && slot.shares() == 0 {
-                let (pool, meta) = (self.spaces[slot.space as usize].pool, slot.meta(self.now_ms));
-                self.pools[pool].policy.get_mut().touch(id, meta);
+            if touch && slot.is_findable() && self.slots.shares(id) == 0 {
+                self.touch_slot(id);
             }
             let slot = &self.slots[id];
             if slot.holder() == (index, 0) {
-                slot.set_holder(NONE, 0);
+                slot.set_holder(NOBODY, 0);
             }
         }
         debug_assert_eq!(self.sessions.at(index).shares, 0);
         self.sessions.remove(index, reclaimed);
     }
+}
+
+/// Those of `ids` that are not `NONE`, moved to the front.
+pub(super) fn without_none(ids: &mut [u32]) -> &[u32] {
+    let mut kept = 0;
+    for at in 0..ids.len() {
+        let id = ids[at];
+        ids[kept] = id;
+        kept += usize::from(id != NONE);
+    }
+    &ids[..kept]
 }

@@ -1,135 +1,186 @@
 //! What L1 knows of one object: where its bytes lie, its state, and who holds it.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use super::alloc::Block;
 use crate::chunked::Chunked;
 use crate::key::Key;
 use crate::policy::Meta;
 
-/// No slot, session or hold.
+/// No slot.
 pub const NONE: u32 = u32::MAX;
+
+const SESSION_BITS: u32 = 20;
+const HELD_BITS: u32 = 24;
+const SIZE_HIGH_BITS: u32 = 8;
+const HELD_SHIFT: u32 = 64 - SESSION_BITS - HELD_BITS;
+const SESSION_SHIFT: u32 = 64 - SESSION_BITS;
+const SIZE_HIGH_SHIFT: u32 = HELD_SHIFT - SIZE_HIGH_BITS;
+
+/// No session. Sessions' indexes are below.
+pub const NOBODY: u32 = (1 << SESSION_BITS) - 1;
+/// Most shares of one object.
+pub const SHARES_MAX: u32 = (1 << HELD_BITS) - 1;
+/// Most bytes of one object.
+pub const SIZE_MAX: u64 = (1 << (32 + SIZE_HIGH_BITS)) - 1;
+/// Most uses that are counted.
+pub const USES_MAX: u32 = u16::MAX as u32;
 
 /// The unit of retention's end, coarse so that 32 bits last for years.
 pub const RETAIN_MS: u64 = 64;
 
-/// Where an object is in its life. A slot that is `Free` names nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Life {
-    /// Not in use.
-    Free,
-    /// Reserved and not committed: only its writer knows of it.
-    Staging,
-    /// Committed.
-    Ready,
-}
-
+/// Flags of a slot, as many as there are bits for.
+pub type Flags = u16;
 /// Dropped when its last share is returned.
-pub const TEMPORARY: u8 = 1;
+pub const TEMPORARY: Flags = 1;
 /// Not in the table any more; freed when nothing uses its memory.
-pub const HIDDEN: u8 = 2;
+pub const HIDDEN: Flags = 2;
 /// A backend has it.
-pub const STORED: u8 = 4;
+pub const STORED: Flags = 4;
 /// Waiting to be written to L2, or being written.
-pub const QUEUED: u8 = 8;
+pub const QUEUED: Flags = 8;
 /// Passed over as a victim because it was `QUEUED`.
-pub const PARKED: u8 = 16;
+pub const PARKED: Flags = 16;
 /// To be evicted once it is written.
-pub const LEAVING: u8 = 32;
+pub const LEAVING: Flags = 32;
 /// Sessions beside its holder have shares of it.
-pub const LISTED: u8 = 64;
+pub const LISTED: Flags = 64;
+/// Transfers of the library run on its bytes.
+pub const BUSY: Flags = 128;
+/// Reserved and not committed: only its writer knows of it.
+pub const STAGING: Flags = 256;
+/// Committed. A slot that is neither this nor `STAGING` is free and names nothing.
+pub const READY: Flags = 512;
 
-/// One object. Two cache lines: finding and sharing it writes to the first alone, so that the second may lie in the caches
-/// of all cores. What is atomic may change in calls that run side by side (`beside.rs`), all else in one that is alone.
+const FLAGS: u64 = (1 << SIZE_HIGH_SHIFT) - 1;
+const HELD: u64 = (SHARES_MAX as u64) << HELD_SHIFT;
+/// What of `word` keeps an object's memory from being evicted.
+const LOCKS: u64 = HELD | (LISTED | BUSY | STAGING) as u64;
+
+/// What a reading looks at, on one cache line: of a hundred thousand objects, that is what fits in a core's share of the caches.
+/// What is atomic may change in calls that run side by side (`beside.rs`), all else in one that is alone.
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct Slot {
     /// Its key.
     pub key: Key,
-    /// See [`holder`](Slot::holder).
-    own: AtomicU64,
-    /// Index of its space.
-    pub space: u32,
-    /// Times it was read.
-    pub uses: AtomicU32,
+    /// From the top: its holder, the holder's shares, the upper bits of its size, flags. Calls side by side change the first two.
+    word: AtomicU64,
+    /// Where its bytes begin in the arena, in the allocator's units.
+    pub start: u32,
+    size_low: u32,
     /// When the first of its present shares was taken, in milliseconds of the cache's clock, wrapping.
     pub since_ms: AtomicU32,
-    /// Flags above.
-    pub flags: u8,
-    /// Its state.
-    pub life: Life,
-    /// Retention priority.
-    pub priority: u8,
-    /// Turns as a victim that its retention still spares it.
-    pub chances: u8,
-    /// Where its bytes begin in the arena.
-    pub offset: u64,
-    /// How many there are.
-    pub size: u64,
-    /// The allocator's name for them.
+    space: u16,
+    uses: AtomicU16,
+}
+
+const _: () = assert!(size_of::<Slot>() == 64);
+
+/// What else is known of an object.
+#[derive(Debug)]
+pub struct Detail {
+    /// The allocator's name for its bytes.
     pub node: u32,
-    /// Transfers that the library runs on its bytes.
-    pub io: u32,
-    /// Raised when the slot is freed, so that an old reference names nothing.
-    pub generation: u32,
-    /// Shares of sessions other than its holder: first of a list in [`Holds`] …
-    more: u32,
-    /// … and how many they are.
-    rest: u32,
     /// Place of the object in its prompt, as far as its writer's session tells.
     pub depth: u32,
     /// Until when its retention lasts, in units of [`RETAIN_MS`] of the cache's clock.
     pub retain_until: u32,
     /// The last pass over a session's objects that met it.
     pub seen: u32,
+    /// Retention priority.
+    pub priority: u8,
+    /// Turns as a victim that its retention still spares it.
+    pub chances: u8,
+    /// Raised when the slot is freed, so that an old reference names nothing.
+    generation: u32,
+    /// Transfers that run on its bytes.
+    io: u32,
+    /// Shares of sessions other than its holder: first of a list in [`Holds`](super::holds::Holds) …
+    pub more: u32,
+    /// … and how many they are.
+    pub rest: u32,
 }
 
-const _: () = assert!(size_of::<Slot>() == 128);
-
-impl Slot {
-    fn empty(generation: u32) -> Slot {
-        Slot {
-            key: Key { hash: [0; 32], rank: 0, group: 0 },
-            own: AtomicU64::new(own(NONE, 0)),
-            space: 0,
-            uses: AtomicU32::new(0),
-            since_ms: AtomicU32::new(0),
-            flags: 0,
-            life: Life::Free,
-            priority: 0,
-            chances: 0,
-            offset: 0,
-            size: 0,
-            node: 0,
-            io: 0,
-            generation,
-            more: NONE,
-            rest: 0,
+impl Detail {
+    fn empty(node: u32, generation: u32) -> Detail {
+        Detail {
+            node,
             depth: 0,
             retain_until: 0,
             seen: 0,
+            priority: 0,
+            chances: 0,
+            generation,
+            io: 0,
+            more: NONE,
+            rest: 0,
         }
+    }
+
+    /// Whether its retention lasts at `now_ms`.
+    pub fn retained(&self, now_ms: u64) -> bool {
+        u64::from(self.retain_until) * RETAIN_MS > now_ms
+    }
+}
+
+impl Slot {
+    fn new(key: Key, space: u32, size: u64, start: u32, flags: Flags) -> Slot {
+        debug_assert!(space <= u32::from(u16::MAX) && size <= SIZE_MAX);
+        let word = u64::from(NOBODY) << SESSION_SHIFT | size >> 32 << SIZE_HIGH_SHIFT | u64::from(flags);
+        Slot {
+            key,
+            word: AtomicU64::new(word),
+            start,
+            size_low: size as u32,
+            since_ms: AtomicU32::new(0),
+            space: space as u16,
+            uses: AtomicU16::new(0),
+        }
+    }
+
+    fn free() -> Slot {
+        Slot::new(Key { hash: [0; 32], rank: 0, group: 0 }, 0, 0, 0, 0)
+    }
+
+    #[inline]
+    fn word(&self) -> u64 {
+        self.word.load(Ordering::Relaxed)
+    }
+
+    /// Index of its space.
+    #[inline]
+    pub fn space(&self) -> u32 {
+        u32::from(self.space)
+    }
+
+    /// How many bytes it has.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        u64::from(self.size_low) | (self.word() >> SIZE_HIGH_SHIFT & 0xff) << 32
     }
 
     /// The session (by index) that used it last, or that stages it, and its shares.
     #[inline]
     pub fn holder(&self) -> (u32, u32) {
-        let own = self.own.load(Ordering::Acquire);
-        ((own >> 32) as u32, own as u32)
+        let word = self.word.load(Ordering::Acquire);
+        ((word >> SESSION_SHIFT) as u32, (word >> HELD_SHIFT) as u32 & SHARES_MAX)
     }
 
     /// Sets what [`holder`](Slot::holder) gives. Calls that run side by side may do so only for a holder with shares, which
     /// is theirs alone while they have its session.
     #[inline]
     pub fn set_holder(&self, session: u32, held: u32) {
-        self.own.store(own(session, held), Ordering::Release);
+        self.word.store(held_by(self.word(), session, held), Ordering::Release);
     }
 
     /// Makes `session` the holder, with `held` shares, if the holder is still `before`, without shares.
     #[inline]
     pub fn change_holder(&self, before: u32, session: u32, held: u32) -> bool {
-        let (before, after) = (own(before, 0), own(session, held));
-        self.own.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let word = self.word();
+        let (before, after) = (held_by(word, before, 0), held_by(word, session, held));
+        self.word.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Shares of a session, if it is the holder.
@@ -141,6 +192,12 @@ impl Slot {
         }
     }
 
+    /// Times it was read, counted up to [`USES_MAX`].
+    #[inline]
+    pub fn uses(&self) -> u32 {
+        u32::from(self.uses.load(Ordering::Relaxed))
+    }
+
     /// Counts a reading. Calls that run side by side may do so only for an object of which they have the last share.
     #[inline]
     pub fn count_use(&self) {
@@ -148,57 +205,53 @@ impl Slot {
         self.uses.store(uses.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// Shares held by all sessions.
-    #[inline]
-    pub fn shares(&self) -> u32 {
-        self.holder().1 + self.rest
-    }
-
     /// Whether it is the object of this name.
     #[inline]
     pub fn names(&self, space: u32, key: &Key) -> bool {
-        self.key == *key && self.space == space
-    }
-
-    /// What a policy may know of an object it has already; only a new one needs its tag.
-    #[inline]
-    pub fn meta(&self, now_ms: u64) -> Meta {
-        Meta {
-            tag: 0,
-            size: self.size,
-            depth: self.depth,
-            uses: self.uses.load(Ordering::Relaxed),
-            priority: if self.retained(now_ms) { self.priority } else { 0 },
-        }
-    }
-
-    /// Where its bytes are.
-    pub fn place(&self) -> Place {
-        (self.offset, self.size)
+        self.key == *key && self.space() == space
     }
 
     /// Whether all of `flags` are set.
-    pub fn is(&self, flags: u8) -> bool {
-        self.flags & flags == flags
+    #[inline]
+    pub fn is(&self, flags: Flags) -> bool {
+        self.word() & u64::from(flags) == u64::from(flags)
     }
 
-    /// Whether its retention lasts at `now_ms`.
-    pub fn retained(&self, now_ms: u64) -> bool {
-        u64::from(self.retain_until) * RETAIN_MS > now_ms
+    /// Whether one of `flags` is set.
+    #[inline]
+    pub fn has(&self, flags: Flags) -> bool {
+        self.word() & u64::from(flags) != 0
+    }
+
+    /// Sets flags.
+    #[inline]
+    pub fn set(&mut self, flags: Flags) {
+        *self.word.get_mut() |= u64::from(flags);
+    }
+
+    /// Clears flags.
+    #[inline]
+    pub fn clear(&mut self, flags: Flags) {
+        *self.word.get_mut() &= !u64::from(flags);
+    }
+
+    /// Whether it is committed, and in the table.
+    pub fn is_findable(&self) -> bool {
+        self.word() & u64::from(READY | HIDDEN) == u64::from(READY)
     }
 
     /// Whether its memory is in use, so that it must not be evicted.
+    #[inline]
     pub fn locked(&self) -> bool {
-        self.holder().1 > 0 || self.is(LISTED) || self.io > 0 || self.life == Life::Staging
+        self.word() & LOCKS != 0
     }
 }
 
-fn own(session: u32, held: u32) -> u64 {
-    u64::from(session) << 32 | u64::from(held)
+/// `word` with another holder.
+#[inline]
+fn held_by(word: u64, session: u32, held: u32) -> u64 {
+    word & (FLAGS | 0xff << SIZE_HIGH_SHIFT) | u64::from(session) << SESSION_SHIFT | u64::from(held) << HELD_SHIFT
 }
-
-/// Where bytes begin in the arena, and how many they are.
-pub type Place = (u64, u64);
 
 /// Names an object for as long as it lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -227,6 +280,7 @@ impl Ref {
 /// All slots.
 pub struct Slots {
     slots: Chunked<Slot>,
+    details: Chunked<Detail>,
     made: u32,
     spare: Vec<u32>,
 }
@@ -240,38 +294,92 @@ impl Default for Slots {
 impl Slots {
     /// None yet.
     pub fn new() -> Slots {
-        Slots { slots: Chunked::new(), made: 0, spare: Vec::new() }
+        Slots { slots: Chunked::new(), details: Chunked::new(), made: 0, spare: Vec::new() }
     }
 
-    /// A fresh slot, all empty but its generation.
-    pub fn take(&mut self) -> u32 {
+    /// A slot for an object that is being staged in `block`.
+    pub fn take(&mut self, key: Key, space: u32, size: u64, block: Block, flags: Flags) -> u32 {
         let id = self.spare.pop().unwrap_or_else(|| {
-            self.slots.reach(self.made, || Slot::empty(0));
+            self.slots.reach(self.made, Slot::free);
+            self.details.reach(self.made, || Detail::empty(0, 0));
             self.made += 1;
             self.made - 1
         });
-        let generation = self.slots[id].generation;
-        self.slots[id] = Slot::empty(generation);
+        self.slots[id] = Slot::new(key, space, size, block.start, flags | STAGING);
+        self.details[id] = Detail::empty(block.node, self.details[id].generation);
         id
     }
 
     /// Gives a slot back; references to it name nothing from now on.
     pub fn give(&mut self, id: u32) {
-        let slot = &mut self.slots[id];
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.life = Life::Free;
+        let detail = &mut self.details[id];
+        detail.generation = detail.generation.wrapping_add(1);
+        self.slots[id].clear(STAGING | READY);
         self.spare.push(id);
     }
 
     /// The reference that names the object now in slot `id`.
+    #[inline]
     pub fn name(&self, id: u32) -> Ref {
-        Ref { slot: id, generation: self.slots[id].generation }
+        Ref { slot: id, generation: self.details[id].generation }
     }
 
     /// The slot of `name`, if its object still lives.
     pub fn find(&self, name: Ref) -> Option<&Slot> {
         let slot = self.slots.get(name.slot)?;
-        (slot.generation == name.generation && slot.life != Life::Free).then_some(slot)
+        (slot.has(STAGING | READY) && self.details[name.slot].generation == name.generation).then_some(slot)
+    }
+
+    /// What else is known of the object in a slot.
+    #[inline]
+    pub fn detail(&self, id: u32) -> &Detail {
+        &self.details[id]
+    }
+
+    /// What else is known of the object in a slot.
+    #[inline]
+    pub fn detail_mut(&mut self, id: u32) -> &mut Detail {
+        &mut self.details[id]
+    }
+
+    /// Shares of an object held by all sessions.
+    #[inline]
+    pub fn shares(&self, id: u32) -> u32 {
+        let slot = &self.slots[id];
+        let held = slot.holder().1;
+        if slot.is(LISTED) { held + self.details[id].rest } else { held }
+    }
+
+    /// Transfers that run on an object's bytes.
+    pub fn transfers(&self, id: u32) -> u32 {
+        self.details[id].io
+    }
+
+    /// One more transfer runs on an object's bytes.
+    pub fn begin_transfer(&mut self, id: u32) {
+        self.details[id].io += 1;
+        self.slots[id].set(BUSY);
+    }
+
+    /// One fewer.
+    pub fn end_transfer(&mut self, id: u32) {
+        let io = &mut self.details[id].io;
+        *io -= 1;
+        if *io == 0 {
+            self.slots[id].clear(BUSY);
+        }
+    }
+
+    /// What a policy may know of an object it has already; only a new one needs its tag.
+    pub fn meta(&self, id: u32, now_ms: u64) -> Meta {
+        let (slot, detail) = (&self.slots[id], &self.details[id]);
+        Meta {
+            tag: 0,
+            size: slot.size(),
+            depth: detail.depth,
+            uses: slot.uses(),
+            priority: if detail.retained(now_ms) { detail.priority } else { 0 },
+        }
     }
 
     /// Every slot in use.
@@ -282,7 +390,7 @@ impl Slots {
     /// Those in use among the slots `ids`.
     pub fn live_among(&self, ids: Range<u32>) -> impl Iterator<Item = (u32, &Slot)> {
         let ids = ids.start..ids.end.min(self.made);
-        ids.map(|id| (id, &self.slots[id])).filter(|(_, slot)| slot.life != Life::Free)
+        ids.map(|id| (id, &self.slots[id])).filter(|(_, slot)| slot.has(STAGING | READY))
     }
 
     /// How many there are, in use or not.
@@ -292,7 +400,7 @@ impl Slots {
 
     /// Memory held, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.slots.memory_bytes() + self.spare.capacity() * size_of::<u32>()
+        self.slots.memory_bytes() + self.details.memory_bytes() + self.spare.capacity() * size_of::<u32>()
     }
 }
 
@@ -308,90 +416,5 @@ impl std::ops::IndexMut<u32> for Slots {
     #[inline]
     fn index_mut(&mut self, id: u32) -> &mut Slot {
         &mut self.slots[id]
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Hold {
-    session: u32,
-    count: u32,
-    next: u32,
-}
-
-/// Shares of an object's second and further holders, as lists.
-#[derive(Default)]
-pub struct Holds {
-    holds: Vec<Hold>,
-    spare: Vec<u32>,
-}
-
-impl Holds {
-    /// Adds shares of `session` to the list of `slot`. True if it had none in the list before.
-    pub fn add(&mut self, slot: &mut Slot, session: u32, count: u32) -> bool {
-        slot.flags |= LISTED;
-        slot.rest += count;
-        let mut at = slot.more;
-        while at != NONE {
-            let hold = &mut self.holds[at as usize];
-            if hold.session == session {
-                hold.count += count;
-                return false;
-            }
-            at = hold.next;
-        }
-        let hold = Hold { session, count, next: slot.more };
-        slot.more = match self.spare.pop() {
-            Some(place) => {
-                self.holds[place as usize] = hold;
-                place
-            }
-            None => {
-                self.holds.push(hold);
-                (self.holds.len() - 1) as u32
-            }
-        };
-        true
-    }
-
-    /// Shares of `session` in the list of `slot`.
-    pub fn count(&self, slot: &Slot, session: u32) -> u32 {
-        self.iter(slot).find(|(holder, _)| *holder == session).map_or(0, |(_, count)| count)
-    }
-
-    /// Takes shares of `session` off the list; they must be there.
-    pub fn sub(&mut self, slot: &mut Slot, session: u32, count: u32) {
-        slot.rest -= count;
-        if slot.rest == 0 {
-            slot.flags &= !LISTED;
-        }
-        let mut before = NONE;
-        let mut at = slot.more;
-        while at != NONE {
-            let hold = self.holds[at as usize];
-            if hold.session == session {
-                debug_assert!(hold.count >= count);
-                if hold.count > count {
-                    self.holds[at as usize].count -= count;
-                    return;
-                }
-                match before {
-                    NONE => slot.more = hold.next,
-                    before => self.holds[before as usize].next = hold.next,
-                }
-                self.spare.push(at);
-                return;
-            }
-            (before, at) = (at, hold.next);
-        }
-    }
-
-    /// Sessions in the list and their shares.
-    pub fn iter(&self, slot: &Slot) -> impl Iterator<Item = (u32, u32)> {
-        let mut at = slot.more;
-        std::iter::from_fn(move || {
-            let hold = self.holds.get(at as usize)?;
-            at = hold.next;
-            Some((hold.session, hold.count))
-        })
     }
 }

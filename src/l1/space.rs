@@ -2,7 +2,6 @@
 
 use parking_lot::Mutex;
 
-use super::slot::{HIDDEN, Life};
 use super::{L1, Pool, Space, SpaceInfo, State};
 use crate::config::SpaceSpec;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
@@ -88,11 +87,11 @@ impl State {
         let members: Vec<u32> = self
             .slots
             .live()
-            .filter(|(_, slot)| slot.space == index && slot.life == Life::Ready && !slot.is(HIDDEN))
+            .filter(|(_, slot)| slot.space() == index && slot.is_findable())
             .map(|(id, _)| id)
             .collect();
         for id in members {
-            let (meta, size) = (self.new_meta(&self.slots[id]), self.slots[id].size);
+            let (meta, size) = (self.new_meta(id), self.slots[id].size());
             self.pools[0].policy.get_mut().remove(id, Removal::Deleted);
             self.pools[0].bytes -= size;
             self.pools[pool].policy.get_mut().insert(id, meta);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::slot::LEAVING;
+use super::slot::{LEAVING, SHARES_MAX};
 use super::*;
 use crate::arena::MapOptions;
 use crate::config::SpaceSpec;
@@ -169,11 +169,11 @@ fn shares_beyond_what_can_be_counted_are_refused() {
     let session = session(&l1, space(&l1, 0));
     commit(&l1, session, 0..1);
     let mut views = [View::none(KVKEEP_OK); 2];
-    l1.reserve_read(session, &[key(0)], u32::MAX - 1, &mut views[..1]).unwrap();
+    l1.reserve_read(session, &[key(0)], SHARES_MAX - 1, &mut views[..1]).unwrap();
     assert!(!l1.reserve_read(session, &[key(0), key(0)], 1, &mut views).unwrap());
     assert_eq!((views[0].status, views[1].status), (0, KVKEEP_ERR_LIMIT as i32));
-    assert_eq!(l1.gauges().1.shares, u64::from(u32::MAX));
-    l1.finish_read(session, &[key(0)], u32::MAX, None).unwrap();
+    assert_eq!(l1.gauges().1.shares, u64::from(SHARES_MAX));
+    l1.finish_read(session, &[key(0)], SHARES_MAX, None).unwrap();
     assert_eq!(l1.gauges().1.locked_bytes, 0);
 }
 

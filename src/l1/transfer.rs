@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::slot::{HIDDEN, Life, PARKED, Place, QUEUED, Ref, STORED, TEMPORARY};
+use super::slot::{HIDDEN, PARKED, QUEUED, Ref, STAGING, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::arena::{Buffer, Hold};
 use crate::error::{Result, Status};
@@ -33,6 +33,9 @@ pub struct Landed {
     /// Whether the object is to stay when they are returned; one such reader is enough.
     pub keep: bool,
 }
+
+/// Where bytes begin in the arena, and how many they are.
+type Place = (u64, u64);
 
 impl Hold for L1 {
     fn release(&self, token: u64) {
@@ -67,11 +70,10 @@ impl L1 {
                         state.counts.refusals += 1;
                         full = Some(status);
                     })?;
-                    let slot = &mut state.slots[id];
-                    slot.flags |= STORED;
-                    slot.depth = depth;
-                    slot.io = 1;
-                    Ok((state.slots.name(id), state.slots[id].place()))
+                    state.slots[id].set(STORED);
+                    state.slots.detail_mut(id).depth = depth;
+                    state.slots.begin_transfer(id);
+                    Ok((state.slots.name(id), state.place(id)))
                 })
                 .collect()
         });
@@ -89,12 +91,12 @@ impl L1 {
     /// False for all if the load was dropped meanwhile.
     pub fn commit_load(&self, name: Ref, readers: &[Landed]) -> Vec<bool> {
         self.with(|state| {
-            let live = state.slots.find(name).is_some_and(|slot| slot.life == Life::Staging);
+            let live = state.slots.find(name).is_some_and(|slot| slot.is(STAGING));
             if !live {
                 return vec![false; readers.len()];
             }
             if readers.iter().any(|reader| reader.keep) {
-                state.slots[name.slot].flags &= !TEMPORARY;
+                state.slots[name.slot].clear(TEMPORARY);
             }
             let hash = state.hasher.hash(&state.slots[name.slot].key);
             let id = state.commit(name.slot, hash);
@@ -107,7 +109,7 @@ impl L1 {
                 })
                 .collect();
             // Loaded for one reading, and no reader is left.
-            if id == name.slot && state.slots[id].is(TEMPORARY) && state.slots[id].shares() == 0 {
+            if id == name.slot && state.slots[id].is(TEMPORARY) && state.slots.shares(id) == 0 {
                 state.hide(id, Removal::Deleted);
                 state.free_if_unused(id);
             }
@@ -118,7 +120,7 @@ impl L1 {
     /// Gives up a load; its memory is freed when the transfer has landed.
     pub fn drop_load(&self, name: Ref) {
         self.with(|state| {
-            if state.slots.find(name).is_some_and(|slot| slot.life == Life::Staging) {
+            if state.slots.find(name).is_some_and(|slot| slot.is(STAGING)) {
                 state.unstage(name.slot);
             }
         });
@@ -135,9 +137,9 @@ impl L1 {
                 if slot.is(HIDDEN) || !slot.is(QUEUED) {
                     continue;
                 }
-                left = left.saturating_sub(slot.size);
-                let space = &state.spaces[slot.space as usize];
-                taken.push((name, slot.place(), ObjectKey { space: space.tag, key: slot.key }, space.layout));
+                left = left.saturating_sub(slot.size());
+                let space = &state.spaces[slot.space() as usize];
+                taken.push((name, state.place(name.slot), ObjectKey { space: space.tag, key: slot.key }, space.layout));
                 state.raise_io(name.slot);
             }
             taken
@@ -153,7 +155,8 @@ impl L1 {
     /// Another buffer over an object that has one.
     pub fn buffer(&self, name: Ref) -> Option<Buffer> {
         let place = self.with(|state| {
-            let place = state.slots.find(name)?.place();
+            state.slots.find(name)?;
+            let place = state.place(name.slot);
             state.raise_io(name.slot);
             Some(place)
         })?;
@@ -170,11 +173,12 @@ impl L1 {
             let leaving = state.stay(name.slot);
             let slot = &mut state.slots[name.slot];
             let parked = slot.is(PARKED);
-            slot.flags = slot.flags & !(QUEUED | PARKED) | STORED;
+            slot.clear(QUEUED | PARKED);
+            slot.set(STORED);
             if slot.is(HIDDEN) {
                 return;
             }
-            let (pool, locked) = (state.spaces[slot.space as usize].pool, slot.locked());
+            let (pool, locked) = (state.spaces[slot.space() as usize].pool, slot.locked());
             if leaving && !locked && state.above(state.config.low_percent, 0) {
                 state.evict(name.slot);
             } else if parked {
@@ -198,9 +202,14 @@ impl L1 {
 }
 
 impl State {
+    fn place(&self, id: u32) -> Place {
+        let slot = &self.slots[id];
+        (self.alloc.offset(slot.start), slot.size())
+    }
+
     fn raise_io(&mut self, id: u32) {
         let was_locked = self.slots[id].locked();
-        self.slots[id].io += 1;
+        self.slots.begin_transfer(id);
         self.relock(id, was_locked);
     }
 
@@ -211,7 +220,7 @@ impl State {
             return;
         }
         let id = name.slot;
-        self.slots[id].io -= 1;
+        self.slots.end_transfer(id);
         self.relock(id, true);
         let slot = &self.slots[id];
         if slot.locked() {
@@ -220,7 +229,7 @@ impl State {
         if slot.is(HIDDEN) {
             return self.free_if_unused(id);
         }
-        let pool = self.spaces[slot.space as usize].pool;
+        let pool = self.spaces[slot.space() as usize].pool;
         if !slot.is(PARKED) || slot.is(TEMPORARY) {
             self.pools[pool].policy.get_mut().release(id);
         }

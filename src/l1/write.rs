@@ -1,6 +1,6 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
-use super::slot::{HIDDEN, Life, NONE, QUEUED, STORED, TEMPORARY};
+use super::slot::{HIDDEN, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
 use super::{L1, Outcome, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{
@@ -32,7 +32,7 @@ impl L1 {
                 let depth = state.sessions.at_mut(user).next_depth;
                 *view = match state.stage_for(index, key, hash, size, temporary, full) {
                     Ok(id) => {
-                        state.slots[id].depth = depth;
+                        state.slots.detail_mut(id).depth = depth;
                         state.sessions.at_mut(user).next_depth += 1;
                         state.view(id)
                     }
@@ -173,15 +173,7 @@ impl State {
         temporary: bool,
     ) -> std::result::Result<u32, Status> {
         let block = self.make_room(space, size)?;
-        let id = self.slots.take();
-        let slot = &mut self.slots[id];
-        slot.key = *key;
-        slot.space = space;
-        slot.size = size;
-        slot.offset = block.offset;
-        slot.node = block.node;
-        slot.life = Life::Staging;
-        slot.flags = if temporary { TEMPORARY } else { 0 };
+        let id = self.slots.take(*key, space, size, block, if temporary { TEMPORARY } else { 0 });
         self.spaces[space as usize].used += size;
         *self.tally.locked_bytes.get_mut() += size;
         self.staged += 1;
@@ -193,8 +185,8 @@ impl State {
         self.staged -= 1;
         self.hidden += 1;
         let slot = &mut self.slots[id];
-        slot.life = Life::Ready;
-        slot.flags |= HIDDEN;
+        slot.clear(STAGING);
+        slot.set(READY | HIDDEN);
         self.relock(id, true);
         self.free_if_unused(id);
     }
@@ -218,12 +210,12 @@ impl State {
     /// Makes a staged slot readable, unless its key is already: then this copy goes. Returns the slot that stays.
     pub(super) fn commit(&mut self, id: u32, hash: u64) -> u32 {
         let slot = &self.slots[id];
-        let (space, key, temporary, size) = (slot.space, slot.key, slot.is(TEMPORARY), slot.size);
+        let (space, key, temporary, size) = (slot.space(), slot.key, slot.is(TEMPORARY), slot.size());
         if let Some(first) = self.find_hashed(hash, space, &key) {
             self.counts.commits_discarded += 1;
             self.unstage(id);
             if !temporary && self.slots[first].is(TEMPORARY) {
-                self.slots[first].flags &= !TEMPORARY;
+                self.slots[first].clear(TEMPORARY);
                 self.queue_after_commit(first);
             }
             return first;
@@ -231,12 +223,13 @@ impl State {
         self.staged -= 1;
         self.ready += 1;
         let slot = &mut self.slots[id];
-        slot.life = Life::Ready;
-        slot.set_holder(NONE, 0);
+        slot.clear(STAGING);
+        slot.set(READY);
+        slot.set_holder(NOBODY, 0);
         self.relock(id, true);
         let (slots, hasher) = (&self.slots, &self.hasher);
         self.table.insert(hash, id, |id| hasher.hash(&slots[id].key));
-        let meta = self.new_meta(&self.slots[id]);
+        let meta = self.new_meta(id);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
         pool.bytes += size;
         pool.policy.get_mut().insert(id, meta);
@@ -256,7 +249,7 @@ impl State {
     }
 
     fn queue_after_commit(&mut self, id: u32) {
-        if self.config.store_mode == StoreMode::WriteThrough && self.slots[id].flags & (STORED | TEMPORARY) == 0 {
+        if self.config.store_mode == StoreMode::WriteThrough && !self.slots[id].has(STORED | TEMPORARY) {
             self.queue_write(id);
         }
     }
@@ -270,7 +263,7 @@ impl State {
             self.counts.writes_dropped += 1;
             return false;
         }
-        self.slots[id].flags |= QUEUED;
+        self.slots[id].set(QUEUED);
         let name = self.slots.name(id);
         self.writes.push_back(name);
         self.wakes |= WAKE_WRITES;
@@ -282,8 +275,8 @@ impl State {
         self.stay(id);
         self.hidden += 1;
         let slot = &mut self.slots[id];
-        slot.flags |= HIDDEN;
-        let (space, key, size) = (slot.space, slot.key, slot.size);
+        slot.set(HIDDEN);
+        let (space, key, size) = (slot.space(), slot.key, slot.size());
         let hash = self.hasher.hash(&key);
         self.table.remove(hash, id);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
@@ -293,7 +286,10 @@ impl State {
         self.record(EventKind::Removed, id);
         let (slot, name) = (&self.slots[id], self.slots.name(id));
         let (holder, held) = slot.holder();
-        let holders = (held > 0).then_some(holder).into_iter().chain(self.holds.iter(slot).map(|(session, _)| session));
+        let holders = (held > 0)
+            .then_some(holder)
+            .into_iter()
+            .chain(self.holds.iter(&self.slots, id).map(|(session, _)| session));
         for session in holders {
             let mut session = self.sessions.at(session);
             let of_key = session.strays.entry(key).or_default();
@@ -311,9 +307,9 @@ impl State {
         if slot.locked() {
             return;
         }
-        self.spaces[slot.space as usize].used -= slot.size;
+        self.spaces[slot.space() as usize].used -= slot.size();
         self.hidden -= 1;
-        self.alloc.free(slot.node);
+        self.alloc.free(self.slots.detail(id).node);
         self.slots.give(id);
     }
 }

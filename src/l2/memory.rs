@@ -285,7 +285,7 @@ impl Shared {
         entry.uses = entry.uses.saturating_add(1);
         let (meta, hidden) = (entry.meta(), entry.hidden);
         if !hidden {
-            objects.policy.touch(slot, meta);
+            objects.policy.touch(slot, &|_| meta);
         }
         drop(objects);
         load.buffer.bytes_mut().copy_from_slice(&payload);
@@ -403,7 +403,7 @@ impl Backend for Memory {
         for key in keys {
             if let Some((slot, entry)) = objects.find(key).filter(|(_, entry)| !entry.hidden) {
                 let meta = entry.meta();
-                objects.policy.touch(slot, meta);
+                objects.policy.touch(slot, &|_| meta);
             }
         }
     }

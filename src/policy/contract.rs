@@ -31,8 +31,8 @@ pub(super) fn run(policy: &mut dyn Policy, steps: &[Step]) {
     for (at, step) in steps.iter().enumerate() {
         match *step {
             Insert(id) => policy.insert(id, meta(id, 0)),
-            Touch(id) => policy.touch(id, meta(id, 0)),
-            Read(id, uses) => policy.touch(id, meta(id, uses)),
+            Touch(id) => policy.touch(id, &|id| meta(id, 0)),
+            Read(id, uses) => policy.touch(id, &|id| meta(id, uses)),
             Evict(id) => policy.remove(id, Removal::Evicted),
             Delete(id) => policy.remove(id, Removal::Deleted),
             Victim(id) => assert_eq!(policy.victim(&mut |_| true), Some(id), "step {at}, {step:?}"),
@@ -102,7 +102,7 @@ fn no_object_is_lost_or_offered_twice() {
                 }
                 0..3 if known => {
                     uses[id as usize] += ((seed >> 36) % 2) as u32;
-                    policy.touch(id, meta(id, uses[id as usize]));
+                    policy.touch(id, &|id| meta(id, uses[id as usize]));
                     aside.retain(|&other| other != id);
                     standing.insert(id);
                 }

@@ -32,7 +32,7 @@ impl Policy for Lru {
         self.queue.push(&mut self.places, id);
     }
 
-    fn touch(&mut self, id: u32, _meta: Meta) {
+    fn touch(&mut self, id: u32, _meta: &dyn Fn(u32) -> Meta) {
         self.queue.renew(&mut self.places, id);
     }
 
@@ -89,7 +89,7 @@ mod tests {
         let count = 200_000;
         (0..count).for_each(|id| lru.insert(id, Meta::default()));
         for round in 0..20u64 {
-            (0..count).for_each(|id| lru.touch((u64::from(id) * 7919 + round) as u32 % count, Meta::default()));
+            (0..count).for_each(|id| lru.touch((u64::from(id) * 7919 + round) as u32 % count, &|_| Meta::default()));
             assert!(lru.memory_bytes() <= 24 * count as usize, "round {round}: {} bytes", lru.memory_bytes());
         }
     }

@@ -48,8 +48,12 @@ pub trait Policy: Send {
     fn name(&self) -> &'static str;
     /// A new object. `id` is not known to the policy.
     fn insert(&mut self, id: u32, meta: Meta);
-    /// The object was used; ends being set aside.
-    fn touch(&mut self, id: u32, meta: Meta);
+    /// The object was used; ends being set aside. `meta` may have to look far for its answer.
+    fn touch(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta);
+    /// Objects were used, one after another.
+    fn touch_all(&mut self, ids: &[u32], meta: &dyn Fn(u32) -> Meta) {
+        ids.iter().for_each(|&id| self.touch(id, meta));
+    }
     /// The object is gone. Works for known objects in any state, set aside or not.
     fn remove(&mut self, id: u32, why: Removal);
     /// The next object to go, first to last, that `usable` accepts; each one it refuses is set aside, and so is the

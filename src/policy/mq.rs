@@ -121,12 +121,12 @@ impl Policy for Mq {
         self.queues[usize::from(queue)].push(&mut self.places, id);
     }
 
-    fn touch(&mut self, id: u32, meta: Meta) {
+    fn touch(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
         if !self.places.knows(id) {
             return;
         }
         let state = &mut self.states[id];
-        let uses = state.before.saturating_add(meta.uses.min(255) as u8);
+        let uses = state.before.saturating_add(meta(id).uses.min(255) as u8);
         let old = usize::from(state.queue);
         let mut distance = None;
         // A touch without a new read, as at the end of a session, is no use: it renews the place only.

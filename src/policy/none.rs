@@ -12,7 +12,7 @@ impl Policy for Never {
 
     fn insert(&mut self, _id: u32, _meta: Meta) {}
 
-    fn touch(&mut self, _id: u32, _meta: Meta) {}
+    fn touch(&mut self, _id: u32, _meta: &dyn Fn(u32) -> Meta) {}
 
     fn remove(&mut self, _id: u32, _why: Removal) {}
 

@@ -71,14 +71,15 @@ impl Policy for S3Fifo {
         queue.push(&mut self.places, id);
     }
 
-    fn touch(&mut self, id: u32, meta: Meta) {
+    fn touch(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
         if !self.places.knows(id) {
             return;
         }
+        let uses = meta(id).uses;
         let state = &mut self.states[id];
-        let new = meta.uses.saturating_sub(state.seen).min(u32::from(MOST_USES)) as u8;
+        let new = uses.saturating_sub(state.seen).min(u32::from(MOST_USES)) as u8;
         state.uses = (state.uses + new).min(MOST_USES);
-        state.seen = meta.uses;
+        state.seen = uses;
         if self.places.is_aside(id) {
             let queue = if state.main { &mut self.main } else { &mut self.small };
             queue.push(&mut self.places, id);

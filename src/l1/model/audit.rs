@@ -1,6 +1,6 @@
 //! What must hold after each step, and when all is given back.
 
-use super::super::slot::{LEAVING, TEMPORARY};
+use super::super::slot::{BUSY, HIDDEN, LEAVING, LISTED, STAGING, TEMPORARY};
 use super::*;
 use crate::events::Event;
 
@@ -15,28 +15,31 @@ impl World {
             let mut by_space = vec![0; state.spaces.len()];
             let mut by_pool = vec![0; state.pools.len()];
             for (id, slot) in state.slots.live() {
-                spans.push((slot.offset, slot.offset + slot.size));
+                let offset = state.alloc.offset(slot.start);
+                spans.push((offset, offset + slot.size()));
                 let (holder, mut of_slot) = slot.holder();
                 if of_slot > 0 {
                     *by_session.entry(holder).or_default() += u64::from(of_slot);
                 }
-                for (session, count) in state.holds.iter(slot) {
+                for (session, count) in state.holds.iter(&state.slots, id) {
                     assert!(count > 0);
                     of_slot += count;
                     *by_session.entry(session).or_default() += u64::from(count);
                 }
-                assert_eq!(of_slot, slot.shares());
-                shares += u64::from(slot.shares());
-                used += state.alloc.size_of(slot.node);
-                by_space[slot.space as usize] += slot.size;
-                locked += if slot.locked() { slot.size } else { 0 };
-                leaving += if slot.is(LEAVING) { slot.size } else { 0 };
-                staged += u64::from(slot.life == Life::Staging);
+                assert_eq!(of_slot, state.slots.shares(id));
+                assert_eq!(slot.is(BUSY), state.slots.transfers(id) > 0);
+                assert_eq!(slot.is(LISTED), state.holds.iter(&state.slots, id).next().is_some());
+                shares += u64::from(of_slot);
+                used += state.alloc.size_of(state.slots.detail(id).node);
+                by_space[slot.space() as usize] += slot.size();
+                locked += if slot.locked() { slot.size() } else { 0 };
+                leaving += if slot.is(LEAVING) { slot.size() } else { 0 };
+                staged += u64::from(slot.is(STAGING));
                 hidden += u64::from(slot.is(HIDDEN));
-                if slot.life == Life::Ready && !slot.is(HIDDEN) {
+                if slot.is_findable() {
                     ready += 1;
-                    by_pool[state.spaces[slot.space as usize].pool] += slot.size;
-                    assert_eq!(state.find(slot.space, &slot.key), Some(id));
+                    by_pool[state.spaces[slot.space() as usize].pool] += slot.size();
+                    assert_eq!(state.find(slot.space(), &slot.key), Some(id));
                 }
                 assert!(!slot.is(HIDDEN) || slot.locked(), "a hidden object that nothing uses was not freed");
             }
@@ -65,7 +68,7 @@ impl World {
                 let Inc { name, stamp, temporary } = self.incs[inc].1;
                 let (data, size, temporary_there) = self.l1.with(|state| {
                     let slot = state.slots.find(name).unwrap();
-                    (state.arena.at(slot.offset), slot.size, slot.is(TEMPORARY))
+                    (state.arena.at(state.alloc.offset(slot.start)), slot.size(), slot.is(TEMPORARY))
                 });
                 assert!(self.bears(data, size, stamp), "P2: a held object changed");
                 assert_eq!(temporary, temporary_there);

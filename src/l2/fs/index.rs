@@ -325,7 +325,7 @@ impl Index {
             slot.uses = slot.uses.saturating_add(1);
             slot.aside = false;
             let meta = self.meta(id);
-            self.policy.touch(id, meta);
+            self.policy.touch(id, &|_| meta);
             self.mark_used(id);
         }
     }
