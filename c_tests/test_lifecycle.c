@@ -200,6 +200,31 @@ static void the_log_tells_what_was_asked_for(void) {
     CHECK_EQUAL(warnings.count, 0);
 }
 
+static kvkeep *closed_by_its_log;
+static int refusals;
+
+static void close_it(void *userdata, int32_t level, const char *message) {
+    (void)userdata;
+    (void)level;
+    if (closed_by_its_log == NULL || strstr(message, "added backend") == NULL) return;
+    FAILS(kvkeep_close(closed_by_its_log), KVKEEP_ERR_INVALID, "callback");
+    refusals++;
+}
+
+static void p6_a_cache_is_not_closed_from_within_a_call_of_it(void) {
+    // Behind the shim it is the daemon that has the backends, and logs what becomes of them.
+    if (getenv("KVKEEP_COMMAND") != NULL) return;
+    kvkeep_options options = quiet_options(MIB);
+    options.log = close_it;
+    options.log_level = KVKEEP_LOG_INFO;
+    closed_by_its_log = open_with(&options);
+    OK(kvkeep_add_backend(closed_by_its_log, "memory:", NULL));
+    CHECK_EQUAL(refusals, 1);
+    kvkeep *cache = closed_by_its_log;
+    closed_by_its_log = NULL;
+    OK(kvkeep_close(cache));
+}
+
 static void *fail_on_a_thread(void *unused) {
     (void)unused;
     CHECK(strcmp(kvkeep_last_error(), "") == 0);
@@ -248,6 +273,7 @@ int main(void) {
     RUN(objects_of_two_spaces_never_meet);
     RUN(p2_what_is_held_outlives_close);
     RUN(the_log_tells_what_was_asked_for);
+    RUN(p6_a_cache_is_not_closed_from_within_a_call_of_it);
     RUN(the_last_error_is_the_threads_own);
     RUN(every_policy_opens_by_its_name);
     return 0;

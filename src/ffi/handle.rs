@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crossbeam_queue::ArrayQueue;
 use once_cell::sync::Lazy;
 
+use super::visitor::{self, Visit};
 use crate::cache::Cache;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
 use crate::opened::Opened;
@@ -17,11 +18,6 @@ pub struct kvkeep {
 }
 
 const HANDLES: usize = 256;
-/// Counters of calls in flight are spread over as many cache lines, so that threads do not share one.
-const SHARDS: usize = 16;
-
-#[repr(align(64))]
-struct Shard(AtomicU32);
 
 struct Slot {
     /// Odd while open. Part of the token, so that a token is never valid twice.
@@ -29,7 +25,8 @@ struct Slot {
     /// Forks seen when it was opened.
     epoch: AtomicU32,
     cache: AtomicPtr<Opened>,
-    calls: [Shard; SHARDS],
+    /// Calls in flight that their threads could not write down.
+    calls: AtomicU32,
 }
 
 static SLOTS: [Slot; HANDLES] = [const {
@@ -37,16 +34,18 @@ static SLOTS: [Slot; HANDLES] = [const {
         generation: AtomicU64::new(0),
         epoch: AtomicU32::new(0),
         cache: AtomicPtr::new(std::ptr::null_mut()),
-        calls: [const { Shard(AtomicU32::new(0)) }; SHARDS],
+        calls: AtomicU32::new(0),
     }
 }; HANDLES];
 
 static FREE: Lazy<ArrayQueue<usize>> = Lazy::new(|| {
     extern "C" fn count_fork() {
         FORKS.fetch_add(1, Ordering::SeqCst);
+        visitor::register_process();
     }
-    // SAFETY: registers a function that only adds to an atomic, which is safe in a forked child.
+    // SAFETY: registers a function that only adds to an atomic and makes a system call, which is safe in a forked child.
     unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
+    visitor::begin();
     let free = ArrayQueue::new(HANDLES);
     for slot in 0..HANDLES {
         let _ = free.push(slot);
@@ -55,11 +54,6 @@ static FREE: Lazy<ArrayQueue<usize>> = Lazy::new(|| {
 });
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
-
-static NEXT_SHARD: AtomicU32 = AtomicU32::new(0);
-thread_local! {
-    static SHARD: usize = NEXT_SHARD.fetch_add(1, Ordering::Relaxed) as usize % SHARDS;
-}
 
 fn closed() -> Error {
     Error::new(
@@ -97,7 +91,7 @@ pub fn open(cache: Arc<dyn Cache>) -> Result<*mut kvkeep> {
 /// A call in flight: the cache stays open while it lives.
 pub struct User {
     slot: &'static Slot,
-    shard: usize,
+    visit: Option<Visit>,
 }
 
 impl User {
@@ -110,16 +104,20 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        self.slot.calls[self.shard].0.fetch_sub(1, Ordering::Release);
+        if self.visit.is_none() {
+            self.slot.calls.fetch_sub(1, Ordering::Release);
+        }
     }
 }
 
 /// Begins a call.
 pub fn enter(cache: *mut kvkeep) -> Result<User> {
     let (slot, _, generation) = decode(cache)?;
-    let shard = SHARD.with(|shard| *shard);
-    slot.calls[shard].0.fetch_add(1, Ordering::SeqCst);
-    let user = User { slot, shard };
+    let visit = visitor::visit(cache.addr());
+    if visit.is_none() {
+        slot.calls.fetch_add(1, Ordering::SeqCst);
+    }
+    let user = User { slot, visit };
     let open = generation & 1 == 1
         && slot.generation.load(Ordering::SeqCst) == generation
         && slot.epoch.load(Ordering::Relaxed) == FORKS.load(Ordering::Relaxed);
@@ -130,8 +128,9 @@ pub fn enter(cache: *mut kvkeep) -> Result<User> {
 pub fn close(cache: *mut kvkeep) -> Result<()> {
     let (slot, number, generation) = decode(cache)?;
     {
+        let within = visitor::is_here(cache.addr());
         let user = enter(cache)?;
-        if user.cache().on_callback_thread() {
+        if within || user.cache().on_callback_thread() {
             return Err(Error::invalid(
                 "kvkeep_close was called from a callback, which it waits for: close from another thread",
             ));
@@ -144,8 +143,14 @@ pub fn close(cache: *mut kvkeep) -> Result<()> {
     // SAFETY: the pointer came from `Box::into_raw` in `open`, and only the one closer that won the exchange gets here.
     let open = unsafe { &*open };
     open.wake_waiters();
-    while slot.calls.iter().any(|calls| calls.0.load(Ordering::SeqCst) != 0) {
+    let left = visitor::wait_for_all(cache.addr());
+    while slot.calls.load(Ordering::SeqCst) != 0 {
         std::thread::yield_now();
+    }
+    if !left {
+        // The cache stays in memory, since a call may be in it.
+        open.close();
+        return Ok(());
     }
     let open = slot.cache.swap(std::ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: as above; no call is in flight any more, and none begins.

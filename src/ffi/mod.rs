@@ -18,6 +18,7 @@ pub mod session;
 mod text;
 pub mod types;
 pub mod version;
+mod visitor;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
