@@ -8,6 +8,7 @@ mod beside;
 mod copying;
 mod holds;
 mod keep;
+mod lookup;
 mod reclaim;
 pub mod report;
 mod room;
@@ -19,7 +20,6 @@ mod tally;
 mod transfer;
 mod write;
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,14 +35,14 @@ use crate::config::StoreMode;
 use crate::error::{Error, KVKEEP_OK, Result, Status};
 use crate::events::{EventKind, Events};
 use crate::hash::KeyHasher;
-use crate::key::{Key, SpaceTag};
+use crate::key::SpaceTag;
 use crate::policy::{Meta, Policy, Removal};
 use crate::table::Table;
 use alloc::Alloc;
 use beside::Crowd;
 use holds::Holds;
 use session::Sessions;
-use slot::{NOBODY, NONE, Ref, Slots, USES_MAX};
+use slot::{NOBODY, Ref, Slots, USES_MAX};
 use space::new_pool;
 use tally::Tally;
 pub use tally::{Counts, Gauges};
@@ -303,31 +303,6 @@ impl L1 {
         result
     }
 
-    /// As [`with`](L1::with), with the hashes of `keys`, which are made before the lock is taken.
-    pub(crate) fn with_hashes<R>(&self, keys: &[Key], body: impl FnOnce(&mut State, &[u64]) -> R) -> R {
-        self.hashed(keys, |hashes, _| self.with(|state| body(state, hashes)))
-    }
-
-    /// Runs `body` with the hashes of `keys`, and with memory for the slots found by them.
-    #[inline]
-    fn hashed<R>(&self, keys: &[Key], body: impl FnOnce(&[u64], &mut [u32]) -> R) -> R {
-        thread_local! {
-            static SCRATCH: Cell<(Vec<u64>, Vec<u32>)> = const { Cell::new((Vec::new(), Vec::new())) };
-        }
-        let hash = |key| self.hasher.hash(key);
-        if let [key] = keys {
-            return body(&[hash(key)], &mut [NONE]);
-        }
-        let (mut hashes, mut found) = SCRATCH.try_with(Cell::take).unwrap_or_default();
-        hashes.clear();
-        hashes.extend(keys.iter().map(hash));
-        found.resize(keys.len(), NONE);
-        let result = body(&hashes, &mut found);
-        // A thread that is ending keeps none.
-        let _ = SCRATCH.try_with(|place| place.set((hashes, found)));
-        result
-    }
-
     /// The state for one call alone. A call that has to wait says so to those that read.
     fn lock(&self, now_ms: u64) -> RwLockWriteGuard<'_, State> {
         if let Some(state) = self.state.try_write() {
@@ -422,15 +397,6 @@ impl State {
     fn record(&self, kind: EventKind, id: u32) {
         let slot = &self.slots[id];
         self.events.record_l1(kind, self.spaces[slot.space() as usize].tag, &slot.key, slot.size());
-    }
-
-    fn find(&self, space: u32, key: &Key) -> Option<u32> {
-        self.find_hashed(self.hasher.hash(key), space, key)
-    }
-
-    #[inline]
-    fn find_hashed(&self, hash: u64, space: u32, key: &Key) -> Option<u32> {
-        self.table.find(hash, |id| self.slots[id].names(space, key))
     }
 
     fn new_meta(&self, id: u32) -> Meta {

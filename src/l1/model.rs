@@ -15,6 +15,7 @@ use crate::error::{
     KVKEEP_ERR_EXISTS, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY,
     KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, KVKEEP_ERR_QUOTA,
 };
+use crate::key::Key;
 use crate::types::View;
 
 mod audit;

@@ -14,11 +14,11 @@ use crate::types::View;
 impl L1 {
     /// Takes `count` shares of each ready key.
     pub fn reserve_read(&self, session: u64, keys: &[Key], count: u32, views: &mut [View]) -> Result<bool> {
-        self.hashed(keys, |hashes, found| {
+        self.looking_up(keys, false, |mut lookup| {
             let now_ms = self.now_ms();
             let beside = self.beside(session, now_ms, |beside| {
                 let state = beside.state;
-                state.find_all(beside.session.space, keys, hashes, found);
+                let found = lookup.find_all(state, beside.session.space);
                 let hits = beside.take_all(found, count)?;
                 for (view, &id) in views.iter_mut().zip(&*found) {
                     *view = if id == NONE { View::none(KVKEEP_ERR_NOT_FOUND) } else { state.view(id) };
@@ -32,7 +32,7 @@ impl L1 {
             self.with_at(now_ms, |state| {
                 let index = state.sessions.use_now(session, state.now_ms)?;
                 let space = state.sessions.at_mut(index).space;
-                state.find_all(space, keys, hashes, found);
+                let found = lookup.find_all(state, space);
                 let mut hits = 0;
                 for (view, &id) in views.iter_mut().zip(&*found) {
                     *view = if id == NONE {
@@ -53,10 +53,10 @@ impl L1 {
 
     /// Takes `count` shares of each ready key that is wanted and not there yet, and says which are there now.
     pub fn reserve_found(&self, session: u64, keys: &[Key], count: u32, held: &mut [bool]) -> Result<()> {
-        self.hashed(keys, |hashes, found| {
+        self.looking_up(keys, false, |mut lookup| {
             let now_ms = self.now_ms();
             let beside = self.beside(session, now_ms, |beside| {
-                beside.state.find_all(beside.session.space, keys, hashes, found);
+                let found = lookup.find_all(beside.state, beside.session.space);
                 found.iter_mut().zip(&*held).filter(|(_, held)| **held).for_each(|(id, _)| *id = NONE);
                 beside.take_all(found, count)?;
                 found.iter().zip(&mut *held).for_each(|(id, held)| *held |= *id != NONE);
@@ -68,7 +68,7 @@ impl L1 {
             self.with_at(now_ms, |state| {
                 let index = state.sessions.use_now(session, state.now_ms)?;
                 let space = state.sessions.at_mut(index).space;
-                state.find_all(space, keys, hashes, found);
+                let found = lookup.find_all(state, space);
                 for (held, &id) in held.iter_mut().zip(&*found) {
                     if !*held && id != NONE && state.take(index, id, count) {
                         *held = true;
@@ -88,10 +88,10 @@ impl L1 {
         count: u32,
         mut statuses: Option<&mut [i32]>,
     ) -> Result<bool> {
-        self.hashed(keys, |hashes, found| {
+        self.looking_up(keys, true, |mut lookup| {
             let now_ms = self.now_ms();
             let beside = self.beside(session, now_ms, |beside| {
-                beside.state.find_all(beside.session.space, keys, hashes, found);
+                let found = lookup.find_all(beside.state, beside.session.space);
                 beside.give_all(found, count, Outcome::new(statuses.as_deref_mut()))
             });
             if let Some(all) = beside {
@@ -100,9 +100,9 @@ impl L1 {
             self.with_at(now_ms, |state| {
                 let index = state.sessions.use_now(session, state.now_ms)?;
                 let space = state.sessions.at_mut(index).space;
-                state.find_all(space, keys, hashes, found);
+                let found = lookup.find_all(state, space);
                 let mut outcome = Outcome::new(statuses);
-                for (i, (key, id)) in keys.iter().zip(&mut *found).enumerate() {
+                for (i, (key, id)) in keys.iter().zip(found.iter_mut()).enumerate() {
                     outcome.set(i, state.finish_one(index, key, id, count));
                 }
                 state.read_all(space, found);
@@ -159,22 +159,6 @@ impl L1 {
 }
 
 impl State {
-    /// The slots of `keys`, in two passes over a group, so that the memory accesses of its keys overlap.
-    fn find_all(&self, space: u32, keys: &[Key], hashes: &[u64], found: &mut [u32]) {
-        const GROUP: usize = 32;
-        for (group, found) in found.chunks_mut(GROUP).enumerate() {
-            let (hashes, keys) = (&hashes[group * GROUP..], &keys[group * GROUP..]);
-            for (id, &hash) in found.iter_mut().zip(hashes) {
-                *id = self.table.candidate(hash).unwrap_or(NONE);
-            }
-            for ((id, &hash), key) in found.iter_mut().zip(hashes).zip(keys) {
-                if *id != NONE && !self.slots[*id].names(space, key) {
-                    *id = self.find_hashed(hash, space, key).unwrap_or(NONE);
-                }
-            }
-        }
-    }
-
     pub(super) fn view(&self, id: u32) -> View {
         let slot = &self.slots[id];
         View {

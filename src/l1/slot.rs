@@ -318,6 +318,12 @@ impl Slots {
         self.spare.push(id);
     }
 
+    /// The slot, if there is one of this number.
+    #[inline]
+    pub fn get(&self, id: u32) -> Option<&Slot> {
+        self.slots.get(id)
+    }
+
     /// The reference that names the object now in slot `id`.
     #[inline]
     pub fn name(&self, id: u32) -> Ref {

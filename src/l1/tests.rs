@@ -9,6 +9,7 @@ use crate::config::SpaceSpec;
 use crate::error::{
     KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_QUOTA,
 };
+use crate::key::Key;
 use crate::types::View;
 
 const PAGES: usize = 100;
