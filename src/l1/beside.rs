@@ -89,18 +89,27 @@ impl L1 {
 }
 
 impl Beside<'_> {
-    /// Takes `count` shares of each object found, which are hits, and says of how many.
-    pub fn take_all(&mut self, found: &[u32], count: u32) -> Option<u64> {
+    /// Takes `count` shares of each object found, which are hits, and says of how many. `fresh` is for those taken for the first time.
+    pub fn take_all(&mut self, found: &[u32], count: u32, fresh: &mut Vec<u32>) -> Option<u64> {
         let (mut taken, mut locked) = (0, 0);
+        let mut refused = None;
         for (i, &id) in found.iter().enumerate().filter(|(_, id)| **id != NONE) {
-            let Some(bytes) = self.take(id, count) else {
-                for &id in found[..i].iter().filter(|id| **id != NONE) {
-                    let slot = &self.state.slots[id];
-                    slot.set_holder(self.index, slot.held_by(self.index) - count);
-                }
-                return None;
+            let Some(bytes) = self.take(id, count, fresh) else {
+                refused = Some(i);
+                break;
             };
             (taken, locked) = (taken + 1, locked + bytes);
+        }
+        // Even if none is kept: the session is their holder now.
+        for &id in &*fresh {
+            self.session.note(self.state.slots.name(id), self.state.slots.detail(id).depth);
+        }
+        if let Some(refused) = refused {
+            for &id in found[..refused].iter().filter(|id| **id != NONE) {
+                let slot = &self.state.slots[id];
+                slot.set_holder(self.index, slot.held_by(self.index) - count);
+            }
+            return None;
         }
         self.session.shares += taken * u64::from(count);
         self.state.tally.shares.fetch_add(taken * u64::from(count), Ordering::Relaxed);
@@ -111,11 +120,14 @@ impl Beside<'_> {
 
     /// Takes shares of one object: of how many bytes the first ones.
     #[inline]
-    fn take(&mut self, id: u32, count: u32) -> Option<u64> {
+    fn take(&mut self, id: u32, count: u32, fresh: &mut Vec<u32>) -> Option<u64> {
         let slot = &self.state.slots[id];
         let (holder, held) = slot.holder();
+        if count > SHARES_MAX - self.state.slots.shares(id) {
+            return None;
+        }
         if held > 0 || slot.is(LISTED) {
-            if holder != self.index || slot.is(LISTED) || count > SHARES_MAX - held {
+            if holder != self.index {
                 return None;
             }
             slot.set_holder(holder, held + count);
@@ -126,9 +138,7 @@ impl Beside<'_> {
         }
         slot.since_ms.store(self.now_ms as u32, Ordering::Relaxed);
         if holder != self.index {
-            let depth = self.state.slots.detail(id).depth;
-            self.session.next_depth = self.session.next_depth.max(depth + 1);
-            self.session.note(self.state.slots.name(id));
+            fresh.push(id);
         }
         Some(if slot.is(BUSY) { 0 } else { slot.size() })
     }

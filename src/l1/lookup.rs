@@ -16,6 +16,7 @@ struct Last {
     names: Vec<u64>,
     hashes: Vec<u64>,
     found: Vec<u32>,
+    fresh: Vec<u32>,
 }
 
 thread_local! {
@@ -83,15 +84,17 @@ impl L1 {
 }
 
 impl Lookup<'_> {
-    /// The slots of the keys in a space, `NONE` for those that are not there.
+    /// The slots of the keys in a space, `NONE` for those that are not there; and an empty list for those that a session takes for
+    /// the first time.
     #[inline]
-    pub fn find_all(&mut self, state: &State, space: u32) -> &mut [u32] {
+    pub fn find_all(&mut self, state: &State, space: u32) -> (&mut [u32], &mut Vec<u32>) {
         if self.again {
             self.find_again(state, space);
         } else {
             self.find_anew(state, space);
         }
-        &mut self.last.found
+        self.last.fresh.clear();
+        (&mut self.last.found, &mut self.last.fresh)
     }
 
     fn find_again(&mut self, state: &State, space: u32) {

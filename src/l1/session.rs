@@ -67,8 +67,9 @@ impl Session {
         self.shares == 0 && self.staged.is_empty() && self.jobs == 0
     }
 
-    /// Notes the use of an object.
-    pub fn note(&mut self, object: Ref) {
+    /// Notes the use of an object that has this place in its prompt.
+    pub fn note(&mut self, object: Ref, depth: u32) {
+        self.next_depth = self.next_depth.max(depth + 1);
         if !self.known.is_empty() {
             let known = &mut self.known[object.slot as usize & (self.known.len() - 1)];
             if *known == object {

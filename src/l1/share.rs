@@ -18,8 +18,8 @@ impl L1 {
             let now_ms = self.now_ms();
             let beside = self.beside(session, now_ms, |beside| {
                 let state = beside.state;
-                let found = lookup.find_all(state, beside.session.space);
-                let hits = beside.take_all(found, count)?;
+                let (found, fresh) = lookup.find_all(state, beside.session.space);
+                let hits = beside.take_all(found, count, fresh)?;
                 for (view, &id) in views.iter_mut().zip(&*found) {
                     *view = if id == NONE { View::none(KVKEEP_ERR_NOT_FOUND) } else { state.view(id) };
                 }
@@ -32,18 +32,19 @@ impl L1 {
             self.with_at(now_ms, |state| {
                 let index = state.sessions.use_now(session, state.now_ms)?;
                 let space = state.sessions.at_mut(index).space;
-                let found = lookup.find_all(state, space);
+                let (found, fresh) = lookup.find_all(state, space);
                 let mut hits = 0;
                 for (view, &id) in views.iter_mut().zip(&*found) {
                     *view = if id == NONE {
                         View::none(KVKEEP_ERR_NOT_FOUND)
-                    } else if state.take(index, id, count) {
+                    } else if state.take(index, id, count, fresh) {
                         hits += 1;
                         state.view(id)
                     } else {
                         View::none(KVKEEP_ERR_LIMIT)
                     };
                 }
+                state.note_all(index, fresh);
                 *state.tally.read_hits.get_mut() += hits;
                 *state.tally.read_misses.get_mut() += keys.len() as u64 - hits;
                 Ok(hits == keys.len() as u64)
@@ -56,9 +57,9 @@ impl L1 {
         self.looking_up(keys, false, |mut lookup| {
             let now_ms = self.now_ms();
             let beside = self.beside(session, now_ms, |beside| {
-                let found = lookup.find_all(beside.state, beside.session.space);
+                let (found, fresh) = lookup.find_all(beside.state, beside.session.space);
                 found.iter_mut().zip(&*held).filter(|(_, held)| **held).for_each(|(id, _)| *id = NONE);
-                beside.take_all(found, count)?;
+                beside.take_all(found, count, fresh)?;
                 found.iter().zip(&mut *held).for_each(|(id, held)| *held |= *id != NONE);
                 Some(())
             });
@@ -68,13 +69,14 @@ impl L1 {
             self.with_at(now_ms, |state| {
                 let index = state.sessions.use_now(session, state.now_ms)?;
                 let space = state.sessions.at_mut(index).space;
-                let found = lookup.find_all(state, space);
+                let (found, fresh) = lookup.find_all(state, space);
                 for (held, &id) in held.iter_mut().zip(&*found) {
-                    if !*held && id != NONE && state.take(index, id, count) {
+                    if !*held && id != NONE && state.take(index, id, count, fresh) {
                         *held = true;
                         *state.tally.read_hits.get_mut() += 1;
                     }
                 }
+                state.note_all(index, fresh);
                 Ok(())
             })
         })
@@ -91,7 +93,7 @@ impl L1 {
         self.looking_up(keys, true, |mut lookup| {
             let now_ms = self.now_ms();
             let beside = self.beside(session, now_ms, |beside| {
-                let found = lookup.find_all(beside.state, beside.session.space);
+                let (found, _) = lookup.find_all(beside.state, beside.session.space);
                 beside.give_all(found, count, Outcome::new(statuses.as_deref_mut()))
             });
             if let Some(all) = beside {
@@ -100,7 +102,7 @@ impl L1 {
             self.with_at(now_ms, |state| {
                 let index = state.sessions.use_now(session, state.now_ms)?;
                 let space = state.sessions.at_mut(index).space;
-                let found = lookup.find_all(state, space);
+                let (found, _) = lookup.find_all(state, space);
                 let mut outcome = Outcome::new(statuses);
                 for (i, (key, id)) in keys.iter().zip(found.iter_mut()).enumerate() {
                     outcome.set(i, state.finish_one(index, key, id, count));
@@ -169,9 +171,10 @@ impl State {
         }
     }
 
-    /// Gives `count` shares of a ready object to a session. False if it would have more than can be counted.
+    /// Gives `count` shares of a ready object to a session. False if it would have more than can be counted. If it had none of the
+    /// object before, the slot is added to `fresh`, for [`note_all`](State::note_all).
     #[inline]
-    pub(super) fn take(&mut self, session: u32, id: u32, count: u32) -> bool {
+    pub(super) fn take(&mut self, session: u32, id: u32, count: u32, fresh: &mut Vec<u32>) -> bool {
         let now_ms = self.now_ms as u32;
         let shares = self.slots.shares(id);
         if count > SHARES_MAX - shares {
@@ -199,13 +202,21 @@ impl State {
         holder.shares += u64::from(count);
         *self.tally.shares.get_mut() += u64::from(count);
         if !noted {
-            holder.next_depth = holder.next_depth.max(self.slots.detail(id).depth + 1);
-            holder.note(self.slots.name(id));
+            fresh.push(id);
+        }
+        true
+    }
+
+    /// Notes that a session has used objects. The memory that has to be looked at for each is likely to be far away, and in
+    /// a loop that does nothing else the accesses overlap.
+    pub(super) fn note_all(&mut self, session: u32, fresh: &[u32]) {
+        let holder = self.sessions.at_mut(session);
+        for &id in fresh {
+            holder.note(self.slots.name(id), self.slots.detail(id).depth);
         }
         if holder.crammed() {
             self.strike_twice_named(session);
         }
-        true
     }
 
     /// Keeps the first mention of each living object that a session used. Slots are marked with the number of the pass, so that

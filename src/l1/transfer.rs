@@ -105,7 +105,10 @@ impl L1 {
                 .map(|reader| {
                     let Ok(index) = state.sessions.use_now(reader.session, state.now_ms) else { return false };
                     state.sessions.at_mut(index).landed = true;
-                    state.take(index, id, reader.count)
+                    let mut fresh = Vec::new();
+                    let taken = state.take(index, id, reader.count, &mut fresh);
+                    state.note_all(index, &fresh);
+                    taken
                 })
                 .collect();
             // Loaded for one reading, and no reader is left.

@@ -85,12 +85,12 @@ impl L1 {
         self.with_hashes(keys, |state, hashes| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
-            let mut all = true;
+            let (mut all, mut fresh) = (true, Vec::new());
             for ((key, &hash), view) in keys.iter().zip(hashes).zip(views) {
                 *view = match state.unstaged(index, key, hash) {
                     Some(id) => {
                         let id = state.commit_for(user, id, hash);
-                        if state.take(index, id, count) {
+                        if state.take(index, id, count, &mut fresh) {
                             state.view(id)
                         } else {
                             all = false;
@@ -103,6 +103,7 @@ impl L1 {
                     }
                 };
             }
+            state.note_all(index, &fresh);
             Ok(all)
         })
     }
@@ -196,13 +197,8 @@ impl State {
         self.counts.commits += 1;
         let kept = self.commit(id, hash);
         if kept == id {
-            let name = self.slots.name(id);
             self.slots[id].set_holder(user, 0);
-            let noting = self.sessions.at_mut(user);
-            noting.note(name);
-            if noting.crammed() {
-                self.strike_twice_named(user);
-            }
+            self.note_all(user, &[id]);
         }
         kept
     }
