@@ -78,7 +78,8 @@ impl Cache {
             slot
         };
         self.slots.insert(block, slot);
-        self.policy.insert(slot, self.meta(slot));
+        let meta = self.meta(slot);
+        self.policy.insert(slot, &|_| meta);
     }
 
     fn lock(&mut self, ids: &[u64], locked: bool) {

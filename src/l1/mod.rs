@@ -36,7 +36,7 @@ use crate::error::{Error, KVKEEP_OK, Result, Status};
 use crate::events::{EventKind, Events};
 use crate::hash::KeyHasher;
 use crate::key::SpaceTag;
-use crate::policy::{Meta, Policy, Removal};
+use crate::policy::{Policy, Removal};
 use crate::table::Table;
 use alloc::Alloc;
 use beside::Crowd;
@@ -397,14 +397,6 @@ impl State {
     fn record(&self, kind: EventKind, id: u32) {
         let slot = &self.slots[id];
         self.events.record_l1(kind, self.spaces[slot.space() as usize].tag, &slot.key, slot.size());
-    }
-
-    fn new_meta(&self, id: u32) -> Meta {
-        // Which memories of a policy push each other out hangs on it, and one trace is to have one hit rate.
-        const TAGS: KeyHasher = KeyHasher::fixed();
-        let slot = &self.slots[id];
-        let space = u64::from(slot.space()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Meta { tag: TAGS.hash(&slot.key) ^ space, ..self.slots.meta(id, self.now_ms) }
     }
 
     /// Whether the memory of a slot became free to evict, or was taken into use: call after each change, with what it was.

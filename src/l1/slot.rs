@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::alloc::Block;
 use crate::chunked::Chunked;
+use crate::hash::KeyHasher;
 use crate::key::Key;
 use crate::policy::Meta;
 
@@ -376,7 +377,16 @@ impl Slots {
         }
     }
 
-    /// What a policy may know of an object it has already; only a new one needs its tag.
+    /// What a policy may know of a new object.
+    pub fn new_meta(&self, id: u32, now_ms: u64) -> Meta {
+        // Which memories of a policy push each other out hangs on it, and one trace is to have one hit rate.
+        const TAGS: KeyHasher = KeyHasher::fixed();
+        let slot = &self.slots[id];
+        let space = u64::from(slot.space()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Meta { tag: TAGS.hash(&slot.key) ^ space, ..self.meta(id, now_ms) }
+    }
+
+    /// What a policy may know of an object it has already: no tag.
     pub fn meta(&self, id: u32, now_ms: u64) -> Meta {
         let (slot, detail) = (&self.slots[id], &self.details[id]);
         Meta {

@@ -91,10 +91,10 @@ impl State {
             .map(|(id, _)| id)
             .collect();
         for id in members {
-            let (meta, size) = (self.new_meta(id), self.slots[id].size());
+            let size = self.slots[id].size();
             self.pools[0].policy.get_mut().remove(id, Removal::Deleted);
             self.pools[0].bytes -= size;
-            self.pools[pool].policy.get_mut().insert(id, meta);
+            self.pools[pool].policy.get_mut().insert(id, &|id| self.slots.new_meta(id, self.now_ms));
             self.pools[pool].bytes += size;
         }
         Ok(())

@@ -225,10 +225,9 @@ impl State {
         self.relock(id, true);
         let (slots, hasher) = (&self.slots, &self.hasher);
         self.table.insert(hash, id, |id| hasher.hash(&slots[id].key));
-        let meta = self.new_meta(id);
         let pool = &mut self.pools[self.spaces[space as usize].pool];
         pool.bytes += size;
-        pool.policy.get_mut().insert(id, meta);
+        pool.policy.get_mut().insert(id, &|id| self.slots.new_meta(id, self.now_ms));
         self.record(EventKind::Stored, id);
         self.queue_after_commit(id);
         if self.above(self.config.high_percent, 0) {

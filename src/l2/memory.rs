@@ -221,7 +221,7 @@ impl Objects {
                 self.entries.len() as u32 - 1
             }),
         };
-        self.policy.insert(slot, entry.meta());
+        self.policy.insert(slot, &|_| entry.meta());
         self.usage.objects += 1;
         self.index.insert(key, slot);
         self.entries[slot as usize] = Some(entry);

@@ -30,7 +30,7 @@ fn meta(id: u32, uses: u32) -> Meta {
 pub(super) fn run(policy: &mut dyn Policy, steps: &[Step]) {
     for (at, step) in steps.iter().enumerate() {
         match *step {
-            Insert(id) => policy.insert(id, meta(id, 0)),
+            Insert(id) => policy.insert(id, &|id| meta(id, 0)),
             Touch(id) => policy.touch(id, &|id| meta(id, 0)),
             Read(id, uses) => policy.touch(id, &|id| meta(id, uses)),
             Evict(id) => policy.remove(id, Removal::Evicted),
@@ -97,7 +97,7 @@ fn no_object_is_lost_or_offered_twice() {
             match (seed >> 33) % 8 {
                 0..3 if !known => {
                     uses[id as usize] = 0;
-                    policy.insert(id, meta(id, 0));
+                    policy.insert(id, &|id| meta(id, 0));
                     standing.insert(id);
                 }
                 0..3 if known => {

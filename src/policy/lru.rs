@@ -27,7 +27,7 @@ impl Policy for Lru {
         "lru"
     }
 
-    fn insert(&mut self, id: u32, _meta: Meta) {
+    fn insert(&mut self, id: u32, _meta: &dyn Fn(u32) -> Meta) {
         self.places.reach(id);
         self.queue.push(&mut self.places, id);
     }
@@ -87,7 +87,7 @@ mod tests {
     fn memory_stays_in_proportion_to_what_is_resident() {
         let mut lru = Lru::new();
         let count = 200_000;
-        (0..count).for_each(|id| lru.insert(id, Meta::default()));
+        (0..count).for_each(|id| lru.insert(id, &|_| Meta::default()));
         for round in 0..20u64 {
             (0..count).for_each(|id| lru.touch((u64::from(id) * 7919 + round) as u32 % count, &|_| Meta::default()));
             assert!(lru.memory_bytes() <= 24 * count as usize, "round {round}: {} bytes", lru.memory_bytes());

@@ -46,9 +46,9 @@ pub enum Removal {
 pub trait Policy: Send {
     /// The name it is chosen by.
     fn name(&self) -> &'static str;
-    /// A new object. `id` is not known to the policy.
-    fn insert(&mut self, id: u32, meta: Meta);
-    /// The object was used; ends being set aside. `meta` may have to look far for its answer.
+    /// A new object. `id` is not known to the policy. `meta` may have to look far for its answer, here and below.
+    fn insert(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta);
+    /// The object was used; ends being set aside.
     fn touch(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta);
     /// Objects were used, one after another.
     fn touch_all(&mut self, ids: &[u32], meta: &dyn Fn(u32) -> Meta) {

@@ -103,12 +103,12 @@ impl Policy for Mq {
         "mq"
     }
 
-    fn insert(&mut self, id: u32, meta: Meta) {
+    fn insert(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
         self.places.reach(id);
         self.states.reach(id, State::default);
         self.now = self.now.wrapping_add(1);
         self.residents += 1;
-        let tag = short(meta.tag);
+        let tag = short(meta(id).tag);
         let uses = match self.ghost.recall(tag, self.now) {
             Some((uses, age)) => {
                 self.observe(age);
@@ -226,7 +226,7 @@ mod tests {
             if passing >= RESIDENTS {
                 policy.remove(id, Removal::Evicted);
             }
-            policy.insert(id, Meta { tag: u64::from(passing), ..Meta::default() });
+            policy.insert(id, &|_| Meta { tag: u64::from(passing), ..Meta::default() });
         }
         let ghost = policy.ghost.memory_bytes();
         assert!(ghost > 0 && ghost < 80 * RESIDENTS as usize, "{ghost} bytes of evicted ones");

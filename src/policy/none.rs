@@ -10,7 +10,7 @@ impl Policy for Never {
         "none"
     }
 
-    fn insert(&mut self, _id: u32, _meta: Meta) {}
+    fn insert(&mut self, _id: u32, _meta: &dyn Fn(u32) -> Meta) {}
 
     fn touch(&mut self, _id: u32, _meta: &dyn Fn(u32) -> Meta) {}
 
@@ -34,7 +34,7 @@ mod tests {
     #[test]
     fn it_never_offers_a_victim() {
         let mut policy = Never;
-        policy.insert(0, Meta::default());
+        policy.insert(0, &|_| Meta::default());
         assert_eq!(policy.victim(&mut |_| true), None);
     }
 }

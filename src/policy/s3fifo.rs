@@ -60,7 +60,8 @@ impl Policy for S3Fifo {
         "s3fifo"
     }
 
-    fn insert(&mut self, id: u32, meta: Meta) {
+    fn insert(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
+        let meta = meta(id);
         self.places.reach(id);
         self.states.reach(id, State::default);
         let tag = short(meta.tag);

@@ -107,7 +107,7 @@ impl Index {
         self.present += disk_bytes(slot.size);
         self.objects += 1;
         let meta = self.meta(id);
-        self.policy.insert(id, meta);
+        self.policy.insert(id, &|_| meta);
         self.tell(Change::Appeared, id);
     }
 
