@@ -23,6 +23,7 @@ pub mod l2;
 pub mod arena;
 mod chunked;
 pub mod config;
+mod doorbell;
 pub mod error;
 pub mod events;
 pub mod hash;

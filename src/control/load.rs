@@ -27,6 +27,9 @@ use crate::stats::Meters;
 /// Keys issued at a time, so that a long job does not keep others from the lock.
 const BATCH: usize = 256;
 
+/// Queued loads are issued again when one in so many of the bytes allowed on their way is free.
+const REFILL_SHARE: u64 = 4;
+
 /// Who waits for an object on its way: jobs, and the key's place in each.
 type Readers = Vec<(Arc<Job>, u32)>;
 
@@ -100,7 +103,7 @@ impl Loader {
         let _ = self.prefetcher.set(Arc::downgrade(prefetcher));
     }
 
-    /// Queues a job whose `to_load` is set. False if it waits for loads on their way: when one ends, the control thread is
+    /// Queues a job whose `to_load` is set. False if it waits for loads on their way: when enough of them end, the control thread is
     /// told.
     pub fn enqueue(&self, job: &Arc<Job>) -> bool {
         {
@@ -300,9 +303,13 @@ impl Loader {
         }
     }
 
+    /// Loads ended. The control thread is told once a share of the bound is free, not of each object: it would issue as little
+    /// as became free, and push aside whoever wakes it.
     fn freed(&self, bytes: u64) {
         let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
-        if before >= self.bytes_max
+        let enough = self.bytes_max - self.bytes_max.div_ceil(REFILL_SHARE);
+        if before > enough
+            && before - bytes <= enough
             && let Some(prefetcher) = self.prefetcher.get().and_then(std::sync::Weak::upgrade)
         {
             prefetcher.wake();

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use hashbrown::HashMap;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::complete::Completions;
 use super::job::{Job, NOWHERE, Phase, Progress};
 use super::load::Loader;
 use super::tiers::{Tier, Tiers};
-use super::turn::Sleeper;
 use super::watch::Watch;
 use crate::config::{Mode, PrefetchRequest};
+use crate::doorbell::Doorbell;
 use crate::error::{
     Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT,
     KVKEEP_OK, Result, Status,
@@ -58,8 +58,8 @@ pub struct Prefetcher {
     jobs_max: usize,
     pub(super) jobs: Mutex<Jobs>,
     last: AtomicU64,
-    pub(super) sleeper: Mutex<Sleeper>,
-    pub(super) wake: Condvar,
+    /// Wakes the control thread.
+    pub(super) bell: Doorbell,
     pub(super) closing: AtomicBool,
     /// Something was committed that a job may wait for.
     pub(super) commits: AtomicBool,
@@ -100,8 +100,7 @@ impl Prefetcher {
             jobs_max: bounds.jobs_max as usize,
             jobs: Mutex::default(),
             last: AtomicU64::new(u64::from(bounds.boot) << 56),
-            sleeper: Mutex::default(),
-            wake: Condvar::new(),
+            bell: Doorbell::default(),
             closing: AtomicBool::new(false),
             commits: AtomicBool::new(false),
         });

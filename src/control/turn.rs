@@ -12,14 +12,6 @@ use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result};
 /// Commits are looked at together when more than one comes in so long.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
-/// The control thread, as those see it who have something for it.
-#[derive(Default)]
-pub(super) struct Sleeper {
-    woken: bool,
-    /// Until when it sleeps; None while it is awake.
-    until: Option<Instant>,
-}
-
 impl Prefetcher {
     pub(super) fn forget(&self, job: &Arc<Job>) {
         let mut jobs = self.jobs.lock();
@@ -110,26 +102,17 @@ impl Prefetcher {
 
     /// Tells the control thread that there is something to do.
     pub fn wake(&self) {
-        let mut sleeper = self.sleeper.lock();
-        if !std::mem::replace(&mut sleeper.woken, true) {
-            self.wake.notify_one();
-        }
+        self.bell.ring();
     }
 
     /// Tells the control thread that there is something to do at `at`, if it would sleep longer than that.
     pub(super) fn wake_by(&self, at: Instant) {
-        let mut sleeper = self.sleeper.lock();
-        if sleeper.until.is_none_or(|until| at < until) && !std::mem::replace(&mut sleeper.woken, true) {
-            self.wake.notify_one();
-        }
+        self.bell.ring_by(at);
     }
 
     /// Waits until woken, or until `until`.
     pub fn sleep(&self, until: Instant) {
-        let mut sleeper = self.sleeper.lock();
-        sleeper.until = Some(until);
-        while !sleeper.woken && !self.wake.wait_until(&mut sleeper, until).timed_out() {}
-        *sleeper = Sleeper::default();
+        self.bell.listen(until);
     }
 
     /// Does what is due: deadlines, askings, loads. Says when to look again.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Timespec, Timestamps, UTIME_OMIT, renameat, statat, unlinkat, utimensat};
 
 use super::core::{Core, payload_of};
 use super::path;
 use super::queue::{closed, full};
+use crate::doorbell::Doorbell;
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::{Found, Lookup, Reply};
@@ -87,11 +88,18 @@ struct Jobs {
     closed: bool,
 }
 
+impl Jobs {
+    fn append(&mut self, job: Job) {
+        self.keys += job.keys();
+        self.queue.push_back(job);
+    }
+}
+
 /// The keeper's queue.
 #[derive(Default)]
 pub struct Keeper {
     jobs: Mutex<Jobs>,
-    ready: Condvar,
+    bell: Doorbell,
 }
 
 impl Keeper {
@@ -110,48 +118,41 @@ impl Keeper {
     /// Queues a job, or gives it back with the reason.
     pub fn offer(&self, job: Job) -> std::result::Result<(), (Job, Error)> {
         let mut jobs = self.jobs.lock();
-        match Keeper::room(&jobs, job.keys()) {
-            Ok(()) => {
-                self.append(&mut jobs, job);
-                Ok(())
-            }
-            Err(error) => Err((job, error)),
+        if let Err(error) = Keeper::room(&jobs, job.keys()) {
+            return Err((job, error));
         }
+        jobs.append(job);
+        drop(jobs);
+        self.bell.ring();
+        Ok(())
     }
 
     /// Queues what must not be refused: unlinking objects that are hidden already.
     pub fn insist(&self, unlink: Vec<Departure>) {
         if !unlink.is_empty() {
-            self.append(&mut self.jobs.lock(), Job::Unlink(unlink));
+            self.jobs.lock().append(Job::Unlink(unlink));
+            self.bell.ring();
         }
-    }
-
-    fn append(&self, jobs: &mut Jobs, job: Job) {
-        jobs.keys += job.keys();
-        jobs.queue.push_back(job);
-        self.ready.notify_one();
     }
 
     /// Has times of last use written if many wait.
     pub fn used(&self, waiting: usize) {
         if waiting >= DIRTY_MAX {
-            let mut jobs = self.jobs.lock();
-            if !std::mem::replace(&mut jobs.flush, true) {
-                self.ready.notify_one();
-            }
+            self.jobs.lock().flush = true;
+            self.bell.ring();
         }
     }
 
     /// Accepts nothing more and has the thread end when it has done everything.
     pub fn close(&self) {
         self.jobs.lock().closed = true;
-        self.ready.notify_one();
+        self.bell.ring();
     }
 
     /// The next job; `None` in it: time to write times of use. `None`: the end.
     fn next(&self, flushed: Instant) -> Option<Option<Job>> {
-        let mut jobs = self.jobs.lock();
         loop {
+            let mut jobs = self.jobs.lock();
             if std::mem::take(&mut jobs.flush) || flushed.elapsed() >= FLUSH_EVERY {
                 return Some(None);
             }
@@ -162,7 +163,8 @@ impl Keeper {
             if jobs.closed {
                 return None;
             }
-            self.ready.wait_until(&mut jobs, flushed + FLUSH_EVERY);
+            drop(jobs);
+            self.bell.listen(flushed + FLUSH_EVERY);
         }
     }
 

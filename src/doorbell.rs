@@ -1,0 +1,113 @@
+//! What wakes a thread of the library.
+//!
+//! Ringing takes no lock. With a condition variable, whoever rings would wait for the lock that the sleeper wakes up with; and a fair
+//! lock may be handed to a sleeper that has no processor yet, which on a busy machine takes milliseconds.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Thread;
+use std::time::Instant;
+
+/// The sleeper is awake, and would sleep without end.
+const AWAKE: u64 = u64::MAX;
+
+/// Rung by any thread, heard by one.
+pub struct Doorbell {
+    rung: AtomicBool,
+    /// Until when the listener sleeps, in nanoseconds since `born`.
+    until: AtomicU64,
+    born: Instant,
+    listener: OnceLock<Thread>,
+}
+
+impl Default for Doorbell {
+    fn default() -> Doorbell {
+        Doorbell {
+            rung: AtomicBool::new(false),
+            until: AtomicU64::new(AWAKE),
+            born: Instant::now(),
+            listener: OnceLock::new(),
+        }
+    }
+}
+
+impl Doorbell {
+    fn since_birth(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.born).as_nanos()).unwrap_or(AWAKE)
+    }
+
+    /// Wakes the listener, or has it not fall asleep. What was done before is seen by it after.
+    pub fn ring(&self) {
+        if !self.rung.swap(true, Ordering::SeqCst)
+            && let Some(listener) = self.listener.get()
+        {
+            listener.unpark();
+        }
+    }
+
+    /// Rings if the listener would sleep longer than until `at`.
+    pub fn ring_by(&self, at: Instant) {
+        if self.since_birth(at) < self.until.load(Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    /// Sleeps until it rings, or until `until`. Always called by the same thread.
+    pub fn listen(&self, until: Instant) {
+        self.listener.get_or_init(std::thread::current);
+        self.until.store(self.since_birth(until), Ordering::SeqCst);
+        while !self.rung.swap(false, Ordering::SeqCst) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            std::thread::park_timeout(left);
+        }
+        self.until.store(AWAKE, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(1000);
+
+    #[test]
+    fn who_rings_first_is_heard() {
+        let bell = Doorbell::default();
+        bell.ring();
+        bell.ring();
+        bell.listen(Instant::now() + LONG);
+        let soon = Instant::now() + Duration::from_millis(1);
+        bell.listen(soon);
+        assert!(Instant::now() >= soon, "two rings are heard once");
+    }
+
+    #[test]
+    fn a_ring_wakes_and_one_for_later_does_not() {
+        let bell = Arc::new(Doorbell::default());
+        let listening = bell.clone();
+        let soon = Instant::now() + Duration::from_millis(100);
+        let listener = std::thread::spawn(move || {
+            listening.listen(soon);
+            let early = Instant::now() < soon;
+            listening.listen(Instant::now() + LONG);
+            early
+        });
+        while bell.until.load(Ordering::SeqCst) == AWAKE && Instant::now() < soon {
+            std::thread::yield_now();
+        }
+        bell.ring_by(soon + LONG);
+        while !listener.is_finished() {
+            if Instant::now() > soon {
+                bell.ring_by(Instant::now());
+            }
+            std::thread::yield_now();
+        }
+        assert!(!listener.join().unwrap(), "woken for what is due later");
+    }
+}
