@@ -21,6 +21,7 @@ pub mod l1;
 pub mod l2;
 
 pub mod arena;
+mod background;
 mod chunked;
 pub mod config;
 mod doorbell;

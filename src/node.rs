@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::arena::{Arena, MapOptions};
+use crate::background;
 use crate::config::{Log, LogLevel, NodeConfig, StoreMode};
 use crate::control::chain::Chains;
 use crate::control::complete::Completions;
@@ -189,10 +190,8 @@ impl Node {
     }
 
     fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(body)
-            .map_err(|error| Error::io(format!("starting the thread {name}"), &error))?;
+        let thread =
+            background::spawn(name, body).map_err(|error| Error::io(format!("starting the thread {name}"), &error))?;
         self.threads.lock().push(thread);
         Ok(())
     }

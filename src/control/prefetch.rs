@@ -79,6 +79,9 @@ pub fn no_job(id: u64) -> Error {
     )
 }
 
+/// Keys of which a backend's index is asked at a time: what is written down for them stays in the core's cache.
+const PIECE: usize = 256;
+
 impl Prefetcher {
     /// No jobs yet.
     pub fn new(
@@ -188,8 +191,9 @@ impl Prefetcher {
             }
             return Vec::new();
         }
-        let mut missing: Vec<u32> =
-            (0..job.keys.len() as u32).filter(|&i| progress.found[i as usize] == NOWHERE).collect();
+        // Here and below, a vector that grows bit by bit would ask for memory again and again, which others may be asking for too.
+        let mut missing: Vec<u32> = Vec::with_capacity(job.keys.len());
+        missing.extend((0..job.keys.len() as u32).filter(|&i| progress.found[i as usize] == NOWHERE));
         if missing.is_empty() {
             self.looked_up(job, progress);
             return Vec::new();
@@ -207,22 +211,34 @@ impl Prefetcher {
             if missing.is_empty() {
                 break;
             }
-            let objects: Vec<ObjectKey> = missing.iter().map(|&i| job.object(i as usize)).collect();
-            let mut found = vec![Found::Unknown; objects.len()];
-            tier.backend.lookup_cached(&objects, &mut found);
             let mut ask = Vec::new();
-            let mut still = Vec::new();
-            for (&index, &found) in missing.iter().zip(&found) {
-                match found {
-                    Found::Present(bytes) => self.note_found(progress, index, tier, bytes),
-                    Found::Absent => still.push(index),
-                    Found::Unknown => {
-                        still.push(index);
-                        ask.push(index);
+            let mut still = 0;
+            let mut objects: Vec<ObjectKey> = Vec::with_capacity(missing.len().min(PIECE));
+            let mut found = [Found::Unknown; PIECE];
+            for from in (0..missing.len()).step_by(PIECE) {
+                let piece = from..missing.len().min(from + PIECE);
+                objects.clear();
+                objects.extend(missing[piece.clone()].iter().map(|&i| job.object(i as usize)));
+                let found = &mut found[..piece.len()];
+                tier.backend.lookup_cached(&objects, found);
+                for (at, &found) in piece.zip(&*found) {
+                    let index = missing[at];
+                    match found {
+                        Found::Present(bytes) => {
+                            self.note_found(progress, index, tier, bytes);
+                            continue;
+                        }
+                        Found::Absent => {}
+                        Found::Unknown => {
+                            ask.reserve_exact(if ask.is_empty() { missing.len() - at } else { 0 });
+                            ask.push(index);
+                        }
                     }
+                    missing[still] = index;
+                    still += 1;
                 }
             }
-            missing = still;
+            missing.truncate(still);
             if !ask.is_empty() {
                 unknown.push((tier.clone(), ask));
             }

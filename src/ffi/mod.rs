@@ -14,6 +14,7 @@ mod handle;
 pub mod object;
 pub mod observe;
 pub mod prefetch;
+pub mod schedule;
 pub mod session;
 mod text;
 pub mod types;

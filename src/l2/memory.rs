@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::object::{HEADER_BYTES, Header};
 use super::url::Options;
 use super::{Backend, Change, Found, Health, Load, Lookup, Observer, Reply, Store, Stored, Usage};
+use crate::background;
 use crate::error::{
     Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result,
 };
@@ -339,9 +340,7 @@ impl Memory {
             wake: Condvar::new(),
         });
         let worker = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("kvkeep-memory".into())
-            .spawn(move || worker.run())
+        let thread = background::spawn("kvkeep-memory", move || worker.run())
             .map_err(|error| Error::io("starting the memory backend's thread", &error))?;
         Ok(Arc::new(Memory { shared, slow, thread: Mutex::new(Some(thread)) }))
     }

@@ -10,12 +10,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 
 use crate::arena::Buffer;
+use crate::background;
 use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Backend, Found, Health, Load, Lookup, Observer, Reply, Store, Usage};
@@ -85,7 +86,7 @@ impl Fs {
         let core = Arc::new(Core::new(dir.to_owned(), dirfd, direct, options.shared, index, names));
         let engine = start(&core, &options)?;
         let fs = Fs { core: Arc::clone(&core), keeper: Mutex::new(None), engine };
-        let keeper = Builder::new().name("kvkeep-fs-keep".to_owned()).spawn(move || Keeper::run(&core));
+        let keeper = background::spawn("kvkeep-fs-keep", move || Keeper::run(&core));
         match keeper {
             Ok(thread) => *fs.keeper.lock() = Some(thread),
             Err(error) => return Err(Error::io("starting a thread of the fs backend", &error)),

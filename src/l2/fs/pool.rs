@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, fallocate, ftruncate, openat, unlinkat};
@@ -12,6 +12,7 @@ use super::core::{Core, Engine, Fault, Writing};
 use super::frame::{BLOCK, Frame, Spare};
 use super::path;
 use super::queue::Task;
+use crate::background;
 use crate::error::{Error, Result};
 use crate::l2::{Load, Store, Stored};
 
@@ -56,7 +57,7 @@ impl Pool {
         let pool = Arc::new(Pool { core: Arc::downgrade(core), threads: Mutex::new(Vec::new()) });
         for number in 0..if threads == 0 { THREADS } else { threads } {
             let (theirs, gate) = (Arc::clone(core), Arc::clone(&gate));
-            let thread = Builder::new().name(format!("kvkeep-fs-{number}")).spawn(move || run(&theirs, &gate));
+            let thread = background::spawn(&format!("kvkeep-fs-{number}"), move || run(&theirs, &gate));
             match thread {
                 Ok(thread) => pool.threads.lock().push(thread),
                 Err(error) => {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::core::{Core, Engine};
 use super::flight::PIECE;
 use super::ring::Ring;
+use crate::background;
 
 /// Threads, each with a ring, if not told: small objects cost more than one thread can give.
 const THREADS: usize = 2;
@@ -65,7 +66,7 @@ impl Uring {
         self.bells.push(Arc::clone(&bell));
         let (core, depth) = (Arc::clone(core), self.depth);
         let (started, result) = mpsc::channel();
-        let thread = Builder::new().name(format!("kvkeep-fs-{number}")).spawn(move || {
+        let thread = background::spawn(&format!("kvkeep-fs-{number}"), move || {
             // Made here, since the kernel serves a ring best that only one thread submits to.
             let mut ring = match Ring::new(core, bell, depth, bytes_max) {
                 Ok(ring) => ring,

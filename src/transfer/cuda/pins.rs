@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::gpu::{Gpu, READ_ONLY_REGISTRATION};
 use crate::arena::Arena;
+use crate::background;
 use crate::config::LogLevel;
 use crate::error::{Error, KVKEEP_ERR_DEVICE, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::transfer::copy::Fragment;
@@ -84,9 +85,8 @@ impl Pinned {
         let threads = (0..cores.min(THREADS_MAX).min(count))
             .filter_map(|_| {
                 let registration = registration.clone();
-                let builder = std::thread::Builder::new().name("kvkeep-pin".to_owned());
                 // Where there is no thread for it, all is copied as unregistered.
-                builder.spawn(move || registration.run()).ok()
+                background::spawn("kvkeep-pin", move || registration.run()).ok()
             })
             .collect();
         Arc::new(Pinned { registration, threads: Mutex::new(threads) })
