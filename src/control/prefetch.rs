@@ -230,7 +230,9 @@ impl Prefetcher {
                         }
                         Found::Absent => {}
                         Found::Unknown => {
-                            ask.reserve_exact(if ask.is_empty() { missing.len() - at } else { 0 });
+                            if ask.is_empty() {
+                                ask.reserve_exact(missing.len() - at);
+                            }
                             ask.push(index);
                         }
                     }

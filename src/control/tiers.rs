@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
+use crate::background;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::events::{EventKind, Events};
 use crate::l2::{Backend, Change, Health};
@@ -59,7 +60,7 @@ impl Tier {
     fn close(&self, timeout: Duration) -> Result<()> {
         let backend = self.backend.clone();
         let (done, closed) = mpsc::channel();
-        let closer = std::thread::Builder::new().name("kvkeep-close".to_owned()).spawn(move || {
+        let closer = background::spawn("kvkeep-close", move || {
             backend.close();
             let _ = done.send(());
         });

@@ -97,7 +97,7 @@ pub struct User {
 impl User {
     /// The cache.
     pub fn cache(&self) -> &Opened {
-        // SAFETY: `close` frees the box only after every user is gone, and `enter` saw it open after being counted.
+        // SAFETY: `close` frees the box only after every user is gone, and `enter` saw it open after it was written down or counted.
         unsafe { &*self.slot.cache.load(Ordering::Acquire) }
     }
 }
@@ -143,11 +143,11 @@ pub fn close(cache: *mut kvkeep) -> Result<()> {
     // SAFETY: the pointer came from `Box::into_raw` in `open`, and only the one closer that won the exchange gets here.
     let open = unsafe { &*open };
     open.wake_waiters();
-    let left = visitor::wait_for_all(cache.addr());
+    let all_left = visitor::wait_for_all(cache.addr());
     while slot.calls.load(Ordering::SeqCst) != 0 {
         std::thread::yield_now();
     }
-    if !left {
+    if !all_left {
         // The cache stays in memory, since a call may be in it.
         open.close();
         return Ok(());

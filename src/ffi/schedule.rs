@@ -32,9 +32,10 @@ mod tests {
         defer_background();
         // SAFETY: asks how the calling thread is scheduled.
         let policy = || unsafe { libc::sched_getscheduler(0) };
+        let before = policy();
         let (told, heard) = std::sync::mpsc::channel();
         background::spawn("test", move || told.send(policy()).unwrap()).unwrap().join().unwrap();
-        let here = policy();
-        assert_eq!(heard.recv().unwrap(), if here == libc::SCHED_OTHER { libc::SCHED_BATCH } else { here });
+        assert_eq!(heard.recv().unwrap(), if before == libc::SCHED_OTHER { libc::SCHED_BATCH } else { before });
+        assert_eq!(policy(), before);
     }
 }

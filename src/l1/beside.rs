@@ -101,9 +101,7 @@ impl Beside<'_> {
             (taken, locked) = (taken + 1, locked + bytes);
         }
         // Even if none is kept: the session is their holder now.
-        for &id in &*fresh {
-            self.session.note(self.state.slots.name(id), self.state.slots.detail(id).depth);
-        }
+        self.session.note_all(&self.state.slots, fresh);
         if let Some(refused) = refused {
             for &id in found[..refused].iter().filter(|id| **id != NONE) {
                 let slot = &self.state.slots[id];

@@ -52,12 +52,11 @@ impl Holds {
 
     /// Takes shares of `session` off the list; they must be there.
     pub fn sub(&mut self, slots: &mut Slots, id: u32, session: u32, count: u32) {
-        let of_slot = slots.detail_mut(id);
-        of_slot.rest -= count;
-        if of_slot.rest == 0 {
+        if slots.detail(id).rest == count {
             slots[id].clear(LISTED);
         }
         let of_slot = slots.detail_mut(id);
+        of_slot.rest -= count;
         let mut before = NONE;
         let mut at = of_slot.more;
         while at != NONE {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet, HashTable};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::slot::{NOBODY, Ref};
+use super::slot::{NOBODY, Ref, Slots};
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::Key;
 
@@ -67,9 +67,16 @@ impl Session {
         self.shares == 0 && self.staged.is_empty() && self.jobs == 0
     }
 
-    /// Notes the use of an object that has this place in its prompt.
-    pub fn note(&mut self, object: Ref, depth: u32) {
-        self.next_depth = self.next_depth.max(depth + 1);
+    /// Notes the use of objects. The memory that has to be looked at for each is likely to be far away, and in a loop that does
+    /// nothing else the accesses overlap.
+    pub fn note_all(&mut self, slots: &Slots, ids: &[u32]) {
+        for &id in ids {
+            self.next_depth = self.next_depth.max(slots.detail(id).depth + 1);
+            self.note(slots.name(id));
+        }
+    }
+
+    fn note(&mut self, object: Ref) {
         if !self.known.is_empty() {
             let known = &mut self.known[object.slot as usize & (self.known.len() - 1)];
             if *known == object {

@@ -207,13 +207,10 @@ impl State {
         true
     }
 
-    /// Notes that a session has used objects. The memory that has to be looked at for each is likely to be far away, and in
-    /// a loop that does nothing else the accesses overlap.
+    /// Notes that a session has used objects.
     pub(super) fn note_all(&mut self, session: u32, fresh: &[u32]) {
         let holder = self.sessions.at_mut(session);
-        for &id in fresh {
-            holder.note(self.slots.name(id), self.slots.detail(id).depth);
-        }
+        holder.note_all(&self.slots, fresh);
         if holder.crammed() {
             self.strike_twice_named(session);
         }

@@ -16,6 +16,7 @@ use super::object::Header;
 use super::url::Options;
 use super::{Backend, Found, Health, Load, LoadSink, Lookup, Observer, Reply, Store, Usage};
 use crate::arena::Buffer;
+use crate::background;
 use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_IO, Result};
 use crate::key::{ObjectKey, SpaceTag};
 
@@ -264,9 +265,7 @@ impl Fault {
         options.finish()?;
         let shared = Arc::new(Shared { inner, waiting: Mutex::new(Waiting::default()), wake: Condvar::new() });
         let timer = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("kvkeep-fault".into())
-            .spawn(move || timer.run())
+        let thread = background::spawn("kvkeep-fault", move || timer.run())
             .map_err(|error| Error::io("starting the fault backend's thread", &error))?;
         Ok(Arc::new(Fault { shared, seed, lookups, loads, stores, delay, delay_by, thread: Mutex::new(Some(thread)) }))
     }
