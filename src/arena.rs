@@ -382,6 +382,26 @@ impl Drop for Buffer {
     }
 }
 
+/// Has the core's cache fetch what is at `place`, to be looked at soon.
+#[inline]
+pub fn prefetch<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing as far as the program can tell, and never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(place).cast());
+    }
+}
+
+/// As [`prefetch`], to be changed soon: no other core keeps it.
+#[inline]
+pub fn prefetch_to_change<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(std::ptr::from_ref(place).cast());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

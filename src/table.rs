@@ -2,6 +2,8 @@
 
 use hashbrown::HashTable;
 
+use crate::arena;
+
 /// Slot numbers by the hashes of their keys.
 pub struct Table {
     ids: HashTable<u32>,
@@ -11,6 +13,15 @@ impl Table {
     /// Empty.
     pub fn new() -> Table {
         Table { ids: HashTable::new() }
+    }
+
+    /// Has the place of a slot number fetched, which is asked for soon.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        self.ids.find(hash, |id| {
+            arena::prefetch(id);
+            false
+        });
     }
 
     /// A slot that very likely holds the key: seven bits of its hash are the same. The caller compares, and asks [`find`](Table::find)

@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use super::slot::NONE;
 use super::{L1, State};
+use crate::arena::prefetch_to_change;
 use crate::hash::KeyHasher;
 use crate::key::Key;
 
@@ -108,12 +109,15 @@ impl Lookup<'_> {
         }
     }
 
-    /// In two passes over a group, so that the memory accesses of its keys overlap.
+    /// A group of keys at a time, so that what they need of the memory is fetched at the same time.
     fn find_anew(&mut self, state: &State, space: u32) {
         let Last { hashes, found, .. } = &mut *self.last;
         for ((found, hashes), keys) in found.chunks_mut(GROUP).zip(hashes.chunks(GROUP)).zip(self.keys.chunks(GROUP)) {
             for (id, &hash) in found.iter_mut().zip(hashes) {
                 *id = state.table.candidate(hash).unwrap_or(NONE);
+                if let Some(slot) = state.slots.get(*id) {
+                    prefetch_to_change(slot);
+                }
             }
             for ((id, &hash), key) in found.iter_mut().zip(hashes).zip(keys) {
                 if *id != NONE && !state.slots[*id].names(space, key) {

@@ -44,6 +44,10 @@ pub struct Index {
     observer: Option<Observer>,
 }
 
+fn meta(slots: &Slots, id: u32) -> Meta {
+    Meta { tag: slots.tag(id), size: slots.get(id).size, depth: 0, uses: slots.usage(id).count, priority: 0 }
+}
+
 impl Index {
     pub fn new(policy: Box<dyn Policy>, capacity: u64) -> Index {
         Index {
@@ -73,14 +77,8 @@ impl Index {
 
     fn tell(&self, change: Change, id: u32) {
         if let Some(observer) = &self.observer {
-            let slot = self.slots.get(id);
-            observer(change, &slot.key, slot.size);
+            observer(change, &self.slots.name(id), self.slots.get(id).size);
         }
-    }
-
-    fn meta(&self, id: u32) -> Meta {
-        let slot = self.slots.get(id);
-        Meta { tag: slot.hash, size: slot.size, depth: 0, uses: slot.uses, priority: 0 }
     }
 
     /// Brings the clock to the time of day, once per batch.
@@ -92,8 +90,8 @@ impl Index {
     /// Each use gets a time of its own, a microsecond apart, so that order survives a restart.
     fn mark_used(&mut self, id: u32) {
         self.clock += 1000;
+        self.slots.usage_mut(id).at = self.clock;
         let slot = self.slots.get_mut(id);
-        slot.used = self.clock;
         if !slot.dirty {
             slot.dirty = true;
             self.dirty.push(id);
@@ -106,8 +104,7 @@ impl Index {
         slot.aside = false;
         self.present += disk_bytes(slot.size);
         self.objects += 1;
-        let meta = self.meta(id);
-        self.policy.insert(id, &|_| meta);
+        self.policy.insert(id, &|id| meta(&self.slots, id));
         self.tell(Change::Appeared, id);
     }
 
@@ -137,7 +134,7 @@ impl Index {
     pub fn restore(&mut self, key: ObjectKey, size: u64, used: u64) {
         if self.slots.find(&key).is_none() {
             let id = self.slots.insert(key, size, State::Present);
-            self.slots.get_mut(id).used = used;
+            self.slots.usage_mut(id).at = used;
             self.clock = self.clock.max(used);
             self.appear(id);
         }
@@ -148,7 +145,7 @@ impl Index {
         let mut victims = Vec::new();
         while self.present > self.capacity {
             let Some(id) = self.policy.victim(&mut |_| true) else { break };
-            victims.push(self.slots.get(id).key);
+            victims.push(self.slots.name(id));
             self.vanish(id, Removal::Evicted);
             self.evicted += 1;
         }
@@ -171,8 +168,8 @@ impl Index {
             None => self.slots.insert(key, size, State::Gone),
         };
         if self.slots.get(id).state == State::Gone {
-            let slot = self.slots.get_mut(id);
-            (slot.size, slot.used) = (size, used);
+            self.slots.get_mut(id).size = size;
+            self.slots.usage_mut(id).at = used;
             self.appear(id);
         }
         self.slots.get_mut(id).pin().map_or(Found::Absent, Found::Present)
@@ -207,7 +204,7 @@ impl Index {
     }
 
     fn undoom(&mut self, id: u32) -> Departure {
-        let key = self.slots.get(id).key;
+        let key = self.slots.name(id);
         let deletions = self.deletions.remove(&id).unwrap_or_default();
         self.vanish(id, Removal::Deleted);
         self.leaving.insert(key);
@@ -322,10 +319,10 @@ impl Index {
     fn touch_slot(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
         if slot.state == State::Present {
-            slot.uses = slot.uses.saturating_add(1);
             slot.aside = false;
-            let meta = self.meta(id);
-            self.policy.touch(id, &|_| meta);
+            let usage = self.slots.usage_mut(id);
+            usage.count = usage.count.saturating_add(1);
+            self.policy.touch(id, &|id| meta(&self.slots, id));
             self.mark_used(id);
         }
     }
@@ -345,8 +342,8 @@ impl Index {
         let ids = self.dirty.split_off(self.dirty.len().saturating_sub(most));
         let slots = &mut self.slots;
         let used = ids.into_iter().filter_map(|id| {
-            let slot = slots.get_mut(id);
-            std::mem::take(&mut slot.dirty).then_some((slot.key, slot.used))
+            let was = std::mem::take(&mut slots.get_mut(id).dirty);
+            was.then(|| (slots.name(id), slots.usage(id).at))
         });
         used.collect()
     }
@@ -359,10 +356,8 @@ impl Index {
     /// The objects of a space.
     pub fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
         let present = self.slots.iter().filter(|(_, slot)| slot.state == State::Present);
-        present
-            .filter(|(_, slot)| space.is_none_or(|space| slot.key.space == space))
-            .map(|(_, slot)| (slot.key, slot.size))
-            .collect()
+        let named = present.map(|(id, slot)| (self.slots.name(id), slot.size));
+        named.filter(|(name, _)| space.is_none_or(|space| name.space == space)).collect()
     }
 
     pub fn usage(&self) -> Usage {

@@ -1,8 +1,10 @@
 //! The table of objects: dense slots that the policy numbers them by, found by key.
 
-use std::hash::{BuildHasher, RandomState};
+use hashbrown::HashMap;
 
-use crate::key::ObjectKey;
+use crate::arena::prefetch_to_change;
+use crate::hash::KeyHasher;
+use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::table::Table;
 
 /// What stands behind a key.
@@ -18,22 +20,24 @@ pub enum State {
     Gone,
 }
 
-/// One object.
+/// One object: what a lookup looks at, on one cache line. Thousands of them are looked at in a scheduler's call, after other
+/// cores have changed them.
+#[repr(align(64))]
 pub struct Slot {
-    pub key: ObjectKey,
-    pub hash: u64,
+    key: Key,
+    /// Which of the spaces it belongs to.
+    space: u32,
+    pub pins: u32,
     /// Bytes of payload.
     pub size: u64,
-    /// When it was last used, in nanoseconds of the system's clock.
-    pub used: u64,
-    pub pins: u32,
-    pub uses: u32,
     pub state: State,
     /// The policy was refused it and waits to hear of it.
     pub aside: bool,
     /// Its last use is not on its file yet.
     pub dirty: bool,
 }
+
+const _: () = assert!(size_of::<Slot>() == 64);
 
 impl Slot {
     /// Takes a pin, if it is present, and gives its size.
@@ -42,92 +46,130 @@ impl Slot {
         self.pins += u32::from(present);
         present.then_some(self.size)
     }
+
+    fn names(&self, space: u32, key: &Key) -> bool {
+        self.space == space && self.key == *key
+    }
+}
+
+/// How an object was used.
+#[derive(Clone, Copy, Default)]
+pub struct Use {
+    /// When last, in nanoseconds of the system's clock.
+    pub at: u64,
+    pub count: u32,
 }
 
 /// All objects.
 pub struct Slots {
     table: Table,
+    hasher: KeyHasher,
     slots: Vec<Slot>,
+    uses: Vec<Use>,
     free: Vec<u32>,
-    seed: [u64; 4],
-}
-
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
-}
-
-fn word(bytes: &[u8], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(word)
+    spaces: Vec<SpaceTag>,
+    by_tag: HashMap<SpaceTag, u32>,
 }
 
 impl Slots {
     pub fn new() -> Slots {
-        // Secret, since an engine may let its users choose the bits of a key.
-        let random = RandomState::new();
-        let seed = [0, 1, 2, 3].map(|i: u64| random.hash_one(i) | 1);
-        Slots { table: Table::new(), slots: Vec::new(), free: Vec::new(), seed }
-    }
-
-    /// Every word of the key takes part.
-    pub fn hash(&self, key: &ObjectKey) -> u64 {
-        let (space, hash, [a, b, c, d]) = (&key.space.0, &key.key.hash, self.seed);
-        let ends = u64::from(key.key.rank) | u64::from(key.key.group) << 32;
-        let one = fold(word(space, 0) ^ a, word(space, 8) ^ b);
-        let two = fold(word(hash, 0) ^ c, word(hash, 8) ^ d);
-        let three = fold(word(hash, 16) ^ b, word(hash, 24) ^ c);
-        fold(one ^ two.rotate_left(21) ^ d, three ^ ends.rotate_left(7) ^ a)
+        Slots {
+            table: Table::new(),
+            // Secret, since an engine may let its users choose the bits of a key.
+            hasher: KeyHasher::new(),
+            slots: Vec::new(),
+            uses: Vec::new(),
+            free: Vec::new(),
+            spaces: Vec::new(),
+            by_tag: HashMap::new(),
+        }
     }
 
     pub fn find(&self, key: &ObjectKey) -> Option<u32> {
-        let hash = self.hash(key);
-        self.table.find(hash, |id| self.slots[id as usize].key == *key)
+        let space = *self.by_tag.get(&key.space)?;
+        self.table.find(self.hasher.hash(&key.key), |id| self.slots[id as usize].names(space, &key.key))
     }
 
-    /// Calls `each` with the place of every key and the slot that holds it, if one does. Groups of keys are looked for in two
-    /// passes, table first, slots after, so that their memory accesses overlap.
+    /// Calls `each` with the place of every key and the slot that holds it, if one does. Groups of keys are looked for together, so
+    /// that what they need of the memory is fetched at the same time.
     pub fn find_all(&mut self, keys: &[ObjectKey], mut each: impl FnMut(usize, Option<&mut Slot>)) {
         const GROUP: usize = 32;
+        let space_of = |tag| self.by_tag.get(tag).copied();
+        let mut of = keys.first().map(|key| (key.space, space_of(&key.space)));
         for (group, keys) in keys.chunks(GROUP).enumerate() {
             let mut likely = [(0, None); GROUP];
-            for (likely, key) in likely.iter_mut().zip(keys) {
-                let hash = self.hash(key);
-                *likely = (hash, self.table.candidate(hash));
+            let likely = &mut likely[..keys.len()];
+            for ((hash, _), key) in likely.iter_mut().zip(keys) {
+                *hash = self.hasher.hash(&key.key);
+                self.table.prefetch(*hash);
             }
-            for (i, (key, (hash, id))) in keys.iter().zip(likely).enumerate() {
-                let is = |id: u32| self.slots[id as usize].key == *key;
-                let id = id.and_then(|id| if is(id) { Some(id) } else { self.table.find(hash, is) });
+            for (hash, id) in &mut *likely {
+                *id = self.table.candidate(*hash);
+                if let Some(id) = *id {
+                    prefetch_to_change(&self.slots[id as usize]);
+                }
+            }
+            for (i, (key, &(hash, id))) in keys.iter().zip(&*likely).enumerate() {
+                // The keys of a batch are mostly of one space.
+                if of.is_none_or(|(tag, _)| tag != key.space) {
+                    of = Some((key.space, space_of(&key.space)));
+                }
+                let id = of.and_then(|(_, space)| space).and_then(|space| {
+                    let is = |id: u32| self.slots[id as usize].names(space, &key.key);
+                    if let Some(id) = id
+                        && is(id)
+                    {
+                        Some(id)
+                    } else {
+                        self.table.find(hash, is)
+                    }
+                });
                 each(group * GROUP + i, id.map(|id| &mut self.slots[id as usize]));
             }
         }
     }
 
     pub fn insert(&mut self, key: ObjectKey, size: u64, state: State) -> u32 {
-        let hash = self.hash(&key);
-        let slot = Slot { key, hash, size, used: 0, pins: 0, uses: 0, state, aside: false, dirty: false };
+        let ObjectKey { space: tag, key } = key;
+        let space = *self.by_tag.entry(tag).or_insert_with(|| {
+            self.spaces.push(tag);
+            (self.spaces.len() - 1) as u32
+        });
+        let slot = Slot { key, space, pins: 0, size, state, aside: false, dirty: false };
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id as usize] = slot;
+                self.uses[id as usize] = Use::default();
                 id
             }
             None => {
                 self.slots.push(slot);
+                self.uses.push(Use::default());
                 (self.slots.len() - 1) as u32
             }
         };
-        let slots = &self.slots;
-        self.table.insert(hash, id, |id| slots[id as usize].hash);
+        let (slots, hasher) = (&self.slots, &self.hasher);
+        self.table.insert(hasher.hash(&key), id, |id| hasher.hash(&slots[id as usize].key));
         id
     }
 
     pub fn remove(&mut self, id: u32) {
         let slot = &mut self.slots[id as usize];
-        if self.table.remove(slot.hash, id) {
+        if self.table.remove(self.hasher.hash(&slot.key), id) {
             slot.dirty = false;
             self.free.push(id);
         }
+    }
+
+    /// The full name of an object.
+    pub fn name(&self, id: u32) -> ObjectKey {
+        let slot = &self.slots[id as usize];
+        ObjectKey { space: self.spaces[slot.space as usize], key: slot.key }
+    }
+
+    /// The hash of an object's key.
+    pub fn tag(&self, id: u32) -> u64 {
+        self.hasher.hash(&self.slots[id as usize].key)
     }
 
     pub fn get(&self, id: u32) -> &Slot {
@@ -138,6 +180,14 @@ impl Slots {
         &mut self.slots[id as usize]
     }
 
+    pub fn usage(&self, id: u32) -> Use {
+        self.uses[id as usize]
+    }
+
+    pub fn usage_mut(&mut self, id: u32) -> &mut Use {
+        &mut self.uses[id as usize]
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
         self.table.ids().map(|id| (id, &self.slots[id as usize]))
     }
@@ -146,26 +196,19 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{Key, SpaceTag};
 
     #[test]
-    fn every_byte_of_a_key_changes_its_hash() {
-        let slots = Slots::new();
-        let key = ObjectKey { space: SpaceTag([0; 16]), key: Key { hash: [0; 32], rank: 0, group: 0 } };
-        let mut seen = vec![slots.hash(&key)];
-        for byte in 0..56 {
-            let mut other = key;
-            match byte {
-                0..16 => other.space.0[byte] = 1,
-                16..48 => other.key.hash[byte - 16] = 1,
-                48..52 => other.key.rank = 1 << ((byte - 48) * 8),
-                _ => other.key.group = 1 << ((byte - 52) * 8),
-            }
-            seen.push(slots.hash(&other));
-        }
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen.len(), 57);
+    fn a_key_is_told_from_the_same_key_of_another_space() {
+        let mut slots = Slots::new();
+        let keys =
+            [1, 2, 1, 3].map(|n| ObjectKey { space: SpaceTag([n; 16]), key: Key { hash: [7; 32], rank: 0, group: 0 } });
+        let (one, two) = (slots.insert(keys[0], 10, State::Present), slots.insert(keys[1], 20, State::Present));
+        assert_eq!(keys.map(|key| slots.find(&key)), [Some(one), Some(two), Some(one), None]);
+        let mut sizes = [0; 4];
+        slots.find_all(&keys, |i, slot| sizes[i] = slot.and_then(Slot::pin).unwrap_or(0));
+        assert_eq!(sizes, [10, 20, 10, 0]);
+        assert_eq!([one, two].map(|id| slots.get(id).pins), [2, 1]);
+        assert_eq!((slots.name(one), slots.name(two)), (keys[0], keys[1]));
     }
 
     #[test]

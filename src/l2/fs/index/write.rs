@@ -106,7 +106,7 @@ impl Index {
         }
         let mut victims = Vec::with_capacity(chosen.len());
         for id in chosen {
-            let key = self.slots.get(id).key;
+            let key = self.slots.name(id);
             victims.push(key);
             self.leaving.insert(key);
             self.vanish(id, Removal::Evicted);
@@ -127,7 +127,7 @@ impl Index {
     pub fn finish(&mut self, mut reservation: Reservation, published: bool) -> Vec<Store> {
         let mut stores = self.settle(&mut reservation);
         let id = reservation.slot;
-        let key = self.slots.get(id).key;
+        let key = self.slots.name(id);
         self.writing -= 1;
         self.charged -= reservation.charged;
         if published {
