@@ -18,12 +18,17 @@ use crate::control::tiers::Tiers;
 use crate::control::watch::Watch;
 use crate::control::writeback::Writer;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
+use crate::l1::room::Eviction;
 use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::l2;
 use crate::stats::Meters;
 
 /// Most bytes being written to L2 at once, unless L1 is small.
 const WRITING_BYTES_MAX: u64 = 64 << 20;
+/// Background eviction that finds L1 busy tries again after so long …
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+/// … and insists after so many times in a row.
+const BUSY_MOST: u32 = 16;
 
 /// One cache.
 pub struct Node {
@@ -247,27 +252,32 @@ struct Housekeeping {
 
 impl Housekeeping {
     fn run(&self) {
+        let (mut reclaim, mut busy) = (Instant::now(), 0);
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             let (_, late) = self.watch.expire(now);
             let due = self.prefetcher.turn();
-            let (gone, idle) = self.l1.reclaim_sessions();
-            for session in gone {
-                self.prefetcher.release_session(session);
-                self.chains.forget(session);
-            }
-            let more = self.room.load(Ordering::Acquire) && {
-                let more = self.l1.evict_slice();
-                self.room.store(more, Ordering::Release);
-                more
-            };
-            if more {
-                continue;
-            }
             // A new session or request may be due before this; it is looked for at least this often.
             let often = now + Duration::from_millis(50);
-            let next = [late, due, idle.map(|wait| now + wait)].into_iter().flatten().min();
-            self.prefetcher.sleep(next.map_or(often, |next| next.min(often)));
+            if reclaim <= now {
+                let (gone, idle) = self.l1.reclaim_sessions();
+                for session in gone {
+                    self.prefetcher.release_session(session);
+                    self.chains.forget(session);
+                }
+                reclaim = idle.map_or(often, |wait| often.min(now + wait));
+            }
+            let mut next = [late, due, Some(reclaim)].into_iter().flatten().fold(often, Instant::min);
+            if self.room.load(Ordering::Acquire) {
+                let evicted = self.l1.evict_slice(busy == BUSY_MOST);
+                busy = if evicted == Eviction::Busy { busy + 1 } else { 0 };
+                match evicted {
+                    Eviction::More => continue,
+                    Eviction::Busy => next = next.min(now + BUSY_PAUSE),
+                    Eviction::Done => self.room.store(false, Ordering::Release),
+                }
+            }
+            self.prefetcher.sleep(next);
         }
     }
 }

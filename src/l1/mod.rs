@@ -11,7 +11,7 @@ mod keep;
 mod lookup;
 mod reclaim;
 pub mod report;
-mod room;
+pub mod room;
 mod session;
 mod share;
 pub mod slot;
@@ -287,7 +287,18 @@ impl L1 {
     }
 
     fn with_at<R>(&self, now_ms: u64, body: impl FnOnce(&mut State) -> R) -> R {
-        let mut state = self.lock(now_ms);
+        self.run(self.lock(now_ms), now_ms, body)
+    }
+
+    /// As [`with`](L1::with), for a background thread whose work can wait: `None` if callers keep the state to themselves. Whoever sleeps
+    /// for it would have to be woken by one of them.
+    fn with_leave<R>(&self, body: impl FnOnce(&mut State) -> R) -> Option<R> {
+        let look = || self.state.try_write();
+        let state = look().or_else(|| patiently(look))?;
+        Some(self.run(state, self.now_ms(), body))
+    }
+
+    fn run<R>(&self, mut state: RwLockWriteGuard<State>, now_ms: u64, body: impl FnOnce(&mut State) -> R) -> R {
         state.now_ms = state.now_ms.max(now_ms);
         let result = body(&mut state);
         let mut wakes = std::mem::take(&mut state.wakes);

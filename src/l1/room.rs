@@ -13,17 +13,30 @@ use crate::policy::Removal;
 /// Objects evicted under one lock by the background thread.
 const SLICE: usize = 64;
 
+/// What is left to do after a slice of background eviction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Eviction {
+    /// Nothing: L1 is no more above its low watermark, or nothing may go.
+    Done,
+    /// More.
+    More,
+    /// The same as before: callers keep L1 busy. Those that write make their room themselves.
+    Busy,
+}
+
 impl L1 {
-    /// Evicts a slice of objects if L1 is above its low watermark. True if there is more to do.
-    pub fn evict_slice(&self) -> bool {
-        self.with(|state| {
-            for _ in 0..SLICE {
-                if !state.above(state.config.low_percent, state.leaving_bytes) || !state.evict_in_background() {
-                    return false;
-                }
-            }
-            state.above(state.config.low_percent, state.leaving_bytes)
-        })
+    /// Evicts a slice of objects if L1 is above its low watermark. `insists`: even if L1 is busy.
+    pub fn evict_slice(&self, insists: bool) -> Eviction {
+        let slice = |state: &mut State| {
+            let above = |state: &State| state.above(state.config.low_percent, state.leaving_bytes);
+            (0..SLICE).all(|_| above(state) && state.evict_in_background()) && above(state)
+        };
+        let more = if insists { Some(self.with(slice)) } else { self.with_leave(slice) };
+        match more {
+            None => Eviction::Busy,
+            Some(true) => Eviction::More,
+            Some(false) => Eviction::Done,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::room::Eviction;
 use super::slot::{LEAVING, SHARES_MAX};
 use super::*;
 use crate::arena::MapOptions;
@@ -77,11 +78,27 @@ fn write_back_evicts_down_to_the_low_watermark_and_no_further() {
     let l1 = l1(StoreMode::WriteBack, 1000);
     let session = session(&l1, space(&l1, 0));
     commit(&l1, session, 0..85);
-    while l1.evict_slice() {}
+    while l1.evict_slice(true) == Eviction::More {}
     assert_eq!(write_all(&l1), 25);
     let (_, gauges) = l1.gauges();
     assert_eq!(gauges.objects, 60);
     l1.with(|state| assert_eq!(state.leaving_bytes, 0));
+}
+
+#[test]
+fn background_eviction_lets_callers_go_first_unless_it_insists() {
+    let l1 = l1(StoreMode::Never, 10);
+    let session = session(&l1, space(&l1, 0));
+    commit(&l1, session, 0..85);
+    let caller = l1.state.read();
+    assert_eq!(l1.evict_slice(false), Eviction::Busy);
+    std::thread::scope(|scope| {
+        let insists = scope.spawn(|| l1.evict_slice(true));
+        drop(caller);
+        assert_eq!(insists.join().unwrap(), Eviction::Done);
+    });
+    assert_eq!(l1.evict_slice(false), Eviction::Done);
+    assert_eq!(l1.gauges().1.objects, 60);
 }
 
 #[test]
@@ -91,7 +108,7 @@ fn a_full_write_queue_does_not_keep_an_object_from_being_written_later() {
     commit(&l1, session, 0..85);
     let mut written = 0;
     loop {
-        while l1.evict_slice() {}
+        while l1.evict_slice(true) == Eviction::More {}
         match write_all(&l1) {
             0 => break,
             some => written += some,
@@ -107,7 +124,7 @@ fn objects_passed_over_and_written_since_are_not_remembered_forever() {
     let session = session(&l1, space(&l1, 0));
     for round in 0..200 {
         commit(&l1, session, round * 50..round * 50 + 50);
-        while l1.evict_slice() {}
+        while l1.evict_slice(true) == Eviction::More {}
         write_all(&l1);
     }
     l1.with(|state| assert!(state.parked.len() < 4 * PAGES, "{} are parked", state.parked.len()));

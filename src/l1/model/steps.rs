@@ -281,7 +281,7 @@ impl World {
                     self.l1.written(name);
                 }
             }
-            Op::EvictSlice => drop(self.l1.evict_slice()),
+            Op::EvictSlice => drop(self.l1.evict_slice(true)),
             Op::Reclaim => {
                 for session in self.l1.reclaim_sessions().0 {
                     // Told of now, though it may have made place for another before.
