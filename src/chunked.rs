@@ -5,7 +5,7 @@ const CHUNK: usize = 1 << SHIFT;
 
 /// An array indexed by `u32` that grows a chunk at a time and never moves what it holds.
 pub(crate) struct Chunked<T> {
-    chunks: Vec<Box<[T]>>,
+    chunks: Vec<Box<[T; CHUNK]>>,
 }
 
 impl<T> Chunked<T> {
@@ -16,16 +16,17 @@ impl<T> Chunked<T> {
     /// Makes `index` valid; new places hold what `fill` gives.
     pub(crate) fn reach(&mut self, index: u32, fill: impl Fn() -> T) {
         while self.chunks.len() <= (index >> SHIFT) as usize {
-            self.chunks.push(std::iter::repeat_with(&fill).take(CHUNK).collect());
+            let chunk: Box<[T]> = std::iter::repeat_with(&fill).take(CHUNK).collect();
+            self.chunks.extend(chunk.try_into().ok());
         }
     }
 
     pub(crate) fn get(&self, index: u32) -> Option<&T> {
-        self.chunks.get((index >> SHIFT) as usize)?.get(index as usize % CHUNK)
+        Some(&self.chunks.get((index >> SHIFT) as usize)?[index as usize % CHUNK])
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.chunks.capacity() * size_of::<Box<[T]>>() + self.chunks.len() * CHUNK * size_of::<T>()
+        self.chunks.capacity() * size_of::<Box<[T; CHUNK]>>() + self.chunks.len() * CHUNK * size_of::<T>()
     }
 }
 

@@ -273,6 +273,9 @@ impl Alloc {
         if self.made >= USED - 2 {
             return None;
         }
+        if gap == 0 && tail > 0 && bin_of(tail) == bin_of(tail + units) {
+            return self.cut(node, units);
+        }
         self.unlink(node);
         let mut block = node;
         if gap > 0 {
@@ -285,6 +288,21 @@ impl Alloc {
         }
         self.used_units += units;
         Some(Block { start: self.nodes[block].start, node: block })
+    }
+
+    /// Makes a used block of the first `units` of a free one, which stays in its bin with what is left.
+    fn cut(&mut self, node: u32, units: u64) -> Option<Block> {
+        let Node { start, left, .. } = self.nodes[node];
+        let block = self.new_node(Node { start, last: (units - 1) as u32, left, right: node, ..BLANK })?;
+        if left != NIL {
+            self.nodes[left].right = block;
+        }
+        let rest = &mut self.nodes[node];
+        rest.start += units as u32;
+        rest.last -= units as u32;
+        rest.left = block;
+        self.used_units += units;
+        Some(Block { start, node: block })
     }
 
     /// Cuts a block after `units` and gives the node of the part behind.

@@ -74,12 +74,13 @@ impl L1 {
         })
     }
 
-    /// As [`with`](L1::with), with the hashes of `keys`.
-    pub(super) fn with_hashes<R>(&self, keys: &[Key], body: impl FnOnce(&mut State, &[u64]) -> R) -> R {
+    /// As [`with`](L1::with), with the hashes of `keys`, and an empty list for those that a session uses for the first time.
+    pub(super) fn with_hashes<R>(&self, keys: &[Key], body: impl FnOnce(&mut State, &[u64], &mut Vec<u32>) -> R) -> R {
         with_last(|last| {
             last.names.clear();
+            last.fresh.clear();
             last.hash(keys, &self.hasher);
-            self.with(|state| body(state, &last.hashes))
+            self.with(|state| body(state, &last.hashes, &mut last.fresh))
         })
     }
 }

@@ -22,7 +22,7 @@ impl L1 {
         temporary: bool,
         views: &mut [View],
     ) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes| {
+        self.with_hashes(keys, |state, hashes, _| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
@@ -51,7 +51,7 @@ impl L1 {
 
     /// Commits staged keys.
     pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes| {
+        self.with_hashes(keys, |state, hashes, fresh| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             let orphan = state.sessions.is_orphan(index);
@@ -63,13 +63,14 @@ impl L1 {
                         KVKEEP_ERR_CANCELLED
                     }
                     Some(id) => {
-                        state.commit_for(user, id, hash);
+                        state.commit_for(user, id, hash, fresh);
                         KVKEEP_OK
                     }
                     None => KVKEEP_ERR_NOT_FOUND,
                 };
                 outcome.set(i, status);
             }
+            state.note_all(user, fresh);
             Ok(outcome.all_ok())
         })
     }
@@ -82,15 +83,15 @@ impl L1 {
         count: u32,
         views: &mut [View],
     ) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes| {
+        self.with_hashes(keys, |state, hashes, fresh| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
-            let (mut all, mut fresh) = (true, Vec::new());
+            let (mut all, mut taken) = (true, Vec::new());
             for ((key, &hash), view) in keys.iter().zip(hashes).zip(views) {
                 *view = match state.unstaged(index, key, hash) {
                     Some(id) => {
-                        let id = state.commit_for(user, id, hash);
-                        if state.take(index, id, count, &mut fresh) {
+                        let id = state.commit_for(user, id, hash, fresh);
+                        if state.take(index, id, count, if user == index { fresh } else { &mut taken }) {
                             state.view(id)
                         } else {
                             all = false;
@@ -103,14 +104,15 @@ impl L1 {
                     }
                 };
             }
-            state.note_all(index, &fresh);
+            state.note_all(user, fresh);
+            state.note_all(index, &taken);
             Ok(all)
         })
     }
 
     /// Gives staged keys back.
     pub fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes| {
+        self.with_hashes(keys, |state, hashes, _| {
             let index = state.sessions.use_now(session, state.now_ms)?;
             let mut outcome = Outcome::new(statuses);
             for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
@@ -192,13 +194,14 @@ impl State {
         self.free_if_unused(id);
     }
 
-    /// Commits what was staged and notes it as used by a session. Returns the slot that is read from now on.
-    fn commit_for(&mut self, user: u32, id: u32, hash: u64) -> u32 {
+    /// Commits what was staged; it is used by a session, which is to be noted of what is added to `fresh`. Returns the slot that is read
+    /// from now on.
+    fn commit_for(&mut self, user: u32, id: u32, hash: u64, fresh: &mut Vec<u32>) -> u32 {
         self.counts.commits += 1;
         let kept = self.commit(id, hash);
         if kept == id {
             self.slots[id].set_holder(user, 0);
-            self.note_all(user, &[id]);
+            fresh.push(id);
         }
         kept
     }
