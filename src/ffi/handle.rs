@@ -55,6 +55,7 @@ static FREE: Lazy<ArrayQueue<usize>> = Lazy::new(|| {
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
+#[cold]
 fn closed() -> Error {
     Error::new(
         KVKEEP_ERR_CLOSED,
@@ -66,6 +67,7 @@ fn token(slot: usize, generation: u64) -> *mut kvkeep {
     std::ptr::without_provenance_mut(((generation as usize) << 12) | (slot << 4) | 0x8)
 }
 
+#[inline]
 fn decode(cache: *mut kvkeep) -> Result<(&'static Slot, usize, u64)> {
     let token = cache.addr();
     let slot = token >> 4 & 0xff;
@@ -96,6 +98,7 @@ pub struct User {
 
 impl User {
     /// The cache.
+    #[inline]
     pub fn cache(&self) -> &Opened {
         // SAFETY: `close` frees the box only after every user is gone, and `enter` saw it open after it was written down or counted.
         unsafe { &*self.slot.cache.load(Ordering::Acquire) }
@@ -103,6 +106,7 @@ impl User {
 }
 
 impl Drop for User {
+    #[inline]
     fn drop(&mut self) {
         if self.visit.is_none() {
             self.slot.calls.fetch_sub(1, Ordering::Release);
@@ -111,6 +115,7 @@ impl Drop for User {
 }
 
 /// Begins a call.
+#[inline]
 pub fn enter(cache: *mut kvkeep) -> Result<User> {
     let (slot, _, generation) = decode(cache)?;
     let visit = visitor::visit(cache.addr());

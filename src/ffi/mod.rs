@@ -31,6 +31,7 @@ use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 use version::KVKEEP_ABI_VERSION;
 
 /// Runs an exported body: errors become a status and this thread's message, a panic becomes INTERNAL.
+#[inline]
 fn guard(body: impl FnOnce() -> Result<Status>) -> Status {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(status)) => status,
@@ -50,6 +51,7 @@ fn guard(body: impl FnOnce() -> Result<Status>) -> Status {
 }
 
 /// Runs a body on the cache behind a handle, kept open meanwhile. A panic poisons that cache.
+#[inline]
 fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> Result<Status>) -> Status {
     guard(|| {
         let user = handle::enter(handle)?;
@@ -75,10 +77,12 @@ impl Drop for Poison<'_> {
     }
 }
 
+#[cold]
 fn null(name: &str) -> Error {
     Error::invalid(format!("{name} is NULL: pass a valid pointer"))
 }
 
+#[cold]
 fn misaligned<T>(name: &str) -> Error {
     Error::invalid(format!(
         "{name} is not aligned to {} bytes: pass a pointer to the type in the header",
@@ -86,19 +90,22 @@ fn misaligned<T>(name: &str) -> Error {
     ))
 }
 
+#[cold]
+fn bad_count(count: usize, name: &str) -> Error {
+    Error::invalid(if count == 0 {
+        format!("the count of {name} is 0: pass at least one")
+    } else {
+        format!("the count of {name} is {count}, more than KVKEEP_KEYS_MAX ({KVKEEP_KEYS_MAX}): split the batch")
+    })
+}
+
+#[inline]
 fn checked_count(count: usize, name: &str) -> Result<()> {
-    if count == 0 {
-        return Err(Error::invalid(format!("the count of {name} is 0: pass at least one")));
-    }
-    if count > KVKEEP_KEYS_MAX {
-        return Err(Error::invalid(format!(
-            "the count of {name} is {count}, more than KVKEEP_KEYS_MAX ({KVKEEP_KEYS_MAX}): split the batch"
-        )));
-    }
-    Ok(())
+    if count == 0 || count > KVKEEP_KEYS_MAX { Err(bad_count(count, name)) } else { Ok(()) }
 }
 
 /// A caller's array to read.
+#[inline]
 fn input<'a, T>(first: *const T, count: usize, name: &str) -> Result<&'a [T]> {
     checked_count(count, name)?;
     if first.is_null() {
@@ -129,6 +136,7 @@ fn optional_output<'a, T>(place: *mut T, name: &str) -> Result<Option<&'a mut T>
 }
 
 /// A caller's array to write.
+#[inline]
 fn output_slice<'a, T>(first: *mut T, count: usize, name: &str) -> Result<&'a mut [T]> {
     checked_count(count, name)?;
     if first.is_null() {
@@ -142,6 +150,7 @@ fn output_slice<'a, T>(first: *mut T, count: usize, name: &str) -> Result<&'a mu
 }
 
 /// A caller's optional array of one status per key.
+#[inline]
 fn optional_statuses<'a>(first: *mut i32, keys: &[Key]) -> Result<Option<&'a mut [i32]>> {
     if first.is_null() {
         return Ok(None);
@@ -165,6 +174,7 @@ impl<T> From<Range<*const T>> for Span {
 }
 
 /// Refuses arrays that overlap.
+#[inline]
 fn disjoint(spans: &[Span]) -> Result<()> {
     for (i, a) in spans.iter().enumerate() {
         for b in &spans[i + 1..] {
@@ -278,6 +288,7 @@ fn flag(value: u32, name: &str) -> Result<bool> {
 }
 
 /// What a batch call returns.
+#[inline]
 fn batch_status(all_ok: Result<bool>) -> Result<Status> {
     all_ok.map(|all_ok| if all_ok { KVKEEP_OK } else { KVKEEP_PARTIAL })
 }

@@ -113,6 +113,10 @@ impl Lookup<'_> {
     /// A group of keys at a time, so that what they need of the memory is fetched at the same time.
     fn find_anew(&mut self, state: &State, space: u32) {
         let Last { hashes, found, .. } = &mut *self.last;
+        if let ([key], [hash], [id]) = (self.keys, &hashes[..], &mut found[..]) {
+            *id = state.find_hashed(*hash, space, key).unwrap_or(NONE);
+            return;
+        }
         for ((found, hashes), keys) in found.chunks_mut(GROUP).zip(hashes.chunks(GROUP)).zip(self.keys.chunks(GROUP)) {
             for (id, &hash) in found.iter_mut().zip(hashes) {
                 *id = state.table.candidate(hash).unwrap_or(NONE);

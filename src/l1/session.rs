@@ -202,24 +202,29 @@ impl Sessions {
     }
 
     /// The index of a live session.
+    #[inline]
     pub fn index(&self, id: u64) -> Result<u32> {
         let index = (id & ((1 << INDEX_BITS) - 1)) as usize;
         match self.places.get(index) {
             Some(Some(place)) if place.id == id => Ok(index as u32),
-            _ if self.reclaimed_set.contains(&id) => Err(Error::new(
-                KVKEEP_ERR_EXPIRED,
-                format!(
-                    "session {id} passed its deadline idle and was ended: begin a new one, with a longer timeout_ms"
-                ),
-            )),
-            _ => Err(Error::new(
-                KVKEEP_ERR_NOT_FOUND,
-                format!("session {id} is not live: it was never begun, or has ended; begin one and use its number"),
-            )),
+            _ => Err(self.gone(id)),
         }
     }
 
+    #[cold]
+    fn gone(&self, id: u64) -> Error {
+        if self.reclaimed_set.contains(&id) {
+            let why = format!(
+                "session {id} passed its deadline idle and was ended: begin a new one, with a longer timeout_ms"
+            );
+            return Error::new(KVKEEP_ERR_EXPIRED, why);
+        }
+        let why = format!("session {id} is not live: it was never begun, or has ended; begin one and use its number");
+        Error::new(KVKEEP_ERR_NOT_FOUND, why)
+    }
+
     /// The index of a live session, its deadline renewed.
+    #[inline]
     pub fn use_now(&mut self, id: u64, now_ms: u64) -> Result<u32> {
         let index = self.index(id)?;
         let session = self.at_mut(index);
