@@ -55,7 +55,7 @@ impl Crowd {
 pub(super) struct Beside<'a> {
     pub state: &'a State,
     pub session: &'a mut Session,
-    index: u32,
+    pub index: u32,
     now_ms: u64,
 }
 
@@ -110,9 +110,7 @@ impl Beside<'_> {
             return None;
         }
         self.session.shares += taken * u64::from(count);
-        self.state.tally.shares.fetch_add(taken * u64::from(count), Ordering::Relaxed);
-        self.state.tally.locked_bytes.fetch_add(locked, Ordering::Relaxed);
-        self.state.tally.read_hits.fetch_add(taken, Ordering::Relaxed);
+        self.state.tally.beside(self.index).take(taken * u64::from(count), locked, taken);
         Some(taken)
     }
 
@@ -172,8 +170,7 @@ impl Beside<'_> {
             slot.set_holder(self.index, 0);
         }
         self.session.shares -= given * u64::from(count);
-        state.tally.shares.fetch_sub(given * u64::from(count), Ordering::Relaxed);
-        state.tally.locked_bytes.fetch_sub(unlocked, Ordering::Relaxed);
+        state.tally.beside(self.index).give_back(given * u64::from(count), unlocked);
         self.touch_all(found);
         Some(outcome.all_ok())
     }

@@ -415,8 +415,8 @@ impl State {
     fn relock(&mut self, id: u32, was_locked: bool) {
         let slot = &self.slots[id];
         match (was_locked, slot.locked()) {
-            (false, true) => *self.tally.locked_bytes.get_mut() += slot.size(),
-            (true, false) => *self.tally.locked_bytes.get_mut() -= slot.size(),
+            (false, true) => self.tally.lock(slot.size()),
+            (true, false) => self.tally.unlock(slot.size()),
             _ => {}
         }
     }

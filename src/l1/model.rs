@@ -364,7 +364,7 @@ impl World {
                 status if status == KVKEEP_ERR_QUOTA as i32 => quota > 0 && size <= quota,
                 status => {
                     assert_eq!(status, KVKEEP_ERR_NO_MEMORY as i32);
-                    size <= state.alloc.capacity() - *state.tally.locked_bytes.get_mut()
+                    size <= state.alloc.capacity() - state.tally.locked_bytes()
                 }
             };
             let pool = (status == KVKEEP_ERR_QUOTA as i32).then_some(state.spaces[space].pool);

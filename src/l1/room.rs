@@ -61,7 +61,7 @@ impl State {
             return Ok(block);
         }
         // Do not empty the cache for what cannot fit anyway.
-        let takeable = self.alloc.capacity().saturating_sub(*self.tally.locked_bytes.get_mut());
+        let takeable = self.alloc.capacity().saturating_sub(self.tally.locked_bytes());
         if size > takeable && size > takeable + self.revocable_bytes() {
             return Err(KVKEEP_ERR_NO_MEMORY);
         }

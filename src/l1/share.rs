@@ -1,7 +1,5 @@
 //! Shares: taking them, returning them exactly once, and the end of a session.
 
-use std::sync::atomic::Ordering;
-
 use super::slot::{HIDDEN, LISTED, NOBODY, NONE, QUEUED, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
@@ -23,7 +21,7 @@ impl L1 {
                 for (view, &id) in views.iter_mut().zip(&*found) {
                     *view = if id == NONE { View::none(KVKEEP_ERR_NOT_FOUND) } else { state.view(id) };
                 }
-                state.tally.read_misses.fetch_add(keys.len() as u64 - hits, Ordering::Relaxed);
+                state.tally.beside(beside.index).miss(keys.len() as u64 - hits);
                 Some(hits == keys.len() as u64)
             });
             if let Some(all) = beside {
@@ -45,8 +43,7 @@ impl L1 {
                     };
                 }
                 state.note_all(index, fresh);
-                *state.tally.read_hits.get_mut() += hits;
-                *state.tally.read_misses.get_mut() += keys.len() as u64 - hits;
+                state.tally.read(hits, keys.len() as u64 - hits);
                 Ok(hits == keys.len() as u64)
             })
         })
@@ -73,7 +70,7 @@ impl L1 {
                 for (held, &id) in held.iter_mut().zip(&*found) {
                     if !*held && id != NONE && state.take(index, id, count, fresh) {
                         *held = true;
-                        *state.tally.read_hits.get_mut() += 1;
+                        state.tally.read(1, 0);
                     }
                 }
                 state.note_all(index, fresh);
@@ -185,7 +182,7 @@ impl State {
             *slot.since_ms.get_mut() = now_ms;
         }
         if !slot.locked() {
-            *self.tally.locked_bytes.get_mut() += slot.size();
+            self.tally.lock(slot.size());
         }
         let noted = match slot.holder() {
             (holder, held) if holder == session => {
@@ -200,7 +197,7 @@ impl State {
         };
         let holder = self.sessions.at_mut(session);
         holder.shares += u64::from(count);
-        *self.tally.shares.get_mut() += u64::from(count);
+        self.tally.take(count);
         if !noted {
             fresh.push(id);
         }
@@ -341,7 +338,7 @@ impl State {
             self.holds.sub(&mut self.slots, id, session, count - own);
         }
         self.sessions.at_mut(session).shares -= u64::from(count);
-        *self.tally.shares.get_mut() -= u64::from(count);
+        self.tally.give_back(count);
         if self.slots.shares(id) > 0 {
             return false;
         }

@@ -35,14 +35,90 @@ pub struct Gauges {
     pub memory_bytes: u64,
 }
 
-/// What calls that run side by side count together, on a cache line that nothing else is on.
+/// How many cache lines the calls that run side by side count on.
+const PARTS: usize = 8;
+
+/// What calls that run side by side count, those of a session on a cache line that few others are on. Only the sums mean anything.
+#[derive(Default)]
+pub(super) struct Tally([Part; PARTS]);
+
+/// A part of the sums, some of which may be below zero: all wraps.
 #[derive(Default)]
 #[repr(align(128))]
-pub(super) struct Tally {
-    pub locked_bytes: AtomicU64,
-    pub shares: AtomicU64,
-    pub read_hits: AtomicU64,
-    pub read_misses: AtomicU64,
+pub(super) struct Part {
+    locked_bytes: AtomicU64,
+    shares: AtomicU64,
+    read_hits: AtomicU64,
+    read_misses: AtomicU64,
+}
+
+fn add(number: &mut AtomicU64, more: u64) {
+    let number = number.get_mut();
+    *number = number.wrapping_add(more);
+}
+
+impl Tally {
+    /// Where the calls of a session count, side by side with others.
+    pub fn beside(&self, session: u32) -> &Part {
+        &self.0[session as usize % PARTS]
+    }
+
+    /// Memory was taken into use.
+    pub fn lock(&mut self, bytes: u64) {
+        add(&mut self.0[0].locked_bytes, bytes);
+    }
+
+    /// Memory became free to evict.
+    pub fn unlock(&mut self, bytes: u64) {
+        add(&mut self.0[0].locked_bytes, bytes.wrapping_neg());
+    }
+
+    /// Shares were taken.
+    pub fn take(&mut self, shares: u32) {
+        add(&mut self.0[0].shares, shares.into());
+    }
+
+    /// Shares were returned.
+    pub fn give_back(&mut self, shares: u32) {
+        add(&mut self.0[0].shares, u64::from(shares).wrapping_neg());
+    }
+
+    /// Keys were found, or not.
+    pub fn read(&mut self, hits: u64, misses: u64) {
+        add(&mut self.0[0].read_hits, hits);
+        add(&mut self.0[0].read_misses, misses);
+    }
+
+    /// Bytes in use.
+    pub fn locked_bytes(&self) -> u64 {
+        self.sum(|part| &part.locked_bytes)
+    }
+
+    fn sum(&self, of: impl Fn(&Part) -> &AtomicU64) -> u64 {
+        self.0.iter().fold(0, |sum: u64, part| sum.wrapping_add(of(part).load(Ordering::Relaxed)))
+    }
+}
+
+impl Part {
+    /// Shares of so many objects were taken, which are hits; so many bytes were taken into use.
+    pub fn take(&self, shares: u64, locked: u64, hits: u64) {
+        self.shares.fetch_add(shares, Ordering::Relaxed);
+        self.locked_bytes.fetch_add(locked, Ordering::Relaxed);
+        self.read_hits.fetch_add(hits, Ordering::Relaxed);
+    }
+
+    /// Keys were not found.
+    pub fn miss(&self, keys: u64) {
+        if keys > 0 {
+            self.read_misses.fetch_add(keys, Ordering::Relaxed);
+        }
+    }
+
+    /// Shares were returned; so many bytes became free to evict.
+    pub fn give_back(&self, shares: u64, unlocked: u64) {
+        self.shares.fetch_sub(shares, Ordering::Relaxed);
+        self.locked_bytes.fetch_sub(unlocked, Ordering::Relaxed);
+    }
 }
 
 impl L1 {
@@ -59,8 +135,8 @@ impl L1 {
 
 impl State {
     fn counts(&self) -> Counts {
-        let (hits, misses) = (&self.tally.read_hits, &self.tally.read_misses);
-        Counts { read_hits: hits.load(Ordering::Relaxed), read_misses: misses.load(Ordering::Relaxed), ..self.counts }
+        let (hits, misses) = (self.tally.sum(|part| &part.read_hits), self.tally.sum(|part| &part.read_misses));
+        Counts { read_hits: hits, read_misses: misses, ..self.counts }
     }
 
     pub(super) fn gauges(&self) -> Gauges {
@@ -68,10 +144,10 @@ impl State {
         Gauges {
             capacity_bytes: self.alloc.capacity(),
             used_bytes: self.alloc.used_bytes(),
-            locked_bytes: self.tally.locked_bytes.load(Ordering::Relaxed),
+            locked_bytes: self.tally.locked_bytes(),
             objects: self.ready,
             staged: self.staged,
-            shares: self.tally.shares.load(Ordering::Relaxed),
+            shares: self.tally.sum(|part| &part.shares),
             sessions: self.sessions.len() as u64,
             writes_queued: self.writes.len() as u64,
             memory_bytes: (policies + self.table.memory_bytes() + self.slots.memory_bytes() + self.alloc.memory_bytes())

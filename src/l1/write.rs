@@ -178,7 +178,7 @@ impl State {
         let block = self.make_room(space, size)?;
         let id = self.slots.take(*key, space, size, block, if temporary { TEMPORARY } else { 0 });
         self.spaces[space as usize].used += size;
-        *self.tally.locked_bytes.get_mut() += size;
+        self.tally.lock(size);
         self.staged += 1;
         Ok(id)
     }

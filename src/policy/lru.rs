@@ -36,6 +36,13 @@ impl Policy for Lru {
         self.queue.renew(&mut self.places, id);
     }
 
+    fn touch_all(&mut self, ids: &[u32], _meta: &dyn Fn(u32) -> Meta) {
+        ids.iter().for_each(|&id| self.places.prefetch(id));
+        for &id in ids {
+            self.queue.renew(&mut self.places, id);
+        }
+    }
+
     fn remove(&mut self, id: u32, _why: Removal) {
         if self.places.knows(id) {
             self.queue.remove(&mut self.places, id);

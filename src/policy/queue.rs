@@ -6,10 +6,14 @@
 
 use std::collections::VecDeque;
 
+use crate::arena::prefetch_to_change;
+
 /// Entries of a segment, the unit in which queues take and give back memory.
 const SEGMENT: usize = 512;
 /// Segments swept for each one appended while a sweep is on.
 const SWEEP_PACE: usize = 4;
+/// Entries that a sweep looks ahead, to have their memory fetched.
+const AHEAD: usize = 16;
 /// A sweep begins when there are this many entries to a live one.
 const STALE_FACTOR: usize = 4;
 
@@ -50,6 +54,13 @@ impl Places {
         }
         if length > self.place.len() {
             self.place.resize(length, ABSENT);
+        }
+    }
+
+    /// Has the memory fetched that an id's move changes.
+    pub(super) fn prefetch(&self, id: u32) {
+        if let Some(place) = self.place.get(id as usize) {
+            prefetch_to_change(place);
         }
     }
 
@@ -280,6 +291,9 @@ impl Queue {
             for at in unread {
                 self.packed.make_room(places);
                 let id = segment.ids[at];
+                if let Some(&later) = segment.ids.get(at + AHEAD) {
+                    places.prefetch(later);
+                }
                 // Whether an entry lives is a coin toss to a branch predictor, so it is written either way and kept
                 // by counting it.
                 let place = &mut places.place[id as usize];
