@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-const DEPTHS: [u32; 6] = [1, 2, 4, 8, 16, 32];
+use crate::random::Random;
+
+const DEPTHS: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
 const ENGINES: [&str; 2] = ["io_uring", "libaio"];
 
 /// What fio is to do with its files.
@@ -95,6 +97,16 @@ impl Fio {
             }
         }
         best.1
+    }
+}
+
+/// Files for fio to read, of random bytes, on the disk before anything is timed.
+pub fn lay(dir: &Path, size: u64, count: usize, random: &mut Random) {
+    let mut bytes = vec![0; size as usize];
+    for i in 0..count {
+        random.fill(&mut bytes);
+        let path = dir.join(format!("fio.{i}"));
+        std::fs::write(&path, &bytes).and_then(|()| std::fs::File::open(&path)?.sync_all()).expect("files for fio");
     }
 }
 

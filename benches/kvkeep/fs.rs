@@ -1,6 +1,5 @@
 //! The `fs` backend through the whole stack, against fio and a bare ring on the same disk in turns, and what verifying costs.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kvkeep::key::Key;
@@ -57,7 +56,7 @@ fn loads(report: &mut Report, random: &mut Random, mib: u64) {
     let keys = random.keys(OBJECTS);
     store(&url, &keys, size, random);
     let fio = Fio::find(dir.path());
-    lay(dir.path(), size, random);
+    fio::lay(dir.path(), size, OBJECTS, random);
     let depth = fio.as_ref().map_or(0, |fio| fio.best_depth(Work::Read, dir.path(), size, OBJECTS));
     let mut bare = Bare::over(dir.path(), size, OBJECTS, random);
     let cache =
@@ -87,16 +86,6 @@ fn loads(report: &mut Report, random: &mut Random, mib: u64) {
     }
     report.add(ours, "GB/s", ours_runs, Wanted::Nothing);
     report.add(cpu, "s/GiB", cpu_runs, if mib == 1 { Wanted::AtMost(0.5) } else { Wanted::Nothing });
-}
-
-/// Files for fio to read, of random bytes, on the disk before anything is timed.
-fn lay(dir: &Path, size: u64, random: &mut Random) {
-    let mut bytes = vec![0; size as usize];
-    for i in 0..OBJECTS {
-        random.fill(&mut bytes);
-        let path = dir.join(format!("fio.{i}"));
-        std::fs::write(&path, &bytes).and_then(|()| std::fs::File::open(&path)?.sync_all()).expect("files for fio");
-    }
 }
 
 /// GB/s from the commit of 256 objects to "stored", repeated; they are deleted between two times.

@@ -7,6 +7,7 @@ use kvkeep::ffi::types::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
 use kvkeep::key::Key;
 
 use crate::cache::{Cache, Setup};
+use crate::fio::{self, Fio, Work};
 use crate::random::Random;
 use crate::report::{Report, Wanted, median};
 use crate::{RUN_TIME, RUNS};
@@ -14,6 +15,8 @@ use crate::{RUN_TIME, RUNS};
 /// Keys of a job.
 const JOB: usize = 1024;
 const OBJECT_BYTES: u64 = 4096;
+/// What an object is on the disk.
+const FILE_BYTES: u64 = 2 * OBJECT_BYTES;
 
 /// A directory on the disk that the build is on, removed when dropped.
 pub fn directory() -> tempfile::TempDir {
@@ -81,18 +84,22 @@ fn in_l1(report: &mut Report, random: &mut Random) {
     report.add(name, "us", runs.split_off(1), Wanted::AtMost(60.0));
 }
 
-/// L1 is empty before each job: the keys are in the directory only. Their files are read around the page cache.
+/// L1 is empty before each job: the keys are in the directory only. Their files are read around the page cache. An object of 4 KiB is a
+/// file of 8: fio reads files like those, which it has open, at its best depth.
 fn in_fs(report: &mut Report, random: &mut Random) {
-    let names = ["lookup_fs_1024_us", "prefetch_fs_1024x4k_us"];
+    let names = ["lookup_fs_1024_us", "prefetch_fs_1024x4k_us", "fio_read_1024x8k_us"];
     if !report.wants(&names) {
         return;
     }
     let dir = directory();
-    let url = url(dir.path());
+    let url = url(&dir.path().join("objects"));
     let mut keys = random.keys(8 * JOB);
     store(&url, &keys, OBJECT_BYTES, random);
     let cache = Cache::open(Setup { l1_bytes: 64 << 20, url: Some(&url), ..Default::default() });
-    let (mut lookups, mut loads) = (Vec::new(), Vec::new());
+    let fio = Fio::find(dir.path());
+    fio::lay(dir.path(), FILE_BYTES, keys.len(), random);
+    let depth = fio.as_ref().map_or(0, |fio| fio.best_depth(Work::Read, dir.path(), FILE_BYTES, keys.len()));
+    let (mut lookups, mut loads, mut bare) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..=RUNS {
         random.shuffle(&mut keys);
         let mut jobs = keys.chunks_exact(JOB).cycle();
@@ -102,9 +109,14 @@ fn in_fs(report: &mut Report, random: &mut Random) {
         });
         lookups.push(lookup);
         loads.push(load);
+        let rate = fio.as_ref().and_then(|fio| fio.run(Work::Read, dir.path(), FILE_BYTES, keys.len(), depth));
+        bare.extend(rate.map(|rate| (JOB as u64 * FILE_BYTES) as f64 / rate / 1e3));
     }
     report.add(names[0], "us", lookups.split_off(1), Wanted::AtMost(100.0));
     report.add(names[1], "us", loads.split_off(1), Wanted::AtMost(12_000.0));
+    if bare.len() > RUNS {
+        report.add(names[2], "us", bare.split_off(1), Wanted::Nothing);
+    }
 }
 
 /// Stores keys through a cache of its own, which is closed then.
