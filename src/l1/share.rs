@@ -205,7 +205,11 @@ impl State {
     }
 
     /// Notes that a session has used objects.
+    #[inline]
     pub(super) fn note_all(&mut self, session: u32, fresh: &[u32]) {
+        if fresh.is_empty() {
+            return;
+        }
         let holder = self.sessions.at_mut(session);
         holder.note_all(&self.slots, fresh);
         if holder.crammed() {
@@ -234,6 +238,7 @@ impl State {
         holder.struck(twice);
     }
 
+    #[inline]
     pub(super) fn shares_of(&self, session: u32, id: u32) -> u32 {
         let slot = &self.slots[id];
         let own = slot.held_by(session);
@@ -241,6 +246,7 @@ impl State {
     }
 
     /// The slot of `key` of which `session` holds at least `count` shares: the one in the table, or a hidden one.
+    #[inline]
     fn held_slot(&self, session: u32, key: &Key, id: u32, count: u32) -> Option<u32> {
         if id != NONE && self.shares_of(session, id) >= count {
             return Some(id);
