@@ -88,6 +88,11 @@ impl KeyHasher {
         let tail = u64::from(key.rank) << 32 | u64::from(key.group);
         fold(low ^ tail ^ e, high ^ a.rotate_left(32))
     }
+
+    /// The hash of a key in one of a tier's spaces: another than that of the same key in the next.
+    pub fn hash_in(&self, space: u32, key: &Key) -> u64 {
+        self.hash(key) ^ u64::from(space).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
 }
 
 impl Default for KeyHasher {
@@ -146,6 +151,7 @@ mod tests {
         }
         seen.push(hasher.hash(&Key { rank: 1, ..key }));
         seen.push(hasher.hash(&Key { group: 1, ..key }));
+        seen.push(hasher.hash_in(1, &key));
         let count = seen.len();
         seen.sort_unstable();
         seen.dedup();

@@ -382,8 +382,7 @@ impl Slots {
         // Which memories of a policy push each other out hangs on it, and one trace is to have one hit rate.
         const TAGS: KeyHasher = KeyHasher::fixed();
         let slot = &self.slots[id];
-        let space = u64::from(slot.space()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Meta { tag: TAGS.hash(&slot.key) ^ space, ..self.meta(id, now_ms) }
+        Meta { tag: TAGS.hash_in(slot.space(), &slot.key), ..self.meta(id, now_ms) }
     }
 
     /// What a policy may know of an object it has already: no tag.

@@ -94,6 +94,8 @@ fn background_eviction_lets_callers_go_first_unless_it_insists() {
     assert_eq!(l1.evict_slice(false), Eviction::Busy);
     std::thread::scope(|scope| {
         let insists = scope.spawn(|| l1.evict_slice(true));
+        // For longer than who does not insist waits.
+        (0..10_000).for_each(|_| std::thread::yield_now());
         drop(caller);
         assert_eq!(insists.join().unwrap(), Eviction::Done);
     });

@@ -167,9 +167,10 @@ impl Slots {
         ObjectKey { space: self.spaces[slot.space as usize], key: slot.key }
     }
 
-    /// The hash of an object's key.
+    /// The hash of an object's name.
     pub fn tag(&self, id: u32) -> u64 {
-        self.hasher.hash(&self.slots[id as usize].key)
+        let slot = &self.slots[id as usize];
+        self.hasher.hash_in(slot.space, &slot.key)
     }
 
     pub fn get(&self, id: u32) -> &Slot {
@@ -209,6 +210,7 @@ mod tests {
         assert_eq!(sizes, [10, 20, 10, 0]);
         assert_eq!([one, two].map(|id| slots.get(id).pins), [2, 1]);
         assert_eq!((slots.name(one), slots.name(two)), (keys[0], keys[1]));
+        assert_ne!(slots.tag(one), slots.tag(two));
     }
 
     #[test]
