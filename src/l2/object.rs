@@ -26,6 +26,22 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
+/// What a seal says of an object beyond its name and its length.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// Tag of the layout of its space.
+    pub layout: [u8; 16],
+    /// CRC-32C of the payload.
+    pub crc: u32,
+}
+
+impl Known {
+    /// Whether `payload` has the checksum.
+    pub fn fits(&self, payload: &[u8]) -> bool {
+        crc32c(payload) == self.crc
+    }
+}
+
 fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
@@ -40,12 +56,21 @@ impl Header {
     /// Seals `payload` as the object `key` of a space with the layout `layout`. Without `checksum` only identity and
     /// length can be verified later.
     pub fn seal(key: &ObjectKey, layout: &[u8; 16], payload: &[u8], checksum: bool) -> Header {
-        let mut bytes = [0; HEADER_BYTES];
         let (kind, crc) = if checksum { (KIND_CRC32C, crc32c(payload)) } else { (KIND_NONE, 0) };
+        Header::write(key, layout, payload.len() as u64, kind, crc)
+    }
+
+    /// The seal of an object of which all that it says is known.
+    pub fn again(key: &ObjectKey, length: u64, known: &Known) -> Header {
+        Header::write(key, &known.layout, length, KIND_CRC32C, known.crc)
+    }
+
+    fn write(key: &ObjectKey, layout: &[u8; 16], length: u64, kind: u32, crc: u32) -> Header {
+        let mut bytes = [0; HEADER_BYTES];
         bytes[0..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[12..16].copy_from_slice(&kind.to_le_bytes());
-        bytes[16..24].copy_from_slice(&(payload.len() as u64).to_le_bytes());
+        bytes[16..24].copy_from_slice(&length.to_le_bytes());
         bytes[24..28].copy_from_slice(&crc.to_le_bytes());
         bytes[32..48].copy_from_slice(&key.space.0);
         bytes[48..64].copy_from_slice(layout);
@@ -75,6 +100,13 @@ impl Header {
             key: Key { hash: array_at(bytes, 64), rank: u32_at(bytes, 96), group: u32_at(bytes, 100) },
         };
         Ok((key, u64::from_le_bytes(array_at(bytes, 16))))
+    }
+
+    /// What the seal of `key` with a payload of `length` bytes says beyond these two, if it is whole and has a checksum.
+    pub fn known(&self, key: &ObjectKey, length: u64) -> Option<Known> {
+        self.identify(key, None, length).ok()?;
+        let crc = self.sealed_crc().ok()??;
+        Some(Known { layout: array_at(&self.0, 48), crc })
     }
 
     /// Checks identity, length, layout (if the caller knows it) and, unless `checksum` is off, the payload's bytes.

@@ -11,7 +11,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
 
-use super::frame::{BLOCK, Frame, Spare};
+use super::frame::{BLOCK, Frame, Spare, is_small};
 use super::index::{Admit, Index, Reservation};
 use super::keeper::{Job, Keeper};
 use super::path::{self, Temporaries};
@@ -145,8 +145,13 @@ impl Core {
         let reading = Reading { path: path::object(&key), key, sink, index };
         let checked = in_time(deadline, "load").and_then(|()| self.index(|index| index.begin_load(&key, buffer.len())));
         let error = match checked {
-            Ok(()) => match Frame::new(buffer, spare, self.direct) {
-                Ok(frame) => return Some((reading, frame)),
+            Ok(known) => match Frame::new(buffer, spare, self.direct) {
+                Ok(mut frame) => {
+                    if let Some(known) = known {
+                        frame.know(&key, known);
+                    }
+                    return Some((reading, frame));
+                }
                 Err((buffer, error)) => (buffer, Error::io("a buffer for an unaligned load", &error)),
             },
             Err(error) => (buffer, error),
@@ -161,7 +166,15 @@ impl Core {
         let fault = match outcome {
             Ok(()) => {
                 self.succeeded();
+                let read = frame.start() == 0;
                 let (header, buffer) = frame.opened(spare);
+                let size = buffer.len() as u64;
+                if read
+                    && is_small(size)
+                    && let Some(known) = header.known(&reading.key, size)
+                {
+                    self.index(|index| index.know(&reading.key, &known));
+                }
                 return self.answer_load(reading, buffer, Ok(header));
             }
             Err(fault) => fault,
@@ -312,7 +325,7 @@ impl Core {
         for victim in &writing.victims {
             let _ = unlinkat(&self.dirfd, victim.as_str(), AtFlags::empty());
         }
-        let stores = self.index(|index| index.finish(writing.reservation, outcome.is_ok()));
+        let stores = self.index(|index| index.finish(writing.reservation, outcome.as_ref().ok()));
         self.again(stores);
         writing.reply.send(outcome);
         self.queue.answered();

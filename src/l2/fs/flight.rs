@@ -58,6 +58,7 @@ impl Flight {
                 (c(&writing.path), c(&writing.temporary), victims)
             }
         };
+        let issued = frame.start();
         let pieces = Vec::with_capacity(frame.span().div_ceil(PIECE) as usize);
         Flight {
             job,
@@ -68,7 +69,7 @@ impl Flight {
             victims,
             file: None,
             pieces,
-            issued: 0,
+            issued,
             pending: 0,
             made_shard: false,
             fault: None,

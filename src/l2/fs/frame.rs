@@ -1,12 +1,15 @@
 //! One object as bytes on their way: a header block, the payload, and what direct I/O needs around it.
 //!
+//! The header of a small object may be known: then it is not read, and the payload has to fit what is known of it.
+//!
 //! Direct I/O wants addresses, offsets and lengths in whole blocks. A payload in whole blocks travels from and to its own
 //! buffer; the tail of another goes through a block of ours; one at an unaligned address through a copy.
 
 use std::io::{self, IoSlice, IoSliceMut};
 
 use crate::arena::Buffer;
-use crate::l2::object::{HEADER_BYTES, Header};
+use crate::key::ObjectKey;
+use crate::l2::object::{HEADER_BYTES, Header, Known};
 
 /// Unit of direct I/O, and the room in front of the payload.
 pub const BLOCK: usize = 4096;
@@ -14,6 +17,11 @@ pub const BLOCK: usize = 4096;
 /// Bytes of disk that a payload of `size` bytes takes.
 pub const fn disk_bytes(size: u64) -> u64 {
     (BLOCK as u64).saturating_add(size).next_multiple_of(BLOCK as u64)
+}
+
+/// Whether the header's block is much of an object whose payload has `size` bytes.
+pub const fn is_small(size: u64) -> bool {
+    0 < size && size <= 16 * BLOCK as u64
 }
 
 /// Blocks for a header and a tail, used again by the next frame.
@@ -28,6 +36,8 @@ pub struct Frame {
     bounce: Option<Buffer>,
     /// Bytes of header block, body and tail block.
     lens: [usize; 3],
+    /// What is known of the object, whose header is not read then.
+    known: Option<Known>,
 }
 
 impl Frame {
@@ -38,7 +48,7 @@ impl Frame {
             Ok(scratch) => scratch,
             Err(error) => return Err((buffer, error)),
         };
-        let mut frame = Frame { buffer, scratch, bounce: None, lens: [BLOCK, len, 0] };
+        let mut frame = Frame { buffer, scratch, bounce: None, lens: [BLOCK, len, 0], known: None };
         if direct && !(frame.buffer.as_ptr() as usize).is_multiple_of(BLOCK) && len > 0 {
             match Buffer::heap(len.next_multiple_of(BLOCK)) {
                 Ok(bounce) => {
@@ -53,7 +63,7 @@ impl Frame {
         Ok(frame)
     }
 
-    /// Bytes to transfer: the file, up to the end of its last block when direct.
+    /// Where the transfer ends: the file, up to the end of its last block when direct.
     pub fn span(&self) -> u64 {
         self.lens.iter().sum::<usize>() as u64
     }
@@ -78,10 +88,43 @@ impl Frame {
         }
     }
 
+    /// Has the payload alone be read, of the object `key` of which this is known.
+    pub fn know(&mut self, key: &ObjectKey, known: Known) {
+        let header = Header::again(key, self.buffer.len() as u64, &known);
+        self.scratch.bytes_mut()[..HEADER_BYTES].copy_from_slice(&header.0);
+        self.known = Some(known);
+    }
+
+    /// Where the transfer begins.
+    pub fn start(&self) -> u64 {
+        if self.known.is_some() { BLOCK as u64 } else { 0 }
+    }
+
+    /// Whether what was read, in full if `whole`, is other than what is known of it: then the whole of it is to be read.
+    pub fn mistaken(&mut self, whole: bool) -> bool {
+        let Some(known) = self.known else { return false };
+        if whole {
+            self.gather();
+        }
+        let mistaken = !whole || !known.fits(self.buffer.bytes());
+        if mistaken {
+            self.known = None;
+        }
+        mistaken
+    }
+
     /// Takes what was read: the header, and the payload in its buffer.
     pub fn opened(mut self, spare: &mut Spare) -> (Header, Buffer) {
         let mut header = Header([0; HEADER_BYTES]);
         header.0.copy_from_slice(&self.scratch.bytes()[..HEADER_BYTES]);
+        if self.known.is_none() {
+            self.gather();
+        }
+        (header, self.abandoned(spare))
+    }
+
+    /// Brings what was read beside the buffer into it.
+    fn gather(&mut self) {
         let len = self.buffer.len();
         if let Some(bounce) = &self.bounce {
             self.buffer.bytes_mut().copy_from_slice(&bounce.bytes()[..len]);
@@ -90,7 +133,6 @@ impl Frame {
             let rest = &self.scratch.bytes()[BLOCK..BLOCK + len - at];
             self.buffer.bytes_mut()[at..].copy_from_slice(rest);
         }
-        (header, self.abandoned(spare))
     }
 
     /// Gives back the caller's buffer, whatever is in it.

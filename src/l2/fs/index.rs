@@ -12,6 +12,7 @@ use super::keeper::{Deletion, Departure};
 use super::slots::{Slot, Slots, State};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
+use crate::l2::object::Known;
 use crate::l2::{Change, Found, Observer, Store, Usage};
 use crate::policy::{Meta, Policy, Removal};
 
@@ -125,6 +126,7 @@ impl Index {
     fn retire(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
         slot.state = State::Gone;
+        slot.known = false;
         if slot.pins == 0 {
             self.slots.remove(id);
         }
@@ -294,8 +296,17 @@ impl Index {
         self.crowded.drain(..count).collect()
     }
 
-    /// Says whether `key` can be read into a buffer of `len` bytes, and counts it as used.
-    pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<()> {
+    /// Remembers what the seal of `key` says, so that it need not be read again.
+    pub fn know(&mut self, key: &ObjectKey, known: &Known) {
+        if let Some(id) = self.slots.find(key)
+            && self.slots.get(id).state == State::Present
+        {
+            self.slots.know(id, known);
+        }
+    }
+
+    /// Says what is known of `key`, if it can be read into a buffer of `len` bytes, and counts it as used.
+    pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<Option<Known>> {
         let id = self.slots.find(key).filter(|&id| {
             let state = self.slots.get(id).state;
             state == State::Present || state == State::Doomed
@@ -313,7 +324,7 @@ impl Index {
         }
         self.tick();
         self.touch_slot(id);
-        Ok(())
+        Ok(self.slots.known(id))
     }
 
     fn touch_slot(&mut self, id: u32) {

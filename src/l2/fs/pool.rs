@@ -100,7 +100,10 @@ fn load(core: &Core, gate: &Gate, load: Load, spare: &mut Spare) {
     let Some((reading, mut frame)) = core.begin_load(load, spare) else { return };
     let outcome = open(core, &reading.path, OFlags::RDONLY)
         .map_err(|error| Fault::Io("opening", error.into()))
-        .and_then(|file| read(gate, &file, &mut frame));
+        .and_then(|file| {
+            let result = read(gate, &file, &mut frame);
+            if frame.mistaken(result.is_ok()) { read(gate, &file, &mut frame) } else { result }
+        });
     core.end_load(reading, frame, outcome, spare);
 }
 
@@ -110,7 +113,7 @@ fn open(core: &Core, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
 }
 
 fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result<(), Fault> {
-    let (mut at, span, end) = (0, frame.span(), frame.file_bytes());
+    let (mut at, span, end) = (frame.start(), frame.span(), frame.file_bytes());
     while at < end {
         let to = span.min(at + PIECE);
         match gate.pass(to - at, || preadv(file, &mut frame.slices_mut(at, to), at)) {

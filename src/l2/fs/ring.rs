@@ -400,6 +400,12 @@ impl Ring {
     }
 
     fn all_moved(&mut self, id: usize, flight: &mut Flight) {
+        if !flight.is_write() && flight.frame.mistaken(flight.fault.is_none()) {
+            flight.fault = None;
+            flight.pieces.clear();
+            flight.issued = flight.frame.start();
+            return self.ready.push_back(id);
+        }
         if flight.fault.is_some() || !flight.is_write() {
             return self.done.push_back(id);
         }

@@ -5,6 +5,7 @@ use hashbrown::HashMap;
 use crate::arena::prefetch_to_change;
 use crate::hash::KeyHasher;
 use crate::key::{Key, ObjectKey, SpaceTag};
+use crate::l2::object::Known;
 use crate::table::Table;
 
 /// What stands behind a key.
@@ -35,6 +36,8 @@ pub struct Slot {
     pub aside: bool,
     /// Its last use is not on its file yet.
     pub dirty: bool,
+    /// What its seal says is in its [`Use`] and in its space.
+    pub known: bool,
 }
 
 const _: () = assert!(size_of::<Slot>() == 64);
@@ -52,12 +55,20 @@ impl Slot {
     }
 }
 
-/// How an object was used.
+/// How an object was used, and what a use of it needs.
 #[derive(Clone, Copy, Default)]
 pub struct Use {
     /// When last, in nanoseconds of the system's clock.
     pub at: u64,
     pub count: u32,
+    /// The checksum of its payload, if that is known.
+    crc: u32,
+}
+
+/// A space, and the layout of its objects once one of them is known: it is part of what the tag is made of.
+struct Space {
+    tag: SpaceTag,
+    layout: Option<[u8; 16]>,
 }
 
 /// All objects.
@@ -67,7 +78,7 @@ pub struct Slots {
     slots: Vec<Slot>,
     uses: Vec<Use>,
     free: Vec<u32>,
-    spaces: Vec<SpaceTag>,
+    spaces: Vec<Space>,
     by_tag: HashMap<SpaceTag, u32>,
 }
 
@@ -132,10 +143,10 @@ impl Slots {
     pub fn insert(&mut self, key: ObjectKey, size: u64, state: State) -> u32 {
         let ObjectKey { space: tag, key } = key;
         let space = *self.by_tag.entry(tag).or_insert_with(|| {
-            self.spaces.push(tag);
+            self.spaces.push(Space { tag, layout: None });
             (self.spaces.len() - 1) as u32
         });
-        let slot = Slot { key, space, pins: 0, size, state, aside: false, dirty: false };
+        let slot = Slot { key, space, pins: 0, size, state, aside: false, dirty: false, known: false };
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id as usize] = slot;
@@ -164,13 +175,28 @@ impl Slots {
     /// The full name of an object.
     pub fn name(&self, id: u32) -> ObjectKey {
         let slot = &self.slots[id as usize];
-        ObjectKey { space: self.spaces[slot.space as usize], key: slot.key }
+        ObjectKey { space: self.spaces[slot.space as usize].tag, key: slot.key }
     }
 
     /// The hash of an object's name.
     pub fn tag(&self, id: u32) -> u64 {
         let slot = &self.slots[id as usize];
         self.hasher.hash_in(slot.space, &slot.key)
+    }
+
+    /// Remembers what the seal of an object says.
+    pub fn know(&mut self, id: u32, known: &Known) {
+        let slot = &mut self.slots[id as usize];
+        let layout = *self.spaces[slot.space as usize].layout.get_or_insert(known.layout);
+        slot.known = layout == known.layout;
+        self.uses[id as usize].crc = known.crc;
+    }
+
+    /// What the seal of an object says, if that is known.
+    pub fn known(&self, id: u32) -> Option<Known> {
+        let slot = &self.slots[id as usize];
+        let layout = self.spaces[slot.space as usize].layout.filter(|_| slot.known)?;
+        Some(Known { layout, crc: self.uses[id as usize].crc })
     }
 
     pub fn get(&self, id: u32) -> &Slot {

@@ -3,9 +3,10 @@
 use super::Index;
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
 use crate::key::ObjectKey;
-use crate::l2::Store;
-use crate::l2::fs::frame::disk_bytes;
+use crate::l2::fs::frame::{disk_bytes, is_small};
 use crate::l2::fs::slots::State;
+use crate::l2::object::Known;
+use crate::l2::{Store, Stored};
 use crate::policy::Removal;
 
 /// The right to write one object.
@@ -15,6 +16,7 @@ pub struct Reservation {
     pub victims: Vec<ObjectKey>,
     bytes: u64,
     charged: u64,
+    known: Option<Known>,
 }
 
 /// Whether an object may be written now.
@@ -83,7 +85,8 @@ impl Index {
         self.writing += 1;
         let charged = bytes.max(own);
         self.charged += charged;
-        Admit::Go(store, Reservation { slot, victims, bytes, charged })
+        let known = if is_small(size) { store.header.known(&key, size) } else { None };
+        Admit::Go(store, Reservation { slot, victims, bytes, charged, known })
     }
 
     /// Victims that make `bytes` fit, out of the index already, and their bytes on disk.
@@ -123,14 +126,17 @@ impl Index {
         victims.iter().flat_map(|key| self.left(key)).collect()
     }
 
-    /// The write ended; `published`: the object is there. Says which stores may try again.
-    pub fn finish(&mut self, mut reservation: Reservation, published: bool) -> Vec<Store> {
+    /// The write ended; `published`: the object is there, by whose doing. Says which stores may try again.
+    pub fn finish(&mut self, mut reservation: Reservation, published: Option<&Stored>) -> Vec<Store> {
         let mut stores = self.settle(&mut reservation);
         let id = reservation.slot;
         let key = self.slots.name(id);
         self.writing -= 1;
         self.charged -= reservation.charged;
-        if published {
+        if let Some(stored) = published {
+            if let Some(known) = reservation.known.filter(|_| *stored == Stored::Written) {
+                self.slots.know(id, &known);
+            }
             self.appear(id);
             self.tick();
             self.mark_used(id);
