@@ -171,15 +171,8 @@ impl Beside<'_> {
         }
         self.session.shares -= given * u64::from(count);
         state.tally.beside(self.index).give_back(given * u64::from(count), unlocked);
-        self.touch_all(found);
+        let pool = state.spaces[self.session.space as usize].pool;
+        state.touch_later(self.index, pool, without_none(found), self.now_ms);
         Some(outcome.all_ok())
-    }
-
-    fn touch_all(&self, found: &mut [u32]) {
-        let state = self.state;
-        let policy = &state.pools[state.spaces[self.session.space as usize].pool].policy;
-        let look = || policy.try_lock();
-        let mut policy = look().or_else(|| patiently(look)).unwrap_or_else(|| policy.lock());
-        policy.touch_all(without_none(found), &|id| state.slots.meta(id, self.now_ms));
     }
 }

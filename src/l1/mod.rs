@@ -17,6 +17,7 @@ mod share;
 pub mod slot;
 mod space;
 mod tally;
+mod touched;
 mod transfer;
 mod write;
 
@@ -46,6 +47,7 @@ use slot::{NOBODY, Ref, Slots, USES_MAX};
 use space::new_pool;
 use tally::Tally;
 pub use tally::{Counts, Gauges};
+use touched::Touched;
 pub use transfer::{Landed, Write};
 
 /// Longest pause between two looks at the lock before sleeping: all pauses together are some tens of microseconds.
@@ -153,6 +155,7 @@ pub(crate) struct State {
     /// Of the parked objects, those that leave once they are written.
     leaving_bytes: u64,
     tally: Tally,
+    touched: Touched,
     ready: u64,
     /// Objects out of the table whose memory is still in use.
     hidden: u64,
@@ -251,6 +254,7 @@ impl L1 {
             parked: VecDeque::new(),
             leaving_bytes: 0,
             tally: Tally::default(),
+            touched: Touched::default(),
             ready: 0,
             hidden: 0,
             staged: 0,
@@ -300,6 +304,7 @@ impl L1 {
 
     fn run<R>(&self, mut state: RwLockWriteGuard<State>, now_ms: u64, body: impl FnOnce(&mut State) -> R) -> R {
         state.now_ms = state.now_ms.max(now_ms);
+        state.settle_touched();
         let result = body(&mut state);
         let mut wakes = std::mem::take(&mut state.wakes);
         drop(state);

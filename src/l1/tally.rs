@@ -150,8 +150,11 @@ impl State {
             shares: self.tally.sum(|part| &part.shares),
             sessions: self.sessions.len() as u64,
             writes_queued: self.writes.len() as u64,
-            memory_bytes: (policies + self.table.memory_bytes() + self.slots.memory_bytes() + self.alloc.memory_bytes())
-                as u64,
+            memory_bytes: (policies
+                + self.touched.memory_bytes()
+                + self.table.memory_bytes()
+                + self.slots.memory_bytes()
+                + self.alloc.memory_bytes()) as u64,
         }
     }
 }

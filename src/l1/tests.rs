@@ -51,7 +51,7 @@ fn reserve(l1: &L1, session: u64, number: u32, size: u64) -> i32 {
     view[0].status
 }
 
-fn commit(l1: &L1, session: u64, numbers: std::ops::Range<u32>) {
+pub(super) fn commit(l1: &L1, session: u64, numbers: std::ops::Range<u32>) {
     for number in numbers {
         assert_eq!(reserve(l1, session, number, 4096), 0);
         l1.finish_write(session, &[key(number)], None).unwrap();
