@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::sync::Barrier;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvkeep::key::Key;
 
@@ -11,12 +11,14 @@ use crate::random::Random;
 use crate::report::{Report, Wanted, median};
 use crate::{RUN_TIME, RUNS, heap};
 
+const MILLION: usize = 1 << 20;
 const RESIDENT: usize = 100_000;
 /// The payload is not read while timing, so its size does not matter; it is written before.
 const OBJECT_BYTES: u64 = 1024;
 /// Payload of a written key; its bytes are left as they are, only the store's own work is timed.
 const WRITTEN_BYTES: u64 = 256;
 const BATCH: usize = 256;
+const SMALL: usize = 32;
 
 fn resident(random: &mut Random) -> (Cache, Vec<Key>) {
     let cache = Cache::open(Setup { l1_bytes: 256 << 20, ..Default::default() });
@@ -77,7 +79,6 @@ fn reads(report: &mut Report, random: &mut Random) {
 }
 
 fn two_threads(report: &mut Report, random: &mut Random) {
-    const SMALL: usize = 32;
     let names = ["l1_read_2threads_b32_ratio", "l1_read_1thread_b32_keys_per_s", "l1_read_2threads_b32_keys_per_s"];
     if !report.wants(&names) {
         return;
@@ -146,6 +147,35 @@ fn writes(report: &mut Report, random: &mut Random) {
     report.add(names[1], "keys/s", runs, Wanted::Nothing);
 }
 
+/// The longest call while L1 grows from nothing to a million objects: its tables are not to grow in one caller's call.
+fn growth(report: &mut Report, random: &mut Random) {
+    let name = "l1_growing_max_us";
+    if !report.wants(&[name]) {
+        return;
+    }
+    let sizes = vec![WRITTEN_BYTES; SMALL];
+    let mut views = views(SMALL);
+    let runs = (0..3)
+        .map(|_| {
+            let cache = Cache::open(Setup { l1_bytes: 2 * MILLION as u64 * WRITTEN_BYTES, ..Default::default() });
+            let mut most = Duration::ZERO;
+            for keys in random.keys(MILLION).chunks(BATCH * SMALL) {
+                let session = cache.begin();
+                for batch in keys.chunks_exact(SMALL) {
+                    let began = Instant::now();
+                    assert!(cache.reserve_write(session, batch, &sizes, &mut views));
+                    let reserved = began.elapsed();
+                    cache.finish_write(session, batch);
+                    most = most.max(reserved).max(began.elapsed() - reserved);
+                }
+                cache.end(session);
+            }
+            most.as_secs_f64() * 1e6
+        })
+        .collect();
+    report.add(name, "us", runs, Wanted::Nothing);
+}
+
 /// Heap that opening a cache and inserting keys takes, a key. The payload lies in the mapping, which is no heap.
 fn memory(report: &mut Report, random: &mut Random) {
     let name = "l1_bytes_per_key";
@@ -178,5 +208,6 @@ pub fn run(report: &mut Report) {
     reads(report, &mut random);
     two_threads(report, &mut random);
     writes(report, &mut random);
+    growth(report, &mut random);
     memory(report, &mut random);
 }

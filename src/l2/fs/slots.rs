@@ -3,6 +3,7 @@
 use hashbrown::HashMap;
 
 use crate::arena::prefetch_to_change;
+use crate::chunked::Chunked;
 use crate::hash::KeyHasher;
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::object::Known;
@@ -24,6 +25,7 @@ pub enum State {
 /// One object: what a lookup looks at, on one cache line. Thousands of them are looked at in a scheduler's call, after other
 /// cores have changed them.
 #[repr(align(64))]
+#[derive(Clone, Copy)]
 pub struct Slot {
     key: Key,
     /// Which of the spaces it belongs to.
@@ -75,8 +77,10 @@ struct Space {
 pub struct Slots {
     table: Table,
     hasher: KeyHasher,
-    slots: Vec<Slot>,
-    uses: Vec<Use>,
+    slots: Chunked<Slot>,
+    uses: Chunked<Use>,
+    /// Slots ever used; those given back are in `free`.
+    made: u32,
     free: Vec<u32>,
     spaces: Vec<Space>,
     by_tag: HashMap<SpaceTag, u32>,
@@ -88,8 +92,9 @@ impl Slots {
             table: Table::new(),
             // Secret, since an engine may let its users choose the bits of a key.
             hasher: KeyHasher::new(),
-            slots: Vec::new(),
-            uses: Vec::new(),
+            slots: Chunked::new(),
+            uses: Chunked::new(),
+            made: 0,
             free: Vec::new(),
             spaces: Vec::new(),
             by_tag: HashMap::new(),
@@ -98,7 +103,7 @@ impl Slots {
 
     pub fn find(&self, key: &ObjectKey) -> Option<u32> {
         let space = *self.by_tag.get(&key.space)?;
-        self.table.find(self.hasher.hash(&key.key), |id| self.slots[id as usize].names(space, &key.key))
+        self.table.find(self.hasher.hash(&key.key), |id| self.slots[id].names(space, &key.key))
     }
 
     /// Calls `each` with the place of every key and the slot that holds it, if one does. Groups of keys are looked for together, so
@@ -117,7 +122,7 @@ impl Slots {
             for (hash, id) in &mut *likely {
                 *id = self.table.candidate(*hash);
                 if let Some(id) = *id {
-                    prefetch_to_change(&self.slots[id as usize]);
+                    prefetch_to_change(&self.slots[id]);
                 }
             }
             for (i, (key, &(hash, id))) in keys.iter().zip(&*likely).enumerate() {
@@ -126,7 +131,7 @@ impl Slots {
                     of = Some((key.space, space_of(&key.space)));
                 }
                 let id = of.and_then(|(_, space)| space).and_then(|space| {
-                    let is = |id: u32| self.slots[id as usize].names(space, &key.key);
+                    let is = |id: u32| self.slots[id].names(space, &key.key);
                     if let Some(id) = id
                         && is(id)
                     {
@@ -135,7 +140,7 @@ impl Slots {
                         self.table.find(hash, is)
                     }
                 });
-                each(group * GROUP + i, id.map(|id| &mut self.slots[id as usize]));
+                each(group * GROUP + i, id.map(|id| &mut self.slots[id]));
             }
         }
     }
@@ -147,25 +152,21 @@ impl Slots {
             (self.spaces.len() - 1) as u32
         });
         let slot = Slot { key, space, pins: 0, size, state, aside: false, dirty: false, known: false };
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.slots[id as usize] = slot;
-                self.uses[id as usize] = Use::default();
-                id
-            }
-            None => {
-                self.slots.push(slot);
-                self.uses.push(Use::default());
-                (self.slots.len() - 1) as u32
-            }
-        };
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.slots.reach(self.made, || slot);
+            self.uses.reach(self.made, Use::default);
+            self.made += 1;
+            self.made - 1
+        });
+        self.slots[id] = slot;
+        self.uses[id] = Use::default();
         let (slots, hasher) = (&self.slots, &self.hasher);
-        self.table.insert(hasher.hash(&key), id, |id| hasher.hash(&slots[id as usize].key));
+        self.table.insert(hasher.hash(&key), id, |id| hasher.hash(&slots[id].key));
         id
     }
 
     pub fn remove(&mut self, id: u32) {
-        let slot = &mut self.slots[id as usize];
+        let slot = &mut self.slots[id];
         if self.table.remove(self.hasher.hash(&slot.key), id) {
             slot.dirty = false;
             self.free.push(id);
@@ -174,49 +175,49 @@ impl Slots {
 
     /// The full name of an object.
     pub fn name(&self, id: u32) -> ObjectKey {
-        let slot = &self.slots[id as usize];
+        let slot = &self.slots[id];
         ObjectKey { space: self.spaces[slot.space as usize].tag, key: slot.key }
     }
 
     /// The hash of an object's name.
     pub fn tag(&self, id: u32) -> u64 {
-        let slot = &self.slots[id as usize];
+        let slot = &self.slots[id];
         self.hasher.hash_in(slot.space, &slot.key)
     }
 
     /// Remembers what the seal of an object says.
     pub fn know(&mut self, id: u32, known: &Known) {
-        let slot = &mut self.slots[id as usize];
+        let slot = &mut self.slots[id];
         let layout = *self.spaces[slot.space as usize].layout.get_or_insert(known.layout);
         slot.known = layout == known.layout;
-        self.uses[id as usize].crc = known.crc;
+        self.uses[id].crc = known.crc;
     }
 
     /// What the seal of an object says, if that is known.
     pub fn known(&self, id: u32) -> Option<Known> {
-        let slot = &self.slots[id as usize];
+        let slot = &self.slots[id];
         let layout = self.spaces[slot.space as usize].layout.filter(|_| slot.known)?;
-        Some(Known { layout, crc: self.uses[id as usize].crc })
+        Some(Known { layout, crc: self.uses[id].crc })
     }
 
     pub fn get(&self, id: u32) -> &Slot {
-        &self.slots[id as usize]
+        &self.slots[id]
     }
 
     pub fn get_mut(&mut self, id: u32) -> &mut Slot {
-        &mut self.slots[id as usize]
+        &mut self.slots[id]
     }
 
     pub fn usage(&self, id: u32) -> Use {
-        self.uses[id as usize]
+        self.uses[id]
     }
 
     pub fn usage_mut(&mut self, id: u32) -> &mut Use {
-        &mut self.uses[id as usize]
+        &mut self.uses[id]
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        self.table.ids().map(|id| (id, &self.slots[id as usize]))
+        self.table.ids().map(|id| (id, &self.slots[id]))
     }
 }
 
