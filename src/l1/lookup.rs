@@ -88,7 +88,7 @@ impl L1 {
 impl Lookup<'_> {
     /// The slots of the keys in a space, `NONE` for those that are not there; and an empty list for those that a session takes for
     /// the first time.
-    #[inline]
+    #[inline(always)]
     pub fn find_all(&mut self, state: &State, space: u32) -> (&mut [u32], &mut Vec<u32>) {
         if self.again {
             self.find_again(state, space);

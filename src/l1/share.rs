@@ -1,4 +1,6 @@
 //! Shares: taking them, returning them exactly once, and the end of a session.
+//!
+//! What runs for each key is inlined by force: of a batch of one key, entering and leaving functions is a twentieth.
 
 use super::slot::{HIDDEN, LISTED, NOBODY, NONE, QUEUED, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
 use super::{L1, Outcome, State};
@@ -170,7 +172,7 @@ impl State {
 
     /// Gives `count` shares of a ready object to a session. False if it would have more than can be counted. If it had none of the
     /// object before, the slot is added to `fresh`, for [`note_all`](State::note_all).
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(&mut self, session: u32, id: u32, count: u32, fresh: &mut Vec<u32>) -> bool {
         let now_ms = self.now_ms as u32;
         let shares = self.slots.shares(id);
@@ -205,7 +207,7 @@ impl State {
     }
 
     /// Notes that a session has used objects.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note_all(&mut self, session: u32, fresh: &[u32]) {
         if fresh.is_empty() {
             return;
@@ -246,7 +248,7 @@ impl State {
     }
 
     /// The slot of `key` of which `session` holds at least `count` shares: the one in the table, or a hidden one.
-    #[inline]
+    #[inline(always)]
     fn held_slot(&self, session: u32, key: &Key, id: u32, count: u32) -> Option<u32> {
         if id != NONE && self.shares_of(session, id) >= count {
             return Some(id);
@@ -309,7 +311,7 @@ impl State {
     /// Returns shares of the key whose slot is `id`, which becomes `NONE` unless they were the last ones and the object stays:
     /// the caller then says what becomes of its place among the others, by [`read_all`](State::read_all) or
     /// [`unread`](State::unread).
-    #[inline]
+    #[inline(always)]
     fn finish_one(&mut self, session: u32, key: &Key, id: &mut u32, count: u32) -> Status {
         let strays = !self.sessions.at_mut(session).strays.is_empty();
         if strays && let Some(status) = self.finish_among_copies(session, key, id, count) {
@@ -332,7 +334,7 @@ impl State {
     }
 
     /// Takes `count` shares of an object back from a session that holds them. True if they were the last ones and the object stays.
-    #[inline]
+    #[inline(always)]
     pub(super) fn give_back(&mut self, session: u32, id: u32, count: u32) -> bool {
         let slot = &mut self.slots[id];
         let held = slot.held_by(session);
@@ -361,6 +363,7 @@ impl State {
     }
 
     /// Objects of a space whose last shares were returned count as read; `NONE` is passed over.
+    #[inline(always)]
     fn read_all(&mut self, space: u32, ids: &mut [u32]) {
         let ids = without_none(ids);
         for &id in ids {
