@@ -4,7 +4,11 @@
 //! in some thousand times, which costs an object a better or worse place and nothing else. Times are the policy's own
 //! count of events, and wrap.
 
+use crate::chunked::Chunked;
+
 const WAYS: usize = 8;
+/// Buckets made for each memory while there are too few: so many that there is always room, so few that no caller waits for them.
+const GROWTH: u32 = 4;
 
 #[derive(Clone, Copy, Default)]
 struct Memory {
@@ -14,9 +18,13 @@ struct Memory {
 }
 
 /// The memory of one policy. It reaches back `span` events, each of which evicts one object at most, and takes less than
-/// sixteen bytes for each event of the longest span it ever had.
+/// sixteen bytes for each event of the longest span it ever had, in steps of 64 KiB.
+///
+/// It grows by linear hashing (Litwin, VLDB 1980), a few buckets at a time: the next bucket takes its part of that which has half its number.
 pub(super) struct Ghost {
-    slots: Vec<Memory>,
+    buckets: Chunked<[Memory; WAYS]>,
+    len: u32,
+    wanted: u32,
     span: u32,
 }
 
@@ -31,26 +39,31 @@ fn print(tag: u32, uses: u8) -> u32 {
 
 impl Ghost {
     pub(super) fn new() -> Ghost {
-        Ghost { slots: Vec::new(), span: 0 }
+        Ghost { buckets: Chunked::new(), len: 0, wanted: 1, span: 0 }
     }
 
     /// Remembers for as many events as this from now on.
     pub(super) fn set_span(&mut self, span: usize) {
         self.span = u32::try_from(span).unwrap_or(u32::MAX / 2);
-        let wanted = span.next_power_of_two().max(WAYS);
-        if self.slots.is_empty() {
-            self.slots.resize(wanted, Memory::default());
-        }
-        while self.slots.len() < wanted {
-            // The bit that now decides was not kept, so both halves hold the memory and the false ones age.
-            self.slots.extend_from_within(..);
+        // More than can be remembered, since chance fills buckets unevenly.
+        self.wanted = self.wanted.max((self.span / 4 * 7).div_ceil(WAYS as u32));
+    }
+
+    fn grow(&mut self) {
+        for _ in 0..GROWTH.min(self.wanted.saturating_sub(self.len)) {
+            self.buckets.reach(self.len, Default::default);
+            if let Some(bits) = self.len.checked_ilog2() {
+                // The bit that now decides was not kept, so both hold the memory and the false ones age.
+                self.buckets[self.len] = self.buckets[self.len - (1 << bits)];
+            }
+            self.len += 1;
         }
     }
 
-    fn bucket(&mut self, tag: u32) -> &mut [Memory] {
-        let buckets = self.slots.len() / WAYS;
-        let at = tag as usize & buckets.wrapping_sub(1);
-        self.slots.get_mut(at * WAYS..(at + 1) * WAYS).unwrap_or_default()
+    fn bucket(&mut self, tag: u32) -> Option<&mut [Memory; WAYS]> {
+        let half = 1 << self.len.checked_ilog2()?;
+        let at = tag & (2 * half - 1);
+        Some(&mut self.buckets[if at < self.len { at } else { at - half }])
     }
 
     /// Remembers an object that was used `uses` times, the last time at `since`.
@@ -59,7 +72,8 @@ impl Ghost {
             0 => u32::MAX,
             _ => now.wrapping_sub(memory.since),
         };
-        if let Some(memory) = self.bucket(tag).iter_mut().max_by_key(age) {
+        self.grow();
+        if let Some(memory) = self.bucket(tag).and_then(|bucket| bucket.iter_mut().max_by_key(age)) {
             *memory = Memory { print: print(tag, uses), since };
         }
     }
@@ -68,14 +82,14 @@ impl Ghost {
     pub(super) fn recall(&mut self, tag: u32, now: u32) -> Option<(u8, u32)> {
         let span = self.span;
         let wanted = print(tag, 0);
-        let memory = self.bucket(tag).iter_mut().find(|memory| memory.print & !0xff == wanted)?;
+        let memory = self.bucket(tag)?.iter_mut().find(|memory| memory.print & !0xff == wanted)?;
         let Memory { print, since } = std::mem::take(memory);
         let age = now.wrapping_sub(since);
         (age <= span).then_some((print as u8, age))
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Memory>()
+        self.buckets.memory_bytes()
     }
 }
 
@@ -101,11 +115,11 @@ mod tests {
     #[test]
     fn p9_it_takes_no_more_however_much_it_is_told() {
         let mut ghost = Ghost::new();
-        for span in [1000, 5000, 100] {
+        for span in [1000, 50_000, 100] {
             ghost.set_span(span);
             (0..200_000).for_each(|tag| ghost.remember(short(tag), 1, tag as u32, tag as u32));
         }
-        assert!(ghost.memory_bytes() < 16 * 5000, "{} bytes", ghost.memory_bytes());
+        assert!(ghost.memory_bytes() < 16 * 50_000, "{} bytes", ghost.memory_bytes());
     }
 
     #[test]
@@ -114,6 +128,8 @@ mod tests {
         ghost.set_span(1000);
         (0..100).for_each(|tag| ghost.remember(short(tag), 3, 0, 0));
         ghost.set_span(10_000);
+        (1000..4000).for_each(|tag| ghost.remember(short(tag), 1, 1, 1));
+        assert!(ghost.memory_bytes() >= 8 * 10_000, "it has not grown");
         let kept = (0..100).filter(|&tag| ghost.recall(short(tag), 1) == Some((3, 1))).count();
         assert_eq!(kept, 100);
     }

@@ -219,9 +219,9 @@ mod tests {
 
     #[test]
     fn p9_its_memory_follows_the_residents_and_not_what_passed_through() {
-        const RESIDENTS: u32 = 1000;
+        const RESIDENTS: u32 = 10_000;
         let mut policy = Mq::new();
-        for passing in 0..200_000 {
+        for passing in 0..400_000 {
             let id = passing % RESIDENTS;
             if passing >= RESIDENTS {
                 policy.remove(id, Removal::Evicted);
