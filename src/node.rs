@@ -25,6 +25,10 @@ use crate::stats::Meters;
 
 /// Most bytes being written to L2 at once, unless L1 is small.
 const WRITING_BYTES_MAX: u64 = 64 << 20;
+/// Background eviction goes on for so long …
+const BURST: Duration = Duration::from_micros(200);
+/// … and rests for so long: the kernel may have woken its thread on the processor of a caller, who would wait for a time slice to end.
+const BURST_PAUSE: Duration = Duration::from_micros(100);
 /// Background eviction that finds L1 busy tries again after so long …
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// … and insists after so many times in a row.
@@ -253,6 +257,7 @@ struct Housekeeping {
 impl Housekeeping {
     fn run(&self) {
         let (mut reclaim, mut busy) = (Instant::now(), 0);
+        let mut burst = None;
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             let (_, late) = self.watch.expire(now);
@@ -272,11 +277,13 @@ impl Housekeeping {
                 let evicted = self.l1.evict_slice(busy == BUSY_MOST);
                 busy = if evicted == Eviction::Busy { busy + 1 } else { 0 };
                 match evicted {
-                    Eviction::More => continue,
+                    Eviction::More if now.duration_since(*burst.get_or_insert(now)) < BURST => continue,
+                    Eviction::More => next = next.min(now + BURST_PAUSE),
                     Eviction::Busy => next = next.min(now + BUSY_PAUSE),
                     Eviction::Done => self.room.store(false, Ordering::Release),
                 }
             }
+            burst = None;
             self.prefetcher.sleep(next);
         }
     }
