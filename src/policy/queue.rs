@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::arena::prefetch_to_change;
+use crate::chunked::Chunked;
 
 /// Entries of a segment, the unit in which queues take and give back memory.
 const SEGMENT: usize = 512;
@@ -27,7 +28,7 @@ const TICKETS: u32 = 1 << 31;
 
 /// Where every id stands, and the memory of all queues of one policy.
 pub(super) struct Places {
-    place: Vec<u32>,
+    place: Chunked<u32, 4096>,
     tickets: u32,
     segments: u32,
     spare: Vec<Segment>,
@@ -42,34 +43,27 @@ struct Segment {
 
 impl Places {
     pub(super) fn new() -> Places {
-        Places { place: Vec::new(), tickets: 0, segments: 0, spare: Vec::new() }
+        Places { place: Chunked::new(), tickets: 0, segments: 0, spare: Vec::new() }
     }
 
     /// Makes room for `id`.
     pub(super) fn reach(&mut self, id: u32) {
-        let length = id as usize + 1;
-        if length > self.place.capacity() {
-            // Doubling would leave half of it unused.
-            self.place.reserve_exact(length + length / 4 - self.place.len());
-        }
-        if length > self.place.len() {
-            self.place.resize(length, ABSENT);
-        }
+        self.place.reach(id, || ABSENT);
     }
 
     /// Has the memory fetched that an id's move changes.
     pub(super) fn prefetch(&self, id: u32) {
-        if let Some(place) = self.place.get(id as usize) {
+        if let Some(place) = self.place.get(id) {
             prefetch_to_change(place);
         }
     }
 
     fn get(&self, id: u32) -> u32 {
-        self.place.get(id as usize).copied().unwrap_or(ABSENT)
+        self.place.get(id).copied().unwrap_or(ABSENT)
     }
 
     fn set(&mut self, id: u32, place: u32) {
-        self.place[id as usize] = place;
+        self.place[id] = place;
     }
 
     pub(super) fn knows(&self, id: u32) -> bool {
@@ -81,7 +75,7 @@ impl Places {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.place.capacity() * size_of::<u32>()
+        self.place.memory_bytes()
             + self.segments as usize * SEGMENT * size_of::<u32>()
             + self.spare.capacity() * size_of::<Segment>()
     }
@@ -296,7 +290,7 @@ impl Queue {
                 }
                 // Whether an entry lives is a coin toss to a branch predictor, so it is written either way and kept
                 // by counting it.
-                let place = &mut places.place[id as usize];
+                let place = &mut places.place[id];
                 let lives = *place == segment.base + at as u32;
                 let fill = self.packed.fill;
                 self.packed.last.ids[fill] = id;
