@@ -35,8 +35,13 @@ pub struct Gauges {
     pub memory_bytes: u64,
 }
 
-/// How many cache lines the calls that run side by side count on.
-const PARTS: usize = 8;
+/// On how many parts, each with cache lines of its own, calls that run side by side write what they tell the others.
+pub(super) const PARTS: usize = 8;
+
+/// That of a session, which few others are on.
+pub(super) fn part_of(session: u32) -> usize {
+    session as usize % PARTS
+}
 
 /// What calls that run side by side count, those of a session on a cache line that few others are on. Only the sums mean anything.
 #[derive(Default)]
@@ -60,7 +65,7 @@ fn add(number: &mut AtomicU64, more: u64) {
 impl Tally {
     /// Where the calls of a session count, side by side with others.
     pub fn beside(&self, session: u32) -> &Part {
-        &self.0[session as usize % PARTS]
+        &self.0[part_of(session)]
     }
 
     /// Memory was taken into use.

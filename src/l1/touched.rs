@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::tally::{PARTS, part_of};
 use super::{State, patiently};
 
-const PARTS: usize = 8;
 /// From so many on a policy is told, if nobody else is telling it …
 const MANY: usize = 256;
 /// … and from so many on in any case.
@@ -43,9 +43,11 @@ impl Touched {
 impl State {
     /// Objects of a session's pool were used, by a call that runs beside others.
     pub(super) fn touch_later(&self, session: u32, pool: usize, ids: &[u32], now_ms: u64) {
-        let mut waiting = self.touched.parts[session as usize % PARTS].0.lock();
+        let mut waiting = self.touched.parts[part_of(session)].0.lock();
         if waiting.pool != pool {
-            self.tell(&mut waiting, now_ms);
+            if !waiting.ids.is_empty() {
+                self.tell(&mut waiting, now_ms);
+            }
             waiting.pool = pool;
         }
         waiting.ids.extend_from_slice(ids);
