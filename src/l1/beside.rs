@@ -45,6 +45,12 @@ impl Crowd {
         self.until_ms.store(u64::MAX, Ordering::Relaxed);
     }
 
+    /// From now on there is none.
+    #[cfg(test)]
+    pub fn leave(&self) {
+        self.until_ms.store(0, Ordering::Relaxed);
+    }
+
     #[inline]
     pub fn is_there(&self, now_ms: u64) -> bool {
         self.until_ms.load(Ordering::Relaxed) > now_ms + CROWD
@@ -172,7 +178,7 @@ impl Beside<'_> {
         self.session.shares -= given * u64::from(count);
         state.tally.beside(self.index).give_back(given * u64::from(count), unlocked);
         let pool = state.spaces[self.session.space as usize].pool;
-        state.touch_later(self.index, pool, without_none(found), self.now_ms);
+        state.touch_beside(self.index, pool, without_none(found), self.now_ms);
         Some(outcome.all_ok())
     }
 }

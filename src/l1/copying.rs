@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::L1;
+use super::session::Session;
 use crate::error::{Error, Result};
 
 /// A copy is never late: as long as a deadline can be.
@@ -15,14 +16,13 @@ impl L1 {
     /// Begins a session that copies for `session`, which must be of `space`.
     pub fn begin_copy(&self, session: u64, space: u64, owner_pid: u32) -> Result<u64> {
         self.with(|state| {
-            let user = state.sessions.use_now(session, state.now_ms)?;
-            let of_session = state.spaces[state.sessions.at(user).space as usize].tag.number();
+            let (user, &mut Session { space: index, .. }) = state.sessions.use_now(session, state.now_ms)?;
+            let of_session = state.spaces[index as usize].tag.number();
             if of_session != space {
                 return Err(Error::invalid(format!(
                     "session {session} is of space {of_session} and the pool of space {space}: use a pool of the session's space"
                 )));
             }
-            let index = state.sessions.at(user).space;
             let now_ms = state.now_ms;
             // Whoever asks who holds a key is told for whom it is copied.
             let whose = format!("copy for session {session}, {}", state.sessions.at_mut(user).request_id);

@@ -101,6 +101,7 @@ impl State {
     /// Tells its policy that an object was used.
     pub(super) fn touch_slot(&mut self, id: u32) {
         let pool = self.spaces[self.slots[id].space() as usize].pool;
-        self.pools[pool].policy.get_mut().touch(id, &|id| self.slots.meta(id, self.now_ms));
+        let (policy, metas) = self.policy(pool);
+        policy.touch(id, &|id| metas.of(id));
     }
 }

@@ -14,6 +14,7 @@ pub mod report;
 pub mod room;
 mod session;
 mod share;
+mod single;
 pub mod slot;
 mod space;
 mod tally;
@@ -304,7 +305,6 @@ impl L1 {
 
     fn run<R>(&self, mut state: RwLockWriteGuard<State>, now_ms: u64, body: impl FnOnce(&mut State) -> R) -> R {
         state.now_ms = state.now_ms.max(now_ms);
-        state.settle_touched();
         let result = body(&mut state);
         let mut wakes = std::mem::take(&mut state.wakes);
         drop(state);
@@ -390,8 +390,7 @@ impl L1 {
     /// Counts one more job of a session that is not done. Gives the session's space, and how long it may be idle.
     pub fn begin_job(&self, session: u64) -> Result<(SpaceInfo, Duration)> {
         self.with(|state| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
-            let session = state.sessions.at_mut(index);
+            let (_, session) = state.sessions.use_now(session, state.now_ms)?;
             session.jobs += 1;
             let (space, timeout) = (session.space, Duration::from_millis(session.timeout_ms));
             Ok((state.space_info(space), timeout))
@@ -401,8 +400,7 @@ impl L1 {
     /// One job of a session is done. A session that is gone has none to count.
     pub fn end_job(&self, session: u64) {
         self.with(|state| {
-            if let Ok(index) = state.sessions.use_now(session, state.now_ms) {
-                let session = state.sessions.at_mut(index);
+            if let Ok((_, session)) = state.sessions.use_now(session, state.now_ms) {
                 session.jobs = session.jobs.saturating_sub(1);
             }
         });

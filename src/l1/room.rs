@@ -87,6 +87,7 @@ impl State {
     fn victim(&mut self, pool: usize) -> Option<u32> {
         let write_back = self.has_l2 && self.config.store_mode == StoreMode::WriteBack;
         loop {
+            self.settle_touched();
             let (slots, parked) = (&mut self.slots, &mut self.parked);
             let mut usable = |id: u32| {
                 let name = slots.name(id);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet, HashTable};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::slot::{NOBODY, Ref, Slots};
+use super::slot::{NOBODY, NONE, Ref, Slots};
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::Key;
 
@@ -42,6 +42,8 @@ pub struct Session {
     pub landed: bool,
     /// Shares it holds.
     pub shares: u64,
+    /// The slot that it took a share of last, by a call of one key.
+    pub last: u32,
     /// Slots it stages, by their keys' hashes.
     pub staged: HashTable<u32>,
     /// Shares that were taken from it after its deadline.
@@ -187,6 +189,7 @@ impl Sessions {
                 known: Box::default(),
                 landed: false,
                 shares: 0,
+                last: NONE,
                 staged: HashTable::new(),
                 revoked: HashMap::new(),
                 strays: HashMap::new(),
@@ -223,13 +226,13 @@ impl Sessions {
         Error::new(KVKEEP_ERR_NOT_FOUND, why)
     }
 
-    /// The index of a live session, its deadline renewed.
+    /// A live session and its index, its deadline renewed.
     #[inline]
-    pub fn use_now(&mut self, id: u64, now_ms: u64) -> Result<u32> {
+    pub fn use_now(&mut self, id: u64, now_ms: u64) -> Result<(u32, &mut Session)> {
         let index = self.index(id)?;
         let session = self.at_mut(index);
         session.deadline_ms = now_ms + session.timeout_ms;
-        Ok(index)
+        Ok((index, session))
     }
 
     /// The session at a live index.

@@ -2,7 +2,8 @@
 //!
 //! What runs for each key is inlined by force: of a batch of one key, entering and leaving functions is a twentieth.
 
-use super::slot::{HIDDEN, LISTED, NOBODY, NONE, QUEUED, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
+use super::session::Session;
+use super::slot::{BUSY, HIDDEN, LISTED, NOBODY, NONE, QUEUED, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
 use crate::error::{
@@ -14,8 +15,14 @@ use crate::types::View;
 impl L1 {
     /// Takes `count` shares of each ready key.
     pub fn reserve_read(&self, session: u64, keys: &[Key], count: u32, views: &mut [View]) -> Result<bool> {
+        let now_ms = self.now_ms();
+        if let ([key], [view]) = (keys, &mut *views)
+            && !self.crowd.is_there(now_ms)
+        {
+            *view = self.reserve_single(session, key, count, now_ms)?;
+            return Ok(view.status == KVKEEP_OK as i32);
+        }
         self.looking_up(keys, false, |mut lookup| {
-            let now_ms = self.now_ms();
             let beside = self.beside(session, now_ms, |beside| {
                 let state = beside.state;
                 let (found, fresh) = lookup.find_all(state, beside.session.space);
@@ -30,8 +37,7 @@ impl L1 {
                 return Ok(all);
             }
             self.with_at(now_ms, |state| {
-                let index = state.sessions.use_now(session, state.now_ms)?;
-                let space = state.sessions.at_mut(index).space;
+                let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
                 let (found, fresh) = lookup.find_all(state, space);
                 let mut hits = 0;
                 for (view, &id) in views.iter_mut().zip(&*found) {
@@ -66,8 +72,7 @@ impl L1 {
                 return Ok(());
             }
             self.with_at(now_ms, |state| {
-                let index = state.sessions.use_now(session, state.now_ms)?;
-                let space = state.sessions.at_mut(index).space;
+                let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
                 let (found, fresh) = lookup.find_all(state, space);
                 for (held, &id) in held.iter_mut().zip(&*found) {
                     if !*held && id != NONE && state.take(index, id, count, fresh) {
@@ -89,8 +94,15 @@ impl L1 {
         count: u32,
         mut statuses: Option<&mut [i32]>,
     ) -> Result<bool> {
+        let now_ms = self.now_ms();
+        if let [key] = keys
+            && !self.crowd.is_there(now_ms)
+        {
+            let mut outcome = Outcome::new(statuses);
+            outcome.set(0, self.finish_single(session, key, count, now_ms)?);
+            return Ok(outcome.all_ok());
+        }
         self.looking_up(keys, true, |mut lookup| {
-            let now_ms = self.now_ms();
             let beside = self.beside(session, now_ms, |beside| {
                 let (found, _) = lookup.find_all(beside.state, beside.session.space);
                 beside.give_all(found, count, Outcome::new(statuses.as_deref_mut()))
@@ -99,8 +111,7 @@ impl L1 {
                 return Ok(all);
             }
             self.with_at(now_ms, |state| {
-                let index = state.sessions.use_now(session, state.now_ms)?;
-                let space = state.sessions.at_mut(index).space;
+                let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
                 let (found, _) = lookup.find_all(state, space);
                 let mut outcome = Outcome::new(statuses);
                 for (i, (key, id)) in keys.iter().zip(found.iter_mut()).enumerate() {
@@ -115,8 +126,7 @@ impl L1 {
     /// Returns `count` shares of each key that the session holds so many of, and says of how many keys.
     pub fn release(&self, session: u64, keys: &[Key], count: u32) -> Result<u64> {
         self.with(|state| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
-            let space = state.sessions.at_mut(index).space;
+            let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let mut returned = 0;
             for key in keys {
                 let mut id = state.find(space, key).unwrap_or(NONE);
@@ -143,8 +153,7 @@ impl L1 {
     /// Views of keys whose shares the session holds.
     pub fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
         self.with(|state| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
-            let space = state.sessions.at_mut(index).space;
+            let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let mut all = true;
             for (key, view) in keys.iter().zip(views) {
                 let id = state.find(space, key).unwrap_or(NONE);
@@ -174,36 +183,39 @@ impl State {
     /// object before, the slot is added to `fresh`, for [`note_all`](State::note_all).
     #[inline(always)]
     pub(super) fn take(&mut self, session: u32, id: u32, count: u32, fresh: &mut Vec<u32>) -> bool {
-        let now_ms = self.now_ms as u32;
-        let shares = self.slots.shares(id);
-        if count > SHARES_MAX - shares {
-            return false;
-        }
-        let slot = &mut self.slots[id];
-        if shares == 0 {
-            *slot.since_ms.get_mut() = now_ms;
-        }
-        if !slot.locked() {
-            self.tally.lock(slot.size());
-        }
-        let noted = match slot.holder() {
-            (holder, held) if holder == session => {
-                slot.set_holder(session, held + count);
-                true
-            }
-            (_, 0) if !slot.is(LISTED) => {
-                slot.set_holder(session, count);
-                false
-            }
-            _ => !self.holds.add(&mut self.slots, id, session, count),
-        };
-        let holder = self.sessions.at_mut(session);
-        holder.shares += u64::from(count);
-        self.tally.take(count);
-        if !noted {
+        let first = self.take_one(session, id, count);
+        if first == Some(true) {
             fresh.push(id);
         }
-        true
+        first.is_some()
+    }
+
+    /// As [`take`](State::take), and says whether the session had none of the object before. `None` if it would have too many.
+    #[inline(always)]
+    pub(super) fn take_one(&mut self, session: u32, id: u32, count: u32) -> Option<bool> {
+        let slot = &self.slots[id];
+        let word = slot.word();
+        let (holder, held) = word.holder();
+        let shares = if word.is(LISTED) { self.slots.shares(id) } else { held };
+        if count > SHARES_MAX - shares {
+            return None;
+        }
+        let mut first = holder != session;
+        if !first || shares == 0 {
+            slot.set_holder(session, held + count);
+        } else {
+            first = self.holds.add(&mut self.slots, id, session, count);
+        }
+        if shares == 0 {
+            let slot = &mut self.slots[id];
+            *slot.since_ms.get_mut() = self.now_ms as u32;
+            if !word.locked() {
+                self.tally.lock(slot.size());
+            }
+        }
+        self.sessions.at_mut(session).shares += u64::from(count);
+        self.tally.take(count);
+        Some(first)
     }
 
     /// Notes that a session has used objects.
@@ -242,9 +254,9 @@ impl State {
 
     #[inline]
     pub(super) fn shares_of(&self, session: u32, id: u32) -> u32 {
-        let slot = &self.slots[id];
-        let own = slot.held_by(session);
-        if slot.is(LISTED) { own + self.holds.count(&self.slots, id, session) } else { own }
+        let word = self.slots[id].word();
+        let own = word.held_by(session);
+        if word.is(LISTED) { own + self.holds.count(&self.slots, id, session) } else { own }
     }
 
     /// The slot of `key` of which `session` holds at least `count` shares: the one in the table, or a hidden one.
@@ -312,7 +324,7 @@ impl State {
     /// the caller then says what becomes of its place among the others, by [`read_all`](State::read_all) or
     /// [`unread`](State::unread).
     #[inline(always)]
-    fn finish_one(&mut self, session: u32, key: &Key, id: &mut u32, count: u32) -> Status {
+    pub(super) fn finish_one(&mut self, session: u32, key: &Key, id: &mut u32, count: u32) -> Status {
         let strays = !self.sessions.at_mut(session).strays.is_empty();
         if strays && let Some(status) = self.finish_among_copies(session, key, id, count) {
             return status;
@@ -336,25 +348,32 @@ impl State {
     /// Takes `count` shares of an object back from a session that holds them. True if they were the last ones and the object stays.
     #[inline(always)]
     pub(super) fn give_back(&mut self, session: u32, id: u32, count: u32) -> bool {
-        let slot = &mut self.slots[id];
-        let held = slot.held_by(session);
+        self.sessions.at_mut(session).shares -= u64::from(count);
+        self.tally.give_back(count);
+        let slot = &self.slots[id];
+        let word = slot.word();
+        let held = word.held_by(session);
         let own = held.min(count);
         if own > 0 {
             slot.set_holder(session, held - own);
         }
-        if count > own {
-            self.holds.sub(&mut self.slots, id, session, count - own);
-        }
-        self.sessions.at_mut(session).shares -= u64::from(count);
-        self.tally.give_back(count);
-        if self.slots.shares(id) > 0 {
+        if word.is(LISTED) {
+            if count > own {
+                self.holds.sub(&mut self.slots, id, session, count - own);
+            }
+            if self.slots.shares(id) > 0 {
+                return false;
+            }
+        } else if held > own {
             return false;
         }
-        self.relock(id, true);
         let slot = &self.slots[id];
-        let stays = !slot.has(TEMPORARY | HIDDEN);
+        if !word.is(BUSY) {
+            self.tally.unlock(slot.size());
+        }
+        let stays = !word.has(TEMPORARY | HIDDEN);
         if !stays {
-            if !slot.is(HIDDEN) {
+            if !word.is(HIDDEN) {
                 self.hide(id, super::Removal::Deleted);
             }
             self.free_if_unused(id);
@@ -362,15 +381,21 @@ impl State {
         stays
     }
 
+    /// An object whose last share was returned counts as read.
+    #[inline(always)]
+    pub(super) fn read_one(&mut self, space: u32, id: u32) {
+        self.count_read(id);
+        self.touch(self.spaces[space as usize].pool, id);
+    }
+
     /// Objects of a space whose last shares were returned count as read; `NONE` is passed over.
     #[inline(always)]
-    fn read_all(&mut self, space: u32, ids: &mut [u32]) {
+    pub(super) fn read_all(&mut self, space: u32, ids: &mut [u32]) {
         let ids = without_none(ids);
         for &id in ids {
             self.count_read(id);
         }
-        let policy = self.pools[self.spaces[space as usize].pool].policy.get_mut();
-        policy.touch_all(ids, &|id| self.slots.meta(id, self.now_ms));
+        self.touch_all(self.spaces[space as usize].pool, ids);
     }
 
     fn count_read(&mut self, id: u32) {
@@ -385,7 +410,7 @@ impl State {
     pub(super) fn unread(&mut self, id: u32) {
         if id != NONE {
             let pool = self.spaces[self.slots[id].space() as usize].pool;
-            self.pools[pool].policy.get_mut().release(id);
+            self.policy(pool).0.release(id);
         }
     }
 

@@ -79,6 +79,52 @@ pub struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 64);
 
+/// What a slot said of its holder, its flags and the upper bits of its size at one moment.
+#[derive(Clone, Copy)]
+pub struct Word(u64);
+
+impl Word {
+    /// The session (by index) that used the object last, or that stages it, and its shares.
+    #[inline]
+    pub fn holder(self) -> (u32, u32) {
+        ((self.0 >> SESSION_SHIFT) as u32, (self.0 >> HELD_SHIFT) as u32 & SHARES_MAX)
+    }
+
+    /// Shares of a session, if it is the holder.
+    #[inline]
+    pub fn held_by(self, session: u32) -> u32 {
+        match self.holder() {
+            (holder, held) if holder == session => held,
+            _ => 0,
+        }
+    }
+
+    /// Whether all of `flags` are set.
+    #[inline]
+    pub fn is(self, flags: Flags) -> bool {
+        self.0 & u64::from(flags) == u64::from(flags)
+    }
+
+    /// Whether one of `flags` is set.
+    #[inline]
+    pub fn has(self, flags: Flags) -> bool {
+        self.0 & u64::from(flags) != 0
+    }
+
+    /// Whether the object's memory is in use, so that it must not be evicted.
+    #[inline]
+    pub fn locked(self) -> bool {
+        self.0 & LOCKS != 0
+    }
+
+    /// The same with another holder.
+    #[inline]
+    fn with_holder(self, session: u32, held: u32) -> Word {
+        let holder = u64::from(session) << SESSION_SHIFT | u64::from(held) << HELD_SHIFT;
+        Word(self.0 & (FLAGS | 0xff << SIZE_HIGH_SHIFT) | holder)
+    }
+}
+
 /// What else is known of an object.
 #[derive(Debug)]
 pub struct Detail {
@@ -145,9 +191,10 @@ impl Slot {
         Slot::new(Key { hash: [0; 32], rank: 0, group: 0 }, 0, 0, 0, 0)
     }
 
+    /// What it says now. Worth asking once where several things are asked of it.
     #[inline]
-    fn word(&self) -> u64 {
-        self.word.load(Ordering::Relaxed)
+    pub fn word(&self) -> Word {
+        Word(self.word.load(Ordering::Acquire))
     }
 
     /// Index of its space.
@@ -159,38 +206,34 @@ impl Slot {
     /// How many bytes it has.
     #[inline]
     pub fn size(&self) -> u64 {
-        u64::from(self.size_low) | (self.word() >> SIZE_HIGH_SHIFT & 0xff) << 32
+        u64::from(self.size_low) | (self.word().0 >> SIZE_HIGH_SHIFT & 0xff) << 32
     }
 
-    /// The session (by index) that used it last, or that stages it, and its shares.
+    /// As [`Word::holder`].
     #[inline]
     pub fn holder(&self) -> (u32, u32) {
-        let word = self.word.load(Ordering::Acquire);
-        ((word >> SESSION_SHIFT) as u32, (word >> HELD_SHIFT) as u32 & SHARES_MAX)
+        self.word().holder()
     }
 
     /// Sets what [`holder`](Slot::holder) gives. Calls that run side by side may do so only for a holder with shares, which
     /// is theirs alone while they have its session.
     #[inline]
     pub fn set_holder(&self, session: u32, held: u32) {
-        self.word.store(held_by(self.word(), session, held), Ordering::Release);
+        self.word.store(self.word().with_holder(session, held).0, Ordering::Release);
     }
 
     /// Makes `session` the holder, with `held` shares, if the holder is still `before`, without shares.
     #[inline]
     pub fn change_holder(&self, before: u32, session: u32, held: u32) -> bool {
         let word = self.word();
-        let (before, after) = (held_by(word, before, 0), held_by(word, session, held));
+        let (before, after) = (word.with_holder(before, 0).0, word.with_holder(session, held).0);
         self.word.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Shares of a session, if it is the holder.
+    /// As [`Word::held_by`].
     #[inline]
     pub fn held_by(&self, session: u32) -> u32 {
-        match self.holder() {
-            (holder, held) if holder == session => held,
-            _ => 0,
-        }
+        self.word().held_by(session)
     }
 
     /// Times it was read, counted up to [`USES_MAX`].
@@ -212,16 +255,16 @@ impl Slot {
         self.key == *key && self.space() == space
     }
 
-    /// Whether all of `flags` are set.
+    /// As [`Word::is`].
     #[inline]
     pub fn is(&self, flags: Flags) -> bool {
-        self.word() & u64::from(flags) == u64::from(flags)
+        self.word().is(flags)
     }
 
-    /// Whether one of `flags` is set.
+    /// As [`Word::has`].
     #[inline]
     pub fn has(&self, flags: Flags) -> bool {
-        self.word() & u64::from(flags) != 0
+        self.word().has(flags)
     }
 
     /// Sets flags.
@@ -238,20 +281,14 @@ impl Slot {
 
     /// Whether it is committed, and in the table.
     pub fn is_findable(&self) -> bool {
-        self.word() & u64::from(READY | HIDDEN) == u64::from(READY)
+        self.word().0 & u64::from(READY | HIDDEN) == u64::from(READY)
     }
 
-    /// Whether its memory is in use, so that it must not be evicted.
+    /// As [`Word::locked`].
     #[inline]
     pub fn locked(&self) -> bool {
-        self.word() & LOCKS != 0
+        self.word().locked()
     }
-}
-
-/// `word` with another holder.
-#[inline]
-fn held_by(word: u64, session: u32, held: u32) -> u64 {
-    word & (FLAGS | 0xff << SIZE_HIGH_SHIFT) | u64::from(session) << SESSION_SHIFT | u64::from(held) << HELD_SHIFT
 }
 
 /// Names an object for as long as it lives.

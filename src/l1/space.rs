@@ -45,8 +45,7 @@ impl L1 {
     /// The space of a session, whose deadline is renewed.
     pub fn session_space(&self, session: u64) -> Result<SpaceInfo> {
         self.with(|state| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
-            let space = state.sessions.at_mut(index).space;
+            let space = state.sessions.use_now(session, state.now_ms)?.1.space;
             Ok(state.space_info(space))
         })
     }
@@ -92,9 +91,10 @@ impl State {
             .collect();
         for id in members {
             let size = self.slots[id].size();
-            self.pools[0].policy.get_mut().remove(id, Removal::Deleted);
+            self.policy(0).0.remove(id, Removal::Deleted);
             self.pools[0].bytes -= size;
-            self.pools[pool].policy.get_mut().insert(id, &|id| self.slots.new_meta(id, self.now_ms));
+            let (policy, metas) = self.policy(pool);
+            policy.insert(id, &|id| metas.of_new(id));
             self.pools[pool].bytes += size;
         }
         Ok(())

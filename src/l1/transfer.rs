@@ -103,8 +103,10 @@ impl L1 {
             let given = readers
                 .iter()
                 .map(|reader| {
-                    let Ok(index) = state.sessions.use_now(reader.session, state.now_ms) else { return false };
-                    state.sessions.at_mut(index).landed = true;
+                    let Ok((index, session)) = state.sessions.use_now(reader.session, state.now_ms) else {
+                        return false;
+                    };
+                    session.landed = true;
                     let mut fresh = Vec::new();
                     let taken = state.take(index, id, reader.count, &mut fresh);
                     state.note_all(index, &fresh);
@@ -185,7 +187,7 @@ impl L1 {
             if leaving && !locked && state.above(state.config.low_percent, 0) {
                 state.evict(name.slot);
             } else if parked {
-                state.pools[pool].policy.get_mut().release(name.slot);
+                state.policy(pool).0.release(name.slot);
             }
         });
     }
@@ -234,7 +236,7 @@ impl State {
         }
         let pool = self.spaces[slot.space() as usize].pool;
         if !slot.is(PARKED) || slot.is(TEMPORARY) {
-            self.pools[pool].policy.get_mut().release(id);
+            self.policy(pool).0.release(id);
         }
     }
 }

@@ -23,7 +23,7 @@ impl L1 {
         views: &mut [View],
     ) -> Result<bool> {
         self.with_hashes(keys, |state, hashes, _| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
+            let (index, _) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
             let mut full: Option<Status> = None;
@@ -52,7 +52,7 @@ impl L1 {
     /// Commits staged keys.
     pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         self.with_hashes(keys, |state, hashes, fresh| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
+            let (index, _) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             let orphan = state.sessions.is_orphan(index);
             let mut outcome = Outcome::new(statuses);
@@ -84,7 +84,7 @@ impl L1 {
         views: &mut [View],
     ) -> Result<bool> {
         self.with_hashes(keys, |state, hashes, fresh| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
+            let (index, _) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             let (mut all, mut taken) = (true, Vec::new());
             for ((key, &hash), view) in keys.iter().zip(hashes).zip(views) {
@@ -113,7 +113,7 @@ impl L1 {
     /// Gives staged keys back.
     pub fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         self.with_hashes(keys, |state, hashes, _| {
-            let index = state.sessions.use_now(session, state.now_ms)?;
+            let (index, _) = state.sessions.use_now(session, state.now_ms)?;
             let mut outcome = Outcome::new(statuses);
             for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
                 let staged = state.unstaged(index, key, hash);
@@ -228,9 +228,10 @@ impl State {
         self.relock(id, true);
         let (slots, hasher) = (&self.slots, &self.hasher);
         self.table.insert(hash, id, |id| hasher.hash(&slots[id].key));
-        let pool = &mut self.pools[self.spaces[space as usize].pool];
-        pool.bytes += size;
-        pool.policy.get_mut().insert(id, &|id| self.slots.new_meta(id, self.now_ms));
+        let pool = self.spaces[space as usize].pool;
+        self.pools[pool].bytes += size;
+        let (policy, metas) = self.policy(pool);
+        policy.insert(id, &|id| metas.of_new(id));
         self.record(EventKind::Stored, id);
         self.queue_after_commit(id);
         if self.above(self.config.high_percent, 0) {
@@ -277,9 +278,9 @@ impl State {
         let (space, key, size) = (slot.space(), slot.key, slot.size());
         let hash = self.hasher.hash(&key);
         self.table.remove(hash, id);
-        let pool = &mut self.pools[self.spaces[space as usize].pool];
-        pool.policy.get_mut().remove(id, why);
-        pool.bytes -= size;
+        let pool = self.spaces[space as usize].pool;
+        self.policy(pool).0.remove(id, why);
+        self.pools[pool].bytes -= size;
         self.ready -= 1;
         self.record(EventKind::Removed, id);
         let (slot, name) = (&self.slots[id], self.slots.name(id));

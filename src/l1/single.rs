@@ -1,0 +1,58 @@
+//! Reads of one key at a time: as those of many (`share.rs`), without lists to make and to walk, which would take half their time.
+
+use super::session::Session;
+use super::slot::NONE;
+use super::{L1, State};
+use crate::error::{KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result, Status};
+use crate::key::Key;
+use crate::types::View;
+
+impl L1 {
+    /// Takes `count` shares of a key, if it is ready.
+    #[inline]
+    pub(super) fn reserve_single(&self, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<View> {
+        let hash = self.hasher.hash(key);
+        self.with_at(now_ms, |state| {
+            let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
+            let Some(id) = state.find_hashed(hash, space, key) else {
+                state.tally.read(0, 1);
+                return Ok(View::none(KVKEEP_ERR_NOT_FOUND));
+            };
+            state.sessions.at_mut(index).last = id;
+            let Some(first) = state.take_one(index, id, count) else {
+                state.tally.read(0, 1);
+                return Ok(View::none(KVKEEP_ERR_LIMIT));
+            };
+            if first {
+                state.note_all(index, &[id]);
+            }
+            state.tally.read(1, 0);
+            Ok(state.view(id))
+        })
+    }
+
+    /// Returns `count` shares of a key.
+    #[inline]
+    pub(super) fn finish_single(&self, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<Status> {
+        self.with_at(now_ms, |state| {
+            let (index, &mut Session { space, last, .. }) = state.sessions.use_now(session, state.now_ms)?;
+            let mut id = state.find_again(last, space, key);
+            let status = state.finish_one(index, key, &mut id, count);
+            if id != NONE {
+                state.read_one(space, id);
+            }
+            Ok(status)
+        })
+    }
+}
+
+impl State {
+    /// The slot of a key, which mostly is the one that was `last` found.
+    #[inline]
+    fn find_again(&self, last: u32, space: u32, key: &Key) -> u32 {
+        match self.slots.get(last) {
+            Some(slot) if slot.names(space, key) && slot.is_findable() => last,
+            _ => self.find(space, key).unwrap_or(NONE),
+        }
+    }
+}
