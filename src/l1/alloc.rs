@@ -79,11 +79,20 @@ pub struct Alloc {
     bins: Box<[Bin]>,
     coarse: u32,
     fine: [u32; COARSE_BINS],
-    unit: u64,
+    /// The unit is two to the power of it.
+    unit_bits: u32,
     /// Units in a page, at least one.
     page_units: u64,
     units: u64,
     used_units: u64,
+    again: Again,
+}
+
+/// What was asked for last and where it was cut off. As long as no bin changed, that is where the same is found again.
+struct Again {
+    units: u64,
+    align: u64,
+    node: u32,
 }
 
 /// The bin of blocks with this many units; all blocks of later bins are larger.
@@ -98,9 +107,9 @@ fn bin_of(units: u64) -> usize {
 impl Alloc {
     /// The allocator of an arena of `bytes`. The unit is 64 bytes up to 256 GiB and doubles with the arena beyond.
     pub fn new(bytes: u64) -> Alloc {
-        let mut unit = UNIT;
-        while bytes / unit > 1 << 32 {
-            unit *= 2;
+        let mut unit_bits = UNIT.ilog2();
+        while bytes >> unit_bits > 1 << 32 {
+            unit_bits += 1;
         }
         let mut alloc = Alloc {
             nodes: Chunked::new(),
@@ -109,10 +118,11 @@ impl Alloc {
             bins: vec![Bin { head: NIL, most: 0, most_paged: 0 }; BINS].into_boxed_slice(),
             coarse: 0,
             fine: [0; COARSE_BINS],
-            unit,
-            page_units: (PAGE / unit).max(1),
-            units: bytes / unit,
+            unit_bits,
+            page_units: (PAGE >> unit_bits).max(1),
+            units: bytes >> unit_bits,
             used_units: 0,
+            again: Again { units: 0, align: 0, node: NIL },
         };
         if alloc.units > 0 {
             let node = alloc.new_node(Node { last: (alloc.units - 1) as u32, ..BLANK });
@@ -125,19 +135,22 @@ impl Alloc {
 
     /// Takes `size` bytes, at a multiple of 4096 when `size` is one, else of 64. `None` when no free block holds them.
     pub fn alloc(&mut self, size: u64) -> Option<Block> {
-        let units = size.div_ceil(self.unit).max(1);
+        let whole = size >> self.unit_bits;
+        let units = (whole + u64::from(whole << self.unit_bits != size)).max(1);
         if units > self.units - self.used_units {
             return None;
         }
         let align = if size.is_multiple_of(PAGE) { self.page_units } else { 1 };
-        let node = self.find(units, align)?;
+        let Again { node, .. } = self.again;
+        let again = node != NIL && self.again.units == units && self.again.align == align;
+        let node = if again && self.nodes[node].fits(units, align) { node } else { self.find(units, align)? };
         self.carve(node, units, align)
     }
 
     /// Where the bytes of a block begin.
     #[inline]
     pub fn offset(&self, start: u32) -> u64 {
-        u64::from(start) * self.unit
+        u64::from(start) << self.unit_bits
     }
 
     /// Gives back a block that [`alloc`](Alloc::alloc) gave.
@@ -162,17 +175,17 @@ impl Alloc {
 
     /// Bytes that the block takes, rounding included.
     pub fn size_of(&self, node: u32) -> u64 {
-        self.nodes[node].units() * self.unit
+        self.nodes[node].units() << self.unit_bits
     }
 
     /// Bytes taken, rounding included.
     pub fn used_bytes(&self) -> u64 {
-        self.used_units * self.unit
+        self.used_units << self.unit_bits
     }
 
     /// Bytes there are.
     pub fn capacity(&self) -> u64 {
-        self.units * self.unit
+        self.units << self.unit_bits
     }
 
     /// Bytes of the largest free block.
@@ -188,7 +201,7 @@ impl Alloc {
             most = most.max(self.nodes[node].units());
             node = self.nodes[node].next_free;
         }
-        most * self.unit
+        most << self.unit_bits
     }
 
     /// Bytes of memory that the books take.
@@ -274,6 +287,7 @@ impl Alloc {
             return None;
         }
         if gap == 0 && tail > 0 && bin_of(tail) == bin_of(tail + units) {
+            self.again = Again { units, align, node };
             return self.cut(node, units);
         }
         self.unlink(node);
@@ -353,6 +367,7 @@ impl Alloc {
 
     /// Hangs a free block in its bin.
     fn push(&mut self, node: u32) {
+        self.again.node = NIL;
         let block = self.nodes[node];
         let at = bin_of(block.units());
         let bin = &mut self.bins[at];
@@ -373,6 +388,7 @@ impl Alloc {
 
     /// Takes a free block out of its bin and marks it used.
     fn unlink(&mut self, node: u32) {
+        self.again.node = NIL;
         let block = self.nodes[node];
         if block.next_free != NIL {
             self.nodes[block.next_free].prev_free = block.prev_free;

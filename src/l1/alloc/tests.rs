@@ -104,6 +104,35 @@ proptest! {
     }
 }
 
+proptest! {
+    /// An allocator that looks in its bins each time has everything at the same places.
+    #[test]
+    fn what_it_remembers_changes_nothing(
+        ops in proptest::collection::vec((op(), 1usize..6), 1..200),
+        pages in 1u64..200,
+    ) {
+        let mut allocs = [Alloc::new(pages * PAGE), Alloc::new(pages * PAGE)];
+        let mut taken = Vec::new();
+        for (op, times) in ops {
+            for _ in 0..times {
+                allocs[1].again.node = NIL;
+                match op {
+                    Op::Take(size) => {
+                        let [one, other] = allocs.each_mut().map(|alloc| alloc.alloc(size));
+                        prop_assert_eq!(one, other);
+                        taken.extend(one);
+                    }
+                    Op::Give(which) if !taken.is_empty() => {
+                        let block = taken.swap_remove(which % taken.len());
+                        allocs.iter_mut().for_each(|alloc| alloc.free(block.node));
+                    }
+                    Op::Give(_) => {}
+                }
+            }
+        }
+    }
+}
+
 /// A small generator of its own, so that a failing fill repeats.
 fn next(state: &mut u64) -> u64 {
     *state ^= *state << 13;
