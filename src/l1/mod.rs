@@ -409,8 +409,10 @@ impl L1 {
 
 impl State {
     fn record(&self, kind: EventKind, id: u32) {
-        let slot = &self.slots[id];
-        self.events.record_l1(kind, self.spaces[slot.space() as usize].tag, &slot.key, slot.size());
+        self.events.record_l1(kind, || {
+            let slot = &self.slots[id];
+            (self.spaces[slot.space() as usize].tag, slot.key, slot.size())
+        });
     }
 
     /// Whether the memory of a slot became free to evict, or was taken into use: call after each change, with what it was.
