@@ -103,10 +103,7 @@ impl Lookup<'_> {
         // What the caller makes of the slots is not what the next one looks for.
         self.last.names.clear();
         for (id, key) in self.last.found.iter_mut().zip(self.keys) {
-            let same = state.slots.get(*id).is_some_and(|slot| slot.names(space, key) && slot.is_findable());
-            if !same {
-                *id = state.find(space, key).unwrap_or(NONE);
-            }
+            *id = state.find_again(*id, space, key);
         }
     }
 
@@ -137,6 +134,15 @@ impl State {
     /// The slot of a key.
     pub(super) fn find(&self, space: u32, key: &Key) -> Option<u32> {
         self.find_hashed(self.hasher.hash(key), space, key)
+    }
+
+    /// The slot of a key, or `NONE`: mostly it is `last`, where it was found before.
+    #[inline]
+    pub(super) fn find_again(&self, last: u32, space: u32, key: &Key) -> u32 {
+        match self.slots.get(last) {
+            Some(slot) if slot.names(space, key) && slot.is_findable() => last,
+            _ => self.find(space, key).unwrap_or(NONE),
+        }
     }
 
     /// As [`find`](State::find), with the key's hash.

@@ -86,8 +86,8 @@ impl State {
     /// The next victim of a pool that is not in use and that L2 has, or need not have.
     fn victim(&mut self, pool: usize) -> Option<u32> {
         let write_back = self.has_l2 && self.config.store_mode == StoreMode::WriteBack;
+        self.settle_touched();
         loop {
-            self.settle_touched();
             let (slots, parked) = (&mut self.slots, &mut self.parked);
             let mut usable = |id: u32| {
                 let name = slots.name(id);

@@ -381,13 +381,6 @@ impl State {
         stays
     }
 
-    /// An object whose last share was returned counts as read.
-    #[inline(always)]
-    pub(super) fn read_one(&mut self, space: u32, id: u32) {
-        self.count_read(id);
-        self.touch(self.spaces[space as usize].pool, id);
-    }
-
     /// Objects of a space whose last shares were returned count as read; `NONE` is passed over.
     #[inline(always)]
     pub(super) fn read_all(&mut self, space: u32, ids: &mut [u32]) {

@@ -1,8 +1,7 @@
 //! Reads of one key at a time: as those of many (`share.rs`), without lists to make and to walk, which would take half their time.
 
+use super::L1;
 use super::session::Session;
-use super::slot::NONE;
-use super::{L1, State};
 use crate::error::{KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result, Status};
 use crate::key::Key;
 use crate::types::View;
@@ -38,21 +37,8 @@ impl L1 {
             let (index, &mut Session { space, last, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let mut id = state.find_again(last, space, key);
             let status = state.finish_one(index, key, &mut id, count);
-            if id != NONE {
-                state.read_one(space, id);
-            }
+            state.read_all(space, &mut [id]);
             Ok(status)
         })
-    }
-}
-
-impl State {
-    /// The slot of a key, which mostly is the one that was `last` found.
-    #[inline]
-    fn find_again(&self, last: u32, space: u32, key: &Key) -> u32 {
-        match self.slots.get(last) {
-            Some(slot) if slot.names(space, key) && slot.is_findable() => last,
-            _ => self.find(space, key).unwrap_or(NONE),
-        }
     }
 }

@@ -89,28 +89,20 @@ impl State {
         (self.pools[pool].policy.get_mut().as_mut(), Metas { slots: &self.slots, now_ms: self.now_ms })
     }
 
-    /// As [`touch_all`](State::touch_all), of one object.
+    /// Objects of a pool were used, by a call that has the state alone.
     #[inline(always)]
-    pub(super) fn touch(&mut self, pool: usize, id: u32) {
+    pub(super) fn touch_all(&mut self, pool: usize, ids: &[u32]) {
         let Touched { alone, beside, .. } = &mut self.touched;
         let waiting = alone.0.get_mut();
-        if !*beside.get_mut() && waiting.pool == pool && waiting.ids.len() + 1 < SOME {
-            waiting.ids.push(id);
+        let few = ids.len() < BATCH && waiting.ids.len() + ids.len() < SOME;
+        if few && waiting.pool == pool && !*beside.get_mut() {
+            waiting.ids.extend_from_slice(ids);
         } else {
-            self.touch_all(pool, &[id]);
+            self.touch_now(pool, ids);
         }
     }
 
-    /// Objects of a pool were used, by a call that has the state alone.
-    pub(super) fn touch_all(&mut self, pool: usize, ids: &[u32]) {
-        if *self.touched.beside.get_mut() {
-            self.tell_all();
-        }
-        let waiting = self.touched.alone.0.get_mut();
-        if ids.len() < BATCH && waiting.pool == pool && waiting.ids.len() + ids.len() < SOME {
-            waiting.ids.extend_from_slice(ids);
-            return;
-        }
+    fn touch_now(&mut self, pool: usize, ids: &[u32]) {
         let (policy, metas) = self.policy(pool);
         policy.touch_all(ids, &|id| metas.of(id));
         self.touched.alone.0.get_mut().pool = pool;
@@ -130,14 +122,17 @@ impl State {
         }
         let count = waiting.ids.len();
         if count >= MOST || (count >= MANY && !self.pools[pool].policy.is_locked()) {
-            let mut before = self.touched.alone.0.lock();
-            self.tell_beside(&mut before, now_ms);
-            drop(before);
             self.tell_beside(&mut waiting, now_ms);
         }
     }
 
+    /// Tells a policy of what waits in one of the parts, and before of what was used by calls that were alone.
     fn tell_beside(&self, waiting: &mut Waiting, now_ms: u64) {
+        self.tell_shared(&mut self.touched.alone.0.lock(), now_ms);
+        self.tell_shared(waiting, now_ms);
+    }
+
+    fn tell_shared(&self, waiting: &mut Waiting, now_ms: u64) {
         if waiting.ids.is_empty() {
             return;
         }
@@ -229,6 +224,20 @@ mod tests {
             l1.reserve_read(session, &evicted, 1, &mut views).unwrap();
             assert!(views.iter().all(|view| view.status != KVKEEP_OK as i32));
         }
+    }
+
+    #[test]
+    fn what_was_used_alone_is_told_first_though_another_pool_takes_the_place() {
+        let (l1, sessions) = full();
+        l1.crowd.leave();
+        (1..20).for_each(|number| read(&l1, sessions[0], number));
+        l1.crowd.stay();
+        (20..60).chain([0]).for_each(|number| read(&l1, sessions[0], number));
+        read(&l1, sessions[1], 0);
+        commit(&l1, sessions[0], 100..101);
+        let mut views = [View::none(KVKEEP_OK)];
+        l1.reserve_read(sessions[0], &[key(1)], 1, &mut views).unwrap();
+        assert_ne!(views[0].status, KVKEEP_OK as i32, "what was used first was not the first to go");
     }
 
     /// Random calls of a session, alone and beside others, against a list of its objects in order of use.
