@@ -1,37 +1,157 @@
 //! Which slot of a tier holds a key: hash tables of slot numbers that can be asked without touching the slots.
 
-use hashbrown::HashTable;
-
 use crate::arena;
 
-/// A table that is full looks at all its slots and moves them to one of twice the size, during some caller's call: a million of them
-/// take a tenth of a second. Of so many tables each moves a little, and they do so one after another, as chance fills them.
+/// A table that is full moves all its slot numbers to a larger one, and looks at each slot for it, during some caller's call: a million
+/// of them take a tenth of a second. Of so many tables each moves a little, and they do so one after another, as chance fills them.
 const PARTS: usize = 256;
+
+/// Places in a bucket.
+const WAYS: usize = 12;
+/// Slot numbers for each bucket, on average, from which on a part grows: one in twenty then is not in the bucket that it belongs to.
+const FULL: usize = 10;
 
 /// Slot numbers by the hashes of their keys.
 pub struct Table {
-    parts: Box<[HashTable<u32>; PARTS]>,
+    parts: Box<[Part; PARTS]>,
 }
 
-/// The part that holds a hash, chosen by bits that hashbrown makes nothing of: places come from the lowest, tags from the highest.
+#[derive(Default)]
+struct Part {
+    buckets: Vec<Bucket>,
+    count: usize,
+}
+
+/// A cache line, which is mostly all that is looked at for a key. What does not fit goes to the next bucket with room, and all that it
+/// passes count it, so that who looks for it knows to go on (as in F14, Bronson and Shi 2019).
+#[repr(align(64))]
+#[derive(Clone, Default)]
+struct Bucket {
+    /// What tells its keys apart, 0 where there is none.
+    tags: [u8; WAYS],
+    passed: u32,
+    ids: [u32; WAYS],
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+/// Parts, buckets and tags are chosen by bits of their own: a part by those below the tag's seven.
 #[inline]
 fn part(hash: u64) -> usize {
     (hash >> 48) as usize % PARTS
 }
 
+/// Never 0.
+#[inline]
+fn tag(hash: u64) -> u8 {
+    (hash >> 57) as u8 | 0x80
+}
+
+/// The highest bit of each byte of `tags` that is `tag`.
+#[inline]
+fn equal(tags: u64, tag: u8) -> u64 {
+    const LOW: u64 = u64::MAX / 0xff * 0x7f;
+    let other = tags ^ (u64::MAX / 0xff * u64::from(tag));
+    !(((other & LOW) + LOW) | other | LOW)
+}
+
+impl Bucket {
+    /// The places of a tag.
+    #[inline]
+    fn places(&self, tag: u8) -> impl Iterator<Item = usize> + use<> {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = self.tags;
+        let first = equal(u64::from_le_bytes([a, b, c, d, e, f, g, h]), tag);
+        let last = equal(u64::from(u32::from_le_bytes([i, j, k, l])), tag) as u32;
+        let mut marks = u128::from(last) << 64 | u128::from(first);
+        std::iter::from_fn(move || {
+            let place = marks.trailing_zeros() as usize / 8;
+            marks &= marks.wrapping_sub(1);
+            (place < WAYS).then_some(place)
+        })
+    }
+}
+
+impl Part {
+    /// The bucket that a hash belongs to.
+    #[inline]
+    fn home(&self, hash: u64) -> usize {
+        ((u64::from(hash as u32) * self.buckets.len() as u64) >> 32) as usize
+    }
+
+    /// The buckets that may have a hash, in order.
+    #[inline]
+    fn way(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
+        let (home, count) = (self.home(hash), self.buckets.len());
+        (home..count).chain(0..home)
+    }
+
+    /// Bucket and place of the slot number that `is` takes.
+    #[inline]
+    fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<(usize, usize)> {
+        let tag = tag(hash);
+        for at in self.way(hash) {
+            let bucket = &self.buckets[at];
+            if let Some(place) = bucket.places(tag).find(|&place| is(bucket.ids[place])) {
+                return Some((at, place));
+            }
+            if bucket.passed == 0 {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Adds a slot number to the first bucket that has room.
+    #[inline]
+    fn add(&mut self, hash: u64, id: u32) {
+        for at in self.way(hash) {
+            let bucket = &mut self.buckets[at];
+            if let Some(place) = bucket.places(0).next() {
+                bucket.tags[place] = tag(hash);
+                bucket.ids[place] = id;
+                self.count += 1;
+                return;
+            }
+            bucket.passed += 1;
+        }
+    }
+
+    fn remove(&mut self, hash: u64, id: u32) -> bool {
+        let Some((found, place)) = self.find(hash, |other| other == id) else { return false };
+        for at in self.way(hash).take_while(|&at| at != found) {
+            self.buckets[at].passed -= 1;
+        }
+        self.buckets[found].tags[place] = 0;
+        self.count -= 1;
+        true
+    }
+
+    #[cold]
+    fn grow(&mut self, rehash: impl Fn(u32) -> u64) {
+        let more = self.buckets.len() + self.buckets.len() / 2 + 1;
+        let before = std::mem::replace(self, Part { buckets: vec![Bucket::default(); more], count: 0 });
+        before.ids().for_each(|id| self.add(rehash(id), id));
+    }
+
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        let taken = |bucket: &Bucket| bucket.tags.into_iter().zip(bucket.ids).filter(|(tag, _)| *tag != 0);
+        self.buckets.iter().flat_map(taken).map(|(_, id)| id)
+    }
+}
+
 impl Table {
     /// Empty.
     pub fn new() -> Table {
-        Table { parts: Box::new(std::array::from_fn(|_| HashTable::new())) }
+        Table { parts: Box::new(std::array::from_fn(|_| Part::default())) }
     }
 
-    /// Has the place of a slot number fetched, which is asked for soon.
+    /// Has what is looked at for a hash fetched, which is asked for soon.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        self.parts[part(hash)].find(hash, |id| {
-            arena::prefetch(id);
-            false
-        });
+        let part = &self.parts[part(hash)];
+        if let Some(bucket) = part.buckets.get(part.home(hash)) {
+            arena::prefetch(bucket);
+        }
     }
 
     /// A slot that very likely holds the key: seven bits of its hash are the same. The caller compares, and asks [`find`](Table::find)
@@ -44,31 +164,33 @@ impl Table {
     /// The slot that holds the key, as `is` decides.
     #[inline]
     pub fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
-        self.parts[part(hash)].find(hash, |&id| is(id)).copied()
+        let part = &self.parts[part(hash)];
+        part.find(hash, is).map(|(at, place)| part.buckets[at].ids[place])
     }
 
     /// Adds a slot whose key is not there. `rehash` gives the hash of a slot's key.
     pub fn insert(&mut self, hash: u64, id: u32, rehash: impl Fn(u32) -> u64) {
-        self.parts[part(hash)].insert_unique(hash, id, |&id| rehash(id));
+        let part = &mut self.parts[part(hash)];
+        if part.count >= part.buckets.len() * FULL {
+            part.grow(rehash);
+        }
+        part.add(hash, id);
     }
 
     /// Takes a slot out, and says whether it was there.
     pub fn remove(&mut self, hash: u64, id: u32) -> bool {
-        let entry = self.parts[part(hash)].find_entry(hash, |&other| other == id);
-        entry.is_ok_and(|entry| {
-            entry.remove();
-            true
-        })
+        self.parts[part(hash)].remove(hash, id)
     }
 
     /// All slots, in no order.
     pub fn ids(&self) -> impl Iterator<Item = u32> {
-        self.parts.iter().flatten().copied()
+        self.parts.iter().flat_map(Part::ids)
     }
 
     /// Memory held, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.parts) + self.parts.iter().map(HashTable::allocation_size).sum::<usize>()
+        let buckets: usize = self.parts.iter().map(|part| part.buckets.capacity()).sum();
+        size_of_val(&*self.parts) + buckets * size_of::<Bucket>()
     }
 }
 
@@ -117,6 +239,31 @@ mod tests {
         assert_eq!(table.find(7, |id| id == 9), Some(9));
         assert!(table.remove(7, 4));
         assert_eq!(table.find(7, |id| id == 4), None);
+    }
+
+    proptest::proptest! {
+        /// Few buckets and tags for many keys, so that most of them are not where they belong.
+        #[test]
+        fn crowded_buckets_lose_nothing(moves in proptest::collection::vec((0..400_u32, 0..3_u8), 1..1500)) {
+            let hash = |id: u32| u64::from(id % 3) << 57 | u64::from(id % 5) << 29 | u64::from(id % 2);
+            let (mut table, mut there) = (Table::new(), std::collections::HashSet::new());
+            for (id, what) in moves {
+                if what > 0 && there.insert(id) {
+                    table.insert(hash(id), id, hash);
+                } else if what == 0 {
+                    assert_eq!(table.remove(hash(id), id), there.remove(&id));
+                }
+                assert_eq!(table.find(hash(id), |other| other == id), there.contains(&id).then_some(id));
+                match table.candidate(hash(id)) {
+                    Some(other) => assert!(there.contains(&other) && tag(hash(other)) == tag(hash(id))),
+                    None => assert!(!there.contains(&id)),
+                }
+            }
+            assert_eq!(table.ids().collect::<std::collections::HashSet<_>>(), there);
+            there.iter().for_each(|&id| assert!(table.remove(hash(id), id)));
+            let part = &table.parts[0];
+            assert!(part.count == 0 && part.buckets.iter().all(|bucket| bucket.passed == 0 && bucket.tags == [0; WAYS]));
+        }
     }
 
     #[test]

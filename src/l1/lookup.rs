@@ -10,6 +10,8 @@ use crate::key::Key;
 
 /// Keys looked up together: as many as the core can have cache misses for, and a few more.
 const GROUP: usize = 32;
+/// How many keys ahead the table is asked for what is written.
+const AHEAD: usize = 12;
 
 /// What a thread looked up last. Whoever reads a batch mostly returns it next, and finds its slots here.
 #[derive(Default)]
@@ -115,6 +117,7 @@ impl Lookup<'_> {
             return;
         }
         for ((found, hashes), keys) in found.chunks_mut(GROUP).zip(hashes.chunks(GROUP)).zip(self.keys.chunks(GROUP)) {
+            hashes.iter().for_each(|&hash| state.table.prefetch(hash));
             for (id, &hash) in found.iter_mut().zip(hashes) {
                 *id = state.table.candidate(hash).unwrap_or(NONE);
                 if let Some(slot) = state.slots.get(*id) {
@@ -131,6 +134,14 @@ impl Lookup<'_> {
 }
 
 impl State {
+    /// Has what the table says of a hash fetched, as keys are gone through whose hashes these are: of one some way ahead of number `at`.
+    #[inline]
+    pub(super) fn look_ahead(&self, hashes: &[u64], at: usize) {
+        if let Some(&hash) = hashes.get(at + AHEAD) {
+            self.table.prefetch(hash);
+        }
+    }
+
     /// The slot of a key.
     pub(super) fn find(&self, space: u32, key: &Key) -> Option<u32> {
         self.find_hashed(self.hasher.hash(key), space, key)

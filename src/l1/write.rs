@@ -28,9 +28,10 @@ impl L1 {
             // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
             let mut full: Option<Status> = None;
             let mut all = true;
-            for (((key, &hash), &size), view) in keys.iter().zip(hashes).zip(sizes).zip(views) {
+            for (i, ((key, &size), view)) in keys.iter().zip(sizes).zip(views).enumerate() {
+                state.look_ahead(hashes, i);
                 let depth = state.sessions.at_mut(user).next_depth;
-                *view = match state.stage_for(index, key, hash, size, temporary, full) {
+                *view = match state.stage_for(index, key, hashes[i], size, temporary, full) {
                     Ok(id) => {
                         state.slots.detail_mut(id).depth = depth;
                         state.sessions.at_mut(user).next_depth += 1;
