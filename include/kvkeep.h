@@ -502,7 +502,8 @@ typedef struct {
     uint64_t l1_bytes;
     /// Gauge: bytes of L1 given to objects, staging and transfers.
     uint64_t l1_used_bytes;
-    /// Gauge: bytes of L1 that cannot be evicted now (shares, staging, transfers).
+    /// Gauge: bytes of L1 in use (shares, staging, transfers). They cannot be evicted, but for those under shares of sessions that
+    /// are past their deadline.
     uint64_t l1_locked_bytes;
     /// Gauge: committed objects in L1.
     uint64_t l1_objects;
@@ -750,7 +751,7 @@ kvkeep_status kvkeep_reserve_write(kvkeep *cache,
 
 /// Commits staged keys: from now on every session can read them and they never change. If another session committed
 /// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
-/// one was to be kept).
+/// one was to be kept). For eviction the last key of a call came first, so that a prompt goes from its end.
 /// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
 kvkeep_status kvkeep_finish_write(kvkeep *cache,
                                   uint64_t session,
@@ -789,8 +790,9 @@ kvkeep_status kvkeep_reserve_read(kvkeep *cache,
                                   kvkeep_view *views);
 
 /// Returns 1 + extra_count shares of each key, whoever of the session's readers took them. When the last share of an
-/// object goes, a temporary object is dropped and any other is touched, once. Chunks that the engine decides to
-/// compute itself are given back by this call too, with the job's extra_count, for all readers together.
+/// object goes, a temporary object is dropped and any other is touched, once; of one call the last key first. Chunks that
+/// the engine decides to compute itself are given back by this call too, with the job's extra_count, for all readers
+/// together.
 /// Per key: NOT_HELD (the session holds fewer shares; none is returned), EXPIRED (they were taken after the
 /// deadline). Errors: NOT_FOUND (session), INVALID.
 kvkeep_status kvkeep_finish_read(kvkeep *cache,

@@ -146,7 +146,12 @@ impl Node {
             })
             .collect();
         let state = in_l1.first().map_or("absent", |report| report.state);
-        let why: Vec<&String> = in_l1.iter().flat_map(|report| &report.unevictable_because).collect();
+        // Others who stage the key, or hold what was cleared, do not keep what is ready.
+        let why: Vec<&String> = in_l1
+            .iter()
+            .filter(|report| report.state == state)
+            .flat_map(|report| &report.unevictable_because)
+            .collect();
         Ok(json!({
             "key": key.to_string(),
             "state": state,

@@ -127,7 +127,8 @@ pub struct Stats {
     pub l1_bytes: u64,
     /// Gauge: bytes of L1 given to objects, staging and transfers.
     pub l1_used_bytes: u64,
-    /// Gauge: bytes of L1 that cannot be evicted now (shares, staging, transfers).
+    /// Gauge: bytes of L1 in use (shares, staging, transfers). They cannot be evicted, but for those under shares of sessions that
+    /// are past their deadline.
     pub l1_locked_bytes: u64,
     /// Gauge: committed objects in L1.
     pub l1_objects: u64,

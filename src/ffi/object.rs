@@ -42,7 +42,7 @@ pub unsafe extern "C" fn kvkeep_reserve_write(
 
 /// Commits staged keys: from now on every session can read them and they never change. If another session committed
 /// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
-/// one was to be kept).
+/// one was to be kept). For eviction the last key of a call came first, so that a prompt goes from its end.
 /// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_finish_write(
@@ -117,8 +117,9 @@ pub unsafe extern "C" fn kvkeep_reserve_read(
 }
 
 /// Returns 1 + extra_count shares of each key, whoever of the session's readers took them. When the last share of an
-/// object goes, a temporary object is dropped and any other is touched, once. Chunks that the engine decides to
-/// compute itself are given back by this call too, with the job's extra_count, for all readers together.
+/// object goes, a temporary object is dropped and any other is touched, once; of one call the last key first. Chunks that
+/// the engine decides to compute itself are given back by this call too, with the job's extra_count, for all readers
+/// together.
 /// Per key: NOT_HELD (the session holds fewer shares; none is returned), EXPIRED (they were taken after the
 /// deadline). Errors: NOT_FOUND (session), INVALID.
 #[unsafe(no_mangle)]

@@ -178,7 +178,9 @@ impl Beside<'_> {
         self.session.shares -= given * u64::from(count);
         state.tally.beside(self.index).give_back(given * u64::from(count), unlocked);
         let pool = state.spaces[self.session.space as usize].pool;
-        state.touch_beside(self.index, pool, without_none(found), self.now_ms);
+        let touched = without_none(found);
+        touched.reverse();
+        state.touch_beside(self.index, pool, touched, self.now_ms);
         Some(outcome.all_ok())
     }
 }

@@ -157,6 +157,8 @@ pub(crate) struct State {
     leaving_bytes: u64,
     tally: Tally,
     touched: Touched,
+    /// Committed by the call that has the state now; no policy knows of them yet.
+    unranked: Vec<u32>,
     ready: u64,
     /// Objects out of the table whose memory is still in use.
     hidden: u64,
@@ -256,6 +258,7 @@ impl L1 {
             leaving_bytes: 0,
             tally: Tally::default(),
             touched: Touched::default(),
+            unranked: Vec::new(),
             ready: 0,
             hidden: 0,
             staged: 0,

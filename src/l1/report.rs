@@ -148,7 +148,7 @@ impl State {
         }
         holders.extend(self.holds.iter(&self.slots, id).map(|(index, shares)| self.holder_report(index, shares)));
         let mut because = Vec::new();
-        for holder in &holders {
+        for holder in holders.iter().filter(|holder| staging || !holder.revocable) {
             let what = if staging { "stages it".to_owned() } else { format!("holds {} share(s)", holder.shares) };
             because.push(format!(
                 "session {} (\"{}\", pid {}) {what}",

@@ -381,13 +381,14 @@ impl State {
         stays
     }
 
-    /// Objects of a space whose last shares were returned count as read; `NONE` is passed over.
+    /// Objects of a space whose last shares were returned count as read, the last one first; `NONE` is passed over.
     #[inline(always)]
     pub(super) fn read_all(&mut self, space: u32, ids: &mut [u32]) {
         let ids = without_none(ids);
-        for &id in ids {
+        for &id in &*ids {
             self.count_read(id);
         }
+        ids.reverse();
         self.touch_all(self.spaces[space as usize].pool, ids);
     }
 
@@ -454,12 +455,12 @@ impl State {
 }
 
 /// Those of `ids` that are not `NONE`, moved to the front.
-pub(super) fn without_none(ids: &mut [u32]) -> &[u32] {
+pub(super) fn without_none(ids: &mut [u32]) -> &mut [u32] {
     let mut kept = 0;
     for at in 0..ids.len() {
         let id = ids[at];
         ids[kept] = id;
         kept += usize::from(id != NONE);
     }
-    &ids[..kept]
+    &mut ids[..kept]
 }

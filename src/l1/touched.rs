@@ -240,7 +240,7 @@ mod tests {
         assert_ne!(views[0].status, KVKEEP_OK as i32, "what was used first was not the first to go");
     }
 
-    /// Random calls of a session, alone and beside others, against a list of its objects in order of use.
+    /// Random calls of a session, alone and beside others, against a list of its objects in order of use: of one call, the last first.
     #[test]
     fn what_was_used_first_is_evicted_first_however_it_was_used() {
         let mut seed = 42u64;
@@ -273,7 +273,7 @@ mod tests {
                         let mut views = vec![View::none(KVKEEP_OK); keys.len()];
                         assert!(l1.reserve_read(session, &keys, 1, &mut views).unwrap());
                         assert!(l1.finish_read(session, &keys, 1, None).unwrap());
-                        order.extend(used);
+                        order.extend(used.into_iter().rev());
                     }
                     _ => {
                         let used = order.remove(at);

@@ -100,6 +100,7 @@ impl L1 {
             }
             let hash = state.hasher.hash(&state.slots[name.slot].key);
             let id = state.commit(name.slot, hash);
+            state.rank_new();
             let given = readers
                 .iter()
                 .map(|reader| {

@@ -71,6 +71,7 @@ impl L1 {
                 };
                 outcome.set(i, status);
             }
+            state.rank_new();
             state.note_all(user, fresh);
             Ok(outcome.all_ok())
         })
@@ -105,6 +106,7 @@ impl L1 {
                     }
                 };
             }
+            state.rank_new();
             state.note_all(user, fresh);
             state.note_all(index, &taken);
             Ok(all)
@@ -207,7 +209,8 @@ impl State {
         kept
     }
 
-    /// Makes a staged slot readable, unless its key is already: then this copy goes. Returns the slot that stays.
+    /// Makes a staged slot readable, unless its key is already: then this copy goes. Returns the slot that stays. The caller goes on to
+    /// [`rank_new`](State::rank_new) when it has committed its batch.
     pub(super) fn commit(&mut self, id: u32, hash: u64) -> u32 {
         let slot = &self.slots[id];
         let (space, key, temporary, size) = (slot.space(), slot.key, slot.is(TEMPORARY), slot.size());
@@ -231,8 +234,7 @@ impl State {
         self.table.insert(hash, id, |id| hasher.hash(&slots[id].key));
         let pool = self.spaces[space as usize].pool;
         self.pools[pool].bytes += size;
-        let (policy, metas) = self.policy(pool);
-        policy.insert(id, &|id| metas.of_new(id));
+        self.unranked.push(id);
         self.record(EventKind::Stored, id);
         self.queue_after_commit(id);
         if self.above(self.config.high_percent, 0) {
@@ -240,6 +242,18 @@ impl State {
         }
         self.wakes |= WAKE_COMMITS;
         id
+    }
+
+    /// Has policies know what was committed, last one first: of a prompt that was committed as one batch the last chunk goes first.
+    pub(super) fn rank_new(&mut self) {
+        let mut unranked = std::mem::take(&mut self.unranked);
+        if let Some(&id) = unranked.first() {
+            // A batch is of one space.
+            let pool = self.spaces[self.slots[id].space() as usize].pool;
+            let (policy, metas) = self.policy(pool);
+            unranked.drain(..).rev().for_each(|id| policy.insert(id, &|id| metas.of_new(id)));
+        }
+        self.unranked = unranked;
     }
 
     /// Whether more than `percent` of L1 is used, `less` so many bytes; never above 100.

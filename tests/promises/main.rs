@@ -7,6 +7,7 @@ mod cache;
 mod completions;
 mod disk;
 mod memory;
+mod order;
 #[path = "../random/mod.rs"]
 mod random;
 mod shares;

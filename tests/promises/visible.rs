@@ -1,5 +1,7 @@
 //! P12: who holds what, and why it cannot go.
 
+use std::time::Duration;
+
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use serde_json::Value;
@@ -46,6 +48,31 @@ fn p12_a_key_names_its_holders_and_why_it_is_unevictable() {
         cache.node.remove_backend(1).unwrap();
         cache.node.drain_writes(WATCHDOG_MS).unwrap();
         assert_eq!(why(&cache, 0)["state"], "absent");
+        cache.node.close();
+    });
+}
+
+#[test]
+fn p12_what_eviction_may_take_is_called_evictable() {
+    watched(|| {
+        let cache = Cache::open(MIB, &[], |_| {});
+        cache.store(0..1, 4096);
+        let reader = cache.node.begin_session(cache.space, "gone", Some(Duration::from_millis(20))).unwrap();
+        cache.read(reader, 0..1, 0);
+        assert_eq!(why(&cache, 0)["evictable"], false);
+        until("its deadline to pass", || why(&cache, 0)["l1"][0]["holders"][0]["revocable"] == true);
+        let said = why(&cache, 0);
+        assert_eq!((&said["evictable"], &said["unevictable_because"]), (&true.into(), &Value::Array(vec![])));
+        // Staged by one session, committed by another.
+        let (one, other) = (cache.session(), cache.session());
+        for session in [one, other] {
+            cache.node.reserve_write(session, &[key(1)], &[4096], false, &mut views(1)).unwrap();
+        }
+        assert_eq!(why(&cache, 1)["unevictable_because"].as_array().unwrap().len(), 2);
+        cache.node.finish_write(other, &[key(1)], None).unwrap();
+        let said = why(&cache, 1);
+        assert_eq!((&said["state"], &said["evictable"]), (&"ready".into(), &true.into()));
+        assert_eq!(said["l1"].as_array().unwrap().len(), 2);
         cache.node.close();
     });
 }
