@@ -85,7 +85,9 @@ impl L1 {
             session.sits_out -= 1;
             return None;
         }
-        session.deadline_ms = now_ms + session.timeout_ms;
+        // The clock was read before the lock was waited for.
+        let now_ms = now_ms.max(state.now_ms);
+        session.deadline_ms = session.deadline_ms.max(now_ms + session.timeout_ms);
         let result = body(&mut Beside { state: &state, session: &mut session, index, now_ms });
         // Who shares objects with others is likely to do so again.
         session.sat_out = if result.is_some() { 0 } else { (session.sat_out * 2 + 1).min(SITS_OUT_MAX) };
@@ -184,3 +186,6 @@ impl Beside<'_> {
         Some(outcome.all_ok())
     }
 }
+
+#[cfg(test)]
+mod tests;

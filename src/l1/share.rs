@@ -221,9 +221,6 @@ impl State {
     /// Notes that a session has used objects.
     #[inline(always)]
     pub(super) fn note_all(&mut self, session: u32, fresh: &[u32]) {
-        if fresh.is_empty() {
-            return;
-        }
         let holder = self.sessions.at_mut(session);
         holder.note_all(&self.slots, fresh);
         if holder.crammed() {
