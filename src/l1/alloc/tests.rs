@@ -192,6 +192,18 @@ fn zero_bytes_take_one_unit() {
 }
 
 #[test]
+fn a_block_taken_whole_by_another_size_is_not_cut_again() {
+    let mut alloc = Alloc::new(64 * 4000);
+    let first = alloc.alloc(64 * 1020).unwrap();
+    alloc.alloc(64).unwrap();
+    alloc.free(first.node);
+    let mut taken = [4, 1016, 4].map(|units| alloc.alloc(64 * units).unwrap());
+    taken.sort_by_key(|block| block.start);
+    let end = |block: &Block| alloc.offset(block.start) + alloc.size_of(block.node);
+    assert!(taken.windows(2).all(|pair| end(&pair[0]) <= alloc.offset(pair[1].start)), "{taken:?}");
+}
+
+#[test]
 fn books_grow_with_blocks_and_not_with_the_arena() {
     let small = Alloc::new(1 << 20).memory_bytes();
     assert_eq!(Alloc::new(1 << 40).memory_bytes(), small);
