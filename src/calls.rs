@@ -258,7 +258,7 @@ impl Cache for Node {
     }
 
     fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
-        self.l1.events().drain(next, events)
+        self.l1.drain_events(next, events)
     }
 
     fn drain_completions(&self, completions: &mut [Completion]) -> usize {

@@ -94,11 +94,13 @@ impl Events {
         log.push_back(Event { sequence, time_us, ..event });
     }
 
-    /// Keeps what is recorded from now on.
+    /// Whether events are kept, and not only counted.
+    pub fn are_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire)
+    }
+
+    /// Keeps what is recorded from now on. Called under L1's lock.
     pub fn keep(&self) {
-        if self.kept.load(Ordering::Acquire) {
-            return;
-        }
         let mut log = self.log.lock();
         if !self.kept.load(Ordering::Relaxed) {
             log.reserve_exact(KVKEEP_EVENTS_MAX);
@@ -116,7 +118,6 @@ impl Events {
     /// Copies events from number `next` on (from the oldest kept for 0), sets `next` to the number after the last one
     /// given, and says how many were given. Lost ones are passed over.
     pub fn drain(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
-        self.keep();
         let mut given = 0;
         for slice in events.chunks_mut(SLICE) {
             let log = self.log.lock();
@@ -169,6 +170,7 @@ mod tests {
     }
 
     fn drain(events: &Events, next: &mut u64, most: usize) -> Vec<u64> {
+        events.keep();
         let mut some = vec![EMPTY; most];
         let count = events.drain(next, &mut some).unwrap();
         some[..count].iter().map(|event| event.sequence).collect()

@@ -35,7 +35,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::arena::Arena;
 use crate::config::StoreMode;
 use crate::error::{Error, KVKEEP_OK, Result, Status};
-use crate::events::{EventKind, Events};
+use crate::events::{Event, EventKind, Events};
 use crate::hash::KeyHasher;
 use crate::key::SpaceTag;
 use crate::policy::{Policy, Removal};
@@ -152,6 +152,8 @@ pub(crate) struct State {
     config: L1Config,
     has_l2: bool,
     writes: VecDeque<Ref>,
+    /// Objects that were taken out of the table since `writes` was looked through, and stood there or were being written.
+    writes_gone: usize,
     parked: VecDeque<Ref>,
     /// Of the parked objects, those that leave once they are written.
     leaving_bytes: u64,
@@ -254,6 +256,7 @@ impl L1 {
             config,
             has_l2: false,
             writes: VecDeque::new(),
+            writes_gone: 0,
             parked: VecDeque::new(),
             leaving_bytes: 0,
             tally: Tally::default(),
@@ -348,6 +351,15 @@ impl L1 {
     /// What became of objects, here and in the backends.
     pub fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// Copies events as [`Events::drain`] does. They are kept from the first call on: begun under the lock, so that no event of L1 falls
+    /// between those that are only counted and those that are kept.
+    pub fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
+        if !self.events.are_kept() {
+            self.with(|_| self.events.keep());
+        }
+        self.events.drain(next, events)
     }
 
     /// Whether there is an L2 to write to.

@@ -160,8 +160,9 @@ impl State {
 
     /// Evicts one object, or starts writing one that must be written first.
     fn evict_in_background(&mut self) -> bool {
-        let pool = self.fullest_pool();
-        if let Some(id) = self.victim(pool) {
+        let first = self.fullest_pool();
+        let victim = self.victim(first).or_else(|| (0..self.pools.len()).find_map(|pool| self.victim(pool)));
+        if let Some(id) = victim {
             self.evict(id);
             return true;
         }
@@ -176,8 +177,15 @@ impl State {
             if passed {
                 continue;
             }
-            if !self.slots[name.slot].is(QUEUED) && !self.queue_write(name.slot) {
-                return false;
+            if !self.slots[name.slot].is(QUEUED) {
+                if !self.has_l2 {
+                    // There is nothing to write it to any more.
+                    self.evict(name.slot);
+                    return true;
+                }
+                if !self.writes_have_room() || !self.queue_write(name.slot) {
+                    return false;
+                }
             }
             let slot = &mut self.slots[name.slot];
             slot.set(LEAVING);
@@ -194,8 +202,11 @@ impl State {
     }
 
     fn revocable_bytes(&self) -> u64 {
-        let size = |&name: &Ref| self.slots.find(name).map_or(0, |slot| slot.size());
-        self.expired(None).map(|(_, session)| session.used.iter().map(size).sum::<u64>()).sum()
+        let size = |session: u32, name: Ref| match self.slots.find(name) {
+            Some(slot) if self.shares_of(session, name.slot) > 0 => slot.size(),
+            _ => 0,
+        };
+        self.expired(None).map(|(index, session)| session.used.iter().map(|&name| size(index, name)).sum::<u64>()).sum()
     }
 
     /// Takes the shares of the session that expired first. True if it held any.
@@ -225,3 +236,6 @@ impl State {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

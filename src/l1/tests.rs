@@ -58,7 +58,7 @@ pub(super) fn commit(l1: &L1, session: u64, numbers: std::ops::Range<u32>) {
     }
 }
 
-fn write_all(l1: &L1) -> usize {
+pub(super) fn write_all(l1: &L1) -> usize {
     let writes = l1.take_writes(1000, u64::MAX);
     let names: Vec<Ref> = writes.iter().map(|write| write.name).collect();
     drop(writes);

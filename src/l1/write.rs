@@ -273,7 +273,7 @@ impl State {
         if !self.has_l2 || self.slots[id].is(QUEUED) {
             return false;
         }
-        if self.writes.len() >= self.config.writes_max as usize {
+        if !self.writes_have_room() {
             self.counts.writes_dropped += 1;
             return false;
         }
@@ -284,12 +284,26 @@ impl State {
         true
     }
 
+    /// Whether one more object can be queued to be written. Where much of the queue names what is gone, that is struck out.
+    pub(super) fn writes_have_room(&mut self) -> bool {
+        let most = self.config.writes_max as usize;
+        // A full queue is looked through once for so many that left, and not for each.
+        if self.writes.len() >= most && self.writes_gone > most / 8 {
+            let slots = &self.slots;
+            self.writes
+                .retain(|&name| slots.find(name).is_some_and(|slot| slot.is(QUEUED | READY) && !slot.is(HIDDEN)));
+            self.writes_gone = 0;
+        }
+        self.writes.len() < most
+    }
+
     /// Takes a ready object out of the table: nobody finds it any more.
     pub(super) fn hide(&mut self, id: u32, why: Removal) {
         self.stay(id);
         self.hidden += 1;
         let slot = &mut self.slots[id];
         slot.set(HIDDEN);
+        self.writes_gone += usize::from(slot.is(QUEUED));
         let (space, key, size) = (slot.space(), slot.key, slot.size());
         let hash = self.hasher.hash(&key);
         self.table.remove(hash, id);
