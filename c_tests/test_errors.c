@@ -67,7 +67,9 @@ static void p6_null_pointers(void) {
     FAILS(kvkeep_drain_events(cache, &number, NULL, 1, &length), KVKEEP_ERR_INVALID, "events is NULL");
     FAILS(kvkeep_drain_events(cache, &number, &event, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
     FAILS(kvkeep_get_stats(cache, NULL), KVKEEP_ERR_INVALID, "stats is NULL");
+    length = 77;
     FAILS(kvkeep_metrics(cache, NULL, 10, &length), KVKEEP_ERR_INVALID, "buffer is NULL");
+    CHECK(length == 77);
     FAILS(kvkeep_metrics(cache, NULL, 0, NULL), KVKEEP_ERR_INVALID, "length is NULL");
     FAILS(kvkeep_explain_key(cache, space, NULL, NULL, 0, &length), KVKEEP_ERR_INVALID, "key is NULL");
     FAILS(kvkeep_explain_session(cache, session, NULL, 0, NULL), KVKEEP_ERR_INVALID, "length is NULL");

@@ -60,12 +60,13 @@ pub fn utf8_or<'a>(text: *const c_char, default: &'a str, name: &str) -> Result<
 
 /// Writes `content` into a caller's buffer.
 pub fn write(content: &str, buffer: *mut c_char, capacity: usize, length: *mut usize) -> Result<Status> {
-    *output(length, "length")? = content.len();
+    let length = output(length, "length")?;
+    if capacity > 0 && buffer.is_null() {
+        return Err(null("buffer"));
+    }
+    *length = content.len();
     if capacity == 0 {
         return Ok(KVKEEP_PARTIAL);
-    }
-    if buffer.is_null() {
-        return Err(null("buffer"));
     }
     let fits = content.floor_char_boundary(content.len().min(capacity - 1));
     // SAFETY: not NULL, and of `capacity` bytes by the caller's promise; `fits` is below that.
