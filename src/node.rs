@@ -1,5 +1,6 @@
 //! The node: builds, connects and stops the parts of one cache.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -153,7 +154,7 @@ impl Node {
         Ok(node)
     }
 
-    fn start(&self, config: &NodeConfig, arena: &Arc<Arena>) -> Result<()> {
+    fn start(self: &Arc<Self>, config: &NodeConfig, arena: &Arc<Arena>) -> Result<()> {
         let (room, prefetcher, writer) =
             (self.room.clone(), Arc::downgrade(&self.prefetcher), Arc::downgrade(&self.writer));
         let writes = config.store_mode != StoreMode::Never;
@@ -198,9 +199,19 @@ impl Node {
         Ok(())
     }
 
-    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread =
-            background::spawn(name, body).map_err(|error| Error::io(format!("starting the thread {name}"), &error))?;
+    /// Starts a thread. If it meets a bug the cache is poisoned, since its work is not done any more, and jobs that wait for it end.
+    fn spawn(self: &Arc<Self>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let me = Arc::downgrade(self);
+        let guarded = move || {
+            if catch_unwind(AssertUnwindSafe(body)).is_err()
+                && let Some(me) = me.upgrade()
+            {
+                me.poison();
+                me.prefetcher.close();
+            }
+        };
+        let thread = background::spawn(name, guarded)
+            .map_err(|error| Error::io(format!("starting the thread {name}"), &error))?;
         self.threads.lock().push(thread);
         Ok(())
     }
@@ -273,14 +284,18 @@ impl Housekeeping {
                 reclaim = idle.map_or(often, |wait| often.min(now + wait));
             }
             let mut next = [late, due, Some(reclaim)].into_iter().flatten().fold(often, Instant::min);
-            if self.room.load(Ordering::Acquire) {
+            // Taken back first: a commit that finds it set meanwhile would not wake this thread.
+            if self.room.swap(false, Ordering::AcqRel) {
                 let evicted = self.l1.evict_slice(busy == BUSY_MOST);
                 busy = if evicted == Eviction::Busy { busy + 1 } else { 0 };
+                if evicted != Eviction::Done {
+                    self.room.store(true, Ordering::Release);
+                }
                 match evicted {
                     Eviction::More if now.duration_since(*burst.get_or_insert(now)) < BURST => continue,
                     Eviction::More => next = next.min(now + BURST_PAUSE),
                     Eviction::Busy => next = next.min(now + BUSY_PAUSE),
-                    Eviction::Done => self.room.store(false, Ordering::Release),
+                    Eviction::Done => {}
                 }
             }
             burst = None;

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
-use kvkeep::config::{Callback, Notify, Policy, PrefetchRequest};
+use kvkeep::config::{Callback, Log, LogLevel, Notify, Policy, PrefetchRequest};
 use kvkeep::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD,
     KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING,
@@ -14,6 +14,29 @@ use kvkeep::error::{
 use kvkeep::types::Completion;
 
 use crate::cache::{Cache, MIB, WATCHDOG_MS, by_event, key, keys, said, until, views, watched};
+
+/// A bug in a thread that jobs wait for, here in what it tells the log.
+#[test]
+fn p4_jobs_complete_though_a_thread_of_the_library_meets_a_bug() {
+    watched(|| {
+        let log = Log::new(LogLevel::Error, |_, line| {
+            let control = std::thread::current().name() == Some("kvkeep-control");
+            assert!(!(control && line.contains("is given up")), "a bug");
+        });
+        let cache = Cache::open(MIB, &["fault:memory:?fault.store_hang=1"], |config| {
+            config.log = log;
+            config.backend_timeout = Duration::from_millis(20);
+        });
+        let session = cache.session();
+        let polled = PrefetchRequest { lookup_timeout: Duration::from_secs(3600), ..Default::default() };
+        let job = cache.submit(session, 5..6, polled);
+        cache.put(session, 0..1, 4096);
+        cache.node.wait(job, WATCHDOG_MS).unwrap();
+        assert_eq!(cache.answer(job).unwrap().status, said(KVKEEP_ERR_CANCELLED));
+        assert!(cache.node.is_poisoned());
+        cache.node.close();
+    });
+}
 
 const JOBS: usize = 2000;
 const FAULTS: [(&str, u64); 6] = [
