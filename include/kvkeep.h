@@ -659,9 +659,12 @@ kvkeep_status kvkeep_open(const kvkeep_options *options,
 kvkeep_status kvkeep_close(kvkeep *cache);
 
 /// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant and chunk
-/// size again gives the same number and sets the quota anew. Objects of two spaces never meet, in any tier.
+/// size again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
+/// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
 /// Errors: INVALID, LIMIT (65536 spaces).
-kvkeep_status kvkeep_open_space(kvkeep *cache, const kvkeep_space_options *options, uint64_t *space);
+kvkeep_status kvkeep_open_space(kvkeep *cache,
+                                const kvkeep_space_options *options,
+                                uint64_t *space);
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
 /// "memory:?capacity=1GiB", or "fault:" before any other. Sets `*backend` to its number, unless NULL. Blocks while

@@ -45,7 +45,8 @@ pub unsafe extern "C" fn kvkeep_close(cache: *mut kvkeep) -> Status {
 }
 
 /// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant and chunk
-/// size again gives the same number and sets the quota anew. Objects of two spaces never meet, in any tier.
+/// size again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
+/// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
 /// Errors: INVALID, LIMIT (65536 spaces).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open_space(

@@ -140,6 +140,19 @@ impl State {
         false
     }
 
+    /// Evicts a slice of what a space has above its quota and L2 has, or need not have. True if there may be more.
+    pub(super) fn trim_to_quota(&mut self, space: u32) -> bool {
+        for _ in 0..SLICE {
+            let space = &self.spaces[space as usize];
+            if space.quota == 0 || space.used <= space.quota {
+                return false;
+            }
+            let Some(id) = self.victim(space.pool) else { return false };
+            self.evict(id);
+        }
+        true
+    }
+
     /// An object that was to leave once written does not any more. True if it was.
     pub(super) fn stay(&mut self, id: u32) -> bool {
         let slot = &mut self.slots[id];

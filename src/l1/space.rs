@@ -14,7 +14,7 @@ impl L1 {
     /// Opens a space, or sets the quota of one that is open, and gives its number.
     pub fn open_space(&self, spec: &SpaceSpec) -> Result<u64> {
         let tag = space_tag(spec);
-        self.with(|state| {
+        let index = self.with(|state| {
             let index = match state.by_number.get(&tag.number()) {
                 Some(&index) => index,
                 None => {
@@ -33,8 +33,10 @@ impl L1 {
                 }
             };
             state.set_quota(index, spec.quota_bytes)?;
-            Ok(tag.number())
-        })
+            Ok(index)
+        })?;
+        while self.with(|state| state.trim_to_quota(index)) {}
+        Ok(tag.number())
     }
 
     /// The space of a number.

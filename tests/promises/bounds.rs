@@ -64,6 +64,22 @@ fn p9_a_spaces_quota_evicts_within_the_space() {
 }
 
 #[test]
+fn p9_a_lowered_quota_is_kept_at_once_by_what_is_not_in_use() {
+    let cache = Cache::open(MIB, &[], |_| {});
+    cache.store(0..200, 4096);
+    let reader = cache.session();
+    cache.read(reader, 0..30, 0);
+    cache.node.open_space(spec(100 << 12)).unwrap();
+    assert_eq!(cache.stats().l1_objects, 100);
+    cache.node.open_space(spec(20 << 12)).unwrap();
+    assert_eq!(cache.stats().l1_objects, 30);
+    assert_eq!(cache.finish(reader, 0..30, 0), [0; 30]);
+    cache.put(cache.session(), 300..301, 4096);
+    assert_eq!(cache.stats().l1_objects, 20);
+    cache.node.close();
+}
+
+#[test]
 fn p9_the_write_queue_and_l2() {
     watched(|| {
         let url = "fault:memory:?fault.store_hang=1";
