@@ -356,7 +356,7 @@ typedef struct {
     size_t group_rule_count;
     /// A kvkeep_prefetch_policy.
     uint32_t policy;
-    /// Deadline of the job, from submit, also for reading its answer. 0: the session's timeout.
+    /// Deadline of the job, from submit; its answer can be read for as long again, from its end. 0: the session's timeout.
     uint32_t deadline_ms;
     /// How long a missing chunk is asked for again, in the background; one committed to L1 meanwhile is noticed at once. 0: ask
     /// once.
@@ -864,8 +864,8 @@ kvkeep_status kvkeep_clear(kvkeep *cache,
 ///
 /// A job looks its keys up in every tier, then loads into L1 what L1 lacks. Nothing here waits for I/O, except
 /// `kvkeep_wait`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
-/// its session, or its deadline, whichever is first; then every query says NOT_FOUND. The shares it took belong to
-/// the session and outlive it. Every accepted job completes exactly once.
+/// its session, or, once it is done, until its `deadline_ms` have passed again, whichever is first; then every query says
+/// NOT_FOUND. The shares it took belong to the session and outlive it. Every accepted job completes exactly once.
 ///
 /// Submits a job for `count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
 /// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.

@@ -66,6 +66,8 @@ pub struct Progress {
     pub result: Option<PrefetchResult>,
     /// How to tell; taken by the completion, so that there is one.
     pub notify: Option<Notify>,
+    /// When it was done.
+    pub done_at: Option<Instant>,
     /// Forgotten by its caller.
     pub released: bool,
 }
@@ -129,6 +131,7 @@ impl Job {
             trouble: None,
             result: None,
             notify: Some(notify),
+            done_at: None,
             released: false,
         };
         let (progress, done) = (Mutex::new(progress), Condvar::new());

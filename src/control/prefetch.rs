@@ -411,6 +411,7 @@ impl Prefetcher {
         job.unpin(progress, |_| true);
         self.await_no_more(job, progress);
         progress.phase = Phase::Done;
+        progress.done_at = Some(Instant::now());
         if trouble.is_some() {
             progress.trouble = trouble;
         }

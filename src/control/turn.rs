@@ -160,9 +160,13 @@ impl Prefetcher {
     fn overdue(&self, job: &Arc<Job>) {
         let mut progress = job.progress.lock();
         if progress.phase == Phase::Done {
+            // Its answer may be read for as long again as it had to come.
+            let until = progress.done_at.map(|at| at + (job.deadline - job.submitted));
             drop(progress);
-            if self.release(job.id).is_ok() {
-                self.meters.jobs_reclaimed.add(1);
+            match until.filter(|until| *until > Instant::now()) {
+                Some(until) => self.look_again(job, until),
+                None if self.release(job.id).is_ok() => self.meters.jobs_reclaimed.add(1),
+                None => {}
             }
             return;
         }
@@ -173,11 +177,14 @@ impl Prefetcher {
             Policy::Wait => {}
         }
         drop(progress);
-        // From here it has as long again for its answer to be read.
+        self.look_again(job, Instant::now() + (job.deadline - job.submitted).max(Duration::from_millis(1)));
+    }
+
+    /// Has a job that is still known be looked at again.
+    fn look_again(&self, job: &Job, at: Instant) {
         let mut jobs = self.jobs.lock();
         if jobs.by_id.contains_key(&job.id) {
-            let again = Instant::now() + (job.deadline - job.submitted).max(Duration::from_millis(1));
-            jobs.by_deadline.insert((again, job.id));
+            jobs.by_deadline.insert((at, job.id));
         }
     }
 

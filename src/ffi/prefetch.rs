@@ -13,8 +13,8 @@ use crate::types::{Completion, PrefetchResult};
 ///
 /// A job looks its keys up in every tier, then loads into L1 what L1 lacks. Nothing here waits for I/O, except
 /// `kvkeep_wait`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
-/// its session, or its deadline, whichever is first; then every query says NOT_FOUND. The shares it took belong to
-/// the session and outlive it. Every accepted job completes exactly once.
+/// its session, or, once it is done, until its `deadline_ms` have passed again, whichever is first; then every query says
+/// NOT_FOUND. The shares it took belong to the session and outlive it. Every accepted job completes exactly once.
 ///
 /// Submits a job for `count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
 /// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.

@@ -248,7 +248,7 @@ pub struct kvkeep_prefetch_options {
     pub group_rule_count: usize,
     /// A kvkeep_prefetch_policy.
     pub policy: u32,
-    /// Deadline of the job, from submit, also for reading its answer. 0: the session's timeout.
+    /// Deadline of the job, from submit; its answer can be read for as long again, from its end. 0: the session's timeout.
     pub deadline_ms: u32,
     /// How long a missing chunk is asked for again, in the background; one committed to L1 meanwhile is noticed at once. 0: ask
     /// once.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Log, LogLevel, Notify, Policy, PrefetchRequest};
@@ -252,6 +252,26 @@ fn p5_an_unread_result_is_reclaimed_at_its_deadline_and_counted() {
         assert_eq!(cache.finish(session, 0..4, 0), [0; 4]);
         cache.node.end_session(session).unwrap();
         cache.at_rest();
+        cache.node.close();
+    });
+}
+
+#[test]
+fn an_answer_can_be_read_for_as_long_as_it_had_to_come() {
+    watched(|| {
+        const LOAD: Duration = Duration::from_millis(150);
+        let cache = Cache::open(MIB, &["fault:memory:?fault.delay=1&fault.delay_ms=150"], |_| {});
+        cache.store_below(0..1, 4096);
+        for policy in [Policy::BestEffort, Policy::Wait] {
+            let (session, submitted, deadline) = (cache.session(), Instant::now(), 3 * LOAD);
+            let job =
+                cache.submit(session, 0..1, PrefetchRequest { deadline: Some(deadline), policy, ..Default::default() });
+            let mut hits = 0;
+            until("the job to be reclaimed", || cache.node.query_lookup_hits(job, &mut hits).is_err());
+            assert!(submitted.elapsed() >= LOAD + deadline, "{policy:?}: gone {:?} after submit", submitted.elapsed());
+            cache.node.end_session(session).unwrap();
+            cache.node.clear(0, true).unwrap();
+        }
         cache.node.close();
     });
 }
