@@ -563,9 +563,9 @@ typedef struct {
     uint64_t stored_bytes;
     /// Writes not needed because the L2 had the object.
     uint64_t stores_already;
-    /// Writes tried again.
+    /// Writes and deletions tried again.
     uint64_t store_retries;
-    /// Writes given up: failed to the end, evicted first, or over the queue's bound.
+    /// Writes given up: failed to the end, evicted first, or over the queue's bound; and deletions given up.
     uint64_t stores_dropped;
     /// Gauge: objects in all backends, where they know.
     uint64_t l2_objects;
@@ -844,10 +844,15 @@ kvkeep_status kvkeep_retain(kvkeep *cache,
                             int32_t *statuses);
 
 /// Deletes keys from L1 at once, and from every backend in the background (lookups through this cache miss at once;
-/// `kvkeep_drain_writes` waits for the rest).
+/// `kvkeep_drain_writes` waits for the rest). A backend that fails, or has no room for more work, is asked again; what is given
+/// up is logged, and counted as `stores_dropped`.
 /// Per key: LOCKED (shared, or under a copy or a transfer; deleted nowhere), NOT_FOUND (in no tier that knows without
 /// I/O). Errors: NOT_FOUND (space), INVALID.
-kvkeep_status kvkeep_delete(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, int32_t *statuses);
+kvkeep_status kvkeep_delete(kvkeep *cache,
+                            uint64_t space,
+                            const kvkeep_key *keys,
+                            size_t count,
+                            int32_t *statuses);
 
 /// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
 /// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled

@@ -82,8 +82,8 @@ pub const COUNTERS: &[Value] = values! {
     stores "Objects written to L2.",
     stored_bytes "Bytes written to L2.",
     stores_already "Writes not needed.",
-    store_retries "Writes tried again.",
-    stores_dropped "Writes given up.",
+    store_retries "Writes and deletions tried again.",
+    stores_dropped "Writes and deletions given up.",
     l2_evictions "Objects evicted by backends.",
 };
 

@@ -188,9 +188,9 @@ pub struct Stats {
     pub stored_bytes: u64,
     /// Writes not needed because the L2 had the object.
     pub stores_already: u64,
-    /// Writes tried again.
+    /// Writes and deletions tried again.
     pub store_retries: u64,
-    /// Writes given up: failed to the end, evicted first, or over the queue's bound.
+    /// Writes given up: failed to the end, evicted first, or over the queue's bound; and deletions given up.
     pub stores_dropped: u64,
     /// Gauge: objects in all backends, where they know.
     pub l2_objects: u64,

@@ -1,11 +1,12 @@
 //! Jobs, fences and the writer, with backends held in the test's hand.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cache::Cache as _;
 use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
-use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result};
+use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result, Status};
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::fault::Fault;
 use crate::l2::memory::Memory;
@@ -169,8 +170,8 @@ fn whoever_waits_for_a_job_that_is_released_is_told_so() {
     node.close();
 }
 
-/// A backend with a bug: loads are lost.
-struct Loses(Arc<Memory>);
+/// A backend with a bug: loads are lost. It refuses its first deletions.
+struct Loses(Arc<Memory>, AtomicU32, Status);
 
 impl Backend for Loses {
     fn name(&self) -> &'static str {
@@ -195,7 +196,10 @@ impl Backend for Loses {
         self.0.touch(keys);
     }
     fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>) {
-        self.0.delete(keys, reply);
+        match self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
+            Ok(_) => reply.send(Err(Error::new(self.2, "refused"))),
+            Err(_) => self.0.delete(keys, reply),
+        }
     }
     fn quarantine(&self, key: ObjectKey) {
         self.0.quarantine(key);
@@ -216,12 +220,28 @@ impl Backend for Loses {
 
 #[test]
 fn a_job_ends_though_its_backend_loses_the_loads() -> Result<()> {
-    let (node, space) = open(1 << 20, 50, Arc::new(Loses(Memory::open_url(&[])?)));
+    let (node, space) = open(1 << 20, 50, Arc::new(Loses(Memory::open_url(&[])?, AtomicU32::new(0), KVKEEP_ERR_IO)));
     store_below(&node, space, 4);
     let session = node.begin_session(space, "r", None)?;
     let job = submit(&node, session, 4, false);
     node.wait(job, WATCHDOG_MS)?;
     assert_eq!((stats(&node).backend_timeouts, stats(&node).l1_locked_bytes), (4, 0));
     node.close();
+    Ok(())
+}
+
+#[test]
+fn a_deletion_that_a_backend_refuses_is_sent_again_and_counted_if_given_up() -> Result<()> {
+    // One that has too much to do is asked until its time is up, one that fails four times.
+    for (refusals, why, retries, dropped, left) in [(4, KVKEEP_ERR_LIMIT, 4, 0, 0), (1000, KVKEEP_ERR_IO, 3, 4, 4)] {
+        let backend = Loses(Memory::open_url(&[])?, AtomicU32::new(refusals), why);
+        let (node, space) = open(1 << 20, 30_000, Arc::new(backend));
+        store_below(&node, space, 4);
+        assert!(node.delete(space, &keys(4), None)?);
+        node.drain_writes(WATCHDOG_MS)?;
+        let stats = stats(&node);
+        assert_eq!((stats.store_retries, stats.stores_dropped, stats.l2_objects), (retries, dropped, left));
+        node.close();
+    }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::tiers::{Tier, Tiers};
 use super::watch::Watch;
 use crate::arena::Buffer;
 use crate::config::{Log, LogLevel};
-use crate::error::{Error, KVKEEP_ERR_TIMEOUT, Result};
+use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l1::slot::Ref;
 use crate::l1::{L1, Write};
@@ -35,11 +35,23 @@ struct Journey {
     left: AtomicUsize,
 }
 
-struct Retry {
-    due: Instant,
-    journey: Arc<Journey>,
+/// Objects to be deleted from one backend.
+struct Deletion {
+    keys: Arc<Vec<ObjectKey>>,
     tier: Arc<Tier>,
     attempt: u32,
+    /// A full queue is waited for until then.
+    until: Instant,
+}
+
+enum Errand {
+    Write { journey: Arc<Journey>, tier: Arc<Tier>, attempt: u32 },
+    Delete(Deletion),
+}
+
+struct Retry {
+    due: Instant,
+    errand: Errand,
 }
 
 impl PartialEq for Retry {
@@ -132,7 +144,13 @@ impl Writer {
                 return;
             }
             for retry in retries {
-                self.try_again(retry);
+                match retry.errand {
+                    Errand::Write { journey, tier, attempt } => self.write_again(&journey, tier, attempt),
+                    Errand::Delete(deletion) => {
+                        self.meters.store_retries.add(1);
+                        self.send_deletion(deletion);
+                    }
+                }
             }
             if room == 0 {
                 continue;
@@ -189,16 +207,16 @@ impl Writer {
         }
     }
 
-    fn try_again(self: &Arc<Self>, retry: Retry) {
-        match self.l1.buffer(retry.journey.name).filter(|_| retry.tier.usable()) {
+    fn write_again(self: &Arc<Self>, journey: &Arc<Journey>, tier: Arc<Tier>, attempt: u32) {
+        match self.l1.buffer(journey.name).filter(|_| tier.usable()) {
             Some(buffer) => {
                 self.meters.store_retries.add(1);
-                self.send(&retry.journey, retry.tier, buffer, retry.attempt);
+                self.send(journey, tier, buffer, attempt);
             }
             None => {
                 // Evicted meanwhile, or its backend was removed or fenced.
                 self.meters.stores_dropped.add(1);
-                self.arrived(&retry.journey);
+                self.arrived(journey);
             }
         }
     }
@@ -247,9 +265,12 @@ impl Writer {
             self.meters.stores_dropped.add(1);
             return self.arrived(journey);
         }
-        let due = Instant::now() + PAUSE * 4u32.pow(attempt);
-        let retry = Retry { due, journey: journey.clone(), tier: tier.clone(), attempt: attempt + 1 };
-        self.desk.lock().retries.push(retry);
+        self.later(attempt, Errand::Write { journey: journey.clone(), tier: tier.clone(), attempt: attempt + 1 });
+    }
+
+    fn later(&self, attempt: u32, errand: Errand) {
+        let due = Instant::now() + PAUSE * 4u32.pow(attempt.min(RETRIES));
+        self.desk.lock().retries.push(Retry { due, errand });
         self.wake();
     }
 
@@ -278,7 +299,12 @@ impl Writer {
     /// Deletes objects from every backend, and says how many of them some backend knew.
     pub fn delete(self: &Arc<Self>, keys: &[ObjectKey]) -> Vec<bool> {
         let mut known = vec![false; keys.len()];
-        for tier in self.tiers.list().iter() {
+        let tiers = self.tiers.list();
+        if tiers.is_empty() {
+            return known;
+        }
+        let shared = Arc::new(keys.to_vec());
+        for tier in tiers.iter() {
             let mut found = vec![Found::Unknown; keys.len()];
             tier.backend.lookup_cached(keys, &mut found);
             let pinned: Vec<ObjectKey> =
@@ -288,10 +314,40 @@ impl Writer {
                 *known |= matches!(found, Found::Present(_));
             }
             self.desk.lock().open += 1;
-            let me = self.clone();
-            tier.backend.delete(keys.to_vec(), Reply::new(move |_| me.ended(0)));
+            let (keys, until) = (shared.clone(), self.watch.deadline());
+            self.send_deletion(Deletion { keys, tier: tier.clone(), attempt: 0, until });
         }
         known
+    }
+
+    fn send_deletion(self: &Arc<Self>, deletion: Deletion) {
+        let (me, backend, keys) = (self.clone(), deletion.tier.backend.clone(), deletion.keys.to_vec());
+        let reply = Reply::new(move |result: Result<u64>| match result {
+            Ok(_) => me.ended(0),
+            Err(error) => me.undeleted(deletion, &error),
+        });
+        backend.delete(keys, reply);
+    }
+
+    /// A deletion failed or was refused: try again later, or give up.
+    fn undeleted(&self, mut deletion: Deletion, error: &Error) {
+        let full = error.status == KVKEEP_ERR_LIMIT && Instant::now() < deletion.until;
+        let again =
+            (full || deletion.attempt < RETRIES) && error.status != KVKEEP_ERR_CLOSED && !self.desk.lock().closing;
+        let level = if again { LogLevel::Warn } else { LogLevel::Error };
+        self.log.say(level, || {
+            let what = if again { "will be tried again" } else { "is given up" };
+            let (count, number) = (deletion.keys.len(), deletion.tier.number);
+            format!("deleting {count} objects from backend {number} {what}: {error}")
+        });
+        if again {
+            let attempt = deletion.attempt;
+            deletion.attempt += 1;
+            self.later(attempt, Errand::Delete(deletion));
+        } else {
+            self.meters.stores_dropped.add(deletion.keys.len() as u64);
+            self.ended(0);
+        }
     }
 
     /// Objects waiting or on their way, and deletions.

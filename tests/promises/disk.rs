@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use kvkeep::cache::Cache as _;
 use kvkeep::types::Stats;
 
-use crate::cache::{Cache, MIB, WATCHDOG_MS, intact, until, watched};
+use crate::cache::{Cache, MIB, WATCHDOG_MS, intact, keys, until, watched};
 
 const CHILD: &str = "KVKEEP_PROMISE_CHILD";
 const SIZE: u64 = 8192;
@@ -133,5 +133,38 @@ fn p8_a_cache_dropped_without_close_leaves_what_it_had_stored() {
         assert_eq!(cache.prefetch(session, 0..16).hit_chunks, 16);
         assert!(cache.read(session, 0..16, 0).iter().zip(0..).all(|(view, number)| intact(view, number)));
         cache.node.close();
+    });
+}
+
+#[test]
+fn what_was_deleted_is_gone_however_many_keys_were_named() {
+    watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(MIB, &[&format!("fs://{}", dir.path().display())], |_| {});
+        cache.store(0..4, 4096);
+        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        let mut statuses = vec![9; 200_000];
+        cache.node.delete(cache.space, &keys(0..200_000), Some(&mut statuses)).unwrap();
+        assert_eq!(statuses[..4], [0; 4]);
+        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        let (session, stats) = (cache.session(), cache.stats());
+        assert_eq!((stats.l2_objects, stats.stores_dropped), (0, 0));
+        assert_eq!(cache.prefetch(session, 0..4).hit_chunks, 0);
+        cache.node.close();
+    });
+}
+
+#[test]
+fn a_prefetch_finds_what_another_process_stored_however_many_keys_it_names() {
+    watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("fs://{}", dir.path().display());
+        let [one, two] = [(); 2].map(|()| Cache::open(MIB, &[&url], |_| {}));
+        one.store(0..4, 4096);
+        one.node.drain_writes(WATCHDOG_MS).unwrap();
+        let answer = two.prefetch(two.session(), 0..200_000);
+        assert_eq!((answer.hit_chunks, answer.tier_keys[1]), (4, 4));
+        one.node.close();
+        two.node.close();
     });
 }

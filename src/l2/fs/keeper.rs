@@ -18,8 +18,10 @@ use crate::error::{Error, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::{Found, Lookup, Reply};
 
-/// Most keys waiting for the keeper.
+/// While so many keys wait for the keeper, no more are taken. One job is taken whole, however many keys it is about.
 const KEYS_MAX: usize = 1 << 17;
+/// Files unlinked before the next job's turn: a lookup has a deadline.
+const UNLINKS_MAX: usize = 1 << 12;
 /// Most files kept in quarantine.
 const QUARANTINE_MAX: usize = 64;
 /// Times of last use are written when this many wait,
@@ -103,22 +105,22 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Says whether there is room for a job about `keys` keys, and if not, why.
-    pub fn admits(&self, keys: usize) -> Result<()> {
-        Keeper::room(&self.jobs.lock(), keys)
+    /// Says whether there is room for a job, and if not, why.
+    pub fn admits(&self) -> Result<()> {
+        Keeper::room(&self.jobs.lock())
     }
 
-    fn room(jobs: &Jobs, keys: usize) -> Result<()> {
+    fn room(jobs: &Jobs) -> Result<()> {
         if jobs.closed {
             return Err(closed());
         }
-        if jobs.keys + keys > KEYS_MAX { Err(full(KEYS_MAX)) } else { Ok(()) }
+        if jobs.keys >= KEYS_MAX { Err(full(KEYS_MAX)) } else { Ok(()) }
     }
 
     /// Queues a job, or gives it back with the reason.
     pub fn offer(&self, job: Job) -> std::result::Result<(), (Job, Error)> {
         let mut jobs = self.jobs.lock();
-        if let Err(error) = Keeper::room(&jobs, job.keys()) {
+        if let Err(error) = Keeper::room(&jobs) {
             return Err((job, error));
         }
         jobs.append(job);
@@ -174,7 +176,11 @@ impl Keeper {
         while let Some(job) = core.keeper.next(flushed) {
             match job {
                 Some(Job::Lookup(lookup)) => core.look_up(lookup),
-                Some(Job::Unlink(keys)) => keys.into_iter().for_each(|(key, deletions)| core.unlink(key, deletions)),
+                Some(Job::Unlink(mut keys)) => {
+                    let now = keys.split_off(keys.len().saturating_sub(UNLINKS_MAX));
+                    core.keeper.insist(keys);
+                    now.into_iter().for_each(|(key, deletions)| core.unlink(key, deletions));
+                }
                 Some(Job::Quarantine(key)) => core.move_away(key),
                 None => {
                     core.flush();

@@ -195,7 +195,7 @@ impl Backend for Fs {
     }
 
     fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>) {
-        if let Err(error) = self.core.keeper.admits(keys.len()) {
+        if let Err(error) = self.core.keeper.admits() {
             return reply.send(Err(error));
         }
         let deletion = Deletion::new(reply);
