@@ -255,7 +255,8 @@ typedef struct {
     uint32_t backend_timeout_ms;
     /// Must be 0.
     uint32_t reserved_0;
-    /// Most bytes being loaded from L2 at once; further loads wait in order of priority. 0: a quarter of L1.
+    /// Most bytes being loaded from L2 at once, and never more than about 16384 objects; further loads wait in order of priority.
+    /// 0: a quarter of L1.
     uint64_t loading_bytes_max;
     /// Where log lines go. NULL: nowhere.
     kvkeep_log_callback log;

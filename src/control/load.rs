@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Instant;
 
 use hashbrown::HashMap;
@@ -27,7 +27,10 @@ use crate::stats::Meters;
 /// Keys issued at a time, so that a long job does not keep others from the lock.
 const BATCH: usize = 256;
 
-/// Queued loads are issued again when one in so many of the bytes allowed on their way is free.
+/// Most objects on their way at once: a backend's queue is bounded by number, and writes go to it too.
+pub(super) const FLIGHTS_MAX: usize = 1 << 14;
+
+/// Queued loads are issued again when one in so many of the bytes, or objects, allowed on their way is free.
 const REFILL_SHARE: u64 = 4;
 
 /// Who waits for an object on its way: jobs, and the key's place in each.
@@ -51,6 +54,8 @@ pub struct Loader {
     checksum: bool,
     bytes_max: u64,
     bytes: AtomicU64,
+    /// Objects that `bytes` are of.
+    flying: AtomicUsize,
     flights: Mutex<HashMap<ObjectKey, Readers>>,
     queue: Mutex<Queue>,
     prefetcher: OnceCell<std::sync::Weak<Prefetcher>>,
@@ -92,6 +97,7 @@ impl Loader {
             checksum,
             bytes_max,
             bytes: AtomicU64::new(0),
+            flying: AtomicUsize::new(0),
             flights: Mutex::default(),
             queue: Mutex::default(),
             prefetcher: OnceCell::new(),
@@ -124,7 +130,7 @@ impl Loader {
 
     /// Whether a queued job may be issued now.
     fn open(&self) -> bool {
-        self.bytes.load(Ordering::Acquire) < self.bytes_max
+        self.bytes.load(Ordering::Acquire) < self.bytes_max && self.flying.load(Ordering::Acquire) < FLIGHTS_MAX
     }
 
     /// Issues queued loads as far as the bound allows.
@@ -205,6 +211,7 @@ impl Loader {
             flights.insert(object, vec![(job.clone(), index)]);
             drop(flights);
             self.bytes.fetch_add(bytes, Ordering::AcqRel);
+            self.flying.fetch_add(1, Ordering::AcqRel);
             let item = Item { object, layout: job.space.layout, name, bytes };
             match batches.iter_mut().find(|(other, ..)| other.number == tier.number) {
                 Some((_, items, buffers)) => {
@@ -303,13 +310,14 @@ impl Loader {
         }
     }
 
-    /// Loads ended. The control thread is told once a share of the bound is free, not of each object: it would issue as little
+    /// A load ended. The control thread is told once a share of a bound is free, not of each object: it would issue as little
     /// as became free, and push aside whoever wakes it.
     fn freed(&self, bytes: u64) {
         let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        let flying = self.flying.fetch_sub(1, Ordering::SeqCst);
         let enough = self.bytes_max - self.bytes_max.div_ceil(REFILL_SHARE);
-        if before > enough
-            && before - bytes <= enough
+        let few = FLIGHTS_MAX - FLIGHTS_MAX / REFILL_SHARE as usize;
+        if ((before > enough && before - bytes <= enough) || flying == few + 1)
             && let Some(prefetcher) = self.prefetcher.get().and_then(std::sync::Weak::upgrade)
         {
             prefetcher.wake();

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::cache::Cache as _;
 use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
+use crate::control::load::FLIGHTS_MAX;
+use crate::control::writeback::OPEN_MAX;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result, Status};
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::fault::Fault;
@@ -244,4 +246,62 @@ fn a_deletion_that_a_backend_refuses_is_sent_again_and_counted_if_given_up() -> 
         node.close();
     }
     Ok(())
+}
+
+/// Small objects, of which there are many before their bytes are.
+fn many(count: u32) -> Vec<Key> {
+    let hash = |number: u32| std::array::from_fn(|i| number.to_le_bytes()[i % 4]);
+    (0..count).map(|number| Key { hash: hash(number), rank: 0, group: 0 }).collect()
+}
+
+fn store_many(node: &Node, space: u64, keys: &[Key]) {
+    let session = node.begin_session(space, "w", None).unwrap();
+    let mut views = vec![View::none(crate::error::KVKEEP_OK); keys.len()];
+    assert!(node.reserve_write(session, keys, &vec![64; keys.len()], false, &mut views).unwrap());
+    assert!(node.finish_write(session, keys, None).unwrap());
+    node.end_session(session).unwrap();
+}
+
+#[test]
+fn p9_objects_being_loaded() {
+    let fault = faulty("fault.load_hang");
+    let (node, space) = open(64 << 20, 60_000, fault.clone());
+    let keys = many(20_000);
+    store_many(&node, space, &keys);
+    node.drain_writes(WATCHDOG_MS).unwrap();
+    node.clear(0, true).unwrap();
+    let session = node.begin_session(space, "r", None).unwrap();
+    let mut job = 0;
+    node.submit_prefetch(session, &keys, PrefetchRequest::default(), &mut job).unwrap();
+    until("the bound", || fault.hung() >= FLIGHTS_MAX);
+    // Issues whatever the bound allows.
+    node.prefetcher.loader.issue();
+    assert!(fault.hung() < FLIGHTS_MAX + 256, "{} are being loaded", fault.hung());
+    until("the job", || {
+        fault.release_hangs();
+        node.wait(job, 0).is_ok()
+    });
+    let stats = stats(&node);
+    assert_eq!((stats.loads, stats.load_failures), (20_000, 0));
+    node.close();
+}
+
+#[test]
+fn p9_objects_being_written() {
+    let fault = faulty("fault.store_hang");
+    let (node, space) = open(64 << 20, 60_000, fault.clone());
+    store_many(&node, space, &many(20_000));
+    until("the bound", || fault.hung() >= OPEN_MAX);
+    let mut looks = 0;
+    until("the writer to go on, had it no bound", || {
+        looks += 1;
+        looks == 100 || fault.hung() == 20_000
+    });
+    assert!(fault.hung() < OPEN_MAX + 64 && node.l1.writes_queued() > 0, "{} are being written", fault.hung());
+    until("the writes", || {
+        fault.release_hangs();
+        stats(&node).writes_pending == 0
+    });
+    assert_eq!((stats(&node).stores, stats(&node).stores_dropped), (20_000, 0));
+    node.close();
 }

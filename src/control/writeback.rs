@@ -21,6 +21,8 @@ use crate::stats::Meters;
 
 /// Objects taken from L1's queue at a time.
 const BATCH: usize = 64;
+/// Most journeys and deletions not over: a backend's queue is bounded by number, and loads go to it too.
+pub(super) const OPEN_MAX: usize = 1 << 14;
 /// Times a failed write is tried again, and the first pause before it; each further one is four times as long.
 const RETRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -138,7 +140,8 @@ impl Writer {
                 while desk.retries.peek().is_some_and(|retry| retry.due <= now) {
                     retries.extend(desk.retries.pop());
                 }
-                (retries, self.bytes_max.saturating_sub(desk.bytes), desk.closing)
+                let room = if desk.open < OPEN_MAX { self.bytes_max.saturating_sub(desk.bytes) } else { 0 };
+                (retries, room, desk.closing)
             };
             if closing {
                 return;
@@ -284,7 +287,7 @@ impl Writer {
 
     fn ended(&self, bytes: u64) {
         let mut desk = self.desk.lock();
-        let was_full = desk.bytes >= self.bytes_max;
+        let was_full = desk.bytes >= self.bytes_max || desk.open >= OPEN_MAX;
         desk.bytes -= bytes;
         desk.open -= 1;
         if was_full {

@@ -161,7 +161,8 @@ pub struct kvkeep_options {
     pub backend_timeout_ms: u32,
     /// Must be 0.
     pub reserved_0: u32,
-    /// Most bytes being loaded from L2 at once; further loads wait in order of priority. 0: a quarter of L1.
+    /// Most bytes being loaded from L2 at once, and never more than about 16384 objects; further loads wait in order of priority.
+    /// 0: a quarter of L1.
     pub loading_bytes_max: u64,
     /// Where log lines go. NULL: nowhere.
     pub log: kvkeep_log_callback,
