@@ -1,13 +1,14 @@
 //! What the directory remembers: restarts, capacity, order, other processes, rubbish, full disks.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
 mod fs_common;
 
 use std::process::Command;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime};
 
 use fs_common::*;
-use kvkeep::arena::Buffer;
+use kvkeep::arena::{Buffer, Hold};
 use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION};
 use kvkeep::l2::fs::inspect::Kind;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
@@ -15,7 +16,7 @@ use kvkeep::l2::{Backend, Found, Health, Stored};
 
 const LEN: usize = 10_000;
 
-fn bounded(dir: &std::path::Path, engine: EngineKind, objects: u64) -> std::sync::Arc<Fs> {
+fn bounded(dir: &std::path::Path, engine: EngineKind, objects: u64) -> Arc<Fs> {
     Fs::open(FsOptions { capacity: objects * disk(LEN), ..options(dir, engine) }).unwrap()
 }
 
@@ -108,6 +109,33 @@ fn a_deleted_object_is_hidden_at_once_and_readable_by_its_readers() {
         fs.close();
         assert_eq!(answer.recv_timeout(WATCHDOG).unwrap().unwrap(), 1);
         assert_eq!(files(dir.path()).len(), 0);
+    }
+}
+
+/// Deletes object 1 as soon as its payload is let go.
+struct Deletes(Mutex<Option<Arc<Fs>>>);
+
+impl Hold for Deletes {
+    fn release(&self, _: u64) {
+        let fs = self.0.lock().unwrap().take();
+        assert_eq!(fs.map(|fs| deleted(&fs, &[1])), Some(1));
+    }
+}
+
+#[test]
+fn what_is_deleted_as_soon_as_nobody_writes_it_stays_away() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = open(dir.path(), engine);
+        let mut bytes = payload(1, LEN);
+        let hold = Arc::new(Deletes(Mutex::new(Some(fs.clone()))));
+        // SAFETY: `bytes` lives until the store is answered, which is after its buffer is let go.
+        let buffer = unsafe { Buffer::from_raw(bytes.bytes_mut().as_mut_ptr(), LEN, hold, 0) };
+        let (to, answers) = mpsc::channel();
+        fs.store(vec![storing(1, buffer, &to)]);
+        assert_eq!(answers.recv_timeout(WATCHDOG).unwrap().1.unwrap(), Stored::Written);
+        assert_eq!(lookup(&fs, &[1], false).unwrap(), [Found::Absent]);
+        assert_eq!((fs.usage().objects, files(dir.path()).len()), (0, 0));
     }
 }
 

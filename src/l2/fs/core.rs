@@ -248,9 +248,8 @@ impl Core {
                 Some((writing, frame))
             }
             Err((buffer, error)) => {
-                drop(buffer);
                 let error = Error::io("a buffer for an unaligned store", &error);
-                self.finish_store(writing, Err(error));
+                self.finish_store(writing, buffer, Err(error));
                 None
             }
         }
@@ -316,16 +315,17 @@ impl Core {
                 let _ = unlinkat(&self.dirfd, writing.temporary.as_str(), AtFlags::empty());
             }
         }
-        drop(frame.abandoned(spare));
-        self.finish_store(writing, outcome);
+        self.finish_store(writing, frame.abandoned(spare), outcome);
     }
 
-    fn finish_store(&self, writing: Writing, outcome: Result<Stored>) {
+    fn finish_store(&self, writing: Writing, payload: Buffer, outcome: Result<Stored>) {
         // Where the store failed before it unlinked its victims: they are out of the index and must not stay on disk.
         for victim in &writing.victims {
             let _ = unlinkat(&self.dirfd, victim.as_str(), AtFlags::empty());
         }
         let stores = self.index(|index| index.finish(writing.reservation, outcome.as_ref().ok()));
+        // Not before: whoever deletes the object as soon as nobody writes it must find it in the index.
+        drop(payload);
         self.again(stores);
         writing.reply.send(outcome);
         self.queue.answered();
