@@ -90,7 +90,8 @@ impl Prefetcher {
         };
         for job in jobs {
             let mut progress = job.progress.lock();
-            if progress.awaiting && self.find_in_l1(&job, &mut progress).is_ok() && progress.asking == 0 {
+            // Answered though a backend is still asked: what it then says it has is unpinned.
+            if progress.awaiting && self.find_in_l1(&job, &mut progress).is_ok() {
                 let there: Vec<bool> = progress.found.iter().map(|&found| found != NOWHERE).collect();
                 if job.answer(&there).complete {
                     self.looked_up(&job, &mut progress);

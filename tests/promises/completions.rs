@@ -277,6 +277,22 @@ fn an_answer_can_be_read_for_as_long_as_it_had_to_come() {
 }
 
 #[test]
+fn a_commit_is_noticed_while_a_backend_is_asked() {
+    watched(|| {
+        let cache = Cache::open(MIB, &["fault:memory:?fault.lookup_hang=1"], |_| {});
+        let session = cache.session();
+        let lookup_timeout = Duration::from_secs(60);
+        let job = cache.submit(session, 0..4, PrefetchRequest { lookup_timeout, ..Default::default() });
+        assert!(cache.answer(job).is_none());
+        cache.store(0..4, 4096);
+        cache.node.wait(job, WATCHDOG_MS).unwrap();
+        assert_eq!((cache.answer(job).unwrap().hit_chunks, cache.stats().backend_timeouts), (4, 0));
+        cache.node.remove_backend(1).unwrap();
+        cache.node.close();
+    });
+}
+
+#[test]
 fn p5_an_abandoned_job_ends_and_goes() {
     watched(|| {
         let cache = Cache::open(MIB, &["fault:memory:?fault.load_hang=1"], |_| {});
