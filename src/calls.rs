@@ -189,12 +189,13 @@ impl Cache for Node {
         let objects = self.objects(space, keys)?;
         // Looked at before and after, so that a load that ends or begins meanwhile is seen.
         let before = self.prefetcher.loading(&objects);
-        let mut said = self.l1.delete(space, keys)?;
-        let loading = before.into_iter().zip(self.prefetcher.loading(&objects)).map(|(before, after)| before || after);
-        for (status, _) in said.iter_mut().zip(loading).filter(|(_, loading)| *loading) {
-            if *status == KVKEEP_ERR_NOT_FOUND {
-                *status = KVKEEP_ERR_LOCKED;
-            }
+        let still: Vec<Key> = keys.iter().zip(&before).filter(|(_, loading)| !**loading).map(|(key, _)| *key).collect();
+        let mut of_l1 = self.l1.delete(space, &still)?.into_iter();
+        let after = self.prefetcher.loading(&objects);
+        let mut said = Vec::with_capacity(keys.len());
+        for (before, after) in before.into_iter().zip(after) {
+            let status = if before { None } else { of_l1.next() };
+            said.push(status.filter(|_| !after).unwrap_or(KVKEEP_ERR_LOCKED));
         }
         let free: Vec<usize> = (0..keys.len()).filter(|&i| said[i] != KVKEEP_ERR_LOCKED).collect();
         let objects: Vec<ObjectKey> = free.iter().map(|&i| objects[i]).collect();

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hashbrown::HashSet;
+
 use super::job::{Job, Phase};
 use super::prefetch::{Prefetcher, no_job};
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status};
@@ -90,9 +92,26 @@ impl Prefetcher {
         Ok(())
     }
 
-    /// Which objects are on their way from a backend into L1.
+    /// Which objects are on their way from a backend into L1, or will be: found there by a job and still to be loaded.
     pub fn loading(&self, objects: &[ObjectKey]) -> Vec<bool> {
-        self.loader.loading(objects)
+        let asked: HashSet<&ObjectKey> = objects.iter().collect();
+        let mut to_load = HashSet::new();
+        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
+        for job in jobs {
+            let progress = job.progress.lock();
+            let mut add = |index| to_load.extend(Some(job.object(index)).filter(|object| asked.contains(object)));
+            match progress.phase {
+                Phase::Lookup => (0..progress.pinned.len()).filter(|&i| progress.pinned[i]).for_each(add),
+                Phase::Load => progress.to_load[progress.cursor..].iter().for_each(|&index| add(index as usize)),
+                Phase::Done => {}
+            }
+        }
+        // Asked last: what a job had still to load may be on its way by now.
+        let mut loading = self.loader.loading(objects);
+        for (loading, object) in loading.iter_mut().zip(objects) {
+            *loading |= to_load.contains(object);
+        }
+        loading
     }
 
     /// The space of a job.

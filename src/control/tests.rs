@@ -33,8 +33,12 @@ fn keys(count: u8) -> Vec<Key> {
 }
 
 fn open(l1_bytes: u64, timeout_ms: u64, backend: Arc<dyn Backend>) -> (Arc<Node>, u64) {
+    open_with(l1_bytes, backend, |config| config.backend_timeout = Duration::from_millis(timeout_ms))
+}
+
+fn open_with(l1_bytes: u64, backend: Arc<dyn Backend>, change: impl FnOnce(&mut NodeConfig)) -> (Arc<Node>, u64) {
     let mut config = NodeConfig::new(l1_bytes);
-    config.backend_timeout = Duration::from_millis(timeout_ms);
+    change(&mut config);
     let node = Node::open(config).unwrap();
     node.tiers.add(backend).unwrap();
     node.l1.set_has_l2(true);
@@ -134,6 +138,29 @@ fn an_object_being_loaded_is_not_deleted_behind_its_readers_back() {
     assert_eq!(statuses, [locked, locked, 0, 0]);
     fault.release_hangs();
     node.wait(job, WATCHDOG_MS).unwrap();
+    assert!(node.finish_read(session, &keys(2), 0, None).unwrap());
+    assert!(node.delete(space, &keys(2), None).unwrap());
+    assert_eq!((stats(&node).l1_objects, stats(&node).l2_objects), (0, 0));
+    node.close();
+}
+
+#[test]
+fn an_object_that_a_job_will_load_is_not_deleted_behind_its_back() {
+    let fault = faulty("fault.load_hang");
+    // Room for one load.
+    let (node, space) = open_with(1 << 20, fault.clone(), |config| config.loading_bytes_max = 4096);
+    store_below(&node, space, 4);
+    let session = node.begin_session(space, "r", None).unwrap();
+    let job = submit(&node, session, 2, false);
+    until("the first load", || fault.hung() == 1);
+    let mut statuses = [9; 4];
+    node.delete(space, &keys(4), Some(&mut statuses)).unwrap();
+    let locked = KVKEEP_ERR_LOCKED as i32;
+    assert_eq!(statuses, [locked, locked, 0, 0]);
+    until("the job", || {
+        fault.release_hangs();
+        node.wait(job, 0).is_ok()
+    });
     assert!(node.finish_read(session, &keys(2), 0, None).unwrap());
     assert!(node.delete(space, &keys(2), None).unwrap());
     assert_eq!((stats(&node).l1_objects, stats(&node).l2_objects), (0, 0));

@@ -227,8 +227,8 @@ pub unsafe extern "C" fn kvkeep_retain(
 /// Deletes keys from L1 at once, and from every backend in the background (lookups through this cache miss at once;
 /// `kvkeep_drain_writes` waits for the rest). A backend that fails, or has no room for more work, is asked again; what is given
 /// up is logged, and counted as `stores_dropped`.
-/// Per key: LOCKED (shared, or under a copy or a transfer; deleted nowhere), NOT_FOUND (in no tier that knows without
-/// I/O). Errors: NOT_FOUND (space), INVALID.
+/// Per key: LOCKED (shared, under a copy or a transfer, or found by a job that will load it; deleted nowhere), NOT_FOUND (in no
+/// tier that knows without I/O). Errors: NOT_FOUND (space), INVALID.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_delete(
     cache: *mut kvkeep,
