@@ -256,7 +256,7 @@ typedef struct {
     /// Must be 0.
     uint32_t reserved_0;
     /// Most bytes being loaded from L2 at once, and never more than about 16384 objects; further loads wait in order of priority.
-    /// 0: a quarter of L1.
+    /// 0: a quarter of L1, at most 1 GiB, so that what waits in a backend is read before `backend_timeout_ms`.
     uint64_t loading_bytes_max;
     /// Where log lines go. NULL: nowhere.
     kvkeep_log_callback log;

@@ -91,7 +91,7 @@ pub struct NodeConfig {
     pub session_timeout: Duration,
     /// Deadline of one backend request.
     pub backend_timeout: Duration,
-    /// Most bytes being loaded at once, 0 for a quarter of L1.
+    /// Most bytes being loaded at once, 0 for a quarter of L1 and at most 1 GiB.
     pub loading_bytes_max: u64,
     /// Upper byte of the numbers of sessions and jobs, so that those of two daemons that served one socket differ.
     pub boot: u8,

@@ -26,6 +26,8 @@ use crate::stats::Meters;
 
 /// Most bytes being written to L2 at once, unless L1 is small.
 const WRITING_BYTES_MAX: u64 = 64 << 20;
+/// Most bytes being loaded from L2 at once, unless told or L1 is small.
+const LOADING_BYTES_MAX: u64 = 1 << 30;
 /// Background eviction goes on for so long …
 const BURST: Duration = Duration::from_micros(200);
 /// … and rests for so long: the kernel may have woken its thread on the processor of a caller, who would wait for a time slice to end.
@@ -34,6 +36,12 @@ const BURST_PAUSE: Duration = Duration::from_micros(100);
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// … and insists after so many times in a row.
 const BUSY_MOST: u32 = 16;
+
+/// Most bytes being loaded at once, if not told. More than a disk reads in a fraction of a request's time would only wait in
+/// the backend, which is taken for hung if they wait too long.
+fn loading_default(l1_bytes: u64) -> u64 {
+    LOADING_BYTES_MAX.min(l1_bytes / 4)
+}
 
 /// One cache.
 pub struct Node {
@@ -110,7 +118,8 @@ impl Node {
                 boot: config.boot,
             },
         )?;
-        let loading_max = if config.loading_bytes_max == 0 { l1_bytes / 4 } else { config.loading_bytes_max };
+        let loading_max =
+            if config.loading_bytes_max == 0 { loading_default(l1_bytes) } else { config.loading_bytes_max };
         let writing_max = WRITING_BYTES_MAX.min(l1_bytes / 4).max(1);
         let (tiers, meters) = (Arc::new(Tiers::new(l1.events().clone())), Arc::new(Meters::default()));
         let watch = Arc::new(Watch::new(config.backend_timeout));
@@ -301,5 +310,16 @@ impl Housekeeping {
             burst = None;
             self.prefetcher.sleep(next);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_being_loaded_than_a_backend_reads_in_time() {
+        assert_eq!(loading_default(1 << 20), 1 << 18);
+        assert_eq!(loading_default(1 << 40), 1 << 30);
     }
 }

@@ -152,7 +152,7 @@ pub struct Settings {
     /// Deadline of one request to a backend [default: 30000]
     #[arg(long, value_name = "MS", help_heading = "L2")]
     pub backend_timeout_ms: Option<u32>,
-    /// Most bytes being loaded from L2 at once [default: a quarter of L1]
+    /// Most bytes being loaded from L2 at once [default: a quarter of L1, at most 1GiB]
     #[arg(long, value_name = "SIZE", help_heading = "L2")]
     pub loading_bytes_max: Option<Size>,
     /// Most objects waiting to be written to L2 [default: 65536]

@@ -162,7 +162,7 @@ pub struct kvkeep_options {
     /// Must be 0.
     pub reserved_0: u32,
     /// Most bytes being loaded from L2 at once, and never more than about 16384 objects; further loads wait in order of priority.
-    /// 0: a quarter of L1.
+    /// 0: a quarter of L1, at most 1 GiB, so that what waits in a backend is read before `backend_timeout_ms`.
     pub loading_bytes_max: u64,
     /// Where log lines go. NULL: nowhere.
     pub log: kvkeep_log_callback,
