@@ -63,7 +63,7 @@ pub unsafe extern "C" fn kvkeep_open_space(
 }
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
-/// "memory:?capacity=1GiB", or "fault:" before any other. Sets `*backend` to its number, unless NULL. Blocks while
+/// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
 /// the backend opens.
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
 #[unsafe(no_mangle)]

@@ -40,6 +40,9 @@ const SCHEMES: [(&str, &str, Open); 2] = [
 pub fn open(url: &str) -> Result<Arc<dyn Backend>> {
     if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
         let (inner, faults) = split_faults(inner)?;
+        if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
+            return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
+        }
         return Ok(Fault::wrap(open(&inner)?, &faults)?);
     }
     let url = Url::parse(url)?;
@@ -264,6 +267,7 @@ mod tests {
         assert!(refusal("fault:memory:?fault.what=1").contains("fault.load_error"));
         assert!(refusal("fault:memory:?fault.flip=2").contains("0 to 1"));
         assert!(refusal("fault:").contains("is no URL"));
+        assert!(refusal(&format!("{}memory:", "fault:".repeat(60_000))).contains("write it once"));
     }
 
     #[test]
