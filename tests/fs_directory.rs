@@ -304,6 +304,34 @@ fn a_full_disk_fails_that_store_only() {
 }
 
 #[test]
+fn what_cannot_be_unlinked_keeps_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |args: &[&str]| Command::new("mount").args(args).arg(dir.path()).output();
+    if !mount(&["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: a tmpfs cannot be mounted here");
+        return;
+    }
+    let _mount = Mount(dir.path());
+    for engine in engines() {
+        let fs = bounded(dir.path(), engine, 4);
+        store_all(&fs, &[(0, LEN), (1, LEN), (2, LEN), (3, LEN)]);
+        assert!(mount(&["-o", "remount,ro"]).unwrap().status.success());
+        for number in 10..16 {
+            assert_eq!(store(&fs, number, LEN).unwrap_err().status, KVKEEP_ERR_IO);
+        }
+        assert!(delete(&fs, &[1]).recv_timeout(WATCHDOG).unwrap().is_err());
+        assert_eq!((fs.usage().objects, fs.usage().bytes), (4, 4 * disk(LEN)));
+        assert!(mount(&["-o", "remount,rw"]).unwrap().status.success());
+        (0..4).for_each(|number| check(&fs, number, LEN));
+        for number in 10..13 {
+            assert_eq!(store(&fs, number, LEN).unwrap(), Stored::Written);
+        }
+        assert_eq!((fs.usage().bytes, files(dir.path()).len()), (4 * disk(LEN), 4));
+        assert_eq!(deleted(&fs, &[0, 1, 2, 3, 10, 11, 12]), 4);
+    }
+}
+
+#[test]
 fn a_directory_without_permission_is_refused_with_its_name() {
     const CHILD: &str = "KVKEEP_TEST_FORBIDDEN";
     if let Ok(dir) = std::env::var(CHILD) {

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
+use rustix::io::Errno;
 
 use super::frame::{BLOCK, Frame, Spare, is_small};
 use super::index::{Admit, Index, Reservation};
@@ -318,12 +319,18 @@ impl Core {
         self.finish_store(writing, frame.abandoned(spare), outcome);
     }
 
-    fn finish_store(&self, writing: Writing, payload: Buffer, outcome: Result<Stored>) {
-        // Where the store failed before it unlinked its victims: they are out of the index and must not stay on disk.
-        for victim in &writing.victims {
-            let _ = unlinkat(&self.dirfd, victim.as_str(), AtFlags::empty());
+    fn finish_store(&self, mut writing: Writing, payload: Buffer, outcome: Result<Stored>) {
+        // Where the store failed before it unlinked its victims: they are out of the index and must not stay on disk, nor be
+        // forgotten where they do.
+        let mut stay = Vec::new();
+        if !writing.victims.is_empty() {
+            let mut paths = writing.victims.iter();
+            let unlink = |path: &String| unlinkat(&self.dirfd, path.as_str(), AtFlags::empty());
+            let gone = |path| matches!(unlink(path), Ok(()) | Err(Errno::NOENT));
+            stay.extend(writing.reservation.victims.extract_if(.., |_| !paths.next().is_none_or(gone)));
         }
         let stores = self.index(|index| index.finish(writing.reservation, outcome.as_ref().ok()));
+        stay.iter().for_each(|victim| self.stays(victim));
         // Not before: whoever deletes the object as soon as nobody writes it must find it in the index.
         drop(payload);
         self.again(stores);

@@ -164,16 +164,11 @@ impl Index {
         if self.leaving.contains(&key) {
             return Found::Absent;
         }
-        let id = match self.slots.find(&key) {
-            Some(id) if matches!(self.slots.get(id).state, State::Writing | State::Doomed) => return Found::Absent,
-            Some(id) => id,
-            None => self.slots.insert(key, size, State::Gone),
-        };
-        if self.slots.get(id).state == State::Gone {
-            self.slots.get_mut(id).size = size;
-            self.slots.usage_mut(id).at = used;
-            self.appear(id);
+        let state = self.slots.find(&key).map(|id| self.slots.get(id).state);
+        if matches!(state, Some(State::Writing | State::Doomed)) {
+            return Found::Absent;
         }
+        let id = self.present_again(key, size, used);
         self.slots.get_mut(id).pin().map_or(Found::Absent, Found::Present)
     }
 
@@ -282,6 +277,24 @@ impl Index {
         self.lost(key);
         self.leaving.remove(key);
         self.retry(key)
+    }
+
+    /// The file of `key`, which was to be taken away, cannot be. Says which stores may try again.
+    pub fn stays(&mut self, key: &ObjectKey, size: u64, used: u64) -> Vec<Store> {
+        self.leaving.remove(key);
+        self.present_again(*key, size, used);
+        self.retry(key)
+    }
+
+    /// Has an object that is on disk known as present, unless it is known. Gives its slot.
+    fn present_again(&mut self, key: ObjectKey, size: u64, used: u64) -> u32 {
+        let id = self.slots.find(&key).unwrap_or_else(|| self.slots.insert(key, size, State::Gone));
+        if self.slots.get(id).state == State::Gone {
+            self.slots.get_mut(id).size = size;
+            self.slots.usage_mut(id).at = used;
+            self.appear(id);
+        }
+        id
     }
 
     fn retry(&mut self, key: &ObjectKey) -> Vec<Store> {

@@ -215,7 +215,7 @@ impl Core {
                 if Instant::now() >= deadline {
                     return Err(Error::new(KVKEEP_ERR_TIMEOUT, "the deadline passed before the lookup was done"));
                 }
-                found[at] = self.stat(&keys[at])?;
+                found[at] = self.discover(&keys[at])?;
             }
             if in_order && found[at] == Found::Absent {
                 self.unpin_found(&keys[at..], &found[at..]);
@@ -239,19 +239,22 @@ impl Core {
         self.again(stores);
     }
 
-    fn stat(&self, key: &ObjectKey) -> Result<Found> {
-        let path = path::object(key);
-        match statat(&self.dirfd, path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+    /// Bytes of payload and time of use of the object at `path`, if there is one.
+    fn stat(&self, path: &str) -> rustix::io::Result<Option<(u64, u64)>> {
+        match statat(&self.dirfd, path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
                 let used = stat.st_mtime as u64 * 1_000_000_000 + stat.st_mtime_nsec as u64;
-                Ok(match payload_of(stat.st_size as u64) {
-                    Some(size) => self.index(|index| index.discovered(*key, size, used)),
-                    None => Found::Absent,
-                })
+                Ok(payload_of(stat.st_size as u64).map(|size| (size, used)))
             }
-            Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(Found::Absent),
-            Err(error) => Err(self.error("looking up", &path, &error.into())),
+            Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error),
         }
+    }
+
+    fn discover(&self, key: &ObjectKey) -> Result<Found> {
+        let path = path::object(key);
+        let seen = self.stat(&path).map_err(|error| self.error("looking up", &path, &error.into()))?;
+        Ok(seen.map_or(Found::Absent, |(size, used)| self.index(|index| index.discovered(*key, size, used))))
     }
 
     fn unlink(&self, key: ObjectKey, deletions: Vec<Arc<Deletion>>) {
@@ -260,7 +263,11 @@ impl Core {
             Err(error) if error != rustix::io::Errno::NOENT => Err(self.error("deleting", &path, &error.into())),
             result => Ok(u64::from(result.is_ok())),
         };
-        self.departed(&key);
+        if result.is_ok() {
+            self.departed(&key)
+        } else {
+            self.stays(&key)
+        }
         for deletion in deletions {
             match &result {
                 Ok(removed) => {
@@ -275,6 +282,17 @@ impl Core {
     fn departed(&self, key: &ObjectKey) {
         let stores = self.index(|index| index.left(key));
         self.again(stores);
+    }
+
+    /// The file of a hidden object cannot be taken away: it takes its place, and is known, as before.
+    pub fn stays(&self, key: &ObjectKey) {
+        match self.stat(&path::object(key)) {
+            Ok(Some((size, used))) => {
+                let stores = self.index(|index| index.stays(key, size, used));
+                self.again(stores);
+            }
+            Ok(None) | Err(_) => self.departed(key),
+        }
     }
 
     fn move_away(&self, key: ObjectKey) {
