@@ -270,6 +270,22 @@ fn p7_quarantine_keeps_a_bounded_number() {
     }
 }
 
+#[test]
+fn what_cannot_be_read_makes_room_for_a_new_one() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = open(dir.path(), engine);
+        store(&fs, 1, LEN).unwrap();
+        // It stands for a bad sector or a lost permission: opening fails, but not as if nothing were there.
+        std::fs::remove_file(file(dir.path(), 1)).unwrap();
+        std::os::unix::fs::symlink("/dev/null", file(dir.path(), 1)).unwrap();
+        assert_eq!(fetch(&fs, 1).unwrap_err().status, KVKEEP_ERR_IO);
+        assert_eq!(store(&fs, 1, LEN).unwrap(), Stored::Written);
+        check(&fs, 1, LEN);
+        assert_eq!(fs.quarantined(), 1);
+    }
+}
+
 struct Mount<'a>(&'a std::path::Path);
 
 impl Drop for Mount<'_> {

@@ -190,7 +190,12 @@ impl Core {
                     format!("{what} {}: {error} (removed by another process)", file.display()),
                 )
             }
-            Fault::Io(what, error) => self.error(what, &reading.path, &error),
+            Fault::Io(what, error) => {
+                if is_unreadable(&error) {
+                    self.quarantine(reading.key);
+                }
+                self.error(what, &reading.path, &error)
+            }
             Fault::Short(got) => {
                 self.quarantine(reading.key);
                 let why = format!("{} ends after {got} of {wanted} bytes", file.display());
@@ -347,6 +352,12 @@ impl Core {
 /// Bytes of payload of a file, if it is long enough to be an object.
 pub fn payload_of(file_bytes: u64) -> Option<u64> {
     file_bytes.checked_sub(BLOCK as u64)
+}
+
+/// Whether it is the file that cannot be read, now and later, not the process or the machine that is short of something.
+fn is_unreadable(error: &io::Error) -> bool {
+    use libc::{EACCES, EBADMSG, EIO, EISDIR, ELOOP, ENXIO, EPERM, EUCLEAN};
+    matches!(error.raw_os_error(), Some(EACCES | EBADMSG | EIO | EISDIR | ELOOP | ENXIO | EPERM | EUCLEAN))
 }
 
 fn in_time(deadline: Instant, what: &str) -> Result<()> {
