@@ -566,7 +566,8 @@ typedef struct {
     uint64_t stores_already;
     /// Writes and deletions tried again.
     uint64_t store_retries;
-    /// Writes given up: failed to the end, evicted first, or over the queue's bound; and deletions given up.
+    /// Writes given up: failed to the end, missed by a fenced backend, evicted first, or over the queue's bound; and deletions
+    /// given up.
     uint64_t stores_dropped;
     /// Gauge: objects in all backends, where they know.
     uint64_t l2_objects;

@@ -190,7 +190,8 @@ pub struct Stats {
     pub stores_already: u64,
     /// Writes and deletions tried again.
     pub store_retries: u64,
-    /// Writes given up: failed to the end, evicted first, or over the queue's bound; and deletions given up.
+    /// Writes given up: failed to the end, missed by a fenced backend, evicted first, or over the queue's bound; and deletions
+    /// given up.
     pub stores_dropped: u64,
     /// Gauge: objects in all backends, where they know.
     pub l2_objects: u64,

@@ -177,7 +177,13 @@ impl Writer {
     fn set_out(self: &Arc<Self>, write: Write) {
         let tiers = self.tiers.list();
         let mut targets: Vec<Arc<Tier>> = Vec::new();
-        for tier in tiers.iter().filter(|tier| tier.usable()) {
+        self.meters.stores_dropped.add(u64::from(tiers.is_empty()));
+        for tier in tiers.iter() {
+            if !tier.usable() {
+                // What a fenced backend misses is not written to it later.
+                self.meters.stores_dropped.add(1);
+                continue;
+            }
             let mut found = [Found::Unknown];
             tier.backend.lookup_cached(&[write.key], &mut found);
             if let [Found::Present(_)] = found {
@@ -188,9 +194,6 @@ impl Writer {
             }
         }
         if targets.is_empty() {
-            if tiers.iter().all(|tier| !tier.usable()) {
-                self.meters.stores_dropped.add(1);
-            }
             self.l1.written(write.name);
             // Whoever waits for the last write may want the object alone.
             drop(write.buffer);

@@ -211,6 +211,21 @@ fn p4_a_hung_backend_is_fenced_and_jobs_go_on_without_it() {
 }
 
 #[test]
+fn what_a_fenced_backend_misses_is_counted() {
+    watched(|| {
+        let urls = ["memory:", "fault:memory:?fault.lookup_hang=1"];
+        let cache = Cache::open(MIB, &urls, |config| config.backend_timeout = Duration::from_millis(500));
+        cache.prefetch(cache.session(), 0..1);
+        until("the fence", || cache.stats().backend_timeouts == 1);
+        cache.store(0..4, 4096);
+        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        assert_eq!((cache.stats().stores, cache.stats().stores_dropped), (4, 4));
+        let _ = cache.node.remove_backend(2);
+        cache.node.close();
+    });
+}
+
+#[test]
 fn p4_waiters_and_callbacks_are_told_on_close() {
     watched(|| {
         let cache = Cache::open(MIB, &["fault:memory:?fault.load_hang=1"], |config| {
