@@ -49,6 +49,12 @@ impl Node {
         self.chains.forget(session);
     }
 
+    /// Tells L1 whether anything is below it. Whoever is last here sees all changes of the list made before.
+    fn look_below(&self) {
+        let _turn = self.below.lock();
+        self.l1.set_has_l2(!self.tiers.list().is_empty());
+    }
+
     fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
         let tag = self.l1.space(space)?.tag;
         Ok(keys.iter().map(|&key| ObjectKey { space: tag, key }).collect())
@@ -62,14 +68,14 @@ impl Cache for Node {
 
     fn add_backend(&self, url: &str) -> Result<u64> {
         let number = self.tiers.add(l2::url::open(url)?)?;
-        self.l1.set_has_l2(true);
+        self.look_below();
         self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
         Ok(number)
     }
 
     fn remove_backend(&self, number: u64) -> Result<()> {
         let removed = self.tiers.remove(number, self.backend_timeout);
-        self.l1.set_has_l2(!self.tiers.list().is_empty());
+        self.look_below();
         removed
     }
 

@@ -56,6 +56,8 @@ pub struct Node {
     pub(crate) log: Log,
     pub(crate) session_timeout: Duration,
     pub(crate) backend_timeout: Duration,
+    /// Taken by whoever tells L1 whether there are backends.
+    pub(crate) below: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: Arc<AtomicBool>,
     /// L1 is above its high watermark.
@@ -149,6 +151,7 @@ impl Node {
             log,
             session_timeout: config.session_timeout,
             backend_timeout: config.backend_timeout,
+            below: Mutex::default(),
             threads: Mutex::default(),
             stop: Arc::default(),
             room: Arc::default(),

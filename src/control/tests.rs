@@ -182,6 +182,23 @@ fn what_l2_has_already_does_not_stop_the_writer() {
 }
 
 #[test]
+fn a_backend_added_while_another_is_removed_is_written_to() {
+    let (node, space) = open(1 << 20, 30_000, Memory::open_url(&[]).unwrap());
+    for round in 1..=1000 {
+        std::thread::scope(|scope| {
+            // The one that the round before added.
+            scope.spawn(|| node.remove_backend(round).unwrap());
+            node.add_backend("memory:").unwrap();
+        });
+        store(&node, space, 1, 4096);
+        node.drain_writes(WATCHDOG_MS).unwrap();
+        assert_eq!(stats(&node).stores, round);
+        node.clear(0, true).unwrap();
+    }
+    node.close();
+}
+
+#[test]
 fn whoever_waits_for_a_job_that_is_released_is_told_so() {
     let (node, space) = open(1 << 20, 30_000, faulty("fault.load_hang"));
     store_below(&node, space, 1);
