@@ -410,7 +410,8 @@ typedef struct {
     uint32_t lookup_chunks;
     /// Planned objects that could not be loaded (failed, corrupt, no memory, late).
     uint32_t failed_keys;
-    /// Objects of the answer by where they were found: [0] L1, [i] the i-th backend in the order they were added.
+    /// Objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in the order in
+    /// which backends are added; once one was removed and none is left above the others, a new backend takes the lowest free.
     uint32_t tier_keys[KVKEEP_TIERS_MAX];
     /// Bytes loaded into L1.
     uint64_t loaded_bytes;

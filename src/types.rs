@@ -74,7 +74,8 @@ pub struct PrefetchResult {
     pub lookup_chunks: u32,
     /// Planned objects that could not be loaded (failed, corrupt, no memory, late).
     pub failed_keys: u32,
-    /// Objects of the answer by where they were found: [0] L1, [i] the i-th backend in the order they were added.
+    /// Objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in the order in
+    /// which backends are added; once one was removed and none is left above the others, a new backend takes the lowest free.
     pub tier_keys: [u32; KVKEEP_TIERS_MAX],
     /// Bytes loaded into L1.
     pub loaded_bytes: u64,

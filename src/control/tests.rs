@@ -182,6 +182,23 @@ fn what_l2_has_already_does_not_stop_the_writer() {
 }
 
 #[test]
+fn places_rise_in_the_order_of_adding_while_there_are_some() {
+    let (node, _) = open(1 << 20, 30_000, Memory::open_url(&[]).unwrap());
+    let places = |node: &Node| node.tiers.list().iter().map(|tier| tier.place).collect::<Vec<_>>();
+    let add = || node.add_backend("memory:").unwrap();
+    let second = add();
+    node.remove_backend(1).unwrap();
+    add();
+    assert_eq!(places(&node), [2, 3]);
+    (4..8).for_each(|_| _ = add());
+    assert_eq!(places(&node), [2, 3, 4, 5, 6, 7]);
+    node.remove_backend(second).unwrap();
+    add();
+    assert_eq!(places(&node), [3, 4, 5, 6, 7, 1]);
+    node.close();
+}
+
+#[test]
 fn a_backend_added_while_another_is_removed_is_written_to() {
     let (node, space) = open(1 << 20, 30_000, Memory::open_url(&[]).unwrap());
     for round in 1..=1000 {

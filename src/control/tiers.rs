@@ -102,7 +102,11 @@ impl Tiers {
     /// Adds one below the others.
     pub fn add(&self, backend: Arc<dyn Backend>) -> Result<u64> {
         let mut list = self.list.write();
-        let free = (1..KVKEEP_TIERS_MAX).find(|place| list.iter().all(|tier| tier.place != *place));
+        // Above all others, so that places rise in the order in which backends are asked, as long as there are such places.
+        let above = list.iter().map(|tier| tier.place + 1).max().unwrap_or(1);
+        let free = (above..KVKEEP_TIERS_MAX)
+            .chain(1..KVKEEP_TIERS_MAX)
+            .find(|place| list.iter().all(|tier| tier.place != *place));
         let Some(place) = free else {
             drop(list);
             backend.close();
