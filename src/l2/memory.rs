@@ -319,7 +319,7 @@ impl Memory {
     /// from the thread only).
     pub fn open_url(params: &[(String, String)]) -> Result<Arc<Memory>> {
         let mut options = Options::new("memory", params);
-        let capacity = options.size("capacity", DEFAULT_CAPACITY)?;
+        let capacity = options.capacity(DEFAULT_CAPACITY)?;
         let policy = options.text("policy")?.unwrap_or("lru");
         let policy = policy::by_name(policy).ok_or_else(|| {
             let known = policy::NAMES.join(", ");

