@@ -201,6 +201,22 @@ fn two_backends_on_one_directory_see_each_other() {
 }
 
 #[test]
+fn a_file_may_be_of_any_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(dir.path(), EngineKind::Pool), open(dir.path(), EngineKind::Pool));
+    let century = Duration::from_secs(100 * 365 * 86_400);
+    for (number, time) in [(1, SystemTime::UNIX_EPOCH - century), (2, SystemTime::UNIX_EPOCH + 6 * century)] {
+        store(&one, number, LEN).unwrap();
+        let written = std::fs::File::options().write(true).open(file(dir.path(), number)).unwrap();
+        written.set_modified(time).unwrap();
+        check(&two, number, LEN);
+    }
+    drop((one, two));
+    let fs = open(dir.path(), EngineKind::Pool);
+    (1..3).for_each(|number| check(&fs, number, LEN));
+}
+
+#[test]
 fn rubbish_is_removed_or_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let fs = open(dir.path(), EngineKind::Pool);

@@ -90,7 +90,7 @@ impl Index {
 
     /// Each use gets a time of its own, a microsecond apart, so that order survives a restart.
     fn mark_used(&mut self, id: u32) {
-        self.clock += 1000;
+        self.clock = self.clock.saturating_add(1000);
         self.slots.usage_mut(id).at = self.clock;
         let slot = self.slots.get_mut(id);
         if !slot.dirty {

@@ -243,7 +243,8 @@ impl Core {
     fn stat(&self, path: &str) -> rustix::io::Result<Option<(u64, u64)>> {
         match statat(&self.dirfd, path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
-                let used = stat.st_mtime as u64 * 1_000_000_000 + stat.st_mtime_nsec as u64;
+                let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+                let used = seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec as u64);
                 Ok(payload_of(stat.st_size as u64).map(|size| (size, used)))
             }
             Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),

@@ -133,7 +133,8 @@ fn scan_file(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &
     if !meta.is_file() {
         return Ok(None);
     }
-    let used = meta.modified()?.duration_since(UNIX_EPOCH).map_or(0, |used| used.as_nanos() as u64);
+    let used =
+        meta.modified()?.duration_since(UNIX_EPOCH).map_or(0, |used| used.as_nanos().try_into().unwrap_or(u64::MAX));
     match payload_of(meta.len()) {
         Some(size) => Ok(Some(Seen { key, size, used })),
         None => {
