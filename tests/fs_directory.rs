@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use fs_common::*;
 use kvkeep::arena::{Buffer, Hold};
-use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION};
+use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, Result};
 use kvkeep::l2::fs::inspect::Kind;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
-use kvkeep::l2::{Backend, Found, Health, Stored};
+use kvkeep::l2::{Backend, Found, Health, Lookup, Reply, Stored};
 
 const LEN: usize = 10_000;
 
@@ -284,6 +284,30 @@ fn p7_quarantine_keeps_a_bounded_number() {
         drop(fs);
         assert_eq!(open(dir.path(), engine).usage().objects, 0);
     }
+}
+
+#[test]
+fn p7_what_is_damaged_is_moved_away_however_much_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = open(dir.path(), EngineKind::Pool);
+    store(&fs, 1, LEN).unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let ask = |numbers: std::ops::Range<u64>, reply| {
+        fs.lookup(Lookup { keys: numbers.map(key).collect(), in_order: true, deadline: deadline(), reply });
+    };
+    // Holds the keeper's thread, behind which more waits than it takes.
+    ask(1000..1001, Reply::new(move |_| wait.recv().unwrap_or_default()));
+    let (refused, refusals) = mpsc::channel();
+    for _ in 0..3 {
+        let refused = refused.clone();
+        ask(0..1 << 17, Reply::new(move |found: Result<Vec<Found>>| refused.send(found.is_err()).unwrap_or_default()));
+    }
+    assert!(refusals.recv_timeout(WATCHDOG).unwrap());
+    fs.quarantine(key(1));
+    go.send(()).unwrap();
+    fs.close();
+    assert_eq!(fs.quarantined(), 1);
+    assert!(!file(dir.path(), 1).exists());
 }
 
 #[test]

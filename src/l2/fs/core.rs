@@ -212,12 +212,8 @@ impl Core {
 
     /// Takes an object out of sight at once, and has the keeper move it away.
     pub fn quarantine(&self, key: ObjectKey) {
-        if !self.index(|index| index.banish(&key)) {
-            return;
-        }
-        if self.keeper.offer(Job::Quarantine(key)).is_err() {
-            let stores = self.index(|index| index.left(&key));
-            self.again(stores);
+        if self.index(|index| index.banish(&key)) {
+            self.keeper.insist(Job::Quarantine(key));
         }
     }
 

@@ -129,10 +129,10 @@ impl Keeper {
         Ok(())
     }
 
-    /// Queues what must not be refused: unlinking objects that are hidden already.
-    pub fn insist(&self, unlink: Vec<Departure>) {
-        if !unlink.is_empty() {
-            self.jobs.lock().append(Job::Unlink(unlink));
+    /// Queues what must not be refused: what becomes of the files of objects that are hidden already.
+    pub fn insist(&self, job: Job) {
+        if job.keys() > 0 {
+            self.jobs.lock().append(job);
             self.bell.ring();
         }
     }
@@ -178,7 +178,7 @@ impl Keeper {
                 Some(Job::Lookup(lookup)) => core.look_up(lookup),
                 Some(Job::Unlink(mut keys)) => {
                     let now = keys.split_off(keys.len().saturating_sub(UNLINKS_MAX));
-                    core.keeper.insist(keys);
+                    core.keeper.insist(Job::Unlink(keys));
                     now.into_iter().for_each(|(key, deletions)| core.unlink(key, deletions));
                 }
                 Some(Job::Quarantine(key)) => core.move_away(key),
@@ -235,7 +235,7 @@ impl Core {
     /// Takes one pin off each key, with what follows from it.
     pub fn unpin(&self, keys: &[ObjectKey]) {
         let (unlink, stores) = self.index(|index| index.unpin(keys));
-        self.keeper.insist(unlink);
+        self.keeper.insist(Job::Unlink(unlink));
         self.again(stores);
     }
 

@@ -203,7 +203,7 @@ impl Backend for Fs {
             let unpinned = keys.into_iter().filter(|key| index.doom(key, &deletion));
             unpinned.map(|key| (key, vec![Arc::clone(&deletion)])).collect()
         });
-        self.core.keeper.insist(now);
+        self.core.keeper.insist(Job::Unlink(now));
     }
 
     fn quarantine(&self, key: ObjectKey) {
@@ -235,7 +235,7 @@ impl Backend for Fs {
             engine.join();
         }
         let doomed = self.core.index(|index| index.undoom_all());
-        self.core.keeper.insist(doomed);
+        self.core.keeper.insist(Job::Unlink(doomed));
         self.core.keeper.close();
         if let Some(thread) = self.keeper.lock().take() {
             // A thread that panicked was reported by the panic.
