@@ -671,9 +671,12 @@ kvkeep_status kvkeep_open_space(kvkeep *cache,
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
 /// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
-/// the backend opens.
+/// the backend opens. A directory may be open in several processes; its capacity bounds what each of them knows to be there,
+/// not what all of them write.
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
-kvkeep_status kvkeep_add_backend(kvkeep *cache, const char *url, uint64_t *backend);
+kvkeep_status kvkeep_add_backend(kvkeep *cache,
+                                 const char *url,
+                                 uint64_t *backend);
 
 /// Removes a backend: no new request reaches it, accepted ones are answered, then it is closed. Its stored objects
 /// stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.

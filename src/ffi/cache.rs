@@ -64,7 +64,8 @@ pub unsafe extern "C" fn kvkeep_open_space(
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
 /// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
-/// the backend opens.
+/// the backend opens. A directory may be open in several processes; its capacity bounds what each of them knows to be there,
+/// not what all of them write.
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_char, backend: *mut u64) -> Status {
