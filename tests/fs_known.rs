@@ -10,6 +10,7 @@ use std::path::Path;
 use fs_common::*;
 use kvkeep::arena::Buffer;
 use kvkeep::error::KVKEEP_ERR_CORRUPT;
+use kvkeep::l2::Found;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
 use kvkeep::l2::object::Header;
 
@@ -62,6 +63,28 @@ fn the_header_of_what_was_stored_or_loaded_here_is_not_read_again() {
         let unknowing = start(dir, engine, direct);
         for number in 0..SMALL.len() as u64 {
             assert!(refused(&unknowing, number).contains("no kvkeep header"));
+        }
+    });
+}
+
+#[test]
+fn without_checksums_the_header_is_read_every_time_and_no_byte_is_summed() {
+    everywhere(|dir, engine, direct| {
+        let fs = start(dir, engine, direct);
+        for (number, len) in (0..).zip(SMALL) {
+            store(&fs, number, len).unwrap();
+            let load = || {
+                let size = lookup(&fs, &[number], false).unwrap()[0];
+                assert_eq!(size, Found::Present(len as u64));
+                let loaded = load_verified(&fs, vec![(number, Buffer::heap(len).unwrap())], false).remove(0);
+                unpin(&fs, &[number]);
+                loaded
+            };
+            damage(&file(dir, number), HEADER);
+            assert!(load().unwrap().bytes() != payload(number, len).bytes());
+            damage(&file(dir, number), HEADER);
+            damage(&file(dir, number), 3);
+            assert_eq!(load().err().map(|error| error.status), Some(KVKEEP_ERR_CORRUPT));
         }
     });
 }

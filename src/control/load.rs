@@ -271,7 +271,7 @@ impl Loader {
             .into_iter()
             .map(|(buffer, index)| {
                 let key = batch.items[index as usize].object;
-                Load { key, buffer, deadline, sink: sink.clone(), index }
+                Load { key, buffer, checksum: self.checksum, deadline, sink: sink.clone(), index }
             })
             .collect();
         tier.backend.load(loads);

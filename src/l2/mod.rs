@@ -105,6 +105,8 @@ pub struct Load {
     pub key: ObjectKey,
     /// Where its payload goes: exactly as many bytes as the payload. Held until answered.
     pub buffer: Buffer,
+    /// The caller verifies the payload's checksum, not only whose it is and its length.
+    pub checksum: bool,
     /// When the answer is of no more use.
     pub deadline: Instant,
     /// Whoever waits: for one item or, shared, for a whole batch.

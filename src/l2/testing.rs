@@ -83,6 +83,7 @@ pub(crate) fn send_loads(backend: &dyn Backend, numbers: &[u32], length: usize) 
     let load = |(index, &number)| Load {
         key: key(number),
         buffer: Buffer::heap(length).unwrap(),
+        checksum: true,
         deadline: Instant::now() + WATCHDOG,
         sink: sink.clone(),
         index: index as u32,

@@ -124,12 +124,17 @@ impl LoadSink for Sink {
 
 /// Loads pinned objects into buffers of these lengths, and verifies them.
 pub fn load_into(fs: &Fs, objects: Vec<(u64, Buffer)>) -> Vec<Result<Buffer>> {
+    load_verified(fs, objects, true)
+}
+
+/// As [`load_into`]; without `checksum` only whose they are and their lengths are verified.
+pub fn load_verified(fs: &Fs, objects: Vec<(u64, Buffer)>, checksum: bool) -> Vec<Result<Buffer>> {
     let (to, answers) = mpsc::channel();
     let sink: Arc<dyn LoadSink> = Arc::new(Sink(to));
     let numbers: Vec<u64> = objects.iter().map(|(number, _)| *number).collect();
     let loads = objects.into_iter().enumerate().map(|(index, (number, buffer))| {
         let sink = Arc::clone(&sink);
-        Load { key: key(number), buffer, deadline: deadline(), sink, index: index as u32 }
+        Load { key: key(number), buffer, checksum, deadline: deadline(), sink, index: index as u32 }
     });
     fs.load(loads.collect());
     drop(sink);
@@ -138,7 +143,7 @@ pub fn load_into(fs: &Fs, objects: Vec<(u64, Buffer)>) -> Vec<Result<Buffer>> {
         .map(|_| {
             let (index, buffer, result) = wait(&answers);
             let key = key(numbers[index as usize]);
-            let verified = result.and_then(|header| header.verify(&key, Some(&LAYOUT), buffer.bytes(), true));
+            let verified = result.and_then(|header| header.verify(&key, Some(&LAYOUT), buffer.bytes(), checksum));
             (index, verified.map(|()| buffer))
         })
         .collect();

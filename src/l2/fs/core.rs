@@ -142,13 +142,14 @@ impl Core {
 
     /// Prepares a load, or answers it.
     pub fn begin_load(&self, load: Load, spare: &mut Spare) -> Option<(Reading, Frame)> {
-        let Load { key, buffer, deadline, sink, index } = load;
+        let Load { key, buffer, checksum, deadline, sink, index } = load;
         let reading = Reading { path: path::object(&key), key, sink, index };
         let checked = in_time(deadline, "load").and_then(|()| self.index(|index| index.begin_load(&key, buffer.len())));
         let error = match checked {
             Ok(known) => match Frame::new(buffer, spare, self.direct) {
                 Ok(mut frame) => {
-                    if let Some(known) = known {
+                    // What is known stands for the seal only if the payload's sum tells that it is still the same object.
+                    if let Some(known) = known.filter(|_| checksum) {
                         frame.know(&key, known);
                     }
                     return Some((reading, frame));
