@@ -678,10 +678,11 @@ kvkeep_status kvkeep_add_backend(kvkeep *cache,
                                  const char *url,
                                  uint64_t *backend);
 
-/// Removes a backend: no new request reaches it, accepted ones are answered, then it is closed. Its stored objects
-/// stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
+/// Removes a backend: no new job asks it, what jobs have found in it is loaded, what else it accepted is answered, then it is
+/// closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
 /// Errors: NOT_FOUND, TIMEOUT (it did not close in time).
-kvkeep_status kvkeep_remove_backend(kvkeep *cache, uint64_t backend);
+kvkeep_status kvkeep_remove_backend(kvkeep *cache,
+                                    uint64_t backend);
 
 /// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
 /// `timeout_ms`.

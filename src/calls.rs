@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::arena::Arena;
@@ -17,6 +18,9 @@ use crate::l2;
 use crate::node::Node;
 use crate::types::{Completion, PrefetchResult, Stats, View};
 use crate::view;
+
+/// Between two looks whether jobs are through with a backend that is removed.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(1);
 
 impl Node {
     /// Begins a session for the process `owner_pid`.
@@ -74,9 +78,14 @@ impl Cache for Node {
     }
 
     fn remove_backend(&self, number: u64) -> Result<()> {
-        let removed = self.tiers.remove(number, self.backend_timeout);
+        let deadline = Instant::now() + self.backend_timeout;
+        let tier = self.tiers.remove(number)?;
         self.look_below();
-        removed
+        // Callers were told what jobs found in it.
+        while tier.usable() && self.prefetcher.plans_on(&tier) && Instant::now() < deadline {
+            thread::sleep(REMOVAL_PAUSE);
+        }
+        tier.retire(deadline.saturating_duration_since(Instant::now()))
     }
 
     fn drain_writes(&self, timeout_ms: u32) -> Result<()> {

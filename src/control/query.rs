@@ -7,6 +7,7 @@ use hashbrown::HashSet;
 
 use super::job::{Job, Phase};
 use super::prefetch::{Prefetcher, no_job};
+use super::tiers::Tier;
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status};
 use crate::key::ObjectKey;
 use crate::l1::SpaceInfo;
@@ -112,6 +113,23 @@ impl Prefetcher {
             *loading |= to_load.contains(object);
         }
         loading
+    }
+
+    /// Whether a job found objects in a backend that it has not asked it for yet.
+    pub fn plans_on(&self, tier: &Tier) -> bool {
+        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
+        jobs.iter().any(|job| {
+            let progress = job.progress.lock();
+            let there = |index: usize| usize::from(progress.found[index]) == tier.place;
+            progress.tiers.iter().any(|its| its.number == tier.number)
+                && match progress.phase {
+                    Phase::Lookup => {
+                        progress.asking > 0 && (0..progress.pinned.len()).any(|i| progress.pinned[i] && there(i))
+                    }
+                    Phase::Load => progress.to_load[progress.cursor..].iter().any(|&index| there(index as usize)),
+                    Phase::Done => false,
+                }
+        })
     }
 
     /// The space of a job.

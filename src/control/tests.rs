@@ -229,7 +229,7 @@ fn whoever_waits_for_a_job_that_is_released_is_told_so() {
             assert_eq!(waiter.join().unwrap().unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
         });
     }
-    node.tiers.remove(1, WATCHDOG).unwrap();
+    node.tiers.remove(1).unwrap().retire(WATCHDOG).unwrap();
     node.close();
 }
 

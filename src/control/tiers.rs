@@ -56,6 +56,12 @@ impl Tier {
         }
     }
 
+    /// Refuses new requests, and closes the backend.
+    pub fn retire(&self, timeout: Duration) -> Result<()> {
+        self.removed.store(true, Ordering::Release);
+        self.close(timeout)
+    }
+
     /// Closes the backend, on a thread of its own because it may hang.
     fn close(&self, timeout: Duration) -> Result<()> {
         let backend = self.backend.clone();
@@ -131,21 +137,17 @@ impl Tiers {
         Ok(number)
     }
 
-    /// Removes one and closes it.
-    pub fn remove(&self, number: u64, timeout: Duration) -> Result<()> {
-        let tier = {
-            let mut list = self.list.write();
-            let Some(tier) = list.iter().find(|tier| tier.number == number).cloned() else {
-                return Err(Error::new(
-                    KVKEEP_ERR_NOT_FOUND,
-                    format!("backend {number} is not open: use the number that kvkeep_add_backend gave"),
-                ));
-            };
-            *list = Arc::new(list.iter().filter(|other| other.number != number).cloned().collect());
-            tier
+    /// Takes one out: who looks at the list from now on does not see it.
+    pub fn remove(&self, number: u64) -> Result<Arc<Tier>> {
+        let mut list = self.list.write();
+        let Some(tier) = list.iter().find(|tier| tier.number == number).cloned() else {
+            return Err(Error::new(
+                KVKEEP_ERR_NOT_FOUND,
+                format!("backend {number} is not open: use the number that kvkeep_add_backend gave"),
+            ));
         };
-        tier.removed.store(true, Ordering::Release);
-        tier.close(timeout)
+        *list = Arc::new(list.iter().filter(|other| other.number != number).cloned().collect());
+        Ok(tier)
     }
 
     /// Closes all, and gives the failures.

@@ -79,8 +79,8 @@ pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_ch
     })
 }
 
-/// Removes a backend: no new request reaches it, accepted ones are answered, then it is closed. Its stored objects
-/// stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
+/// Removes a backend: no new job asks it, what jobs have found in it is loaded, what else it accepted is answered, then it is
+/// closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
 /// Errors: NOT_FOUND, TIMEOUT (it did not close in time).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_remove_backend(cache: *mut kvkeep, backend: u64) -> Status {

@@ -1,6 +1,7 @@
 //! The promises, P1 to P12, each held to its words.
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
+mod backends;
 mod bad_input;
 mod bounds;
 mod cache;
