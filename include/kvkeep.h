@@ -915,11 +915,12 @@ kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, 
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
 kvkeep_status kvkeep_wait(kvkeep *cache, uint64_t job, uint32_t timeout_ms);
 
-/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. Memory
-/// under a transfer is freed when its bytes have landed. A job that is done already stays as it is, and keeps its
-/// shares: OK.
+/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. What is under a
+/// transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be temporary,
+/// is freed. A job that is done already stays as it is, and keeps its shares: OK.
 /// Errors: NOT_FOUND.
-kvkeep_status kvkeep_cancel(kvkeep *cache, uint64_t job);
+kvkeep_status kvkeep_cancel(kvkeep *cache,
+                            uint64_t job);
 
 /// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. Errors: NOT_FOUND.
 kvkeep_status kvkeep_release_job(kvkeep *cache, uint64_t job);

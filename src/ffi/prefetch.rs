@@ -85,9 +85,9 @@ pub unsafe extern "C" fn kvkeep_wait(cache: *mut kvkeep, job: u64, timeout_ms: u
     on(cache, |cache| cache.wait(job, timeout_ms).map(|()| KVKEEP_OK))
 }
 
-/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. Memory
-/// under a transfer is freed when its bytes have landed. A job that is done already stays as it is, and keeps its
-/// shares: OK.
+/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. What is under a
+/// transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be temporary,
+/// is freed. A job that is done already stays as it is, and keeps its shares: OK.
 /// Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_cancel(cache: *mut kvkeep, job: u64) -> Status {
