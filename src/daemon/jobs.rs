@@ -120,9 +120,10 @@ impl Jobs {
         {
             tell(notify, job, entry.session, answer, completions);
         }
-        if entry.released {
+        if entry.released && entry.notify.is_none() {
             table.by_ticket.remove(&ticket);
         } else {
+            // Of one that its session's end made forgotten, the daemon still has to say how it ended.
             table.by_job.insert(job, ticket);
         }
     }
@@ -287,5 +288,32 @@ impl Jobs {
     pub fn disconnect(&self, why: Error, completions: &Completions) {
         let message = "the daemon went away: submit the job again when it is back";
         self.lose(KVKEEP_ERR_DISCONNECTED, message, why, completions);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros as _;
+
+    use super::*;
+    use crate::types::Completion;
+
+    #[test]
+    fn a_job_whose_session_ends_while_it_is_accepted_is_told_of_once() {
+        let result = PrefetchResult { status: KVKEEP_ERR_CANCELLED as i32, ..PrefetchResult::default() };
+        // How many of the two pushes come before the acceptance, and whether that knows the end, too.
+        for (early, knows) in [(0, false), (0, true), (1, true), (2, true)] {
+            let (jobs, completions) = (Jobs::default(), Completions::start().unwrap());
+            let ticket = jobs.begin(7, 1, Notify::EventFd);
+            let pushes: [&dyn Fn(); 2] = [&|| jobs.done(ticket, result, &[0], &completions), &|| jobs.released(ticket)];
+            pushes[..early].iter().for_each(|push| push());
+            jobs.forget_session(7);
+            jobs.accepted(ticket, 9, None, knows.then(|| (result, vec![0])), &mut 0, &completions);
+            assert!(jobs.query_prefetch(9, &mut PrefetchResult::default()).is_none_or(|answer| answer.is_err()));
+            pushes[early..].iter().for_each(|push| push());
+            assert_eq!(completions.drain(&mut [Completion::new_zeroed(); 2]), 1, "{early} pushes, {knows}");
+            assert!(jobs.table.lock().by_ticket.is_empty() && jobs.table.lock().by_job.is_empty());
+            completions.close();
+        }
     }
 }
