@@ -241,13 +241,13 @@ impl Client {
     }
 
     /// Waits for a push, and lets L1s go meanwhile. False if the stream is of no use any more.
-    fn await_push(&self, stream: &BufReader<UnixStream>) -> bool {
+    fn await_push(&self, stream: &BufReader<&UnixStream>) -> bool {
         while stream.buffer().is_empty()
             && let Some(until) = self.let_go()
         {
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             let Ok(left) = Timespec::try_from(left) else { break };
-            match poll(&mut [PollFd::new(stream.get_ref(), PollFlags::IN)], Some(&left)) {
+            match poll(&mut [PollFd::new(*stream.get_ref(), PollFlags::IN)], Some(&left)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => break,
                 Err(_) => return false,

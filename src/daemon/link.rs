@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -67,13 +68,23 @@ pub fn disconnected(path: &Path) -> Error {
     )
 }
 
+fn no_descriptor() -> Error {
+    Error::new(
+        KVKEEP_ERR_LIMIT,
+        "no descriptor is left for another connection to the daemon: close some, or raise the limit on open files (ulimit -n)",
+    )
+}
+
 fn unreachable(path: &Path, error: &io::Error) -> Error {
     let path = path.display();
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => Error::new(
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ACCESS | Errno::PERM) => Error::new(
             KVKEEP_ERR_PERMISSION,
             format!("{path} may not be opened by this user: have the daemon's socket mode or group allow it"),
         ),
+        // These say nothing of the daemon.
+        Some(Errno::MFILE | Errno::NFILE) => no_descriptor(),
+        Some(Errno::NOMEM | Errno::NOBUFS | Errno::INTR) => Error::io(format!("connecting to {path}"), error),
         _ => Error::new(
             KVKEEP_ERR_DISCONNECTED,
             format!("no daemon answers at {path} ({error}): start one with kvkeep serve --socket {path}"),
@@ -155,10 +166,12 @@ impl Link {
         }
         lane.inbox.fill(&mut lane.stream, head.bytes as usize).map_err(lost)?;
         let mut fields = lane.inbox.fields();
-        let (Ok(0..), Some(fd)) = (i32::try_from(head.kind), fd) else {
+        let Ok(0..) = i32::try_from(head.kind) else {
             let status = Status::from_number(head.kind as i32).unwrap_or(KVKEEP_ERR_INTERNAL);
             return Err(Error::new(status, fields.take::<&str>().unwrap_or("the daemon gave no reason")));
         };
+        // Without a place for one, the kernel drops a descriptor on its way.
+        let fd = fd.ok_or_else(no_descriptor)?;
         let welcome: Welcome = fields.take()?;
         let arena = Arena::attach(fd, welcome.l1_bytes as usize, !welcome.read_only)
             .map_err(|error| Error::io("mapping the daemon's L1", &error))?;
@@ -175,10 +188,9 @@ impl Link {
     }
 
     /// The stream of pushes; reading it takes as long as it takes.
-    pub fn pushes(&self) -> io::Result<UnixStream> {
-        let stream = self.pushes.try_clone()?;
-        stream.set_read_timeout(None)?;
-        Ok(stream)
+    pub fn pushes(&self) -> io::Result<&UnixStream> {
+        self.pushes.set_read_timeout(None)?;
+        Ok(&self.pushes)
     }
 
     /// Ends every call, and the stream of pushes: the connection is over.

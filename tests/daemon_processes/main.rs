@@ -8,6 +8,7 @@ mod copying;
 mod death;
 mod malice;
 mod parallel;
+mod parting;
 mod restart;
 mod security;
 
@@ -25,6 +26,7 @@ enum Part {
     Copying(copying::Copying),
     Hanging(death::Hanging),
     Caller(restart::Caller),
+    Starved(parting::Starved),
     Reader(security::Reader),
     Stranger(security::Stranger),
 }
@@ -41,6 +43,7 @@ fn plays_its_part() {
         Some(Part::Copying(part)) => part.play(),
         Some(Part::Hanging(part)) => part.play(),
         Some(Part::Caller(part)) => part.play(),
+        Some(Part::Starved(part)) => part.play(),
         Some(Part::Reader(part)) => part.play(),
         Some(Part::Stranger(part)) => part.play(),
     }
