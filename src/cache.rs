@@ -10,6 +10,7 @@ use crate::control::chain::Ranks;
 use crate::control::complete::Completions;
 use crate::error::{Result, Status};
 use crate::events::Event;
+use crate::in_use::InUse;
 use crate::key::Key;
 use crate::types::{Completion, PrefetchResult, Stats, View};
 
@@ -158,8 +159,9 @@ pub trait Cache: Send + Sync {
     /// The memory that L1 is in now; none while a daemon is away.
     fn arena(&self) -> Option<Arc<Arena>>;
 
-    /// The memory that a view lies in, if that is this cache's.
-    fn arena_of(&self, view: &View) -> Option<Arc<Arena>>;
+    /// The memory that a view lies in, if that is this cache's. While this is kept, it is nobody else's, though the connection to a
+    /// daemon be lost.
+    fn arena_of(&self, view: &View) -> Option<InUse>;
 
     /// The ways by which its callers are told.
     fn completions(&self) -> &Arc<Completions>;

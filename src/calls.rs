@@ -12,6 +12,7 @@ use crate::control::chain::Ranks;
 use crate::control::complete::Completions;
 use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::events::Event;
+use crate::in_use::InUse;
 use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l2;
@@ -310,9 +311,9 @@ impl Cache for Node {
         Some(self.l1.arena().clone())
     }
 
-    fn arena_of(&self, view: &View) -> Option<Arc<Arena>> {
+    fn arena_of(&self, view: &View) -> Option<InUse> {
         let arena = self.l1.arena();
-        arena.holds(view.data.cast(), view.size).then(|| arena.clone())
+        arena.holds(view.data.cast(), view.size).then(|| InUse::new(arena.clone(), None))
     }
 
     fn completions(&self) -> &Arc<Completions> {

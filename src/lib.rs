@@ -28,6 +28,7 @@ mod doorbell;
 pub mod error;
 pub mod events;
 pub mod hash;
+pub mod in_use;
 pub mod key;
 pub mod metrics;
 pub mod policy;

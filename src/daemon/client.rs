@@ -21,6 +21,7 @@ use crate::arena::Arena;
 use crate::config::{Log, LogLevel, SpaceSpec};
 use crate::control::complete::Completions;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, Result, Status};
+use crate::in_use::InUse;
 use crate::l2::url::{Options, Url};
 
 /// Pauses between two attempts to reconnect: the first, and the longest.
@@ -81,8 +82,8 @@ struct Connected {
     link: Option<Arc<Link>>,
     /// Upper bytes of the numbers that former runs of the daemon gave.
     past: Vec<u8>,
-    /// L1s of former runs: somebody may still look at them, until the time given.
-    retired: Vec<(Instant, Arc<Arena>)>,
+    /// L1s of former runs, or of connections that were lost: somebody may still look at them, until the time given.
+    retired: Vec<(Instant, InUse)>,
 }
 
 /// A client of a daemon.
@@ -147,7 +148,7 @@ impl Client {
 
     fn prefault(&self, link: &Link) {
         if self.config.prefault {
-            let (arena, stop) = (link.arena.clone(), self.closing.clone());
+            let (arena, stop) = ((*link.arena).clone(), self.closing.clone());
             // Without it, the first use of a page pays for it.
             let _ = self.spawn("kvkeep-prefault", move || arena.prefault(&stop));
         }
@@ -182,7 +183,7 @@ impl Client {
     }
 
     /// The first arena that views of this client may lie in, the present one before those of former runs, that `is` it.
-    pub(super) fn find_arena(&self, is: impl Fn(&Arena) -> bool) -> Option<Arc<Arena>> {
+    pub(super) fn find_arena(&self, is: impl Fn(&Arena) -> bool) -> Option<InUse> {
         let connected = self.connected.read();
         let retired = connected.retired.iter().map(|(_, arena)| arena);
         connected.link.iter().map(|link| &link.arena).chain(retired).find(|arena| is(arena)).cloned()
@@ -329,6 +330,12 @@ impl Client {
         self.say(LogLevel::Info, || format!("connected again to {}", self.socket().display()));
     }
 
+    /// Loses the connection, as when the daemon does not answer for too long.
+    #[cfg(test)]
+    pub fn lose(&self) {
+        self.link().unwrap().lose();
+    }
+
     /// Ends every wait: the cache closes.
     pub(super) fn begin_closing(&self) {
         self.jobs.close(&self.completions);
@@ -342,7 +349,7 @@ impl Client {
             let holding = self.call(link, &Request::Bye {}, |_, fields| fields.take::<u64>());
             if holding.is_ok_and(|holding| holding > 0) {
                 // A view may still be looked at.
-                Arena::keep_mapped(link.arena.clone());
+                Arena::keep_mapped((*link.arena).clone());
             }
         }
         self.closing.store(true, Ordering::Release);
@@ -357,6 +364,7 @@ impl Client {
         for thread in threads {
             let _ = thread.join();
         }
+        *self.connected.write() = Connected::default();
         self.completions.close();
         self.say(LogLevel::Info, || "closed".to_owned());
     }

@@ -16,6 +16,7 @@ use crate::control::chain::Ranks;
 use crate::control::complete::{Completions, WAITING_MAX};
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
 use crate::events::Event;
+use crate::in_use::InUse;
 use crate::key::Key;
 use crate::types::{Completion, PrefetchResult, Stats, View};
 use crate::view;
@@ -360,10 +361,10 @@ impl Cache for Client {
     }
 
     fn arena(&self) -> Option<Arc<Arena>> {
-        self.find_arena(|_| true)
+        self.find_arena(|_| true).map(|arena| (*arena).clone())
     }
 
-    fn arena_of(&self, view: &View) -> Option<Arc<Arena>> {
+    fn arena_of(&self, view: &View) -> Option<InUse> {
         self.find_arena(|arena| arena.holds(view.data.cast(), view.size))
     }
 

@@ -1,6 +1,6 @@
 //! One client as its daemon sees it: who it is, what it may do, and what dies with it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use hashbrown::{HashMap, HashSet};
@@ -45,6 +45,7 @@ pub struct Guest {
     /// What it is told unasked.
     pub outbox: Outbox,
     lanes: AtomicUsize,
+    cut: AtomicBool,
     held: Mutex<Held>,
 }
 
@@ -64,8 +65,8 @@ fn limit(what: &str, most: u64, option: &str) -> Error {
 impl Guest {
     /// A client that holds nothing yet.
     pub fn new(number: u64, secret: u64, peer: Peer, read_only: bool, admin: bool) -> Result<Guest> {
-        let (lanes, held) = (AtomicUsize::new(0), Mutex::default());
-        Ok(Guest { number, secret, peer, read_only, admin, outbox: Outbox::new()?, lanes, held })
+        let (lanes, cut, held) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::default());
+        Ok(Guest { number, secret, peer, read_only, admin, outbox: Outbox::new()?, lanes, cut, held })
     }
 
     /// Counts one more lane, if it may have one.
@@ -78,6 +79,16 @@ impl Guest {
     /// A lane ended.
     pub fn leave_lane(&self) {
         self.lanes.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// It makes no calls any more.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it makes no calls any more.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
     }
 
     /// Whether it has left.

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::wire::frame::Inbox;
@@ -20,6 +21,7 @@ use crate::error::{
     Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION,
     Result, Status,
 };
+use crate::in_use::InUse;
 
 /// Most calls at once; more wait for a lane.
 const LANES_MAX: usize = 32;
@@ -42,15 +44,24 @@ struct Lanes {
     open: usize,
 }
 
+/// The connection that listens. Its end tells the daemon that nothing of L1 is in use here any more.
+struct Pushes(UnixStream);
+
+impl Drop for Pushes {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
 /// A connection to one run of a daemon.
 pub struct Link {
     /// What the daemon said of itself.
     pub welcome: Welcome,
-    /// L1, mapped here.
-    pub arena: Arc<Arena>,
+    /// L1, mapped here. When the last use of it ends, the daemon is told.
+    pub arena: InUse,
     path: Box<Path>,
     spin: Duration,
-    pushes: UnixStream,
+    pushes: Arc<Pushes>,
     lanes: Mutex<Lanes>,
     free: Condvar,
     lost: AtomicBool,
@@ -175,12 +186,13 @@ impl Link {
         let welcome: Welcome = fields.take()?;
         let arena = Arena::attach(fd, welcome.l1_bytes as usize, !welcome.read_only)
             .map_err(|error| Error::io("mapping the daemon's L1", &error))?;
+        let pushes = Arc::new(Pushes(lane.stream));
         Ok(Link {
             welcome,
-            arena: Arc::new(arena),
+            arena: InUse::new(Arc::new(arena), Some(pushes.clone())),
             path: path.into(),
             spin,
-            pushes: lane.stream,
+            pushes,
             lanes: Mutex::default(),
             free: Condvar::new(),
             lost: AtomicBool::new(false),
@@ -189,14 +201,17 @@ impl Link {
 
     /// The stream of pushes; reading it takes as long as it takes.
     pub fn pushes(&self) -> io::Result<&UnixStream> {
-        self.pushes.set_read_timeout(None)?;
-        Ok(&self.pushes)
+        self.pushes.0.set_read_timeout(None)?;
+        Ok(&self.pushes.0)
     }
 
-    /// Ends every call, and the stream of pushes: the connection is over.
+    /// Ends every call, and the stream of pushes: the connection is over. What it held is the daemon's again when nobody uses
+    /// the mapping any more.
     pub fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
-        let _ = self.pushes.shutdown(std::net::Shutdown::Both);
+        if !self.lost.swap(true, Ordering::AcqRel) {
+            let _ = send(&self.pushes.0, &[0], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            let _ = self.pushes.0.shutdown(Shutdown::Read);
+        }
         // Under the lock, so that nobody who looked before goes to sleep after.
         let _lanes = self.lanes.lock();
         self.free.notify_all();

@@ -6,6 +6,7 @@
 mod claim;
 pub mod client;
 pub mod config;
+mod connection;
 mod dispatch;
 mod face;
 mod guest;

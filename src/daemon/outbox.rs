@@ -50,6 +50,13 @@ impl Outbox {
         }
     }
 
+    /// Nothing is told any more.
+    pub fn close(&self) {
+        let mut pending = self.pending.lock();
+        pending.overflowed = true;
+        pending.bytes = Vec::new();
+    }
+
     /// Everything to be sent now, in `into`, whose memory the next pushes use, unless a rare pile made it large. False if too much piled up.
     pub fn take(&self, into: &mut Vec<u8>) -> bool {
         let _ = (&self.fd).read(&mut [0; 8]);

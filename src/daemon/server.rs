@@ -1,8 +1,8 @@
 //! The daemon's side of the socket: it lets clients in, gives each connection a thread, and notices when one dies.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,15 +14,14 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 pub use super::claim::Claim;
+use super::connection::{Connection, Said, Until, wait_for};
 use super::dispatch::Desk;
 use super::guest::Guest;
 use super::peer::Peer;
-use super::wire::frame::Inbox;
-use super::wire::{FRAME_BYTES_MAX, Frame, Head, Request, WIRE_VERSION, Welcome, look_for};
+use super::wire::{FRAME_BYTES_MAX, Request, WIRE_VERSION, Welcome, look_for};
 use crate::config::LogLevel;
 use crate::error::{
     Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_VERSION,
@@ -234,7 +233,7 @@ impl Shared {
 
     /// One connection, from its first request to its end.
     fn serve(self: &Arc<Self>, stream: UnixStream, number: u64) {
-        let mut connection = Connection { stream, inbox: Inbox::default(), frame: Frame::default() };
+        let mut connection = Connection::new(stream);
         let _ = connection.stream.set_write_timeout(Some(PATIENCE));
         // Who may not connect is told so before anything is waited for.
         let peer = Peer::of(&connection.stream).map_err(|error| Error::io("asking who connected", &error));
@@ -262,17 +261,13 @@ impl Shared {
             guest.leave_lane();
             return;
         }
-        if self.welcome(&mut connection, &guest).is_ok() {
-            self.push(&mut connection, &guest);
+        let process = guest.peer.watch();
+        if self.welcome(&mut connection, &guest).is_ok() && self.push(&mut connection, &guest, process.as_ref()) {
+            self.linger(&connection.stream, &guest, process.as_ref());
         }
         let _ = connection.stream.shutdown(Shutdown::Both);
-        {
-            let mut guests = self.guests.lock();
-            guests.by_number.remove(&guest.number);
-            // Its lanes end with it.
-            let lanes = guests.streams.values().filter(|stream| stream.client == Some(guest.number));
-            lanes.for_each(|lane| drop(lane.socket.shutdown(Shutdown::Both)));
-        }
+        self.end_lanes(&guest);
+        self.guests.lock().by_number.remove(&guest.number);
         let orderly = guest.is_gone();
         let (ended, _) = guest.leave(&self.node);
         if !orderly {
@@ -294,8 +289,9 @@ impl Shared {
                 check_version(version)?;
                 let mut guests = self.guests.lock();
                 let guest = guests.by_number.get(&client).cloned();
-                let guest =
-                    guest.filter(|guest| guest.secret == secret && guest.peer.uid == peer.uid).ok_or_else(|| {
+                let guest = guest
+                    .filter(|guest| !guest.is_cut() && guest.secret == secret && guest.peer.uid == peer.uid)
+                    .ok_or_else(|| {
                         Error::new(KVKEEP_ERR_NOT_FOUND, format!("client {client} is not connected: connect again"))
                     })?;
                 if !guest.enter_lane(self.limits.lanes_per_client_max) {
@@ -353,28 +349,43 @@ impl Shared {
         connection.stream.write_all(&bytes[sent..])
     }
 
-    /// Sends a client what it is told unasked, until it is gone.
-    fn push(&self, connection: &mut Connection, guest: &Guest) {
+    /// Sends a client what it is told unasked, until it or the way to it is gone. Whether it may be alive still.
+    fn push(&self, connection: &mut Connection, guest: &Guest, process: Option<&OwnedFd>) -> bool {
         let mut bytes = Vec::new();
-        let process = guest.peer.watch();
         loop {
-            let ends = [Some(connection.stream.as_fd()), process.as_ref().map(AsFd::as_fd)];
-            let fds = ends.into_iter().flatten().chain([guest.outbox.fd()]);
-            let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-            if poll(&mut fds, None).is_err() {
-                continue;
-            }
-            // A client says nothing here: whatever comes is its end.
-            if fds[..fds.len() - 1].iter().any(|end| !end.revents().is_empty()) {
-                return;
+            match wait_for(&connection.stream, process, Some(guest.outbox.fd())) {
+                Said::Nothing => {}
+                said => return said == Said::Lost,
             }
             if !guest.outbox.take(&mut bytes) || connection.stream.write_all(&bytes).is_err() {
                 self.node.log.say(LogLevel::Warn, || {
                     format!("client {} (pid {}) does not take what it is told", guest.number, guest.peer.pid)
                 });
+                return true;
+            }
+        }
+    }
+
+    /// Waits for the end of a client that has lost its connection. Until then its copies may be under way and its views looked at,
+    /// so what it holds stays its own.
+    fn linger(&self, stream: &UnixStream, guest: &Guest, process: Option<&OwnedFd>) {
+        self.end_lanes(guest);
+        guest.outbox.close();
+        let _ = stream.shutdown(Shutdown::Write);
+        // It may still say that it has lost what it is told here is lost.
+        for _ in 0..2 {
+            if wait_for(stream, process, None) != Said::Lost {
                 return;
             }
         }
+    }
+
+    /// Ends a client's calls, and lets it make no more.
+    fn end_lanes(&self, guest: &Guest) {
+        let guests = self.guests.lock();
+        guest.cut();
+        let lanes = guests.streams.values().filter(|stream| stream.client == Some(guest.number));
+        lanes.for_each(|lane| drop(lane.socket.shutdown(Shutdown::Both)));
     }
 
     /// Answers one request after the other.
@@ -422,58 +433,5 @@ impl Access {
             ));
         }
         Ok((!reader, admin && !reader))
-    }
-}
-
-/// A socket that must have said something by `until`, however slowly it says it.
-struct Until<'a> {
-    stream: &'a UnixStream,
-    until: Instant,
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        // It fails when no time is left.
-        self.stream.set_read_timeout(Some(self.until.saturating_duration_since(Instant::now())))?;
-        let mut stream = self.stream;
-        stream.read(into)
-    }
-}
-
-/// One socket and its buffers.
-struct Connection {
-    stream: UnixStream,
-    inbox: Inbox,
-    frame: Frame,
-}
-
-impl Connection {
-    /// The kind of the next frame, whose fields are in the inbox; None when the peer is gone or sends too much.
-    fn receive(&mut self, bytes_max: u32, patient: bool) -> Option<u32> {
-        let Some(head) = self.inbox.receive(&mut self.stream, bytes_max, patient).ok()? else {
-            let message =
-                format!("a message has more than the {bytes_max} bytes that the daemon takes: split the batch");
-            self.refuse(&Error::new(KVKEEP_ERR_LIMIT, message));
-            return None;
-        };
-        Some(head.kind)
-    }
-
-    fn send(&mut self) -> bool {
-        if self.frame.finish().len() - size_of::<Head>() > FRAME_BYTES_MAX as usize {
-            let message = "the answer is longer than a message may be: ask for less at a time";
-            self.frame.begin(KVKEEP_ERR_LIMIT as u32).put(&message);
-        }
-        self.stream.write_all(self.frame.finish()).is_ok()
-    }
-
-    fn trim(&mut self) {
-        self.inbox.trim();
-        self.frame.trim();
-    }
-
-    fn refuse(&mut self, error: &Error) {
-        self.frame.begin(error.status as u32).put(&error.message.as_str());
-        self.send();
     }
 }

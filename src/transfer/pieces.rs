@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::copy::{Fragment, Promise};
 use super::layout::Layout;
-use crate::arena::Arena;
+use crate::in_use::InUse;
 
 /// A thread copies about so much between two looks at the rest.
 const PIECE_BYTES: u64 = 2 << 20;
@@ -14,8 +14,8 @@ const FRAGMENTS_MAX: usize = 4096;
 /// Where an object is in L1.
 #[derive(Clone)]
 pub struct Place {
-    /// The mapping, which stays while this does.
-    pub arena: Arc<Arena>,
+    /// The mapping, which stays while this does, and what lies there.
+    pub arena: InUse,
     /// Its first byte.
     pub data: u64,
     /// How many blocks it has.
@@ -67,7 +67,7 @@ pub struct Cut {
     /// From its first to its last key.
     pub keys: Span,
     /// The mapping that it is in.
-    pub arena: Arc<Arena>,
+    pub arena: InUse,
 }
 
 impl Batch {

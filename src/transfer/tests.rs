@@ -1,5 +1,7 @@
 //! Transfers in flight for as long as a test wants: what may happen to everybody else meanwhile.
 
+mod parted;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
 

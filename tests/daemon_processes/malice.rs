@@ -261,10 +261,12 @@ fn who_hears_nothing_is_let_go_and_holds_nobody_up() {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let honest = scope.spawn(|| honest(&client, space, &over));
-        let (_deaf, welcome) = Raw::hello(&part);
+        let (deaf, welcome) = Raw::hello(&part);
         let mut lane = Raw::lane(&part, &welcome);
         is(lane.ask(&Request::BeginSession { space, request_id: "deaf", timeout_ms: 0 }), KVKEEP_OK);
         let session = lane.inbox.fields().take().unwrap();
+        let staging = Request::ReserveWrite { session, keys: &keys(100..101), sizes: &[4096], temporary: false };
+        is(lane.ask(&staging), KVKEEP_OK);
         // More than a socket holds of what it does not read.
         for ticket in 0..1500 {
             let (keys, request) = (&keys(0..8), PrefetchRequest::default());
@@ -276,9 +278,14 @@ fn who_hears_nothing_is_let_go_and_holds_nobody_up() {
         assert!(lane.answer().is_none());
         over.store(true, Ordering::Relaxed);
         honest.join().unwrap();
+        // It makes no calls any more; what it may still write is its own until it lets go.
+        let mut raw = Raw::connect(&part);
+        is(raw.ask(&self::lane(&welcome, 0)), KVKEEP_ERR_NOT_FOUND);
+        assert_eq!((stats(&client).clients, stats(&client).l1_staged), (2, 1));
+        drop(deaf);
     });
     until("it is gone", || stats(&client).clients == 1);
     let stats = stats(&client);
-    assert_eq!((stats.clients_lost, stats.sessions, stats.jobs), (1, 0, 0));
+    assert_eq!((stats.clients_lost, stats.sessions, stats.jobs, stats.l1_staged), (1, 0, 0, 0));
     client.close();
 }

@@ -1,10 +1,14 @@
 //! Clients that live, and so does their daemon: what parts them, what does not, and what becomes of what they held.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
-use kvkeep::error::KVKEEP_ERR_LIMIT;
+use kvkeep::daemon::client::{Client, ClientConfig};
+use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT};
+use rustix::net::{Shutdown, getpeername, shutdown};
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;
@@ -73,4 +77,74 @@ fn a_client_without_a_descriptor_loses_a_call_and_not_its_sessions() {
     starved.wait();
     assert_eq!(stats(&client).clients_lost, 0);
     client.close();
+}
+
+/// This process's connections to a daemon.
+fn connections(part: &DaemonPart) -> Vec<RawFd> {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+    let fds = fds.filter_map(|fd| fd.ok()?.file_name().into_string().ok()?.parse::<RawFd>().ok());
+    let path = rustix::net::SocketAddrUnix::new(&part.socket).unwrap();
+    // SAFETY: asking whom a descriptor is connected to changes nothing, whosever it is by now.
+    let peer = |fd: RawFd| getpeername(unsafe { BorrowedFd::borrow_raw(fd) });
+    let is = |fd: &RawFd| peer(*fd).is_ok_and(|peer| peer == Some(path.clone().into()));
+    fds.filter(is).collect()
+}
+
+/// A client whose next call finds its lane broken.
+fn broken_client(part: &DaemonPart, config: ClientConfig) -> (Arc<Client>, impl Fn()) {
+    let before = connections(part);
+    let client = Client::open(config).unwrap();
+    // The one that listens; what comes later is for calls.
+    let listening: Vec<RawFd> = connections(part).into_iter().filter(|fd| !before.contains(fd)).collect();
+    let lose = {
+        let (client, part) = (client.clone(), part.clone());
+        move || {
+            for lane in connections(&part).into_iter().filter(|fd| !before.contains(fd) && !listening.contains(fd)) {
+                // SAFETY: a connection of the client above, which is alive.
+                shutdown(unsafe { BorrowedFd::borrow_raw(lane) }, Shutdown::Both).unwrap();
+            }
+            assert_eq!(client.metrics().unwrap_err().status, KVKEEP_ERR_DISCONNECTED);
+        }
+    };
+    (client, lose)
+}
+
+#[test]
+fn p2_what_a_client_held_stays_its_own_for_a_session_timeout_after_it_lost_its_connection() {
+    watch();
+    let dir = tempfile::tempdir().unwrap();
+    let part = DaemonPart::new(dir.path(), 0);
+    let mut server = daemon(&part);
+    let other = part.client();
+    for (timeout, patient) in [(Duration::from_millis(1), false), (Duration::from_secs(3600), true)] {
+        let config = ClientConfig { session_timeout: Some(timeout), ..part.config() };
+        let (client, lose) = broken_client(&part, config);
+        let space = open_space(&client);
+        // A session that stages lives, whatever its deadline.
+        let session = client.begin_session(space, "parted", Some(Duration::from_secs(3600))).unwrap();
+        let staged = stage(&client, session, &keys(0..1));
+        lose();
+        until("connected again", || client.begin_session(space, "probe", None).is_ok());
+        if patient {
+            // The view may still be written.
+            fill(&client, &keys(0..1), &staged);
+            let stats = stats(&other);
+            assert_eq!((stats.clients, stats.l1_staged), (3, 1));
+        } else {
+            until("it is given back", || stats(&other).l1_staged == 0 && stats(&other).clients == 2);
+            assert!(client.copy_in(&staged[0], &bytes(&keys(0..1)[0])).is_err());
+        }
+        client.close();
+        until("nothing is left of it", || (stats(&other).l1_staged, stats(&other).clients) == (0, 1));
+    }
+    assert_eq!(stats(&other).clients_lost, 2);
+    // Nor does a daemon wait for who has lost it.
+    let (client, lose) = broken_client(&part, part.config());
+    stage(&client, client.begin_session(open_space(&client), "parted", None).unwrap(), &keys(0..1));
+    lose();
+    server.say("stop");
+    server.expect("stopped");
+    server.wait();
+    client.close();
+    other.close();
 }

@@ -3,6 +3,8 @@
 //! A frame is a [`Head`] and so many bytes of fields. Numbers are little-endian words of eight bytes; arrays and texts have their
 //! count in front and are padded to whole words, so that a reader uses them where they lie. Both ends are on one machine and
 //! may be of different builds, so the version is compared when a connection begins.
+//!
+//! On the connection that listens a client says one byte, when it has lost it, and closes it when it uses nothing of L1 any more.
 
 pub mod frame;
 pub mod request;
@@ -20,7 +22,7 @@ use crate::arena::Arena;
 use crate::types::View;
 
 /// Raised with every change of the messages.
-pub const WIRE_VERSION: u32 = 4;
+pub const WIRE_VERSION: u32 = 5;
 
 /// Most bytes of one frame: a batch of the most keys with a number and a view for each fits.
 pub const FRAME_BYTES_MAX: u32 = 80 << 20;
