@@ -23,6 +23,10 @@ impl L1 {
                     "session {session} is of space {of_session} and the pool of space {space}: use a pool of the session's space"
                 )));
             }
+            // The session itself is in use, so that it is not the one.
+            if state.sessions.full() {
+                state.reclaim_oldest();
+            }
             let now_ms = state.now_ms;
             // Whoever asks who holds a key is told for whom it is copied.
             let whose = format!("copy for session {session}, {}", state.sessions.at_mut(user).request_id);
@@ -37,11 +41,12 @@ impl L1 {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::Ordering;
 
-    use super::super::tests::{key, l1, session, space};
+    use super::super::tests::{commit, key, l1, session, space};
     use super::*;
     use crate::config::StoreMode;
-    use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
+    use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
     use crate::types::View;
 
     fn staged_copy(l1: &Arc<L1>) -> (u64, u64, u64) {
@@ -53,7 +58,7 @@ mod tests {
         (space, user, copy)
     }
 
-    fn commit(l1: &L1, copy: u64) -> i32 {
+    fn end(l1: &L1, copy: u64) -> i32 {
         let mut statuses = [0];
         l1.finish_write(copy, &[key(1)], Some(&mut statuses)).unwrap();
         l1.end_session(copy, true).unwrap();
@@ -65,7 +70,7 @@ mod tests {
         let l1 = l1(StoreMode::Never, 8);
         let (space, user, copy) = staged_copy(&l1);
         l1.end_session(user, true).unwrap();
-        assert_eq!(commit(&l1, copy), KVKEEP_OK as i32);
+        assert_eq!(end(&l1, copy), KVKEEP_OK as i32);
         let reader = session(&l1, space);
         assert!(l1.reserve_read(reader, &[key(1)], 1, &mut [View::none(KVKEEP_OK)]).unwrap());
         l1.end_session(reader, false).unwrap();
@@ -77,13 +82,31 @@ mod tests {
         let l1 = l1(StoreMode::Never, 8);
         let (space, user, copy) = staged_copy(&l1);
         l1.end_session(user, false).unwrap();
-        assert_eq!(commit(&l1, copy), KVKEEP_ERR_CANCELLED as i32);
+        assert_eq!(end(&l1, copy), KVKEEP_ERR_CANCELLED as i32);
         let reader = session(&l1, space);
         let mut views = [View::none(KVKEEP_OK)];
         assert!(!l1.reserve_read(reader, &[key(1)], 1, &mut views).unwrap());
         assert_eq!(views[0].status, KVKEEP_ERR_NOT_FOUND as i32);
         assert_eq!((l1.gauges().1.used_bytes, l1.gauges().1.staged), (0, 0));
         assert_eq!(l1.begin_copy(user, space, 7).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+    }
+
+    #[test]
+    fn forgotten_sessions_keep_no_copy_out() {
+        let l1 = l1(StoreMode::Never, 8);
+        l1.set_ms.store(1, Ordering::Relaxed);
+        let space = space(&l1, 0);
+        let user = session(&l1, space);
+        commit(&l1, user, 1..2);
+        let forgotten: Vec<u64> = (1..100).map(|_| session(&l1, space)).collect();
+        for &session in &forgotten {
+            assert!(l1.reserve_read(session, &[key(1)], 1, &mut [View::none(KVKEEP_OK)]).unwrap());
+        }
+        assert_eq!(l1.begin_copy(user, space, 7).unwrap_err().status, KVKEEP_ERR_LIMIT);
+        l1.set_ms.store(5000, Ordering::Relaxed);
+        l1.begin_copy(user, space, 7).unwrap();
+        assert_eq!(l1.session_lives(forgotten[0]).unwrap_err().status, KVKEEP_ERR_EXPIRED);
+        assert!(l1.session_lives(user).is_ok() && l1.session_lives(forgotten[1]).is_ok());
     }
 
     #[test]
