@@ -266,6 +266,31 @@ fn what_is_registered_in_part_is_copied_as_it_is() {
 }
 
 #[test]
+fn a_pool_that_opens_while_the_last_one_closes_has_l1_registered() {
+    with_driver("a_pool_that_opens_while_the_last_one_closes_has_l1_registered", &[], &[], || {
+        let devices = Gpus::begin(1);
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let says = said.clone();
+        let log = Log::new(LogLevel::Warn, move |_, line| says.lock().unwrap().push(line.to_owned()));
+        let opened = Opened::new(Node::open(NodeConfig { log, ..NodeConfig::new(64 << 20) }).unwrap());
+        let space = space_of(&opened, &SMALL);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let pages = SMALL.pages(&devices, 0, 0);
+                    for _ in 0..200 {
+                        let pool = pages.pool(&opened, space, 0, SMALL.per_chunk);
+                        opened.transfers().close_pool(pool).unwrap();
+                    }
+                });
+            }
+        });
+        opened.close();
+        assert_eq!(*said.lock().unwrap(), [""; 0]);
+    });
+}
+
+#[test]
 fn a_gpu_without_memory_to_measure_with_works() {
     let environment = [("FAKE_CUDA_MEMORY", "4000000")];
     with_driver("a_gpu_without_memory_to_measure_with_works", &[], &environment, || {

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 use self::gpu::Gpu;
 use self::lane::Lane;
-use self::pins::Pinned;
+use self::pins::{Pinned, Pins};
 use super::copy::Way;
 use super::device::{Device, Event, Point, Work};
 use super::layout::Segment;
@@ -35,14 +35,14 @@ use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 /// The GPUs in use by one cache, and what of its memory they reach.
 pub struct Gpus {
     open: Mutex<HashMap<i32, Weak<Gpu>>>,
-    pinned: Mutex<Vec<Weak<Pinned>>>,
+    pins: Arc<Pins>,
     log: Log,
 }
 
 impl Gpus {
     /// None yet.
     pub fn new(log: Log) -> Gpus {
-        Gpus { open: Mutex::default(), pinned: Mutex::default(), log }
+        Gpus { open: Mutex::default(), pins: Arc::default(), log }
     }
 
     fn gpu(&self, ordinal: i32) -> Result<Arc<Gpu>> {
@@ -54,18 +54,6 @@ impl Gpus {
         let gpu = Gpu::open(ordinal, &self.log)?;
         open.insert(ordinal, Arc::downgrade(&gpu));
         Ok(gpu)
-    }
-
-    /// Memory of L1 as GPUs reach it: registered once for all of them, in the background.
-    fn pin(&self, gpu: &Arc<Gpu>, arena: &Arc<Arena>) -> Arc<Pinned> {
-        let mut all = self.pinned.lock();
-        all.retain(|pinned| pinned.strong_count() > 0);
-        if let Some(pinned) = all.iter().filter_map(Weak::upgrade).find(|pinned| pinned.is_of(arena)) {
-            return pinned;
-        }
-        let pinned = Pinned::begin(gpu.clone(), arena.clone());
-        all.push(Arc::downgrade(&pinned));
-        pinned
     }
 }
 
@@ -82,7 +70,7 @@ impl Reach {
         let mut pinned = self.pinned.lock();
         match &*pinned {
             Some(pinned) if pinned.is_of(arena) => pinned.clone(),
-            _ => pinned.insert(self.gpus.pin(&self.gpu, arena)).clone(),
+            _ => pinned.insert(self.gpus.pins.pin(&self.gpu, arena)).clone(),
         }
     }
 }
@@ -110,7 +98,7 @@ impl Cuda {
     ) -> Result<Cuda> {
         let gpu = gpus.gpu(ordinal)?;
         gpu.check_pages(segments, blocks)?;
-        let pinned = Mutex::new(l1.map(|arena| gpus.pin(&gpu, &arena)));
+        let pinned = Mutex::new(l1.map(|arena| gpus.pins.pin(&gpu, &arena)));
         let reach = Arc::new(Reach { gpus: gpus.clone(), gpu, pinned });
         Ok(Cuda { parts: Mutex::new(Some(Arc::new(Parts { reach, lanes: Default::default() }))) })
     }

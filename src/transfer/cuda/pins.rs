@@ -4,8 +4,8 @@
 //! makes the thread that asks wait for what is on the stream before them.
 
 use std::ffi::{c_int, c_void};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
@@ -66,15 +66,40 @@ const DONE: u8 = 2;
 /// It cannot be.
 const REFUSED: u8 = 3;
 
+/// The mappings that are registered for one cache's GPUs, by their first address.
+#[derive(Default)]
+pub struct Pins {
+    all: Mutex<Vec<(usize, Weak<Pinned>)>>,
+    gone: Condvar,
+}
+
+impl Pins {
+    /// A mapping, registered once for all GPUs, in the background.
+    pub fn pin(self: &Arc<Self>, gpu: &Arc<Gpu>, arena: &Arc<Arena>) -> Arc<Pinned> {
+        let at = arena.at(0) as usize;
+        let mut all = self.all.lock();
+        while let Some((_, pinned)) = all.iter().find(|(of, _)| *of == at) {
+            if let Some(pinned) = pinned.upgrade() {
+                return pinned;
+            }
+            // Nobody has it any more, and it is registered until its drop is over.
+            self.gone.wait(&mut all);
+        }
+        let pinned = Pinned::begin(self.clone(), gpu.clone(), arena.clone());
+        all.push((at, Arc::downgrade(&pinned)));
+        pinned
+    }
+}
+
 /// A mapping that is registered, or being so, until this is dropped.
 pub struct Pinned {
+    pins: Arc<Pins>,
     registration: Arc<Registration>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Pinned {
-    /// Begins to register a mapping.
-    pub fn begin(gpu: Arc<Gpu>, arena: Arc<Arena>) -> Arc<Pinned> {
+    fn begin(pins: Arc<Pins>, gpu: Arc<Gpu>, arena: Arc<Arena>) -> Arc<Pinned> {
         let bytes = arena.bytes() as u64;
         let part_bytes = bytes.div_ceil(PARTS).next_multiple_of(PART_BYTES_MIN).clamp(PART_BYTES_MIN, PART_BYTES_MAX);
         let count = bytes.div_ceil(part_bytes) as usize;
@@ -89,7 +114,7 @@ impl Pinned {
                 background::spawn("kvkeep-pin", move || registration.run()).ok()
             })
             .collect();
-        Arc::new(Pinned { registration, threads: Mutex::new(threads) })
+        Arc::new(Pinned { pins, registration, threads: Mutex::new(threads) })
     }
 
     /// Whether it is of this mapping.
@@ -189,6 +214,15 @@ impl Registration {
         }
         self.gpu.check(code, "registering memory")
     }
+
+    /// The context is entered.
+    fn unregister(&self) {
+        for part in (0..self.parts.len()).filter(|&part| self.parts[part].load(Ordering::Acquire) == DONE) {
+            let at = self.arena.at(self.part(part).0);
+            // SAFETY: registered by `run`, and no copy is under way: whoever copies holds what is being dropped.
+            unsafe { (self.gpu.driver.host_unregister)(at.cast()) };
+        }
+    }
 }
 
 impl Drop for Pinned {
@@ -198,13 +232,11 @@ impl Drop for Pinned {
         for thread in self.threads.get_mut().drain(..) {
             let _ = thread.join();
         }
-        let Ok(_inside) = registration.gpu.enter() else { return };
-        for part in
-            (0..registration.parts.len()).filter(|&part| registration.parts[part].load(Ordering::Acquire) == DONE)
-        {
-            let at = registration.arena.at(registration.part(part).0);
-            // SAFETY: registered by `run`, and no copy is under way: whoever copies holds this.
-            unsafe { (registration.gpu.driver.host_unregister)(at.cast()) };
+        if let Ok(_inside) = registration.gpu.enter() {
+            registration.unregister();
         }
+        let at = registration.arena.at(0) as usize;
+        self.pins.all.lock().retain(|(of, _)| *of != at);
+        self.pins.gone.notify_all();
     }
 }
