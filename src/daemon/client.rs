@@ -15,10 +15,11 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::jobs::Jobs;
 use super::link::{Link, PATIENCE, disconnected};
+use super::spaces::Spaces;
 use super::wire::frame::Inbox;
 use super::wire::{FRAME_BYTES_MAX, Fields, Head, PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED, Request};
 use crate::arena::Arena;
-use crate::config::{Log, LogLevel, SpaceSpec};
+use crate::config::{Log, LogLevel};
 use crate::control::complete::Completions;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, Result, Status};
 use crate::in_use::InUse;
@@ -92,8 +93,7 @@ pub struct Client {
     connected: RwLock<Connected>,
     pub(super) jobs: Jobs,
     pub(super) completions: Arc<Completions>,
-    /// Opened again at each new run of the daemon, so that their numbers stay good.
-    spaces: Mutex<Vec<SpaceSpec>>,
+    pub(super) spaces: Spaces,
     closing: Arc<AtomicBool>,
     sleeping: Mutex<()>,
     wake: Condvar,
@@ -119,7 +119,7 @@ impl Client {
             connected: RwLock::new(connected),
             jobs: Jobs::default(),
             completions: Completions::start()?,
-            spaces: Mutex::default(),
+            spaces: Spaces::default(),
             closing: Arc::default(),
             sleeping: Mutex::default(),
             wake: Condvar::new(),
@@ -208,19 +208,6 @@ impl Client {
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> Result<R> {
         link.call(request, PATIENCE, read)
-    }
-
-    /// Opens a space here and at every later run of the daemon.
-    pub(super) fn remember_space(&self, spec: SpaceSpec) {
-        let mut spaces = self.spaces.lock();
-        let same = |other: &SpaceSpec| {
-            (&other.model, &other.layout, &other.tenant, other.chunk_tokens)
-                == (&spec.model, &spec.layout, &spec.tenant, spec.chunk_tokens)
-        };
-        match spaces.iter_mut().find(|other| same(other)) {
-            Some(known) => *known = spec,
-            None => spaces.push(spec),
-        }
     }
 
     /// The thread that takes in what is pushed, and reconnects when the daemon went away.
@@ -314,8 +301,7 @@ impl Client {
     }
 
     fn adopt(&self, link: Arc<Link>) {
-        let spaces = self.spaces.lock().clone();
-        for spec in spaces {
+        for spec in self.spaces.all() {
             let opened = self.call(&link, &Request::OpenSpace { spec }, |_, fields| fields.take::<u64>());
             if let Err(error) = opened {
                 self.say(LogLevel::Warn, || format!("opening a space again: {error}"));

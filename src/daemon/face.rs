@@ -93,9 +93,8 @@ impl Client {
 
 impl Cache for Client {
     fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
-        let space = self.call(&*self.link()?, &Request::OpenSpace { spec: spec.clone() }, number)?;
-        self.remember_space(spec);
-        Ok(space)
+        let open = || self.call(&*self.link()?, &Request::OpenSpace { spec: spec.clone() }, number);
+        self.spaces.open(&spec, open)
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {

@@ -16,4 +16,5 @@ mod link;
 mod outbox;
 mod peer;
 pub mod server;
+mod spaces;
 pub mod wire;

@@ -1,0 +1,100 @@
+//! The spaces of a client, opened again at each new run of the daemon, so that their numbers stay good.
+
+use parking_lot::Mutex;
+
+use crate::config::SpaceSpec;
+use crate::error::Result;
+
+struct Known {
+    spec: SpaceSpec,
+    /// Whether it was opened once.
+    opened: bool,
+}
+
+/// All spaces that a client opened, or is opening.
+#[derive(Default)]
+pub struct Spaces {
+    known: Mutex<Vec<Known>>,
+}
+
+fn same(one: &SpaceSpec, other: &SpaceSpec) -> bool {
+    (&one.model, &one.layout, &one.tenant, one.chunk_tokens)
+        == (&other.model, &other.layout, &other.tenant, other.chunk_tokens)
+}
+
+impl Spaces {
+    /// Opens one by `open`. It is known before it is opened: the daemon may go as soon as it has answered, and the spaces be opened
+    /// again before its answer is read.
+    pub fn open(&self, spec: &SpaceSpec, open: impl FnOnce() -> Result<u64>) -> Result<u64> {
+        let former = self.note(spec, false);
+        let opened = open();
+        if opened.is_ok() {
+            self.note(spec, true);
+        } else {
+            self.forget(spec, former);
+        }
+        opened
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<SpaceSpec> {
+        self.known.lock().iter().map(|known| known.spec.clone()).collect()
+    }
+
+    /// Gives what it was known as before.
+    fn note(&self, spec: &SpaceSpec, opened: bool) -> Option<SpaceSpec> {
+        let mut known = self.known.lock();
+        if let Some(known) = known.iter_mut().find(|known| same(&known.spec, spec)) {
+            known.opened |= opened;
+            return Some(std::mem::replace(&mut known.spec, spec.clone()));
+        }
+        known.push(Known { spec: spec.clone(), opened });
+        None
+    }
+
+    fn forget(&self, spec: &SpaceSpec, former: Option<SpaceSpec>) {
+        let mut known = self.known.lock();
+        // Another call may have opened it meanwhile.
+        known.retain(|known| known.opened || !same(&known.spec, spec));
+        if let (Some(known), Some(former)) = (known.iter_mut().find(|known| same(&known.spec, spec)), former) {
+            known.spec = former;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    fn spec(model: &str, quota_bytes: u64) -> SpaceSpec {
+        let (layout, tenant) = (String::new(), String::new());
+        SpaceSpec { model: model.to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes }
+    }
+
+    fn known(spaces: &Spaces) -> Vec<(String, u64)> {
+        spaces.all().into_iter().map(|spec| (spec.model, spec.quota_bytes)).collect()
+    }
+
+    #[test]
+    fn a_space_is_known_before_it_is_opened_and_forgotten_when_it_cannot_be() {
+        let spaces = Spaces::default();
+        let refused = || Err(Error::invalid("refused"));
+        assert!(spaces.open(&spec("a", 0), refused).is_err());
+        assert_eq!(known(&spaces), []);
+        let opened = spaces.open(&spec("a", 1), || {
+            assert_eq!(known(&spaces), [("a".to_owned(), 1)]);
+            Ok(7)
+        });
+        assert_eq!(opened.unwrap(), 7);
+        // What it was opened as stays, whoever fails to open it otherwise, and whoever opens it meanwhile.
+        assert!(spaces.open(&spec("a", 2), refused).is_err());
+        assert_eq!(known(&spaces), [("a".to_owned(), 1)]);
+        let opened_meanwhile = || {
+            spaces.open(&spec("b", 3), || Ok(8)).unwrap();
+            refused()
+        };
+        assert!(spaces.open(&spec("b", 3), opened_meanwhile).is_err());
+        assert_eq!(known(&spaces), [("a".to_owned(), 1), ("b".to_owned(), 3)]);
+    }
+}
