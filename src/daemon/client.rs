@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::begun::Begun;
 use super::jobs::Jobs;
 use super::link::{Link, PATIENCE, disconnected};
 use super::spaces::Spaces;
@@ -94,6 +95,7 @@ pub struct Client {
     pub(super) jobs: Jobs,
     pub(super) completions: Arc<Completions>,
     pub(super) spaces: Spaces,
+    begun: Mutex<Begun>,
     closing: Arc<AtomicBool>,
     sleeping: Mutex<()>,
     wake: Condvar,
@@ -120,6 +122,7 @@ impl Client {
             jobs: Jobs::default(),
             completions: Completions::start()?,
             spaces: Spaces::default(),
+            begun: Mutex::default(),
             closing: Arc::default(),
             sleeping: Mutex::default(),
             wake: Condvar::new(),
@@ -172,14 +175,41 @@ impl Client {
         link.cloned().ok_or_else(|| disconnected(self.socket()))
     }
 
-    /// As [`link`](Client::link), for a call about a session or a job: one of a former run of the daemon is lost.
+    /// As [`link`](Client::link), for a call about a session or a job: one of a former run of the daemon is lost, and so is one that
+    /// began here on a former connection.
     pub(super) fn link_of(&self, number: u64) -> Result<Arc<Link>> {
         let link = self.link()?;
         let boot = (number >> 56) as u8;
-        if boot != link.welcome.boot && self.connected.read().past.contains(&boot) {
+        let past = boot != link.welcome.boot && self.connected.read().past.contains(&boot);
+        if past || self.begun.lock().is_lost(number) {
             return Err(disconnected(self.socket()));
         }
         Ok(link)
+    }
+
+    /// Begins a session by a request.
+    pub(super) fn begin(&self, link: &Link, request: &Request<'_>) -> Result<u64> {
+        let session = self.call(link, request, |_, fields| fields.take())?;
+        let mut begun = self.begun.lock();
+        // Under the lock, since whoever parts with a lost link takes it once.
+        if link.is_lost() {
+            begun.lose([session])
+        } else {
+            begun.began(session)
+        }
+        Ok(session)
+    }
+
+    /// A job was lost while it was accepted.
+    pub(super) fn lose_job(&self, job: u64, ticket: u64) {
+        self.begun.lock().lose([job]);
+        self.jobs.disconnect_ticket(ticket, &self.completions);
+    }
+
+    /// A session has ended, or nobody knows it.
+    pub(super) fn forget_session(&self, session: u64) {
+        self.begun.lock().ended(session);
+        self.jobs.forget_session(session);
     }
 
     /// The first arena that views of this client may lie in, the present one before those of former runs, that `is` it.
@@ -279,7 +309,11 @@ impl Client {
             connected.retired.push((Instant::now() + patience, link.arena.clone()));
         }
         if !self.closing.load(Ordering::Acquire) {
-            self.jobs.disconnect(disconnected(self.socket()), &self.completions);
+            let jobs = self.jobs.disconnect(disconnected(self.socket()), &self.completions);
+            let mut begun = self.begun.lock();
+            begun.lose_all();
+            begun.lose(jobs);
+            drop(begun);
             self.say(LogLevel::Warn, || format!("the daemon at {} went away", self.socket().display()));
         }
     }

@@ -112,23 +112,23 @@ impl Cache for Client {
 
     fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64> {
         let timeout_ms = millis(timeout.or(self.config.session_timeout));
-        self.call(&*self.link()?, &Request::BeginSession { space, request_id, timeout_ms }, number)
+        self.begin(&*self.link()?, &Request::BeginSession { space, request_id, timeout_ms })
     }
 
     fn end_session(&self, session: u64) -> Result<()> {
         let ended = self.call(&*self.link_of(session)?, &Request::EndSession { session }, nothing);
-        self.jobs.forget_session(session);
+        self.forget_session(session);
         ended
     }
 
     fn abort_session(&self, session: u64) -> Result<()> {
         let ended = self.call(&*self.link_of(session)?, &Request::AbortSession { session }, nothing);
-        self.jobs.forget_session(session);
+        self.forget_session(session);
         ended
     }
 
     fn begin_copy(&self, session: u64, space: u64) -> Result<u64> {
-        self.call(&*self.link_of(session)?, &Request::BeginCopy { session, space }, number)
+        self.begin(&*self.link_of(session)?, &Request::BeginCopy { session, space })
     }
 
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {
@@ -245,7 +245,7 @@ impl Cache for Client {
                 self.jobs.accepted(ticket, number, lookup, answer, job, &self.completions);
                 if link.is_lost() {
                     // It went after it had answered: nobody else may have seen this job.
-                    self.jobs.disconnect_ticket(ticket, &self.completions);
+                    self.lose_job(*job, ticket);
                 }
                 Ok(())
             }

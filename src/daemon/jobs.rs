@@ -191,21 +191,24 @@ impl Jobs {
         self.changed.notify_all();
     }
 
-    /// The daemon is gone: every job ends now. Who waits for one is told `why`.
-    fn lose(&self, status: Status, message: &str, why: Error, completions: &Completions) {
+    /// The daemon is gone: every job ends now. Who waits for one is told `why`. Gives their numbers.
+    fn lose(&self, status: Status, message: &str, why: Error, completions: &Completions) -> Vec<u64> {
         let mut table = self.table.lock();
         table.losses += 1;
         table.lost_by = Some(why);
         let accepted: Vec<u64> =
             table.by_ticket.iter().filter(|(_, entry)| entry.job.is_some()).map(|(ticket, _)| *ticket).collect();
+        let mut lost = Vec::new();
         for ticket in accepted {
             if let Some(entry) = table.remove(ticket) {
+                lost.extend(entry.job);
                 entry.lose(status, message, completions);
             }
         }
         // Those not accepted are their submitters' to refuse.
         drop(table);
         self.changed.notify_all();
+        lost
     }
 
     /// The early answer of a job submitted here. None for one that was not.
@@ -284,10 +287,10 @@ impl Jobs {
         self.lose(KVKEEP_ERR_CANCELLED, "the cache was closed", why, completions);
     }
 
-    /// The daemon went away.
-    pub fn disconnect(&self, why: Error, completions: &Completions) {
+    /// The daemon went away, or the connection to it. Gives the numbers of the jobs that were lost.
+    pub fn disconnect(&self, why: Error, completions: &Completions) -> Vec<u64> {
         let message = "the daemon went away: submit the job again when it is back";
-        self.lose(KVKEEP_ERR_DISCONNECTED, message, why, completions);
+        self.lose(KVKEEP_ERR_DISCONNECTED, message, why, completions)
     }
 }
 

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
+use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::{Client, ClientConfig};
-use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT};
+use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND};
+use kvkeep::types::PrefetchResult;
 use rustix::net::{Shutdown, getpeername, shutdown};
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;
+use crate::restart::is_disconnected;
 use crate::{Part, daemon};
 
 /// Has no descriptor left for a while.
@@ -116,6 +119,7 @@ fn p2_what_a_client_held_stays_its_own_for_a_session_timeout_after_it_lost_its_c
     let part = DaemonPart::new(dir.path(), 0);
     let mut server = daemon(&part);
     let other = part.client();
+    let others = other.begin_session(open_space(&other), "other", None).unwrap();
     for (timeout, patient) in [(Duration::from_millis(1), false), (Duration::from_secs(3600), true)] {
         let config = ClientConfig { session_timeout: Some(timeout), ..part.config() };
         let (client, lose) = broken_client(&part, config);
@@ -123,8 +127,17 @@ fn p2_what_a_client_held_stays_its_own_for_a_session_timeout_after_it_lost_its_c
         // A session that stages lives, whatever its deadline.
         let session = client.begin_session(space, "parted", Some(Duration::from_secs(3600))).unwrap();
         let staged = stage(&client, session, &keys(0..1));
+        let mut job = 0;
+        client.submit_prefetch(session, &keys(1..2), PrefetchRequest::default(), &mut job).unwrap();
         lose();
         until("connected again", || client.begin_session(space, "probe", None).is_ok());
+        is_disconnected(client.finish_write(session, &keys(0..1), None));
+        is_disconnected(client.end_session(session));
+        is_disconnected(client.query_prefetch(job, &mut PrefetchResult::default()));
+        is_disconnected(client.wait(job, 0));
+        // Not those of others, nor what there never was.
+        client.append_tokens(others, &[1]).unwrap();
+        assert_eq!(client.append_tokens(others + 1, &[1]).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
         if patient {
             // The view may still be written.
             fill(&client, &keys(0..1), &staged);

@@ -40,7 +40,7 @@ fn submit(client: &Client, session: u64, notify: Notify) -> Result<u64, Error> {
     Ok(job)
 }
 
-fn is_disconnected<T>(result: Result<T, Error>) {
+pub fn is_disconnected<T>(result: Result<T, Error>) {
     let error = result.err().expect("a call of a daemon that is gone succeeded");
     assert_eq!(error.status, KVKEEP_ERR_DISCONNECTED, "{error}");
     assert!(error.message.contains("went away") && error.message.contains("begin new sessions"), "{error}");

@@ -3,6 +3,7 @@
 use super::*;
 use crate::daemon::client::{Client, ClientConfig};
 use crate::daemon::server::{Access, Claim, Limits, Server};
+use crate::error::KVKEEP_ERR_DISCONNECTED;
 
 fn until(what: &str, mut is: impl FnMut() -> bool) {
     let began = std::time::Instant::now();
@@ -73,6 +74,7 @@ fn p2_a_store_in_flight_overwrites_nobody_though_its_connection_is_lost() {
     land(begun);
     let mut result = PrefetchResult::default();
     until("the store ends", || transfers.query(job, &mut result).unwrap() == KVKEEP_OK);
+    assert_eq!(result.status, KVKEEP_ERR_DISCONNECTED as i32);
     assert!(b.reserve_read(other, keys, 0, views).unwrap());
     for view in &*views {
         let mut bytes = vec![0; OBJECT as usize];

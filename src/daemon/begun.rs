@@ -1,0 +1,71 @@
+//! The sessions and jobs that a client began, so that it knows which of them it lost with its connection to a daemon that lives.
+
+use std::collections::BTreeSet;
+
+/// So many are remembered of each kind, the newest: whoever forgets to end them does not fill the memory.
+const REMEMBERED: usize = 1 << 16;
+
+/// Numbers of one run of the daemon.
+#[derive(Default)]
+pub struct Begun {
+    live: BTreeSet<u64>,
+    lost: BTreeSet<u64>,
+}
+
+fn add(numbers: &mut BTreeSet<u64>, more: impl IntoIterator<Item = u64>) {
+    for number in more {
+        numbers.insert(number);
+        if numbers.len() > REMEMBERED {
+            // Numbers grow.
+            numbers.pop_first();
+        }
+    }
+}
+
+impl Begun {
+    /// A session was begun.
+    pub fn began(&mut self, session: u64) {
+        add(&mut self.live, [session]);
+    }
+
+    /// A session has ended.
+    pub fn ended(&mut self, session: u64) {
+        self.live.remove(&session);
+    }
+
+    /// All sessions that live are lost.
+    pub fn lose_all(&mut self) {
+        let live = std::mem::take(&mut self.live);
+        self.lose(live);
+    }
+
+    /// These are lost.
+    pub fn lose(&mut self, numbers: impl IntoIterator<Item = u64>) {
+        add(&mut self.lost, numbers);
+    }
+
+    /// Whether a session or job was lost.
+    pub fn is_lost(&self, number: u64) -> bool {
+        self.lost.contains(&number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lives_when_a_connection_is_lost_is_lost_and_the_newest_are_remembered() {
+        let mut begun = Begun::default();
+        (1..=REMEMBERED as u64 + 2).for_each(|session| begun.began(session));
+        begun.ended(5);
+        assert!(!begun.is_lost(4));
+        begun.lose_all();
+        assert!([2, 5].iter().all(|&number| !begun.is_lost(number)) && begun.is_lost(3));
+        begun.began(1 << 20);
+        begun.lose_all();
+        begun.lose([1 << 21]);
+        assert!([1 << 20, 1 << 21].iter().all(|&number| begun.is_lost(number)));
+        assert_eq!((begun.live.len(), begun.lost.len()), (0, REMEMBERED));
+    }
+}
