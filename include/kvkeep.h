@@ -129,7 +129,8 @@ typedef enum {
     KVKEEP_ERR_PERMISSION = -17,
     /// The daemon went away; what it held for this connection is lost.
     KVKEEP_ERR_DISCONNECTED = -18,
-    /// A bug in kvkeep was caught; the cache refuses further work.
+    /// A bug in kvkeep was caught; the cache refuses further work. Pools still close, jobs can be waited for, cancelled and
+    /// released, and completions drained.
     KVKEEP_ERR_INTERNAL = -19,
     /// A GPU or its driver failed.
     KVKEEP_ERR_DEVICE = -20,

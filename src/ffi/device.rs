@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::handle::kvkeep;
 use super::types::{kvkeep_callback, kvkeep_pool_options, kvkeep_transfer_options};
-use super::{config, input, input_struct, input_struct_or_default, on, output, output_slice};
+use super::{config, input, input_struct, input_struct_or_default, on, on_even_poisoned, output, output_slice};
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
 use crate::transfer::submit::Asked;
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn kvkeep_open_pool(
 /// caller's stream before it). Its pages are not touched any more when this returns. Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Status {
-    on(cache, |cache| cache.transfers().close_pool(pool).map(|()| KVKEEP_OK))
+    on_even_poisoned(cache, |cache| cache.transfers().close_pool(pool).map(|()| KVKEEP_OK))
 }
 
 /// Stores `key_count` objects, each key once, from the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets

@@ -53,15 +53,23 @@ fn guard(body: impl FnOnce() -> Result<Status>) -> Status {
 /// Runs a body on the cache behind a handle, kept open meanwhile. A panic poisons that cache.
 #[inline]
 fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> Result<Status>) -> Status {
-    guard(|| {
-        let user = handle::enter(handle)?;
-        let cache = user.cache();
+    on_even_poisoned(handle, |cache| {
         if cache.is_poisoned() {
             return Err(Error::new(
                 KVKEEP_ERR_INTERNAL,
                 "a bug in kvkeep was caught earlier and this cache refuses further work: close it and open it again",
             ));
         }
+        body(cache)
+    })
+}
+
+/// As [`on`], for what begins no work: whoever is refused the end of a copy would free the pages under it.
+#[inline]
+fn on_even_poisoned(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> Result<Status>) -> Status {
+    guard(|| {
+        let user = handle::enter(handle)?;
+        let cache = user.cache();
         let poison = Poison(cache);
         let result = body(cache);
         std::mem::forget(poison);
@@ -291,4 +299,54 @@ fn flag(value: u32, name: &str) -> Result<bool> {
 #[inline]
 fn batch_status(all_ok: Result<bool>) -> Result<Status> {
     all_ok.map(|all_ok| if all_ok { KVKEEP_OK } else { KVKEEP_PARTIAL })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::device::kvkeep_close_pool;
+    use super::handle;
+    use super::prefetch::{kvkeep_cancel, kvkeep_event_fd, kvkeep_release_job, kvkeep_wait};
+    use super::session::kvkeep_end_session;
+    use crate::config::{NodeConfig, SpaceSpec};
+    use crate::error::{KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
+    use crate::key::Key;
+    use crate::node::Node;
+    use crate::transfer::copy::Promise;
+    use crate::transfer::layout::Segment;
+    use crate::transfer::submit::Asked;
+    use crate::transfer::{PoolSpec, TransferRequest};
+
+    #[test]
+    fn what_is_under_way_can_be_ended_after_a_bug() {
+        let cache = handle::open(Node::open(NodeConfig::new(1 << 20)).unwrap()).unwrap();
+        let pages = vec![0u64; 512];
+        let (session, pool, job) = {
+            let user = handle::enter(cache).unwrap();
+            let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
+            let spec = SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+            let space = user.cache().open_space(spec).unwrap();
+            let address = pages.as_ptr().expose_provenance() as u64;
+            let segments = vec![Segment { address, block_bytes: 4096, block_stride: 4096, group: 0, layer: 0 }];
+            let promise = Promise::of_a_test();
+            let pool = PoolSpec { device: -1, rank: 0, blocks: 1, blocks_per_chunk: 1, segments, promise };
+            let pool = user.cache().transfers().open_pool(space, pool).unwrap();
+            let session = user.cache().begin_session(space, "r", None).unwrap();
+            let keys = [Key { hash: [1; 32], rank: 0, group: 0 }];
+            let (asked, mut job) = (Asked { pool, session, keys: &keys, blocks: &[0] }, 0);
+            user.cache().transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
+            user.cache().poison();
+            (session, pool, job)
+        };
+        // SAFETY: an open handle, and a place that lives for the call.
+        unsafe {
+            assert_eq!(kvkeep_end_session(cache, session), KVKEEP_ERR_INTERNAL);
+            assert_eq!(kvkeep_wait(cache, job, u32::MAX), KVKEEP_OK);
+            assert_eq!(kvkeep_event_fd(cache, &mut 0), KVKEEP_OK);
+            assert_eq!(kvkeep_cancel(cache, job), KVKEEP_OK);
+            assert_eq!(kvkeep_release_job(cache, job), KVKEEP_OK);
+            assert_eq!(kvkeep_close_pool(cache, pool), KVKEEP_OK);
+            assert_eq!(kvkeep_close_pool(cache, pool), KVKEEP_ERR_NOT_FOUND);
+        }
+        handle::close(cache).unwrap();
+    }
 }

@@ -4,7 +4,9 @@ use std::ffi::c_void;
 
 use super::handle::kvkeep;
 use super::types::{kvkeep_callback, kvkeep_prefetch_options};
-use super::{check_struct, config, disjoint, input, input_struct_or_default, on, output, output_slice};
+use super::{
+    check_struct, config, disjoint, input, input_struct_or_default, on, on_even_poisoned, output, output_slice,
+};
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
 use crate::types::{Completion, PrefetchResult};
@@ -82,7 +84,7 @@ pub unsafe extern "C" fn kvkeep_query_bitmap(cache: *mut kvkeep, job: u64, bitma
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait(cache: *mut kvkeep, job: u64, timeout_ms: u32) -> Status {
-    on(cache, |cache| cache.wait(job, timeout_ms).map(|()| KVKEEP_OK))
+    on_even_poisoned(cache, |cache| cache.wait(job, timeout_ms).map(|()| KVKEEP_OK))
 }
 
 /// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. What is under a
@@ -91,20 +93,20 @@ pub unsafe extern "C" fn kvkeep_wait(cache: *mut kvkeep, job: u64, timeout_ms: u
 /// Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_cancel(cache: *mut kvkeep, job: u64) -> Status {
-    on(cache, |cache| cache.cancel(job).map(|()| KVKEEP_OK))
+    on_even_poisoned(cache, |cache| cache.cancel(job).map(|()| KVKEEP_OK))
 }
 
 /// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_release_job(cache: *mut kvkeep, job: u64) -> Status {
-    on(cache, |cache| cache.release_job(job).map(|()| KVKEEP_OK))
+    on_even_poisoned(cache, |cache| cache.release_job(job).map(|()| KVKEEP_OK))
 }
 
 /// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
 /// library, valid until close: poll it, do not read or close it. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_event_fd(cache: *mut kvkeep, fd: *mut i32) -> Status {
-    on(cache, |cache| {
+    on_even_poisoned(cache, |cache| {
         *output(fd, "fd")? = cache.event_fd();
         Ok(KVKEEP_OK)
     })
@@ -119,7 +121,7 @@ pub unsafe extern "C" fn kvkeep_drain_completions(
     capacity: usize,
     count: *mut usize,
 ) -> Status {
-    on(cache, |cache| {
+    on_even_poisoned(cache, |cache| {
         let completions = output_slice(completions, capacity, "completions")?;
         let count = output(count, "count")?;
         disjoint(&[completions.as_ptr_range().into(), std::slice::from_ref(&*count).as_ptr_range().into()])?;
