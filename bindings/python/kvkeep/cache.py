@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional, Union
 from . import _ffi
 from ._library import call, encoded, lib, number, prepared, text
 from .completion import Callbacks, Completion, Completions
+from .errors import InvalidError
 from .event import Event, copied
 from .session import Session
 from .space import Space
@@ -50,7 +51,8 @@ class Cache:
         log_level: Union[_ffi.LogLevel, int] = 0,
     ) -> None:
         urls = [encoded("a backend's URL", url) for url in backends]
-        told = _ffi.kvkeep_log_callback(_told(log)) if log else _ffi.kvkeep_log_callback()
+        self.callbacks = Callbacks()
+        told = _ffi.kvkeep_log_callback(_told(log, self.callbacks)) if log else _ffi.kvkeep_log_callback()
         options = prepared(
             _ffi.kvkeep_options,
             connect=None if connect is None else encoded("connect", connect),
@@ -75,7 +77,6 @@ class Cache:
         )
         self.pointer = ctypes.c_void_p()
         call(lib.kvkeep_open, ctypes.byref(options), ctypes.byref(self.pointer))
-        self.callbacks = Callbacks()
         self.completions = Completions(self.pointer)
         # The finalizer keeps what the library may call until close has returned, and runs at exit if not before.
         self._finalizer = weakref.finalize(self, _close, self.pointer, self.callbacks, told)
@@ -89,6 +90,9 @@ class Cache:
         """Cancels the jobs, writes out what was accepted, ends all sessions. Not from a callback. Twice is harmless."""
         if self.closed:
             return
+        if self.callbacks.running:
+            # Known before anything is stopped: what is awaited goes on.
+            raise InvalidError("a cache cannot be closed in its own callback, which it waits for: use another thread")
         self.completions.stop()
         call(lib.kvkeep_close, self.pointer)
         self._finalizer.detach()
@@ -178,9 +182,9 @@ class Cache:
         self.close()
 
 
-def _told(log: Log) -> Callable[[Optional[int], int, bytes], None]:
+def _told(log: Log, callbacks: Callbacks) -> Callable[[Optional[int], int, bytes], None]:
     def tell(_: Optional[int], level: int, message: bytes) -> None:
-        log(_ffi.LogLevel(level), message.decode("utf-8", "replace"))
+        callbacks.run(log, _ffi.LogLevel(level), message.decode("utf-8", "replace"))
 
     return tell
 

@@ -47,6 +47,7 @@ class Callbacks:
     def __init__(self) -> None:
         self._waiting: dict[int, Callable[[Completion], object]] = {}
         self._numbers = itertools.count(1)
+        self._here = threading.local()
         self.trampoline = _ffi.kvkeep_callback(self._run)
 
     def add(self, function: Callable[[Completion], object]) -> int:
@@ -59,9 +60,22 @@ class Callbacks:
         """For a job that was refused: no completion will come."""
         del self._waiting[number]
 
+    @property
+    def running(self) -> bool:
+        """Whether the caller is called back by the library."""
+        return getattr(self._here, "running", False)
+
+    def run(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Calls what the library calls back."""
+        outer, self._here.running = self.running, True
+        try:
+            function(*arguments)
+        finally:
+            self._here.running = outer
+
     def _run(self, number: int, record: Any) -> None:
         # What the function raises is reported by ctypes through sys.unraisablehook.
-        self._waiting.pop(number)(copied(record.contents))
+        self.run(self._waiting.pop(number), copied(record.contents))
 
 
 class Completions:

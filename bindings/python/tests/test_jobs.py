@@ -183,6 +183,30 @@ class Awaited(CacheTest):
 
         self.run_async(main())
 
+    def test_a_close_that_a_callback_is_refused_stops_nothing(self) -> None:
+        cache = self.open(backends=[HANGING])
+        session = cache.space("m").session()
+        refused: list[BaseException] = []
+        done = threading.Event()
+
+        def close(_: kvkeep.Completion) -> None:
+            try:
+                cache.close()
+            except kvkeep.InvalidError as error:
+                refused.append(error)
+            done.set()
+
+        async def main() -> None:
+            job = session.prefetch(some_keys(1))
+            session.prefetch(some_keys(1), callback=close).cancel()
+            await asyncio.get_running_loop().run_in_executor(None, done.wait, WATCHDOG_S)
+            self.assertEqual((len(refused), cache.closed), (1, False))
+            job.cancel()
+            with self.assertRaises(kvkeep.CancelledError):
+                await job
+
+        self.run_async(main())
+
     def test_a_job_submitted_elsewhere_for_a_loop(self) -> None:
         session = self.space.session()
 
