@@ -223,6 +223,39 @@ class Sides(CacheTest):
         self.assertEqual(self.cache.stats().commits, 3)
         self.check_nothing_is_held()
 
+    def test_a_failed_layered_load_is_told_with_its_step_and_stored_again(self) -> None:
+        for stores_first in (True, False):
+            with self.subTest(stores_first=stores_first):
+                engine = self.engine(load="layered", model=f"toy {stores_first}")
+                self.store(engine)
+                request = engine.add("second", PROMPT[: 2 * CHUNK] + [7] * CHUNK)
+                found, _ = engine.ask(request)
+                engine.allocate(request, found)
+                side, scheduler = engine.gpus[0].worker, engine.scheduler
+                step = scheduler.step({"second": CHUNK}, lambda name: request.blocks)
+                side.begin_loads(step)
+                # Of the first one, nobody knows how it went.
+                side._layered[0].wait()
+                side._layered[0].release()
+                # Where a draft model runs after the other, what is over is asked before anything is stored.
+                if stores_first:
+                    side.begin_stores(step)
+                sent, received = side.over()
+                failed = side.failed_blocks()
+                if not stores_first:
+                    side.begin_stores(step)
+                self.assertEqual((failed, side.failed_blocks()), (set(request.blocks[:4]), set()))
+                scheduler.told(failed, received, sent)
+                # vLLM computes what failed, and is not told to load it once more.
+                request.num_computed_tokens = 0
+                self.assertEqual(engine.ask(request), (0, False))
+                self.cache.clear()
+                engine.step({"second": request.num_tokens})
+                engine.finish(request)
+                self.assertEqual(engine.run("third", request.tokens)[1], 3 * CHUNK - 1)
+                engine.finish(engine.requests["third"])
+                self.check_nothing_is_held()
+
     def test_what_follows_a_failed_layered_load_is_not_stored(self) -> None:
         engine = self.engine(load="layered")
         self.store(engine)

@@ -56,8 +56,6 @@ class Load(NamedTuple):
 
     lookup: Lookup
     kept: Span
-    # The chunk of each block that is loaded.
-    chunk_of: dict[int, int]
 
 
 class Tracked:
@@ -70,6 +68,8 @@ class Tracked:
         # How many tokens vLLM had itself when it asked last.
         self.computed = 0
         self.load: Optional[Load] = None
+        # The chunk of each block that was loaded last.
+        self.chunk_of: dict[int, int] = {}
         # The first of the chunks loaded that were not what they should be.
         self.failed_chunk: Optional[int] = None
         # Whether it is not to be asked for any more: it did not go well once.
@@ -89,6 +89,7 @@ class Tracked:
 
     def load_is_over(self) -> None:
         """After the last worker: what was found and not retrieved is given back."""
+        self.chunk_of = {}
         if load := self.load:
             self.load = None
             load.lookup.close(load.kept)
@@ -97,9 +98,11 @@ class Tracked:
 
     def note_failed(self, blocks: set[int]) -> None:
         """Blocks, of whichever request, that could not be loaded."""
-        if self.load and (hit := [self.load.chunk_of[block] for block in blocks if block in self.load.chunk_of]):
+        if hit := [self.chunk_of[block] for block in blocks if block in self.chunk_of]:
             self.failed_chunk = min(hit) if self.failed_chunk is None else min(*hit, self.failed_chunk)
             self.stored = min(self.stored, self.failed_chunk)
+            # One that a step waits for is over with this; one beside the steps, when the last worker says so.
+            self.computes_itself |= self.load is None
 
     def end(self) -> None:
         """Returns what is left. What was used counts as used now."""

@@ -80,15 +80,15 @@ class Scheduler:
         blocks = load_blocks(block_ids, first, end, self._grid)
         hashes = chunk_hashes(request.block_hashes, span, self._grid.blocks_per_chunk)
         move = Move(request.request_id, session.id, hashes, blocks)
-        tracked.stored, tracked.used = max(tracked.stored, span.end), True
+        tracked.stored, tracked.used, tracked.failed_chunk = max(tracked.stored, span.end), True, None
+        per_chunk = self._grid.blocks_per_chunk
+        tracked.chunk_of = {block: span.first + index // per_chunk for index, block in enumerate(blocks) if block >= 0}
         if self._layered:
             # All is in L1 already, and the step that loads it is this one.
             lookup.close(span)
             self._next.layered.append(move)
             return
-        per_chunk = self._grid.blocks_per_chunk
-        chunk_of = {block: span.first + index // per_chunk for index, block in enumerate(blocks) if block >= 0}
-        tracked.load, tracked.failed_chunk = Load(lookup, span, chunk_of), None
+        tracked.load = Load(lookup, span)
         self._next.loads.append(move)
 
     def step(

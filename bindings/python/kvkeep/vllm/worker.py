@@ -51,7 +51,8 @@ class Moving(NamedTuple):
 
 class Worker:
     """The transfers of one worker. Each step calls, in this order: `settle`, `begin_loads`, while the model runs
-    `wait_layer`, then `begin_stores`, `over` and `failed_blocks`."""
+    `wait_layer`, then `begin_stores`, `over` and `failed_blocks`; where a draft model runs after the other, `begin_stores`
+    comes last."""
 
     def __init__(
         self,
@@ -107,11 +108,7 @@ class Worker:
 
     def begin_stores(self, step: Step) -> None:
         """When the model has run: begins the stores."""
-        for moving in self._layered:
-            moving.wait()
-            self._fail(moving.failed())
-            moving.release()
-        self._layered.clear()
+        self._finish_layered()
         self._held |= step.held
         if self._distrusted_steps:
             self._distrusted_steps -= 1
@@ -123,6 +120,7 @@ class Worker:
 
     def over(self) -> tuple[set[str], set[str]]:
         """Requests whose blocks need not be kept any more, and requests that are loaded; each once."""
+        self._finish_layered()
         for name, moving in list(self._loads.items()):
             if moving.done():
                 self._failed |= moving.failed()
@@ -142,6 +140,7 @@ class Worker:
 
     def failed_blocks(self) -> set[int]:
         """Blocks that could not be loaded, each once."""
+        self._finish_layered()
         failed, self._failed = self._failed, set()
         return failed
 
@@ -168,6 +167,14 @@ class Worker:
             return None
         self._trouble.over()
         return Moving(transfer, move.blocks)
+
+    def _finish_layered(self) -> None:
+        """When the model has run: says how the loads went that it waited for."""
+        for moving in self._layered:
+            moving.wait()
+            self._fail(moving.failed())
+            moving.release()
+        self._layered.clear()
 
     def _fail(self, blocks: Iterable[int]) -> None:
         """Blocks that the step in progress has read, or is about to."""
