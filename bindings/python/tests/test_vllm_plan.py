@@ -115,11 +115,17 @@ class Layouts(unittest.TestCase):
 
     def test_the_fingerprint_says_what_an_object_has_and_not_where(self) -> None:
         dense, elsewhere = layer((4, 2, 8), (32, 16, 2)), layer((4, 2, 8), (96, 16, 2))
-        text = layout.fingerprint([dense, elsewhere], 4, 16)
+        text = layout.fingerprint([dense, elsewhere], 4, 16, [2])
         self.assertEqual(text, "2 x bfloat16[1x2x8] as 12 in 32; 16 tokens a block")
         others = [dense._replace(dtype="float16"), layer((4, 2, 8), (32, 2, 4)), layer((4, 8, 2), (32, 4, 2))]
         for other in others:
-            self.assertNotEqual(layout.fingerprint([dense, other], 4, 16), text)
+            self.assertNotEqual(layout.fingerprint([dense, other], 4, 16, [2]), text)
+
+    def test_the_fingerprint_of_all_stages_is_one_and_names_how_layers_are_split(self) -> None:
+        dense = layer((4, 2, 8), (32, 16, 2))
+        texts = [layout.fingerprint([dense] * count, 4, 16, [3, 2]) for count in (3, 2)]
+        self.assertEqual(texts, ["3+2 x bfloat16[1x2x8] as 12 in 32; 16 tokens a block"] * 2)
+        self.assertNotEqual(layout.fingerprint([dense] * 3, 4, 16, [2, 3]), texts[0])
 
 
 class Options(unittest.TestCase):

@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.distributed.utils import get_pp_indices
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -93,13 +94,15 @@ class KvkeepConnector(KVConnectorBase_V1):
             Layer(described(tensor), pages(tensor, layer=layer).segments, str(tensor.dtype).removeprefix("torch."))
             for layer, tensor in enumerate(tensors.values())
         ]
-        block_count = self._kv_cache_config.num_blocks
+        block_count, stages = self._kv_cache_config.num_blocks, _stages(config)
+        # The last of several stages has the layers of a draft model as well, which are not counted.
+        drafted = " drafted" if len(stages) > 1 and config.speculative_config else ""
         self._layout = "; ".join(
             (
-                f"vllm {fingerprint(caches, block_count, self._grid.block_tokens)}",
+                f"vllm {fingerprint(caches, block_count, self._grid.block_tokens, stages)}",
                 f"kv {config.cache_config.cache_dtype}",
                 f"tp {parallel.tensor_parallel_size}/{self._grid.replicas}",
-                f"pp {parallel.pipeline_parallel_size}",
+                f"pp {len(stages)}{drafted}",
             )
         )
         tp_rank, tp_size = get_tp_group().rank_in_group, parallel.tensor_parallel_size
@@ -252,6 +255,14 @@ def _model(vllm_config: VllmConfig) -> str:
     shape = {name: value for name, value in model.hf_config.to_dict().items() if name != "transformers_version"}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()
     return f"{model.model}@{model.revision or ''} {model.dtype} {model.quantization or ''} {digest[:16]}"
+
+
+def _stages(vllm_config: VllmConfig) -> list[int]:
+    """How many of the model's layers each pipeline stage has."""
+    stages = vllm_config.parallel_config.pipeline_parallel_size
+    layers = vllm_config.model_config.get_total_num_hidden_layers()
+    bounds = (get_pp_indices(layers, stage, stages) for stage in range(stages))
+    return [end - first for first, end in bounds]
 
 
 def _stream(device: torch.device) -> Callable[[], int]:

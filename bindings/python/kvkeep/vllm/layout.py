@@ -39,10 +39,18 @@ def joined(layer: Layer, block_count: int) -> list[Segment]:
     ]
 
 
-def fingerprint(layers: Sequence[Layer], block_count: int, block_tokens: int) -> str:
-    """Says which bytes an object has, in which order; equal for all workers that may read each other's objects."""
-    groups = itertools.groupby(_described(layer, block_count) for layer in layers)
-    each = ", ".join(f"{len(list(same))} x {text}" for text, same in groups)
+def fingerprint(layers: Sequence[Layer], block_count: int, block_tokens: int, stages: Sequence[int]) -> str:
+    """Says which bytes objects have, in which order; equal for all workers of an engine, and all that may read them.
+
+    `stages` counts the layers of each pipeline stage; where there is one, its tensors are counted.
+    """
+    described = itertools.groupby(_described(layer, block_count) for layer in layers)
+    groups = [(text, len(list(same))) for text, same in described]
+    if len(stages) > 1 and len(groups) == 1:
+        # Stages may differ in how many they have, and each must say the same of all.
+        each = f"{'+'.join(map(str, stages))} x {groups[0][0]}"
+    else:
+        each = ", ".join(f"{count} x {text}" for text, count in groups)
     return f"{each}; {block_tokens} tokens a block"
 
 

@@ -51,8 +51,7 @@ class Moving(NamedTuple):
 
 class Worker:
     """The transfers of one worker. Each step calls, in this order: `settle`, `begin_loads`, while the model runs
-    `wait_layer`, then `begin_stores`, `over` and `failed_blocks`; where a draft model runs after the other, `begin_stores`
-    comes last."""
+    `wait_layer`, then `begin_stores`, `over` and `failed_blocks`; before a draft model runs, `begin_stores` comes last."""
 
     def __init__(
         self,
