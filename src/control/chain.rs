@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -14,27 +15,68 @@ use crate::types::KVKEEP_KEYS_MAX;
 
 /// Most tokens of one session.
 const TOKENS_MAX: u64 = 1 << 26;
+/// Most bytes of all chains together: hashes of 34 thousand million tokens in chunks of 256.
+const BYTES_MAX: u64 = 4 << 30;
 
-#[derive(Default)]
 struct Chain {
     hashes: Vec<[u8; 32]>,
     /// Tokens of the chunk that is not full yet.
     rest: Vec<u32>,
+    /// Its part of the bytes of all.
+    bytes: u64,
+    bytes_of_all: Arc<AtomicU64>,
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        self.bytes_of_all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Chain {
+    /// Counts the bytes that it will have, if all may have as many.
+    fn resize(&mut self, bytes: u64, most: u64) -> Result<()> {
+        let (before, all) = (self.bytes, &self.bytes_of_all);
+        let resized = all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
+            let all = all - before + bytes;
+            (all <= most || bytes <= before).then_some(all)
+        });
+        resized.map_err(|_| {
+            Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("the tokens of all sessions would take more than {most} bytes: end some sessions, or open spaces with larger chunks"),
+            )
+        })?;
+        self.bytes = bytes;
+        Ok(())
+    }
 }
 
 /// Ranks and groups that a chunk's keys are made for: first rank, ranks, groups.
 pub type Ranks = (u32, u32, u32);
 
 /// The chains of all sessions, each behind its own lock: hashing a long prompt keeps no other session waiting.
-#[derive(Default)]
 pub struct Chains {
     chains: Mutex<HashMap<u64, Arc<Mutex<Chain>>>>,
+    bytes: Arc<AtomicU64>,
+    bytes_max: u64,
+}
+
+impl Default for Chains {
+    fn default() -> Chains {
+        Chains::new(BYTES_MAX)
+    }
 }
 
 impl Chains {
+    /// None yet, which may take so many bytes.
+    fn new(bytes_max: u64) -> Chains {
+        Chains { chains: Mutex::default(), bytes: Arc::default(), bytes_max }
+    }
+
     /// Appends tokens, and says how many chunks are full.
     pub fn append(&self, session: u64, space: &SpaceInfo, tokens: &[u32]) -> Result<u64> {
-        let chain = self.chains.lock().entry(session).or_default().clone();
+        let chain = self.chains.lock().entry(session).or_insert_with(|| self.empty()).clone();
         let mut chain = chain.lock();
         let chain = &mut *chain;
         let size = space.chunk_tokens as usize;
@@ -45,6 +87,8 @@ impl Chains {
                 format!("session {session} would have more than {TOKENS_MAX} tokens: begin a new session"),
             ));
         }
+        let (full, rest) = ((had as usize + tokens.len()) / size, (had as usize + tokens.len()) % size);
+        chain.resize((full * size_of::<[u8; 32]>() + rest * size_of::<u32>()) as u64, self.bytes_max)?;
         let mut last = chain.hashes.last().copied().unwrap_or_else(|| chain_seed(space.tag));
         let mut left = tokens;
         if !chain.rest.is_empty() {
@@ -127,9 +171,14 @@ impl Chains {
         Ok(keys)
     }
 
+    fn empty(&self) -> Arc<Mutex<Chain>> {
+        let bytes_of_all = self.bytes.clone();
+        Arc::new(Mutex::new(Chain { hashes: Vec::new(), rest: Vec::new(), bytes: 0, bytes_of_all }))
+    }
+
     /// A session's chain, empty if it has appended nothing.
     fn of(&self, session: u64) -> Arc<Mutex<Chain>> {
-        self.chains.lock().get(&session).cloned().unwrap_or_default()
+        self.chains.lock().get(&session).cloned().unwrap_or_else(|| self.empty())
     }
 
     /// Forgets a session's chain.
@@ -142,6 +191,23 @@ impl Chains {
 mod tests {
     use super::*;
     use crate::key::SpaceTag;
+
+    #[test]
+    fn all_sessions_together_are_bounded_and_what_one_had_is_free_with_it() {
+        let space = SpaceInfo { index: 0, tag: SpaceTag([5; 16]), layout: [0; 16], chunk_tokens: 16 };
+        let chains = Chains::new(3 * 32 + 4);
+        assert_eq!(chains.append(1, &space, &[7; 33]).unwrap(), 2);
+        assert_eq!(chains.append(2, &space, &[7; 16]).unwrap(), 1);
+        let refused = chains.append(2, &space, &[7]).unwrap_err();
+        assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
+        // Nothing was appended, and the first session goes on where that takes less.
+        assert_eq!(chains.append(1, &space, &[]).unwrap(), 2);
+        chains.forget(1);
+        assert_eq!(chains.bytes.load(Ordering::Relaxed), 32);
+        assert_eq!(chains.append(2, &space, &[7; 33]).unwrap(), 3);
+        chains.forget(2);
+        assert_eq!(chains.bytes.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn tokens_in_any_pieces_give_the_same_chain() {
