@@ -310,7 +310,9 @@ impl Shared {
                 let (may_write, admin) = self.access.rights(peer)?;
                 let guest = Arc::new(Guest::new(number, random()?, peer, read_only || !may_write, admin)?);
                 let mut guests = self.guests.lock();
-                if guests.by_number.len() >= self.limits.clients_max {
+                // Those that have lost their connection are bounded alone: they must be able to connect again.
+                let cut = guests.by_number.values().filter(|guest| guest.is_cut()).count();
+                if guests.by_number.len() - cut >= self.limits.clients_max || cut >= self.limits.clients_max {
                     return Err(Error::new(
                         KVKEEP_ERR_LIMIT,
                         format!("{} clients are connected: close some, or raise clients_max", self.limits.clients_max),
