@@ -209,7 +209,7 @@ impl Shared {
         loop {
             let now = Instant::now();
             match waiting.due.peek().map(|Reverse(held)| held.at) {
-                Some(at) if at <= now || waiting.closed => {
+                Some(at) if at <= now => {
                     let Some(Reverse(held)) = waiting.due.pop() else { continue };
                     parking_lot::MutexGuard::unlocked(&mut waiting, || match held.error {
                         Some(error) => held.request.fail(error),
@@ -379,7 +379,8 @@ impl Backend for Fault {
         self.shared.inner.health()
     }
 
-    /// What is delayed goes on at once, what hangs is answered as cancelled, and the wrapped backend is closed last.
+    /// What is delayed goes on in its time, as in a slow backend, what hangs is answered as cancelled, and the wrapped backend is
+    /// closed last.
     fn close(&self) {
         {
             let mut waiting = self.shared.waiting.lock();
