@@ -100,6 +100,7 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     GONE(kvkeep_unsafe_read(cache, session, &key, 1, &view));
     GONE(kvkeep_touch(cache, space, &key, 1, NULL));
     GONE(kvkeep_retain(cache, space, &key, 1, 50, 1000, NULL));
+    GONE(kvkeep_evict(cache, space, &key, 1, NULL));
     GONE(kvkeep_delete(cache, space, &key, 1, NULL));
     GONE(kvkeep_clear(cache, space, 0, NULL));
     GONE(kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &number, NULL, NULL));
@@ -183,6 +184,7 @@ static void a_reader_is_refused_whatever_writes(void) {
     REFUSED(kvkeep_finish_write(reader, session, &other, 1, NULL));
     REFUSED(kvkeep_abort_write(reader, session, &other, 1, NULL));
     REFUSED(kvkeep_finish_write_and_reserve_read(reader, session, &other, 1, 0, &view));
+    REFUSED(kvkeep_evict(reader, space, &key, 1, NULL));
     REFUSED(kvkeep_delete(reader, space, &key, 1, NULL));
     REFUSED(kvkeep_retain(reader, space, &key, 1, 50, 1000, NULL));
     REFUSED(kvkeep_clear(reader, space, 1, &removed));

@@ -53,6 +53,7 @@ static void p6_null_pointers(void) {
     FAILS(kvkeep_unsafe_read(cache, session, keys, 4, NULL), KVKEEP_ERR_INVALID, "views is NULL");
     FAILS(kvkeep_touch(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_retain(cache, space, NULL, 4, 50, 1000, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_evict(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_delete(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_submit_prefetch(cache, session, NULL, 4, NULL, &number, NULL, NULL), KVKEEP_ERR_INVALID,
           "keys is NULL");
@@ -113,6 +114,7 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_unsafe_read(closed, 1, keys, 4, views));
     CLOSED(kvkeep_touch(closed, 1, keys, 4, NULL));
     CLOSED(kvkeep_retain(closed, 1, keys, 4, 1, 1, NULL));
+    CLOSED(kvkeep_evict(closed, 1, keys, 4, NULL));
     CLOSED(kvkeep_delete(closed, 1, keys, 4, NULL));
     CLOSED(kvkeep_clear(closed, 1, 0, NULL));
     CLOSED(kvkeep_submit_prefetch(closed, 1, keys, 4, NULL, &number, NULL, NULL));
@@ -161,6 +163,7 @@ static void p6_counts(void) {
         FAILS(kvkeep_unsafe_read(cache, session, keys, count, views), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_touch(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_retain(cache, space, keys, count, 50, 1000, statuses), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_evict(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_delete(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_submit_prefetch(cache, session, keys, count, NULL, &number, NULL, NULL), KVKEEP_ERR_INVALID,
               words);
@@ -214,6 +217,7 @@ static void p6_ids_never_given(void) {
         UNKNOWN(kvkeep_begin_session(cache, id, NULL, &number), "space");
         UNKNOWN(kvkeep_touch(cache, id, keys, 4, statuses), "space");
         UNKNOWN(kvkeep_retain(cache, id, keys, 4, 1, 1, statuses), "space");
+        UNKNOWN(kvkeep_evict(cache, id, keys, 4, statuses), "space");
         UNKNOWN(kvkeep_delete(cache, id, keys, 4, statuses), "space");
         UNKNOWN(kvkeep_explain_key(cache, id, keys, text, sizeof text, &length), "space");
         UNKNOWN(kvkeep_remove_backend(cache, id), "backend");
@@ -299,6 +303,7 @@ static void p6_arrays_that_overlap(void) {
     FAILS(kvkeep_finish_write(cache, session, shared.keys, 4, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_abort_write(cache, session, shared.keys, 4, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_finish_read(cache, session, shared.keys, 4, 0, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_evict(cache, space, shared.keys, 4, shared.statuses + 3), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_delete(cache, space, shared.keys, 4, shared.statuses + 3), KVKEEP_ERR_INVALID, "overlap");
     CHECK(memcmp(shared.keys, keys, sizeof keys) == 0);
     teardown();

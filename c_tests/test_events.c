@@ -126,7 +126,7 @@ static void what_a_backend_stored_is_told_with_its_tier(void) {
     }
     CHECK_EQUAL(seen, 2 | 4);
     // Back into L1: the backends keep theirs, and nothing is written again.
-    OK(kvkeep_clear(cache, space, 0, NULL));
+    OK(kvkeep_evict(cache, space, &key, 1, NULL));
     uint64_t job;
     OK(kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &job, NULL, NULL));
     OK(kvkeep_wait(cache, job, 60000));

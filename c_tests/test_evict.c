@@ -105,6 +105,84 @@ static void retain_is_a_bias_and_no_pin(void) {
     teardown();
 }
 
+static void evict_drops_from_l1_alone_whatever_the_policy_says(void) {
+    const char *url = "memory:";
+    kvkeep_options options = quiet_options(MIB);
+    options.eviction_policy = "none";
+    options.backend_urls = &url;
+    options.backend_count = 1;
+    cache = open_with(&options);
+    space = open_space(cache, "model");
+    session = begin(cache, space);
+    kvkeep_key keys[5];
+    kvkeep_view view;
+    int32_t statuses[5];
+    keys_of(keys, 1, 5);
+    put_in(cache, session, keys, 3, 4096);
+    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_retain(cache, space, keys, 3, 100, 60000, NULL));
+    OK(kvkeep_reserve_read(cache, session, keys, 1, 0, &view));
+    stage_in(cache, session, &keys[3], 1, 4096, KVKEEP_RETENTION_KEEP);
+    CHECK_STATUS(kvkeep_evict(cache, space, keys, 5, statuses), KVKEEP_PARTIAL);
+    CHECK_STATUS(statuses[0], KVKEEP_ERR_LOCKED);
+    OK(statuses[1]);
+    OK(statuses[2]);
+    CHECK_STATUS(statuses[3], KVKEEP_ERR_NOT_FOUND);
+    CHECK_STATUS(statuses[4], KVKEEP_ERR_NOT_FOUND);
+    check_held(cache, session, keys, 1);
+    CHECK(!is_ready(cache, space, &keys[1]) && !is_ready(cache, space, &keys[2]));
+    kvkeep_stats stats = stats_of(cache);
+    CHECK_EQUAL(stats.evictions, 2);
+    CHECK_EQUAL(stats.evicted_bytes, 2 * 4096);
+    CHECK_EQUAL(stats.stores_dropped, 0);
+    CHECK_EQUAL(stats.l1_objects, 1);
+    CHECK_EQUAL(stats.l1_staged, 1);
+    CHECK_EQUAL(stats.l2_objects, 3);
+    OK(kvkeep_finish_read(cache, session, keys, 1, 0, NULL));
+    OK(kvkeep_evict(cache, space, keys, 1, NULL));
+    uint64_t job;
+    OK(kvkeep_submit_prefetch(cache, session, keys, 3, NULL, &job, NULL, NULL));
+    CHECK_EQUAL(answer_of(cache, job).tier_keys[1], 3);
+    check_held(cache, session, keys, 3);
+    teardown();
+}
+
+static void what_is_evicted_before_it_is_written_is_lost_and_counted(void) {
+    const char *url = "memory:";
+    kvkeep_options options = quiet_options(MIB);
+    options.store_mode = KVKEEP_STORE_WRITE_BACK;
+    options.backend_urls = &url;
+    options.backend_count = 1;
+    cache = open_with(&options);
+    space = open_space(cache, "model");
+    session = begin(cache, space);
+    kvkeep_key key = key_of(1);
+    put_in(cache, session, &key, 1, 4096);
+    OK(kvkeep_evict(cache, space, &key, 1, NULL));
+    OK(kvkeep_drain_writes(cache, 30000));
+    kvkeep_stats stats = stats_of(cache);
+    CHECK_EQUAL(stats.stores_dropped, 1);
+    CHECK_EQUAL(stats.l1_objects + stats.l2_objects, 0);
+    teardown();
+}
+
+static void p2_evict_spares_what_is_being_written(void) {
+    cache = open_l2(MIB, "fault:memory:?fault.store_hang=1");
+    space = open_space(cache, "model");
+    session = begin(cache, space);
+    kvkeep_key key = key_of(1);
+    int32_t status;
+    put_in(cache, session, &key, 1, 4096);
+    AWAIT(stats_of(cache).l1_locked_bytes == 4096);
+    CHECK_STATUS(kvkeep_evict(cache, space, &key, 1, &status), KVKEEP_PARTIAL);
+    CHECK_STATUS(status, KVKEEP_ERR_LOCKED);
+    CHECK(is_ready(cache, space, &key));
+    OK(kvkeep_remove_backend(cache, 1));
+    AWAIT(stats_of(cache).l1_locked_bytes == 0);
+    OK(kvkeep_evict(cache, space, &key, 1, NULL));
+    teardown();
+}
+
 static void policy_none_evicts_nothing(void) {
     kvkeep_options options = quiet_options(MIB);
     options.eviction_policy = "none";
@@ -148,6 +226,9 @@ int main(void) {
     RUN(touch_keeps_longer);
     RUN(a_prefix_dies_from_its_tail);
     RUN(retain_is_a_bias_and_no_pin);
+    RUN(evict_drops_from_l1_alone_whatever_the_policy_says);
+    RUN(what_is_evicted_before_it_is_written_is_lost_and_counted);
+    RUN(p2_evict_spares_what_is_being_written);
     RUN(policy_none_evicts_nothing);
     RUN(p9_background_eviction_keeps_to_the_watermarks);
     return 0;

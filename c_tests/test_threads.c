@@ -54,7 +54,8 @@ static void one_request(uint32_t *random) {
     case 0: OK(kvkeep_abort_session(cache, session)); return;
     case 1: CHECK(kvkeep_delete(cache, space, keys, count, NULL) >= 0); break;
     case 2: CHECK(kvkeep_touch(cache, space, keys, count, NULL) >= 0); break;
-    case 3: CHECK(kvkeep_clear(cache, space, next_random(random) % 2, NULL) >= 0); break;
+    case 3: CHECK(kvkeep_evict(cache, space, keys, count, NULL) >= 0); break;
+    case 4: CHECK(kvkeep_clear(cache, space, next_random(random) % 2, NULL) >= 0); break;
     default: break;
     }
     OK(kvkeep_end_session(cache, session));

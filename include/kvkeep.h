@@ -854,6 +854,17 @@ kvkeep_status kvkeep_retain(kvkeep *cache,
                             uint32_t ttl_ms,
                             int32_t *statuses);
 
+/// Evicts keys from L1 alone, at once and whatever the policy would choose; backends keep what they have. An object that is
+/// still to be written is dropped unwritten, and counted by `stores_dropped`: `kvkeep_drain_writes` first has those written
+/// that wait for it. It counts as an eviction, and is told as removed from L1.
+/// Per key: NOT_FOUND (not ready in L1), LOCKED (shared, or under a copy or a transfer). Errors: NOT_FOUND (space), INVALID,
+/// PERMISSION (a read-only client).
+kvkeep_status kvkeep_evict(kvkeep *cache,
+                           uint64_t space,
+                           const kvkeep_key *keys,
+                           size_t count,
+                           int32_t *statuses);
+
 /// Deletes keys from L1 at once, and from every backend in the background (lookups through this cache miss at once;
 /// `kvkeep_drain_writes` waits for the rest). A backend that fails, or has no room for more work, is asked again; what is given
 /// up is logged, and counted as `stores_dropped`.

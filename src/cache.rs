@@ -100,6 +100,9 @@ pub trait Cache: Send + Sync {
         statuses: Option<&mut [i32]>,
     ) -> Result<bool>;
 
+    /// Drops keys from L1 alone, unless they are in use.
+    fn evict(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
+
     /// Deletes keys everywhere, unless they are in use.
     fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
 

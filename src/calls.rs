@@ -201,6 +201,10 @@ impl Cache for Node {
         self.l1.retain(space, keys, priority, ttl_ms, statuses)
     }
 
+    fn evict(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.l1.evict(space, keys, statuses)
+    }
+
     fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let objects = self.objects(space, keys)?;
         // Looked at before and after, so that a load that ends or begins meanwhile is seen.

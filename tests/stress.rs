@@ -228,7 +228,8 @@ impl World {
                     3..6 => self.read(&mut random, session, &keys),
                     6..10 => self.prefetch(&mut random, session, &keys),
                     10 => drop(self.node.touch(self.space, &keys, None).unwrap()),
-                    _ => match random.below(20) {
+                    _ => match random.below(22) {
+                        20.. => drop(self.node.evict(self.space, &keys, None).unwrap()),
                         0 => drop(self.node.clear(self.space, true).unwrap()),
                         1 => drop(self.node.clear(0, false).unwrap()),
                         2..8 => drop(self.node.delete(self.space, &keys, None).unwrap()),

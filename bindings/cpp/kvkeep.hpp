@@ -60,6 +60,9 @@ public:
         return each(kvkeep_retain, keys, priority, detail::milliseconds(ttl));
     }
 
+    /// Drops keys from L1 alone, written or not, whatever the policy would choose; backends keep what they have.
+    std::vector<Status> evict(Span<const Key> keys) const { return each(kvkeep_evict, keys); }
+
     /// Deletes keys from L1 at once, and from every backend in the background. Not `delete`, which C++ keeps.
     std::vector<Status> erase(Span<const Key> keys) const { return each(kvkeep_delete, keys); }
 

@@ -295,6 +295,12 @@ impl Desk {
                 let all_ok = node.retain(space, keys, priority, ttl_ms, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
+            Request::Evict { space, keys, statuses } => {
+                guest.may_write()?;
+                self.check_space(guest, space)?;
+                let all_ok = node.evict(space, keys, scratch.statuses(keys.len(), statuses))?;
+                self.statuses(frame, all_ok, scratch)
+            }
             Request::Delete { space, keys, statuses } => {
                 guest.may_write()?;
                 self.check_space(guest, space)?;

@@ -217,6 +217,11 @@ impl Cache for Client {
         self.statuses(&*self.link()?, &request, statuses)
     }
 
+    fn evict(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        let request = Request::Evict { space, keys, statuses: statuses.is_some() };
+        self.statuses(&*self.link()?, &request, statuses)
+    }
+
     fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let request = Request::Delete { space, keys, statuses: statuses.is_some() };
         self.statuses(&*self.link()?, &request, statuses)

@@ -1,4 +1,4 @@
-//! What users do to keys outside the read and write paths: touch, retain, delete, clear.
+//! What users do to keys outside the read and write paths: touch, retain, evict, delete, clear.
 
 use super::slot::RETAIN_MS;
 use super::{L1, Outcome, State};
@@ -52,6 +52,27 @@ impl L1 {
                         KVKEEP_OK
                     }),
                 );
+            }
+            Ok(outcome.all_ok())
+        })
+    }
+
+    /// Evicts keys that are not in use, whatever their policy would choose, be they written or not.
+    pub fn evict(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.with_hashes(keys, |state, hashes, _| {
+            let space = state.space_index(space)?;
+            let mut outcome = Outcome::new(statuses);
+            for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
+                state.look_ahead(hashes, i);
+                let status = match state.find_hashed(hash, space, key) {
+                    None => KVKEEP_ERR_NOT_FOUND,
+                    Some(id) if state.slots[id].locked() => KVKEEP_ERR_LOCKED,
+                    Some(id) => {
+                        state.evict_as_it_is(id);
+                        KVKEEP_OK
+                    }
+                };
+                outcome.set(i, status);
             }
             Ok(outcome.all_ok())
         })

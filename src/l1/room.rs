@@ -4,7 +4,7 @@ use super::alloc::Block;
 use parking_lot::MutexGuard;
 
 use super::session::Session;
-use super::slot::{LEAVING, PARKED, QUEUED, Ref, SIZE_MAX, STORED, TEMPORARY};
+use super::slot::{LEAVING, PARKED, QUEUED, Ref, SIZE_MAX, STORED, Slot, TEMPORARY};
 use super::{L1, State};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
@@ -85,7 +85,7 @@ impl State {
 
     /// The next victim of a pool that is not in use and that L2 has, or need not have.
     fn victim(&mut self, pool: usize) -> Option<u32> {
-        let write_back = self.has_l2 && self.config.store_mode == StoreMode::WriteBack;
+        let writes_back = self.writes_back();
         self.settle_touched();
         loop {
             let (slots, parked) = (&mut self.slots, &mut self.parked);
@@ -99,7 +99,7 @@ impl State {
                 if slot.locked() {
                     return false;
                 }
-                let unwritten = slot.is(QUEUED) || write_back && !slot.has(STORED | TEMPORARY);
+                let unwritten = is_unwritten(slot, writes_back);
                 if unwritten && !slot.is(PARKED) {
                     slot.set(PARKED);
                     parked.push_back(name);
@@ -169,6 +169,16 @@ impl State {
         self.counts.evicted_bytes += self.slots[id].size();
         self.hide(id, Removal::Evicted);
         self.free_if_unused(id);
+    }
+
+    /// Evicts an object, though it may still have to be written.
+    pub(super) fn evict_as_it_is(&mut self, id: u32) {
+        self.counts.writes_dropped += u64::from(is_unwritten(&self.slots[id], self.writes_back()));
+        self.evict(id);
+    }
+
+    fn writes_back(&self) -> bool {
+        self.has_l2 && self.config.store_mode == StoreMode::WriteBack
     }
 
     /// Evicts one object, or starts writing one that must be written first.
@@ -248,6 +258,11 @@ impl State {
         }
         true
     }
+}
+
+/// Whether an object is still to be written to L2; `writes_back`: also if nothing has asked for it so far.
+fn is_unwritten(slot: &Slot, writes_back: bool) -> bool {
+    slot.is(QUEUED) || writes_back && !slot.has(STORED | TEMPORARY)
 }
 
 #[cfg(test)]

@@ -66,6 +66,7 @@ impl Reader {
         reader(client.finish_write(session, &new, None));
         reader(client.abort_write(session, &new, None));
         reader(client.finish_write_and_reserve_read(session, &new, 0, &mut views(1)));
+        reader(client.evict(space, &some, None));
         reader(client.delete(space, &some, None));
         reader(client.retain(space, &some, 100, 1000, None));
         reader(client.clear(space, true).map(|_| true));
@@ -148,6 +149,7 @@ impl Stranger {
         kept_out(known);
         kept_out(client.begin_session(space, "guessed", None));
         kept_out(client.touch(space, &some, None).map(u64::from));
+        kept_out(client.evict(space, &some, None).map(u64::from));
         kept_out(client.delete(space, &some, None).map(u64::from));
         kept_out(client.clear(space, true).map(|_| 0));
         kept_out(client.explain_key(space, &one).map(|_| 0));

@@ -23,7 +23,7 @@ use crate::random::{Random, number, rounds};
 
 const KEYS: usize = 48;
 /// Functions that the fuzz knows.
-const FUNCTIONS: u64 = 27;
+const FUNCTIONS: u64 = 28;
 
 /// A versioned struct, as KVKEEP_INIT prepares it.
 fn init<T>() -> T {
@@ -273,6 +273,7 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                         let next = random.pointer(&raw mut number);
                         kvkeep_drain_events(handle, next, events.as_mut_ptr(), capacity, &mut length)
                     }
+                    26 => kvkeep_evict(handle, space, keys, count, said),
                     _ => {
                         let buffer = random.pointer(out.as_mut_ptr().cast::<c_char>());
                         let capacity = random.of(&[0, 1, KEYS * 24 - 1]);

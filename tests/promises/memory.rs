@@ -186,6 +186,9 @@ fn p2_an_object_being_written_to_l2_is_neither_deleted_nor_evicted() {
         let mut statuses = [0; 4];
         assert!(!cache.node.delete(cache.space, &keys(0..4), Some(&mut statuses)).unwrap());
         assert_eq!(statuses, [said(KVKEEP_ERR_LOCKED); 4]);
+        statuses = [0; 4];
+        assert!(!cache.node.evict(cache.space, &keys(0..4), Some(&mut statuses)).unwrap());
+        assert_eq!(statuses, [said(KVKEEP_ERR_LOCKED); 4]);
         let session = cache.session();
         let mut out = views(13);
         cache.node.reserve_write(session, &keys(100..113), &[4096; 13], false, &mut out).unwrap();

@@ -94,10 +94,13 @@ static void a_space_rules_its_keys() {
     CHECK(space.retain(keys, 100, std::chrono::seconds(1))[0] == kvk::Status::ok);
     session.reserve_read(keys);
     CHECK(space.erase(keys)[0] == kvk::Status::locked);
+    CHECK(space.evict(keys)[0] == kvk::Status::locked);
     CHECK(space.explain(keys[0]).find("who") != std::string::npos);
     CHECK(cache.explain().find("who") != std::string::npos);
     session.finish_read(keys);
-    CHECK(space.clear() == 2);
+    CHECK(space.evict({keys.data(), 1})[0] == kvk::Status::ok);
+    CHECK(cache.stats().evictions == 1);
+    CHECK(space.clear() == 1);
     CHECK(cache.metrics().find("# TYPE") != std::string::npos);
 }
 

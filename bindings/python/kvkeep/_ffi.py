@@ -738,6 +738,16 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_int32),
         ),
     ),
+    "kvkeep_evict": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(c_int32),
+        ),
+    ),
     "kvkeep_delete": (
         c_int,
         (

@@ -61,6 +61,10 @@ class Space:
         bias = number(ctypes.c_uint32, "priority", priority), number(ctypes.c_uint32, "ttl_ms", ttl_ms)
         return self._batch(lib.kvkeep_retain, keys, *bias)
 
+    def evict(self, keys: AnyKeys) -> Statuses:
+        """Drops keys from L1 alone, written or not, whatever the policy would choose; backends keep what they have."""
+        return self._batch(lib.kvkeep_evict, keys)
+
     def delete(self, keys: AnyKeys) -> Statuses:
         """Deletes keys from L1 at once, and from every backend in the background."""
         return self._batch(lib.kvkeep_delete, keys)

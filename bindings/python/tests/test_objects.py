@@ -105,11 +105,14 @@ class Objects(CacheTest):
         self.assertTrue(self.space.retain(keys, 100, 1000).ok)
         session.reserve_read(keys)
         self.assertEqual(list(self.space.delete(keys)), [Status.ERR_LOCKED] * 2)
+        self.assertEqual(list(self.space.evict(keys)), [Status.ERR_LOCKED] * 2)
         self.assertIn("who", str(self.space.explain(keys[0])))
         self.assertIn("who", str(session.explain()))
         self.assertIn("who", str(self.cache.explain()))
         session.finish_read(keys)
-        self.assertEqual(self.space.clear(), 2)
+        self.assertTrue(self.space.evict(keys[:1]).ok)
+        self.assertEqual(self.cache.stats().evictions, 1)
+        self.assertEqual(self.space.clear(), 1)
         self.assertIn("# TYPE", self.cache.metrics())
 
     def test_events_are_told_to_any_reader(self) -> None:

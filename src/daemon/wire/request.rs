@@ -84,6 +84,7 @@ requests! {
     35 ExplainSession { session: u64 },
     36 DrainEvents { next: u64, count: u64 },
     37 BeginCopy { session: u64, space: u64 },
+    38 Evict { space: u64, keys: &'a [Key], statuses: bool },
 }
 
 /// An extra_count, 0 to [`KVKEEP_EXTRA_COUNT_MAX`].

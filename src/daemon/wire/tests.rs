@@ -9,7 +9,7 @@ use super::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, Welcome};
 use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
 use crate::key::Key;
 
-const KINDS: u32 = 37;
+const KINDS: u32 = 38;
 
 /// What requests are made from.
 #[derive(Clone, Debug)]
@@ -121,7 +121,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         34 => Request::ExplainKey { space, key: keys[0] },
         35 => Request::ExplainSession { session },
         36 => Request::DrainEvents { next: *number, count },
-        _ => Request::BeginCopy { session, space: *other },
+        37 => Request::BeginCopy { session, space: *other },
+        _ => Request::Evict { space, keys, statuses },
     }
 }
 

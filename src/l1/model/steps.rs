@@ -161,20 +161,17 @@ impl World {
             Op::Retain { space, keys, priority } => {
                 self.l1.retain(self.spaces[space], &keys_of(&keys), priority, 500, None).unwrap();
             }
+            Op::Evict { space, keys } => {
+                let (before, evicted) = (self.ready.len(), self.l1.gauges().0.evictions);
+                let mut statuses = vec![9; keys.len()];
+                self.l1.evict(self.spaces[space], &keys_of(&keys), Some(&mut statuses)).unwrap();
+                self.removed(space, &keys, &statuses);
+                assert_eq!(self.l1.gauges().0.evictions - evicted, (before - self.ready.len()) as u64);
+            }
             Op::Delete { space, keys } => {
                 let said = self.l1.delete(self.spaces[space], &keys_of(&keys)).unwrap();
-                for (&name, status) in keys.iter().zip(said) {
-                    let inc = self.ready.get(&(space, name)).copied();
-                    let expected = match inc {
-                        None => KVKEEP_ERR_NOT_FOUND,
-                        Some(inc) if self.in_use(inc) => KVKEEP_ERR_LOCKED,
-                        Some(_) => KVKEEP_OK,
-                    };
-                    assert_eq!(status, expected);
-                    if status == KVKEEP_OK {
-                        self.ready.remove(&(space, name));
-                    }
-                }
+                let statuses: Vec<i32> = said.into_iter().map(|status| status as i32).collect();
+                self.removed(space, &keys, &statuses);
             }
             Op::Clear { space, force } => {
                 let (gone, all) = self.l1.clear(self.spaces.get(space).copied(), force).unwrap();
@@ -325,6 +322,21 @@ impl World {
                 (0, Some(real)) => assert_eq!(real, expected as i32),
                 (1, Some(real)) => assert_eq!(real == 0, expected == KVKEEP_OK),
                 _ => {}
+            }
+        }
+    }
+
+    /// Keys were taken out of L1, but for those in use: each said so.
+    fn removed(&mut self, space: usize, keys: &[u8], statuses: &[i32]) {
+        for (&name, &status) in keys.iter().zip(statuses) {
+            let expected = match self.ready.get(&(space, name)) {
+                None => KVKEEP_ERR_NOT_FOUND,
+                Some(&inc) if self.in_use(inc) => KVKEEP_ERR_LOCKED,
+                Some(_) => KVKEEP_OK,
+            };
+            assert_eq!(status, expected as i32);
+            if expected == KVKEEP_OK {
+                self.ready.remove(&(space, name));
             }
         }
     }

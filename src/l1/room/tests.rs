@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use super::Eviction;
 use crate::config::{SpaceSpec, StoreMode};
-use crate::error::KVKEEP_OK;
+use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use crate::l1::L1;
 use crate::l1::tests::{commit, key, l1, session, space, write_all};
 use crate::types::View;
@@ -87,4 +87,27 @@ fn what_cannot_fit_evicts_nothing_though_a_session_expired() {
     let mut view = [View::none(KVKEEP_OK)];
     assert!(!l1.reserve_write(now, &[key(1000)], &[100 * 4096], false, &mut view).unwrap());
     assert_eq!(l1.gauges().1.objects, 98);
+}
+
+#[test]
+fn what_is_evicted_by_name_counts_as_dropped_only_if_it_was_to_be_written() {
+    let modes = [(StoreMode::WriteThrough, 1), (StoreMode::WriteBack, 1), (StoreMode::Never, 0)];
+    for (mode, dropped) in modes {
+        let l1 = l1(mode, 100);
+        let space = space(&l1, 0);
+        let session = session(&l1, space);
+        commit(&l1, session, 0..2);
+        hold(&l1, session, 1..2);
+        let mut statuses = [9; 3];
+        assert!(!l1.evict(space, &[key(0), key(1), key(2)], Some(&mut statuses)).unwrap());
+        assert_eq!(statuses, [0, KVKEEP_ERR_LOCKED as i32, KVKEEP_ERR_NOT_FOUND as i32]);
+        let counts = l1.gauges().0;
+        assert_eq!((counts.evictions, counts.evicted_bytes, counts.writes_dropped), (1, 4096, dropped));
+        // What is written, or given up on, is nothing to lose.
+        write_all(&l1);
+        l1.set_has_l2(false);
+        assert!(l1.finish_read(session, &[key(1)], 1, None).unwrap());
+        assert!(l1.evict(space, &[key(1)], None).unwrap());
+        assert_eq!((l1.gauges().0.writes_dropped, l1.gauges().1.used_bytes), (dropped, 0));
+    }
 }
