@@ -56,6 +56,12 @@ int main(void) {
     FIELD(kvkeep_view, size);
     FIELD(kvkeep_view, status);
     FIELD(kvkeep_view, reserved);
+    STRUCT(kvkeep_key_state);
+    FIELD(kvkeep_key_state, size);
+    FIELD(kvkeep_key_state, state);
+    FIELD(kvkeep_key_state, shares);
+    FIELD(kvkeep_key_state, flags);
+    FIELD(kvkeep_key_state, reserved);
     STRUCT(kvkeep_group_rule);
     FIELD(kvkeep_group_rule, group);
     FIELD(kvkeep_group_rule, mode);

@@ -70,6 +70,7 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     KVKEEP_INIT(&space_options);
     space_options.model = "new";
     kvkeep_key key = key_of(1);
+    kvkeep_key_state state;
     kvkeep_view view;
     kvkeep_event event;
     const uint64_t size = 4096;
@@ -99,6 +100,7 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     GONE(kvkeep_release_tokens(cache, session, 0, 16, 0, 1, 1, 0, NULL));
     GONE(kvkeep_unsafe_read(cache, session, &key, 1, &view));
     GONE(kvkeep_touch(cache, space, &key, 1, NULL));
+    GONE(kvkeep_query_keys(cache, space, &key, 1, &state));
     GONE(kvkeep_retain(cache, space, &key, 1, 50, 1000, NULL));
     GONE(kvkeep_evict(cache, space, &key, 1, NULL));
     GONE(kvkeep_delete(cache, space, &key, 1, NULL));
@@ -194,6 +196,9 @@ static void a_reader_is_refused_whatever_writes(void) {
     CHECK_EQUAL(removed, 77);
     OK(kvkeep_reserve_read(reader, session, &key, 1, 0, &view));
     CHECK(holds(&key, &view));
+    kvkeep_key_state state;
+    OK(kvkeep_query_keys(reader, space, &key, 1, &state));
+    CHECK_EQUAL(state.shares, 1);
     OK(kvkeep_finish_read(reader, session, &key, 1, 0, NULL));
     CHECK_EQUAL(stats_of(writer).l1_objects, 1);
     CHECK_EQUAL(stats_of(writer).l1_staged, 0);

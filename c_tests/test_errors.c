@@ -12,6 +12,7 @@
 #define INVENTED_ID 123456789
 
 static int32_t statuses[4];
+static kvkeep_key_state states[4];
 
 static void p6_null_pointers(void) {
     setup();
@@ -52,6 +53,8 @@ static void p6_null_pointers(void) {
     FAILS(kvkeep_unsafe_read(cache, session, NULL, 4, views), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_unsafe_read(cache, session, keys, 4, NULL), KVKEEP_ERR_INVALID, "views is NULL");
     FAILS(kvkeep_touch(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_query_keys(cache, space, NULL, 4, states), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_query_keys(cache, space, keys, 4, NULL), KVKEEP_ERR_INVALID, "states is NULL");
     FAILS(kvkeep_retain(cache, space, NULL, 4, 50, 1000, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_evict(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_delete(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
@@ -113,6 +116,7 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_release_tokens(closed, 1, 0, 16, 0, 1, 1, 0, NULL));
     CLOSED(kvkeep_unsafe_read(closed, 1, keys, 4, views));
     CLOSED(kvkeep_touch(closed, 1, keys, 4, NULL));
+    CLOSED(kvkeep_query_keys(closed, 1, keys, 4, states));
     CLOSED(kvkeep_retain(closed, 1, keys, 4, 1, 1, NULL));
     CLOSED(kvkeep_evict(closed, 1, keys, 4, NULL));
     CLOSED(kvkeep_delete(closed, 1, keys, 4, NULL));
@@ -162,6 +166,7 @@ static void p6_counts(void) {
         FAILS(kvkeep_finish_read(cache, session, keys, count, 0, statuses), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_unsafe_read(cache, session, keys, count, views), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_touch(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_query_keys(cache, space, keys, count, states), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_retain(cache, space, keys, count, 50, 1000, statuses), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_evict(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_delete(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
@@ -216,6 +221,7 @@ static void p6_ids_never_given(void) {
 #define UNKNOWN(call, words) FAILS(call, KVKEEP_ERR_NOT_FOUND, words)
         UNKNOWN(kvkeep_begin_session(cache, id, NULL, &number), "space");
         UNKNOWN(kvkeep_touch(cache, id, keys, 4, statuses), "space");
+        UNKNOWN(kvkeep_query_keys(cache, id, keys, 4, states), "space");
         UNKNOWN(kvkeep_retain(cache, id, keys, 4, 1, 1, statuses), "space");
         UNKNOWN(kvkeep_evict(cache, id, keys, 4, statuses), "space");
         UNKNOWN(kvkeep_delete(cache, id, keys, 4, statuses), "space");
@@ -293,6 +299,7 @@ static void p6_arrays_that_overlap(void) {
         kvkeep_view views[8];
         uint64_t sizes[8];
         int32_t statuses[8];
+        kvkeep_key_state states[8];
     } shared;
     memset(&shared, 0, sizeof shared);
     for (int i = 0; i < 4; i++) shared.keys[i] = keys[i];
@@ -303,6 +310,7 @@ static void p6_arrays_that_overlap(void) {
     FAILS(kvkeep_finish_write(cache, session, shared.keys, 4, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_abort_write(cache, session, shared.keys, 4, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_finish_read(cache, session, shared.keys, 4, 0, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_query_keys(cache, space, shared.keys, 4, shared.states), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_evict(cache, space, shared.keys, 4, shared.statuses + 3), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_delete(cache, space, shared.keys, 4, shared.statuses + 3), KVKEEP_ERR_INVALID, "overlap");
     CHECK(memcmp(shared.keys, keys, sizeof keys) == 0);
@@ -315,6 +323,8 @@ static void p6_pointers_that_are_not_aligned(void) {
     FAILS(kvkeep_reserve_read(cache, session, (kvkeep_key *)(void *)(bytes + 1), 1, 0, views), KVKEEP_ERR_INVALID,
           "not aligned");
     FAILS(kvkeep_reserve_read(cache, session, keys, 1, 0, (kvkeep_view *)(void *)(bytes + 4)), KVKEEP_ERR_INVALID,
+          "not aligned");
+    FAILS(kvkeep_query_keys(cache, space, keys, 1, (kvkeep_key_state *)(void *)(bytes + 4)), KVKEEP_ERR_INVALID,
           "not aligned");
     teardown();
 }

@@ -66,6 +66,19 @@
 /// In place of a block's number: there is none.
 #define KVKEEP_BLOCK_NONE -1
 
+/// In a key's state: it is dropped when its last share is returned.
+#define KVKEEP_KEY_TEMPORARY 1
+
+/// In a key's state: eviction may take it now. It is under no copy or transfer, and its shares, if it has any, are of sessions past
+/// their deadlines.
+#define KVKEEP_KEY_EVICTABLE 2
+
+/// In a key's state: nothing is left to write. A backend has it, as far as L1 knows, or writing it was given up.
+#define KVKEEP_KEY_STORED 4
+
+/// In a key's state: it waits to be written to the backends, or is being written.
+#define KVKEEP_KEY_STORING 8
+
 /// Most tiers a cache has: L1 and up to seven backends.
 #define KVKEEP_TIERS_MAX 8
 
@@ -203,6 +216,14 @@ typedef enum {
     KVKEEP_LOG_INFO = 3,
 } kvkeep_log_level;
 
+/// Whether L1 has an object.
+typedef enum {
+    /// It has not. Staging is its session's alone: what is only staged, or on its way from a backend, is absent.
+    KVKEEP_OBJECT_ABSENT = 0,
+    /// Committed: whoever takes shares of it can read it.
+    KVKEEP_OBJECT_READY = 1,
+} kvkeep_object_state;
+
 /// One open cache. Opaque.
 typedef struct kvkeep kvkeep;
 
@@ -325,6 +346,20 @@ typedef struct {
     /// Always 0.
     uint32_t reserved;
 } kvkeep_view;
+
+/// What L1 says of one key.
+typedef struct {
+    /// Length of the object in bytes; 0 if absent.
+    uint64_t size;
+    /// A kvkeep_object_state.
+    uint32_t state;
+    /// Shares of it, held by all sessions.
+    uint32_t shares;
+    /// KVKEEP_KEY_…, or'ed; 0 if absent.
+    uint32_t flags;
+    /// Always 0.
+    uint32_t reserved;
+} kvkeep_key_state;
 
 /// How the objects of one group count in a job, where it differs from the job's own mode (hybrid models).
 typedef struct {
@@ -842,6 +877,16 @@ kvkeep_status kvkeep_unsafe_read(kvkeep *cache,
 /// recent.
 /// Per key: NOT_FOUND (not in L1). Errors: NOT_FOUND (space), INVALID.
 kvkeep_status kvkeep_touch(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, int32_t *statuses);
+
+/// Says what L1 has of each key, all of it at one instant: `states[i]` is that of `keys[i]`. Takes no shares, touches nothing
+/// and renews no deadline. Backends are not asked. What it says may be over when it returns: only shares keep an object. OK
+/// whatever the states are.
+/// Errors: NOT_FOUND (space), INVALID.
+kvkeep_status kvkeep_query_keys(kvkeep *cache,
+                                uint64_t space,
+                                const kvkeep_key *keys,
+                                size_t count,
+                                kvkeep_key_state *states);
 
 /// Keeps keys longer: until `ttl_ms` from now, eviction passes each over up to ceil(priority / 25) times before it
 /// takes it. A bias, never a hard pin. `priority` is 0 (takes the bias back) to 100.

@@ -12,7 +12,7 @@ use crate::error::{Result, Status};
 use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
-use crate::types::{Completion, PrefetchResult, Stats, View};
+use crate::types::{Completion, KeyState, PrefetchResult, Stats, View};
 
 /// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.
 pub trait Cache: Send + Sync {
@@ -89,6 +89,9 @@ pub trait Cache: Send + Sync {
 
     /// Marks keys as used.
     fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
+
+    /// What L1 says of keys, at one instant.
+    fn query_keys(&self, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()>;
 
     /// Keeps keys longer.
     fn retain(

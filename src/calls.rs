@@ -17,7 +17,7 @@ use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l2;
 use crate::node::Node;
-use crate::types::{Completion, PrefetchResult, Stats, View};
+use crate::types::{Completion, KeyState, PrefetchResult, Stats, View};
 use crate::view;
 
 /// Between two looks whether jobs are through with a backend that is removed.
@@ -188,6 +188,10 @@ impl Cache for Node {
             tiers.iter().filter(|tier| tier.usable()).for_each(|tier| tier.backend.touch(&objects));
         }
         self.l1.touch(space, keys, statuses)
+    }
+
+    fn query_keys(&self, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()> {
+        self.l1.query_keys(space, keys, states)
     }
 
     fn retain(

@@ -24,6 +24,43 @@ impl View {
     }
 }
 
+/// Whether L1 has an object.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ObjectState {
+    /// It has not. Staging is its session's alone: what is only staged, or on its way from a backend, is absent.
+    KVKEEP_OBJECT_ABSENT = 0,
+    /// Committed: whoever takes shares of it can read it.
+    KVKEEP_OBJECT_READY = 1,
+}
+
+/// In a key's state: it is dropped when its last share is returned.
+pub const KVKEEP_KEY_TEMPORARY: u32 = 1;
+/// In a key's state: eviction may take it now. It is under no copy or transfer, and its shares, if it has any, are of sessions past
+/// their deadlines.
+pub const KVKEEP_KEY_EVICTABLE: u32 = 2;
+/// In a key's state: nothing is left to write. A backend has it, as far as L1 knows, or writing it was given up.
+pub const KVKEEP_KEY_STORED: u32 = 4;
+/// In a key's state: it waits to be written to the backends, or is being written.
+pub const KVKEEP_KEY_STORING: u32 = 8;
+
+/// What L1 says of one key.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct KeyState {
+    /// Length of the object in bytes; 0 if absent.
+    pub size: u64,
+    /// A kvkeep_object_state.
+    pub state: u32,
+    /// Shares of it, held by all sessions.
+    pub shares: u32,
+    /// KVKEEP_KEY_…, or'ed; 0 if absent.
+    pub flags: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
 /// Most tiers a cache has: L1 and up to seven backends.
 pub const KVKEEP_TIERS_MAX: usize = 8;
 
@@ -217,6 +254,7 @@ pub struct Stats {
 }
 
 const _: () = assert!(size_of::<View>() == 24);
+const _: () = assert!(size_of::<KeyState>() == 24);
 const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 216);
 const _: () = assert!(size_of::<Histogram>() == 224);

@@ -12,7 +12,7 @@ use kvkeep::config::{Callback, Mode, NodeConfig, Notify, PrefetchRequest, SpaceS
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
 use kvkeep::key::Key;
-use kvkeep::types::{PrefetchResult, View};
+use kvkeep::types::{KeyState, PrefetchResult, View};
 use parking_lot::Mutex;
 
 const KIB: u64 = 1024;
@@ -71,6 +71,9 @@ fn what_one_client_writes_another_reads() {
     read(&b, reader, &keys);
     // A session is named by its number in every process.
     read(&b, session, &keys);
+    let mut states = [KeyState::default(); 20];
+    b.query_keys(space, &keys, &mut states).unwrap();
+    assert!(states.iter().all(|said| (said.state, said.size, said.shares) == (1, 4 * KIB, 0)));
     b.end_session(session).unwrap();
     assert_eq!(a.end_session(session).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
     a.close();

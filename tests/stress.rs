@@ -16,7 +16,7 @@ use kvkeep::config::{Callback, Mode, NodeConfig, Notify, Policy, PrefetchRequest
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::types::{Completion, PrefetchResult, Stats, View};
+use kvkeep::types::{Completion, KeyState, PrefetchResult, Stats, View};
 use random::Random;
 
 const MIB: u64 = 1 << 20;
@@ -228,8 +228,9 @@ impl World {
                     3..6 => self.read(&mut random, session, &keys),
                     6..10 => self.prefetch(&mut random, session, &keys),
                     10 => drop(self.node.touch(self.space, &keys, None).unwrap()),
-                    _ => match random.below(22) {
-                        20.. => drop(self.node.evict(self.space, &keys, None).unwrap()),
+                    _ => match random.below(24) {
+                        22.. => self.ask(&keys),
+                        20..22 => drop(self.node.evict(self.space, &keys, None).unwrap()),
                         0 => drop(self.node.clear(self.space, true).unwrap()),
                         1 => drop(self.node.clear(0, false).unwrap()),
                         2..8 => drop(self.node.delete(self.space, &keys, None).unwrap()),
@@ -246,6 +247,12 @@ impl World {
             let again = self.node.end_session(session).unwrap_err();
             assert_eq!(again.status, KVKEEP_ERR_NOT_FOUND);
         }
+    }
+
+    fn ask(&self, keys: &[Key]) {
+        let mut states = vec![KeyState::default(); keys.len()];
+        self.node.query_keys(self.space, keys, &mut states).unwrap();
+        assert!(states.iter().all(|said| (said.state == 0) == (said.size == 0)));
     }
 
     /// A session and a job that nobody comes back to.

@@ -55,6 +55,13 @@ public:
     /// Marks ready keys as used now, last key first.
     std::vector<Status> touch(Span<const Key> keys) const { return each(kvkeep_touch, keys); }
 
+    /// What L1 says of each key, at one instant; takes no shares and touches nothing.
+    std::vector<KeyState> query(Span<const Key> keys) const {
+        std::vector<KeyState> states(keys.size());
+        detail::check(kvkeep_query_keys(cache_, id_, keys.data(), keys.size(), states.data()));
+        return states;
+    }
+
     /// Keeps keys longer: a bias of 0 to 100 for `ttl`, never a hard pin.
     std::vector<Status> retain(Span<const Key> keys, std::uint32_t priority, std::chrono::milliseconds ttl) const {
         return each(kvkeep_retain, keys, priority, detail::milliseconds(ttl));

@@ -19,7 +19,7 @@ use crate::error::{
 use crate::events;
 use crate::key::Key;
 use crate::node::Node;
-use crate::types::{PrefetchResult, Stats, View};
+use crate::types::{KeyState, PrefetchResult, Stats, View};
 
 /// Longest time that a request waits: a client asks again for the rest of its own time.
 const WAIT_MS_MAX: u32 = 1000;
@@ -33,6 +33,7 @@ pub struct Scratch {
     views: Vec<View>,
     statuses: Vec<i32>,
     keys: Vec<Key>,
+    states: Vec<KeyState>,
 }
 
 impl Scratch {
@@ -288,6 +289,14 @@ impl Desk {
                 self.check_space(guest, space)?;
                 let all_ok = node.touch(space, keys, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
+            }
+            Request::QueryKeys { space, keys } => {
+                self.check_space(guest, space)?;
+                scratch.states.clear();
+                scratch.states.resize(keys.len(), KeyState::default());
+                node.query_keys(space, keys, &mut scratch.states)?;
+                frame.begin(KVKEEP_OK as u32).array(&scratch.states);
+                Ok(())
             }
             Request::Retain { space, keys, priority, ttl_ms, statuses } => {
                 guest.may_write()?;

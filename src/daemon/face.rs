@@ -18,7 +18,7 @@ use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Re
 use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
-use crate::types::{Completion, PrefetchResult, Stats, View};
+use crate::types::{Completion, KeyState, PrefetchResult, Stats, View};
 use crate::view;
 
 /// Backends open and close in their own time; only the daemon's end cuts it short.
@@ -203,6 +203,10 @@ impl Cache for Client {
     fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let request = Request::Touch { space, keys, statuses: statuses.is_some() };
         self.statuses(&*self.link()?, &request, statuses)
+    }
+
+    fn query_keys(&self, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()> {
+        self.call(&*self.link()?, &Request::QueryKeys { space, keys }, |_, fields| fill(states, fields.array()?))
     }
 
     fn retain(

@@ -4,9 +4,9 @@ use super::handle::kvkeep;
 use super::{
     batch_status, checked_extra_count, disjoint, flag, input, on, optional_output, optional_statuses, output_slice,
 };
-use crate::error::Status;
+use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
-use crate::types::View;
+use crate::types::{KeyState, View};
 
 /// ---- Objects ----
 ///
@@ -166,7 +166,7 @@ pub unsafe extern "C" fn kvkeep_release_tokens(
         if let Some(returned) = returned {
             *returned = count;
         }
-        Ok(crate::error::KVKEEP_OK)
+        Ok(KVKEEP_OK)
     })
 }
 
@@ -202,6 +202,25 @@ pub unsafe extern "C" fn kvkeep_touch(
     on(cache, |cache| {
         let keys = input(keys, count, "keys")?;
         batch_status(cache.touch(space, keys, optional_statuses(statuses, keys)?))
+    })
+}
+
+/// Says what L1 has of each key, all of it at one instant: `states[i]` is that of `keys[i]`. Takes no shares, touches nothing
+/// and renews no deadline. Backends are not asked. What it says may be over when it returns: only shares keep an object. OK
+/// whatever the states are.
+/// Errors: NOT_FOUND (space), INVALID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_keys(
+    cache: *mut kvkeep,
+    space: u64,
+    keys: *const Key,
+    count: usize,
+    states: *mut KeyState,
+) -> Status {
+    on(cache, |cache| {
+        let (keys, states) = (input(keys, count, "keys")?, output_slice(states, count, "states")?);
+        disjoint(&[keys.as_ptr_range().into(), states.as_ptr_range().into()])?;
+        cache.query_keys(space, keys, states).map(|()| KVKEEP_OK)
     })
 }
 
@@ -276,6 +295,6 @@ pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32
         if let Some(removed) = removed {
             *removed = count;
         }
-        Ok(if all { crate::error::KVKEEP_OK } else { crate::error::KVKEEP_PARTIAL })
+        Ok(if all { KVKEEP_OK } else { crate::error::KVKEEP_PARTIAL })
     })
 }

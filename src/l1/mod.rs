@@ -9,6 +9,7 @@ mod copying;
 mod holds;
 mod keep;
 mod lookup;
+mod query;
 mod reclaim;
 pub mod report;
 pub mod room;

@@ -16,7 +16,7 @@ use crate::error::{
     KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, KVKEEP_ERR_QUOTA,
 };
 use crate::key::Key;
-use crate::types::View;
+use crate::types::{KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, View};
 
 mod audit;
 mod steps;
@@ -40,6 +40,7 @@ enum Op {
     Again { session: usize, keys: Vec<u8> },
     Touch { space: usize, keys: Vec<u8> },
     Retain { space: usize, keys: Vec<u8>, priority: u32 },
+    Query { space: usize, keys: Vec<u8> },
     Evict { space: usize, keys: Vec<u8> },
     Delete { space: usize, keys: Vec<u8> },
     Clear { space: usize, force: bool },
@@ -76,6 +77,7 @@ fn ops() -> impl Strategy<Value = Op> {
         2 => (session(), keys()).prop_map(|(session, keys)| Op::Again { session, keys }),
         1 => (space(), keys()).prop_map(|(space, keys)| Op::Touch { space, keys }),
         1 => (space(), keys(), 0..101u32).prop_map(|(space, keys, priority)| Op::Retain { space, keys, priority }),
+        2 => (space(), keys()).prop_map(|(space, keys)| Op::Query { space, keys }),
         2 => (space(), keys()).prop_map(|(space, keys)| Op::Evict { space, keys }),
         2 => (space(), keys()).prop_map(|(space, keys)| Op::Delete { space, keys }),
         1 => (0..3usize, any::<bool>()).prop_map(|(space, force)| Op::Clear { space, force }),

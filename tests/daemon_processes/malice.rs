@@ -79,7 +79,7 @@ fn is(answer: Option<i32>, status: Status) {
 /// Requests that a fuzzer changes. None of them adds or removes a backend or waits.
 fn template<'a>(random: &mut Random, session: u64, space: u64, keys: &'a [Key], sizes: &'a [u64]) -> Request<'a> {
     let (extra, statuses) = (Extra(random.below(4) as u32), random.one_in(2));
-    match random.below(15) {
+    match random.below(16) {
         0 => Request::BeginSession { space, request_id: "fuzz", timeout_ms: 1000 },
         1 => Request::ReserveWrite { session, keys, sizes, temporary: statuses },
         2 => Request::FinishWrite { session, keys, statuses },
@@ -94,6 +94,7 @@ fn template<'a>(random: &mut Random, session: u64, space: u64, keys: &'a [Key], 
         11 => Request::ExplainSession { session },
         12 => Request::DrainEvents { next: 0, count: 100 },
         13 => Request::Evict { space, keys, statuses },
+        14 => Request::QueryKeys { space, keys },
         _ => Request::AppendTokens { session, tokens: &[1, 2, 3] },
     }
 }

@@ -4,12 +4,20 @@ use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
+use kvkeep::types::{KVKEEP_KEY_EVICTABLE, KeyState};
 use serde_json::Value;
 
 use crate::cache::{Cache, MIB, WATCHDOG_MS, key, until, views, watched};
 
 fn why(cache: &Cache, number: u32) -> Value {
     serde_json::from_str(&cache.node.explain_key(cache.space, &key(number)).unwrap()).unwrap()
+}
+
+/// Whether eviction may take a key, as a program is told.
+fn evictable(cache: &Cache, number: u32) -> bool {
+    let mut said = [KeyState::default()];
+    cache.node.query_keys(cache.space, &[key(number)], &mut said).unwrap();
+    said[0].flags & KVKEEP_KEY_EVICTABLE != 0
 }
 
 #[test]
@@ -60,9 +68,11 @@ fn p12_what_eviction_may_take_is_called_evictable() {
         let reader = cache.node.begin_session(cache.space, "gone", Some(Duration::from_millis(20))).unwrap();
         cache.read(reader, 0..1, 0);
         assert_eq!(why(&cache, 0)["evictable"], false);
+        assert!(!evictable(&cache, 0));
         until("its deadline to pass", || why(&cache, 0)["l1"][0]["holders"][0]["revocable"] == true);
         let said = why(&cache, 0);
         assert_eq!((&said["evictable"], &said["unevictable_because"]), (&true.into(), &Value::Array(vec![])));
+        assert!(evictable(&cache, 0));
         // Staged by one session, committed by another.
         let (one, other) = (cache.session(), cache.session());
         for session in [one, other] {
@@ -72,6 +82,7 @@ fn p12_what_eviction_may_take_is_called_evictable() {
         cache.node.finish_write(other, &[key(1)], None).unwrap();
         let said = why(&cache, 1);
         assert_eq!((&said["state"], &said["evictable"]), (&"ready".into(), &true.into()));
+        assert!(evictable(&cache, 1));
         assert_eq!(said["l1"].as_array().unwrap().len(), 2);
         cache.node.close();
     });

@@ -145,9 +145,21 @@ struct View : kvkeep_view {
     std::byte* bytes() const noexcept { return static_cast<std::byte*>(data); }
 };
 
+/// What L1 says of one key.
+struct KeyState : kvkeep_key_state {
+    KeyState() noexcept : kvkeep_key_state{} {}
+    bool ready() const noexcept { return state == KVKEEP_OBJECT_READY; }
+    bool temporary() const noexcept { return (flags & KVKEEP_KEY_TEMPORARY) != 0; }
+    bool evictable() const noexcept { return (flags & KVKEEP_KEY_EVICTABLE) != 0; }
+    bool stored() const noexcept { return (flags & KVKEEP_KEY_STORED) != 0; }
+    bool storing() const noexcept { return (flags & KVKEEP_KEY_STORING) != 0; }
+};
+
 // Arrays of these cross the ABI as arrays of what they derive from.
 static_assert(sizeof(Key) == sizeof(kvkeep_key) && std::is_standard_layout_v<Key> &&
               std::is_trivially_copyable_v<Key>);
+static_assert(sizeof(KeyState) == sizeof(kvkeep_key_state) && std::is_standard_layout_v<KeyState> &&
+              std::is_trivially_copyable_v<KeyState>);
 static_assert(sizeof(View) == sizeof(kvkeep_view) && std::is_standard_layout_v<View> &&
               std::is_trivially_copyable_v<View>);
 

@@ -93,6 +93,10 @@ static void a_space_rules_its_keys() {
     CHECK(space.touch(keys)[1] == kvk::Status::ok);
     CHECK(space.retain(keys, 100, std::chrono::seconds(1))[0] == kvk::Status::ok);
     session.reserve_read(keys);
+    const auto states = space.query(std::vector<kvk::Key>{keys[0], kvk::Key(std::array<std::uint8_t, 32>{9})});
+    CHECK(states[0].ready() && states[0].size == 128 && states[0].shares == 1 && !states[0].evictable());
+    CHECK(!states[0].temporary() && !states[0].stored() && !states[0].storing());
+    CHECK(!states[1].ready() && states[1].size == 0);
     CHECK(space.erase(keys)[0] == kvk::Status::locked);
     CHECK(space.evict(keys)[0] == kvk::Status::locked);
     CHECK(space.explain(keys[0]).find("who") != std::string::npos);

@@ -64,6 +64,7 @@ from .pages import Pages, Segment, pages
 from .pool import Pool, Transfer
 from .session import GroupRule, Session
 from .space import Space
+from .state import KeyState
 from .view import Statuses, Views
 
 __version__: str = _lib.kvkeep_version().decode()
@@ -100,6 +101,7 @@ __all__ = [
     "IoError",
     "Job",
     "Key",
+    "KeyState",
     "Keys",
     "KvkeepError",
     "LimitError",

@@ -31,6 +31,10 @@ KVKEEP_FLAG_NO_CHECKSUM = 8
 KVKEEP_FLAG_READ_ONLY = 16
 KVKEEP_DEVICE_HOST = -1
 KVKEEP_BLOCK_NONE = -1
+KVKEEP_KEY_TEMPORARY = 1
+KVKEEP_KEY_EVICTABLE = 2
+KVKEEP_KEY_STORED = 4
+KVKEEP_KEY_STORING = 8
 KVKEEP_TIERS_MAX = 8
 KVKEEP_KEYS_MAX = (1 << 20)
 KVKEEP_EXTRA_COUNT_MAX = 127
@@ -105,6 +109,11 @@ class LogLevel(enum.IntEnum):
     INFO = 3
 
 
+class ObjectState(enum.IntEnum):
+    ABSENT = 0
+    READY = 1
+
+
 kvkeep_log_callback = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 
 
@@ -164,6 +173,21 @@ class kvkeep_view(Structure):
         ("data", c_void_p),
         ("size", c_uint64),
         ("status", c_int32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvkeep_key_state(Structure):
+    size: int
+    state: int
+    shares: int
+    flags: int
+    reserved: int
+    _fields_ = [
+        ("size", c_uint64),
+        ("state", c_uint32),
+        ("shares", c_uint32),
+        ("flags", c_uint32),
         ("reserved", c_uint32),
     ]
 
@@ -724,6 +748,16 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(kvkeep_key),
             c_size_t,
             POINTER(c_int32),
+        ),
+    ),
+    "kvkeep_query_keys": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_key),
+            c_size_t,
+            POINTER(kvkeep_key_state),
         ),
     ),
     "kvkeep_retain": (

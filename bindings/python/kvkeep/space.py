@@ -14,6 +14,7 @@ from .key import keys as as_keys
 from .pages import Pages, Segment
 from .pool import Pool
 from .session import Session
+from .state import KeyState, copied
 from .view import Statuses
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ class Space:
     def touch(self, keys: AnyKeys) -> Statuses:
         """Marks ready keys as used now, last key first."""
         return self._batch(lib.kvkeep_touch, keys)
+
+    def query(self, keys: AnyKeys) -> list[KeyState]:
+        """What L1 says of each key, at one instant; takes no shares and touches nothing."""
+        batch = as_keys(keys)
+        states = (_ffi.kvkeep_key_state * len(batch))()
+        call(lib.kvkeep_query_keys, self._cache.pointer, self.id, batch.array, len(batch), states)
+        return [copied(state) for state in states]
 
     def retain(self, keys: AnyKeys, priority: int, ttl_ms: int) -> Statuses:
         """Keeps keys longer: a bias of 0 to 100 for `ttl_ms`, never a hard pin."""

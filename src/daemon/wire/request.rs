@@ -85,6 +85,7 @@ requests! {
     36 DrainEvents { next: u64, count: u64 },
     37 BeginCopy { session: u64, space: u64 },
     38 Evict { space: u64, keys: &'a [Key], statuses: bool },
+    39 QueryKeys { space: u64, keys: &'a [Key] },
 }
 
 /// An extra_count, 0 to [`KVKEEP_EXTRA_COUNT_MAX`].

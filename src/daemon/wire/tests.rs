@@ -9,7 +9,7 @@ use super::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, Welcome};
 use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
 use crate::key::Key;
 
-const KINDS: u32 = 38;
+const KINDS: u32 = 39;
 
 /// What requests are made from.
 #[derive(Clone, Debug)]
@@ -122,7 +122,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         35 => Request::ExplainSession { session },
         36 => Request::DrainEvents { next: *number, count },
         37 => Request::BeginCopy { session, space: *other },
-        _ => Request::Evict { space, keys, statuses },
+        38 => Request::Evict { space, keys, statuses },
+        _ => Request::QueryKeys { space, keys },
     }
 }
 

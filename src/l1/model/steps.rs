@@ -161,6 +161,7 @@ impl World {
             Op::Retain { space, keys, priority } => {
                 self.l1.retain(self.spaces[space], &keys_of(&keys), priority, 500, None).unwrap();
             }
+            Op::Query { space, keys } => self.states_are(space, &keys),
             Op::Evict { space, keys } => {
                 let (before, evicted) = (self.ready.len(), self.l1.gauges().0.evictions);
                 let mut statuses = vec![9; keys.len()];
@@ -323,6 +324,27 @@ impl World {
                 (1, Some(real)) => assert_eq!(real == 0, expected == KVKEEP_OK),
                 _ => {}
             }
+        }
+    }
+
+    /// What is said of keys is what the model has, and what people are told.
+    fn states_are(&self, space: usize, keys: &[u8]) {
+        let mut states = vec![KeyState::default(); keys.len()];
+        self.l1.query_keys(self.spaces[space], &keys_of(keys), &mut states).unwrap();
+        for (&name, said) in keys.iter().zip(states) {
+            let Some(&inc) = self.ready.get(&(space, name)) else {
+                assert_eq!(said, KeyState::default());
+                continue;
+            };
+            let told = self.l1.explain_key(self.spaces[space], &key(name)).unwrap().remove(0);
+            let is = |flag| said.flags & flag != 0;
+            assert_eq!((said.state, said.size, said.shares), (1, told.bytes, self.shares(inc)));
+            assert_eq!(is(KVKEEP_KEY_TEMPORARY), self.incs[inc].1.temporary);
+            assert_eq!((is(KVKEEP_KEY_STORED), is(KVKEEP_KEY_STORING)), (told.written, told.write_pending));
+            assert_eq!(is(KVKEEP_KEY_EVICTABLE), told.unevictable_because.is_empty());
+            let holds = |holder: &&Holder| holder.held.contains_key(&inc);
+            let kept = self.sessions.values().filter(holds).any(|holder| holder.deadline >= self.now);
+            assert_eq!(is(KVKEEP_KEY_EVICTABLE), !kept && !self.under_io(inc));
         }
     }
 

@@ -1,0 +1,154 @@
+// What L1 says of keys to programs.
+#include "fixture.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+static kvkeep *cache;
+static uint64_t space, session;
+
+static void enter(kvkeep *opened) {
+    cache = opened;
+    space = open_space(cache, "model");
+    session = begin(cache, space);
+}
+
+static kvkeep_key_state state_of(const kvkeep_key *key) {
+    kvkeep_key_state state;
+    memset(&state, 0xff, sizeof state);
+    OK(kvkeep_query_keys(cache, space, key, 1, &state));
+    CHECK_EQUAL(state.reserved, 0);
+    return state;
+}
+
+static int has(const kvkeep_key *key, uint32_t flag) {
+    return (state_of(key).flags & flag) != 0;
+}
+
+static void keys_are_absent_until_they_are_committed(void) {
+    enter(open_l1(MIB));
+    kvkeep_key keys[3];
+    kvkeep_key_state states[3], nothing;
+    memset(&nothing, 0, sizeof nothing);
+    memset(states, 0xff, sizeof states);
+    keys_of(keys, 1, 3);
+    put_in(cache, session, &keys[1], 1, 5000);
+    stage_in(cache, session, &keys[2], 1, 64, KVKEEP_RETENTION_KEEP);
+    OK(kvkeep_query_keys(cache, space, keys, 3, states));
+    CHECK(memcmp(&states[0], &nothing, sizeof nothing) == 0);
+    CHECK(memcmp(&states[2], &nothing, sizeof nothing) == 0);
+    CHECK_EQUAL(states[1].state, KVKEEP_OBJECT_READY);
+    CHECK_EQUAL(states[1].size, 5000);
+    CHECK_EQUAL(states[1].shares, 0);
+    CHECK_EQUAL(states[1].flags, KVKEEP_KEY_EVICTABLE);
+    // The same key is another object in another space, and nobody's shares were taken or read.
+    uint64_t other = open_space(cache, "another model");
+    OK(kvkeep_query_keys(cache, other, &keys[1], 1, states));
+    CHECK_EQUAL(states[0].state, KVKEEP_OBJECT_ABSENT);
+    CHECK_EQUAL(stats_of(cache).l1_shares, 0);
+    CHECK_EQUAL(stats_of(cache).read_hits + stats_of(cache).read_misses, 0);
+    close_empty(cache);
+}
+
+static void shares_of_all_sessions_are_counted_and_lock(void) {
+    enter(open_l1(MIB));
+    kvkeep_key keys[2];
+    kvkeep_view views[2];
+    keys_of(keys, 1, 2);
+    uint64_t other = begin(cache, space);
+    put_in(cache, session, keys, 1, 4096);
+    OK(kvkeep_reserve_read(cache, session, keys, 1, 2, views));
+    OK(kvkeep_reserve_read(cache, other, keys, 1, 0, views));
+    CHECK_EQUAL(state_of(keys).shares, 4);
+    CHECK(!has(keys, KVKEEP_KEY_EVICTABLE));
+    OK(kvkeep_finish_read(cache, session, keys, 1, 2, NULL));
+    CHECK_EQUAL(state_of(keys).shares, 1);
+    CHECK(!has(keys, KVKEEP_KEY_EVICTABLE));
+    OK(kvkeep_finish_read(cache, other, keys, 1, 0, NULL));
+    CHECK_EQUAL(state_of(keys).flags, KVKEEP_KEY_EVICTABLE);
+    stage_in(cache, session, &keys[1], 1, 64, KVKEEP_RETENTION_TEMPORARY);
+    OK(kvkeep_finish_write_and_reserve_read(cache, session, &keys[1], 1, 0, views));
+    CHECK_EQUAL(state_of(&keys[1]).flags, KVKEEP_KEY_TEMPORARY);
+    OK(kvkeep_finish_read(cache, session, &keys[1], 1, 0, NULL));
+    CHECK_EQUAL(state_of(&keys[1]).state, KVKEEP_OBJECT_ABSENT);
+    close_empty(cache);
+}
+
+static void shares_of_a_session_past_its_deadline_lock_nothing(void) {
+    enter(open_l1(MIB));
+    kvkeep_key key = key_of(1);
+    kvkeep_view view;
+    put_in(cache, session, &key, 1, 4096);
+    uint64_t brief = begin_for(cache, space, 20);
+    OK(kvkeep_reserve_read(cache, brief, &key, 1, 0, &view));
+    // Asking renews nothing.
+    AWAIT(has(&key, KVKEEP_KEY_EVICTABLE));
+    CHECK_EQUAL(state_of(&key).shares, 1);
+    char text[2048];
+    size_t length;
+    OK(kvkeep_explain_key(cache, space, &key, text, sizeof text, &length));
+    CHECK(strstr(text, "\"evictable\":true") != NULL);
+    // But a reader who still has time does lock it.
+    OK(kvkeep_reserve_read(cache, session, &key, 1, 0, &view));
+    CHECK(!has(&key, KVKEEP_KEY_EVICTABLE));
+    close_empty(cache);
+}
+
+static void what_is_written_says_so(void) {
+    enter(open_l2(MIB, "fault:memory:?fault.store_hang=1"));
+    kvkeep_key key = key_of(1);
+    put_in(cache, session, &key, 1, 4096);
+    CHECK(has(&key, KVKEEP_KEY_STORING) && !has(&key, KVKEEP_KEY_STORED));
+    AWAIT(!has(&key, KVKEEP_KEY_EVICTABLE));
+    CHECK(has(&key, KVKEEP_KEY_STORING));
+    OK(kvkeep_remove_backend(cache, 1));
+    AWAIT(has(&key, KVKEEP_KEY_EVICTABLE));
+    close_empty(cache);
+
+    enter(open_l2(MIB, "memory:"));
+    put_in(cache, session, &key, 1, 4096);
+    OK(kvkeep_drain_writes(cache, 30000));
+    AWAIT(state_of(&key).flags == (KVKEEP_KEY_EVICTABLE | KVKEEP_KEY_STORED));
+    close_empty(cache);
+}
+
+enum { BATCH = 8, ROUNDS = 2000 };
+static kvkeep_key batch[BATCH];
+static atomic_int over;
+
+static void *come_and_go(void *unused) {
+    (void)unused;
+    kvkeep_view views[BATCH];
+    for (int i = 0; i < ROUNDS; i++) {
+        put_in(cache, session, batch, BATCH, 64);
+        OK(kvkeep_reserve_read(cache, session, batch, BATCH, 0, views));
+        OK(kvkeep_finish_read(cache, session, batch, BATCH, 0, NULL));
+        OK(kvkeep_evict(cache, space, batch, BATCH, NULL));
+    }
+    atomic_store(&over, 1);
+    return NULL;
+}
+
+static void p11_a_batch_is_told_at_one_instant(void) {
+    enter(open_l1(MIB));
+    keys_of(batch, 1, BATCH);
+    pthread_t writer;
+    CHECK_EQUAL(pthread_create(&writer, NULL, come_and_go, NULL), 0);
+    while (!atomic_load(&over)) {
+        kvkeep_key_state states[BATCH];
+        OK(kvkeep_query_keys(cache, space, batch, BATCH, states));
+        for (int i = 1; i < BATCH; i++) CHECK(memcmp(&states[i], &states[0], sizeof states[0]) == 0);
+    }
+    CHECK_EQUAL(pthread_join(writer, NULL), 0);
+    close_empty(cache);
+}
+
+int main(void) {
+    watchdog();
+    RUN(keys_are_absent_until_they_are_committed);
+    RUN(shares_of_all_sessions_are_counted_and_lock);
+    RUN(shares_of_a_session_past_its_deadline_lock_nothing);
+    RUN(what_is_written_says_so);
+    RUN(p11_a_batch_is_told_at_one_instant);
+    return 0;
+}

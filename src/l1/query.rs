@@ -1,0 +1,56 @@
+//! What L1 says of itself to programs: cheap enough to be asked for each request.
+
+use super::slot::{BUSY, NONE, QUEUED, STORED, TEMPORARY};
+use super::{L1, State};
+use crate::error::Result;
+use crate::key::Key;
+use crate::types::{
+    KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, ObjectState,
+};
+
+impl L1 {
+    /// What each key is now. Takes no shares and touches nothing.
+    pub fn query_keys(&self, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()> {
+        self.looking_up(keys, false, |mut lookup| {
+            // Alone: of calls side by side one would see half.
+            self.with(|state| {
+                let space = state.space_index(space)?;
+                let (found, _) = lookup.find_all(state, space);
+                for (said, &id) in states.iter_mut().zip(&*found) {
+                    *said = if id == NONE { KeyState::default() } else { state.key_state(id) };
+                }
+                Ok(())
+            })
+        })
+    }
+}
+
+impl State {
+    fn key_state(&self, id: u32) -> KeyState {
+        let slot = &self.slots[id];
+        let flags = [
+            (slot.is(TEMPORARY), KVKEEP_KEY_TEMPORARY),
+            (self.evictable(id), KVKEEP_KEY_EVICTABLE),
+            (slot.is(STORED), KVKEEP_KEY_STORED),
+            (slot.is(QUEUED), KVKEEP_KEY_STORING),
+        ];
+        KeyState {
+            size: slot.size(),
+            state: ObjectState::KVKEEP_OBJECT_READY as u32,
+            shares: self.slots.shares(id),
+            flags: flags.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
+            reserved: 0,
+        }
+    }
+
+    /// Whether eviction may take a ready object: nobody uses its memory, or nobody but sessions past their deadlines.
+    fn evictable(&self, id: u32) -> bool {
+        let word = self.slots[id].word();
+        if !word.locked() || word.is(BUSY) {
+            return !word.locked();
+        }
+        let expired = |session: u32| self.sessions.at(session).deadline_ms < self.now_ms;
+        let (holder, held) = word.holder();
+        (held == 0 || expired(holder)) && self.holds.iter(&self.slots, id).all(|(session, _)| expired(session))
+    }
+}
