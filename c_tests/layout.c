@@ -129,6 +129,12 @@ int main(void) {
     FIELD(kvkeep_prefetch_result, load_us);
     FIELD(kvkeep_prefetch_result, total_us);
     FIELD(kvkeep_prefetch_result, message);
+    STRUCT(kvkeep_space_usage);
+    FIELD(kvkeep_space_usage, struct_size);
+    FIELD(kvkeep_space_usage, abi_version);
+    FIELD(kvkeep_space_usage, objects);
+    FIELD(kvkeep_space_usage, used_bytes);
+    FIELD(kvkeep_space_usage, quota_bytes);
     STRUCT(kvkeep_event);
     FIELD(kvkeep_event, sequence);
     FIELD(kvkeep_event, time_us);

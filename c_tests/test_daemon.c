@@ -71,6 +71,8 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     space_options.model = "new";
     kvkeep_key key = key_of(1);
     kvkeep_key_state state;
+    kvkeep_space_usage usage;
+    KVKEEP_INIT(&usage);
     kvkeep_view view;
     kvkeep_event event;
     const uint64_t size = 4096;
@@ -113,6 +115,7 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     GONE(kvkeep_cancel(cache, job));
     GONE(kvkeep_release_job(cache, job));
     GONE(kvkeep_get_stats(cache, &stats));
+    GONE(kvkeep_query_space(cache, space, &usage));
     GONE(kvkeep_metrics(cache, text, sizeof text, &length));
     GONE(kvkeep_explain_key(cache, space, &key, text, sizeof text, &length));
     GONE(kvkeep_explain_session(cache, session, text, sizeof text, &length));
@@ -199,6 +202,10 @@ static void a_reader_is_refused_whatever_writes(void) {
     kvkeep_key_state state;
     OK(kvkeep_query_keys(reader, space, &key, 1, &state));
     CHECK_EQUAL(state.shares, 1);
+    kvkeep_space_usage usage;
+    KVKEEP_INIT(&usage);
+    OK(kvkeep_query_space(reader, space, &usage));
+    CHECK_EQUAL(usage.objects, 1);
     OK(kvkeep_finish_read(reader, session, &key, 1, 0, NULL));
     CHECK_EQUAL(stats_of(writer).l1_objects, 1);
     CHECK_EQUAL(stats_of(writer).l1_staged, 0);

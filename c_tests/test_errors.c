@@ -71,6 +71,7 @@ static void p6_null_pointers(void) {
     FAILS(kvkeep_drain_events(cache, &number, NULL, 1, &length), KVKEEP_ERR_INVALID, "events is NULL");
     FAILS(kvkeep_drain_events(cache, &number, &event, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
     FAILS(kvkeep_get_stats(cache, NULL), KVKEEP_ERR_INVALID, "stats is NULL");
+    FAILS(kvkeep_query_space(cache, space, NULL), KVKEEP_ERR_INVALID, "usage is NULL");
     length = 77;
     FAILS(kvkeep_metrics(cache, NULL, 10, &length), KVKEEP_ERR_INVALID, "buffer is NULL");
     CHECK(length == 77);
@@ -89,6 +90,8 @@ static void check_all_closed(kvkeep *closed) {
     KVKEEP_INIT(&result);
     kvkeep_stats stats;
     KVKEEP_INIT(&stats);
+    kvkeep_space_usage usage;
+    KVKEEP_INIT(&usage);
     kvkeep_completion completion;
     kvkeep_event event;
     uint64_t number;
@@ -132,6 +135,7 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_drain_completions(closed, &completion, 1, &length));
     CLOSED(kvkeep_drain_events(closed, &number, &event, 1, &length));
     CLOSED(kvkeep_get_stats(closed, &stats));
+    CLOSED(kvkeep_query_space(closed, 1, &usage));
     CLOSED(kvkeep_metrics(closed, text, 8, &length));
     CLOSED(kvkeep_explain_key(closed, 1, keys, text, 8, &length));
     CLOSED(kvkeep_explain_session(closed, 1, text, 8, &length));
@@ -216,6 +220,8 @@ static void p6_ids_never_given(void) {
         uint8_t bits[8];
         kvkeep_prefetch_result result;
         KVKEEP_INIT(&result);
+        kvkeep_space_usage usage;
+        KVKEEP_INIT(&usage);
         char text[64];
         size_t length;
 #define UNKNOWN(call, words) FAILS(call, KVKEEP_ERR_NOT_FOUND, words)
@@ -225,6 +231,7 @@ static void p6_ids_never_given(void) {
         UNKNOWN(kvkeep_retain(cache, id, keys, 4, 1, 1, statuses), "space");
         UNKNOWN(kvkeep_evict(cache, id, keys, 4, statuses), "space");
         UNKNOWN(kvkeep_delete(cache, id, keys, 4, statuses), "space");
+        UNKNOWN(kvkeep_query_space(cache, id, &usage), "space");
         UNKNOWN(kvkeep_explain_key(cache, id, keys, text, sizeof text, &length), "space");
         UNKNOWN(kvkeep_remove_backend(cache, id), "backend");
         UNKNOWN(kvkeep_end_session(cache, id), "session");
@@ -266,15 +273,17 @@ static void p6_struct_sizes(void) {
         kvkeep_prefetch_options prefetch_options;
         kvkeep_prefetch_result result;
         kvkeep_stats stats;
+        kvkeep_space_usage usage;
         KVKEEP_INIT(&space_options);
         KVKEEP_INIT(&session_options);
         KVKEEP_INIT(&prefetch_options);
         KVKEEP_INIT(&result);
         KVKEEP_INIT(&stats);
+        KVKEEP_INIT(&usage);
         space_options.model = "model";
         uint64_t number;
         options.struct_size = space_options.struct_size = session_options.struct_size = bad[i];
-        prefetch_options.struct_size = result.struct_size = stats.struct_size = bad[i];
+        prefetch_options.struct_size = result.struct_size = stats.struct_size = usage.struct_size = bad[i];
         kvkeep *other = NULL;
         FAILS(kvkeep_open(&options, &other), KVKEEP_ERR_INVALID, "struct_size is");
         CHECK(other == NULL);
@@ -284,11 +293,19 @@ static void p6_struct_sizes(void) {
               KVKEEP_ERR_INVALID, "struct_size is");
         FAILS(kvkeep_query_prefetch(cache, INVENTED_ID, &result), KVKEEP_ERR_INVALID, "struct_size is");
         FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_query_space(cache, space, &usage), KVKEEP_ERR_INVALID, "struct_size is");
     }
     kvkeep_stats stats;
     KVKEEP_INIT(&stats);
     stats.struct_size -= 8;
     FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_VERSION, "struct_size is");
+    kvkeep_space_usage usage;
+    KVKEEP_INIT(&usage);
+    usage.struct_size -= 8;
+    FAILS(kvkeep_query_space(cache, space, &usage), KVKEEP_ERR_VERSION, "struct_size is");
+    KVKEEP_INIT(&usage);
+    usage.abi_version++;
+    FAILS(kvkeep_query_space(cache, space, &usage), KVKEEP_ERR_VERSION, "abi_version is");
     teardown();
 }
 

@@ -1,4 +1,4 @@
-// What L1 says of keys to programs.
+// What L1 says of keys and spaces to programs.
 #include "fixture.h"
 
 #include <pthread.h>
@@ -112,6 +112,58 @@ static void what_is_written_says_so(void) {
     close_empty(cache);
 }
 
+static void check_usage(uint64_t of, uint64_t objects, uint64_t used_bytes, uint64_t quota_bytes) {
+    kvkeep_space_usage usage;
+    memset(&usage, 0xff, sizeof usage);
+    usage.struct_size = sizeof usage;
+    usage.abi_version = KVKEEP_ABI_VERSION;
+    OK(kvkeep_query_space(cache, of, &usage));
+    CHECK_EQUAL(usage.struct_size, sizeof usage);
+    CHECK_EQUAL(usage.abi_version, KVKEEP_ABI_VERSION);
+    CHECK_EQUAL(usage.objects, objects);
+    CHECK_EQUAL(usage.used_bytes, used_bytes);
+    CHECK_EQUAL(usage.quota_bytes, quota_bytes);
+}
+
+static void a_space_tells_its_usage_and_its_quota(void) {
+    enter(open_l1(MIB));
+    kvkeep_space_options options;
+    KVKEEP_INIT(&options);
+    options.model = "bounded";
+    options.quota_bytes = 10000;
+    uint64_t bounded;
+    OK(kvkeep_open_space(cache, &options, &bounded));
+    kvkeep_key keys[3];
+    kvkeep_view view;
+    const uint64_t size = 4000;
+    keys_of(keys, 1, 3);
+    check_usage(space, 0, 0, 0);
+    check_usage(bounded, 0, 0, 10000);
+    put_in(cache, session, keys, 3, 5000);
+    uint64_t writer = begin(cache, bounded);
+    put_in(cache, writer, keys, 1, 4000);
+    // Staging counts, since the quota bounds it.
+    stage_in(cache, writer, &keys[1], 1, 4000, KVKEEP_RETENTION_KEEP);
+    check_usage(space, 3, 15000, 0);
+    check_usage(bounded, 1, 8000, 10000);
+    OK(kvkeep_reserve_read(cache, writer, keys, 1, 0, &view));
+    CHECK_STATUS(kvkeep_reserve_write(cache, writer, &keys[2], 1, &size, 0, &view), KVKEEP_PARTIAL);
+    CHECK_STATUS(view.status, KVKEEP_ERR_QUOTA);
+    OK(kvkeep_finish_write(cache, writer, &keys[1], 1, NULL));
+    check_usage(bounded, 2, 8000, 10000);
+    // What a clearing hides counts until its last share goes.
+    OK(kvkeep_clear(cache, bounded, 1, NULL));
+    check_usage(bounded, 0, 4000, 10000);
+    OK(kvkeep_finish_read(cache, writer, keys, 1, 0, NULL));
+    options.quota_bytes = 0;
+    OK(kvkeep_open_space(cache, &options, &bounded));
+    check_usage(bounded, 0, 0, 0);
+    OK(kvkeep_evict(cache, space, keys, 1, NULL));
+    OK(kvkeep_delete(cache, space, &keys[1], 1, NULL));
+    check_usage(space, 1, 5000, 0);
+    close_empty(cache);
+}
+
 enum { BATCH = 8, ROUNDS = 2000 };
 static kvkeep_key batch[BATCH];
 static atomic_int over;
@@ -149,6 +201,7 @@ int main(void) {
     RUN(shares_of_all_sessions_are_counted_and_lock);
     RUN(shares_of_a_session_past_its_deadline_lock_nothing);
     RUN(what_is_written_says_so);
+    RUN(a_space_tells_its_usage_and_its_quota);
     RUN(p11_a_batch_is_told_at_one_instant);
     return 0;
 }

@@ -628,6 +628,20 @@ typedef struct {
     kvkeep_histogram call_latency;
 } kvkeep_stats;
 
+/// What a space takes of L1. The caller sets `struct_size` and `abi_version`.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// Its committed objects.
+    uint64_t objects;
+    /// Bytes that its quota counts: objects, staging, loads on their way, and what was removed and is still in use.
+    uint64_t used_bytes;
+    /// Its quota; 0: no bound but L1.
+    uint64_t quota_bytes;
+} kvkeep_space_usage;
+
 /// What became of one object in one tier.
 typedef struct {
     /// Its number, from 1 on. Numbers rise by one; where they skip some, events were lost.
@@ -1137,6 +1151,13 @@ kvkeep_status kvkeep_query_blocks(kvkeep *cache,
 /// Fills in `stats`, prepared by KVKEEP_INIT. Counters are read one after another, not at one instant. Never blocks
 /// on I/O.
 kvkeep_status kvkeep_get_stats(kvkeep *cache, kvkeep_stats *stats);
+
+/// Fills in `usage`, prepared by KVKEEP_INIT, with what a space takes of L1 and may take, all of it at one instant. Never
+/// blocks on I/O.
+/// Errors: NOT_FOUND (space), INVALID, VERSION (the struct is of an older header).
+kvkeep_status kvkeep_query_space(kvkeep *cache,
+                                 uint64_t space,
+                                 kvkeep_space_usage *usage);
 
 /// Everything counted, as Prometheus text (exposition format 0.0.4).
 kvkeep_status kvkeep_metrics(kvkeep *cache, char *buffer, size_t capacity, size_t *length);

@@ -12,7 +12,7 @@ use crate::error::{Result, Status};
 use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
-use crate::types::{Completion, KeyState, PrefetchResult, Stats, View};
+use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 /// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.
 pub trait Cache: Send + Sync {
@@ -144,6 +144,9 @@ pub trait Cache: Send + Sync {
 
     /// Fills in everything but the head.
     fn stats(&self, stats: &mut Stats) -> Result<()>;
+
+    /// What a space takes of L1: everything but the head.
+    fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()>;
 
     /// Everything counted, as Prometheus text.
     fn metrics(&self) -> Result<String>;

@@ -17,7 +17,7 @@ use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l2;
 use crate::node::Node;
-use crate::types::{Completion, KeyState, PrefetchResult, Stats, View};
+use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use crate::view;
 
 /// Between two looks whether jobs are through with a backend that is removed.
@@ -293,6 +293,10 @@ impl Cache for Node {
     fn stats(&self, stats: &mut Stats) -> Result<()> {
         Node::stats(self, stats);
         Ok(())
+    }
+
+    fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()> {
+        self.l1.query_space(space, usage)
     }
 
     fn metrics(&self) -> Result<String> {

@@ -140,6 +140,22 @@ impl PrefetchResult {
     }
 }
 
+/// What a space takes of L1. The caller sets `struct_size` and `abi_version`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SpaceUsage {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// Its committed objects.
+    pub objects: u64,
+    /// Bytes that its quota counts: objects, staging, loads on their way, and what was removed and is still in use.
+    pub used_bytes: u64,
+    /// Its quota; 0: no bound but L1.
+    pub quota_bytes: u64,
+}
+
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
 /// counts the rest.
 #[repr(C)]
@@ -257,5 +273,6 @@ const _: () = assert!(size_of::<View>() == 24);
 const _: () = assert!(size_of::<KeyState>() == 24);
 const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 216);
+const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 224);
 const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224);

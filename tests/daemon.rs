@@ -12,7 +12,7 @@ use kvkeep::config::{Callback, Mode, NodeConfig, Notify, PrefetchRequest, SpaceS
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
 use kvkeep::key::Key;
-use kvkeep::types::{KeyState, PrefetchResult, View};
+use kvkeep::types::{KeyState, PrefetchResult, SpaceUsage, View};
 use parking_lot::Mutex;
 
 const KIB: u64 = 1024;
@@ -74,6 +74,9 @@ fn what_one_client_writes_another_reads() {
     let mut states = [KeyState::default(); 20];
     b.query_keys(space, &keys, &mut states).unwrap();
     assert!(states.iter().all(|said| (said.state, said.size, said.shares) == (1, 4 * KIB, 0)));
+    let mut usage = SpaceUsage { struct_size: 7, ..SpaceUsage::default() };
+    b.query_space(space, &mut usage).unwrap();
+    assert_eq!((usage.struct_size, usage.objects, usage.used_bytes, usage.quota_bytes), (7, 20, 80 * KIB, 0));
     b.end_session(session).unwrap();
     assert_eq!(a.end_session(session).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
     a.close();

@@ -16,7 +16,7 @@ use kvkeep::config::{Callback, Mode, NodeConfig, Notify, Policy, PrefetchRequest
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::types::{Completion, KeyState, PrefetchResult, Stats, View};
+use kvkeep::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use random::Random;
 
 const MIB: u64 = 1 << 20;
@@ -253,6 +253,9 @@ impl World {
         let mut states = vec![KeyState::default(); keys.len()];
         self.node.query_keys(self.space, keys, &mut states).unwrap();
         assert!(states.iter().all(|said| (said.state == 0) == (said.size == 0)));
+        let mut usage = SpaceUsage::default();
+        self.node.query_space(self.space, &mut usage).unwrap();
+        assert!(usage.used_bytes >= usage.objects);
     }
 
     /// A session and a job that nobody comes back to.

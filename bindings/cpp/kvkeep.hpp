@@ -73,6 +73,13 @@ public:
     /// Deletes keys from L1 at once, and from every backend in the background. Not `delete`, which C++ keeps.
     std::vector<Status> erase(Span<const Key> keys) const { return each(kvkeep_delete, keys); }
 
+    /// What the space takes of L1, and its quota.
+    kvkeep_space_usage usage() const {
+        auto usage = detail::prepared<kvkeep_space_usage>();
+        detail::check(kvkeep_query_space(cache_, id_, &usage));
+        return usage;
+    }
+
     /// Empties L1 of the space's objects; with `force` also hides those in use. How many went.
     std::uint64_t clear(bool force = false) const {
         std::uint64_t removed = 0;

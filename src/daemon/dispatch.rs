@@ -19,7 +19,7 @@ use crate::error::{
 use crate::events;
 use crate::key::Key;
 use crate::node::Node;
-use crate::types::{KeyState, PrefetchResult, Stats, View};
+use crate::types::{KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 /// Longest time that a request waits: a client asks again for the rest of its own time.
 const WAIT_MS_MAX: u32 = 1000;
@@ -191,6 +191,13 @@ impl Desk {
                 let mut stats = Stats::default();
                 Node::stats(node, &mut stats);
                 frame.begin(KVKEEP_OK as u32).put(&stats);
+                Ok(())
+            }
+            Request::QuerySpace { space } => {
+                self.check_space(guest, space)?;
+                let mut usage = SpaceUsage::default();
+                node.query_space(space, &mut usage)?;
+                frame.begin(KVKEEP_OK as u32).put(&usage);
                 Ok(())
             }
             Request::Metrics {} => self.text(frame, &Node::metrics(node)),

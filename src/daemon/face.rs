@@ -18,7 +18,7 @@ use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Re
 use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
-use crate::types::{Completion, KeyState, PrefetchResult, Stats, View};
+use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use crate::view;
 
 /// Backends open and close in their own time; only the daemon's end cuts it short.
@@ -344,6 +344,14 @@ impl Cache for Client {
         self.call(&*self.link()?, &Request::GetStats {}, |_, fields| {
             let (struct_size, abi_version) = (stats.struct_size, stats.abi_version);
             *stats = Stats { struct_size, abi_version, ..fields.take()? };
+            Ok(())
+        })
+    }
+
+    fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()> {
+        self.call(&*self.link()?, &Request::QuerySpace { space }, |_, fields| {
+            let (struct_size, abi_version) = (usage.struct_size, usage.abi_version);
+            *usage = SpaceUsage { struct_size, abi_version, ..fields.take()? };
             Ok(())
         })
     }

@@ -7,7 +7,7 @@ use super::{check_struct, disjoint, input, on, output, output_slice, text};
 use crate::error::{KVKEEP_OK, Status};
 use crate::events::Event;
 use crate::key::Key;
-use crate::types::Stats;
+use crate::types::{SpaceUsage, Stats};
 
 /// ---- Seen from outside ----
 ///
@@ -21,6 +21,17 @@ use crate::types::Stats;
 pub unsafe extern "C" fn kvkeep_get_stats(cache: *mut kvkeep, stats: *mut Stats) -> Status {
     on(cache, |cache| {
         cache.stats(check_struct(stats, "stats")?)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Fills in `usage`, prepared by KVKEEP_INIT, with what a space takes of L1 and may take, all of it at one instant. Never
+/// blocks on I/O.
+/// Errors: NOT_FOUND (space), INVALID, VERSION (the struct is of an older header).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usage: *mut SpaceUsage) -> Status {
+    on(cache, |cache| {
+        cache.query_space(space, check_struct(usage, "usage")?)?;
         Ok(KVKEEP_OK)
     })
 }

@@ -127,7 +127,9 @@ struct Space {
     layout: [u8; 16],
     chunk_tokens: u32,
     quota: u64,
+    /// Bytes of its objects, staged, ready or hidden: what the quota bounds.
     used: u64,
+    ready: u64,
     pool: usize,
 }
 

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::key::Key;
 use crate::types::{
     KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, ObjectState,
+    SpaceUsage,
 };
 
 impl L1 {
@@ -21,6 +22,17 @@ impl L1 {
                 }
                 Ok(())
             })
+        })
+    }
+
+    /// Fills in what a space takes of L1, but not the head.
+    pub fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()> {
+        self.with(|state| {
+            let space = &state.spaces[state.space_index(space)? as usize];
+            usage.objects = space.ready;
+            usage.used_bytes = space.used;
+            usage.quota_bytes = space.quota;
+            Ok(())
         })
     }
 }

@@ -27,7 +27,7 @@ impl L1 {
                     let index = state.spaces.len() as u32;
                     let layout = layout_tag(spec);
                     let chunk_tokens = spec.chunk_tokens;
-                    state.spaces.push(Space { tag, layout, chunk_tokens, quota: 0, used: 0, pool: 0 });
+                    state.spaces.push(Space { tag, layout, chunk_tokens, quota: 0, used: 0, ready: 0, pool: 0 });
                     state.by_number.insert(tag.number(), index);
                     index
                 }

@@ -1,7 +1,7 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
 use super::slot::{HIDDEN, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
-use super::{L1, Outcome, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
+use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK,
@@ -232,8 +232,9 @@ impl State {
         self.relock(id, true);
         let (slots, hasher) = (&self.slots, &self.hasher);
         self.table.insert(hash, id, |id| hasher.hash(&slots[id].key));
-        let pool = self.spaces[space as usize].pool;
-        self.pools[pool].bytes += size;
+        let Space { pool, ready, .. } = &mut self.spaces[space as usize];
+        *ready += 1;
+        self.pools[*pool].bytes += size;
         self.unranked.push(id);
         self.record(EventKind::Stored, id);
         self.queue_after_commit(id);
@@ -307,7 +308,9 @@ impl State {
         let (space, key, size) = (slot.space(), slot.key, slot.size());
         let hash = self.hasher.hash(&key);
         self.table.remove(hash, id);
-        let pool = self.spaces[space as usize].pool;
+        let Space { pool, ready, .. } = &mut self.spaces[space as usize];
+        *ready -= 1;
+        let pool = *pool;
         self.policy(pool).0.remove(id, why);
         self.pools[pool].bytes -= size;
         self.ready -= 1;

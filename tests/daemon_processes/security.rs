@@ -7,7 +7,7 @@ use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Status};
-use kvkeep::types::{KeyState, View};
+use kvkeep::types::{KeyState, SpaceUsage, View};
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;
@@ -150,6 +150,7 @@ impl Stranger {
         kept_out(client.begin_session(space, "guessed", None));
         kept_out(client.touch(space, &some, None).map(u64::from));
         kept_out(client.query_keys(space, &some, &mut [KeyState::default(); 5]).map(|()| 0));
+        kept_out(client.query_space(space, &mut SpaceUsage::default()).map(|()| 0));
         kept_out(client.evict(space, &some, None).map(u64::from));
         kept_out(client.delete(space, &some, None).map(u64::from));
         kept_out(client.clear(space, true).map(|_| 0));

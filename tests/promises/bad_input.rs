@@ -16,14 +16,14 @@ use kvkeep::ffi::session::*;
 use kvkeep::ffi::types::*;
 use kvkeep::ffi::version::{KVKEEP_ABI_VERSION, kvkeep_last_error};
 use kvkeep::key::Key;
-use kvkeep::types::{Completion, KeyState, PrefetchResult, Stats, View};
+use kvkeep::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 use crate::cache::{KIB, MIB, key, views, watched};
 use crate::random::{Random, number, rounds};
 
 const KEYS: usize = 48;
 /// Functions that the fuzz knows.
-const FUNCTIONS: u64 = 29;
+const FUNCTIONS: u64 = 30;
 
 /// A versioned struct, as KVKEEP_INIT prepares it.
 fn init<T>() -> T {
@@ -277,6 +277,10 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                     27 => {
                         let mut states = [KeyState::default(); KEYS];
                         kvkeep_query_keys(handle, space, keys, count, random.pointer(states.as_mut_ptr()))
+                    }
+                    28 => {
+                        let mut usage = random.spoil(init::<SpaceUsage>());
+                        kvkeep_query_space(handle, space, random.pointer(&raw mut usage))
                     }
                     _ => {
                         let buffer = random.pointer(out.as_mut_ptr().cast::<c_char>());

@@ -97,6 +97,7 @@ static void a_space_rules_its_keys() {
     CHECK(states[0].ready() && states[0].size == 128 && states[0].shares == 1 && !states[0].evictable());
     CHECK(!states[0].temporary() && !states[0].stored() && !states[0].storing());
     CHECK(!states[1].ready() && states[1].size == 0);
+    CHECK(space.usage().objects == 2 && space.usage().used_bytes == 256 && space.usage().quota_bytes == 0);
     CHECK(space.erase(keys)[0] == kvk::Status::locked);
     CHECK(space.evict(keys)[0] == kvk::Status::locked);
     CHECK(space.explain(keys[0]).find("who") != std::string::npos);

@@ -300,6 +300,21 @@ class kvkeep_histogram(Structure):
     ]
 
 
+class kvkeep_space_usage(Structure):
+    struct_size: int
+    abi_version: int
+    objects: int
+    used_bytes: int
+    quota_bytes: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("objects", c_uint64),
+        ("used_bytes", c_uint64),
+        ("quota_bytes", c_uint64),
+    ]
+
+
 kvkeep_callback = CFUNCTYPE(None, c_void_p, POINTER(kvkeep_completion))
 
 
@@ -958,6 +973,14 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (
             c_void_p,
             POINTER(kvkeep_stats),
+        ),
+    ),
+    "kvkeep_query_space": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_space_usage),
         ),
     ),
     "kvkeep_metrics": (

@@ -77,6 +77,12 @@ class Space:
         """Deletes keys from L1 at once, and from every backend in the background."""
         return self._batch(lib.kvkeep_delete, keys)
 
+    def usage(self) -> _ffi.kvkeep_space_usage:
+        """What the space takes of L1, and its quota, by the names in kvkeep.h."""
+        usage = prepared(_ffi.kvkeep_space_usage)
+        call(lib.kvkeep_query_space, self._cache.pointer, self.id, ctypes.byref(usage))
+        return usage
+
     def clear(self, force: bool = False) -> int:
         """Empties L1 of the space's objects; with `force` also hides those in use. How many went."""
         return self._cache.clear(force, self.id)

@@ -108,6 +108,8 @@ class Objects(CacheTest):
         self.assertEqual(there[0]._replace(size=0), kvkeep.KeyState(True, 0, 1, False, False, False, False))
         self.assertEqual([state.size for state in there], [4096] * 2)
         self.assertEqual(self.space.query(some_keys(3)[2:]), [kvkeep.KeyState(False, 0, 0, False, False, False, False)])
+        usage = self.space.usage()
+        self.assertEqual((usage.objects, usage.used_bytes, usage.quota_bytes), (2, 8192, 0))
         self.assertEqual(list(self.space.delete(keys)), [Status.ERR_LOCKED] * 2)
         self.assertEqual(list(self.space.evict(keys)), [Status.ERR_LOCKED] * 2)
         self.assertIn("who", str(self.space.explain(keys[0])))

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Head;
 use crate::error::{Error, Result};
 use crate::key::Key;
-use crate::types::{KVKEEP_KEYS_MAX, PrefetchResult, Stats};
+use crate::types::{KVKEEP_KEYS_MAX, PrefetchResult, SpaceUsage, Stats};
 
 const WORD: usize = size_of::<u64>();
 /// Buffers that grew beyond this for one message are not kept for the next.
@@ -213,7 +213,7 @@ macro_rules! records {
     )*};
 }
 
-records!(PrefetchResult, Stats, Key);
+records!(PrefetchResult, SpaceUsage, Stats, Key);
 
 /// Where frames are received: whole words, so that arrays lie aligned.
 #[derive(Default)]

@@ -86,6 +86,7 @@ requests! {
     37 BeginCopy { session: u64, space: u64 },
     38 Evict { space: u64, keys: &'a [Key], statuses: bool },
     39 QueryKeys { space: u64, keys: &'a [Key] },
+    40 QuerySpace { space: u64 },
 }
 
 /// An extra_count, 0 to [`KVKEEP_EXTRA_COUNT_MAX`].

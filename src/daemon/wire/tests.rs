@@ -9,7 +9,7 @@ use super::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, Welcome};
 use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
 use crate::key::Key;
 
-const KINDS: u32 = 39;
+const KINDS: u32 = 40;
 
 /// What requests are made from.
 #[derive(Clone, Debug)]
@@ -123,7 +123,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         36 => Request::DrainEvents { next: *number, count },
         37 => Request::BeginCopy { session, space: *other },
         38 => Request::Evict { space, keys, statuses },
-        _ => Request::QueryKeys { space, keys },
+        39 => Request::QueryKeys { space, keys },
+        _ => Request::QuerySpace { space },
     }
 }
 

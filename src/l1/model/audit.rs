@@ -12,7 +12,7 @@ impl World {
             let (mut shares, mut locked, mut used, mut ready, mut hidden, mut staged, mut leaving) =
                 (0, 0, 0, 0, 0, 0, 0);
             let mut by_session: HashMap<u32, u64> = HashMap::new();
-            let mut by_space = vec![0; state.spaces.len()];
+            let mut by_space = vec![(0, 0); state.spaces.len()];
             let mut by_pool = vec![0; state.pools.len()];
             for (id, slot) in state.slots.live() {
                 let offset = state.alloc.offset(slot.start);
@@ -31,7 +31,9 @@ impl World {
                 assert_eq!(slot.is(LISTED), state.holds.iter(&state.slots, id).next().is_some());
                 shares += u64::from(of_slot);
                 used += state.alloc.size_of(state.slots.detail(id).node);
-                by_space[slot.space() as usize] += slot.size();
+                let of_space = &mut by_space[slot.space() as usize];
+                of_space.0 += slot.size();
+                of_space.1 += u64::from(slot.is_findable());
                 locked += if slot.locked() { slot.size() } else { 0 };
                 leaving += if slot.is(LEAVING) { slot.size() } else { 0 };
                 staged += u64::from(slot.is(STAGING));
@@ -49,7 +51,7 @@ impl World {
             assert_eq!((gauges.shares, gauges.locked_bytes, gauges.used_bytes), (shares, locked, used));
             assert_eq!((gauges.objects, gauges.staged, state.hidden), (ready, staged, hidden));
             assert_eq!(state.leaving_bytes, leaving);
-            assert!(state.spaces.iter().map(|space| space.used).eq(by_space));
+            assert!(state.spaces.iter().map(|space| (space.used, space.ready)).eq(by_space));
             assert!(state.pools.iter().map(|pool| pool.bytes).eq(by_pool));
             for (index, session) in state.sessions.live() {
                 assert_eq!(session.shares, by_session.remove(&index).unwrap_or(0));
