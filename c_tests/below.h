@@ -23,7 +23,7 @@ static inline void leave(void) {
 
 static inline kvkeep *open_directory(const char *directory, const char *parameters) {
     char url[5000];
-    snprintf(url, sizeof url, "fs://%s?capacity=1GiB%s%s", directory, parameters, fs_parameters());
+    snprintf(url, sizeof url, "fs://%s?capacity=1GiB%s%s", directory, parameters, fs_parameters(parameters));
     return open_l2(4 * MIB, url);
 }
 

@@ -401,7 +401,7 @@ static void p6_a_full_disk_fails_that_write_only(void) {
         remove_directory(directory);
         return;
     }
-    snprintf(url, sizeof url, "fs://%s/objects?capacity=1GiB%s", directory, fs_parameters());
+    snprintf(url, sizeof url, "fs://%s/objects?capacity=1GiB%s", directory, fs_parameters(""));
     kvkeep *small = open_l2(16 * MIB, url);
     uint64_t model = open_space(small, "model");
     kvkeep_key many[64];

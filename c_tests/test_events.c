@@ -109,7 +109,7 @@ static void an_eviction_is_told_before_what_took_its_place(void) {
 static void what_a_backend_stored_is_told_with_its_tier(void) {
     char url[8192];
     const char *directory = new_directory();
-    snprintf(url, sizeof url, "fs://%s?capacity=1GiB%s", directory, fs_parameters());
+    snprintf(url, sizeof url, "fs://%s?capacity=1GiB%s", directory, fs_parameters(""));
     setup(MIB, "memory:");
     uint64_t number = 0;
     OK(kvkeep_add_backend(cache, url, &number));
