@@ -61,7 +61,7 @@ impl State {
         if !word.locked() || word.is(BUSY) {
             return !word.locked();
         }
-        let expired = |session: u32| self.sessions.at(session).deadline_ms < self.now_ms;
+        let expired = |session: u32| self.sessions.at(session).is_expired(self.now_ms);
         let (holder, held) = word.holder();
         (held == 0 || expired(holder)) && self.holds.iter(&self.slots, id).all(|(session, _)| expired(session))
     }

@@ -21,7 +21,7 @@ impl L1 {
             let mut gone = Vec::new();
             let mut next = u64::MAX;
             for (index, session) in state.sessions.live() {
-                if session.deadline_ms >= now_ms {
+                if !session.is_expired(now_ms) {
                     next = next.min(session.deadline_ms + 1);
                 } else if session.idle() {
                     gone.push((index, session.id));
@@ -48,7 +48,7 @@ impl State {
         let expired = self
             .sessions
             .live()
-            .filter(|(_, session)| session.deadline_ms < self.now_ms && session.staged.is_empty() && session.jobs == 0);
+            .filter(|(_, session)| session.is_expired(self.now_ms) && session.staged.is_empty() && session.jobs == 0);
         let first = expired.map(|(index, session)| (session.deadline_ms, index, session.id, session.shares)).min();
         let Some((_, index, id, shares)) = first else { return };
         self.counts.shares_revoked += shares;

@@ -134,7 +134,7 @@ impl State {
             request_id: session.request_id.to_string(),
             owner_pid: session.owner_pid,
             shares,
-            revocable: session.deadline_ms < self.now_ms,
+            revocable: session.is_expired(self.now_ms),
         }
     }
 

@@ -220,7 +220,7 @@ impl State {
 
     fn expired(&self, space: Option<u32>) -> impl Iterator<Item = (u32, MutexGuard<'_, Session>)> {
         self.sessions.live().filter(move |(_, session)| {
-            session.shares > 0 && session.deadline_ms < self.now_ms && space.is_none_or(|space| space == session.space)
+            session.shares > 0 && session.is_expired(self.now_ms) && space.is_none_or(|space| space == session.space)
         })
     }
 

@@ -69,6 +69,11 @@ impl Session {
         self.shares == 0 && self.staged.is_empty() && self.jobs == 0
     }
 
+    /// Whether its deadline has passed, so that its shares may be taken.
+    pub fn is_expired(&self, now_ms: u64) -> bool {
+        self.deadline_ms < now_ms
+    }
+
     /// Notes the use of objects. The memory that has to be looked at for each is likely to be far away, and in a loop that does
     /// nothing else the accesses overlap.
     pub fn note_all(&mut self, slots: &Slots, ids: &[u32]) {
