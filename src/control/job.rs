@@ -96,6 +96,19 @@ pub struct Job {
     pub done: Condvar,
 }
 
+impl Progress {
+    /// Keys found in a backend that has not been asked for their bytes yet.
+    pub fn to_ask(&self) -> impl Iterator<Item = usize> {
+        let (found, planned) = match self.phase {
+            Phase::Lookup => (&self.pinned[..], &[][..]),
+            Phase::Load => (&[][..], &self.to_load[self.cursor..]),
+            Phase::Done => (&[][..], &[][..]),
+        };
+        let found = found.iter().enumerate().filter(|(_, pinned)| **pinned).map(|(index, _)| index);
+        found.chain(planned.iter().map(|&index| index as usize))
+    }
+}
+
 impl Job {
     /// A job just submitted.
     pub fn new(

@@ -218,12 +218,16 @@ impl Loader {
                     buffers.push((buffer, items.len() as u32));
                     items.push(item);
                 }
-                None => batches.push((tier, vec![item], vec![(buffer, 0)])),
+                None => {
+                    tier.begin_handing();
+                    batches.push((tier, vec![item], vec![(buffer, 0)]));
+                }
             }
         }
         drop(progress);
         for (tier, items, buffers) in batches {
-            self.send(tier, items, buffers);
+            self.send(tier.clone(), items, buffers);
+            tier.end_handing();
         }
         self.report(landed.into_iter().map(|index| (job.clone(), index, Ok(0))));
         self.report(failed.into_iter().map(|(index, why)| (job.clone(), index, Err(why))));

@@ -95,16 +95,13 @@ impl Prefetcher {
 
     /// Which objects are on their way from a backend into L1, or will be: found there by a job and still to be loaded.
     pub fn loading(&self, objects: &[ObjectKey]) -> Vec<bool> {
-        let asked: HashSet<&ObjectKey> = objects.iter().collect();
-        let mut to_load = HashSet::new();
-        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
-        for job in jobs {
+        let (mut asked, mut to_load) = (None, HashSet::new());
+        for job in self.all_jobs() {
             let progress = job.progress.lock();
-            let mut add = |index| to_load.extend(Some(job.object(index)).filter(|object| asked.contains(object)));
-            match progress.phase {
-                Phase::Lookup => (0..progress.pinned.len()).filter(|&i| progress.pinned[i]).for_each(add),
-                Phase::Load => progress.to_load[progress.cursor..].iter().for_each(|&index| add(index as usize)),
-                Phase::Done => {}
+            for index in progress.to_ask() {
+                // Made only if there is one: mostly nothing is loaded.
+                let asked = asked.get_or_insert_with(|| objects.iter().collect::<HashSet<_>>());
+                to_load.extend(Some(job.object(index)).filter(|object| asked.contains(object)));
             }
         }
         // Asked last: what a job had still to load may be on its way by now.
@@ -117,19 +114,20 @@ impl Prefetcher {
 
     /// Whether a job found objects in a backend that it has not asked it for yet.
     pub fn plans_on(&self, tier: &Tier) -> bool {
-        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
-        jobs.iter().any(|job| {
+        let plans = self.all_jobs().iter().any(|job| {
             let progress = job.progress.lock();
-            let there = |index: usize| usize::from(progress.found[index]) == tier.place;
-            progress.tiers.iter().any(|its| its.number == tier.number)
-                && match progress.phase {
-                    Phase::Lookup => {
-                        progress.asking > 0 && (0..progress.pinned.len()).any(|i| progress.pinned[i] && there(i))
-                    }
-                    Phase::Load => progress.to_load[progress.cursor..].iter().any(|&index| there(index as usize)),
-                    Phase::Done => false,
-                }
-        })
+            // One that only asks again for what is missing may do so for long.
+            (progress.phase != Phase::Lookup || progress.asking > 0)
+                && progress.tiers.iter().any(|its| its.number == tier.number)
+                && progress.to_ask().any(|index| usize::from(progress.found[index]) == tier.place)
+        });
+        // Looked at last: what was no plan any more may be between its job and the backend.
+        plans || tier.is_handed()
+    }
+
+    /// Every job, whatever its phase.
+    pub(super) fn all_jobs(&self) -> Vec<Arc<Job>> {
+        self.jobs.lock().by_id.values().cloned().collect()
     }
 
     /// The space of a job.

@@ -1,7 +1,7 @@
 //! The backends of a cache, in order, and whether each may be asked now.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ pub struct Tier {
     /// Requests that passed their deadline unanswered. While there are any, the backend is fenced.
     late: AtomicU64,
     removed: AtomicBool,
+    /// Batches of loads that were chosen for it and are not handed to it yet.
+    handing: AtomicUsize,
 }
 
 impl Tier {
@@ -54,6 +56,21 @@ impl Tier {
             (Health::Good, 0) => None,
             (Health::Good, late) => Some(format!("fenced: {late} requests passed their deadline unanswered")),
         }
+    }
+
+    /// A batch of loads is chosen for it, under the lock of the job that they are of.
+    pub fn begin_handing(&self) {
+        self.handing.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// It has the batch.
+    pub fn end_handing(&self) {
+        self.handing.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether loads are chosen for it that it has not been asked for.
+    pub fn is_handed(&self) -> bool {
+        self.handing.load(Ordering::Acquire) > 0
     }
 
     /// Refuses new requests, and closes the backend.
@@ -130,7 +147,14 @@ impl Tiers {
             };
             events.record_backend(kind, place, number, key, size);
         }));
-        let tier = Tier { number, place, backend, late: AtomicU64::new(0), removed: AtomicBool::new(false) };
+        let tier = Tier {
+            number,
+            place,
+            backend,
+            late: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
+            handing: AtomicUsize::new(0),
+        };
         let mut longer: Vec<Arc<Tier>> = list.iter().cloned().collect();
         longer.push(Arc::new(tier));
         *list = Arc::new(longer);

@@ -52,7 +52,7 @@ impl Prefetcher {
 
     /// Cancels the jobs of a space, or all.
     pub fn cancel_space(&self, space: Option<u32>) {
-        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
+        let jobs = self.all_jobs();
         for job in jobs.iter().filter(|job| space.is_none_or(|space| space == job.space.index)) {
             self.cancel_job(job, "cancelled because its space was cleared");
         }
@@ -192,8 +192,7 @@ impl Prefetcher {
     /// Refuses new jobs and completes all that are not done.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        let jobs: Vec<Arc<Job>> = self.jobs.lock().by_id.values().cloned().collect();
-        for job in &jobs {
+        for job in &self.all_jobs() {
             self.cancel_job(job, "cancelled because the cache closes");
         }
         self.wake();
