@@ -32,6 +32,7 @@ pub mod in_use;
 pub mod key;
 pub mod metrics;
 pub mod policy;
+pub(crate) mod print;
 pub mod stats;
 mod table;
 pub mod types;

@@ -11,12 +11,13 @@ impl L1 {
     pub fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         self.with(|state| {
             let space = state.space_index(space)?;
+            let pool = state.spaces[space as usize].pool;
             let mut outcome = Outcome::new(statuses);
             for (i, key) in keys.iter().enumerate().rev() {
                 outcome.set(
                     i,
                     state.find(space, key).map_or(KVKEEP_ERR_NOT_FOUND, |id| {
-                        state.touch_slot(id);
+                        state.touch_slot(pool, id);
                         KVKEEP_OK
                     }),
                 );
@@ -59,12 +60,12 @@ impl L1 {
 
     /// Evicts keys that are not in use, whatever their policy would choose, be they written or not.
     pub fn evict(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes, _| {
+        self.with_prints(keys, |state, prints, _| {
             let space = state.space_index(space)?;
             let mut outcome = Outcome::new(statuses);
-            for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
-                state.look_ahead(hashes, i);
-                let status = match state.find_hashed(hash, space, key) {
+            for (i, &print) in prints.iter().enumerate() {
+                state.look_ahead(prints, i);
+                let status = match state.find_printed(print.within(space)) {
                     None => KVKEEP_ERR_NOT_FOUND,
                     Some(id) if state.slots[id].locked() => KVKEEP_ERR_LOCKED,
                     Some(id) => {
@@ -102,7 +103,7 @@ impl L1 {
             let ready: Vec<u32> = state
                 .slots
                 .live()
-                .filter(|(_, slot)| slot.is_findable() && space.is_none_or(|space| space == slot.space()))
+                .filter(|(id, slot)| slot.is_findable() && space.is_none_or(|space| space == state.slots.space(*id)))
                 .map(|(id, _)| id)
                 .collect();
             let mut gone = 0;
@@ -119,9 +120,8 @@ impl L1 {
 }
 
 impl State {
-    /// Tells its policy that an object was used.
-    pub(super) fn touch_slot(&mut self, id: u32) {
-        let pool = self.spaces[self.slots[id].space() as usize].pool;
+    /// Tells the policy of its pool that an object was used.
+    pub(super) fn touch_slot(&mut self, pool: usize, id: u32) {
         let (policy, metas) = self.policy(pool);
         policy.touch(id, &|id| metas.of(id));
     }

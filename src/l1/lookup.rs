@@ -2,23 +2,29 @@
 
 use std::cell::Cell;
 
+use zerocopy::IntoBytes as _;
+
 use super::slot::NONE;
 use super::{L1, State};
 use crate::arena::prefetch_to_change;
-use crate::hash::KeyHasher;
 use crate::key::Key;
+use crate::print::{Print, Printer};
 
 /// Keys looked up together: as many as the core can have cache misses for, and a few more.
 const GROUP: usize = 32;
+/// Most keys that a thread remembers between two calls.
+const KEPT: usize = 1 << 16;
 /// How many keys ahead the table is asked for what is written.
 const AHEAD: usize = 12;
 
 /// What a thread looked up last. Whoever reads a batch mostly returns it next, and finds its slots here.
 #[derive(Default)]
 struct Last {
-    names: Vec<u64>,
-    hashes: Vec<u64>,
+    keys: Vec<Key>,
+    prints: Vec<Print>,
     found: Vec<u32>,
+    /// Whether `found` has the slots of `keys`, and not what a caller made of them.
+    fits: bool,
     fresh: Vec<u32>,
 }
 
@@ -27,10 +33,17 @@ thread_local! {
 }
 
 impl Last {
+    /// Makes the prints of `keys`, unless they are there, and says whether they were.
     #[inline]
-    fn hash(&mut self, keys: &[Key], hasher: &KeyHasher) {
-        self.hashes.clear();
-        self.hashes.extend(keys.iter().map(|key| hasher.hash(key)));
+    fn print(&mut self, keys: &[Key], printer: &Printer) -> bool {
+        let again = self.keys.as_bytes() == keys.as_bytes();
+        if !again {
+            self.keys.clear();
+            self.keys.extend_from_slice(keys);
+            self.prints.clear();
+            self.prints.extend(keys.iter().map(|key| printer.print(key)));
+        }
+        again
     }
 }
 
@@ -39,50 +52,48 @@ fn with_last<R>(body: impl FnOnce(&mut Last) -> R) -> R {
     // A thread that is ending keeps nothing.
     let mut last = LAST.try_with(Cell::take).unwrap_or_default().unwrap_or_default();
     let result = body(&mut last);
+    if last.keys.capacity() > KEPT {
+        last = Box::default();
+    }
     let _ = LAST.try_with(|place| place.set(Some(last)));
     result
 }
 
 /// Keys and their slots.
 pub(super) struct Lookup<'a> {
-    keys: &'a [Key],
     last: &'a mut Last,
     /// Whether these keys were the last ones looked up, so that `found` may hold their slots already.
     again: bool,
 }
 
-/// Tells keys apart well enough to try.
-#[inline]
-fn name(key: &Key) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = key.hash;
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h]) ^ u64::from(key.rank) << 32 ^ u64::from(key.group)
-}
-
 impl L1 {
-    /// Runs `body` with what finds the slots of `keys`. Their hashes are made here, before a lock is taken. `again`: they are likely to
-    /// be the last ones that this thread looked up.
+    /// Runs `body` with what finds the slots of `keys`. Their prints are made here, before a lock is taken. Whoever `returns` shares
+    /// is likely to have looked them up last.
     #[inline]
-    pub(super) fn looking_up<R>(&self, keys: &[Key], again: bool, body: impl FnOnce(Lookup) -> R) -> R {
+    pub(super) fn looking_up<R>(&self, keys: &[Key], returns: bool, body: impl FnOnce(Lookup) -> R) -> R {
         with_last(|last| {
-            let again = again && last.names.iter().copied().eq(keys.iter().map(name));
+            let again = last.print(keys, &self.printer) && returns && last.fits;
             if !again {
-                last.names.clear();
-                last.names.extend(keys.iter().map(name));
-                last.hash(keys, &self.hasher);
                 last.found.clear();
                 last.found.resize(keys.len(), NONE);
             }
-            body(Lookup { keys, last, again })
+            // Who returns shares sorts out the slots.
+            last.fits = !returns;
+            body(Lookup { last, again })
         })
     }
 
-    /// As [`with`](L1::with), with the hashes of `keys`, and an empty list for those that a session uses for the first time.
-    pub(super) fn with_hashes<R>(&self, keys: &[Key], body: impl FnOnce(&mut State, &[u64], &mut Vec<u32>) -> R) -> R {
+    /// As [`with`](L1::with), with the prints of `keys`, and an empty list for those that a session uses for the first time.
+    pub(super) fn with_prints<R>(
+        &self,
+        keys: &[Key],
+        body: impl FnOnce(&mut State, &[Print], &mut Vec<u32>) -> R,
+    ) -> R {
         with_last(|last| {
-            last.names.clear();
+            last.print(keys, &self.printer);
+            last.fits = false;
             last.fresh.clear();
-            last.hash(keys, &self.hasher);
-            self.with(|state| body(state, &last.hashes, &mut last.fresh))
+            self.with(|state| body(state, &last.prints, &mut last.fresh))
         })
     }
 }
@@ -102,31 +113,30 @@ impl Lookup<'_> {
     }
 
     fn find_again(&mut self, state: &State, space: u32) {
-        // What the caller makes of the slots is not what the next one looks for.
-        self.last.names.clear();
-        for (id, key) in self.last.found.iter_mut().zip(self.keys) {
-            *id = state.find_again(*id, space, key);
+        for (id, print) in self.last.found.iter_mut().zip(&self.last.prints) {
+            *id = state.find_again(*id, print.within(space));
         }
     }
 
     /// A group of keys at a time, so that what they need of the memory is fetched at the same time.
     fn find_anew(&mut self, state: &State, space: u32) {
-        let Last { hashes, found, .. } = &mut *self.last;
-        if let ([key], [hash], [id]) = (self.keys, &hashes[..], &mut found[..]) {
-            *id = state.find_hashed(*hash, space, key).unwrap_or(NONE);
+        let Last { prints, found, .. } = &mut *self.last;
+        if let ([print], [id]) = (&prints[..], &mut found[..]) {
+            *id = state.find_printed(print.within(space)).unwrap_or(NONE);
             return;
         }
-        for ((found, hashes), keys) in found.chunks_mut(GROUP).zip(hashes.chunks(GROUP)).zip(self.keys.chunks(GROUP)) {
-            hashes.iter().for_each(|&hash| state.table.prefetch(hash));
-            for (id, &hash) in found.iter_mut().zip(hashes) {
-                *id = state.table.candidate(hash).unwrap_or(NONE);
+        for (found, prints) in found.chunks_mut(GROUP).zip(prints.chunks(GROUP)) {
+            prints.iter().for_each(|print| state.table.prefetch(print.hash));
+            for (id, print) in found.iter_mut().zip(prints) {
+                *id = state.table.candidate(print.hash).unwrap_or(NONE);
                 if let Some(slot) = state.slots.get(*id) {
                     prefetch_to_change(slot);
                 }
             }
-            for ((id, &hash), key) in found.iter_mut().zip(hashes).zip(keys) {
-                if *id != NONE && !state.slots[*id].names(space, key) {
-                    *id = state.find_hashed(hash, space, key).unwrap_or(NONE);
+            for (id, print) in found.iter_mut().zip(prints) {
+                let print = print.within(space);
+                if *id != NONE && !state.slots[*id].is_of(print) {
+                    *id = state.find_printed(print).unwrap_or(NONE);
                 }
             }
         }
@@ -134,31 +144,36 @@ impl Lookup<'_> {
 }
 
 impl State {
-    /// Has what the table says of a hash fetched, as keys are gone through whose hashes these are: of one some way ahead of number `at`.
+    /// Has what the table says of a key fetched, as keys are gone through whose prints these are: of one some way ahead of number `at`.
     #[inline]
-    pub(super) fn look_ahead(&self, hashes: &[u64], at: usize) {
-        if let Some(&hash) = hashes.get(at + AHEAD) {
-            self.table.prefetch(hash);
+    pub(super) fn look_ahead(&self, prints: &[Print], at: usize) {
+        if let Some(print) = prints.get(at + AHEAD) {
+            self.table.prefetch(print.hash);
         }
     }
 
     /// The slot of a key.
     pub(super) fn find(&self, space: u32, key: &Key) -> Option<u32> {
-        self.find_hashed(self.hasher.hash(key), space, key)
+        self.find_printed(self.printer.print(key).within(space))
     }
 
-    /// The slot of a key, or `NONE`: mostly it is `last`, where it was found before.
+    /// The print of the key in a slot.
+    pub(super) fn printed(&self, id: u32) -> Print {
+        self.printer.print(self.slots.key(id)).within(self.slots.space(id))
+    }
+
+    /// The slot of the key with a print, or `NONE`: mostly it is `last`, where it was found before.
     #[inline]
-    pub(super) fn find_again(&self, last: u32, space: u32, key: &Key) -> u32 {
+    pub(super) fn find_again(&self, last: u32, print: Print) -> u32 {
         match self.slots.get(last) {
-            Some(slot) if slot.names(space, key) && slot.is_findable() => last,
-            _ => self.find(space, key).unwrap_or(NONE),
+            Some(slot) if slot.is_of(print) && slot.is_findable() => last,
+            _ => self.find_printed(print).unwrap_or(NONE),
         }
     }
 
-    /// As [`find`](State::find), with the key's hash.
+    /// The slot of the key with a print.
     #[inline]
-    pub(super) fn find_hashed(&self, hash: u64, space: u32, key: &Key) -> Option<u32> {
-        self.table.find(hash, |id| self.slots[id].names(space, key))
+    pub(super) fn find_printed(&self, print: Print) -> Option<u32> {
+        self.table.find(print.hash, |id| self.slots[id].is_of(print))
     }
 }

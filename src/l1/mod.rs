@@ -6,6 +6,7 @@
 pub mod alloc;
 mod beside;
 mod copying;
+mod detail;
 mod holds;
 mod keep;
 mod lookup;
@@ -37,9 +38,9 @@ use crate::arena::Arena;
 use crate::config::StoreMode;
 use crate::error::{Error, KVKEEP_OK, Result, Status};
 use crate::events::{Event, EventKind, Events};
-use crate::hash::KeyHasher;
 use crate::key::SpaceTag;
 use crate::policy::{Policy, Removal};
+use crate::print::Printer;
 use crate::table::Table;
 use alloc::Alloc;
 use beside::Crowd;
@@ -142,7 +143,7 @@ struct Pool {
 
 pub(crate) struct State {
     arena: Arc<Arena>,
-    hasher: KeyHasher,
+    printer: Printer,
     table: Table,
     slots: Slots,
     holds: Holds,
@@ -183,7 +184,7 @@ pub(crate) struct State {
 /// The tier. Every method may be called from any thread; none blocks.
 pub struct L1 {
     state: RwLock<State>,
-    hasher: KeyHasher,
+    printer: Printer,
     arena: Arc<Arena>,
     events: Arc<Events>,
     began_ms: u64,
@@ -243,11 +244,11 @@ impl L1 {
         let pool = new_pool(&config.policy)?;
         let alloc = Alloc::new(arena.bytes() as u64);
         let sessions = Sessions::new(config.sessions_max, config.boot);
-        let hasher = KeyHasher::new();
+        let printer = Printer::of_process();
         let events = Arc::<Events>::default();
         let state = State {
             arena: arena.clone(),
-            hasher: hasher.clone(),
+            printer: printer.clone(),
             table: Table::new(),
             slots: Slots::new(),
             holds: Holds::default(),
@@ -278,7 +279,7 @@ impl L1 {
         };
         Ok(Arc::new_cyclic(|me| L1 {
             state: RwLock::new(state),
-            hasher,
+            printer,
             arena,
             events,
             began_ms: coarse_ms(),
@@ -429,7 +430,7 @@ impl State {
     fn record(&self, kind: EventKind, id: u32) {
         self.events.record_l1(kind, || {
             let slot = &self.slots[id];
-            (self.spaces[slot.space() as usize].tag, slot.key, slot.size())
+            (self.spaces[self.slots.space(id) as usize].tag, *self.slots.key(id), slot.size())
         });
     }
 

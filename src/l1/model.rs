@@ -372,11 +372,11 @@ impl World {
                 }
             };
             let pool = (status == KVKEEP_ERR_QUOTA as i32).then_some(state.spaces[space].pool);
-            let evictable = |slot: &&Slot| {
-                let of_pool = pool.is_none_or(|pool| state.spaces[slot.space() as usize].pool == pool);
+            let evictable = |(id, slot): (u32, &Slot)| {
+                let of_pool = pool.is_none_or(|pool| state.spaces[state.slots.space(id) as usize].pool == pool);
                 slot.is_findable() && !slot.locked() && of_pool
             };
-            fits && policy != "none" && state.slots.live().map(|(_, slot)| slot).any(|slot| evictable(&slot))
+            fits && policy != "none" && state.slots.live().any(evictable)
         });
         assert!(!left, "refused {size} bytes though something could be evicted");
     }

@@ -91,16 +91,17 @@ impl L1 {
     /// that nobody waits for it, and then in the table, where it may have come meanwhile.
     pub fn explain_key(&self, space: u64, key: &Key) -> Result<Vec<ObjectReport>> {
         let (space, slots) = self.with(|state| Ok((state.space_index(space)?, state.slots.count())))?;
+        let print = self.printer.print(key).within(space);
         let mut by_slot = BTreeMap::new();
         for first in (0..slots).step_by(SLICE) {
             self.with(|state| {
                 let slice = state.slots.live_among(first..first + SLICE as u32);
-                let its = slice.filter(|(_, slot)| slot.names(space, key));
+                let its = slice.filter(|(_, slot)| slot.is_of(print));
                 by_slot.extend(its.map(|(id, _)| (id, state.object_report(id))));
             });
         }
         self.with(|state| {
-            by_slot.extend(state.find(space, key).map(|id| (id, state.object_report(id))));
+            by_slot.extend(state.find_printed(print).map(|id| (id, state.object_report(id))));
         });
         let mut reports: Vec<ObjectReport> = by_slot.into_values().collect();
         reports.sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));
@@ -159,7 +160,7 @@ impl State {
             because.push(format!("{transfers} transfer(s) run on its bytes"));
         }
         ObjectReport {
-            key: slot.key.to_string(),
+            key: self.slots.key(id).to_string(),
             state: match (slot.is(HIDDEN), staging) {
                 (true, _) => "hidden",
                 (_, true) => "staging",
@@ -187,10 +188,12 @@ impl State {
         let mut seen = HashSet::new();
         let mut held: Vec<(String, u32)> = Vec::new();
         for &name in &session.used {
-            let Some(slot) = self.slots.find(name) else { continue };
+            if self.slots.find(name).is_none() {
+                continue;
+            }
             let shares = self.shares_of(index, name.slot);
             if shares > 0 && seen.insert(name) {
-                held.push((slot.key.to_string(), shares));
+                held.push((self.slots.key(name.slot).to_string(), shares));
             }
         }
         SessionReport {
@@ -202,7 +205,7 @@ impl State {
             expires_in_ms: session.deadline_ms as i64 - self.now_ms as i64,
             shares: session.shares,
             held,
-            staged: session.staged.iter().map(|&id| self.slots[id].key.to_string()).collect(),
+            staged: session.staged.iter().map(|&id| self.slots.key(id).to_string()).collect(),
             jobs: session.jobs,
         }
     }

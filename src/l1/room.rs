@@ -113,7 +113,7 @@ impl State {
                 return Some(id);
             }
             detail.chances -= 1;
-            self.touch_slot(id);
+            self.touch_slot(pool, id);
         }
     }
 
@@ -129,7 +129,7 @@ impl State {
             if !slot.is(PARKED) {
                 continue;
             }
-            if slot.locked() || self.spaces[slot.space() as usize].pool != pool {
+            if slot.locked() || self.spaces[self.slots.space(name.slot) as usize].pool != pool {
                 self.parked.push_back(name);
                 continue;
             }
@@ -236,7 +236,8 @@ impl State {
     fn revoke_oldest(&mut self, space: Option<u32>) -> bool {
         let first = self.expired(space).map(|(index, session)| (session.deadline_ms, index)).min();
         let Some((_, index)) = first else { return false };
-        let used = self.sessions.at_mut(index).used.clone();
+        let Session { used, space, .. } = self.sessions.at_mut(index);
+        let (used, pool) = (used.clone(), self.spaces[*space as usize].pool);
         for name in used.into_iter().rev() {
             if self.slots.find(name).is_none() {
                 continue;
@@ -245,9 +246,9 @@ impl State {
             if count == 0 {
                 continue;
             }
-            let key = self.slots[name.slot].key;
+            let key = *self.slots.key(name.slot);
             if self.give_back(index, name.slot, count) {
-                self.unread(name.slot);
+                self.unread(pool, name.slot);
             }
             *self.sessions.at_mut(index).revoked.entry(key).or_insert(0) += count;
             self.counts.shares_revoked += u64::from(count);

@@ -78,7 +78,7 @@ impl Session {
     /// nothing else the accesses overlap.
     pub fn note_all(&mut self, slots: &Slots, ids: &[u32]) {
         for &id in ids {
-            self.next_depth = self.next_depth.max(slots.detail(id).depth + 1);
+            self.next_depth = self.next_depth.max(slots.mention(id).depth + 1);
             self.note(slots.name(id));
         }
     }

@@ -142,10 +142,11 @@ impl L1 {
         self.with(|state| {
             let Ok(index) = state.sessions.index(session) else { return };
             let space = state.sessions.at_mut(index).space;
+            let pool = state.spaces[space as usize].pool;
             for key in keys {
                 let mut id = state.find(space, &key).unwrap_or(NONE);
                 state.finish_one(index, &key, &mut id, count);
-                state.unread(id);
+                state.unread(pool, id);
             }
         });
     }
@@ -240,9 +241,9 @@ impl State {
             if slots.find(*name).is_none() {
                 return false;
             }
-            let detail = slots.detail_mut(name.slot);
-            let first = detail.seen != pass;
-            detail.seen = pass;
+            let mention = slots.mention_mut(name.slot);
+            let first = mention.seen != pass;
+            mention.seen = pass;
             twice += usize::from(!first);
             first
         });
@@ -398,9 +399,8 @@ impl State {
     }
 
     /// An object whose last share was returned, if not `NONE`, does not count as read and keeps its place.
-    pub(super) fn unread(&mut self, id: u32) {
+    pub(super) fn unread(&mut self, pool: usize, id: u32) {
         if id != NONE {
-            let pool = self.spaces[self.slots[id].space() as usize].pool;
             self.policy(pool).0.release(id);
         }
     }
@@ -420,9 +420,10 @@ impl State {
         }
         let session = self.sessions.at_mut(index);
         let mut used = std::mem::take(&mut session.used);
+        let pool = self.spaces[session.space as usize].pool;
         if touch && session.landed {
             // Loads land in any order; the prompt's own is that in which its objects are to die.
-            used.sort_by_key(|&name| self.slots.find(name).map_or(u32::MAX, |_| self.slots.detail(name.slot).depth));
+            used.sort_by_key(|&name| self.slots.find(name).map_or(u32::MAX, |_| self.slots.mention(name.slot).depth));
         }
         for &name in used.iter().rev() {
             if self.slots.find(name).is_none() {
@@ -434,12 +435,12 @@ impl State {
                 if touch {
                     self.count_read(id);
                 } else {
-                    self.unread(id);
+                    self.unread(pool, id);
                 }
             }
             let Some(slot) = self.slots.find(name) else { continue };
             if touch && slot.is_findable() && self.slots.shares(id) == 0 {
-                self.touch_slot(id);
+                self.touch_slot(pool, id);
             }
             let slot = &self.slots[id];
             if slot.holder() == (index, 0) {

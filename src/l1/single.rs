@@ -10,10 +10,10 @@ impl L1 {
     /// Takes `count` shares of a key, if it is ready.
     #[inline]
     pub(super) fn reserve_single(&self, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<View> {
-        let hash = self.hasher.hash(key);
+        let print = self.printer.print(key);
         self.with_at(now_ms, |state| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
-            let Some(id) = state.find_hashed(hash, space, key) else {
+            let Some(id) = state.find_printed(print.within(space)) else {
                 state.tally.read(0, 1);
                 return Ok(View::none(KVKEEP_ERR_NOT_FOUND));
             };
@@ -33,9 +33,10 @@ impl L1 {
     /// Returns `count` shares of a key.
     #[inline]
     pub(super) fn finish_single(&self, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<Status> {
+        let print = self.printer.print(key);
         self.with_at(now_ms, |state| {
             let (index, &mut Session { space, last, .. }) = state.sessions.use_now(session, state.now_ms)?;
-            let mut id = state.find_again(last, space, key);
+            let mut id = state.find_again(last, print.within(space));
             let status = state.finish_one(index, key, &mut id, count);
             state.read_all(space, &mut [id]);
             Ok(status)

@@ -4,10 +4,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::alloc::Block;
+use super::detail::{Detail, Mention};
 use crate::chunked::Chunked;
 use crate::hash::KeyHasher;
 use crate::key::Key;
 use crate::policy::Meta;
+use crate::print::Print;
 
 /// No slot.
 pub const NONE: u32 = u32::MAX;
@@ -59,13 +61,13 @@ const HELD: u64 = (SHARES_MAX as u64) << HELD_SHIFT;
 /// What of `word` keeps an object's memory from being evicted.
 const LOCKS: u64 = HELD | (LISTED | BUSY | STAGING) as u64;
 
-/// What a reading looks at, on one cache line: of a hundred thousand objects, that is what fits in a core's share of the caches.
-/// What is atomic may change in calls that run side by side (`beside.rs`), all else in one that is alone.
-#[repr(C, align(64))]
+/// What a reading looks at, on half a cache line: of a hundred thousand objects, that is what stays in a core's share of the caches,
+/// where the keys themselves would not. What is atomic may change in calls that run side by side (`beside.rs`), all else in one that is
+/// alone.
+#[repr(C, align(32))]
 #[derive(Debug)]
 pub struct Slot {
-    /// Its key.
-    pub key: Key,
+    print_low: u64,
     /// From the top: its holder, the holder's shares, the upper bits of its size, flags. Calls side by side change the first two.
     word: AtomicU64,
     /// Where its bytes begin in the arena, in the allocator's units.
@@ -73,11 +75,11 @@ pub struct Slot {
     size_low: u32,
     /// When the first of its present shares was taken, in milliseconds of the cache's clock, wrapping.
     pub since_ms: AtomicU32,
-    space: u16,
     uses: AtomicU16,
+    print_high: u16,
 }
 
-const _: () = assert!(size_of::<Slot>() == 64);
+const _: () = assert!(size_of::<Slot>() == 32);
 
 /// What a slot said of its holder, its flags and the upper bits of its size at one moment.
 #[derive(Clone, Copy)]
@@ -125,70 +127,23 @@ impl Word {
     }
 }
 
-/// What else is known of an object.
-#[derive(Debug)]
-pub struct Detail {
-    /// The allocator's name for its bytes.
-    pub node: u32,
-    /// Place of the object in its prompt, as far as its writer's session tells.
-    pub depth: u32,
-    /// Until when its retention lasts, in units of [`RETAIN_MS`] of the cache's clock.
-    pub retain_until: u32,
-    /// The last pass over a session's objects that met it.
-    pub seen: u32,
-    /// Retention priority.
-    pub priority: u8,
-    /// Turns as a victim that its retention still spares it.
-    pub chances: u8,
-    /// Raised when the slot is freed, so that an old reference names nothing.
-    generation: u32,
-    /// Transfers that run on its bytes.
-    io: u32,
-    /// Shares of sessions other than its holder: first of a list in [`Holds`](super::holds::Holds) …
-    pub more: u32,
-    /// … and how many they are.
-    pub rest: u32,
-}
-
-impl Detail {
-    fn empty(node: u32, generation: u32) -> Detail {
-        Detail {
-            node,
-            depth: 0,
-            retain_until: 0,
-            seen: 0,
-            priority: 0,
-            chances: 0,
-            generation,
-            io: 0,
-            more: NONE,
-            rest: 0,
-        }
-    }
-
-    /// Whether its retention lasts at `now_ms`.
-    pub fn retained(&self, now_ms: u64) -> bool {
-        u64::from(self.retain_until) * RETAIN_MS > now_ms
-    }
-}
-
 impl Slot {
-    fn new(key: Key, space: u32, size: u64, start: u32, flags: Flags) -> Slot {
-        debug_assert!(space <= u32::from(u16::MAX) && size <= SIZE_MAX);
+    fn new(print: Print, size: u64, start: u32, flags: Flags) -> Slot {
+        debug_assert!(size <= SIZE_MAX);
         let word = u64::from(NOBODY) << SESSION_SHIFT | size >> 32 << SIZE_HIGH_SHIFT | u64::from(flags);
         Slot {
-            key,
+            print_low: print.low,
             word: AtomicU64::new(word),
             start,
             size_low: size as u32,
             since_ms: AtomicU32::new(0),
-            space: space as u16,
             uses: AtomicU16::new(0),
+            print_high: print.high,
         }
     }
 
     fn free() -> Slot {
-        Slot::new(Key { hash: [0; 32], rank: 0, group: 0 }, 0, 0, 0, 0)
+        Slot::new(Print::default(), 0, 0, 0)
     }
 
     /// What it says now. Worth asking once where several things are asked of it.
@@ -197,10 +152,10 @@ impl Slot {
         Word(self.word.load(Ordering::Acquire))
     }
 
-    /// Index of its space.
+    /// Whether it is the object whose key has this print within its space.
     #[inline]
-    pub fn space(&self) -> u32 {
-        u32::from(self.space)
+    pub fn is_of(&self, print: Print) -> bool {
+        self.print_low == print.low && self.print_high == print.high
     }
 
     /// How many bytes it has.
@@ -247,12 +202,6 @@ impl Slot {
     pub fn count_use(&self) {
         let uses = self.uses.load(Ordering::Relaxed);
         self.uses.store(uses.saturating_add(1), Ordering::Relaxed);
-    }
-
-    /// Whether it is the object of this name.
-    #[inline]
-    pub fn names(&self, space: u32, key: &Key) -> bool {
-        self.key == *key && self.space() == space
     }
 
     /// As [`Word::is`].
@@ -317,7 +266,8 @@ impl Ref {
 
 /// All slots.
 pub struct Slots {
-    slots: Chunked<Slot>,
+    slots: Chunked<Slot, 2048>,
+    mentions: Chunked<Mention, 4096>,
     details: Chunked<Detail>,
     made: u32,
     spare: Vec<u32>,
@@ -332,26 +282,29 @@ impl Default for Slots {
 impl Slots {
     /// None yet.
     pub fn new() -> Slots {
-        Slots { slots: Chunked::new(), details: Chunked::new(), made: 0, spare: Vec::new() }
+        Slots { slots: Chunked::new(), mentions: Chunked::new(), details: Chunked::new(), made: 0, spare: Vec::new() }
     }
 
-    /// A slot for an object that is being staged in `block`.
-    pub fn take(&mut self, key: Key, space: u32, size: u64, block: Block, flags: Flags) -> u32 {
+    /// A slot for an object that is being staged in `block`, whose key and space have this print.
+    pub fn take(&mut self, key: Key, space: u32, print: Print, size: u64, block: Block, flags: Flags) -> u32 {
         let id = self.spare.pop().unwrap_or_else(|| {
             self.slots.reach(self.made, Slot::free);
-            self.details.reach(self.made, || Detail::empty(0, 0));
+            self.mentions.reach(self.made, Mention::default);
+            self.details.reach(self.made, Detail::free);
             self.made += 1;
             self.made - 1
         });
-        self.slots[id] = Slot::new(key, space, size, block.start, flags | STAGING);
-        self.details[id] = Detail::empty(block.node, self.details[id].generation);
+        self.slots[id] = Slot::new(print, size, block.start, flags | STAGING);
+        let Mention { generation, .. } = self.mentions[id];
+        self.mentions[id] = Mention { generation, ..Mention::default() };
+        self.details[id] = Detail::new(key, space, block.node);
         id
     }
 
     /// Gives a slot back; references to it name nothing from now on.
     pub fn give(&mut self, id: u32) {
-        let detail = &mut self.details[id];
-        detail.generation = detail.generation.wrapping_add(1);
+        let mention = &mut self.mentions[id];
+        mention.generation = mention.generation.wrapping_add(1);
         self.slots[id].clear(STAGING | READY);
         self.spare.push(id);
     }
@@ -365,13 +318,37 @@ impl Slots {
     /// The reference that names the object now in slot `id`.
     #[inline]
     pub fn name(&self, id: u32) -> Ref {
-        Ref { slot: id, generation: self.details[id].generation }
+        Ref { slot: id, generation: self.mentions[id].generation }
     }
 
     /// The slot of `name`, if its object still lives.
     pub fn find(&self, name: Ref) -> Option<&Slot> {
         let slot = self.slots.get(name.slot)?;
-        (slot.has(STAGING | READY) && self.details[name.slot].generation == name.generation).then_some(slot)
+        (slot.has(STAGING | READY) && self.mentions[name.slot].generation == name.generation).then_some(slot)
+    }
+
+    /// The key of the object in a slot.
+    #[inline]
+    pub fn key(&self, id: u32) -> &Key {
+        &self.details[id].key
+    }
+
+    /// Index of the space of the object in a slot.
+    #[inline]
+    pub fn space(&self, id: u32) -> u32 {
+        self.details[id].space()
+    }
+
+    /// What a session looks at that notes the object in a slot.
+    #[inline]
+    pub fn mention(&self, id: u32) -> &Mention {
+        &self.mentions[id]
+    }
+
+    /// What a session looks at that notes the object in a slot.
+    #[inline]
+    pub fn mention_mut(&mut self, id: u32) -> &mut Mention {
+        &mut self.mentions[id]
     }
 
     /// What else is known of the object in a slot.
@@ -418,8 +395,8 @@ impl Slots {
     pub fn new_meta(&self, id: u32, now_ms: u64) -> Meta {
         // Which memories of a policy push each other out hangs on it, and one trace is to have one hit rate.
         const TAGS: KeyHasher = KeyHasher::fixed();
-        let slot = &self.slots[id];
-        Meta { tag: TAGS.hash_in(slot.space(), &slot.key), ..self.meta(id, now_ms) }
+        let detail = &self.details[id];
+        Meta { tag: TAGS.hash_in(detail.space(), &detail.key), ..self.meta(id, now_ms) }
     }
 
     /// What a policy may know of an object it has already: no tag.
@@ -428,7 +405,7 @@ impl Slots {
         Meta {
             tag: 0,
             size: slot.size(),
-            depth: detail.depth,
+            depth: self.mentions[id].depth,
             uses: slot.uses(),
             priority: if detail.retained(now_ms) { detail.priority } else { 0 },
         }
@@ -452,7 +429,10 @@ impl Slots {
 
     /// Memory held, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.slots.memory_bytes() + self.details.memory_bytes() + self.spare.capacity() * size_of::<u32>()
+        self.slots.memory_bytes()
+            + self.mentions.memory_bytes()
+            + self.details.memory_bytes()
+            + self.spare.capacity() * size_of::<u32>()
     }
 }
 

@@ -88,7 +88,7 @@ impl State {
         let members: Vec<u32> = self
             .slots
             .live()
-            .filter(|(_, slot)| slot.space() == index && slot.is_findable())
+            .filter(|(id, slot)| slot.is_findable() && self.slots.space(*id) == index)
             .map(|(id, _)| id)
             .collect();
         for id in members {

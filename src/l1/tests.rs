@@ -340,3 +340,35 @@ fn readers_side_by_side_leave_the_books_as_they_were() {
     commit(&l1, session(&l1, space), 100..200);
     assert_eq!(l1.gauges().0.evictions, 60);
 }
+
+/// A thread remembers what it looked up last, wherever that was.
+#[test]
+fn a_thread_takes_nothing_from_one_cache_or_space_to_the_next() {
+    let (one, two) = (l1(StoreMode::Never, 100), l1(StoreMode::Never, 100));
+    let keys: Vec<Key> = (0..5).map(key).collect();
+    let other = SpaceSpec {
+        model: "other".to_owned(),
+        layout: String::new(),
+        tenant: String::new(),
+        chunk_tokens: 16,
+        quota_bytes: 0,
+    };
+    let places: Vec<(&L1, u64)> = [&one, &two]
+        .into_iter()
+        .flat_map(|l1| [space(l1, 0), l1.open_space(&other).unwrap()].map(|space| (&**l1, session(l1, space))))
+        .collect();
+    let views = || vec![View::none(KVKEEP_OK); keys.len()];
+    for (at, &(l1, session)) in places.iter().enumerate() {
+        assert!(l1.reserve_write(session, &keys, &[4096; 5], false, &mut views()).unwrap());
+        for &(l1, session) in &places[at + 1..] {
+            assert!(!l1.reserve_read(session, &keys, 1, &mut views()).unwrap());
+            let mut statuses = [0; 5];
+            assert!(!l1.finish_read(session, &keys, 1, Some(&mut statuses)).unwrap());
+            assert!(!l1.finish_write(session, &keys, Some(&mut statuses)).unwrap());
+            assert_eq!(statuses, [KVKEEP_ERR_NOT_FOUND; 5]);
+        }
+        assert!(l1.finish_write(session, &keys, None).unwrap());
+        assert!(places[..=at].iter().all(|&(l1, session)| l1.reserve_read(session, &keys, 1, &mut views()).unwrap()));
+        assert!(places[..=at].iter().all(|&(l1, session)| l1.finish_read(session, &keys, 1, None).unwrap()));
+    }
+}

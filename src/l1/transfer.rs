@@ -66,12 +66,13 @@ impl L1 {
                     if let Some(status) = full {
                         return Err(status);
                     }
-                    let id = state.stage(space, key, size, temporary).inspect_err(|&status| {
+                    let print = state.printer.print(key).within(space);
+                    let id = state.stage(space, key, print, size, temporary).inspect_err(|&status| {
                         state.counts.refusals += 1;
                         full = Some(status);
                     })?;
                     state.slots[id].set(STORED);
-                    state.slots.detail_mut(id).depth = depth;
+                    state.slots.mention_mut(id).depth = depth;
                     state.slots.begin_transfer(id);
                     Ok((state.slots.name(id), state.place(id)))
                 })
@@ -98,8 +99,8 @@ impl L1 {
             if readers.iter().any(|reader| reader.keep) {
                 state.slots[name.slot].clear(TEMPORARY);
             }
-            let hash = state.hasher.hash(&state.slots[name.slot].key);
-            let id = state.commit(name.slot, hash);
+            let print = state.printed(name.slot);
+            let id = state.commit(name.slot, print);
             state.rank_new();
             let given = readers
                 .iter()
@@ -144,8 +145,9 @@ impl L1 {
                     continue;
                 }
                 left = left.saturating_sub(slot.size());
-                let space = &state.spaces[slot.space() as usize];
-                taken.push((name, state.place(name.slot), ObjectKey { space: space.tag, key: slot.key }, space.layout));
+                let space = &state.spaces[state.slots.space(name.slot) as usize];
+                let key = ObjectKey { space: space.tag, key: *state.slots.key(name.slot) };
+                taken.push((name, state.place(name.slot), key, space.layout));
                 state.raise_io(name.slot);
             }
             taken
@@ -184,7 +186,8 @@ impl L1 {
             if slot.is(HIDDEN) {
                 return;
             }
-            let (pool, locked) = (state.spaces[slot.space() as usize].pool, slot.locked());
+            let locked = slot.locked();
+            let pool = state.spaces[state.slots.space(name.slot) as usize].pool;
             if leaving && !locked && state.above(state.config.low_percent, 0) {
                 state.evict(name.slot);
             } else if parked {
@@ -235,7 +238,7 @@ impl State {
         if slot.is(HIDDEN) {
             return self.free_if_unused(id);
         }
-        let pool = self.spaces[slot.space() as usize].pool;
+        let pool = self.spaces[self.slots.space(id) as usize].pool;
         if !slot.is(PARKED) || slot.is(TEMPORARY) {
             self.policy(pool).0.release(id);
         }

@@ -1,5 +1,6 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
+use super::session::Session;
 use super::slot::{HIDDEN, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
@@ -10,6 +11,7 @@ use crate::error::{
 use crate::events::EventKind;
 use crate::key::Key;
 use crate::policy::Removal;
+use crate::print::Print;
 use crate::types::View;
 
 impl L1 {
@@ -22,18 +24,18 @@ impl L1 {
         temporary: bool,
         views: &mut [View],
     ) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes, _| {
+        self.with_prints(keys, |state, prints, _| {
             let (index, _) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
             let mut full: Option<Status> = None;
             let mut all = true;
             for (i, ((key, &size), view)) in keys.iter().zip(sizes).zip(views).enumerate() {
-                state.look_ahead(hashes, i);
+                state.look_ahead(prints, i);
                 let depth = state.sessions.at_mut(user).next_depth;
-                *view = match state.stage_for(index, key, hashes[i], size, temporary, full) {
+                *view = match state.stage_for(index, key, prints[i], size, temporary, full) {
                     Ok(id) => {
-                        state.slots.detail_mut(id).depth = depth;
+                        state.slots.mention_mut(id).depth = depth;
                         state.sessions.at_mut(user).next_depth += 1;
                         state.view(id)
                     }
@@ -52,19 +54,19 @@ impl L1 {
 
     /// Commits staged keys.
     pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes, fresh| {
-            let (index, _) = state.sessions.use_now(session, state.now_ms)?;
+        self.with_prints(keys, |state, prints, fresh| {
+            let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             let orphan = state.sessions.is_orphan(index);
             let mut outcome = Outcome::new(statuses);
-            for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
-                let status = match state.unstaged(index, key, hash) {
+            for (i, print) in prints.iter().map(|print| print.within(space)).enumerate() {
+                let status = match state.unstaged(index, print) {
                     Some(id) if orphan => {
                         state.unstage(id);
                         KVKEEP_ERR_CANCELLED
                     }
                     Some(id) => {
-                        state.commit_for(user, id, hash, fresh);
+                        state.commit_for(user, id, print, fresh);
                         KVKEEP_OK
                     }
                     None => KVKEEP_ERR_NOT_FOUND,
@@ -85,14 +87,14 @@ impl L1 {
         count: u32,
         views: &mut [View],
     ) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes, fresh| {
-            let (index, _) = state.sessions.use_now(session, state.now_ms)?;
+        self.with_prints(keys, |state, prints, fresh| {
+            let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             let (mut all, mut taken) = (true, Vec::new());
-            for ((key, &hash), view) in keys.iter().zip(hashes).zip(views) {
-                *view = match state.unstaged(index, key, hash) {
+            for (print, view) in prints.iter().map(|print| print.within(space)).zip(views) {
+                *view = match state.unstaged(index, print) {
                     Some(id) => {
-                        let id = state.commit_for(user, id, hash, fresh);
+                        let id = state.commit_for(user, id, print, fresh);
                         if state.take(index, id, count, if user == index { fresh } else { &mut taken }) {
                             state.view(id)
                         } else {
@@ -115,11 +117,11 @@ impl L1 {
 
     /// Gives staged keys back.
     pub fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_hashes(keys, |state, hashes, _| {
-            let (index, _) = state.sessions.use_now(session, state.now_ms)?;
+        self.with_prints(keys, |state, prints, _| {
+            let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let mut outcome = Outcome::new(statuses);
-            for (i, (key, &hash)) in keys.iter().zip(hashes).enumerate() {
-                let staged = state.unstaged(index, key, hash);
+            for (i, print) in prints.iter().map(|print| print.within(space)).enumerate() {
+                let staged = state.unstaged(index, print);
                 outcome.set(
                     i,
                     staged.map_or(KVKEEP_ERR_NOT_FOUND, |id| {
@@ -138,7 +140,7 @@ impl State {
         &mut self,
         session: u32,
         key: &Key,
-        hash: u64,
+        print: Print,
         size: u64,
         temporary: bool,
         full: Option<Status>,
@@ -148,26 +150,27 @@ impl State {
         if size == 0 {
             return Err(KVKEEP_ERR_INVALID);
         }
-        let staged = holder.staged.find(hash, |&id| self.slots[id].key == *key).is_some();
-        if staged || self.find_hashed(hash, space, key).is_some() {
+        let print = print.within(space);
+        let staged = holder.staged.find(print.hash, |&id| self.slots[id].is_of(print)).is_some();
+        if staged || self.find_printed(print).is_some() {
             return Err(KVKEEP_ERR_EXISTS);
         }
         if let Some(status) = full {
             return Err(status);
         }
-        let id = self.stage(space, key, size, temporary).inspect_err(|_| self.counts.refusals += 1)?;
+        let id = self.stage(space, key, print, size, temporary).inspect_err(|_| self.counts.refusals += 1)?;
         self.slots[id].set_holder(session, 0);
         let holder = self.sessions.at_mut(session);
-        let (slots, hasher) = (&self.slots, &self.hasher);
-        holder.staged.insert_unique(hash, id, |&id| hasher.hash(&slots[id].key));
+        let (slots, printer) = (&self.slots, &self.printer);
+        holder.staged.insert_unique(print.hash, id, |&id| printer.print(slots.key(id)).hash);
         Ok(id)
     }
 
     /// Takes a key off what a session stages.
-    fn unstaged(&mut self, session: u32, key: &Key, hash: u64) -> Option<u32> {
+    fn unstaged(&mut self, session: u32, print: Print) -> Option<u32> {
         let slots = &self.slots;
         let staged = &mut self.sessions.at_mut(session).staged;
-        Some(staged.find_entry(hash, |&id| slots[id].key == *key).ok()?.remove().0)
+        Some(staged.find_entry(print.hash, |&id| slots[id].is_of(print)).ok()?.remove().0)
     }
 
     /// A slot with memory, staged, held by nobody yet.
@@ -175,11 +178,12 @@ impl State {
         &mut self,
         space: u32,
         key: &Key,
+        print: Print,
         size: u64,
         temporary: bool,
     ) -> std::result::Result<u32, Status> {
         let block = self.make_room(space, size)?;
-        let id = self.slots.take(*key, space, size, block, if temporary { TEMPORARY } else { 0 });
+        let id = self.slots.take(*key, space, print, size, block, if temporary { TEMPORARY } else { 0 });
         self.spaces[space as usize].used += size;
         self.tally.lock(size);
         self.staged += 1;
@@ -199,9 +203,9 @@ impl State {
 
     /// Commits what was staged; it is used by a session, which is to be noted of what is added to `fresh`. Returns the slot that is read
     /// from now on.
-    fn commit_for(&mut self, user: u32, id: u32, hash: u64, fresh: &mut Vec<u32>) -> u32 {
+    fn commit_for(&mut self, user: u32, id: u32, print: Print, fresh: &mut Vec<u32>) -> u32 {
         self.counts.commits += 1;
-        let kept = self.commit(id, hash);
+        let kept = self.commit(id, print);
         if kept == id {
             self.slots[id].set_holder(user, 0);
             fresh.push(id);
@@ -211,10 +215,10 @@ impl State {
 
     /// Makes a staged slot readable, unless its key is already: then this copy goes. Returns the slot that stays. The caller goes on to
     /// [`rank_new`](State::rank_new) when it has committed its batch.
-    pub(super) fn commit(&mut self, id: u32, hash: u64) -> u32 {
+    pub(super) fn commit(&mut self, id: u32, print: Print) -> u32 {
         let slot = &self.slots[id];
-        let (space, key, temporary, size) = (slot.space(), slot.key, slot.is(TEMPORARY), slot.size());
-        if let Some(first) = self.find_hashed(hash, space, &key) {
+        let (space, temporary, size) = (self.slots.space(id), slot.is(TEMPORARY), slot.size());
+        if let Some(first) = self.find_printed(print) {
             self.counts.commits_discarded += 1;
             self.unstage(id);
             if !temporary && self.slots[first].is(TEMPORARY) {
@@ -230,8 +234,8 @@ impl State {
         slot.set(READY);
         slot.set_holder(NOBODY, 0);
         self.relock(id, true);
-        let (slots, hasher) = (&self.slots, &self.hasher);
-        self.table.insert(hash, id, |id| hasher.hash(&slots[id].key));
+        let (slots, printer) = (&self.slots, &self.printer);
+        self.table.insert(print.hash, id, |id| printer.print(slots.key(id)).hash);
         let Space { pool, ready, .. } = &mut self.spaces[space as usize];
         *ready += 1;
         self.pools[*pool].bytes += size;
@@ -250,7 +254,7 @@ impl State {
         let mut unranked = std::mem::take(&mut self.unranked);
         if let Some(&id) = unranked.first() {
             // A batch is of one space.
-            let pool = self.spaces[self.slots[id].space() as usize].pool;
+            let pool = self.spaces[self.slots.space(id) as usize].pool;
             let (policy, metas) = self.policy(pool);
             unranked.drain(..).rev().for_each(|id| policy.insert(id, &|id| metas.of_new(id)));
         }
@@ -305,9 +309,9 @@ impl State {
         let slot = &mut self.slots[id];
         slot.set(HIDDEN);
         self.writes_gone += usize::from(slot.is(QUEUED));
-        let (space, key, size) = (slot.space(), slot.key, slot.size());
-        let hash = self.hasher.hash(&key);
-        self.table.remove(hash, id);
+        let size = slot.size();
+        let (space, key) = (self.slots.space(id), *self.slots.key(id));
+        self.table.remove(self.printer.print(&key).hash, id);
         let Space { pool, ready, .. } = &mut self.spaces[space as usize];
         *ready -= 1;
         let pool = *pool;
@@ -338,7 +342,7 @@ impl State {
         if slot.locked() {
             return;
         }
-        self.spaces[slot.space() as usize].used -= slot.size();
+        self.spaces[self.slots.space(id) as usize].used -= slot.size();
         self.hidden -= 1;
         self.alloc.free(self.slots.detail(id).node);
         self.slots.give(id);

@@ -16,7 +16,7 @@ const SWEEP_PACE: usize = 4;
 /// Entries that a sweep looks ahead, to have their memory fetched.
 const AHEAD: usize = 16;
 /// A sweep begins when there are this many entries to a live one.
-const STALE_FACTOR: usize = 4;
+const STALE_FACTOR: usize = 2;
 
 /// No queue knows the id.
 const ABSENT: u32 = u32::MAX;

@@ -31,7 +31,8 @@ impl World {
                 assert_eq!(slot.is(LISTED), state.holds.iter(&state.slots, id).next().is_some());
                 shares += u64::from(of_slot);
                 used += state.alloc.size_of(state.slots.detail(id).node);
-                let of_space = &mut by_space[slot.space() as usize];
+                let space = state.slots.space(id);
+                let of_space = &mut by_space[space as usize];
                 of_space.0 += slot.size();
                 of_space.1 += u64::from(slot.is_findable());
                 locked += if slot.locked() { slot.size() } else { 0 };
@@ -40,8 +41,8 @@ impl World {
                 hidden += u64::from(slot.is(HIDDEN));
                 if slot.is_findable() {
                     ready += 1;
-                    by_pool[state.spaces[slot.space() as usize].pool] += slot.size();
-                    assert_eq!(state.find(slot.space(), &slot.key), Some(id));
+                    by_pool[state.spaces[space as usize].pool] += slot.size();
+                    assert_eq!(state.find(space, state.slots.key(id)), Some(id));
                 }
                 assert!(!slot.is(HIDDEN) || slot.locked(), "a hidden object that nothing uses was not freed");
             }
