@@ -82,39 +82,51 @@ fn in_l1(report: &mut Report, random: &mut Random) {
     report.add(name, "us", runs.split_off(1), Wanted::AtMost(60.0));
 }
 
-/// L1 is empty before each job: the keys are in the directory only. Their files are read around the page cache: header and payload when
-/// an object is loaded for the first time after the directory was opened, the payload alone later. fio reads files of each of these sizes,
-/// which it has open, at its best depth.
+/// L1 is empty before each job: the keys are in the directory only, and their files are read around the page cache. A job's objects were
+/// stored one after another, as a prompt's are, or (`scattered`) are an eighth of all, in no order: then header and payload are read when an
+/// object is loaded for the first time after the directory was opened (`first`), the payload alone later. fio reads files of each of
+/// these sizes, which it has open, at its best depth and in no order.
 fn in_fs(report: &mut Report, random: &mut Random) {
-    let names = ["lookup_fs_1024_us", "prefetch_fs_1024x4k_us", "prefetch_fs_1024x4k_first_us"];
+    let names = [
+        "lookup_fs_1024_us",
+        "prefetch_fs_1024x4k_us",
+        "prefetch_fs_1024x4k_scattered_us",
+        "prefetch_fs_1024x4k_scattered_first_us",
+    ];
     let fio_names = ["fio_read_1024x4k_us", "fio_read_1024x8k_us"];
     if !report.wants(&names) && !report.wants(&fio_names) {
         return;
     }
     let dir = directory();
     let url = url(&dir.path().join("objects"));
-    let mut keys = random.keys(8 * JOB);
+    let keys = random.keys(8 * JOB);
+    let mut scattered = keys.clone();
     store(&url, &keys, OBJECT_BYTES, random);
     let bare = [OBJECT_BYTES, 2 * OBJECT_BYTES].map(|bytes| Bare::prepare(dir.path(), bytes, keys.len(), random));
-    let mut ours: [Vec<f64>; 3] = Default::default();
+    let mut ours: [Vec<f64>; 4] = Default::default();
     let mut fios: [Vec<f64>; 2] = Default::default();
     for _ in 0..=RUNS {
-        random.shuffle(&mut keys);
+        random.shuffle(&mut scattered);
         let cache = Cache::open(Setup { l1_bytes: 64 << 20, url: Some(&url), ..Default::default() });
-        let firsts: Vec<f64> = keys.chunks_exact(JOB).map(|keys| load(&cache, keys).1.as_secs_f64() * 1e6).collect();
-        let mut jobs = keys.chunks_exact(JOB).cycle();
-        let [lookup, whole] = run_of(|| {
-            let (lookup, whole, _) = load(&cache, jobs.next().expect("a job's keys"));
-            [lookup, whole]
-        });
-        for (all, run) in ours.iter_mut().zip([lookup, whole, median(&firsts)]) {
+        let firsts = scattered.chunks_exact(JOB).map(|keys| load(&cache, keys).1.as_secs_f64() * 1e6);
+        let first = median(&firsts.collect::<Vec<f64>>());
+        let loads = |keys: &[Key]| {
+            let mut jobs = keys.chunks_exact(JOB).cycle();
+            run_of(|| {
+                let (lookup, whole, _) = load(&cache, jobs.next().expect("a job's keys"));
+                [lookup, whole]
+            })
+        };
+        let [lookup, whole] = loads(&keys);
+        let [_, apart] = loads(&scattered);
+        for (all, run) in ours.iter_mut().zip([lookup, whole, apart, first]) {
             all.push(run);
         }
         for (all, bare) in fios.iter_mut().zip(&bare) {
             all.extend(bare.as_ref().and_then(Bare::run));
         }
     }
-    let wanted = [Wanted::AtMost(100.0), Wanted::AtMost(12_000.0), Wanted::Nothing];
+    let wanted = [Wanted::AtMost(100.0), Wanted::AtMost(12_000.0), Wanted::Nothing, Wanted::Nothing];
     for ((name, mut all), wanted) in names.into_iter().zip(ours).zip(wanted) {
         report.add(name, "us", all.split_off(1), wanted);
     }

@@ -365,7 +365,7 @@ fn a_thread_takes_nothing_from_one_cache_or_space_to_the_next() {
             let mut statuses = [0; 5];
             assert!(!l1.finish_read(session, &keys, 1, Some(&mut statuses)).unwrap());
             assert!(!l1.finish_write(session, &keys, Some(&mut statuses)).unwrap());
-            assert_eq!(statuses, [KVKEEP_ERR_NOT_FOUND; 5]);
+            assert_eq!(statuses, [KVKEEP_ERR_NOT_FOUND as i32; 5]);
         }
         assert!(l1.finish_write(session, &keys, None).unwrap());
         assert!(places[..=at].iter().all(|&(l1, session)| l1.reserve_read(session, &keys, 1, &mut views()).unwrap()));

@@ -146,10 +146,11 @@ impl Core {
         let reading = Reading { path: path::object(&key), key, sink, index };
         let checked = in_time(deadline, "load").and_then(|()| self.index(|index| index.begin_load(&key, buffer.len())));
         let error = match checked {
-            Ok(known) => match Frame::new(buffer, spare, self.direct) {
+            Ok((known, beside)) => match Frame::new(buffer, spare, self.direct) {
                 Ok(mut frame) => {
-                    // What is known stands for the seal only if the payload's sum tells that it is still the same object.
-                    if let Some(known) = known.filter(|_| checksum) {
+                    // What is known stands for the seal only if the payload's sum tells that it is still the same object. Files that
+                    // stand beside each other are read whole: of those the kernel makes one reading, and headers cost less than gaps.
+                    if let Some(known) = known.filter(|_| checksum && !(beside && self.direct)) {
                         frame.know(&key, known);
                     }
                     return Some((reading, frame));

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::frame::disk_bytes;
 use super::keeper::{Deletion, Departure};
+use super::scan::Seen;
 use super::slots::{Slot, Slots, State};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
@@ -19,6 +20,10 @@ use crate::policy::{Meta, Policy, Removal};
 mod write;
 
 pub use write::{Admit, Reservation};
+
+/// Objects are numbered as they are stored. Those with numbers no further apart are taken for neighbours on the disk, although some
+/// loads that other threads begin come between.
+const NEAR: u32 = 256;
 
 /// Everything known of the directory.
 pub struct Index {
@@ -42,6 +47,8 @@ pub struct Index {
     settled: Vec<Arc<Deletion>>,
     dirty: Vec<u32>,
     clock: u64,
+    /// The object that was loaded last.
+    last: u32,
     observer: Option<Observer>,
 }
 
@@ -67,6 +74,7 @@ impl Index {
             settled: Vec::new(),
             dirty: Vec::new(),
             clock: 0,
+            last: u32::MAX,
             observer: None,
         }
     }
@@ -132,12 +140,20 @@ impl Index {
         }
     }
 
-    /// Adds what a scan found, oldest first.
-    pub fn restore(&mut self, key: ObjectKey, size: u64, used: u64) {
-        if self.slots.find(&key).is_none() {
-            let id = self.slots.insert(key, size, State::Present);
-            self.slots.usage_mut(id).at = used;
-            self.clock = self.clock.max(used);
+    /// Adds what a scan found: numbered as it was made, and told to the policy as it was used.
+    pub fn restore(&mut self, mut seen: Vec<Seen>) {
+        seen.sort_unstable_by_key(|seen| (seen.made, seen.key));
+        let mut used: Vec<(u64, u32)> = Vec::with_capacity(seen.len());
+        for Seen { key, size, used: at, .. } in seen {
+            if self.slots.find(&key).is_none() {
+                let id = self.slots.insert(key, size, State::Present);
+                self.slots.usage_mut(id).at = at;
+                used.push((at, id));
+            }
+        }
+        used.sort_unstable();
+        for (at, id) in used {
+            self.clock = self.clock.max(at);
             self.appear(id);
         }
     }
@@ -318,8 +334,9 @@ impl Index {
         }
     }
 
-    /// Says what is known of `key`, if it can be read into a buffer of `len` bytes, and counts it as used.
-    pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<Option<Known>> {
+    /// Says what is known of `key`, and whether its file is likely to stand beside that of the load before, if it can be read into a
+    /// buffer of `len` bytes, and counts it as used.
+    pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<(Option<Known>, bool)> {
         let id = self.slots.find(key).filter(|&id| {
             let state = self.slots.get(id).state;
             state == State::Present || state == State::Doomed
@@ -337,7 +354,9 @@ impl Index {
         }
         self.tick();
         self.touch_slot(id);
-        Ok(self.slots.known(id))
+        let beside = (1..=NEAR).contains(&id.abs_diff(self.last));
+        self.last = id;
+        Ok((self.slots.known(id), beside))
     }
 
     fn touch_slot(&mut self, id: u32) {

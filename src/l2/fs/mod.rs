@@ -74,9 +74,7 @@ impl Fs {
         let direct = probe(&dirfd, &names.name(), options.direct).map_err(|error| at("writing to")(error.into()))?;
 
         let mut index = Index::new(policy, options.capacity);
-        for seen in scan::scan(dir, &writer)? {
-            index.restore(seen.key, seen.size, seen.used);
-        }
+        index.restore(scan::scan(dir, &writer)?);
         for key in index.shrink() {
             match unlinkat(&dirfd, path::object(&key).as_str(), AtFlags::empty()) {
                 Ok(()) | Err(rustix::io::Errno::NOENT) => {}

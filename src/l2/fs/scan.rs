@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -26,9 +26,11 @@ pub struct Seen {
     pub size: u64,
     /// Time of last use in nanoseconds.
     pub used: u64,
+    /// When its file was made, where the file system tells, in nanoseconds.
+    pub made: u64,
 }
 
-/// Reads `dir`, removes what dead writers left, and returns the objects, least recently used first.
+/// Reads `dir`, removes what dead writers left, and returns the objects, in no order.
 pub fn scan(dir: &Path, this: &Writer) -> Result<Vec<Seen>> {
     let failed = |error: io::Error| Error::io(format!("scanning {}", dir.display()), &error);
     sweep(dir, this).map_err(failed)?;
@@ -52,9 +54,7 @@ pub fn scan(dir: &Path, this: &Writer) -> Result<Vec<Seen>> {
             });
         }
     });
-    let mut seen = all.into_inner().map_err(failed)?;
-    seen.sort_unstable_by_key(|seen| (seen.used, seen.key));
-    Ok(seen)
+    all.into_inner().map_err(failed)
 }
 
 fn name_of(entry: &DirEntry) -> Option<String> {
@@ -90,6 +90,10 @@ fn scan_shard(space: SpaceTag, dir: &Path, this: &Writer, seen: &mut Vec<Seen>) 
         seen.extend(gone_is_none(scan_file(space, shard, &name, &entry, this))?.flatten());
     }
     Ok(())
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos().try_into().unwrap_or(u64::MAX))
 }
 
 /// Another process may remove a file while we look.
@@ -133,10 +137,10 @@ fn scan_file(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &
     if !meta.is_file() {
         return Ok(None);
     }
-    let used =
-        meta.modified()?.duration_since(UNIX_EPOCH).map_or(0, |used| used.as_nanos().try_into().unwrap_or(u64::MAX));
+    let used = nanoseconds(meta.modified()?);
+    let made = meta.created().map_or(used, nanoseconds);
     match payload_of(meta.len()) {
-        Some(size) => Ok(Some(Seen { key, size, used })),
+        Some(size) => Ok(Some(Seen { key, size, used, made })),
         None => {
             // Shorter than a header: what a power cut left of a new file.
             remove_file(entry.path())?;

@@ -18,7 +18,7 @@ use crate::background;
 /// Threads, each with a ring, if not told: small objects cost more than one thread can give.
 const THREADS: usize = 2;
 /// Objects under way per ring if not told.
-const DEPTH: usize = 64;
+const DEPTH: usize = 96;
 /// Bytes under way in all rings; more only makes each wait longer.
 const BYTES_MAX: u64 = 16 * PIECE;
 
