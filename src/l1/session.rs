@@ -6,9 +6,10 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet, HashTable};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::slot::{NOBODY, NONE, Ref, Slots};
+use super::slot::{NOBODY, Ref, Slots};
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::Key;
+use crate::print::Print;
 
 /// Sessions reclaimed by their deadline that are remembered, so that a late use is told EXPIRED.
 const REMEMBERED: usize = 4096;
@@ -42,8 +43,8 @@ pub struct Session {
     pub landed: bool,
     /// Shares it holds.
     pub shares: u64,
-    /// The slot that it took a share of last, by a call of one key.
-    pub last: u32,
+    /// What it took a share of last, by a call of one key.
+    pub last: Option<Single>,
     /// Slots it stages, by their keys' hashes.
     pub staged: HashTable<u32>,
     /// Shares that were taken from it after its deadline.
@@ -107,6 +108,14 @@ impl Session {
             self.known = vec![Ref::NOTHING; self.distinct.next_power_of_two()].into_boxed_slice();
         }
     }
+}
+
+/// A key, its print within the session's space, and the slot that it was in.
+#[derive(Clone, Copy)]
+pub struct Single {
+    pub key: Key,
+    pub print: Print,
+    pub id: u32,
 }
 
 struct Place {
@@ -194,7 +203,7 @@ impl Sessions {
                 known: Box::default(),
                 landed: false,
                 shares: 0,
-                last: NONE,
+                last: None,
                 staged: HashTable::new(),
                 revoked: HashMap::new(),
                 strays: HashMap::new(),

@@ -1,7 +1,8 @@
 //! Reads of one key at a time: as those of many (`share.rs`), without lists to make and to walk, which would take half their time.
 
 use super::L1;
-use super::session::Session;
+use super::session::{Session, Single};
+use super::slot::NONE;
 use crate::error::{KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result, Status};
 use crate::key::Key;
 use crate::types::View;
@@ -13,11 +14,12 @@ impl L1 {
         let print = self.printer.print(key);
         self.with_at(now_ms, |state| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
-            let Some(id) = state.find_printed(print.within(space)) else {
+            let print = print.within(space);
+            let Some(id) = state.find_printed(print) else {
                 state.tally.read(0, 1);
                 return Ok(View::none(KVKEEP_ERR_NOT_FOUND));
             };
-            state.sessions.at_mut(index).last = id;
+            state.sessions.at_mut(index).last = Some(Single { key: *key, print, id });
             let Some(first) = state.take_one(index, id, count) else {
                 state.tally.read(0, 1);
                 return Ok(View::none(KVKEEP_ERR_LIMIT));
@@ -33,10 +35,13 @@ impl L1 {
     /// Returns `count` shares of a key.
     #[inline]
     pub(super) fn finish_single(&self, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<Status> {
-        let print = self.printer.print(key);
         self.with_at(now_ms, |state| {
-            let (index, &mut Session { space, last, .. }) = state.sessions.use_now(session, state.now_ms)?;
-            let mut id = state.find_again(last, print.within(space));
+            let (index, Session { space, last, .. }) = state.sessions.use_now(session, state.now_ms)?;
+            let (print, id) = match last {
+                Some(last) if last.key == *key => (last.print, last.id),
+                _ => (self.printer.print(key).within(*space), NONE),
+            };
+            let (space, mut id) = (*space, state.find_again(id, print));
             let status = state.finish_one(index, key, &mut id, count);
             state.read_all(space, &mut [id]);
             Ok(status)
