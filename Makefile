@@ -60,6 +60,9 @@ demo: ## install into build/prefix, build the quickstart against it, replay a tr
 	scripts/demo_daemon.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo-daemon
 
 bench: ## measure into target/bench/results.json and print the table
+	cargo bench --locked --no-run
+	@# What the build left to be written to the disk would be written while the first rows are measured.
+	sync
 	cargo bench --locked
 
 bench-device: ## measure transfers to and from pages into target/bench/results-device.json
