@@ -1,7 +1,7 @@
 //! Prints of keys: eighty bits that stand for a key and its space where the key itself lies too far away to be compared.
 //!
-//! They are of a hash that is multilinear modulo a Mersenne prime, with secret random multipliers (Carter and Wegman 1979): whoever chooses two
-//! keys without knowing the multipliers has them printed alike with a chance of 2^-79. What is compared is only what other
+//! They are of a hash that is multilinear modulo a Mersenne prime, with secret random multipliers (Carter and Wegman 1979): whoever
+//! chooses two keys without knowing the multipliers has them printed alike with a chance of 2^-79. What is compared is only what other
 //! bits of the hash brought to the same bucket of a table under the same tag, a tenth of an object for a key that is not there. So of
 //! a trillion keys asked for, one is taken for another with a chance of less than one in a trillion.
 
@@ -18,7 +18,7 @@ const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Stands for a key in a space of a tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Print {
-    /// Of the key alone, for tables. None of its bits that choose a place there are the print's.
+    /// Of the key alone, for tables. Made of none of the print's bits.
     pub hash: u64,
     /// The print's first 64 bits.
     pub low: u64,
@@ -78,7 +78,7 @@ impl Printer {
         let sum = (sum & PRIME) + (sum >> 127) + 2 * above + (u128::from(high_carry) << 65);
         let sum = (sum & PRIME) + (sum >> 127);
         // Numbers in a row make sums in a row.
-        let spread = ((sum >> 63) as u64).wrapping_mul(SPREAD);
+        let spread = ((sum >> 80) as u64).wrapping_mul(SPREAD);
         Print { hash: spread ^ spread >> 32, low: sum as u64, high: (sum >> 64) as u16 }
     }
 }
