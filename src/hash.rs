@@ -77,15 +77,10 @@ impl KeyHasher {
     /// The hash of a key, whatever its space.
     #[inline]
     pub fn hash(&self, key: &Key) -> u64 {
-        let word = |i: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&key.hash[i * 8..i * 8 + 8]);
-            u64::from_ne_bytes(bytes)
-        };
         let [a, b, c, d, e] = self.seeds;
-        let low = fold(word(0) ^ a, word(1) ^ b);
-        let high = fold(word(2) ^ c, word(3) ^ d);
-        let tail = u64::from(key.rank) << 32 | u64::from(key.group);
+        let [first, second, third, fourth, tail] = key.words();
+        let low = fold(first ^ a, second ^ b);
+        let high = fold(third ^ c, fourth ^ d);
         fold(low ^ tail ^ e, high ^ a.rotate_left(32))
     }
 

@@ -70,6 +70,17 @@ impl std::fmt::Display for Key {
 }
 
 impl Key {
+    /// All of it as numbers: the hash, then rank and group.
+    #[inline]
+    pub fn words(&self) -> [u64; 5] {
+        let word = |i: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&self.hash[i * 8..i * 8 + 8]);
+            u64::from_ne_bytes(bytes)
+        };
+        [word(0), word(1), word(2), word(3), u64::from(self.rank) << 32 | u64::from(self.group)]
+    }
+
     /// The key that [`Display`](std::fmt::Display) wrote as `text`.
     pub fn parse(text: &str) -> Option<Key> {
         let mut parts = text.split(':');

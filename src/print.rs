@@ -57,16 +57,10 @@ impl Printer {
     /// The print of a key, of no space yet.
     #[inline]
     pub fn print(&self, key: &Key) -> Print {
-        let word = |i: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&key.hash[i * 8..i * 8 + 8]);
-            u64::from_ne_bytes(bytes)
-        };
-        let words = [word(0), word(1), word(2), word(3), u64::from(key.rank) << 32 | u64::from(key.group)];
         // Sums of the products with the lower and the upper halves of the multipliers, and what they carry beyond 128 bits.
         let (mut low, mut low_carry) = (self.summand, 0_u64);
         let (mut high, mut high_carry) = (0_u128, 0_u64);
-        for (word, multiplier) in words.into_iter().zip(&self.multipliers) {
+        for (word, multiplier) in key.words().into_iter().zip(&self.multipliers) {
             let (sum, carry) = low.overflowing_add(u128::from(word) * u128::from(*multiplier as u64));
             (low, low_carry) = (sum, low_carry + u64::from(carry));
             let (sum, carry) = high.overflowing_add(u128::from(word) * (multiplier >> 64));
