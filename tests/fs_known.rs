@@ -77,7 +77,7 @@ fn what_was_stored_beside_the_object_loaded_before_is_read_with_its_header_from_
         damage(&file(dir, 2), 3);
         check(&fs, 2, 4096);
         check(&fs, 1, 4096);
-        if direct {
+        if fs.is_direct() {
             assert!(refused(&fs, 2).contains("no kvkeep header"));
         } else {
             check(&fs, 2, 4096);

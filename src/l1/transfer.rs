@@ -10,6 +10,7 @@ use crate::arena::{Buffer, Hold};
 use crate::error::{Result, Status};
 use crate::key::{Key, ObjectKey};
 use crate::policy::Removal;
+use crate::print::Print;
 
 /// An object to be written to L2.
 pub struct Write {
@@ -60,13 +61,16 @@ impl L1 {
         temporary: bool,
     ) -> Vec<std::result::Result<(Ref, Buffer), Status>> {
         let mut full = None;
+        // Hashed before the lock is taken.
+        let wanted: Vec<(&Key, Print, u64, u32)> =
+            wanted.map(|(key, size, depth)| (key, self.printer.print(key).within(space), size, depth)).collect();
         let staged: Vec<std::result::Result<(Ref, Place), Status>> = self.with(|state| {
             wanted
-                .map(|(key, size, depth)| {
+                .into_iter()
+                .map(|(key, print, size, depth)| {
                     if let Some(status) = full {
                         return Err(status);
                     }
-                    let print = state.printer.print(key).within(space);
                     let id = state.stage(space, key, print, size, temporary).inspect_err(|&status| {
                         state.counts.refusals += 1;
                         full = Some(status);
