@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::arena::Arena;
-use crate::config::{Log, PrefetchRequest, SpaceSpec};
+use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::control::complete::Completions;
 use crate::error::{Result, Status};
 use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
+use crate::log::Log;
 use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 /// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::arena::Arena;
 use crate::cache::Cache;
-use crate::config::{Log, LogLevel, PrefetchRequest, SpaceSpec};
+use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::control::complete::Completions;
 use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
@@ -16,6 +16,7 @@ use crate::in_use::InUse;
 use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l2;
+use crate::log::{Log, LogLevel};
 use crate::node::Node;
 use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use crate::view;
@@ -72,7 +73,7 @@ impl Cache for Node {
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {
-        let number = self.tiers.add(l2::url::open(url)?)?;
+        let number = self.tiers.add(l2::url::open(url, &self.log)?)?;
         self.look_below();
         self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
         Ok(number)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::log::Log;
 use crate::types::{Completion, PrefetchResult};
 
 /// When a committed object is written to L2.
@@ -16,47 +17,6 @@ pub enum StoreMode {
     AfterUses(u32),
     /// Never.
     Never,
-}
-
-/// How important a log line is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum LogLevel {
-    /// Something failed.
-    Error = 1,
-    /// Something was refused, dropped or retried.
-    Warn = 2,
-    /// Opened, closed, added, removed.
-    Info = 3,
-}
-
-type LogSink = dyn Fn(LogLevel, &str) + Send + Sync;
-
-/// Where log lines go.
-#[derive(Clone)]
-pub struct Log {
-    level: LogLevel,
-    sink: Option<Arc<LogSink>>,
-}
-
-impl Log {
-    /// Lines of at least this importance go to `sink`.
-    pub fn new(level: LogLevel, sink: impl Fn(LogLevel, &str) + Send + Sync + 'static) -> Log {
-        Log { level, sink: Some(Arc::new(sink)) }
-    }
-
-    /// Lines go nowhere.
-    pub fn none() -> Log {
-        Log { level: LogLevel::Error, sink: None }
-    }
-
-    /// Says one line; `line` is not made when nobody listens.
-    pub fn say(&self, level: LogLevel, line: impl FnOnce() -> String) {
-        if let Some(sink) = &self.sink
-            && level <= self.level
-        {
-            sink(level, &line());
-        }
-    }
 }
 
 /// How a node is opened.

@@ -30,6 +30,7 @@ pub mod events;
 pub mod hash;
 pub mod in_use;
 pub mod key;
+pub mod log;
 pub mod metrics;
 pub mod policy;
 pub(crate) mod print;

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::arena::{Arena, MapOptions};
 use crate::background;
-use crate::config::{Log, LogLevel, NodeConfig, StoreMode};
+use crate::config::{NodeConfig, StoreMode};
 use crate::control::chain::Chains;
 use crate::control::complete::Completions;
 use crate::control::load::Loader;
@@ -22,6 +22,7 @@ use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
 use crate::l1::room::Eviction;
 use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::l2;
+use crate::log::{Log, LogLevel};
 use crate::stats::Meters;
 
 /// Most bytes being written to L2 at once, unless L1 is small.
@@ -189,7 +190,7 @@ impl Node {
             }
         });
         for url in &config.backend_urls {
-            self.tiers.add(l2::url::open(url)?)?;
+            self.tiers.add(l2::url::open(url, &self.log)?)?;
         }
         self.l1.set_has_l2(writes && !config.backend_urls.is_empty());
 
@@ -198,6 +199,7 @@ impl Node {
             prefetcher: self.prefetcher.clone(),
             watch: self.watch.clone(),
             chains: self.chains.clone(),
+            log: self.log.clone(),
             room: self.room.clone(),
             stop: self.stop.clone(),
         };
@@ -263,6 +265,7 @@ impl Node {
             });
             Arena::keep_mapped(self.l1.arena().clone());
         }
+        self.log.say_repeated_now();
         self.log.say(LogLevel::Info, || "closed".to_owned());
     }
 }
@@ -273,6 +276,7 @@ struct Housekeeping {
     prefetcher: Arc<Prefetcher>,
     watch: Arc<Watch>,
     chains: Arc<Chains>,
+    log: Log,
     room: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
 }
@@ -285,6 +289,7 @@ impl Housekeeping {
             let now = Instant::now();
             let (_, late) = self.watch.expire(now);
             let due = self.prefetcher.turn();
+            self.log.say_repeated();
             // A new session or request may be due before this; it is looked for at least this often.
             let often = now + Duration::from_millis(50);
             if reclaim <= now {

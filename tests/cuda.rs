@@ -12,9 +12,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use device_common::{Case, Devices, Kind, Memory, OnHost, Random, round_trip, status, try_layouts};
-use kvkeep::config::{Log, LogLevel, NodeConfig, SpaceSpec};
+use kvkeep::config::{NodeConfig, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_UNSUPPORTED, KVKEEP_OK};
+use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
 use kvkeep::opened::Opened;
 use kvkeep::transfer::copy::Promise;

@@ -13,6 +13,7 @@ use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_
 use kvkeep::l2::fs::inspect::Kind;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
 use kvkeep::l2::{Backend, Found, Health, Lookup, Reply, Stored};
+use kvkeep::log::Log;
 
 const LEN: usize = 10_000;
 
@@ -425,7 +426,7 @@ fn a_directory_without_permission_is_refused_with_its_name() {
 fn a_wrong_policy_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let params = [("policy".to_owned(), "fifo".to_owned())];
-    let error = Fs::open_url(dir.path().to_str().unwrap(), &params).err().unwrap();
+    let error = Fs::open_url(dir.path().to_str().unwrap(), &params, &Log::none()).err().unwrap();
     assert_eq!(error.status, KVKEEP_ERR_INVALID);
     assert!(error.message.contains("fifo") && error.message.contains("lru"), "{error}");
 }

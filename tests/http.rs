@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
-use kvkeep::config::{Log, NodeConfig, SpaceSpec};
+use kvkeep::config::{NodeConfig, SpaceSpec};
 use kvkeep::daemon::http::{Http, HttpOptions};
 use kvkeep::key::{Key, hex};
+use kvkeep::log::Log;
 use kvkeep::node::Node;
 use kvkeep::types::View;
 use serde_json::Value;

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
-use kvkeep::config::{Log, NodeConfig, PrefetchRequest, SpaceSpec};
+use kvkeep::config::{NodeConfig, PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::http::{Http, HttpOptions};
 use kvkeep::key::Key;
+use kvkeep::log::Log;
 use kvkeep::node::Node;
 use kvkeep::types::View;
 

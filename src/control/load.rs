@@ -15,13 +15,13 @@ use super::prefetch::Prefetcher;
 use super::tiers::Tier;
 use super::watch::{Ticket, Watch};
 use crate::arena::Buffer;
-use crate::config::{Log, LogLevel};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l1::slot::Ref;
 use crate::l1::{L1, Landed};
 use crate::l2::object::Header;
 use crate::l2::{Load, LoadSink};
+use crate::log::{Log, LogLevel};
 use crate::stats::Meters;
 
 /// Keys issued at a time, so that a long job does not keep others from the lock.

@@ -10,13 +10,13 @@ use parking_lot::{Condvar, Mutex};
 use super::tiers::{Tier, Tiers};
 use super::watch::Watch;
 use crate::arena::Buffer;
-use crate::config::{Log, LogLevel};
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l1::slot::Ref;
 use crate::l1::{L1, Write};
 use crate::l2::object::Header;
 use crate::l2::{Found, Reply, Store, Stored};
+use crate::log::{Log, LogLevel};
 use crate::stats::Meters;
 
 /// Objects taken from L1's queue at a time.

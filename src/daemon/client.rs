@@ -20,11 +20,11 @@ use super::spaces::Spaces;
 use super::wire::frame::Inbox;
 use super::wire::{FRAME_BYTES_MAX, Fields, Head, PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED, Request};
 use crate::arena::Arena;
-use crate::config::{Log, LogLevel};
 use crate::control::complete::Completions;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, Result, Status};
 use crate::in_use::InUse;
 use crate::l2::url::{Options, Url};
+use crate::log::{Log, LogLevel};
 
 /// Pauses between two attempts to reconnect: the first, and the longest.
 const RECONNECT_MS: (u64, u64) = (10, 500);

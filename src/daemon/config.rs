@@ -10,9 +10,10 @@ use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 use super::server::{Access, Limits};
-use crate::config::{Log, LogLevel, NodeConfig, StoreMode};
+use crate::config::{NodeConfig, StoreMode};
 use crate::error::{Error, Result};
 use crate::l2::url;
+use crate::log::{Log, LogLevel};
 
 /// A number of bytes, written like `64MiB`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

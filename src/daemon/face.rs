@@ -11,13 +11,14 @@ use super::wire::request::Extra;
 use super::wire::{Fields, Place, Request};
 use crate::arena::Arena;
 use crate::cache::Cache;
-use crate::config::{Log, PrefetchRequest, SpaceSpec};
+use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::control::complete::{Completions, WAITING_MAX};
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
 use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
+use crate::log::Log;
 use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use crate::view;
 

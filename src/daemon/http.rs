@@ -25,8 +25,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
-use crate::config::{Log, LogLevel};
 use crate::error::{Error, Result};
+use crate::log::{Log, LogLevel};
 use crate::node::Node;
 use answer::Desk;
 

@@ -22,11 +22,11 @@ use super::dispatch::Desk;
 use super::guest::Guest;
 use super::peer::Peer;
 use super::wire::{FRAME_BYTES_MAX, Request, WIRE_VERSION, Welcome, look_for};
-use crate::config::LogLevel;
 use crate::error::{
     Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_VERSION,
     KVKEEP_OK, Result,
 };
+use crate::log::LogLevel;
 use crate::node::Node;
 
 /// How long a peer may take for its first request, and to take in an answer.

@@ -12,11 +12,10 @@ use super::types::{
 };
 use super::{checked_extra_count, flag, input, text};
 use crate::cache::Cache;
-use crate::config::{
-    Callback, GroupRule, Log, LogLevel, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode,
-};
+use crate::config::{Callback, GroupRule, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode};
 use crate::daemon::client::{Client, ClientConfig};
 use crate::error::{Error, Result};
+use crate::log::{Log, LogLevel};
 use crate::node::Node;
 use crate::transfer::copy::Promise;
 use crate::transfer::layout::{SEGMENTS_MAX, Segment};

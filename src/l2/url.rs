@@ -8,6 +8,7 @@ use super::fault::Fault;
 use super::fs::Fs;
 use super::memory::Memory;
 use crate::error::{Error, Result};
+use crate::log::Log;
 
 /// A URL in its parts, decoded.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,12 +21,12 @@ pub struct Url {
     pub params: Vec<(String, String)>,
 }
 
-type Open = fn(&Url) -> Result<Arc<dyn Backend>>;
+type Open = fn(&Url, &Log) -> Result<Arc<dyn Backend>>;
 
 /// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
 const SCHEMES: [(&str, &str, Open); 2] = [
-    ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url| Ok(Fs::open_url(&url.path, &url.params)?)),
-    ("memory", "memory:?capacity=1GiB", |url| {
+    ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log| Ok(Fs::open_url(&url.path, &url.params, log)?)),
+    ("memory", "memory:?capacity=1GiB", |url, _| {
         if !url.path.is_empty() {
             return Err(Error::invalid(format!(
                 "memory: takes no path, but was given {:?}; write memory:?…",
@@ -36,18 +37,18 @@ const SCHEMES: [(&str, &str, Open); 2] = [
     }),
 ];
 
-/// Opens the backend that a URL names.
-pub fn open(url: &str) -> Result<Arc<dyn Backend>> {
+/// Opens the backend that a URL names. What it has to say while it is open goes to `log`.
+pub fn open(url: &str, log: &Log) -> Result<Arc<dyn Backend>> {
     if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
         let (inner, faults) = split_faults(inner)?;
         if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
             return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
         }
-        return Ok(Fault::wrap(open(&inner)?, &faults)?);
+        return Ok(Fault::wrap(open(&inner, log)?, &faults)?);
     }
     let url = Url::parse(url)?;
     match SCHEMES.iter().find(|(scheme, ..)| *scheme == url.scheme) {
-        Some((_, _, open)) => open(&url),
+        Some((_, _, open)) => open(&url, log),
         None => {
             let known: Vec<_> = SCHEMES.iter().map(|(_, example, _)| *example).chain(["fault:<URL>"]).collect();
             let message = format!("no backend has the scheme {:?}; known are {}", url.scheme, known.join(", "));
@@ -230,7 +231,7 @@ mod tests {
     }
 
     fn refusal(url: &str) -> String {
-        open(url).map(|_| ()).unwrap_err().message
+        open(url, &Log::none()).map(|_| ()).unwrap_err().message
     }
 
     #[test]
@@ -280,7 +281,7 @@ mod tests {
         let (inner, faults) = split_faults("fs:///a%20b?fault.seed=7&capacity=1G&fault.flip=0.5").unwrap();
         assert_eq!(inner, "fs:///a%20b?capacity=1G");
         assert_eq!(faults, pairs(&[("fault.seed", "7"), ("fault.flip", "0.5")]));
-        let backend = open("fault:memory:?fault.seed=7&capacity=1MiB").unwrap();
+        let backend = open("fault:memory:?fault.seed=7&capacity=1MiB", &Log::none()).unwrap();
         assert_eq!((backend.name(), backend.usage().capacity), ("fault", 1 << 20));
     }
 }

@@ -6,11 +6,12 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use kvkeep::cache::Cache as _;
-use kvkeep::config::{Callback, Log, LogLevel, Notify, Policy, PrefetchRequest};
+use kvkeep::config::{Callback, Notify, Policy, PrefetchRequest};
 use kvkeep::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD,
     KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING,
 };
+use kvkeep::log::{Log, LogLevel};
 use kvkeep::types::Completion;
 
 use crate::cache::{Cache, MIB, WATCHDOG_MS, by_event, key, keys, said, until, views, watched};

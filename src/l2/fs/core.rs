@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::frame::{BLOCK, Frame, Spare, is_small};
 use super::index::{Admit, Index, Reservation};
 use super::keeper::{Job, Keeper};
+use super::options::FsOptions;
 use super::path::{self, Temporaries};
 use super::queue::Queue;
 use crate::arena::Buffer;
@@ -22,6 +23,7 @@ use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_T
 use crate::key::ObjectKey;
 use crate::l2::object::Header;
 use crate::l2::{Load, LoadSink, Reply, Store, Stored};
+use crate::log::Log;
 
 /// Moves bytes between files and buffers on threads of its own, taking its work from the core's queue.
 pub trait Engine: Send + Sync {
@@ -62,6 +64,7 @@ pub struct Writing {
 /// The state that the backend's threads share.
 pub struct Core {
     pub dir: PathBuf,
+    pub log: Log,
     pub dirfd: OwnedFd,
     /// Files are opened for direct I/O.
     pub direct: bool,
@@ -78,12 +81,13 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(dir: PathBuf, dirfd: OwnedFd, direct: bool, shared: bool, index: Index, names: Temporaries) -> Core {
+    pub fn new(options: &FsOptions, dirfd: OwnedFd, direct: bool, index: Index, names: Temporaries) -> Core {
         Core {
-            dir,
+            dir: options.dir.clone(),
+            log: options.log.clone(),
             dirfd,
             direct,
-            shared,
+            shared: options.shared,
             queue: Queue::default(),
             keeper: Keeper::default(),
             quarantined: AtomicU64::new(0),

@@ -20,6 +20,7 @@ use crate::background;
 use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Backend, Found, Health, Load, Lookup, Observer, Reply, Store, Usage};
+use crate::log::{Log, LogLevel};
 use crate::policy;
 
 mod core;
@@ -56,8 +57,8 @@ pub struct Fs {
 
 impl Fs {
     /// Opens the directory that the URL `fs://<path>?<params>` names.
-    pub fn open_url(path: &str, params: &[(String, String)]) -> Result<Arc<Fs>> {
-        Fs::open(FsOptions::from_url(path, params)?)
+    pub fn open_url(path: &str, params: &[(String, String)], log: &Log) -> Result<Arc<Fs>> {
+        Fs::open(FsOptions { log: log.clone(), ..FsOptions::from_url(path, params)? })
     }
 
     /// Opens a directory: finds what is in it, evicts what is over its capacity, starts the threads. Blocks.
@@ -81,7 +82,7 @@ impl Fs {
                 Err(error) => return Err(at("evicting from")(error.into())),
             }
         }
-        let core = Arc::new(Core::new(dir.to_owned(), dirfd, direct, options.shared, index, names));
+        let core = Arc::new(Core::new(&options, dirfd, direct, index, names));
         let engine = start(&core, &options)?;
         let fs = Fs { core: Arc::clone(&core), keeper: Mutex::new(None), engine };
         let keeper = background::spawn("kvkeep-fs-keep", move || Keeper::run(&core));
@@ -89,6 +90,10 @@ impl Fs {
             Ok(thread) => *fs.keeper.lock() = Some(thread),
             Err(error) => return Err(Error::io("starting a thread of the fs backend", &error)),
         }
+        fs.core.log.say(LogLevel::Info, || {
+            let usage = fs.usage();
+            format!("fs: {} has {} objects, {} bytes (engine {})", dir.display(), usage.objects, usage.bytes, fs.engine)
+        });
         Ok(Arc::new(fs))
     }
 

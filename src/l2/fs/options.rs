@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::l2::url::Options;
+use crate::log::Log;
 
 /// What moves the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,6 +37,8 @@ pub struct FsOptions {
     pub shared: bool,
     /// Go around the page cache where the file system can.
     pub direct: bool,
+    /// Where the backend's log lines go.
+    pub log: Log,
 }
 
 /// Most threads an engine may be given.
@@ -55,6 +58,7 @@ impl FsOptions {
             depth: 0,
             shared: true,
             direct: true,
+            log: Log::none(),
         }
     }
 

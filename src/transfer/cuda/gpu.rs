@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use super::driver::{Driver, Handle, is_fatal, remedy};
 use super::measure;
-use crate::config::{Log, LogLevel};
 use crate::error::{Error, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INVALID, KVKEEP_ERR_UNSUPPORTED, Result};
+use crate::log::{Log, LogLevel};
 use crate::transfer::copy::Way;
 use crate::transfer::device::Event;
 use crate::transfer::layout::Segment;

@@ -29,8 +29,8 @@ use super::copy::Way;
 use super::device::{Device, Event, Point, Work};
 use super::layout::Segment;
 use crate::arena::Arena;
-use crate::config::Log;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
+use crate::log::Log;
 
 /// The GPUs in use by one cache, and what of its memory they reach.
 pub struct Gpus {

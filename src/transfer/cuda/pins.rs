@@ -13,8 +13,8 @@ use parking_lot::{Condvar, Mutex};
 use super::gpu::{Gpu, READ_ONLY_REGISTRATION};
 use crate::arena::Arena;
 use crate::background;
-use crate::config::LogLevel;
 use crate::error::{Error, KVKEEP_ERR_DEVICE, KVKEEP_ERR_UNSUPPORTED, Result};
+use crate::log::LogLevel;
 use crate::transfer::copy::Fragment;
 
 /// Parts are multiples of a huge page: many enough for the threads, and small enough to be waited for.
