@@ -263,27 +263,38 @@ static void p6_ids_never_given(void) {
     teardown();
 }
 
+// Sizes that no version of a struct of `size` bytes has: below any, beyond any, and none that its alignment allows.
+static uint32_t bad_size(uint32_t size, int i) {
+    const uint32_t bad[] = {0, 3, 8, 9, size - 4, size - 1, size + 1, size + 4, 1u << 17, UINT32_MAX};
+    return i < (int)(sizeof bad / sizeof *bad) ? bad[i] : size;
+}
+
 static void p6_struct_sizes(void) {
     setup();
-    const uint32_t bad[] = {0, 3, 9, UINT32_MAX};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 10; i++) {
         kvkeep_options options = quiet_options(MIB);
         kvkeep_space_options space_options;
         kvkeep_session_options session_options;
         kvkeep_prefetch_options prefetch_options;
+        kvkeep_pool_options pool_options;
+        kvkeep_transfer_options transfer_options;
         kvkeep_prefetch_result result;
         kvkeep_stats stats;
         kvkeep_space_usage usage;
-        KVKEEP_INIT(&space_options);
-        KVKEEP_INIT(&session_options);
-        KVKEEP_INIT(&prefetch_options);
-        KVKEEP_INIT(&result);
-        KVKEEP_INIT(&stats);
-        KVKEEP_INIT(&usage);
+#define OF_BAD_SIZE(s) (KVKEEP_INIT(&(s)), (s).struct_size = bad_size((s).struct_size, i))
+        OF_BAD_SIZE(space_options);
+        OF_BAD_SIZE(session_options);
+        OF_BAD_SIZE(prefetch_options);
+        OF_BAD_SIZE(pool_options);
+        OF_BAD_SIZE(transfer_options);
+        OF_BAD_SIZE(result);
+        OF_BAD_SIZE(stats);
+        OF_BAD_SIZE(usage);
+#undef OF_BAD_SIZE
+        options.struct_size = bad_size(options.struct_size, i);
         space_options.model = "model";
         uint64_t number;
-        options.struct_size = space_options.struct_size = session_options.struct_size = bad[i];
-        prefetch_options.struct_size = result.struct_size = stats.struct_size = usage.struct_size = bad[i];
+        const int32_t block = 0;
         kvkeep *other = NULL;
         FAILS(kvkeep_open(&options, &other), KVKEEP_ERR_INVALID, "struct_size is");
         CHECK(other == NULL);
@@ -291,18 +302,35 @@ static void p6_struct_sizes(void) {
         FAILS(kvkeep_begin_session(cache, space, &session_options, &number), KVKEEP_ERR_INVALID, "struct_size is");
         FAILS(kvkeep_submit_prefetch(cache, session, keys, 1, &prefetch_options, &number, NULL, NULL),
               KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_open_pool(cache, space, &pool_options, &number), KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_submit_store(cache, 1, session, keys, 1, &block, 1, &transfer_options, &number, NULL, NULL),
+              KVKEEP_ERR_INVALID, "struct_size is");
         FAILS(kvkeep_query_prefetch(cache, INVENTED_ID, &result), KVKEEP_ERR_INVALID, "struct_size is");
         FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_INVALID, "struct_size is");
         FAILS(kvkeep_query_space(cache, space, &usage), KVKEEP_ERR_INVALID, "struct_size is");
     }
-    kvkeep_stats stats;
-    KVKEEP_INIT(&stats);
-    stats.struct_size -= 8;
-    FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_VERSION, "struct_size is");
+    // A newer caller's struct, with a field that this library does not know: options must leave it 0, results keep it.
+    struct {
+        kvkeep_session_options known;
+        uint64_t unknown;
+    } newer_options;
+    struct {
+        kvkeep_space_usage known;
+        uint64_t unknown;
+    } newer_usage;
+    KVKEEP_INIT(&newer_options.known);
+    KVKEEP_INIT(&newer_usage.known);
+    newer_options.known.struct_size = sizeof newer_options;
+    newer_usage.known.struct_size = sizeof newer_usage;
+    newer_options.unknown = newer_usage.unknown = 7;
+    uint64_t number;
+    FAILS(kvkeep_begin_session(cache, space, &newer_options.known, &number), KVKEEP_ERR_VERSION, "does not know");
+    newer_options.unknown = 0;
+    OK(kvkeep_begin_session(cache, space, &newer_options.known, &number));
+    OK(kvkeep_end_session(cache, number));
+    OK(kvkeep_query_space(cache, space, &newer_usage.known));
+    CHECK_EQUAL(newer_usage.unknown, 7);
     kvkeep_space_usage usage;
-    KVKEEP_INIT(&usage);
-    usage.struct_size -= 8;
-    FAILS(kvkeep_query_space(cache, space, &usage), KVKEEP_ERR_VERSION, "struct_size is");
     KVKEEP_INIT(&usage);
     usage.abi_version++;
     FAILS(kvkeep_query_space(cache, space, &usage), KVKEEP_ERR_VERSION, "abi_version is");

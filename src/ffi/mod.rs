@@ -19,16 +19,17 @@ pub mod session;
 mod text;
 pub mod types;
 pub mod version;
+mod versioned;
 mod visitor;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_VERSION, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
+use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
 use crate::opened::Opened;
 use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
-use version::KVKEEP_ABI_VERSION;
+use versioned::{fill_struct, input_struct, input_struct_or_default};
 
 /// Runs an exported body: errors become a status and this thread's message, a panic becomes INTERNAL.
 #[inline]
@@ -192,88 +193,6 @@ fn disjoint(spans: &[Span]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The head that every versioned struct begins with.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Head {
-    struct_size: u32,
-    abi_version: u32,
-}
-
-fn check_head<T>(address: *const T, name: &str) -> Result<usize> {
-    if address.is_null() {
-        return Err(null(name));
-    }
-    if !address.is_aligned() {
-        return Err(misaligned::<T>(name));
-    }
-    // SAFETY: not NULL and aligned; every versioned struct has at least its head by the caller's promise.
-    let head = unsafe { *address.cast::<Head>() };
-    let size = head.struct_size as usize;
-    if size < size_of::<Head>() || size > 1 << 16 || !size.is_multiple_of(4) {
-        return Err(Error::invalid(format!(
-            "{name}->struct_size is {size}, which no version of this struct has: prepare it with KVKEEP_INIT"
-        )));
-    }
-    if head.abi_version != KVKEEP_ABI_VERSION {
-        return Err(Error::new(
-            KVKEEP_ERR_VERSION,
-            format!(
-                "{name}->abi_version is {}, the library has {KVKEEP_ABI_VERSION}: build against the header of the library that is loaded",
-                head.abi_version
-            ),
-        ));
-    }
-    Ok(size)
-}
-
-/// A copy of a caller's option struct: as much as the caller's version has, zeroes for the rest.
-fn input_struct<T>(address: *const T, name: &str) -> Result<T> {
-    let size = check_head(address, name)?;
-    let mut copy = std::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: at most as many bytes as both sides have; all option structs are plain data for which zero is a valid value.
-    unsafe {
-        let bytes = size.min(size_of::<T>());
-        std::ptr::copy_nonoverlapping(address.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), bytes);
-        if size > size_of::<T>() {
-            let rest = std::slice::from_raw_parts(address.cast::<u8>().add(size_of::<T>()), size - size_of::<T>());
-            if rest.iter().any(|&byte| byte != 0) {
-                return Err(Error::new(
-                    KVKEEP_ERR_VERSION,
-                    format!(
-                        "{name} sets fields that this library does not know: load a library at least as new as the header"
-                    ),
-                ));
-            }
-        }
-        Ok(copy.assume_init())
-    }
-}
-
-/// As [`input_struct`], all defaults for NULL.
-fn input_struct_or_default<T>(address: *const T, name: &str) -> Result<T> {
-    if address.is_null() {
-        // SAFETY: all option structs are plain data for which zero is a valid value.
-        return Ok(unsafe { std::mem::zeroed() });
-    }
-    input_struct(address, name)
-}
-
-/// A result struct of the caller's, which must be at least as long as ours.
-fn check_struct<'a, T>(address: *mut T, name: &str) -> Result<&'a mut T> {
-    let size = check_head(address, name)?;
-    if size < size_of::<T>() {
-        return Err(Error::new(
-            KVKEEP_ERR_VERSION,
-            format!(
-                "{name}->struct_size is {size}, this library fills in {}: build against its header",
-                size_of::<T>()
-            ),
-        ));
-    }
-    output(address, name)
 }
 
 /// The extra_count that every share operation takes.

@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 
 use super::handle::kvkeep;
-use super::{check_struct, disjoint, input, on, output, output_slice, text};
+use super::{disjoint, fill_struct, input, on, output, output_slice, text};
 use crate::error::{KVKEEP_OK, Status};
 use crate::events::Event;
 use crate::key::Key;
@@ -20,18 +20,18 @@ use crate::types::{SpaceUsage, Stats};
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_get_stats(cache: *mut kvkeep, stats: *mut Stats) -> Status {
     on(cache, |cache| {
-        cache.stats(check_struct(stats, "stats")?)?;
+        fill_struct(stats, "stats", |stats| cache.stats(stats))?;
         Ok(KVKEEP_OK)
     })
 }
 
 /// Fills in `usage`, prepared by KVKEEP_INIT, with what a space takes of L1 and may take, all of it at one instant. Never
 /// blocks on I/O.
-/// Errors: NOT_FOUND (space), INVALID, VERSION (the struct is of an older header).
+/// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usage: *mut SpaceUsage) -> Status {
     on(cache, |cache| {
-        cache.query_space(space, check_struct(usage, "usage")?)?;
+        fill_struct(usage, "usage", |usage| cache.query_space(space, usage))?;
         Ok(KVKEEP_OK)
     })
 }

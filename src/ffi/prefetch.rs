@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use super::handle::kvkeep;
 use super::types::{kvkeep_callback, kvkeep_prefetch_options};
 use super::{
-    check_struct, config, disjoint, input, input_struct_or_default, on, on_even_poisoned, output, output_slice,
+    config, disjoint, fill_struct, input, input_struct_or_default, on, on_even_poisoned, output, output_slice,
 };
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
@@ -62,10 +62,7 @@ pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, 
 /// Errors: NOT_FOUND (never given, or released).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_prefetch(cache: *mut kvkeep, job: u64, result: *mut PrefetchResult) -> Status {
-    on(cache, |cache| {
-        let result = check_struct(result, "result")?;
-        cache.query_prefetch(job, result)
-    })
+    on(cache, |cache| fill_struct(result, "result", |result| cache.query_prefetch(job, result)))
 }
 
 /// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has `bytes`

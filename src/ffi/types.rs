@@ -8,7 +8,10 @@ use crate::types::Completion;
 ///
 /// Every struct whose first fields are struct_size and abi_version is prepared by KVKEEP_INIT(&s), which zeroes it
 /// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only
-/// what it wants, and a caller built with an older, shorter struct keeps working.
+/// what it wants, and a caller built with an older, shorter struct keeps working: of an option struct the missing fields
+/// are 0, of a result struct only the fields it has are filled in. A struct_size that no version of the struct had is
+/// INVALID. One larger than the library's is a newer caller's: options beyond what the library knows must be 0 (VERSION
+/// otherwise), results beyond it are left as they were.
 ///
 /// Back L1 with reserved huge pages; opening fails where too few are reserved.
 pub const KVKEEP_FLAG_HUGE_PAGES: u32 = 1;
