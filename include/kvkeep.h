@@ -988,9 +988,12 @@ kvkeep_status kvkeep_query_prefetch(kvkeep *cache, uint64_t job, kvkeep_prefetch
 kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, size_t bytes);
 
 /// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
-/// wait, beside any other way of being told.
+/// wait, beside any other way of being told. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
+/// cancelled and waited for again.
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
-kvkeep_status kvkeep_wait(kvkeep *cache, uint64_t job, uint32_t timeout_ms);
+kvkeep_status kvkeep_wait(kvkeep *cache,
+                          uint64_t job,
+                          uint32_t timeout_ms);
 
 /// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. What is under a
 /// transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be temporary,
@@ -999,8 +1002,10 @@ kvkeep_status kvkeep_wait(kvkeep *cache, uint64_t job, uint32_t timeout_ms);
 kvkeep_status kvkeep_cancel(kvkeep *cache,
                             uint64_t job);
 
-/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. Errors: NOT_FOUND.
-kvkeep_status kvkeep_release_job(kvkeep *cache, uint64_t job);
+/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
+/// pages until its completion, which after this only a callback or the event descriptor tells: wait before. Errors: NOT_FOUND.
+kvkeep_status kvkeep_release_job(kvkeep *cache,
+                                 uint64_t job);
 
 /// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
 /// library, valid until close: poll it, do not read or close it. Any thread.

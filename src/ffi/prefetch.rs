@@ -77,7 +77,8 @@ pub unsafe extern "C" fn kvkeep_query_bitmap(cache: *mut kvkeep, job: u64, bitma
 }
 
 /// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
-/// wait, beside any other way of being told.
+/// wait, beside any other way of being told. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
+/// cancelled and waited for again.
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait(cache: *mut kvkeep, job: u64, timeout_ms: u32) -> Status {
@@ -93,7 +94,8 @@ pub unsafe extern "C" fn kvkeep_cancel(cache: *mut kvkeep, job: u64) -> Status {
     on_even_poisoned(cache, |cache| cache.cancel(job).map(|()| KVKEEP_OK))
 }
 
-/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. Errors: NOT_FOUND.
+/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
+/// pages until its completion, which after this only a callback or the event descriptor tells: wait before. Errors: NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_release_job(cache: *mut kvkeep, job: u64) -> Status {
     on_even_poisoned(cache, |cache| cache.release_job(job).map(|()| KVKEEP_OK))

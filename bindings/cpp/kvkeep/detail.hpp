@@ -17,6 +17,8 @@
 
 namespace kvk {
 
+class CompletionFuture;
+
 namespace detail {
 
 // Throws for an error; a status that is none passes through.
@@ -72,12 +74,21 @@ auto with(Callback callback, Submit&& submit) {
 
 // Calls `submit` with a callback that fulfils the future of the result, a FutureJob or a FutureTransfer.
 template <typename Result, typename Submit>
-Result with_future(Submit&& submit) {
+Result with_future(kvkeep* cache, Submit&& submit) {
     // Shared, because a std::function is copyable and a promise is not.
     auto promise = std::make_shared<std::promise<Completion>>();
     auto future = promise->get_future();
-    return {submit(Callback([promise](const Completion& completion) { promise->set_value(completion); })),
-            std::move(future)};
+    auto job = submit(Callback([promise](const Completion& completion) { promise->set_value(completion); }));
+    const std::uint64_t id = job.id();
+    return {std::move(job), CompletionFuture(cache, id, std::move(future))};
+}
+
+// Cancels a job and blocks until it has ended: of a transfer, until no page is touched any more. A job that is gone has ended.
+inline void cancel_and_wait(kvkeep* cache, std::uint64_t job) noexcept {
+    if (kvkeep_wait(cache, job, 0) != KVKEEP_ERR_TIMEOUT) return;
+    kvkeep_cancel(cache, job);
+    while (kvkeep_wait(cache, job, std::numeric_limits<std::uint32_t>::max()) == KVKEEP_ERR_TIMEOUT) {
+    }
 }
 
 inline void log(void* userdata, std::int32_t level, const char* message) noexcept {

@@ -9,12 +9,13 @@
 #include <cstdint>
 #include <future>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace kvk {
 
 /// One prefetch, by its number. It lives until its release, its session's end or its deadline; dropping the Job does
-/// not end it. Any thread.
+/// not end it, since it touches no page of the engine's. Any thread.
 class Job {
 public:
     std::uint64_t id() const noexcept { return id_; }
@@ -43,7 +44,8 @@ public:
         return held;
     }
 
-    /// Blocks until the job is done; false where `timeout` passed first.
+    /// Blocks until the job is done; false where `timeout` passed first. The job then goes on, and so does a transfer's copy: wait
+    /// again, or cancel it and wait, before its pages are used anew.
     bool wait(std::chrono::milliseconds timeout) const {
         const auto status = kvkeep_wait(cache_, id_, detail::milliseconds(timeout));
         return status != KVKEEP_ERR_TIMEOUT && detail::check(status) == Status::ok;
@@ -66,9 +68,29 @@ protected:
 };
 
 /// One store or load. Of its result, `hit_chunks` counts objects, and the status is partial where blocks have a status of
-/// their own.
+/// their own. Pages are the library's until it is done. A Transfer that tells its end neither to a callback, nor by a future, nor by
+/// the event descriptor owns the copy: destroyed before it is done, by an exception or on purpose, it cancels the transfer and waits
+/// until the copy has landed. The others may be dropped at any time.
 class Transfer : public Job {
 public:
+    Transfer(Transfer&& other) noexcept
+        : Job(other), block_count_(other.block_count_), owns_(std::exchange(other.owns_, false)) {}
+    Transfer& operator=(Transfer&& other) noexcept {
+        Job::operator=(other);
+        std::swap(block_count_, other.block_count_);
+        std::swap(owns_, other.owns_);
+        return *this;
+    }
+    ~Transfer() {
+        if (owns_) detail::cancel_and_wait(cache_, id_);
+    }
+
+    /// Lets the transfer go on when this is destroyed: from now on its number is waited for. Gives the number.
+    std::uint64_t detach() noexcept {
+        owns_ = false;
+        return id_;
+    }
+
     /// What became of each block, in the order in which they were given; empty until the transfer is done.
     std::optional<std::vector<Status>> blocks() const {
         std::vector<std::int32_t> numbers(block_count_);
@@ -89,24 +111,74 @@ public:
         return status == KVKEEP_ERR_TIMEOUT ? Status::timeout : detail::check(status);
     }
 
+    /// Forgets the transfer. One that is not done is cancelled, and its copy waited for, since nobody could ask later.
+    void release() const {
+        detail::cancel_and_wait(cache_, id_);
+        Job::release();
+    }
+
 private:
     friend class Pool;
-    Transfer(kvkeep* cache, std::uint64_t id, std::size_t block_count) noexcept
-        : Job(cache, id, 0), block_count_(block_count) {}
+    Transfer(kvkeep* cache, std::uint64_t id, std::size_t block_count, bool owns) noexcept
+        : Job(cache, id, 0), block_count_(block_count), owns_(owns) {}
 
     std::size_t block_count_;
+    bool owns_;
+};
+
+/// The future of a completion, which comes whatever becomes of the job, also on cancel and close. One that is dropped before, by
+/// an exception or on purpose, cancels its job and waits until it has ended: no page is touched after it.
+class CompletionFuture {
+public:
+    CompletionFuture() = default;
+    CompletionFuture(kvkeep* cache, std::uint64_t job, std::future<Completion> future) noexcept
+        : cache_(cache), job_(job), future_(std::move(future)) {}
+    CompletionFuture(CompletionFuture&&) noexcept = default;
+    CompletionFuture& operator=(CompletionFuture&& other) noexcept {
+        drop();
+        cache_ = other.cache_;
+        job_ = other.job_;
+        future_ = std::move(other.future_);
+        return *this;
+    }
+    ~CompletionFuture() { drop(); }
+
+    /// Whether `get` was not called yet.
+    bool valid() const noexcept { return future_.valid(); }
+    /// Blocks until the job has ended; once.
+    Completion get() { return future_.get(); }
+    void wait() const { future_.wait(); }
+    /// A time that passes first leaves the job running, and its copy.
+    template <typename Rep, typename Period>
+    std::future_status wait_for(const std::chrono::duration<Rep, Period>& time) const {
+        return future_.wait_for(time);
+    }
+    template <typename Clock, typename Duration>
+    std::future_status wait_until(const std::chrono::time_point<Clock, Duration>& time) const {
+        return future_.wait_until(time);
+    }
+
+private:
+    // By the library's own wait, not the future's: it may be dropped in a callback, and the next one comes when that returns.
+    void drop() noexcept {
+        if (future_.valid()) detail::cancel_and_wait(cache_, job_);
+    }
+
+    kvkeep* cache_ = nullptr;
+    std::uint64_t job_ = 0;
+    std::future<Completion> future_;
 };
 
 /// A transfer and the future of its completion.
 struct FutureTransfer {
     Transfer transfer;
-    std::future<Completion> completion;
+    CompletionFuture completion;
 };
 
-/// A job and the future of its completion, which is fulfilled whatever becomes of the job, also on cancel and close.
+/// A job and the future of its completion.
 struct FutureJob {
     Job job;
-    std::future<Completion> completion;
+    CompletionFuture completion;
 };
 
 }  // namespace kvk

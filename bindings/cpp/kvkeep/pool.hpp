@@ -32,7 +32,7 @@ public:
     /// to `callback`, or by a future.
     Transfer store(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
                    const TransferOptions& options = {}) const {
-        return submit(kvkeep_submit_store, session, keys, blocks, options, nullptr, nullptr);
+        return submit(kvkeep_submit_store, session, keys, blocks, options);
     }
     Transfer store(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
                    const TransferOptions& options, Callback callback) const {
@@ -46,7 +46,7 @@ public:
     /// Loads each key's object into its blocks, from whatever tier has it.
     Transfer load(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
                   const TransferOptions& options = {}) const {
-        return submit(kvkeep_submit_load, session, keys, blocks, options, nullptr, nullptr);
+        return submit(kvkeep_submit_load, session, keys, blocks, options);
     }
     Transfer load(const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
                   const TransferOptions& options, Callback callback) const {
@@ -60,7 +60,7 @@ public:
 private:
     template <typename Function>
     Transfer submit(Function function, const Session& session, Span<const Key> keys, Span<const std::int32_t> blocks,
-                    const TransferOptions& from, kvkeep_callback callback, void* userdata) const {
+                    const TransferOptions& from, kvkeep_callback callback = nullptr, void* userdata = nullptr) const {
         auto options = detail::prepared<kvkeep_transfer_options>();
         options.stream = from.stream;
         options.skip_first_tokens = from.skip_first_tokens;
@@ -71,7 +71,7 @@ private:
         std::uint64_t job = 0;
         detail::check(function(cache_, id_, session.id(), keys.data(), keys.size(), blocks.data(), blocks.size(),
                                &options, &job, callback, userdata));
-        return Transfer(cache_, job, blocks.size());
+        return Transfer(cache_, job, blocks.size(), callback == nullptr && from.notify == Notify::poll);
     }
 
     template <typename Function>
@@ -85,7 +85,7 @@ private:
     template <typename Function>
     FutureTransfer future(Function function, const Session& session, Span<const Key> keys,
                           Span<const std::int32_t> blocks, const TransferOptions& options) const {
-        return detail::with_future<FutureTransfer>([&](Callback callback) {
+        return detail::with_future<FutureTransfer>(cache_, [&](Callback callback) {
             return submit(function, session, keys, blocks, options, std::move(callback));
         });
     }

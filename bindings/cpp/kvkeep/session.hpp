@@ -150,7 +150,7 @@ public:
     /// Submits a prefetch whose end fulfils a future.
     FutureJob prefetch_future(Span<const Key> keys, const PrefetchOptions& options = {}) {
         return detail::with_future<FutureJob>(
-            [&](Callback callback) { return prefetch(keys, options, std::move(callback)); });
+            cache_, [&](Callback callback) { return prefetch(keys, options, std::move(callback)); });
     }
 
     /// What the session holds, as JSON.

@@ -188,7 +188,125 @@ static void a_refused_transfer_frees_its_callback() {
     CHECK(refused == kvk::Status::unsupported || refused == kvk::Status::invalid);
 }
 
+// Pages so large that a copy is under way when its holder goes, and a load of all of them.
+struct Landing {
+    static constexpr std::size_t blocks = 16, block_bytes = 4 << 20;
+    std::vector<std::byte> memory = std::vector<std::byte>(2 * blocks * block_bytes);
+    std::vector<kvk::Key> keys = some_keys(blocks);
+    std::vector<std::int32_t> ids;
+    kvk::Cache cache{[] {
+        kvk::Options options;
+        options.l1_bytes = 160 << 20;
+        return options;
+    }()};
+    kvk::Space space = space_of(cache);
+    kvk::Session session = space.session();
+    kvk::Pool pool = space.pool([this] {
+        kvk::PoolOptions options;
+        options.block_count = 2 * blocks;
+        options.segments.push_back({reinterpret_cast<std::uintptr_t>(memory.data()), block_bytes, 0, 0, 0});
+        return options;
+    }());
+
+    Landing() {
+        for (std::size_t i = 0; i < blocks; ++i) ids.push_back(static_cast<std::int32_t>(i));
+        CHECK(pool.store_future(session, keys, ids).completion.get().status == kvk::Status::ok);
+        for (auto& id : ids) id += blocks;
+    }
+
+    // Whether no page is touched any more.
+    bool over(std::uint64_t job) const { return kvkeep_wait(cache.handle(), job, 0) == KVKEEP_OK; }
+    kvk::Status status(std::uint64_t job) const {
+        auto result = kvk::detail::prepared<kvkeep_prefetch_result>();
+        kvk::detail::check(kvkeep_query_prefetch(cache.handle(), job, &result));
+        return static_cast<kvk::Status>(result.status);
+    }
+};
+
+static void a_future_that_is_dropped_leaves_no_copy() {
+    Landing test;
+    std::uint64_t job = 0;
+    {
+        const auto load = test.pool.load_future(test.session, test.keys, test.ids);
+        job = load.transfer.id();
+    }
+    CHECK(test.over(job));
+    try {
+        const auto completion = [&] {
+            auto load = test.pool.load_future(test.session, test.keys, test.ids);
+            job = load.transfer.id();
+            return std::move(load.completion);
+        }();
+        CHECK(completion.valid());
+        throw std::runtime_error("between submit and get");
+    } catch (const std::runtime_error&) {
+        CHECK(test.over(job));
+    }
+    // One in whose place another is put is dropped as well.
+    auto completion = test.pool.load_future(test.session, test.keys, test.ids).completion;
+    completion = test.pool.load_future(test.session, test.keys, test.ids).completion;
+    CHECK(completion.get().status == kvk::Status::ok && !completion.valid());
+}
+
+static void a_transfer_that_is_dropped_leaves_no_copy() {
+    Landing test;
+    std::uint64_t job = 0;
+    try {
+        const auto load = test.pool.load(test.session, test.keys, test.ids);
+        job = load.id();
+        throw std::runtime_error("between submit and wait");
+    } catch (const std::runtime_error&) {
+        CHECK(test.over(job));
+    }
+    {
+        const auto load = test.pool.load(test.session, test.keys, test.ids);
+        load.release();
+        CHECK(test.cache.stats().l1_shares == 0);
+        CHECK(thrown([&] { load.query(); }).status() == kvk::Status::not_found);
+    }
+    // Moved, it goes with what it was moved to; detached, or told by a callback, it goes on.
+    {
+        std::optional<kvk::Transfer> kept;
+        {
+            auto load = test.pool.load(test.session, test.keys, test.ids);
+            kept.emplace(std::move(load));
+        }
+        CHECK(kept->wait(watchdog) && test.status(kept->id()) == kvk::Status::ok);
+    }
+    job = test.pool.load(test.session, test.keys, test.ids).detach();
+    CHECK(kvkeep_wait(test.cache.handle(), job, 60000) == KVKEEP_OK && test.status(job) == kvk::Status::ok);
+    std::promise<kvk::Completion> told;
+    test.pool.load(test.session, test.keys, test.ids, {},
+                   [&](const kvk::Completion& completion) { told.set_value(completion); });
+    CHECK(told.get_future().get().status == kvk::Status::ok);
+}
+
+static void a_future_may_be_dropped_in_a_callback() {
+    Landing test;
+    std::promise<bool> over;
+    auto load = std::make_shared<kvk::FutureTransfer>(test.pool.load_future(test.session, test.keys, test.ids));
+    test.session.prefetch(some_keys(1, 9), {}, [&, load](const kvk::Completion&) mutable {
+        const auto job = load->transfer.id();
+        load->completion = {};
+        over.set_value(test.over(job));
+    });
+    CHECK(over.get_future().get());
+}
+
+static void a_prefetch_future_that_is_dropped_is_cancelled() {
+    auto options = small();
+    options.backend_urls = {"fault:memory:?capacity=1MiB&fault.lookup_hang=1"};
+    kvk::Cache cache(options);
+    auto session = space_of(cache).session();
+    const auto job = session.prefetch_future(some_keys(1)).job;
+    CHECK(static_cast<kvk::Status>(job.query().value().status) == kvk::Status::cancelled);
+}
+
 int main() {
+    a_future_that_is_dropped_leaves_no_copy();
+    a_transfer_that_is_dropped_leaves_no_copy();
+    a_future_may_be_dropped_in_a_callback();
+    a_prefetch_future_that_is_dropped_is_cancelled();
     segments_are_read_off_axes();
     what_is_no_tensor_of_pages_is_refused();
     blocks_go_and_come_back_elsewhere();

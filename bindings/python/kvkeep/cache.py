@@ -15,6 +15,7 @@ from ._library import call, encoded, lib, number, prepared, text
 from .completion import Callbacks, Completion, Completions
 from .errors import InvalidError
 from .event import Event, copied
+from .landing import Landings
 from .session import Session
 from .space import Space
 
@@ -78,6 +79,7 @@ class Cache:
         self.pointer = ctypes.c_void_p()
         call(lib.kvkeep_open, ctypes.byref(options), ctypes.byref(self.pointer))
         self.completions = Completions(self.pointer)
+        self.landings = Landings(self.pointer)
         # The finalizer keeps what the library may call until close has returned, and runs at exit if not before.
         self._finalizer = weakref.finalize(self, _close, self.pointer, self.callbacks, told)
 

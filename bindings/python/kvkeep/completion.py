@@ -195,11 +195,16 @@ class Telling(NamedTuple):
             raise ValueError("a job tells its end in one way: give callback, loop or notify")
         return cls(callback, loop, _ffi.Notify.EVENT_FD if loop else notify or _ffi.Notify.POLL)
 
+    @property
+    def asks(self) -> bool:
+        """Whether the end is told to nobody who does not ask the job itself."""
+        return self.callback is None and (self.loop is not None or self.notify == _ffi.Notify.POLL)
+
     def submit(
-        self, cache: Cache, submit: Callable[[Any, Any, Optional[int]], int]
+        self, cache: Cache, submit: Callable[[Any, Any, Optional[int]], int], job: Optional[ctypes.c_uint64] = None
     ) -> tuple[int, Optional[asyncio.Future[Completion]]]:
         """Calls `submit` with where the job's number goes, callback and userdata: the number, and what to await."""
-        job = ctypes.c_uint64()
+        job = ctypes.c_uint64() if job is None else job
         if self.callback is not None:
             userdata = cache.callbacks.add(self.callback)
             try:

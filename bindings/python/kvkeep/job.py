@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 from . import _ffi
 from ._library import call, lib, prepared
 from .completion import Completion
-from .errors import TimedOutError, error_for
+from .errors import KvkeepError, TimedOutError, error_for
+from .landing import WAIT_SLICE_MS, cancel_and_wait
 
 if TYPE_CHECKING:
     from .cache import Cache
-
-# A wait is cut into slices so that Ctrl-C is seen between them.
-WAIT_SLICE_MS = 500
 
 
 class PrefetchResult(NamedTuple):
@@ -51,14 +49,20 @@ class Job:
     """One prefetch. It lives until its release, its session's end or its deadline; any thread may ask it.
 
     `await job` gives its PrefetchResult, on the event loop it was submitted for. A job that ended with an error
-    raises the exception of its status, from `await` and from `wait`.
+    raises the exception of its status, from `await` and from `wait`. A task that is cancelled while it awaits a job cancels the
+    job, unless other tasks await it too, and goes on when the job has ended.
     """
+
+    # Whether an engine's pages are copied: whoever stops waiting must know when they are not touched any more.
+    _touches_pages = False
 
     def __init__(self, cache: Cache, id: int, key_count: int, future: Optional[asyncio.Future[Completion]]) -> None:
         self.id = id
         self._cache = cache
         self._key_count = key_count
         self._future = future
+        # Tasks that await it and were not cancelled.
+        self._awaiting = 0
 
     def lookup_hits(self) -> Optional[int]:
         """How many chunks will be hit, known before any byte is loaded; None until then."""
@@ -98,8 +102,13 @@ class Job:
         return [bool(bits[i // 8] >> i % 8 & 1) for i in range(self._key_count)]
 
     def wait(self, timeout: Optional[float] = None) -> PrefetchResult:
-        """Blocks until the job is done, at most `timeout` seconds; then TimedOutError while `done()` is False."""
-        in_slices(timeout, lambda ms: call(lib.kvkeep_wait, self._cache.pointer, self.id, ms))
+        """Blocks until the job is done, at most `timeout` seconds; then TimedOutError while `done()` is False.
+
+        After TimedOutError the job goes on, and so does its copy: wait again, or cancel it and wait, before its pages are used
+        anew. Any other exception that ends the wait, such as KeyboardInterrupt, cancels the job, and is raised when no page is
+        touched any more.
+        """
+        self._in_slices(timeout, lambda ms: call(lib.kvkeep_wait, self._cache.pointer, self.id, ms))
         result = self.query()
         assert result is not None, "a job that was waited for is never pending"
         if result.status < 0:
@@ -114,16 +123,60 @@ class Job:
         """Forgets the job; its shares stay the session's."""
         call(lib.kvkeep_release_job, self._cache.pointer, self.id)
 
+    def _in_slices(self, timeout: Optional[float], wait: Callable[[int], int]) -> int:
+        try:
+            return in_slices(timeout, wait)
+        except KvkeepError:
+            raise
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Cancels the job for a caller that will not ask again, and blocks until its copy, if it has one, has landed."""
+        if self._touches_pages:
+            cancel_and_wait(self._cache.pointer, self.id)
+        else:
+            lib.kvkeep_cancel(self._cache.pointer, self.id)
+
     def __await__(self) -> Generator[object, None, PrefetchResult]:
         if self._future is None:
             raise RuntimeError("a job is awaited on the event loop that it was submitted on or for")
-        # Shielded, so that cancelling one task that awaits the job leaves the others waiting.
-        completion = yield from asyncio.shield(self._future).__await__()
+        completion = yield from self._completion(self._future)
         if completion.status < 0:
             raise error_for(completion.status, completion.message)
         result = self.query()
         assert result is not None, "a completed job is never pending"
         return result
+
+    def _completion(self, future: asyncio.Future[Completion]) -> Generator[object, None, Completion]:
+        self._awaiting += 1
+        cancelled: Optional[BaseException] = None
+        try:
+            while not future.done():
+                try:
+                    # Shielded, so that cancelling one task that awaits the job leaves the others waiting.
+                    yield from asyncio.shield(future).__await__()
+                except asyncio.CancelledError as error:
+                    if future.cancelled():
+                        raise
+                    if cancelled is None:
+                        cancelled = error
+                        self._awaiting -= 1
+                        if not self._awaiting:
+                            lib.kvkeep_cancel(self._cache.pointer, self.id)
+                        elif not self._touches_pages:
+                            raise
+                except GeneratorExit:
+                    # The coroutine is closed, so that nobody can be resumed when the copy has landed.
+                    self._abandon()
+                    raise
+        finally:
+            if cancelled is None:
+                self._awaiting -= 1
+        if cancelled is not None:
+            raise cancelled
+        return future.result()
 
     def __repr__(self) -> str:
         return f"<kvkeep job {self.id}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import warnings
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
@@ -13,10 +14,11 @@ from . import _ffi
 from ._array import Numbers, integers
 from ._library import call, lib, number, prepared
 from .completion import Completion, Telling
-from .errors import InvalidError
-from .job import Job, in_slices
+from .errors import InvalidError, KvkeepError, NotFoundError
+from .job import Job
 from .key import AnyKeys
 from .key import keys as as_keys
+from .landing import cancel_and_wait, hold_on, is_over
 from .pages import Pages, Segment
 from .view import Statuses
 
@@ -30,18 +32,30 @@ Blocks = Union[Iterable[Optional[int]], Numbers]
 
 class Transfer(Job):
     """One store or load. Awaited and waited for like any job; `hit_chunks` of its result counts objects, and its status
-    is PARTIAL where blocks have a status of their own."""
+    is PARTIAL where blocks have a status of their own.
 
-    def __init__(self, pool: Pool, id: int, block_count: int, future: Optional[asyncio.Future[Completion]]) -> None:
+    Pages are the library's until the transfer is done. Every way out of waiting for it, but a timeout, keeps to that: a cancelled
+    `await` cancels the transfer and raises when the copy has landed, and so does an interrupted `wait`. One that nothing refers to
+    any more before it is done is cancelled, and the last reference goes when the copy has landed, with a ResourceWarning; but one
+    with a callback, or with Notify.EVENT_FD, goes on.
+    """
+
+    _touches_pages = True
+
+    def __init__(
+        self, pool: Pool, id: int, block_count: int, future: Optional[asyncio.Future[Completion]], owned: bool
+    ) -> None:
         super().__init__(pool.cache, id, 0, future)
         self._pool = pool
         self._block_count = block_count
+        # Whether its end is known to nobody when this object is gone.
+        self._owned = owned
 
     def wait_layer(self, layer: int, timeout: Optional[float] = None) -> _ffi.Status:
         """Blocks until every page of `layer` is copied: OK, or PARTIAL where some objects could not be had."""
         layer = number(ctypes.c_uint32, "layer", layer)
         pointer = self._cache.pointer
-        return _ffi.Status(in_slices(timeout, lambda ms: call(lib.kvkeep_wait_layer, pointer, self.id, layer, ms)))
+        return _ffi.Status(self._in_slices(timeout, lambda ms: call(lib.kvkeep_wait_layer, pointer, self.id, layer, ms)))
 
     def stream_wait_layer(self, layer: int, stream: int, timeout: Optional[float] = None) -> _ffi.Status:
         """Makes a CUDA stream wait until every page of `layer` is copied, and returns when the copies are queued: what is put on
@@ -49,7 +63,7 @@ class Transfer(Job):
         layer, stream = number(ctypes.c_uint32, "layer", layer), number(ctypes.c_uint64, "stream", stream)
         pointer = self._cache.pointer
         wait = lib.kvkeep_stream_wait_layer
-        return _ffi.Status(in_slices(timeout, lambda ms: call(wait, pointer, self.id, layer, stream, ms)))
+        return _ffi.Status(self._in_slices(timeout, lambda ms: call(wait, pointer, self.id, layer, stream, ms)))
 
     def blocks(self) -> Optional[Statuses]:
         """What became of each block, in the order in which they were given; None until the transfer is done."""
@@ -58,6 +72,21 @@ class Transfer(Job):
         if status == _ffi.Status.PENDING:
             return None
         return Statuses(statuses, not any(statuses))
+
+    def release(self) -> None:
+        """Forgets the transfer. One that is not done is cancelled, and its copy waited for, since nobody could ask later."""
+        if not is_over(self._cache.pointer, self.id):
+            self._abandon()
+        super().release()
+
+    def __del__(self) -> None:
+        # What failed to be made owns nothing; a library that is gone copies nothing.
+        if not getattr(self, "_owned", False) or is_over is None:
+            return
+        pointer = self._cache.pointer
+        if not is_over(pointer, self.id):
+            cancel_and_wait(pointer, self.id)
+            warnings.warn(f"{self!r} was dropped before it was done, and cancelled", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
         return f"<kvkeep transfer {self.id}>"
@@ -160,9 +189,13 @@ class Pool:
 
     def close(self) -> None:
         """Cancels what is under way and waits until it has landed. Twice is harmless."""
-        if kept := self._finalizer.detach():
-            call(lib.kvkeep_close_pool, self.cache.pointer, self.id)
-            del kept
+        if self._finalizer.alive:
+            # The memory is let go only after the call, whatever interrupts it.
+            try:
+                call(lib.kvkeep_close_pool, self.cache.pointer, self.id)
+            except NotFoundError:
+                pass
+            self._finalizer.detach()
 
     def _submit(
         self, function: Any, session: Session, keys: AnyKeys, blocks: Blocks, told: tuple[Any, ...], **options: int
@@ -174,8 +207,16 @@ class Pool:
         telling = Telling.chosen(*told)
         prepared_options = prepared(_ffi.kvkeep_transfer_options, notify=telling.notify, **options)
         asked = (self.id, session.id, batch.array, len(batch), ids, len(ids), ctypes.byref(prepared_options))
-        job, future = telling.submit(self.cache, lambda *told: call(function, self.cache.pointer, *asked, *told))
-        return Transfer(self, job, len(ids), future)
+        landings = self.cache.landings
+        place = landings.expect(session.id)
+        try:
+            job, future = telling.submit(
+                self.cache, lambda *told: call(function, self.cache.pointer, *asked, *told), place
+            )
+        except KvkeepError:
+            landings.forget(place)
+            raise
+        return Transfer(self, job, len(ids), future, telling.asks)
 
     def __enter__(self) -> Pool:
         return self
@@ -187,6 +228,17 @@ class Pool:
         trace: Optional[TracebackType],
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Pool:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        await hold_on(self.close)
 
     def __repr__(self) -> str:
         return f"<kvkeep pool {self.id}>"

@@ -16,6 +16,7 @@ from .completion import Completion, Telling
 from .job import Job
 from .key import AnyKeys, Keys
 from .key import keys as as_keys
+from .landing import hold_on
 from .view import Statuses, Views
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ class GroupRule(NamedTuple):
 
 
 class Session:
-    """A session by its number, which any thread may use. As a context manager it ends, or aborts on an exception."""
+    """A session by its number, which any thread may use.
+
+    As a context manager it ends, and its transfers finish after it; on an exception, that of a cancelled task among them, it
+    aborts, and the block is left when its transfers touch no page any more. `async with` waits for that beside the event loop.
+    """
 
     def __init__(self, cache: Cache, id: int) -> None:
         self.id = id
@@ -194,8 +199,26 @@ class Session:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
+        self._leave(kind is None)
+        if kind is not None:
+            self._cache.landings.cancel(self.id)
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self._leave(kind is None)
+        if kind is not None:
+            await hold_on(lambda: self._cache.landings.cancel(self.id))
+
+    def _leave(self, well: bool) -> None:
         # A session that ended inside the block, by hand or by its deadline, has nothing left to end.
-        function = lib.kvkeep_end_session if kind is None else lib.kvkeep_abort_session
+        function = lib.kvkeep_end_session if well else lib.kvkeep_abort_session
         function(self._cache.pointer, self.id)
 
     def __repr__(self) -> str:

@@ -44,8 +44,8 @@ class CacheTest(unittest.TestCase):
         self.cache = self.open()
         self.space = self.cache.space("model-1", layout="fp16", chunk_tokens=16)
 
-    def open(self, **options: object) -> kvkeep.Cache:
-        cache = kvkeep.Cache(4 << 20, **options)
+    def open(self, l1_bytes: int = 4 << 20, **options: object) -> kvkeep.Cache:
+        cache = kvkeep.Cache(l1_bytes, **options)
         self.addCleanup(cache.close)
         return cache
 
