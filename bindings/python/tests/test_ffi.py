@@ -29,7 +29,7 @@ class Ffi(unittest.TestCase):
         for before, after in (
             ("KVKEEP_ERR_INVALID = -1", "KVKEEP_ERR_INVALID = -2"),
             ("uint32_t rank;", "uint64_t rank;"),
-            ("uint64_t job, uint32_t timeout_ms);", "uint64_t job, uint64_t timeout_ms);"),
+            ("uint32_t timeout_ms);", "uint64_t timeout_ms);"),
             ("#define KVKEEP_TIERS_MAX 8", "#define KVKEEP_TIERS_MAX 9"),
         ):
             self.assertIn(before, text)
