@@ -41,6 +41,19 @@ impl Node {
         self.l1.begin_copy(session, space, owner_pid)
     }
 
+    /// Stages keys for a client of a daemon, whose account was opened.
+    pub fn reserve_write_by(
+        &self,
+        writer: u64,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool> {
+        self.l1.reserve_write_by(writer, session, keys, sizes, temporary, views)
+    }
+
     fn leave(&self, session: u64, touch: bool) -> Result<()> {
         self.l1.session_lives(session)?;
         self.prefetcher.release_session(session);

@@ -237,30 +237,20 @@ impl Desk {
                 if sizes.len() != keys.len() {
                     return Err(malformed("not every key has a size"));
                 }
-                let asked = guest.begin_staging(node, &self.limits, sizes)?;
                 let views = scratch.views(keys.len());
-                let reserved = node.reserve_write(session, keys, sizes, temporary, views);
-                let count = if reserved.is_ok() { views.len() } else { 0 };
-                let staged = keys.iter().zip(&views[..count]).filter(|(_, view)| view.status == KVKEEP_OK as i32);
-                if !guest.stage(session, asked, staged.clone().map(|(key, view)| (*key, view.size))) {
-                    // Not those that another client stages in this session.
-                    let staged: Vec<Key> = staged.map(|(key, _)| *key).collect();
-                    let _ = node.abort_write(session, &staged, None);
-                }
-                self.views(frame, reserved?, views)
+                let reserved = node.reserve_write_by(guest.number, session, keys, sizes, temporary, views)?;
+                self.views(frame, reserved, views)
             }
             Request::FinishWrite { session, keys, statuses } => {
                 guest.may_write()?;
                 self.check_session(guest, session)?;
                 let all_ok = node.finish_write(session, keys, scratch.statuses(keys.len(), statuses))?;
-                guest.unstage(session, keys);
                 self.statuses(frame, all_ok, scratch)
             }
             Request::AbortWrite { session, keys, statuses } => {
                 guest.may_write()?;
                 self.check_session(guest, session)?;
                 let all_ok = node.abort_write(session, keys, scratch.statuses(keys.len(), statuses))?;
-                guest.unstage(session, keys);
                 self.statuses(frame, all_ok, scratch)
             }
             Request::FinishWriteAndReserveRead { session, keys, extra } => {
@@ -268,7 +258,6 @@ impl Desk {
                 self.check_session(guest, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.finish_write_and_reserve_read(session, keys, extra.0, views)?;
-                guest.unstage(session, keys);
                 self.views(frame, all_ok, views)
             }
             Request::ReserveRead { session, keys, extra } => {

@@ -13,7 +13,6 @@ use super::wire::{PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED};
 use crate::cache::Cache;
 use crate::config::JobObserver;
 use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, Result};
-use crate::key::Key;
 use crate::node::Node;
 use crate::types::PrefetchResult;
 
@@ -23,11 +22,6 @@ struct Held {
     sessions: HashSet<u64>,
     /// Jobs not released by ticket; 0 while one is being submitted.
     jobs: HashMap<u64, u64>,
-    /// Sizes of what it stages, by session: its own and others'.
-    staged: HashMap<u64, HashMap<Key, u64>>,
-    staged_bytes: u64,
-    /// Bytes it is just asking for.
-    staging_bytes: u64,
 }
 
 /// A connected client.
@@ -139,60 +133,7 @@ impl Guest {
 
     /// A session was ended.
     pub fn end_session(&self, session: u64) {
-        let mut held = self.held.lock();
-        held.sessions.remove(&session);
-        let staged = held.staged.remove(&session);
-        held.staged_bytes -= staged.map_or(0, |staged| staged.values().sum());
-    }
-
-    /// Begins to stage bytes, and says how many, unless they are more than a client may; ends with [`stage`](Guest::stage).
-    pub fn begin_staging(&self, node: &Node, limits: &Limits, sizes: &[u64]) -> Result<u64> {
-        let more = sizes.iter().fold(0u64, |sum, size| sum.saturating_add(*size));
-        let mut held = self.held.lock();
-        let most = limits.staged_bytes_per_client_max;
-        let wanted = more.saturating_add(held.staging_bytes);
-        if held.staged_bytes.saturating_add(wanted) > most {
-            held.staged.retain(|&session, _| node.l1.session_lives(session).is_ok());
-            held.staged_bytes = held.staged.values().flat_map(HashMap::values).sum();
-            if held.staged_bytes.saturating_add(wanted) > most {
-                let bytes = held.staged_bytes;
-                return Err(limit(
-                    &format!("{bytes} bytes staged and asks for {more} of"),
-                    most,
-                    "staged_bytes_per_client_max",
-                ));
-            }
-        }
-        held.staging_bytes = wanted;
-        Ok(more)
-    }
-
-    /// Notes what was staged of so many bytes `asked`. False if the client has left meanwhile: then it is to be given back.
-    pub fn stage(&self, session: u64, asked: u64, staged: impl Iterator<Item = (Key, u64)>) -> bool {
-        let mut held = self.held.lock();
-        let Held { staged: by_session, staged_bytes, staging_bytes, gone, .. } = &mut *held;
-        *staging_bytes = staging_bytes.saturating_sub(asked);
-        if *gone {
-            return false;
-        }
-        let of_session = by_session.entry(session).or_default();
-        for (key, size) in staged {
-            *staged_bytes += size;
-            *staged_bytes -= of_session.insert(key, size).unwrap_or(0);
-        }
-        true
-    }
-
-    /// Notes what was committed or given back.
-    pub fn unstage(&self, session: u64, keys: &[Key]) {
-        let mut held = self.held.lock();
-        let Held { staged: by_session, staged_bytes, .. } = &mut *held;
-        if let Some(of_session) = by_session.get_mut(&session) {
-            *staged_bytes -= keys.iter().filter_map(|key| of_session.remove(key)).sum::<u64>();
-            if of_session.is_empty() {
-                by_session.remove(&session);
-            }
-        }
+        self.held.lock().sessions.remove(&session);
     }
 
     /// Begins to follow a job that the client knows by `ticket`.
@@ -234,12 +175,8 @@ impl Guest {
         }
         let holding = held.sessions.iter().filter(|&&session| node.l1.session_holds(session)).count();
         let ended = held.sessions.iter().filter(|&&session| node.abort_session(session).is_ok()).count();
-        for (session, staged) in held.staged {
-            if !held.sessions.contains(&session) {
-                let keys: Vec<Key> = staged.into_keys().collect();
-                let _ = node.abort_write(session, &keys, None);
-            }
-        }
+        // What it staged in the sessions of others.
+        node.l1.close_writer(self.number);
         (ended, holding)
     }
 }

@@ -318,6 +318,7 @@ impl Shared {
                         format!("{} clients are connected: close some, or raise clients_max", self.limits.clients_max),
                     ));
                 }
+                self.node.l1.open_writer(number, self.limits.staged_bytes_per_client_max);
                 guests.by_number.insert(number, guest.clone());
                 self.node.meters.clients.add(1);
                 Ok((guest, None))

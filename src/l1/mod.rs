@@ -23,6 +23,7 @@ mod tally;
 mod touched;
 mod transfer;
 mod write;
+pub mod writers;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -52,6 +53,7 @@ use tally::Tally;
 pub use tally::{Counts, Gauges};
 use touched::Touched;
 pub use transfer::{Landed, Write};
+use writers::Writers;
 
 /// Longest pause between two looks at the lock before sleeping: all pauses together are some tens of microseconds.
 const PAUSES_MAX: u32 = 512;
@@ -153,6 +155,7 @@ pub(crate) struct State {
     by_number: HashMap<u64, u32>,
     pools: Vec<Pool>,
     sessions: Sessions,
+    writers: Writers,
     config: L1Config,
     has_l2: bool,
     writes: VecDeque<Ref>,
@@ -257,6 +260,7 @@ impl L1 {
             by_number: HashMap::new(),
             pools: vec![pool],
             sessions,
+            writers: Writers::default(),
             config,
             has_l2: false,
             writes: VecDeque::new(),

@@ -205,7 +205,7 @@ impl State {
             expires_in_ms: session.deadline_ms as i64 - self.now_ms as i64,
             shares: session.shares,
             held,
-            staged: session.staged.iter().map(|&id| self.slots.key(id).to_string()).collect(),
+            staged: session.staged.iter().map(|staged| self.slots.key(staged.id).to_string()).collect(),
             jobs: session.jobs,
         }
     }

@@ -45,8 +45,8 @@ pub struct Session {
     pub shares: u64,
     /// What it took a share of last, by a call of one key.
     pub last: Option<Single>,
-    /// Slots it stages, by their keys' hashes.
-    pub staged: HashTable<u32>,
+    /// What it stages, by the hashes of the keys.
+    pub staged: HashTable<Staged>,
     /// Shares that were taken from it after its deadline.
     pub revoked: HashMap<Key, u32>,
     /// Objects that were hidden while it held them, by key, until it has returned them.
@@ -108,6 +108,14 @@ impl Session {
             self.known = vec![Ref::NOTHING; self.distinct.next_power_of_two()].into_boxed_slice();
         }
     }
+}
+
+/// An object that is staged.
+pub struct Staged {
+    /// Its slot.
+    pub id: u32,
+    /// The writer that reserved it, whose account it is in.
+    pub writer: u64,
 }
 
 /// A key, its print within the session's space, and the slot that it was in.

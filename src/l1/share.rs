@@ -2,7 +2,7 @@
 //!
 //! What runs for each key is inlined by force: of a batch of one key, entering and leaving functions is a twentieth.
 
-use super::session::Session;
+use super::session::{Session, Staged};
 use super::slot::{BUSY, HIDDEN, LISTED, NOBODY, NONE, QUEUED, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
@@ -414,8 +414,9 @@ impl State {
 
     /// Ends the session at `index`.
     pub(super) fn end(&mut self, index: u32, touch: bool, reclaimed: bool) {
-        let staged: Vec<u32> = self.sessions.at_mut(index).staged.drain().collect();
-        for id in staged {
+        let staged: Vec<Staged> = self.sessions.at_mut(index).staged.drain().collect();
+        for Staged { id, writer } in staged {
+            self.writers.subtract(writer, self.slots[id].size());
             self.unstage(id);
         }
         let session = self.sessions.at_mut(index);

@@ -1,7 +1,8 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
-use super::session::Session;
+use super::session::{Session, Staged};
 use super::slot::{HIDDEN, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
+use super::writers::THIS_PROCESS;
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{
@@ -15,7 +16,7 @@ use crate::print::Print;
 use crate::types::View;
 
 impl L1 {
-    /// Stages `sizes[i]` bytes for `keys[i]`.
+    /// Stages `sizes[i]` bytes for `keys[i]`, for this process.
     pub fn reserve_write(
         &self,
         session: u64,
@@ -24,7 +25,21 @@ impl L1 {
         temporary: bool,
         views: &mut [View],
     ) -> Result<bool> {
+        self.reserve_write_by(THIS_PROCESS, session, keys, sizes, temporary, views)
+    }
+
+    /// Stages `sizes[i]` bytes for `keys[i]`, for a writer that has an account.
+    pub fn reserve_write_by(
+        &self,
+        writer: u64,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool> {
         self.with_prints(keys, |state, prints, _| {
+            state.writers.check(writer, sizes)?;
             let (index, _) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
@@ -33,7 +48,7 @@ impl L1 {
             for (i, ((key, &size), view)) in keys.iter().zip(sizes).zip(views).enumerate() {
                 state.look_ahead(prints, i);
                 let depth = state.sessions.at_mut(user).next_depth;
-                *view = match state.stage_for(index, key, prints[i], size, temporary, full) {
+                *view = match state.stage_for((index, writer), key, prints[i], size, temporary, full) {
                     Ok(id) => {
                         state.slots.mention_mut(id).depth = depth;
                         state.sessions.at_mut(user).next_depth += 1;
@@ -138,7 +153,7 @@ impl L1 {
 impl State {
     fn stage_for(
         &mut self,
-        session: u32,
+        (session, writer): (u32, u64),
         key: &Key,
         print: Print,
         size: u64,
@@ -151,7 +166,7 @@ impl State {
             return Err(KVKEEP_ERR_INVALID);
         }
         let print = print.within(space);
-        let staged = holder.staged.find(print.hash, |&id| self.slots[id].is_of(print)).is_some();
+        let staged = holder.staged.find(print.hash, |staged| self.slots[staged.id].is_of(print)).is_some();
         if staged || self.find_printed(print).is_some() {
             return Err(KVKEEP_ERR_EXISTS);
         }
@@ -162,7 +177,9 @@ impl State {
         self.slots[id].set_holder(session, 0);
         let holder = self.sessions.at_mut(session);
         let (slots, printer) = (&self.slots, &self.printer);
-        holder.staged.insert_unique(print.hash, id, |&id| printer.print(slots.key(id)).hash);
+        let hash = |staged: &Staged| printer.print(slots.key(staged.id)).hash;
+        holder.staged.insert_unique(print.hash, Staged { id, writer }, hash);
+        self.writers.add(writer, size);
         Ok(id)
     }
 
@@ -170,7 +187,10 @@ impl State {
     fn unstaged(&mut self, session: u32, print: Print) -> Option<u32> {
         let slots = &self.slots;
         let staged = &mut self.sessions.at_mut(session).staged;
-        Some(staged.find_entry(print.hash, |&id| slots[id].is_of(print)).ok()?.remove().0)
+        let (Staged { id, writer }, _) =
+            staged.find_entry(print.hash, |staged| slots[staged.id].is_of(print)).ok()?.remove();
+        self.writers.subtract(writer, slots[id].size());
+        Some(id)
     }
 
     /// A slot with memory, staged, held by nobody yet.

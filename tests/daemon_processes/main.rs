@@ -11,6 +11,7 @@ mod parallel;
 mod parting;
 mod restart;
 mod security;
+mod staging;
 
 use common::DaemonPart;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,7 @@ enum Part {
     Starved(parting::Starved),
     Reader(security::Reader),
     Stranger(security::Stranger),
+    Stager(staging::Stager),
 }
 
 #[test]
@@ -46,6 +48,7 @@ fn plays_its_part() {
         Some(Part::Starved(part)) => part.play(),
         Some(Part::Reader(part)) => part.play(),
         Some(Part::Stranger(part)) => part.play(),
+        Some(Part::Stager(part)) => part.play(),
     }
 }
 
