@@ -30,7 +30,7 @@ struct Entry {
     payload: Arc<Vec<u8>>,
     pins: u32,
     uses: u32,
-    /// Deleted while pinned: no lookup finds it, and the last pin takes it along.
+    /// Deleted while pinned: it has no bytes any more, and stays to count its pins.
     hidden: bool,
 }
 
@@ -144,32 +144,39 @@ impl Objects {
         match self.find(key) {
             Some((_, entry)) if !entry.hidden => {
                 entry.pins += 1;
-                Found::Present(entry.payload.len() as u64)
+                let bytes = entry.payload.len() as u64;
+                self.usage.pins += 1;
+                Found::Present(bytes)
             }
             _ => Found::Absent,
         }
     }
 
     fn unpin(&mut self, key: &ObjectKey) {
-        let Some((slot, entry)) = self.find(key) else { return };
-        entry.pins = entry.pins.saturating_sub(1);
-        match (entry.pins, entry.hidden) {
+        let Some((slot, entry)) = self.find(key).filter(|(_, entry)| entry.pins > 0) else { return };
+        entry.pins -= 1;
+        let (pins, hidden) = (entry.pins, entry.hidden);
+        self.usage.pins -= 1;
+        match (pins, hidden) {
             (0, true) => self.forget(slot),
             (0, false) => self.policy.release(slot),
             _ => {}
         }
     }
 
-    /// Hides an object and, unless it is pinned, frees it. Says whether it could be seen before.
+    /// Drops an object. Of one that is pinned the pins are left. Says whether it was there.
     fn delete(&mut self, key: &ObjectKey) -> bool {
-        let Some((slot, entry)) = self.find(key).filter(|(_, entry)| !entry.hidden) else { return false };
-        entry.hidden = true;
-        let pinned = entry.pins > 0;
+        let Some((slot, _)) = self.find(key).filter(|(_, entry)| !entry.hidden) else { return false };
         self.policy.remove(slot, Removal::Deleted);
         self.usage.objects -= 1;
         self.tell(Change::Vanished, slot);
-        if !pinned {
-            self.forget(slot);
+        match &mut self.entries[slot as usize] {
+            Some(entry) if entry.pins > 0 => {
+                self.usage.bytes -= entry.bytes();
+                entry.hidden = true;
+                entry.payload = Arc::default();
+            }
+            _ => self.forget(slot),
         }
         true
     }
@@ -177,7 +184,7 @@ impl Objects {
     /// Drops an entry that the policy does not know any more.
     fn forget(&mut self, slot: u32) {
         let Some(entry) = self.entries.get_mut(slot as usize).and_then(Option::take) else { return };
-        self.usage.bytes -= entry.bytes();
+        self.usage.bytes -= if entry.hidden { 0 } else { entry.bytes() };
         self.index.remove(&entry.key);
         self.spare.push(slot);
     }
@@ -209,12 +216,10 @@ impl Objects {
     /// Makes an object visible whose bytes are reserved.
     fn publish(&mut self, key: ObjectKey, header: Header, payload: Arc<Vec<u8>>) {
         let mut entry = Entry { key, header, payload, pins: 0, uses: 0, hidden: false };
-        let hidden = self.find(&key).map(|(slot, old)| (slot, old.bytes(), old.pins));
-        let slot = match hidden {
-            // Deleted while pinned, and stored anew: its readers go on with the new bytes, which are the same.
-            Some((slot, bytes, pins)) => {
-                entry.pins = pins;
-                self.usage.bytes -= bytes;
+        let slot = match self.find(&key) {
+            // Deleted while pinned, and stored anew: the pins count against the new object.
+            Some((slot, old)) => {
+                entry.pins = old.pins;
                 slot
             }
             None => self.spare.pop().unwrap_or_else(|| {
@@ -275,7 +280,7 @@ impl Shared {
 
     fn read(&self, load: &mut Load) -> Result<Header> {
         let mut objects = self.objects.lock();
-        let Some((slot, entry)) = objects.find(&load.key) else {
+        let Some((slot, entry)) = objects.find(&load.key).filter(|(_, entry)| !entry.hidden) else {
             return Err(Error::new(KVKEEP_ERR_NOT_FOUND, format!("the memory backend has no object {}", load.key.key)));
         };
         let (header, payload) = (entry.header, entry.payload.clone());
@@ -284,10 +289,8 @@ impl Shared {
             return Err(Error::invalid(format!("the object has {length} bytes and the buffer {wanted}")));
         }
         entry.uses = entry.uses.saturating_add(1);
-        let (meta, hidden) = (entry.meta(), entry.hidden);
-        if !hidden {
-            objects.policy.touch(slot, &|_| meta);
-        }
+        let meta = entry.meta();
+        objects.policy.touch(slot, &|_| meta);
         drop(objects);
         load.buffer.bytes_mut().copy_from_slice(&payload);
         Ok(header)

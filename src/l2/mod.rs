@@ -25,7 +25,7 @@ use object::Header;
 pub enum Found {
     /// The backend does not have it.
     Absent,
-    /// It has it, pinned for the caller until `unpin`; the payload is this many bytes.
+    /// It has it, pinned for the caller until `unpin`: it is not evicted. The payload is this many bytes.
     Present(u64),
     /// Saying so needs I/O: ask by [`Backend::lookup`].
     Unknown,
@@ -51,6 +51,8 @@ pub struct Usage {
     pub capacity: u64,
     /// Objects the backend evicted since it was opened.
     pub evicted: u64,
+    /// Pins that lookups have taken and `unpin` has not given back.
+    pub pins: u64,
 }
 
 /// Whether a backend can be used now.
@@ -173,8 +175,9 @@ pub trait Backend: Send + Sync {
     fn store(&self, stores: Vec<Store>);
     /// Marks objects as used now.
     fn touch(&self, keys: &[ObjectKey]);
-    /// Removes objects: gone from lookups when this returns, from the medium when `reply` comes. Says how many were there.
-    /// A pinned object's bytes stay readable by its readers.
+    /// Removes objects, pinned or not: when this returns, lookups and loads that begin do not find them. `reply` comes when they are
+    /// gone from the medium, which waits for no pin, and says how many were there. An object stored anew under the same
+    /// key is another one: what is left of the pins is counted against it.
     fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>);
     /// Takes an object whose bytes are wrong out of sight, keeping them for an inspection where the medium can.
     fn quarantine(&self, key: ObjectKey);

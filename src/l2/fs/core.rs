@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat
 use rustix::io::Errno;
 
 use super::frame::{BLOCK, Frame, Spare, is_small};
-use super::index::{Admit, Index, Reservation};
+use super::index::{Admit, Index, Opening, Reservation};
 use super::keeper::{Job, Keeper};
 use super::options::FsOptions;
 use super::path::{self, Temporaries};
@@ -45,6 +45,8 @@ pub enum Fault {
 pub struct Reading {
     pub path: String,
     key: ObjectKey,
+    /// Names the object, should another one take its key.
+    born: u32,
     sink: Arc<dyn LoadSink>,
     index: u32,
 }
@@ -99,14 +101,9 @@ impl Core {
         }
     }
 
-    /// Runs `work` under the index's lock and answers after it what it settled.
+    /// Runs `work` under the index's lock.
     pub fn index<T>(&self, work: impl FnOnce(&mut Index) -> T) -> T {
-        let mut index = self.index.lock();
-        let result = work(&mut index);
-        let settled = index.take_settled();
-        drop(index);
-        drop(settled);
-        result
+        work(&mut self.index.lock())
     }
 
     /// Gives stores that waited in the index back to the engine.
@@ -147,11 +144,12 @@ impl Core {
     /// Prepares a load, or answers it.
     pub fn begin_load(&self, load: Load, spare: &mut Spare) -> Option<(Reading, Frame)> {
         let Load { key, buffer, checksum, deadline, sink, index } = load;
-        let reading = Reading { path: path::object(&key), key, sink, index };
+        let mut reading = Reading { path: path::object(&key), key, born: 0, sink, index };
         let checked = in_time(deadline, "load").and_then(|()| self.index(|index| index.begin_load(&key, buffer.len())));
         let error = match checked {
-            Ok((known, beside)) => match Frame::new(buffer, spare, self.direct) {
+            Ok(Opening { born, known, beside }) => match Frame::new(buffer, spare, self.direct) {
                 Ok(mut frame) => {
+                    reading.born = born;
                     // What is known stands for the seal only if the payload's sum tells that it is still the same object. Files that
                     // stand beside each other are read whole: of those the kernel makes one reading, and headers cost less than gaps.
                     if let Some(known) = known.filter(|_| checksum && !(beside && self.direct)) {
@@ -180,7 +178,11 @@ impl Core {
                     && is_small(size)
                     && let Some(known) = header.known(&reading.key, size)
                 {
-                    self.index(|index| index.know(&reading.key, &known));
+                    self.index(|index| {
+                        if index.is_still(&reading.key, reading.born) {
+                            index.know(&reading.key, &known);
+                        }
+                    });
                 }
                 return self.answer_load(reading, buffer, Ok(header));
             }
@@ -189,6 +191,10 @@ impl Core {
         let buffer = frame.abandoned(spare);
         let file = self.dir.join(&reading.path);
         let error = match fault {
+            // Whatever is under the key now is another object.
+            _ if !self.index(|index| index.is_still(&reading.key, reading.born)) => {
+                Error::new(KVKEEP_ERR_NOT_FOUND, format!("{} was deleted while it was read", file.display()))
+            }
             Fault::Io(what, error) if error.kind() == io::ErrorKind::NotFound => {
                 self.index(|index| index.lost(&reading.key));
                 Error::new(

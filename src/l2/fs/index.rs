@@ -4,14 +4,12 @@
 //! them stays charged until unlinked.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::frame::disk_bytes;
-use super::keeper::{Deletion, Departure};
 use super::scan::Seen;
 use super::slots::{Slot, Slots, State};
-use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, Result};
+use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::object::Known;
 use crate::l2::{Change, Found, Observer, Store, Usage};
@@ -30,12 +28,16 @@ pub struct Index {
     slots: Slots,
     policy: Box<dyn Policy>,
     capacity: u64,
-    /// Bytes of disk of present and doomed objects.
+    /// Bytes of disk of present objects.
     present: u64,
     /// Bytes of disk that writes hold.
     charged: u64,
     objects: u64,
     evicted: u64,
+    /// Pins on all keys.
+    pins: u64,
+    /// Objects that appeared, wrapping.
+    births: u32,
     /// Keys whose files are being taken away.
     leaving: HashSet<ObjectKey>,
     /// Stores that wait for their own key.
@@ -43,13 +45,21 @@ pub struct Index {
     /// Stores that wait for room.
     crowded: VecDeque<Store>,
     writing: u32,
-    deletions: HashMap<u32, Vec<Arc<Deletion>>>,
-    settled: Vec<Arc<Deletion>>,
     dirty: Vec<u32>,
     clock: u64,
     /// The object that was loaded last.
     last: u32,
     observer: Option<Observer>,
+}
+
+/// What a load needs to know of its object.
+pub struct Opening {
+    /// Names the object, should another one take its key.
+    pub born: u32,
+    /// What its seal says, if that is known.
+    pub known: Option<Known>,
+    /// Its file is likely to stand beside that of the load before.
+    pub beside: bool,
 }
 
 fn meta(slots: &Slots, id: u32) -> Meta {
@@ -66,12 +76,12 @@ impl Index {
             charged: 0,
             objects: 0,
             evicted: 0,
+            pins: 0,
+            births: 0,
             leaving: HashSet::new(),
             parked: HashMap::new(),
             crowded: VecDeque::new(),
             writing: 0,
-            deletions: HashMap::new(),
-            settled: Vec::new(),
             dirty: Vec::new(),
             clock: 0,
             last: u32::MAX,
@@ -108,8 +118,10 @@ impl Index {
     }
 
     fn appear(&mut self, id: u32) {
+        self.births = self.births.wrapping_add(1);
         let slot = self.slots.get_mut(id);
         slot.state = State::Present;
+        slot.born = self.births;
         slot.aside = false;
         self.present += disk_bytes(slot.size);
         self.objects += 1;
@@ -124,8 +136,6 @@ impl Index {
             self.policy.remove(id, why);
             self.objects -= 1;
             self.tell(Change::Vanished, id);
-        }
-        if matches!(state, State::Present | State::Doomed) {
             self.present -= disk_bytes(size);
         }
         self.retire(id);
@@ -172,7 +182,12 @@ impl Index {
 
     /// Pins what is present; `other` stands for the rest.
     pub fn lookup(&mut self, keys: &[ObjectKey], found: &mut [Found], other: Found) {
-        self.slots.find_all(keys, |i, slot| found[i] = slot.and_then(Slot::pin).map_or(other, Found::Present));
+        let pins = &mut self.pins;
+        self.slots.find_all(keys, |i, slot| {
+            let pinned = slot.and_then(Slot::pin);
+            *pins += u64::from(pinned.is_some());
+            found[i] = pinned.map_or(other, Found::Present);
+        });
     }
 
     /// Pins `key`, whose file was just seen to have `size` bytes of payload.
@@ -181,16 +196,17 @@ impl Index {
             return Found::Absent;
         }
         let state = self.slots.find(&key).map(|id| self.slots.get(id).state);
-        if matches!(state, Some(State::Writing | State::Doomed)) {
+        if state == Some(State::Writing) {
             return Found::Absent;
         }
         let id = self.present_again(key, size, used);
-        self.slots.get_mut(id).pin().map_or(Found::Absent, Found::Present)
+        let pinned = self.slots.get_mut(id).pin();
+        self.pins += u64::from(pinned.is_some());
+        pinned.map_or(Found::Absent, Found::Present)
     }
 
-    /// Takes one pin off each key. Says what is to be unlinked now, and which stores may try again.
-    pub fn unpin(&mut self, keys: &[ObjectKey]) -> (Vec<Departure>, Vec<Store>) {
-        let mut unlink = Vec::new();
+    /// Takes one pin off each key. Says which stores may try again.
+    pub fn unpin(&mut self, keys: &[ObjectKey]) -> Vec<Store> {
         let mut freed = false;
         for key in keys {
             let Some(id) = self.slots.find(key) else { continue };
@@ -198,6 +214,7 @@ impl Index {
             if slot.pins == 0 {
                 continue;
             }
+            self.pins -= 1;
             slot.pins -= 1;
             if slot.pins > 0 {
                 continue;
@@ -208,54 +225,17 @@ impl Index {
                     slot.aside = false;
                     self.policy.release(id);
                 }
-                State::Doomed => unlink.push(self.undoom(id)),
                 State::Gone => self.slots.remove(id),
                 State::Present | State::Writing => {}
             }
         }
-        (unlink, if freed { self.uncrowd() } else { Vec::new() })
+        if freed { self.uncrowd() } else { Vec::new() }
     }
 
-    fn undoom(&mut self, id: u32) -> Departure {
-        let key = self.slots.name(id);
-        let deletions = self.deletions.remove(&id).unwrap_or_default();
-        self.vanish(id, Removal::Deleted);
-        self.leaving.insert(key);
-        (key, deletions)
-    }
-
-    /// Every doomed object, pinned or not, to be unlinked: the pins die with the backend.
-    pub fn undoom_all(&mut self) -> Vec<Departure> {
-        let doomed: Vec<u32> =
-            self.slots.iter().filter(|(_, slot)| slot.state == State::Doomed).map(|(id, _)| id).collect();
-        doomed.into_iter().map(|id| self.undoom(id)).collect()
-    }
-
-    /// Hides `key`. True if its file is to be unlinked now, false if its pins have to go first.
-    pub fn doom(&mut self, key: &ObjectKey, deletion: &Arc<Deletion>) -> bool {
-        let Some(id) = self.slots.find(key) else {
-            self.leaving.insert(*key);
-            return true;
-        };
-        let slot = self.slots.get_mut(id);
-        match slot.state {
-            State::Present if slot.pins > 0 => {
-                slot.state = State::Doomed;
-                self.objects -= 1;
-                self.policy.remove(id, Removal::Deleted);
-                self.tell(Change::Vanished, id);
-                self.deletions.entry(id).or_default().push(Arc::clone(deletion));
-                return false;
-            }
-            State::Doomed => {
-                self.deletions.entry(id).or_default().push(Arc::clone(deletion));
-                return false;
-            }
-            State::Present => self.vanish(id, Removal::Deleted),
-            State::Writing | State::Gone => {}
-        }
+    /// Hides `key`, pinned or not: its file is to be unlinked. Whoever has it pinned finds it gone.
+    pub fn doom(&mut self, key: &ObjectKey) {
+        self.lost(key);
         self.leaving.insert(*key);
-        true
     }
 
     /// Takes `key` out of sight at once, pinned or not. True if its file is to be moved away; false if that is away
@@ -271,20 +251,10 @@ impl Index {
     /// The file of `key` is not there or not whole.
     pub fn lost(&mut self, key: &ObjectKey) {
         if let Some(id) = self.slots.find(key)
-            && matches!(self.slots.get(id).state, State::Present | State::Doomed)
+            && self.slots.get(id).state == State::Present
         {
-            self.settle_deletions(id);
             self.vanish(id, Removal::Deleted);
         }
-    }
-
-    fn settle_deletions(&mut self, id: u32) {
-        self.settled.extend(self.deletions.remove(&id).unwrap_or_default());
-    }
-
-    /// Deletions with nothing left to do. Dropping the last hold on one answers it, so not under the index's lock.
-    pub fn take_settled(&mut self) -> Vec<Arc<Deletion>> {
-        std::mem::take(&mut self.settled)
     }
 
     /// The file of `key` has been taken away. Says which stores may try again.
@@ -325,6 +295,12 @@ impl Index {
         self.crowded.drain(..count).collect()
     }
 
+    /// Whether the object that was `born` then is still there. One that was stored anew under its key is another one.
+    pub fn is_still(&self, key: &ObjectKey, born: u32) -> bool {
+        let of_key = self.slots.find(key).map(|id| self.slots.get(id));
+        of_key.is_some_and(|slot| slot.state == State::Present && slot.born == born)
+    }
+
     /// Remembers what the seal of `key` says, so that it need not be read again.
     pub fn know(&mut self, key: &ObjectKey, known: &Known) {
         if let Some(id) = self.slots.find(key)
@@ -334,13 +310,9 @@ impl Index {
         }
     }
 
-    /// Says what is known of `key`, and whether its file is likely to stand beside that of the load before, if it can be read into a
-    /// buffer of `len` bytes, and counts it as used.
-    pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<(Option<Known>, bool)> {
-        let id = self.slots.find(key).filter(|&id| {
-            let state = self.slots.get(id).state;
-            state == State::Present || state == State::Doomed
-        });
+    /// Says what a load of `key` into a buffer of `len` bytes needs to know, and counts the object as used.
+    pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<Opening> {
+        let id = self.slots.find(key).filter(|&id| self.slots.get(id).state == State::Present);
         let Some(id) = id else {
             return Err(Error::new(KVKEEP_ERR_NOT_FOUND, format!("object {} is not there any more", key.key)));
         };
@@ -348,15 +320,16 @@ impl Index {
         if slot.size != len as u64 {
             let size = slot.size;
             return Err(Error::new(
-                KVKEEP_ERR_CORRUPT,
-                format!("object {} has {size} bytes on disk, {len} were expected", key.key),
+                KVKEEP_ERR_NOT_FOUND,
+                format!("object {} of {len} bytes was replaced by one of {size} since it was looked up", key.key),
             ));
         }
+        let born = slot.born;
         self.tick();
         self.touch_slot(id);
         let beside = (1..=NEAR).contains(&id.abs_diff(self.last));
         self.last = id;
-        Ok((self.slots.known(id), beside))
+        Ok(Opening { born, known: self.slots.known(id), beside })
     }
 
     fn touch_slot(&mut self, id: u32) {
@@ -409,6 +382,7 @@ impl Index {
             bytes: self.present + self.charged,
             capacity: if self.capacity == u64::MAX { 0 } else { self.capacity },
             evicted: self.evicted,
+            pins: self.pins,
         }
     }
 }

@@ -59,8 +59,8 @@ impl Drop for Deletion {
     }
 }
 
-/// A hidden object to be unlinked, and the deletions that wait for it.
-pub type Departure = (ObjectKey, Vec<Arc<Deletion>>);
+/// A hidden object to be unlinked, and the deletion that waits for it.
+pub type Departure = (ObjectKey, Arc<Deletion>);
 
 /// One piece of work.
 pub enum Job {
@@ -179,7 +179,7 @@ impl Keeper {
                 Some(Job::Unlink(mut keys)) => {
                     let now = keys.split_off(keys.len().saturating_sub(UNLINKS_MAX));
                     core.keeper.insist(Job::Unlink(keys));
-                    now.into_iter().for_each(|(key, deletions)| core.unlink(key, deletions));
+                    now.into_iter().for_each(|(key, deletion)| core.unlink(key, &deletion));
                 }
                 Some(Job::Quarantine(key)) => core.move_away(key),
                 None => {
@@ -234,8 +234,7 @@ impl Core {
 
     /// Takes one pin off each key, with what follows from it.
     pub fn unpin(&self, keys: &[ObjectKey]) {
-        let (unlink, stores) = self.index(|index| index.unpin(keys));
-        self.keeper.insist(Job::Unlink(unlink));
+        let stores = self.index(|index| index.unpin(keys));
         self.again(stores);
     }
 
@@ -258,7 +257,7 @@ impl Core {
         Ok(seen.map_or(Found::Absent, |(size, used)| self.index(|index| index.discovered(*key, size, used))))
     }
 
-    fn unlink(&self, key: ObjectKey, deletions: Vec<Arc<Deletion>>) {
+    fn unlink(&self, key: ObjectKey, deletion: &Deletion) {
         let path = path::object(&key);
         let result = match unlinkat(&self.dirfd, path.as_str(), AtFlags::empty()) {
             Err(error) if error != rustix::io::Errno::NOENT => Err(self.error("deleting", &path, &error.into())),
@@ -269,13 +268,11 @@ impl Core {
         } else {
             self.stays(&key)
         }
-        for deletion in deletions {
-            match &result {
-                Ok(removed) => {
-                    deletion.removed.fetch_add(*removed, Ordering::Relaxed);
-                }
-                Err(error) => deletion.fail(error.clone()),
+        match result {
+            Ok(removed) => {
+                deletion.removed.fetch_add(removed, Ordering::Relaxed);
             }
+            Err(error) => deletion.fail(error),
         }
     }
 

@@ -202,11 +202,9 @@ impl Backend for Fs {
             return reply.send(Err(error));
         }
         let deletion = Deletion::new(reply);
-        let now = self.core.index(|index| {
-            let unpinned = keys.into_iter().filter(|key| index.doom(key, &deletion));
-            unpinned.map(|key| (key, vec![Arc::clone(&deletion)])).collect()
-        });
-        self.core.keeper.insist(Job::Unlink(now));
+        self.core.index(|index| keys.iter().for_each(|key| index.doom(key)));
+        let departures = keys.into_iter().map(|key| (key, Arc::clone(&deletion))).collect();
+        self.core.keeper.insist(Job::Unlink(departures));
     }
 
     fn quarantine(&self, key: ObjectKey) {
@@ -237,8 +235,6 @@ impl Backend for Fs {
         if let Some(engine) = self.core.engine.get() {
             engine.join();
         }
-        let doomed = self.core.index(|index| index.undoom_all());
-        self.core.keeper.insist(Job::Unlink(doomed));
         self.core.keeper.close();
         if let Some(thread) = self.keeper.lock().take() {
             // A thread that panicked was reported by the panic.

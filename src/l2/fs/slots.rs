@@ -16,8 +16,6 @@ pub enum State {
     Present,
     /// A file being written by this process.
     Writing,
-    /// A file that goes when its last pin does; hidden from lookups.
-    Doomed,
     /// Nothing but pins: the file went under its readers.
     Gone,
 }
@@ -33,6 +31,8 @@ pub struct Slot {
     pub pins: u32,
     /// Bytes of payload.
     pub size: u64,
+    /// Tells the object from those that were here before it under the same key.
+    pub born: u32,
     pub state: State,
     /// The policy was refused it and waits to hear of it.
     pub aside: bool,
@@ -151,7 +151,7 @@ impl Slots {
             self.spaces.push(Space { tag, layout: None });
             (self.spaces.len() - 1) as u32
         });
-        let slot = Slot { key, space, pins: 0, size, state, aside: false, dirty: false, known: false };
+        let slot = Slot { key, space, pins: 0, size, born: 0, state, aside: false, dirty: false, known: false };
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.reach(self.made, || slot);
             self.uses.reach(self.made, Use::default);

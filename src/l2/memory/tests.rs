@@ -40,7 +40,7 @@ fn what_was_stored_is_read_back_and_verifies() {
     assert_eq!(memory.list(None), [(key(1), LENGTH as u64)]);
     assert_eq!(memory.list(Some(SpaceTag([2; 16]))), []);
     let bytes = LENGTH as u64 + OVERHEAD;
-    assert_eq!(memory.usage(), Usage { objects: 1, bytes, capacity: DEFAULT_CAPACITY, evicted: 0 });
+    assert_eq!(memory.usage(), Usage { objects: 1, bytes, capacity: DEFAULT_CAPACITY, evicted: 0, pins: 1 });
 }
 
 #[test]
@@ -88,17 +88,17 @@ fn p2_a_pinned_object_is_not_evicted_and_can_be_after_its_last_pin() {
 }
 
 #[test]
-fn p2_a_deleted_object_is_readable_until_its_last_pin() {
+fn a_deleted_object_is_gone_whoever_has_it_pinned() {
     let memory = memory(&[]);
     store(&*memory, 1, LENGTH).unwrap();
     cached(&memory, 1);
     assert_eq!(delete(&*memory, &[1, 2]), 1);
     assert_eq!(delete(&*memory, &[1]), 0);
     assert_eq!((cached(&memory, 1), memory.list(None), memory.usage().objects), (Found::Absent, vec![], 0));
-    assert_eq!(load(&*memory, 1, LENGTH).1.bytes(), payload(1, LENGTH));
-    memory.unpin(&[key(1)]);
-    assert_eq!(memory.usage().bytes, 0);
     assert_eq!(load(&*memory, 1, LENGTH).0.unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+    assert_eq!((memory.usage().bytes, memory.usage().pins), (0, 1));
+    memory.unpin(&[key(1), key(1), key(2)]);
+    assert_eq!(memory.usage().pins, 0);
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn an_object_deleted_under_a_pin_can_be_stored_anew() {
     assert_eq!(store(&*memory, 1, LENGTH).unwrap(), Stored::Written);
     assert_eq!((memory.usage().objects, memory.usage().bytes), (1, LENGTH as u64 + OVERHEAD));
     memory.unpin(&[key(1)]);
-    assert_eq!(look(&memory, 1), HERE);
+    assert_eq!((look(&memory, 1), memory.usage().pins), (HERE, 0));
 }
 
 #[test]
@@ -124,14 +124,14 @@ fn an_observer_hears_of_every_coming_and_going_in_order() {
     store(&*memory, 2, LENGTH).unwrap();
     cached(&memory, 1);
     assert_eq!(delete(&*memory, &[1, 3]), 1);
-    // The deleted one still has its pin, and so its room.
+    // The pin keeps no room.
     store(&*memory, 1, LENGTH).unwrap();
     memory.unpin(&[key(1)]);
     memory.quarantine(key(2));
     memory.quarantine(key(2));
     let appeared = |number| (Change::Appeared, key(number));
     let vanished = |number| (Change::Vanished, key(number));
-    let expected = [appeared(1), vanished(8), appeared(2), vanished(1), vanished(9), appeared(1), vanished(2)];
+    let expected = [appeared(1), vanished(8), appeared(2), vanished(1), appeared(1), vanished(2)];
     assert_eq!(changes.try_iter().collect::<Vec<_>>(), expected);
 }
 

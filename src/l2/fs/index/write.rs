@@ -45,14 +45,6 @@ impl Index {
                 self.touch(&[key]);
                 return Admit::Already(store);
             }
-            Some((id, State::Doomed)) => {
-                // Objects never change, so the doomed one is the one to be stored.
-                self.present -= disk_bytes(self.slots.get(id).size);
-                self.settle_deletions(id);
-                self.appear(id);
-                self.mark_used(id);
-                return Admit::Already(store);
-            }
             Some((_, State::Writing)) => {
                 self.parked.entry(key).or_default().push(store);
                 return Admit::Parked;
