@@ -29,6 +29,8 @@ pub struct BackendReport {
     pub capacity_bytes: u64,
     /// Objects it evicted.
     pub evictions: u64,
+    /// Pins of jobs on its objects: those may not be evicted.
+    pub pins: u64,
 }
 
 impl Node {
@@ -113,6 +115,7 @@ impl Node {
                 bytes: usage.bytes,
                 capacity_bytes: usage.capacity,
                 evictions: usage.evicted,
+                pins: usage.pins,
             }
         });
         reports.collect()
@@ -127,15 +130,10 @@ impl Node {
             .list()
             .iter()
             .map(|tier| {
-                let mut found = [Found::Unknown];
-                tier.backend.lookup_cached(&[object], &mut found);
-                let state = match found[0] {
-                    Found::Present(_) => {
-                        tier.backend.unpin(&[object]);
-                        "present"
-                    }
-                    Found::Absent => "absent",
-                    Found::Unknown => "not known without asking",
+                let state = match tier.peek(&[object])[..] {
+                    [Found::Present(_)] => "present",
+                    [Found::Absent] => "absent",
+                    _ => "not known without asking",
                 };
                 json!({
                     "backend": tier.number,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::pins::Pins;
 use super::plan::{Plan, Question};
 use super::tiers::{Tier, TierList};
 use crate::config::{JobObserver, Notify, PrefetchRequest};
@@ -38,10 +39,10 @@ pub struct Progress {
     pub found: Vec<u8>,
     /// Payload sizes of the keys found in a backend.
     pub sizes: Vec<u64>,
-    /// The backends it asked; pins are theirs.
+    /// The backends it asked.
     pub tiers: TierList,
-    /// Keys pinned in a backend, not yet unpinned.
-    pub pinned: Vec<bool>,
+    /// Pins on its objects in those backends.
+    pub pins: Pins,
     /// Lookups on their way.
     pub asking: usize,
     /// Until when missing chunks are asked for again.
@@ -99,12 +100,8 @@ pub struct Job {
 impl Progress {
     /// Keys found in a backend that has not been asked for their bytes yet.
     pub fn to_ask(&self) -> impl Iterator<Item = usize> {
-        let (found, planned) = match self.phase {
-            Phase::Lookup => (&self.pinned[..], &[][..]),
-            Phase::Load => (&[][..], &self.to_load[self.cursor..]),
-            Phase::Done => (&[][..], &[][..]),
-        };
-        let found = found.iter().enumerate().filter(|(_, pinned)| **pinned).map(|(index, _)| index);
+        let found = (self.phase == Phase::Lookup).then(|| self.pins.iter()).into_iter().flatten();
+        let planned = if self.phase == Phase::Load { &self.to_load[self.cursor..] } else { &[] };
         found.chain(planned.iter().map(|&index| index as usize))
     }
 }
@@ -131,7 +128,7 @@ impl Job {
             found: vec![NOWHERE; keys.len()],
             sizes: Vec::new(),
             tiers: TierList::default(),
-            pinned: Vec::new(),
+            pins: Pins::default(),
             asking: 0,
             ask_until: None,
             awaiting: false,
@@ -179,19 +176,7 @@ impl Job {
 
     /// Unpins the pinned keys that `which` chooses.
     pub fn unpin(&self, progress: &mut Progress, which: impl Fn(usize) -> bool) {
-        if progress.pinned.is_empty() {
-            return;
-        }
-        for tier in progress.tiers.iter() {
-            let place = tier.place as u8;
-            let of_tier = |i: &usize| progress.pinned[*i] && progress.found[*i] == place && which(*i);
-            let indexes: Vec<usize> = (0..self.keys.len()).filter(of_tier).collect();
-            if !indexes.is_empty() {
-                let keys: Vec<ObjectKey> = indexes.iter().map(|&i| self.object(i)).collect();
-                tier.backend.unpin(&keys);
-                indexes.iter().for_each(|&i| progress.pinned[i] = false);
-            }
-        }
+        progress.pins.give_back(&progress.tiers, |index| self.object(index), which);
     }
 
     /// The backend that `place` names.
@@ -226,6 +211,14 @@ impl Job {
         };
         progress.result = Some(result);
         result.completion(self.id, self.session)
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let Job { keys, space, progress, .. } = self;
+        let Progress { pins, tiers, .. } = progress.get_mut();
+        pins.give_back(tiers, |index| ObjectKey { space: space.tag, key: keys[index] }, |_| true);
     }
 }
 

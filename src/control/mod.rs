@@ -4,6 +4,7 @@ pub mod chain;
 pub mod complete;
 pub mod job;
 pub mod load;
+mod pins;
 pub mod plan;
 pub mod prefetch;
 pub mod query;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::complete::Completions;
 use super::job::{Job, NOWHERE, Phase, Progress};
 use super::load::Loader;
+use super::pins::Answers;
 use super::tiers::{Tier, Tiers};
 use super::watch::Watch;
 use crate::config::{Mode, PrefetchRequest};
@@ -198,12 +199,12 @@ impl Prefetcher {
             self.looked_up(job, progress);
             return Vec::new();
         }
-        if progress.pinned.is_empty() {
+        // Sizes are of what backends have: as long as there are none, it has asked none.
+        if progress.sizes.is_empty() {
             progress.tiers = self.tiers.list();
         }
         let tiers = progress.tiers.clone();
-        if !tiers.is_empty() && progress.pinned.is_empty() {
-            progress.pinned = vec![false; job.keys.len()];
+        if !tiers.is_empty() && progress.sizes.is_empty() {
             progress.sizes = vec![0; job.keys.len()];
         }
         let mut unknown: Asks = Vec::new();
@@ -225,7 +226,7 @@ impl Prefetcher {
                     let index = missing[at];
                     match found {
                         Found::Present(bytes) => {
-                            self.note_found(progress, index, tier, bytes);
+                            self.note_found(job, progress, index as usize, tier, bytes);
                             continue;
                         }
                         Found::Absent => {}
@@ -280,47 +281,32 @@ impl Prefetcher {
         let (me, late_job, late_tier) = (self.clone(), job.clone(), tier.clone());
         let on_late = std::iter::once(Box::new(move || {
             me.meters.backend_timeouts.add(1);
-            me.answered(
-                &late_job,
-                &late_tier,
-                &[],
-                Err(Error::new(KVKEEP_ERR_TIMEOUT, "a lookup was not answered in time")),
-            );
+            let error = Error::new(KVKEEP_ERR_TIMEOUT, "a lookup was not answered in time");
+            me.answered(&late_job, &late_tier, Err(error));
         }) as Box<dyn FnOnce() + Send>);
         let ticket = self.watch.begin(&tier, on_late).pop();
         let (me, job, answered_tier) = (self.clone(), job.clone(), tier.clone());
         let reply = Reply::new(move |result: Result<Vec<Found>>| {
+            let answers = result.map(|found| Answers::new(job.clone(), answered_tier.clone(), ask, found));
+            // Dropped, with the pins in it, if the job was told already that it is too late.
             if ticket.is_some_and(|ticket| ticket.answered()) {
-                me.answered(&job, &answered_tier, &ask, result);
-            } else if let Ok(found) = result {
-                let late = ask.iter().zip(found).filter(|(_, found)| matches!(found, Found::Present(_)));
-                let keys: Vec<ObjectKey> = late.map(|(&i, _)| job.object(i as usize)).collect();
-                answered_tier.backend.unpin(&keys);
+                me.answered(&job, &answered_tier, answers);
             }
         });
         tier.backend.lookup(Lookup { keys, in_order, deadline: self.watch.deadline(), reply });
     }
 
     /// Takes in a backend's answer.
-    fn answered(self: &Arc<Self>, job: &Arc<Job>, tier: &Arc<Tier>, ask: &[u32], result: Result<Vec<Found>>) {
+    fn answered(self: &Arc<Self>, job: &Arc<Job>, tier: &Arc<Tier>, answers: Result<Answers>) {
         let mut progress = job.progress.lock();
-        let mut unwanted = Vec::new();
-        match result {
-            Ok(found) => {
-                for (&index, found) in ask.iter().zip(found) {
-                    if let Found::Present(bytes) = found {
-                        if progress.phase == Phase::Lookup && progress.found[index as usize] == NOWHERE {
-                            self.note_found(&mut progress, index, tier, bytes);
-                        } else {
-                            unwanted.push(job.object(index as usize));
-                        }
-                    }
+        match answers {
+            Ok(mut answers) => {
+                let asks = progress.phase == Phase::Lookup;
+                for (index, bytes) in answers.take(|index| asks && progress.found[index] == NOWHERE) {
+                    self.note_found(job, &mut progress, index, tier, bytes);
                 }
             }
             Err(error) => progress.trouble = Some(format!("backend {}: {error}", tier.number)),
-        }
-        if !unwanted.is_empty() {
-            tier.backend.unpin(&unwanted);
         }
         progress.asking = progress.asking.saturating_sub(1);
         if progress.phase == Phase::Lookup && progress.asking == 0 {
@@ -328,11 +314,10 @@ impl Prefetcher {
         }
     }
 
-    fn note_found(&self, progress: &mut Progress, index: u32, tier: &Tier, bytes: u64) {
-        let index = index as usize;
+    fn note_found(&self, job: &Job, progress: &mut Progress, index: usize, tier: &Tier, bytes: u64) {
         progress.found[index] = tier.place as u8;
         progress.sizes[index] = bytes;
-        progress.pinned[index] = true;
+        progress.pins.take_over(index, tier.place, job.keys.len());
     }
 
     /// All tiers have answered: say the early answer and start loading, or ask again later for what is missing.
@@ -409,6 +394,7 @@ impl Prefetcher {
         let chunks = if status == KVKEEP_OK { plan.chunks } else { 0 };
         self.trim(job, progress, &keep);
         job.unpin(progress, |_| true);
+        debug_assert!(progress.pins.is_empty(), "job {} ends with a pin", job.id);
         self.await_no_more(job, progress);
         progress.phase = Phase::Done;
         progress.done_at = Some(Instant::now());

@@ -105,6 +105,22 @@ fn a_fenced_backend_is_unfenced_when_it_has_answered_all() {
 }
 
 #[test]
+fn a_lookup_that_is_answered_too_late_leaves_no_pin() {
+    let fault = faulty("fault.lookup_hang");
+    let (node, space) = open(1 << 20, 50, fault.clone());
+    store_below(&node, space, 4);
+    let session = node.begin_session(space, "r", None).unwrap();
+    let job = submit(&node, session, 4, false);
+    node.wait(job, WATCHDOG_MS).unwrap();
+    let tier = node.tiers.list()[0].clone();
+    assert_eq!((tier.late(), fault.release_hangs()), (1, 1));
+    until("the fence to fall", || tier.usable());
+    until("the pins", || tier.backend.usage().pins == 0);
+    assert_eq!(stats(&node).l1_shares, 0);
+    node.close();
+}
+
+#[test]
 fn jobs_that_share_a_load_keep_it_if_one_of_them_does() {
     for keep_first in [true, false] {
         let fault = faulty("fault.load_hang");

@@ -10,7 +10,8 @@ use parking_lot::RwLock;
 use crate::background;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::events::{EventKind, Events};
-use crate::l2::{Backend, Change, Health};
+use crate::key::ObjectKey;
+use crate::l2::{Backend, Change, Found, Health};
 use crate::types::KVKEEP_TIERS_MAX;
 
 /// One backend of a cache.
@@ -56,6 +57,18 @@ impl Tier {
             (Health::Good, 0) => None,
             (Health::Good, late) => Some(format!("fenced: {late} requests passed their deadline unanswered")),
         }
+    }
+
+    /// What the backend's index says of keys. No pin is kept.
+    pub fn peek(&self, keys: &[ObjectKey]) -> Vec<Found> {
+        let mut found = vec![Found::Unknown; keys.len()];
+        self.backend.lookup_cached(keys, &mut found);
+        let present = keys.iter().zip(&found).filter(|(_, found)| matches!(found, Found::Present(_)));
+        let pinned: Vec<ObjectKey> = present.map(|(key, _)| *key).collect();
+        if !pinned.is_empty() {
+            self.backend.unpin(&pinned);
+        }
+        found
     }
 
     /// A batch of loads is chosen for it, under the lock of the job that they are of.

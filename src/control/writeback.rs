@@ -184,10 +184,7 @@ impl Writer {
                 self.meters.stores_dropped.add(1);
                 continue;
             }
-            let mut found = [Found::Unknown];
-            tier.backend.lookup_cached(&[write.key], &mut found);
-            if let [Found::Present(_)] = found {
-                tier.backend.unpin(&[write.key]);
+            if let [Found::Present(_)] = tier.peek(&[write.key])[..] {
                 self.meters.stores_already.add(1);
             } else {
                 targets.push(tier.clone());
@@ -311,12 +308,7 @@ impl Writer {
         }
         let shared = Arc::new(keys.to_vec());
         for tier in tiers.iter() {
-            let mut found = vec![Found::Unknown; keys.len()];
-            tier.backend.lookup_cached(keys, &mut found);
-            let pinned: Vec<ObjectKey> =
-                keys.iter().zip(&found).filter(|(_, f)| matches!(f, Found::Present(_))).map(|(key, _)| *key).collect();
-            tier.backend.unpin(&pinned);
-            for (known, found) in known.iter_mut().zip(&found) {
+            for (known, found) in known.iter_mut().zip(tier.peek(keys)) {
                 *known |= matches!(found, Found::Present(_));
             }
             self.desk.lock().open += 1;

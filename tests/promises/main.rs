@@ -9,6 +9,7 @@ mod completions;
 mod disk;
 mod memory;
 mod order;
+mod pins;
 #[path = "../random/mod.rs"]
 mod random;
 mod shares;
