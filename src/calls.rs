@@ -225,6 +225,7 @@ impl Cache for Node {
 
     fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let objects = self.objects(space, keys)?;
+        let committed = self.prefetcher.loads_committed();
         // Looked at before and after, so that a load that ends or begins meanwhile is seen.
         let before = self.prefetcher.loading(&objects);
         let still: Vec<Key> = keys.iter().zip(&before).filter(|(_, loading)| !**loading).map(|(key, _)| *key).collect();
@@ -242,6 +243,12 @@ impl Cache for Node {
                 if known && said[i] == KVKEEP_ERR_NOT_FOUND {
                     said[i] = KVKEEP_OK;
                 }
+            }
+            // A job may have found an object after it was looked for in L1, and before it was gone below.
+            self.prefetcher.drop_deleted(&objects);
+            if self.prefetcher.loads_committed() != committed {
+                let gone: Vec<Key> = free.iter().map(|&i| keys[i]).collect();
+                self.l1.hide_all(space, &gone)?;
             }
         }
         let mut outcome = Outcome::new(statuses);

@@ -36,6 +36,13 @@ const REFILL_SHARE: u64 = 4;
 /// Who waits for an object on its way: jobs, and the key's place in each.
 type Readers = Vec<(Arc<Job>, u32)>;
 
+/// An object on its way.
+struct Flight {
+    readers: Readers,
+    /// It was deleted since: what arrives is not committed.
+    deleted: bool,
+}
+
 /// Jobs wait here for their turn: highest priority first, then in order of arrival.
 type Turn = (i32, Reverse<u64>);
 
@@ -56,7 +63,9 @@ pub struct Loader {
     bytes: AtomicU64,
     /// Objects that `bytes` are of.
     flying: AtomicUsize,
-    flights: Mutex<HashMap<ObjectKey, Readers>>,
+    flights: Mutex<HashMap<ObjectKey, Flight>>,
+    /// Loads that ended with a commit.
+    committed: AtomicU64,
     queue: Mutex<Queue>,
     prefetcher: OnceCell<std::sync::Weak<Prefetcher>>,
 }
@@ -99,6 +108,7 @@ impl Loader {
             bytes: AtomicU64::new(0),
             flying: AtomicUsize::new(0),
             flights: Mutex::default(),
+            committed: AtomicU64::new(0),
             queue: Mutex::default(),
             prefetcher: OnceCell::new(),
         })
@@ -167,7 +177,7 @@ impl Loader {
             let mut flights = self.flights.lock();
             for index in batch {
                 match flights.get_mut(&job.object(index as usize)) {
-                    Some(readers) => readers.push((job.clone(), index)),
+                    Some(flight) => flight.readers.push((job.clone(), index)),
                     None => fresh.push(index),
                 }
             }
@@ -203,12 +213,12 @@ impl Loader {
             let mut flights = self.flights.lock();
             if let Some(other) = flights.get_mut(&object) {
                 // Another job began it between the two looks.
-                other.push((job.clone(), index));
+                other.readers.push((job.clone(), index));
                 drop(flights);
                 self.l1.drop_load(name);
                 continue;
             }
-            flights.insert(object, vec![(job.clone(), index)]);
+            flights.insert(object, Flight { readers: vec![(job.clone(), index)], deleted: false });
             drop(flights);
             self.bytes.fetch_add(bytes, Ordering::AcqRel);
             self.flying.fetch_add(1, Ordering::AcqRel);
@@ -238,6 +248,21 @@ impl Loader {
     pub(super) fn loading(&self, objects: &[ObjectKey]) -> Vec<bool> {
         let flights = self.flights.lock();
         objects.iter().map(|object| flights.contains_key(object)).collect()
+    }
+
+    /// Has loads of deleted objects commit nothing.
+    pub(super) fn drop_deleted(&self, objects: &[ObjectKey]) {
+        let mut flights = self.flights.lock();
+        for object in objects {
+            if let Some(flight) = flights.get_mut(object) {
+                flight.deleted = true;
+            }
+        }
+    }
+
+    /// How many loads have committed their object since the cache was opened.
+    pub(super) fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
     }
 
     fn choose(&self, progress: &Progress) -> Vec<u32> {
@@ -283,23 +308,23 @@ impl Loader {
 
     /// Ends a flight: whoever waits gets the object, or is told why not.
     fn land(&self, item: &Item, result: std::result::Result<(), String>) {
-        let readers = {
-            let mut flights = self.flights.lock();
-            match flights.remove(&item.object) {
-                Some(readers) => readers,
-                None => return,
-            }
-        };
+        // Held until the object is committed: a deletion sees the flight, or the object.
+        let mut flights = self.flights.lock();
+        let Some(Flight { readers, deleted }) = flights.remove(&item.object) else { return };
+        let result = if deleted { Err("it was deleted while it was loaded".to_owned()) } else { result };
         match result {
             Ok(()) => {
                 let shares: Vec<Landed> = readers.iter().map(|(job, _)| job.reader()).collect();
                 let given = self.l1.commit_load(item.name, &shares);
+                self.committed.fetch_add(1, Ordering::AcqRel);
+                drop(flights);
                 self.report(readers.into_iter().zip(given).map(|((job, index), given)| {
                     let outcome = if given { Ok(item.bytes) } else { Err("its session has ended".to_owned()) };
                     (job, index, outcome)
                 }));
             }
             Err(why) => {
+                drop(flights);
                 self.l1.drop_load(item.name);
                 self.report(readers.into_iter().map(|(job, index)| (job, index, Err(why.clone()))));
             }

@@ -112,6 +112,16 @@ impl Prefetcher {
         loading
     }
 
+    /// How many loads have committed an object since the cache was opened.
+    pub fn loads_committed(&self) -> u64 {
+        self.loader.committed()
+    }
+
+    /// Has loads of objects that no backend has any more commit nothing.
+    pub fn drop_deleted(&self, objects: &[ObjectKey]) {
+        self.loader.drop_deleted(objects);
+    }
+
     /// Whether a job found objects in a backend that it has not asked it for yet.
     pub fn plans_on(&self, tier: &Tier) -> bool {
         let plans = self.all_jobs().iter().any(|job| {

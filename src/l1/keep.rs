@@ -96,6 +96,20 @@ impl L1 {
         })
     }
 
+    /// Takes keys out of sight, in use or not.
+    pub fn hide_all(&self, space: u64, keys: &[Key]) -> Result<()> {
+        self.with(|state| {
+            let space = state.space_index(space)?;
+            for key in keys {
+                if let Some(id) = state.find(space, key) {
+                    state.hide(id, Removal::Deleted);
+                    state.free_if_unused(id);
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Removes the objects of a space, or of all. With `force`, those in use are hidden. Says how many went, and whether none stayed.
     pub fn clear(&self, space: Option<u64>, force: bool) -> Result<(u64, bool)> {
         self.with(|state| {
