@@ -41,6 +41,7 @@ int main(void) {
     FIELD(kvkeep_space_options, chunk_tokens);
     FIELD(kvkeep_space_options, reserved);
     FIELD(kvkeep_space_options, quota_bytes);
+    FIELD(kvkeep_space_options, generation);
     STRUCT(kvkeep_session_options);
     FIELD(kvkeep_session_options, struct_size);
     FIELD(kvkeep_session_options, abi_version);

@@ -311,6 +311,9 @@ typedef struct {
     uint32_t reserved;
     /// Most bytes of L1 that objects of this space may take. 0: no bound but L1.
     uint64_t quota_bytes;
+    /// Which weights, where the model's name stays the same when they change: a count, a step, a hash. Spaces of two generations
+    /// never meet, so that the former's objects need not be removed before they are out of reach. 0 is one like any other.
+    uint64_t generation;
 } kvkeep_space_options;
 
 /// How a session begins.
@@ -716,8 +719,8 @@ kvkeep_status kvkeep_open(const kvkeep_options *options,
 /// Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
 kvkeep_status kvkeep_close(kvkeep *cache);
 
-/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant and chunk
-/// size again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
+/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
+/// size and generation again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
 /// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
 /// Errors: INVALID, LIMIT (65536 spaces).
 kvkeep_status kvkeep_open_space(kvkeep *cache,
@@ -771,7 +774,7 @@ kvkeep_status kvkeep_abort_session(kvkeep *cache, uint64_t session);
 /// to the full chunks so far, unless NULL. The hash of chunk i is BLAKE3(hash of chunk i-1 || its token ids as
 /// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
 /// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
-/// chunk tokens as little-endian u32.
+/// chunk tokens as little-endian u32; a generation that is not 0 follows as little-endian u64.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (2^26 tokens a session; 4 GiB of hashes of all sessions,
 /// which are 32 bytes a chunk).
 kvkeep_status kvkeep_append_tokens(kvkeep *cache,

@@ -98,6 +98,8 @@ pub struct SpaceSpec {
     pub chunk_tokens: u32,
     /// Most bytes of L1, 0 for no bound.
     pub quota_bytes: u64,
+    /// Which weights of those that the model's name has had, 0 for the first.
+    pub generation: u64,
 }
 
 /// Which chunks count as hits.

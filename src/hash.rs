@@ -5,13 +5,17 @@ use std::hash::{BuildHasher, RandomState};
 use crate::config::SpaceSpec;
 use crate::key::{Key, SpaceTag};
 
-fn blake3_of_texts(texts: &[&str], chunk_tokens: u32) -> [u8; 16] {
+fn blake3_of_texts(texts: &[&str], chunk_tokens: u32, generation: u64) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     for text in texts {
         hasher.update(&(text.len() as u64).to_le_bytes());
         hasher.update(text.as_bytes());
     }
     hasher.update(&chunk_tokens.to_le_bytes());
+    // The first generation has the tags that spaces had before there were generations.
+    if generation != 0 {
+        hasher.update(&generation.to_le_bytes());
+    }
     let mut half = [0; 16];
     half.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     half
@@ -19,12 +23,12 @@ fn blake3_of_texts(texts: &[&str], chunk_tokens: u32) -> [u8; 16] {
 
 /// The tag of a space, as the header of the C ABI defines it.
 pub fn space_tag(spec: &SpaceSpec) -> SpaceTag {
-    SpaceTag(blake3_of_texts(&[&spec.model, &spec.layout, &spec.tenant], spec.chunk_tokens))
+    SpaceTag(blake3_of_texts(&[&spec.model, &spec.layout, &spec.tenant], spec.chunk_tokens, spec.generation))
 }
 
 /// The tag of a space's layout alone.
 pub fn layout_tag(spec: &SpaceSpec) -> [u8; 16] {
-    blake3_of_texts(&[&spec.layout], spec.chunk_tokens)
+    blake3_of_texts(&[&spec.layout], spec.chunk_tokens, 0)
 }
 
 /// What stands before the first chunk of a space.
@@ -102,11 +106,14 @@ mod tests {
 
     #[test]
     fn spaces_differ_by_every_part() {
-        let spec = |model: &str, layout: &str, tenant: &str, chunk_tokens| {
+        let of_generation = |generation, (model, layout, tenant): (&str, &str, &str), chunk_tokens| {
             let (model, layout, tenant) = (model.to_owned(), layout.to_owned(), tenant.to_owned());
-            space_tag(&SpaceSpec { model, layout, tenant, chunk_tokens, quota_bytes: 0 })
+            space_tag(&SpaceSpec { generation, model, layout, tenant, chunk_tokens, quota_bytes: 0 })
         };
+        let spec = |model, layout, tenant, chunk_tokens| of_generation(0, (model, layout, tenant), chunk_tokens);
         let tags = [
+            of_generation(1, ("m", "l", "t"), 256),
+            of_generation(1 << 63, ("m", "l", "t"), 256),
             spec("m", "l", "t", 256),
             spec("ml", "", "t", 256),
             spec("m", "lt", "", 256),

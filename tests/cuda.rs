@@ -167,7 +167,7 @@ const SMALL: Case = Case {
 fn space_of(opened: &Opened, case: &Case) -> u64 {
     let chunk_tokens = 4 * case.per_chunk;
     let (model, layout, tenant) = ("resident".to_owned(), String::new(), String::new());
-    opened.open_space(SpaceSpec { model, layout, tenant, chunk_tokens, quota_bytes: 0 }).unwrap()
+    opened.open_space(SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens, quota_bytes: 0 }).unwrap()
 }
 
 fn embedded(mib: u64) -> Opened {

@@ -28,7 +28,7 @@ fn start() -> Daemon {
 
 fn spec() -> SpaceSpec {
     let (layout, tenant) = (String::new(), String::new());
-    SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 }
+    SpaceSpec { generation: 0, model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 }
 }
 
 fn keys(count: u8) -> Vec<Key> {

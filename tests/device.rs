@@ -79,6 +79,7 @@ fn a_daemons_client_copies_itself() {
 
 fn plain_space(case: &Case) -> SpaceSpec {
     SpaceSpec {
+        generation: 0,
         model: "m".to_owned(),
         layout: String::new(),
         tenant: String::new(),

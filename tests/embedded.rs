@@ -14,6 +14,7 @@ const MIB: u64 = 1 << 20;
 
 fn spec() -> SpaceSpec {
     SpaceSpec {
+        generation: 0,
         model: "toy".to_owned(),
         layout: "f16".to_owned(),
         tenant: String::new(),

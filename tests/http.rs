@@ -55,7 +55,7 @@ impl Port {
 
     fn space(&self) -> u64 {
         let (layout, tenant) = (String::new(), String::new());
-        let spec = SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+        let spec = SpaceSpec { generation: 0, model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
         self.node.open_space(spec).unwrap()
     }
 

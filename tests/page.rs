@@ -71,7 +71,7 @@ fn a_page_without_data_says_so() {
 fn a_page_with_data_draws_it() {
     let node = node();
     let (layout, tenant) = (String::new(), String::new());
-    let spec = SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+    let spec = SpaceSpec { generation: 0, model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
     let space = node.open_space(spec).unwrap();
     let over = Arc::new(AtomicBool::new(false));
     let engine = {

@@ -89,7 +89,7 @@ impl Drop for Daemon {
 
 fn store(client: &Client) -> (u64, u64, Key) {
     let (layout, tenant) = (String::new(), String::new());
-    let spec = SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+    let spec = SpaceSpec { generation: 0, model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
     let space = client.open_space(spec).unwrap();
     let session = client.begin_session(space, "who", None).unwrap();
     let key = [Key { hash: [1; 32], rank: 0, group: 0 }];

@@ -297,7 +297,8 @@ fn stress(seed: u64, seconds: f64, policy: &str, mode: StoreMode, urls: &[&str])
     config.writes_pending_max = 64;
     let node = Node::open(config).unwrap();
     let (model, layout, tenant) = ("stress".to_owned(), String::new(), String::new());
-    let space = node.open_space(SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 }).unwrap();
+    let space =
+        node.open_space(SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 }).unwrap();
     let world = World {
         node,
         space,

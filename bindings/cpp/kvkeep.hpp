@@ -162,6 +162,7 @@ public:
         options.tenant = detail::text_or_null(from.tenant);
         options.chunk_tokens = from.chunk_tokens;
         options.quota_bytes = from.quota_bytes;
+        options.generation = from.generation;
         std::uint64_t space = 0;
         detail::check(kvkeep_open_space(cache_, &options, &space));
         return Space(cache_, space);

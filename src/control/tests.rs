@@ -43,7 +43,8 @@ fn open_with(l1_bytes: u64, backend: Arc<dyn Backend>, change: impl FnOnce(&mut 
     node.tiers.add(backend).unwrap();
     node.l1.set_has_l2(true);
     let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
-    let space = node.open_space(SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 }).unwrap();
+    let space =
+        node.open_space(SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 }).unwrap();
     (node, space)
 }
 

@@ -18,8 +18,9 @@ pub struct Spaces {
 }
 
 fn same(one: &SpaceSpec, other: &SpaceSpec) -> bool {
-    (&one.model, &one.layout, &one.tenant, one.chunk_tokens)
-        == (&other.model, &other.layout, &other.tenant, other.chunk_tokens)
+    let identity = |spec: &SpaceSpec| (spec.chunk_tokens, spec.generation);
+    (&one.model, &one.layout, &one.tenant, identity(one))
+        == (&other.model, &other.layout, &other.tenant, identity(other))
 }
 
 impl Spaces {
@@ -69,7 +70,7 @@ mod tests {
 
     fn spec(model: &str, quota_bytes: u64) -> SpaceSpec {
         let (layout, tenant) = (String::new(), String::new());
-        SpaceSpec { model: model.to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes }
+        SpaceSpec { generation: 0, model: model.to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes }
     }
 
     fn known(spaces: &Spaces) -> Vec<(String, u64)> {

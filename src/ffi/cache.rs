@@ -46,8 +46,8 @@ pub unsafe extern "C" fn kvkeep_close(cache: *mut kvkeep) -> Status {
     guard(|| if cache.is_null() { Ok(KVKEEP_OK) } else { handle::close(cache).map(|()| KVKEEP_OK) })
 }
 
-/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant and chunk
-/// size again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
+/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
+/// size and generation again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
 /// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
 /// Errors: INVALID, LIMIT (65536 spaces).
 #[unsafe(no_mangle)]

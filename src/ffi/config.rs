@@ -187,6 +187,7 @@ pub fn space(options: &kvkeep_space_options) -> Result<SpaceSpec> {
         return Err(Error::invalid("model is empty: name the model, so that its objects never meet another's"));
     }
     Ok(SpaceSpec {
+        generation: options.generation,
         model: model.to_owned(),
         layout: text::utf8_or(options.layout, "", "layout")?.to_owned(),
         tenant: text::utf8_or(options.tenant, "", "tenant")?.to_owned(),

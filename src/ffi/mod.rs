@@ -242,7 +242,7 @@ mod tests {
         let (session, pool, job) = {
             let user = handle::enter(cache).unwrap();
             let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
-            let spec = SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+            let spec = SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
             let space = user.cache().open_space(spec).unwrap();
             let address = pages.as_ptr().expose_provenance() as u64;
             let segments = vec![Segment { address, block_bytes: 4096, block_stride: 4096, group: 0, layer: 0 }];

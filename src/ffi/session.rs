@@ -50,7 +50,7 @@ pub unsafe extern "C" fn kvkeep_abort_session(cache: *mut kvkeep, session: u64) 
 /// to the full chunks so far, unless NULL. The hash of chunk i is BLAKE3(hash of chunk i-1 || its token ids as
 /// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
 /// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
-/// chunk tokens as little-endian u32.
+/// chunk tokens as little-endian u32; a generation that is not 0 follows as little-endian u64.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (2^26 tokens a session; 4 GiB of hashes of all sessions,
 /// which are 32 bytes a chunk).
 #[unsafe(no_mangle)]

@@ -197,6 +197,9 @@ pub struct kvkeep_space_options {
     pub reserved: u32,
     /// Most bytes of L1 that objects of this space may take. 0: no bound but L1.
     pub quota_bytes: u64,
+    /// Which weights, where the model's name stays the same when they change: a count, a step, a hash. Spaces of two generations
+    /// never meet, so that the former's objects need not be removed before they are out of reach. 0 is one like any other.
+    pub generation: u64,
 }
 
 /// How a session begins.
@@ -341,7 +344,7 @@ pub struct kvkeep_transfer_options {
 }
 
 const _: () = assert!(size_of::<kvkeep_options>() == 128);
-const _: () = assert!(size_of::<kvkeep_space_options>() == 48);
+const _: () = assert!(size_of::<kvkeep_space_options>() == 56);
 const _: () = assert!(size_of::<kvkeep_session_options>() == 24);
 const _: () = assert!(size_of::<kvkeep_group_rule>() == 16);
 const _: () = assert!(size_of::<kvkeep_prefetch_options>() == 72);

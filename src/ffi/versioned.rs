@@ -34,7 +34,7 @@ macro_rules! versioned {
 
 versioned! {
     kvkeep_options: 128;
-    kvkeep_space_options: 48;
+    kvkeep_space_options: 48, 56;
     kvkeep_session_options: 24;
     kvkeep_prefetch_options: 72;
     kvkeep_pool_options: 40;

@@ -183,8 +183,15 @@ impl World {
         }
         let spaces = [("a", 0), ("b", QUOTA)].map(|(model, quota_bytes)| {
             let (layout, tenant) = (String::new(), String::new());
-            l1.open_space(&SpaceSpec { model: model.to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes })
-                .unwrap()
+            l1.open_space(&SpaceSpec {
+                generation: 0,
+                model: model.to_owned(),
+                layout,
+                tenant,
+                chunk_tokens: 16,
+                quota_bytes,
+            })
+            .unwrap()
         });
         let mut world = World {
             l1,

@@ -32,7 +32,8 @@ pub(super) fn l1(store_mode: StoreMode, writes_max: u32) -> Arc<L1> {
 
 pub(super) fn space(l1: &L1, quota_bytes: u64) -> u64 {
     let (layout, tenant) = (String::new(), String::new());
-    l1.open_space(&SpaceSpec { model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes }).unwrap()
+    l1.open_space(&SpaceSpec { generation: 0, model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes })
+        .unwrap()
 }
 
 pub(super) fn session(l1: &L1, space: u64) -> u64 {
@@ -347,6 +348,7 @@ fn a_thread_takes_nothing_from_one_cache_or_space_to_the_next() {
     let (one, two) = (l1(StoreMode::Never, 100), l1(StoreMode::Never, 100));
     let keys: Vec<Key> = (0..5).map(key).collect();
     let other = SpaceSpec {
+        generation: 0,
         model: "other".to_owned(),
         layout: String::new(),
         tenant: String::new(),

@@ -190,7 +190,7 @@ mod tests {
         let l1 = l1(StoreMode::Never, 10);
         let quota_bytes = 40 * 4096;
         let (model, layout, tenant) = ("bounded".to_owned(), String::new(), String::new());
-        let bounded = SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes };
+        let bounded = SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes };
         let spaces = [space(&l1, 0), l1.open_space(&bounded).unwrap()];
         let sessions = spaces.map(|space| {
             let session = session(&l1, space);

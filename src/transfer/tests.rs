@@ -107,7 +107,7 @@ fn fixture_of(config: NodeConfig) -> Fixture {
     let slow = Arc::new(Slow::default());
     let transfers = Transfers::by(cache.clone(), slow.clone());
     let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
-    let spec = SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+    let spec = SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
     let space = cache.open_space(spec.clone()).unwrap();
     transfers.note_space(space, &spec);
     let pages: Vec<u64> = (0..u64::from(CHUNKS) * OBJECT / 8).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();

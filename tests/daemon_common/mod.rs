@@ -292,7 +292,7 @@ pub fn views(count: usize) -> Vec<View> {
 
 pub fn spec(model: &str, tenant: &str) -> SpaceSpec {
     let (model, tenant) = (model.to_owned(), tenant.to_owned());
-    SpaceSpec { model, layout: String::new(), tenant, chunk_tokens: 16, quota_bytes: 0 }
+    SpaceSpec { generation: 0, model, layout: String::new(), tenant, chunk_tokens: 16, quota_bytes: 0 }
 }
 
 pub fn open_space(client: &Client) -> u64 {

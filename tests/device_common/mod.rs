@@ -254,6 +254,7 @@ pub fn status(opened: &Opened, job: u64) -> Status {
 /// Stores what all workers have, and loads it elsewhere.
 pub fn round_trip(opened: &Opened, case: &Case, devices: &dyn Devices, drop_l1: &dyn Fn(u64)) {
     let spec = SpaceSpec {
+        generation: 0,
         model: "m".to_owned(),
         layout: format!("{case:?}"),
         tenant: String::new(),

@@ -87,7 +87,7 @@ pub struct Cache {
 
 pub fn spec(quota_bytes: u64) -> SpaceSpec {
     let (model, layout, tenant) = ("toy".to_owned(), "f16".to_owned(), String::new());
-    SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes }
+    SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes }
 }
 
 impl Cache {

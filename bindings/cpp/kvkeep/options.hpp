@@ -45,6 +45,7 @@ struct SpaceOptions {
     std::string tenant;
     std::uint32_t chunk_tokens = 0;
     std::uint64_t quota_bytes = 0;
+    std::uint64_t generation = 0;
 };
 
 /// How the objects of one group count in a job.

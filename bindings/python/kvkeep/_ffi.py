@@ -126,6 +126,7 @@ class kvkeep_space_options(Structure):
     chunk_tokens: int
     reserved: int
     quota_bytes: int
+    generation: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -135,6 +136,7 @@ class kvkeep_space_options(Structure):
         ("chunk_tokens", c_uint32),
         ("reserved", c_uint32),
         ("quota_bytes", c_uint64),
+        ("generation", c_uint64),
     ]
 
 

@@ -101,9 +101,19 @@ class Cache:
         self.completions.cancel_pending()
 
     def space(
-        self, model: str, layout: str = "", tenant: str = "", *, chunk_tokens: int = 0, quota_bytes: int = 0
+        self,
+        model: str,
+        layout: str = "",
+        tenant: str = "",
+        *,
+        chunk_tokens: int = 0,
+        quota_bytes: int = 0,
+        generation: int = 0,
     ) -> Space:
-        """Opens a space. `chunk_tokens` of 0 is 256, `quota_bytes` of 0 is no bound but L1."""
+        """Opens a space. `chunk_tokens` of 0 is 256, `quota_bytes` of 0 is no bound but L1.
+
+        `generation` says which weights, where the model's name stays the same when they change: spaces of two never meet.
+        """
         options = prepared(
             _ffi.kvkeep_space_options,
             model=encoded("model", model),
@@ -111,6 +121,7 @@ class Cache:
             tenant=encoded("tenant", tenant),
             chunk_tokens=chunk_tokens,
             quota_bytes=quota_bytes,
+            generation=generation,
         )
         space = ctypes.c_uint64()
         call(lib.kvkeep_open_space, self.pointer, ctypes.byref(options), ctypes.byref(space))

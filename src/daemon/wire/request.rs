@@ -119,7 +119,7 @@ impl Field<'_> for Ranks {
 impl Field<'_> for SpaceSpec {
     fn put(&self, frame: &mut Frame) {
         frame.put(&self.model.as_str()).put(&self.layout.as_str()).put(&self.tenant.as_str());
-        frame.put(&self.chunk_tokens).put(&self.quota_bytes);
+        frame.put(&self.chunk_tokens).put(&self.quota_bytes).put(&self.generation);
     }
 
     fn take(fields: &mut Fields<'_>) -> Result<SpaceSpec> {
@@ -129,6 +129,7 @@ impl Field<'_> for SpaceSpec {
             tenant: fields.take::<&str>()?.to_owned(),
             chunk_tokens: fields.take()?,
             quota_bytes: fields.take()?,
+            generation: fields.take()?,
         };
         let named = !spec.model.is_empty() && spec.chunk_tokens > 0;
         named.then_some(spec).ok_or_else(|| malformed("a space has no model or no tokens in a chunk"))

@@ -82,6 +82,7 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         3 => Request::Bye {},
         4 => Request::OpenSpace {
             spec: SpaceSpec {
+                generation: 0,
                 model: text.to_owned(),
                 layout: text.repeat(2),
                 tenant: String::new(),

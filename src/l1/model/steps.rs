@@ -291,7 +291,14 @@ impl World {
             Op::Advance { ms } => self.advance(ms),
             Op::Quota { bytes } => {
                 let (layout, tenant) = (String::new(), String::new());
-                let spec = SpaceSpec { model: "b".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: bytes };
+                let spec = SpaceSpec {
+                    generation: 0,
+                    model: "b".to_owned(),
+                    layout,
+                    tenant,
+                    chunk_tokens: 16,
+                    quota_bytes: bytes,
+                };
                 assert_eq!(self.l1.open_space(&spec).unwrap(), self.spaces[1]);
             }
         }

@@ -47,6 +47,7 @@ fn a_write_put_off_is_not_counted_as_dropped() {
 fn background_eviction_turns_to_another_pool_if_the_fullest_is_in_use() {
     let l1 = l1(StoreMode::Never, 10);
     let bounded = SpaceSpec {
+        generation: 0,
         model: "bounded".to_owned(),
         layout: String::new(),
         tenant: String::new(),

@@ -34,7 +34,7 @@ fn p2_a_store_in_flight_overwrites_nobody_though_its_connection_is_lost() {
     let slow = Arc::new(Slow::default());
     let transfers = Transfers::by(a.clone(), slow.clone());
     let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
-    let spec = SpaceSpec { model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+    let spec = SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
     let space = a.open_space(spec.clone()).unwrap();
     transfers.note_space(space, &spec);
     let pages = vec![0xaaaa_aaaa_aaaa_aaaa_u64; (OBJECT / 8) as usize];

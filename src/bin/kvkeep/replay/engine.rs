@@ -66,6 +66,7 @@ impl Engine {
         let node = Node::open(config)?;
         // The block's size is part of the layout, so that two replays with different ones may share a directory.
         let space = node.open_space(SpaceSpec {
+            generation: 0,
             model: "kvkeep replay".to_owned(),
             layout: format!("{block_bytes} bytes"),
             tenant: String::new(),
