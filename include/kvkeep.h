@@ -722,7 +722,8 @@ kvkeep_status kvkeep_close(kvkeep *cache);
 /// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
 /// size and generation again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
 /// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
-/// Errors: INVALID, LIMIT (65536 spaces).
+/// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
+/// of one in 2^64), LIMIT (65536 spaces).
 kvkeep_status kvkeep_open_space(kvkeep *cache,
                                 const kvkeep_space_options *options,
                                 uint64_t *space);

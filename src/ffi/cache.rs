@@ -49,7 +49,8 @@ pub unsafe extern "C" fn kvkeep_close(cache: *mut kvkeep) -> Status {
 /// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
 /// size and generation again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
 /// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
-/// Errors: INVALID, LIMIT (65536 spaces).
+/// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
+/// of one in 2^64), LIMIT (65536 spaces).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open_space(
     cache: *mut kvkeep,

@@ -6,6 +6,7 @@ use super::{L1, Pool, Space, SpaceInfo, State};
 use crate::config::SpaceSpec;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::hash::{layout_tag, space_tag};
+use crate::key::SpaceTag;
 use crate::policy::{self, Removal};
 
 const SPACES_MAX: usize = 1 << 16;
@@ -13,9 +14,14 @@ const SPACES_MAX: usize = 1 << 16;
 impl L1 {
     /// Opens a space, or sets the quota of one that is open, and gives its number.
     pub fn open_space(&self, spec: &SpaceSpec) -> Result<u64> {
-        let tag = space_tag(spec);
+        self.open_tagged_space(space_tag(spec), spec)
+    }
+
+    /// As [`open_space`](L1::open_space), of a space with the tag `tag`. A number is half of a tag, so the tags are compared.
+    pub(super) fn open_tagged_space(&self, tag: SpaceTag, spec: &SpaceSpec) -> Result<u64> {
         let index = self.with(|state| {
             let index = match state.by_number.get(&tag.number()) {
+                Some(&index) if state.spaces[index as usize].tag != tag => return Err(alias(&tag)),
                 Some(&index) => index,
                 None => {
                     if state.spaces.len() >= SPACES_MAX {
@@ -51,6 +57,15 @@ impl L1 {
             Ok(state.space_info(space))
         })
     }
+}
+
+#[cold]
+fn alias(tag: &SpaceTag) -> Error {
+    Error::invalid(format!(
+        "the number of this space, {}, is that of another space that is open (a coincidence of one in 2^64, or made so): \
+         change a character of its tenant, layout or model",
+        tag.number()
+    ))
 }
 
 pub(super) fn new_pool(policy: &str) -> Result<Pool> {

@@ -8,7 +8,8 @@ use super::*;
 use crate::arena::MapOptions;
 use crate::config::SpaceSpec;
 use crate::error::{
-    KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_QUOTA,
+    KVKEEP_ERR_EXPIRED, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND,
+    KVKEEP_ERR_QUOTA,
 };
 use crate::key::Key;
 use crate::types::View;
@@ -343,6 +344,31 @@ fn readers_side_by_side_leave_the_books_as_they_were() {
 }
 
 /// A thread remembers what it looked up last, wherever that was.
+#[test]
+fn a_space_whose_number_is_another_spaces_is_refused() {
+    let l1 = l1(StoreMode::Never, 100);
+    let spec = |tenant: &str| SpaceSpec {
+        model: "m".to_owned(),
+        layout: String::new(),
+        tenant: tenant.to_owned(),
+        generation: 0,
+        chunk_tokens: 16,
+        quota_bytes: 0,
+    };
+    let tag = |first: u8, last: u8| SpaceTag(std::array::from_fn(|i| if i < 8 { first } else { last }));
+    let one = l1.open_tagged_space(tag(1, 1), &spec("a")).unwrap();
+    let error = l1.open_tagged_space(tag(1, 2), &spec("b")).unwrap_err();
+    assert_eq!(error.status, KVKEEP_ERR_INVALID);
+    assert!(error.message.contains(&one.to_string()) && error.message.contains("tenant"), "{error}");
+    // The same space opens again, and the refused one changed nothing.
+    assert_eq!(l1.open_tagged_space(tag(1, 1), &spec("a")).unwrap(), one);
+    assert_eq!(l1.space(one).unwrap().tag, tag(1, 1));
+    // No space has the number 0: one that would shares 1.
+    assert_eq!(l1.open_tagged_space(tag(0, 1), &spec("c")).unwrap(), 1);
+    let begins_with_1 = SpaceTag(std::array::from_fn(|i| u8::from(i == 0)));
+    assert_eq!(l1.open_tagged_space(begins_with_1, &spec("d")).unwrap_err().status, KVKEEP_ERR_INVALID);
+}
+
 #[test]
 fn a_thread_takes_nothing_from_one_cache_or_space_to_the_next() {
     let (one, two) = (l1(StoreMode::Never, 100), l1(StoreMode::Never, 100));
