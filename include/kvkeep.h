@@ -63,6 +63,9 @@
 /// For a daemon's client: its L1 is mapped so that this process cannot write it; calls that write are PERMISSION.
 #define KVKEEP_FLAG_READ_ONLY 16
 
+/// `l1_bytes` is a percentage, 1 to 100, of the machine's memory or of the control group's limit, whichever is less.
+#define KVKEEP_FLAG_L1_PERCENT 32
+
 /// The CPU's own memory, as the device of a pool.
 #define KVKEEP_DEVICE_HOST -1
 
@@ -248,7 +251,8 @@ typedef struct {
     /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0.
     const char *connect;
     /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
-    /// memory.
+    /// memory and the limit of the process's control group and of those above it (cgroup v1 and v2; NO_MEMORY beyond).
+    /// What else the process needs is not set aside.
     uint64_t l1_bytes;
     /// KVKEEP_FLAG_…, or'ed.
     uint32_t flags;
@@ -707,7 +711,7 @@ int kvkeep_extra_count(int tp_size, int world_size);
 /// held is nobody else's meanwhile, staging included, nor while copies are under way. A call for which this process has
 /// no descriptor left is LIMIT, and nothing else is lost.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
-/// machine), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
+/// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
 kvkeep_status kvkeep_open(const kvkeep_options *options,
                           kvkeep **cache);
 

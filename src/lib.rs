@@ -31,6 +31,7 @@ pub mod hash;
 pub mod in_use;
 pub mod key;
 pub mod log;
+pub mod memory_bounds;
 pub mod metrics;
 pub mod policy;
 pub(crate) mod print;

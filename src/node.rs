@@ -23,6 +23,7 @@ use crate::l1::room::Eviction;
 use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::l2;
 use crate::log::{Log, LogLevel};
+use crate::memory_bounds::MemoryBounds;
 use crate::stats::Meters;
 
 /// Most bytes being written to L2 at once, unless L1 is small.
@@ -66,13 +67,7 @@ pub struct Node {
     poisoned: AtomicBool,
 }
 
-fn machine_bytes() -> Option<u64> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-}
-
-fn map_arena(config: &NodeConfig) -> Result<Arc<Arena>> {
+fn map_arena(config: &NodeConfig, bounds: &MemoryBounds) -> Result<Arc<Arena>> {
     let bytes = config.l1_bytes;
     if bytes == 0 {
         return Err(Error::invalid("l1_bytes is 0: set the size of L1 in bytes"));
@@ -80,14 +75,7 @@ fn map_arena(config: &NodeConfig) -> Result<Arc<Arena>> {
     if bytes < 4096 {
         return Err(Error::invalid(format!("l1_bytes is {bytes}: L1 needs at least 4096 bytes")));
     }
-    if let Some(machine) = machine_bytes()
-        && bytes > machine
-    {
-        return Err(Error::new(
-            KVKEEP_ERR_NO_MEMORY,
-            format!("l1_bytes is {bytes}, but the machine has {machine} bytes of memory: make L1 smaller"),
-        ));
-    }
+    bounds.check("l1_bytes", "L1", bytes)?;
     let options = MapOptions { huge_pages: config.huge_pages, numa_node: config.numa_node };
     Arena::map(bytes as usize, options).map(Arc::new).map_err(|error| {
         let remedy = match (config.huge_pages, config.numa_node) {
@@ -107,7 +95,8 @@ fn map_arena(config: &NodeConfig) -> Result<Arc<Arena>> {
 impl Node {
     /// Opens a cache in this process.
     pub fn open(config: NodeConfig) -> Result<Arc<Node>> {
-        let arena = map_arena(&config)?;
+        let bounds = MemoryBounds::of_process(config.huge_pages);
+        let arena = map_arena(&config, &bounds)?;
         let l1_bytes = arena.bytes() as u64;
         let l1 = L1::new(
             arena.clone(),
@@ -163,7 +152,17 @@ impl Node {
             node.close();
             return Err(error);
         }
-        node.log.say(LogLevel::Info, || format!("opened with an L1 of {l1_bytes} bytes"));
+        node.log.say(LogLevel::Info, || format!("opened with an L1 of {l1_bytes} bytes; {bounds}"));
+        if let Some(high) = bounds.high.filter(|high| l1_bytes > high.bytes) {
+            node.log.say(LogLevel::Warn, || {
+                format!(
+                    "L1 has {l1_bytes} bytes, but the kernel slows this process down above {} bytes ({}): make L1 smaller, or \
+                     raise memory.high",
+                    high.bytes,
+                    high.file.display()
+                )
+            });
+        }
         Ok(node)
     }
 

@@ -14,6 +14,7 @@ use crate::config::{NodeConfig, StoreMode};
 use crate::error::{Error, Result};
 use crate::l2::url;
 use crate::log::{Log, LogLevel};
+use crate::memory_bounds::MemoryBounds;
 
 /// A number of bytes, written like `64MiB`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +24,26 @@ impl FromStr for Size {
     type Err = Error;
     fn from_str(text: &str) -> Result<Size> {
         url::size(text).map(Size)
+    }
+}
+
+/// The size of L1: bytes, written like `8GiB`, or a share of the memory that the process may use, written like `70%`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum L1Size {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many percent of what the machine has, or of the control group's limit where that is less.
+    Percent(u32),
+}
+
+impl FromStr for L1Size {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<L1Size> {
+        let Some(number) = text.strip_suffix('%') else { return url::size(text).map(L1Size::Bytes) };
+        match number.trim_end().parse() {
+            Ok(percent @ 1..=100) => Ok(L1Size::Percent(percent)),
+            _ => Err(Error::invalid(format!("{text:?} is no share of the memory; write 1% to 100%"))),
+        }
     }
 }
 
@@ -64,6 +85,7 @@ macro_rules! from_text {
     };
 }
 from_text!(Size);
+from_text!(L1Size);
 from_text!(Mode);
 
 /// How much the log says.
@@ -106,9 +128,9 @@ pub enum Store {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Size of L1, like 8GiB
+    /// Size of L1, like 8GiB, or like 70% of the machine's memory or of the control group's limit, whichever is less
     #[arg(long, value_name = "SIZE")]
-    pub l1: Option<Size>,
+    pub l1: Option<L1Size>,
     /// A backend below L1, like fs:///var/cache/kvkeep?capacity=200GiB; give it again for more, in the order they are asked
     #[arg(long, value_name = "URL")]
     pub l2: Vec<String>,
@@ -278,8 +300,14 @@ impl Settings {
 
     /// How the node is opened, by the run `boot` of its socket.
     pub fn node(&self, boot: u8, log: Log) -> Result<NodeConfig> {
-        let l1 = self.l1.ok_or_else(|| Error::invalid("the size of L1 is not given: give --l1, like --l1 8GiB"))?;
-        let defaults = NodeConfig::new(l1.0);
+        let l1 = self
+            .l1
+            .ok_or_else(|| Error::invalid("the size of L1 is not given: give --l1, like --l1 8GiB or --l1 70%"))?;
+        let l1_bytes = match l1 {
+            L1Size::Bytes(bytes) => bytes,
+            L1Size::Percent(percent) => MemoryBounds::of_process(self.huge_pages.unwrap_or(false)).percent(percent)?,
+        };
+        let defaults = NodeConfig::new(l1_bytes);
         let high = self.watermark_high_percent.unwrap_or(defaults.watermark_high_percent);
         let low = self.watermark_low_percent.unwrap_or(defaults.watermark_low_percent.min(high));
         if high > 100 || low > high {

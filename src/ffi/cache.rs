@@ -23,7 +23,7 @@ use crate::error::{KVKEEP_OK, Status};
 /// held is nobody else's meanwhile, staging included, nor while copies are under way. A call for which this process has
 /// no descriptor left is LIMIT, and nothing else is lost.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
-/// machine), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
+/// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut *mut kvkeep) -> Status {
     guard(|| {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::types::{
-    KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT, KVKEEP_FLAG_NUMA_NODE,
-    KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_group_rule, kvkeep_log_callback, kvkeep_options,
-    kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
+    KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_L1_PERCENT, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT,
+    KVKEEP_FLAG_NUMA_NODE, KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_group_rule, kvkeep_log_callback,
+    kvkeep_options, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
     kvkeep_transfer_options,
 };
 use super::{checked_extra_count, flag, input, text};
@@ -16,6 +16,7 @@ use crate::config::{Callback, GroupRule, Mode, NodeConfig, Notify, Policy, Prefe
 use crate::daemon::client::{Client, ClientConfig};
 use crate::error::{Error, Result};
 use crate::log::{Log, LogLevel};
+use crate::memory_bounds::MemoryBounds;
 use crate::node::Node;
 use crate::transfer::copy::Promise;
 use crate::transfer::layout::{SEGMENTS_MAX, Segment};
@@ -136,8 +137,19 @@ fn client(options: &kvkeep_options, url: &str) -> Result<Arc<Client>> {
     })
 }
 
+fn l1_bytes(options: &kvkeep_options, huge_pages: bool) -> Result<u64> {
+    if options.flags & KVKEEP_FLAG_L1_PERCENT == 0 {
+        return Ok(options.l1_bytes);
+    }
+    MemoryBounds::of_process(huge_pages).percent(u32::try_from(options.l1_bytes).unwrap_or(u32::MAX))
+}
+
 fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
-    let known = KVKEEP_FLAG_HUGE_PAGES | KVKEEP_FLAG_NUMA_NODE | KVKEEP_FLAG_NO_PREFAULT | KVKEEP_FLAG_NO_CHECKSUM;
+    let known = KVKEEP_FLAG_HUGE_PAGES
+        | KVKEEP_FLAG_NUMA_NODE
+        | KVKEEP_FLAG_NO_PREFAULT
+        | KVKEEP_FLAG_NO_CHECKSUM
+        | KVKEEP_FLAG_L1_PERCENT;
     if options.flags & !known != 0 {
         return Err(Error::invalid(format!(
             "flags has unknown bits 0x{:x}: or KVKEEP_FLAG_ constants",
@@ -157,9 +169,10 @@ fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
         2 => StoreMode::AfterUses(or(options.store_after_uses, 2)),
         _ => StoreMode::Never,
     };
+    let huge_pages = options.flags & KVKEEP_FLAG_HUGE_PAGES != 0;
     Node::open(NodeConfig {
-        l1_bytes: options.l1_bytes,
-        huge_pages: options.flags & KVKEEP_FLAG_HUGE_PAGES != 0,
+        l1_bytes: l1_bytes(options, huge_pages)?,
+        huge_pages,
         numa_node: (options.flags & KVKEEP_FLAG_NUMA_NODE != 0).then_some(options.numa_node),
         prefault: options.flags & KVKEEP_FLAG_NO_PREFAULT == 0,
         checksum: options.flags & KVKEEP_FLAG_NO_CHECKSUM == 0,

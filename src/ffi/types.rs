@@ -23,6 +23,8 @@ pub const KVKEEP_FLAG_NO_PREFAULT: u32 = 4;
 pub const KVKEEP_FLAG_NO_CHECKSUM: u32 = 8;
 /// For a daemon's client: its L1 is mapped so that this process cannot write it; calls that write are PERMISSION.
 pub const KVKEEP_FLAG_READ_ONLY: u32 = 16;
+/// `l1_bytes` is a percentage, 1 to 100, of the machine's memory or of the control group's limit, whichever is less.
+pub const KVKEEP_FLAG_L1_PERCENT: u32 = 32;
 
 /// When a committed object is written to the L2 backends.
 #[repr(C)]
@@ -132,7 +134,8 @@ pub struct kvkeep_options {
     /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0.
     pub connect: *const c_char,
     /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
-    /// memory.
+    /// memory and the limit of the process's control group and of those above it (cgroup v1 and v2; NO_MEMORY beyond).
+    /// What else the process needs is not set aside.
     pub l1_bytes: u64,
     /// KVKEEP_FLAG_…, or'ed.
     pub flags: u32,

@@ -16,6 +16,7 @@ use crate::error::{
 };
 use crate::hash::KeyHasher;
 use crate::key::{ObjectKey, SpaceTag};
+use crate::memory_bounds::MemoryBounds;
 use crate::policy::{self, Meta, Policy, Removal};
 
 const DEFAULT_CAPACITY: u64 = 1 << 30;
@@ -323,6 +324,7 @@ impl Memory {
     pub fn open_url(params: &[(String, String)]) -> Result<Arc<Memory>> {
         let mut options = Options::new("memory", params);
         let capacity = options.capacity(DEFAULT_CAPACITY)?;
+        MemoryBounds::of_process(false).check("capacity", "the memory backend", capacity)?;
         let policy = options.text("policy")?.unwrap_or("lru");
         let policy = policy::by_name(policy).ok_or_else(|| {
             let known = policy::NAMES.join(", ");

@@ -339,6 +339,11 @@ fn p6_options_that_make_no_sense_open_nothing() {
     with(KVKEEP_ERR_INVALID, &|options| options.l1_bytes = 100);
     with(kvkeep::error::KVKEEP_ERR_NO_MEMORY, &|options| options.l1_bytes = 1 << 60);
     with(KVKEEP_ERR_INVALID, &|options| options.flags = 1 << 20);
+    for percent in [0, 101, 1 << 32, u64::MAX] {
+        with(KVKEEP_ERR_INVALID, &|options| {
+            (options.flags, options.l1_bytes) = (KVKEEP_FLAG_L1_PERCENT, percent);
+        });
+    }
     with(KVKEEP_ERR_INVALID, &|options| options.eviction_policy = c"best".as_ptr());
     with(KVKEEP_ERR_INVALID, &|options| options.eviction_policy = c"\xff".as_ptr());
     with(KVKEEP_ERR_INVALID, &|options| options.watermark_high_percent = 101);

@@ -101,7 +101,7 @@ fn flags_win_over_the_file() {
     let both = flags("--l1 1GiB --l2 memory: --huge-pages=false --tenant acme=1 --tenant other=2").over(file);
     assert_eq!(
         (both.l1, both.l2.as_slice(), both.huge_pages),
-        (Some(Size(1 << 30)), &["memory:".to_owned()][..], Some(false))
+        (Some(L1Size::Bytes(1 << 30)), &["memory:".to_owned()][..], Some(false))
     );
     assert_eq!((both.policy.as_deref(), both.access().tenants.len()), (Some("mq"), 2));
     assert_eq!(both.access().tenants[0].1, [1]);
@@ -116,6 +116,18 @@ fn what_is_not_set_is_the_default_of_the_library() {
     assert_eq!((node.sessions_max, node.watermark_low_percent), (defaults.sessions_max, 60));
     assert_eq!((settings.access().mode, settings.limits().unwrap().clients_max), (0o600, 256));
     assert_eq!(flags("--l1 1MiB --watermark-high-percent 40").node(0, Log::none()).unwrap().watermark_low_percent, 40);
+}
+
+#[test]
+fn l1_may_be_a_share_of_the_memory_there_is() {
+    let memory = MemoryBounds::of_process(false).bytes().unwrap();
+    let l1_bytes = |settings: Settings| settings.node(0, Log::none()).unwrap().l1_bytes;
+    assert_eq!(l1_bytes(flags("--l1 50%")), memory / 2);
+    assert_eq!(l1_bytes(Settings::parse("l1 = \"1 %\"", "k.toml").unwrap()), memory / 100);
+    for text in ["0%", "101%", "%", "-1%", "1.5%", "50%%"] {
+        let refused = refusal(&format!("l1 = {text:?}"));
+        assert!(refused.contains("is no share of the memory; write 1% to 100%"), "{refused}");
+    }
 }
 
 #[test]

@@ -1,0 +1,255 @@
+//! The memory that this process may use: the machine's, or less where a control group bounds it (cgroup v1 and v2).
+
+use std::collections::HashSet;
+use std::fs::read_to_string;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, KVKEEP_ERR_NO_MEMORY, Result};
+
+/// A bound and the file that says it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bound {
+    /// In bytes.
+    pub bytes: u64,
+    /// Where it stands.
+    pub file: PathBuf,
+}
+
+/// The bounds on one kind of memory; those that nobody set, or that cannot be read, are `None`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MemoryBounds {
+    /// What the machine has.
+    pub machine: Option<u64>,
+    /// The smallest limit of the process's control group and of those above it.
+    pub limit: Option<Bound>,
+    /// The smallest `memory.high` of them: above it the kernel slows the process down and reclaims.
+    pub high: Option<Bound>,
+}
+
+/// Memory that the kernel counts apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// Ordinary pages.
+    Pages,
+    /// Reserved huge pages of 2 MiB.
+    HugePages,
+}
+
+/// Where one kind of memory is bounded.
+struct Files {
+    /// The controller of cgroup v1.
+    controller: &'static str,
+    /// The limit in cgroup v1.
+    v1: &'static str,
+    /// The limit in cgroup v2.
+    v2: &'static str,
+    /// The soft limit in cgroup v2.
+    v2_high: Option<&'static str>,
+    /// In cgroup v1, the line of `memory.stat` with the least limit up to the hierarchy's root, which a container may not see.
+    v1_total: Option<&'static str>,
+}
+
+impl Kind {
+    fn files(self) -> Files {
+        match self {
+            Kind::Pages => Files {
+                controller: "memory",
+                v1: "memory.limit_in_bytes",
+                v2: "memory.max",
+                v2_high: Some("memory.high"),
+                v1_total: Some("hierarchical_memory_limit"),
+            },
+            Kind::HugePages => Files {
+                controller: "hugetlb",
+                v1: "hugetlb.2MB.limit_in_bytes",
+                v2: "hugetlb.2MB.max",
+                v2_high: None,
+                v1_total: None,
+            },
+        }
+    }
+}
+
+/// A hierarchy of control groups as `/proc/self/mountinfo` says it is mounted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Mount {
+    /// The group at the mount point.
+    root: String,
+    point: PathBuf,
+    /// The controllers of a v1 hierarchy; `None` for v2.
+    controllers: Option<Vec<String>>,
+}
+
+/// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let code = behind.get(..3).and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 8).ok());
+        (rest, _) = match code.filter(|_| *first == b'\\') {
+            Some(byte) => (&behind[3..], bytes.push(byte)),
+            None => (behind, bytes.push(*first)),
+        };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The mounts of control groups in the text of `/proc/self/mountinfo`.
+fn mounts(mountinfo: &str) -> Vec<Mount> {
+    let mount = |line: &str| {
+        let (first, second) = line.split_once(" - ")?;
+        let mut first = first.split(' ').skip(3);
+        let (root, point) = (unescaped(first.next()?), unescaped(first.next()?));
+        let mut second = second.split(' ');
+        let (kind, options) = (second.next()?, second.nth(1)?);
+        let controllers = match kind {
+            "cgroup" => Some(options.split(',').map(str::to_owned).collect()),
+            "cgroup2" => None,
+            _ => return None,
+        };
+        Some(Mount { root, point: PathBuf::from(point), controllers })
+    };
+    mountinfo.lines().filter_map(mount).collect()
+}
+
+/// The process's group in the text of `/proc/self/cgroup`: in the v1 hierarchy of a controller, or in that of v2 for `None`.
+fn group<'a>(cgroup: &'a str, controller: Option<&str>) -> Option<&'a str> {
+    cgroup.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let found = match controller {
+            Some(controller) => controllers.split(',').any(|known| known == controller),
+            None => number == "0" && controllers.is_empty(),
+        };
+        found.then_some(path)
+    })
+}
+
+/// The directories of a group and of those above it, as far as the mount shows them; the group's own first. Where the mount does
+/// not show the group by its name, as when it was made outside of the process's cgroup namespace, only the mount point.
+fn directories(mount: &Mount, group: &str) -> Vec<PathBuf> {
+    let below = match Path::new(group).strip_prefix(&mount.root) {
+        Ok(below) if !group.contains("..") => below,
+        _ => Path::new(""),
+    };
+    below.ancestors().map(|ancestor| mount.point.join(ancestor)).collect()
+}
+
+/// The number in a limit's file. What cannot be read bounds nothing, nor do "max" and the numbers that v1 has for it.
+fn parsed(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|&bytes| bytes < 1 << 62)
+}
+
+/// A path that is absolute on the machine whose files lie below `root`.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+fn least(bounds: impl Iterator<Item = Bound>) -> Option<Bound> {
+    bounds.min_by_key(|bound| bound.bytes)
+}
+
+impl MemoryBounds {
+    /// Those of this process, for L1 with or without reserved huge pages.
+    pub fn of_process(huge_pages: bool) -> MemoryBounds {
+        MemoryBounds::read_below(Path::new("/"), if huge_pages { Kind::HugePages } else { Kind::Pages })
+    }
+
+    /// Those of the process and the machine whose files lie below `root`.
+    fn read_below(root: &Path, kind: Kind) -> MemoryBounds {
+        let text = |path: &Path| read_to_string(below(root, path)).ok();
+        let proc = |name: &str| text(&Path::new("/proc").join(name)).unwrap_or_default();
+        let (cgroup, mountinfo, files) = (proc("self/cgroup"), proc("self/mountinfo"), kind.files());
+        let (mut limits, mut highs, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+        let bound = |file: PathBuf| text(&file).and_then(|text| parsed(&text)).map(|bytes| Bound { bytes, file });
+        for mount in mounts(&mountinfo) {
+            let v1 = match &mount.controllers {
+                Some(controllers) if !controllers.iter().any(|known| known == files.controller) => continue,
+                controllers => controllers.is_some(),
+            };
+            let Some(group) = group(&cgroup, v1.then_some(files.controller)) else { continue };
+            let directories = directories(&mount, group);
+            if v1 && let (Some(name), Some(own)) = (files.v1_total, directories.first()) {
+                let file = own.join("memory.stat");
+                let stat = text(&file).unwrap_or_default();
+                let total = stat.lines().find_map(|line| parsed(line.strip_prefix(name)?));
+                limits.extend(total.map(|bytes| Bound { bytes, file }));
+            }
+            for directory in directories.into_iter().filter(|directory| seen.insert(directory.clone())) {
+                limits.extend(bound(directory.join(if v1 { files.v1 } else { files.v2 })));
+                highs.extend(files.v2_high.filter(|_| !v1).and_then(|name| bound(directory.join(name))));
+            }
+        }
+        // Of equal bounds the first is named, which is a group's own.
+        limits.sort_by_key(|bound| bound.file.ends_with("memory.stat"));
+        let meminfo = proc("meminfo");
+        let total = meminfo
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
+        MemoryBounds {
+            machine: total.map(|kib| kib * 1024),
+            limit: least(limits.into_iter()),
+            high: least(highs.into_iter()),
+        }
+    }
+
+    /// The smaller of the machine's memory and the limit.
+    pub fn bytes(&self) -> Option<u64> {
+        self.machine.into_iter().chain(self.limit.as_ref().map(|limit| limit.bytes)).min()
+    }
+
+    /// So many percent of it.
+    pub fn percent(&self, percent: u32) -> Result<u64> {
+        if !(1..=100).contains(&percent) {
+            return Err(Error::invalid(format!("L1 is {percent}% of the memory, it must be 1% to 100%")));
+        }
+        let bytes = self.bytes().ok_or_else(|| {
+            Error::invalid(format!(
+                "L1 is {percent}% of the memory, but how much there is cannot be read from /proc/meminfo: give bytes"
+            ))
+        })?;
+        Ok((u128::from(bytes) * u128::from(percent) / 100) as u64)
+    }
+
+    /// Refuses `bytes` of `what`, which the caller set as `name`, if they do not fit.
+    pub fn check(&self, name: &str, what: &str, bytes: u64) -> Result<()> {
+        let refused = |bound: String, remedy: &str| {
+            let message = format!("{name} is {bytes}, but {bound}: make {what} smaller{remedy}");
+            Err(Error::new(KVKEEP_ERR_NO_MEMORY, message))
+        };
+        match (&self.limit, self.machine) {
+            (Some(limit), machine) if bytes > limit.bytes && machine.is_none_or(|machine| limit.bytes < machine) => {
+                refused(
+                    format!(
+                        "the memory limit of the control group is {} bytes ({})",
+                        limit.bytes,
+                        limit.file.display()
+                    ),
+                    ", or raise the limit",
+                )
+            }
+            (_, Some(machine)) if bytes > machine => refused(format!("the machine has {machine} bytes of memory"), ""),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Display for MemoryBounds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.machine {
+            Some(machine) => write!(f, "the machine has {machine} bytes of memory")?,
+            None => write!(f, "the machine's memory is unknown")?,
+        }
+        match &self.limit {
+            Some(limit) => write!(f, ", the control group's limit is {} ({})", limit.bytes, limit.file.display())?,
+            None => write!(f, ", no control group limits it")?,
+        }
+        match &self.high {
+            Some(high) => write!(f, ", it is throttled above {} ({})", high.bytes, high.file.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
