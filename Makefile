@@ -75,6 +75,7 @@ soak: ## the long campaigns: kills by the hundred, random operations and garbage
 	PROPTEST_CASES=4000 cargo test --locked --release --lib
 	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test promises
 	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test stress -- --nocapture
+	KVKEEP_BAD_DAY_SECONDS=1800 cargo test --locked --release --test bad_day -- --nocapture
 
 install: $(CMAKE) ## libraries, headers, CMake and pkg-config files and the command, into PREFIX
 	$(CMAKE) -S cmake -B build/package $(TARGET_DIR)

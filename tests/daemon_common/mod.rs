@@ -88,7 +88,18 @@ impl Process {
     }
 
     pub fn start_with<P: Serialize>(part: &P, prepare: impl FnOnce(&mut Command)) -> Process {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Process::spawn(Command::new(std::env::current_exe().unwrap()), part, prepare)
+    }
+
+    /// Starts one by a command that executes the rest of its arguments; by itself, if there is none.
+    pub fn start_under<P: Serialize>(wrapper: &[&str], part: &P) -> Process {
+        let [name, arguments @ ..] = wrapper else { return Process::start(part) };
+        let mut command = Command::new(name);
+        command.args(arguments).arg(std::env::current_exe().unwrap());
+        Process::spawn(command, part, |_| {})
+    }
+
+    fn spawn<P: Serialize>(mut command: Command, part: &P, prepare: impl FnOnce(&mut Command)) -> Process {
         command
             .args(["--exact", "plays_its_part", "--nocapture"])
             .env(PART, serde_json::to_string(part).unwrap())
