@@ -11,7 +11,7 @@ use kvkeep::error::{Error, Result};
 use kvkeep::key::{Key, ObjectKey, SpaceTag};
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
 use kvkeep::l2::object::Header;
-use kvkeep::l2::{Backend, Found, Load, LoadSink, Lookup, Reply, Store, Stored};
+use kvkeep::l2::{Backend, Found, Load, LoadSink, Lookup, Reply, Store, Stored, Usage};
 
 /// Against hangs only: no test expects to come near it.
 pub const WATCHDOG: Duration = Duration::from_secs(120);
@@ -60,6 +60,18 @@ pub fn payload(number: u64, len: usize) -> Buffer {
 
 fn wait<T>(receiver: &Receiver<T>) -> T {
     receiver.recv_timeout(WATCHDOG).expect("an answer before the watchdog")
+}
+
+/// Waits until `done` is true of the usage, which is asked for after each change in the index.
+pub fn wait_until(fs: &Fs, done: impl Fn(&Usage) -> bool) {
+    let (to, changes) = mpsc::channel();
+    fs.set_observer(Arc::new(move |_, _: &ObjectKey, _| to.send(()).unwrap_or_default()));
+    let watch = Instant::now();
+    while !done(&fs.usage()) {
+        // Of the last change the observer hears a moment before the usage does.
+        let _ = changes.recv_timeout(Duration::from_millis(50));
+        assert!(watch.elapsed() < WATCHDOG, "{:?}", fs.usage());
+    }
 }
 
 /// A store request, and what it answers.

@@ -103,7 +103,14 @@ impl Core {
 
     /// Runs `work` under the index's lock.
     pub fn index<T>(&self, work: impl FnOnce(&mut Index) -> T) -> T {
-        work(&mut self.index.lock())
+        let mut index = self.index.lock();
+        let result = work(&mut index);
+        let shrink = index.begin_shrinking();
+        drop(index);
+        if shrink {
+            self.keeper.insist(Job::Shrink);
+        }
+        result
     }
 
     /// Gives stores that waited in the index back to the engine.

@@ -1,9 +1,9 @@
 //! What this process knows of the directory: which objects, how large, pinned how often, used when; and how full it is.
 //!
-//! `charged` never exceeds the capacity by this process's doing: a write reserves its bytes first, and what it evicts for
-//! them stays charged until unlinked.
+//! Present and reserved bytes never exceed the capacity by this process's doing: a write reserves its bytes before it begins. What is
+//! found in the directory beyond that is evicted in the background ([`room`]).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::frame::disk_bytes;
@@ -15,6 +15,9 @@ use crate::l2::object::Known;
 use crate::l2::{Change, Found, Observer, Store, Usage};
 use crate::policy::{Meta, Policy, Removal};
 
+mod room;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use write::{Admit, Reservation};
@@ -30,16 +33,22 @@ pub struct Index {
     capacity: u64,
     /// Bytes of disk of present objects.
     present: u64,
-    /// Bytes of disk that writes hold.
+    /// Bytes of disk that writes reserve.
     charged: u64,
+    /// Bytes of files that are being taken away, beyond those that a write puts in their place.
+    excess: u64,
+    /// The directory was found above its bounds, and nobody was told yet.
+    overfull: bool,
+    /// Somebody evicts what is above the bounds.
+    shrinking: bool,
     objects: u64,
     evicted: u64,
     /// Pins on all keys.
     pins: u64,
     /// Objects that appeared, wrapping.
     births: u32,
-    /// Keys whose files are being taken away.
-    leaving: HashSet<ObjectKey>,
+    /// Keys whose files are being taken away, and the bytes of each in `excess` that are no reservation's.
+    leaving: HashMap<ObjectKey, u64>,
     /// Stores that wait for their own key.
     parked: HashMap<ObjectKey, Vec<Store>>,
     /// Stores that wait for room.
@@ -74,11 +83,14 @@ impl Index {
             capacity: if capacity == 0 { u64::MAX } else { capacity },
             present: 0,
             charged: 0,
+            excess: 0,
+            overfull: false,
+            shrinking: false,
             objects: 0,
             evicted: 0,
             pins: 0,
             births: 0,
-            leaving: HashSet::new(),
+            leaving: HashMap::new(),
             parked: HashMap::new(),
             crowded: VecDeque::new(),
             writing: 0,
@@ -168,18 +180,6 @@ impl Index {
         }
     }
 
-    /// Takes objects out until the rest fits; their files are to be unlinked.
-    pub fn shrink(&mut self) -> Vec<ObjectKey> {
-        let mut victims = Vec::new();
-        while self.present > self.capacity {
-            let Some(id) = self.policy.victim(&mut |_| true) else { break };
-            victims.push(self.slots.name(id));
-            self.vanish(id, Removal::Evicted);
-            self.evicted += 1;
-        }
-        victims
-    }
-
     /// Pins what is present; `other` stands for the rest.
     pub fn lookup(&mut self, keys: &[ObjectKey], found: &mut [Found], other: Found) {
         let pins = &mut self.pins;
@@ -192,7 +192,7 @@ impl Index {
 
     /// Pins `key`, whose file was just seen to have `size` bytes of payload.
     pub fn discovered(&mut self, key: ObjectKey, size: u64, used: u64) -> Found {
-        if self.leaving.contains(&key) {
+        if self.leaving.contains_key(&key) {
             return Found::Absent;
         }
         let state = self.slots.find(&key).map(|id| self.slots.get(id).state);
@@ -200,6 +200,7 @@ impl Index {
             return Found::Absent;
         }
         let id = self.present_again(key, size, used);
+        self.overfull = true;
         let pinned = self.slots.get_mut(id).pin();
         self.pins += u64::from(pinned.is_some());
         pinned.map_or(Found::Absent, Found::Present)
@@ -234,8 +235,8 @@ impl Index {
 
     /// Hides `key`, pinned or not: its file is to be unlinked. Whoever has it pinned finds it gone.
     pub fn doom(&mut self, key: &ObjectKey) {
-        self.lost(key);
-        self.leaving.insert(*key);
+        let bytes = self.lost(key);
+        self.leave(*key, bytes);
     }
 
     /// Takes `key` out of sight at once, pinned or not. True if its file is to be moved away; false if that is away
@@ -245,29 +246,32 @@ impl Index {
             return false;
         }
         self.lost(key);
-        self.leaving.insert(*key)
+        let first = !self.leaving.contains_key(key);
+        self.leave(*key, 0);
+        first
     }
 
-    /// The file of `key` is not there or not whole.
-    pub fn lost(&mut self, key: &ObjectKey) {
-        if let Some(id) = self.slots.find(key)
-            && self.slots.get(id).state == State::Present
-        {
+    /// The file of `key` is not there or not whole. Gives the bytes of disk that it was known to have.
+    pub fn lost(&mut self, key: &ObjectKey) -> u64 {
+        let present = self.slots.find(key).filter(|&id| self.slots.get(id).state == State::Present);
+        present.map_or(0, |id| {
+            let bytes = disk_bytes(self.slots.get(id).size);
             self.vanish(id, Removal::Deleted);
-        }
+            bytes
+        })
     }
 
     /// The file of `key` has been taken away. Says which stores may try again.
     pub fn left(&mut self, key: &ObjectKey) -> Vec<Store> {
         // A write that was under way when it was deleted may have published it since.
         self.lost(key);
-        self.leaving.remove(key);
+        self.leave_ended(key);
         self.retry(key)
     }
 
     /// The file of `key`, which was to be taken away, cannot be. Says which stores may try again.
     pub fn stays(&mut self, key: &ObjectKey, size: u64, used: u64) -> Vec<Store> {
-        self.leaving.remove(key);
+        self.leave_ended(key);
         self.present_again(*key, size, used);
         self.retry(key)
     }
@@ -289,10 +293,17 @@ impl Index {
         stores
     }
 
-    /// A few of the stores that wait for room, or all where no write is left to call them later.
+    /// A few of the stores that wait for room, or all where no write or unlink is left to call them later.
     fn uncrowd(&mut self) -> Vec<Store> {
-        let count = if self.writing == 0 { self.crowded.len() } else { self.crowded.len().min(4) };
-        self.crowded.drain(..count).collect()
+        let most = if self.writing == 0 && self.excess == 0 { usize::MAX } else { 4 };
+        let mut stores = Vec::new();
+        while stores.len() < most
+            && let Some(store) = self.crowded.front()
+            && !self.waits(disk_bytes(store.buffer.len() as u64))
+        {
+            stores.extend(self.crowded.pop_front());
+        }
+        stores
     }
 
     /// Whether the object that was `born` then is still there. One that was stored anew under its key is another one.

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Timespec, Timestamps, UTIME_OMIT, renameat, statat, unlinkat, utimensat};
 
 use super::core::{Core, payload_of};
+use super::index::Index;
 use super::path;
 use super::queue::{closed, full};
 use crate::doorbell::Doorbell;
@@ -22,6 +23,8 @@ use crate::l2::{Found, Lookup, Reply};
 const KEYS_MAX: usize = 1 << 17;
 /// Files unlinked before the next job's turn: a lookup has a deadline.
 const UNLINKS_MAX: usize = 1 << 12;
+/// Files evicted before the next job's turn.
+const EVICTIONS_MAX: usize = 32;
 /// Most files kept in quarantine.
 const QUARANTINE_MAX: usize = 64;
 /// Times of last use are written when this many wait,
@@ -70,6 +73,8 @@ pub enum Job {
     Unlink(Vec<Departure>),
     /// Move a hidden object away.
     Quarantine(ObjectKey),
+    /// Evict the next few objects of those that are above the bounds.
+    Shrink,
 }
 
 impl Job {
@@ -77,7 +82,7 @@ impl Job {
         match self {
             Job::Lookup(lookup) => lookup.keys.len(),
             Job::Unlink(keys) => keys.len(),
-            Job::Quarantine(_) => 1,
+            Job::Quarantine(_) | Job::Shrink => 1,
         }
     }
 }
@@ -172,6 +177,7 @@ impl Keeper {
 
     /// The thread.
     pub fn run(core: &Core) {
+        core.index(Index::check_bounds);
         let mut flushed = Instant::now();
         while let Some(job) = core.keeper.next(flushed) {
             match job {
@@ -179,11 +185,15 @@ impl Keeper {
                 Some(Job::Unlink(mut keys)) => {
                     let now = keys.split_off(keys.len().saturating_sub(UNLINKS_MAX));
                     core.keeper.insist(Job::Unlink(keys));
-                    now.into_iter().for_each(|(key, deletion)| core.unlink(key, &deletion));
+                    for (key, deletion) in now {
+                        core.unlink(key, Some(&deletion));
+                    }
                 }
                 Some(Job::Quarantine(key)) => core.move_away(key),
+                Some(Job::Shrink) => core.shrink(),
                 None => {
                     core.flush();
+                    core.index(Index::check_bounds);
                     flushed = Instant::now();
                 }
             }
@@ -257,23 +267,40 @@ impl Core {
         Ok(seen.map_or(Found::Absent, |(size, used)| self.index(|index| index.discovered(*key, size, used))))
     }
 
-    fn unlink(&self, key: ObjectKey, deletion: &Deletion) {
+    /// Evicts a few of the objects that are above the bounds, and comes back for more.
+    fn shrink(&self) {
+        let closing = self.keeper.jobs.lock().closed;
+        let victims = self.index(|index| if closing { Vec::new() } else { index.shrink(EVICTIONS_MAX) });
+        let evicted = victims.into_iter().filter(|key| self.unlink(*key, None)).count();
+        // Files that cannot be unlinked are tried again at the next flush.
+        if evicted > 0 && self.index(|index| index.surplus()) > 0 {
+            self.keeper.insist(Job::Shrink);
+        } else {
+            self.index(Index::shrunk);
+        }
+    }
+
+    /// Unlinks the file of a hidden object. Whether it is away.
+    fn unlink(&self, key: ObjectKey, deletion: Option<&Deletion>) -> bool {
         let path = path::object(&key);
         let result = match unlinkat(&self.dirfd, path.as_str(), AtFlags::empty()) {
             Err(error) if error != rustix::io::Errno::NOENT => Err(self.error("deleting", &path, &error.into())),
             result => Ok(u64::from(result.is_ok())),
         };
-        if result.is_ok() {
+        let away = result.is_ok();
+        if away {
             self.departed(&key)
         } else {
             self.stays(&key)
         }
-        match result {
-            Ok(removed) => {
+        match (result, deletion) {
+            (Ok(removed), Some(deletion)) => {
                 deletion.removed.fetch_add(removed, Ordering::Relaxed);
             }
-            Err(error) => deletion.fail(error),
+            (Err(error), Some(deletion)) => deletion.fail(error),
+            (_, None) => {}
         }
+        away
     }
 
     /// The file of a hidden object is away.

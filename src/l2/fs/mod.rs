@@ -61,7 +61,8 @@ impl Fs {
         Fs::open(FsOptions { log: log.clone(), ..FsOptions::from_url(path, params)? })
     }
 
-    /// Opens a directory: finds what is in it, evicts what is over its capacity, starts the threads. Blocks.
+    /// Opens a directory: finds what is in it and starts the threads. What is above its capacity is evicted afterwards,
+    /// oldest first, in the background. Blocks.
     pub fn open(options: FsOptions) -> Result<Arc<Fs>> {
         let dir = options.dir.as_path();
         let policy = policy::by_name(&options.policy).ok_or_else(|| {
@@ -76,12 +77,6 @@ impl Fs {
 
         let mut index = Index::new(policy, options.capacity);
         index.restore(scan::scan(dir, &writer)?);
-        for key in index.shrink() {
-            match unlinkat(&dirfd, path::object(&key).as_str(), AtFlags::empty()) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-                Err(error) => return Err(at("evicting from")(error.into())),
-            }
-        }
         let core = Arc::new(Core::new(&options, dirfd, direct, index, names));
         let engine = start(&core, &options)?;
         let fs = Fs { core: Arc::clone(&core), keeper: Mutex::new(None), engine };

@@ -1,13 +1,13 @@
 //! The index's part in a store: who may write, what has to go for it, and what follows when it ends.
 
 use super::Index;
+use super::room::Room;
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
 use crate::key::ObjectKey;
 use crate::l2::fs::frame::{disk_bytes, is_small};
 use crate::l2::fs::slots::State;
 use crate::l2::object::Known;
 use crate::l2::{Store, Stored};
-use crate::policy::Removal;
 
 /// The right to write one object.
 pub struct Reservation {
@@ -15,7 +15,8 @@ pub struct Reservation {
     /// To be unlinked before the first byte is written.
     pub victims: Vec<ObjectKey>,
     bytes: u64,
-    charged: u64,
+    /// Bytes of victims beyond its own, until they are unlinked.
+    excess: u64,
     known: Option<Known>,
 }
 
@@ -35,7 +36,7 @@ impl Index {
     /// Reserves room for a store, evicting what has to go.
     pub fn admit(&mut self, store: Store) -> Admit {
         let key = store.key;
-        if self.leaving.contains(&key) {
+        if self.leaving.contains_key(&key) {
             self.parked.entry(key).or_default().push(store);
             return Admit::Parked;
         }
@@ -58,13 +59,17 @@ impl Index {
             let why = format!("an object of {size} bytes does not fit the capacity of {capacity} bytes");
             return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
         }
-        let Some((victims, own)) = self.make_room(bytes) else {
-            if self.writing > 0 {
+        let (victims, excess) = match self.make_room(bytes) {
+            Room::Made { victims, excess } => (victims, excess),
+            // A write or an unlink under way may make room.
+            Room::Later | Room::Lacking if self.writing > 0 || self.excess > 0 => {
                 self.crowded.push_back(store);
                 return Admit::Parked;
             }
-            let why = format!("no room for {size} bytes: everything stored is pinned or held by the policy");
-            return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
+            Room::Later | Room::Lacking => {
+                let why = format!("no room for {size} bytes: everything stored is pinned or held by the policy");
+                return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
+            }
         };
         let slot = match found {
             Some(id) => {
@@ -75,45 +80,14 @@ impl Index {
             None => self.slots.insert(key, size, State::Writing),
         };
         self.writing += 1;
-        let charged = bytes.max(own);
-        self.charged += charged;
+        self.charged += bytes;
         let known = if is_small(size) { store.header.known(&key, size) } else { None };
-        Admit::Go(store, Reservation { slot, victims, bytes, charged, known })
+        Admit::Go(store, Reservation { slot, victims, bytes, excess, known })
     }
 
-    /// Victims that make `bytes` fit, out of the index already, and their bytes on disk.
-    fn make_room(&mut self, bytes: u64) -> Option<(Vec<ObjectKey>, u64)> {
-        let mut own = 0;
-        let mut chosen = Vec::new();
-        while (self.present - own).saturating_add(self.charged).saturating_add(bytes) > self.capacity {
-            let slots = &mut self.slots;
-            let victim = self.policy.victim(&mut |id| {
-                let slot = slots.get_mut(id);
-                slot.aside |= slot.pins > 0;
-                slot.pins == 0
-            });
-            let Some(id) = victim else {
-                chosen.into_iter().rev().for_each(|id| self.policy.release(id));
-                return None;
-            };
-            own += disk_bytes(self.slots.get(id).size);
-            chosen.push(id);
-        }
-        let mut victims = Vec::with_capacity(chosen.len());
-        for id in chosen {
-            let key = self.slots.name(id);
-            victims.push(key);
-            self.leaving.insert(key);
-            self.vanish(id, Removal::Evicted);
-            self.evicted += 1;
-        }
-        Some((victims, own))
-    }
-
-    /// The reservation's victims are unlinked: what they took beyond its need is free. Says which stores may try again.
+    /// The reservation's victims are unlinked: the disk has room for it. Says which stores may try again.
     pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<Store> {
-        self.charged -= reservation.charged - reservation.bytes;
-        reservation.charged = reservation.bytes;
+        self.excess -= std::mem::take(&mut reservation.excess);
         let victims = std::mem::take(&mut reservation.victims);
         victims.iter().flat_map(|key| self.left(key)).collect()
     }
@@ -124,7 +98,7 @@ impl Index {
         let id = reservation.slot;
         let key = self.slots.name(id);
         self.writing -= 1;
-        self.charged -= reservation.charged;
+        self.charged -= reservation.bytes;
         if let Some(stored) = published {
             if let Some(known) = reservation.known.filter(|_| *stored == Stored::Written) {
                 self.slots.know(id, &known);
