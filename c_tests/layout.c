@@ -196,5 +196,7 @@ int main(void) {
     FIELD(kvkeep_stats, load_latency);
     FIELD(kvkeep_stats, store_latency);
     FIELD(kvkeep_stats, call_latency);
+    FIELD(kvkeep_stats, l2_hits);
+    FIELD(kvkeep_stats, l2_misses);
     return 0;
 }

@@ -565,9 +565,11 @@ typedef struct {
     uint64_t jobs;
     /// Gauge: objects waiting to be written to L2 or being written.
     uint64_t writes_pending;
-    /// Keys reserved for reading that were there.
+    /// Keys that requests asked for and L1 had. Those that a prefetch needs (as in `prefetch_asked_chunks`) count when its lookup is
+    /// answered, those that `kvkeep_reserve_read` or a load names in its call. A request asks once: reading what it holds, or loading
+    /// what it prefetches, counts nothing more. The hit rate of L1 is `read_hits / (read_hits + read_misses)`.
     uint64_t read_hits;
-    /// Keys reserved for reading that were not.
+    /// Keys that requests asked for and L1 had not: `l2_hits` + `l2_misses`.
     uint64_t read_misses;
     /// Objects committed by their writers.
     uint64_t commits;
@@ -591,9 +593,11 @@ typedef struct {
     uint64_t jobs_completed;
     /// Jobs that ended cancelled.
     uint64_t jobs_cancelled;
-    /// Chunks that prefetches found, all tiers.
+    /// Chunks that prefetches found and took shares of, all tiers. Of a window, those in it: what lies before it counts neither here
+    /// nor below.
     uint64_t prefetch_hit_chunks;
-    /// Chunks that prefetches asked for.
+    /// Chunks that prefetches needed: those of their answers, `prefetch_hit_chunks`, and those that were missing beyond. Counted
+    /// together when a job ends; one that ends cancelled counts in neither.
     uint64_t prefetch_asked_chunks;
     /// Objects loaded from L2.
     uint64_t loads;
@@ -636,6 +640,11 @@ typedef struct {
     kvkeep_histogram store_latency;
     /// Time inside calls that a scheduler makes (submit, query).
     kvkeep_histogram call_latency;
+    /// Of `read_misses`, keys that a backend had.
+    uint64_t l2_hits;
+    /// Of `read_misses`, keys that no backend had. `kvkeep_reserve_read` asks none. Behind the first gap of a prefix a backend need
+    /// not be asked: what it has there counts as missing too.
+    uint64_t l2_misses;
 } kvkeep_stats;
 
 /// What a space takes of L1. The caller sets `struct_size` and `abi_version`.

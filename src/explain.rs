@@ -44,6 +44,8 @@ impl Node {
             .iter()
             .map(|tier| tier.backend.usage())
             .fold((0, 0, 0), |sum, usage| (sum.0 + usage.objects, sum.1 + usage.bytes, sum.2 + usage.evicted));
+        // What is read without a prefetch asks no backend.
+        let (l2_hits, l2_misses) = (meters.l2_hits.get(), meters.l2_misses.get() + counts.read_misses);
         *stats = Stats {
             struct_size: stats.struct_size,
             abi_version: stats.abi_version,
@@ -56,8 +58,8 @@ impl Node {
             sessions: gauges.sessions,
             jobs: self.prefetcher.count() as u64,
             writes_pending: self.writer.pending(),
-            read_hits: counts.read_hits,
-            read_misses: counts.read_misses,
+            read_hits: counts.read_hits + meters.l1_hits.get(),
+            read_misses: l2_hits + l2_misses,
             commits: counts.commits,
             commits_discarded: counts.commits_discarded,
             evictions: counts.evictions,
@@ -86,6 +88,8 @@ impl Node {
             l2_objects: usage.0,
             l2_bytes: usage.1,
             l2_evictions: usage.2,
+            l2_hits,
+            l2_misses,
             lookup_latency: meters.lookup_latency.get(),
             prefetch_latency: meters.prefetch_latency.get(),
             load_latency: meters.load_latency.get(),

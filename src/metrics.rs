@@ -58,8 +58,10 @@ pub const GAUGES: &[Value] = values! {
 
 /// What only grows.
 pub const COUNTERS: &[Value] = values! {
-    read_hits "Keys reserved for reading that were there.",
-    read_misses "Keys reserved for reading that were not.",
+    read_hits "Keys asked for that L1 had.",
+    read_misses "Keys asked for that L1 had not.",
+    l2_hits "Keys asked for that L1 had not and a backend had.",
+    l2_misses "Keys asked for that no tier had.",
     commits "Objects committed.",
     commits_discarded "Commits that found the object there.",
     evictions "Objects evicted from L1.",
@@ -73,7 +75,7 @@ pub const COUNTERS: &[Value] = values! {
     jobs_completed "Jobs completed.",
     jobs_cancelled "Jobs that ended cancelled.",
     prefetch_hit_chunks "Chunks that prefetches found.",
-    prefetch_asked_chunks "Chunks that prefetches asked for.",
+    prefetch_asked_chunks "Chunks that prefetches needed.",
     loads "Objects loaded from L2.",
     loaded_bytes "Bytes loaded from L2.",
     load_failures "Loads that failed.",

@@ -196,9 +196,11 @@ pub struct Stats {
     pub jobs: u64,
     /// Gauge: objects waiting to be written to L2 or being written.
     pub writes_pending: u64,
-    /// Keys reserved for reading that were there.
+    /// Keys that requests asked for and L1 had. Those that a prefetch needs (as in `prefetch_asked_chunks`) count when its lookup is
+    /// answered, those that `kvkeep_reserve_read` or a load names in its call. A request asks once: reading what it holds, or loading
+    /// what it prefetches, counts nothing more. The hit rate of L1 is `read_hits / (read_hits + read_misses)`.
     pub read_hits: u64,
-    /// Keys reserved for reading that were not.
+    /// Keys that requests asked for and L1 had not: `l2_hits` + `l2_misses`.
     pub read_misses: u64,
     /// Objects committed by their writers.
     pub commits: u64,
@@ -222,9 +224,11 @@ pub struct Stats {
     pub jobs_completed: u64,
     /// Jobs that ended cancelled.
     pub jobs_cancelled: u64,
-    /// Chunks that prefetches found, all tiers.
+    /// Chunks that prefetches found and took shares of, all tiers. Of a window, those in it: what lies before it counts neither here
+    /// nor below.
     pub prefetch_hit_chunks: u64,
-    /// Chunks that prefetches asked for.
+    /// Chunks that prefetches needed: those of their answers, `prefetch_hit_chunks`, and those that were missing beyond. Counted
+    /// together when a job ends; one that ends cancelled counts in neither.
     pub prefetch_asked_chunks: u64,
     /// Objects loaded from L2.
     pub loads: u64,
@@ -267,6 +271,11 @@ pub struct Stats {
     pub store_latency: Histogram,
     /// Time inside calls that a scheduler makes (submit, query).
     pub call_latency: Histogram,
+    /// Of `read_misses`, keys that a backend had.
+    pub l2_hits: u64,
+    /// Of `read_misses`, keys that no backend had. `kvkeep_reserve_read` asks none. Behind the first gap of a prefix a backend need
+    /// not be asked: what it has there counts as missing too.
+    pub l2_misses: u64,
 }
 
 const _: () = assert!(size_of::<View>() == 24);
@@ -275,4 +284,4 @@ const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 216);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 2 * 8);

@@ -85,6 +85,8 @@ pub struct Job {
     pub keys: Vec<Key>,
     /// What it asked, less how to tell.
     pub request: PrefetchRequest,
+    /// Of the job of a load: the keys that its request asked for before. Empty if there are none.
+    pub asked_before: Vec<bool>,
     /// Who follows it.
     pub observer: Option<Arc<dyn JobObserver>>,
     /// When it was submitted.
@@ -145,7 +147,9 @@ impl Job {
             released: false,
         };
         let (progress, done) = (Mutex::new(progress), Condvar::new());
-        Job { id, session, space, keys: keys.to_vec(), request, observer, submitted, deadline, progress, done }
+        let keys = keys.to_vec();
+        let asked_before = Vec::new();
+        Job { id, session, space, keys, request, asked_before, observer, submitted, deadline, progress, done }
     }
 
     /// Shares of each key it takes.
@@ -163,15 +167,19 @@ impl Job {
         ObjectKey { space: self.space.tag, key: self.keys[index] }
     }
 
-    /// The answer when the keys marked in `there` can be had.
-    pub fn answer(&self, there: &[bool]) -> Plan {
+    /// What it asks for.
+    pub fn question(&self) -> Question<'_> {
         Question {
             keys: &self.keys,
             per_chunk: self.request.objects_per_chunk as usize,
             mode: self.request.mode,
             rules: &self.request.group_rules,
         }
-        .answer(there)
+    }
+
+    /// The answer when the keys marked in `there` can be had.
+    pub fn answer(&self, there: &[bool]) -> Plan {
+        self.question().answer(there)
     }
 
     /// Unpins the pinned keys that `which` chooses.

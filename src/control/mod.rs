@@ -1,5 +1,6 @@
 //! What moves objects between tiers and tells callers: prefetch jobs, writing to L2, making room ahead of need.
 
+mod account;
 pub mod chain;
 pub mod complete;
 pub mod job;

@@ -14,6 +14,13 @@ pub struct Plan {
     pub complete: bool,
 }
 
+impl Plan {
+    /// The answer that no key can be had.
+    pub fn nothing(keys: usize) -> Plan {
+        Plan { chunks: 0, wanted: vec![false; keys], complete: false }
+    }
+}
+
 /// What a job asks for.
 pub struct Question<'a> {
     /// Its keys, chunk-major.
@@ -38,6 +45,11 @@ impl Question<'_> {
             Mode::Prefix if self.rules.is_empty() => self.prefix(there),
             _ => self.longest(there),
         }
+    }
+
+    /// Whether a job needs a key: the answer `plan` holds it, or misses it. What lies before a window is neither.
+    pub fn needs(&self, plan: &Plan, index: usize) -> bool {
+        self.mode == Mode::Any || plan.wanted[index] || index / self.per_chunk >= plan.chunks as usize
     }
 
     fn any(&self, there: &[bool]) -> Plan {
@@ -117,6 +129,21 @@ mod tests {
         let plan = Question { keys: &keys, per_chunk, mode, rules }.answer(&there);
         assert_eq!(plan.complete, plan.chunks as usize * per_chunk == there.len());
         (plan.chunks, plan.wanted)
+    }
+
+    #[test]
+    fn what_lies_before_a_window_is_not_needed() {
+        let keys = keys(6, 1);
+        let needed = |mode, there: &str| {
+            let question = Question { keys: &keys, per_chunk: 1, mode, rules: &[] };
+            let plan = question.answer(&bits(there));
+            (0..6).map(|i| question.needs(&plan, i)).collect::<Vec<_>>()
+        };
+        assert_eq!(needed(Mode::Window(2), "001100"), bits("001111"));
+        assert_eq!(needed(Mode::Window(2), "000011"), bits("000011"));
+        assert_eq!(needed(Mode::Window(2), "000000"), bits("111111"));
+        assert_eq!(needed(Mode::Prefix, "110100"), bits("111111"));
+        assert_eq!(needed(Mode::Any, "010000"), bits("111111"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::complete::Completions;
 use super::job::{Job, NOWHERE, Phase, Progress};
 use super::load::Loader;
 use super::pins::Answers;
+use super::plan::Plan;
 use super::tiers::{Tier, Tiers};
 use super::watch::Watch;
 use crate::config::{Mode, PrefetchRequest};
@@ -126,23 +127,19 @@ impl Prefetcher {
             return Err(closing());
         }
         self.completions.check_room(&request.notify, self.jobs_max)?;
-        let (space, timeout) = self.l1.begin_job(session)?;
+        let (space, timeout, copied_for) = self.l1.begin_job(session)?;
         let deadline = submitted + request.deadline.unwrap_or(timeout);
-        let job = Arc::new(Job::new(
-            self.last.fetch_add(1, Ordering::Relaxed) + 1,
-            session,
-            space,
-            keys,
-            request,
-            submitted,
-            deadline,
-        ));
+        let mut job =
+            Job::new(self.last.fetch_add(1, Ordering::Relaxed) + 1, session, space, keys, request, submitted, deadline);
+        if let Some(user) = copied_for {
+            job.asked_before = self.asked_before(user, keys);
+        }
+        let job = Arc::new(job);
         // Held before anybody can find the job, so that nobody ends it before it has begun.
         let mut progress = job.progress.lock();
         self.enter(&job).inspect_err(|_| self.l1.end_job(session))?;
         *id = job.id;
         self.meters.jobs_submitted.add(1);
-        self.meters.prefetch_asked_chunks.add((keys.len() / per_chunk) as u64);
         let lookup_timeout = job.request.lookup_timeout;
         progress.ask_until = (!lookup_timeout.is_zero()).then(|| submitted + lookup_timeout);
         if progress.ask_until.is_some() {
@@ -332,6 +329,7 @@ impl Prefetcher {
         }
         self.await_no_more(job, progress);
         progress.lookup = Some((plan.chunks, now));
+        self.count_lookup(job, progress, &plan);
         if let Some(observer) = &job.observer {
             observer.looked_up(plan.chunks);
         }
@@ -390,9 +388,9 @@ impl Prefetcher {
     /// Ends a job with what it holds, or with nothing unless `status` is OK.
     pub(super) fn finish(&self, job: &Arc<Job>, progress: &mut Progress, status: Status, trouble: Option<String>) {
         let plan = job.answer(&progress.held);
-        let keep = if status == KVKEEP_OK { plan.wanted } else { vec![false; job.keys.len()] };
-        let chunks = if status == KVKEEP_OK { plan.chunks } else { 0 };
-        self.trim(job, progress, &keep);
+        let given = if status == KVKEEP_OK { plan } else { Plan::nothing(job.keys.len()) };
+        let (keep, chunks) = (&given.wanted, given.chunks);
+        self.trim(job, progress, keep);
         job.unpin(progress, |_| true);
         debug_assert!(progress.pins.is_empty(), "job {} ends with a pin", job.id);
         self.await_no_more(job, progress);
@@ -403,14 +401,18 @@ impl Prefetcher {
         }
         if progress.lookup.is_none() {
             progress.lookup = Some((chunks, Instant::now()));
+            if status != KVKEEP_ERR_CANCELLED {
+                self.count_lookup(job, progress, &given);
+            }
         }
         self.l1.end_job(job.session);
         let completion = job.conclude(progress, chunks, status);
         self.meters.jobs_completed.add(1);
         if status == KVKEEP_ERR_CANCELLED {
             self.meters.jobs_cancelled.add(1);
+        } else {
+            self.count_chunks(job, &given);
         }
-        self.meters.prefetch_hit_chunks.add(u64::from(chunks));
         self.meters.prefetch_latency.add(job.submitted.elapsed());
         if let (Some(observer), Some(result)) = (&job.observer, &progress.result) {
             observer.done(result, &progress.held);

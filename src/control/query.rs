@@ -152,10 +152,12 @@ impl Prefetcher {
 
     /// Jobs of a session, with whether each is done.
     pub fn of_session(&self, session: u64) -> Vec<(u64, bool)> {
+        self.jobs_of(session).iter().map(|job| (job.id, job.progress.lock().phase == Phase::Done)).collect()
+    }
+
+    pub(super) fn jobs_of(&self, session: u64) -> Vec<Arc<Job>> {
         let jobs = self.jobs.lock();
         let ids = jobs.by_session.get(&session).into_iter().flatten();
-        let of_session: Vec<Arc<Job>> = ids.filter_map(|id| jobs.by_id.get(id).cloned()).collect();
-        drop(jobs);
-        of_session.iter().map(|job| (job.id, job.progress.lock().phase == Phase::Done)).collect()
+        ids.filter_map(|id| jobs.by_id.get(id).cloned()).collect()
     }
 }

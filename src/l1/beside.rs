@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::session::Session;
 use super::share::without_none;
 use super::slot::{BUSY, LISTED, NONE, SHARES_MAX, Slot, TEMPORARY};
+use super::tally::Read;
 use super::{L1, Outcome, State, patiently};
 use crate::error::{KVKEEP_ERR_NOT_HELD, KVKEEP_OK};
 
@@ -97,16 +98,17 @@ impl L1 {
 }
 
 impl Beside<'_> {
-    /// Takes `count` shares of each object found, which are hits, and says of how many. `fresh` is for those taken for the first time.
-    pub fn take_all(&mut self, found: &[u32], count: u32, fresh: &mut Vec<u32>) -> Option<u64> {
-        let (mut taken, mut locked) = (0, 0);
+    /// Takes `count` shares of each object found, and says how many those are and of how many the session had shares before.
+    /// `fresh` is for those taken for the first time.
+    pub fn take_all(&mut self, found: &[u32], count: u32, fresh: &mut Vec<u32>) -> Option<(u64, u64)> {
+        let (mut taken, mut locked, mut held) = (0, 0, 0);
         let mut refused = None;
         for (i, &id) in found.iter().enumerate().filter(|(_, id)| **id != NONE) {
-            let Some(bytes) = self.take(id, count, fresh) else {
+            let Some((bytes, was_held)) = self.take(id, count, fresh) else {
                 refused = Some(i);
                 break;
             };
-            (taken, locked) = (taken + 1, locked + bytes);
+            (taken, locked, held) = (taken + 1, locked + bytes, held + u64::from(was_held));
         }
         // Even if none is kept: the session is their holder now.
         self.session.note_all(&self.state.slots, fresh);
@@ -118,13 +120,20 @@ impl Beside<'_> {
             return None;
         }
         self.session.shares += taken * u64::from(count);
-        self.state.tally.beside(self.index).take(taken * u64::from(count), locked, taken);
-        Some(taken)
+        self.state.tally.beside(self.index).take(taken * u64::from(count), locked);
+        Some((taken, held))
     }
 
-    /// Takes shares of one object: of how many bytes the first ones.
+    /// Counts a reservation of `keys` keys, of which `hits` were found and `held` of these were held before. A key that the
+    /// session copies for has another holder, and is not taken here.
+    pub fn count_read(&self, keys: u64, hits: u64, held: u64) {
+        let misses = if self.session.user == 0 { keys - hits } else { 0 };
+        self.state.tally.beside(self.index).read(Read { hits: hits - held, misses });
+    }
+
+    /// Takes shares of one object: of how many bytes the first ones, and whether the session had some before.
     #[inline]
-    fn take(&mut self, id: u32, count: u32, fresh: &mut Vec<u32>) -> Option<u64> {
+    fn take(&mut self, id: u32, count: u32, fresh: &mut Vec<u32>) -> Option<(u64, bool)> {
         let slot = &self.state.slots[id];
         let (holder, held) = slot.holder();
         if count > SHARES_MAX - self.state.slots.shares(id) {
@@ -135,7 +144,7 @@ impl Beside<'_> {
                 return None;
             }
             slot.set_holder(holder, held + count);
-            return Some(0);
+            return Some((0, held > 0));
         }
         if !slot.change_holder(holder, self.index, count) {
             return None;
@@ -144,7 +153,7 @@ impl Beside<'_> {
         if holder != self.index {
             fresh.push(id);
         }
-        Some(if slot.is(BUSY) { 0 } else { slot.size() })
+        Some((if slot.is(BUSY) { 0 } else { slot.size() }, false))
     }
 
     /// Returns `count` shares of each object found, touches those of which they were the last, and says whether it had all.

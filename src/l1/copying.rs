@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use super::L1;
 use super::session::Session;
+use super::{L1, State};
 use crate::error::{Error, Result};
 
 /// A copy is never late: as long as a deadline can be.
@@ -35,6 +35,17 @@ impl L1 {
             state.sessions.serve(copy, user)?;
             Ok(copy)
         })
+    }
+}
+
+impl State {
+    /// Whether the session that `copy` copies for, if it does, has shares of an object.
+    #[inline(always)]
+    pub(super) fn is_held_for(&mut self, copy: u32, id: u32) -> bool {
+        self.sessions.at_mut(copy).user != 0 && {
+            let user = self.sessions.user_of(copy);
+            user != copy && self.shares_of(user, id) > 0
+        }
     }
 }
 

@@ -410,13 +410,14 @@ impl L1 {
         }
     }
 
-    /// Counts one more job of a session that is not done. Gives the session's space, and how long it may be idle.
-    pub fn begin_job(&self, session: u64) -> Result<(SpaceInfo, Duration)> {
+    /// Counts one more job of a session that is not done. Gives the session's space, how long it may be idle, and the session
+    /// that it copies for, if it does.
+    pub fn begin_job(&self, session: u64) -> Result<(SpaceInfo, Duration, Option<u64>)> {
         self.with(|state| {
             let (_, session) = state.sessions.use_now(session, state.now_ms)?;
             session.jobs += 1;
-            let (space, timeout) = (session.space, Duration::from_millis(session.timeout_ms));
-            Ok((state.space_info(space), timeout))
+            let (space, timeout, user) = (session.space, Duration::from_millis(session.timeout_ms), session.user);
+            Ok((state.space_info(space), timeout, (user != 0).then_some(user)))
         })
     }
 

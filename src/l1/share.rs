@@ -4,6 +4,7 @@
 
 use super::session::{Session, Staged};
 use super::slot::{BUSY, HIDDEN, LISTED, NOBODY, NONE, QUEUED, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
+use super::tally::Read;
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
 use crate::error::{
@@ -11,6 +12,15 @@ use crate::error::{
 };
 use crate::key::Key;
 use crate::types::View;
+
+/// Shares were taken of an object.
+#[derive(Clone, Copy)]
+pub(super) struct Taken {
+    /// The session used it for the first time.
+    pub first: bool,
+    /// The session had shares of it before.
+    pub held: bool,
+}
 
 impl L1 {
     /// Takes `count` shares of each ready key.
@@ -26,11 +36,11 @@ impl L1 {
             let beside = self.beside(session, now_ms, |beside| {
                 let state = beside.state;
                 let (found, fresh) = lookup.find_all(state, beside.session.space);
-                let hits = beside.take_all(found, count, fresh)?;
+                let (hits, held) = beside.take_all(found, count, fresh)?;
                 for (view, &id) in views.iter_mut().zip(&*found) {
                     *view = if id == NONE { View::none(KVKEEP_ERR_NOT_FOUND) } else { state.view(id) };
                 }
-                state.tally.beside(beside.index).miss(keys.len() as u64 - hits);
+                beside.count_read(keys.len() as u64, hits, held);
                 Some(hits == keys.len() as u64)
             });
             if let Some(all) = beside {
@@ -39,20 +49,15 @@ impl L1 {
             self.with_at(now_ms, |state| {
                 let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
                 let (found, fresh) = lookup.find_all(state, space);
-                let mut hits = 0;
+                let mut read = Read::default();
+                let mut all = true;
                 for (view, &id) in views.iter_mut().zip(&*found) {
-                    *view = if id == NONE {
-                        View::none(KVKEEP_ERR_NOT_FOUND)
-                    } else if state.take(index, id, count, fresh) {
-                        hits += 1;
-                        state.view(id)
-                    } else {
-                        View::none(KVKEEP_ERR_LIMIT)
-                    };
+                    *view = state.read_one(index, id, count, &mut read, |id| fresh.push(id));
+                    all &= view.status == KVKEEP_OK as i32;
                 }
                 state.note_all(index, fresh);
-                state.tally.read(hits, keys.len() as u64 - hits);
-                Ok(hits == keys.len() as u64)
+                state.tally.read(read);
+                Ok(all)
             })
         })
     }
@@ -75,10 +80,7 @@ impl L1 {
                 let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
                 let (found, fresh) = lookup.find_all(state, space);
                 for (held, &id) in held.iter_mut().zip(&*found) {
-                    if !*held && id != NONE && state.take(index, id, count, fresh) {
-                        *held = true;
-                        state.tally.read(1, 0);
-                    }
+                    *held |= id != NONE && !*held && state.take(index, id, count, fresh);
                 }
                 state.note_all(index, fresh);
                 Ok(())
@@ -184,16 +186,41 @@ impl State {
     /// object before, the slot is added to `fresh`, for [`note_all`](State::note_all).
     #[inline(always)]
     pub(super) fn take(&mut self, session: u32, id: u32, count: u32, fresh: &mut Vec<u32>) -> bool {
-        let first = self.take_one(session, id, count);
-        if first == Some(true) {
+        let taken = self.take_one(session, id, count);
+        if taken.is_some_and(|taken| taken.first) {
             fresh.push(id);
         }
-        first.is_some()
+        taken.is_some()
     }
 
-    /// As [`take`](State::take), and says whether the session had none of the object before. `None` if it would have too many.
+    /// Takes shares of the object in a slot, which may be `NONE`, counts it in `read`, and gives its view.
     #[inline(always)]
-    pub(super) fn take_one(&mut self, session: u32, id: u32, count: u32) -> Option<bool> {
+    pub(super) fn read_one(
+        &mut self,
+        session: u32,
+        id: u32,
+        count: u32,
+        read: &mut Read,
+        mut fresh: impl FnMut(u32),
+    ) -> View {
+        if id == NONE {
+            read.misses += u64::from(self.sessions.at_mut(session).user == 0);
+            return View::none(KVKEEP_ERR_NOT_FOUND);
+        }
+        let known = self.is_held_for(session, id);
+        let Some(Taken { first, held }) = self.take_one(session, id, count) else {
+            return View::none(KVKEEP_ERR_LIMIT);
+        };
+        if first {
+            fresh(id);
+        }
+        read.hits += u64::from(!known && !held);
+        self.view(id)
+    }
+
+    /// As [`take`](State::take), and says what the session had of the object before. `None` if it would have too many.
+    #[inline(always)]
+    pub(super) fn take_one(&mut self, session: u32, id: u32, count: u32) -> Option<Taken> {
         let slot = &self.slots[id];
         let word = slot.word();
         let (holder, held) = word.holder();
@@ -201,11 +228,12 @@ impl State {
         if count > SHARES_MAX - shares {
             return None;
         }
-        let mut first = holder != session;
-        if !first || shares == 0 {
+        let mut taken = Taken { first: holder != session, held: holder == session && held > 0 };
+        if !taken.first || shares == 0 {
             slot.set_holder(session, held + count);
         } else {
-            first = self.holds.add(&mut self.slots, id, session, count);
+            taken.first = self.holds.add(&mut self.slots, id, session, count);
+            taken.held = !taken.first;
         }
         if shares == 0 {
             let slot = &mut self.slots[id];
@@ -216,7 +244,7 @@ impl State {
         }
         self.sessions.at_mut(session).shares += u64::from(count);
         self.tally.take(count);
-        Some(first)
+        Some(taken)
     }
 
     /// Notes that a session has used objects.

@@ -3,7 +3,8 @@
 use super::L1;
 use super::session::{Session, Single};
 use super::slot::NONE;
-use crate::error::{KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result, Status};
+use super::tally::Read;
+use crate::error::{Result, Status};
 use crate::key::Key;
 use crate::types::View;
 
@@ -15,20 +16,17 @@ impl L1 {
         self.with_at(now_ms, |state| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let print = print.within(space);
-            let Some(id) = state.find_printed(print) else {
-                state.tally.read(0, 1);
-                return Ok(View::none(KVKEEP_ERR_NOT_FOUND));
-            };
-            state.sessions.at_mut(index).last = Some(Single { key: *key, print, id });
-            let Some(first) = state.take_one(index, id, count) else {
-                state.tally.read(0, 1);
-                return Ok(View::none(KVKEEP_ERR_LIMIT));
-            };
-            if first {
+            let id = state.find_printed(print).unwrap_or(NONE);
+            if id != NONE {
+                state.sessions.at_mut(index).last = Some(Single { key: *key, print, id });
+            }
+            let (mut read, mut fresh) = (Read::default(), None);
+            let view = state.read_one(index, id, count, &mut read, |id| fresh = Some(id));
+            if let Some(id) = fresh {
                 state.note_all(index, &[id]);
             }
-            state.tally.read(1, 0);
-            Ok(state.view(id))
+            state.tally.read(read);
+            Ok(view)
         })
     }
 

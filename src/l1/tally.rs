@@ -35,6 +35,15 @@ pub struct Gauges {
     pub memory_bytes: u64,
 }
 
+/// The keys that one reservation for reading asks L1 for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Read {
+    /// Keys found that the request did not hold before.
+    pub hits: u64,
+    /// Keys not found. A copy counts none: it has its missing keys loaded by a job, which counts them.
+    pub misses: u64,
+}
+
 /// On how many parts, each with cache lines of its own, calls that run side by side write what they tell the others.
 pub(super) const PARTS: usize = 8;
 
@@ -88,10 +97,10 @@ impl Tally {
         add(&mut self.0[0].shares, u64::from(shares).wrapping_neg());
     }
 
-    /// Keys were found, or not.
-    pub fn read(&mut self, hits: u64, misses: u64) {
-        add(&mut self.0[0].read_hits, hits);
-        add(&mut self.0[0].read_misses, misses);
+    /// A reservation for reading asked for keys.
+    pub fn read(&mut self, read: Read) {
+        add(&mut self.0[0].read_hits, read.hits);
+        add(&mut self.0[0].read_misses, read.misses);
     }
 
     /// Bytes in use.
@@ -105,17 +114,17 @@ impl Tally {
 }
 
 impl Part {
-    /// Shares of so many objects were taken, which are hits; so many bytes were taken into use.
-    pub fn take(&self, shares: u64, locked: u64, hits: u64) {
+    /// Shares were taken; so many bytes were taken into use.
+    pub fn take(&self, shares: u64, locked: u64) {
         self.shares.fetch_add(shares, Ordering::Relaxed);
         self.locked_bytes.fetch_add(locked, Ordering::Relaxed);
-        self.read_hits.fetch_add(hits, Ordering::Relaxed);
     }
 
-    /// Keys were not found.
-    pub fn miss(&self, keys: u64) {
-        if keys > 0 {
-            self.read_misses.fetch_add(keys, Ordering::Relaxed);
+    /// A reservation for reading asked for keys.
+    pub fn read(&self, read: Read) {
+        self.read_hits.fetch_add(read.hits, Ordering::Relaxed);
+        if read.misses > 0 {
+            self.read_misses.fetch_add(read.misses, Ordering::Relaxed);
         }
     }
 
@@ -140,8 +149,11 @@ impl L1 {
 
 impl State {
     fn counts(&self) -> Counts {
-        let (hits, misses) = (self.tally.sum(|part| &part.read_hits), self.tally.sum(|part| &part.read_misses));
-        Counts { read_hits: hits, read_misses: misses, ..self.counts }
+        Counts {
+            read_hits: self.tally.sum(|part| &part.read_hits),
+            read_misses: self.tally.sum(|part| &part.read_misses),
+            ..self.counts
+        }
     }
 
     pub(super) fn gauges(&self) -> Gauges {

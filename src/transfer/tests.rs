@@ -15,7 +15,7 @@ use super::submit::{Asked, Checked};
 use super::table::Transfers;
 use super::{PoolSpec, TransferRequest};
 use crate::cache::Cache;
-use crate::config::{NodeConfig, Notify, SpaceSpec, StoreMode};
+use crate::config::{NodeConfig, Notify, PrefetchRequest, SpaceSpec, StoreMode};
 use crate::error::{
     Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY,
     KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status,
@@ -396,5 +396,47 @@ fn who_copies_is_explained() {
     assert!(!fixture.cache.explain_key(fixture.space, &key(1)).unwrap().contains(&whose));
     assert!(!fixture.cache.explain_session(0).unwrap().contains(&whose));
     fixture.cache.end_session(session).unwrap();
+    fixture.close();
+}
+
+#[test]
+fn what_a_load_needs_counts_as_asked_once() {
+    let config = NodeConfig { backend_urls: vec!["memory:".to_owned()], ..NodeConfig::new(u64::from(ROOM) * OBJECT) };
+    let fixture = fixture_of(config);
+    let load = |session, numbers: [u8; 2]| {
+        let (keys, mut job) = (numbers.map(key), 0);
+        let asked = Asked { pool: fixture.pool, session, keys: &keys, blocks: &[0, 1, 2, 3] };
+        fixture.transfers.submit_load(asked, TransferRequest::default(), &mut job).unwrap();
+        while fixture.status(job).is_none() {
+            land(fixture.slow.begin());
+            std::thread::yield_now();
+        }
+        assert_eq!(fixture.status(job), Some(KVKEEP_OK));
+    };
+    let counted = || {
+        let mut stats = Stats::default();
+        Cache::stats(&*fixture.cache, &mut stats).unwrap();
+        assert_eq!(stats.read_misses, stats.l2_hits + stats.l2_misses);
+        (stats.read_hits, stats.l2_hits, stats.l2_misses, stats.prefetch_asked_chunks)
+    };
+    let evict = |number| assert!(fixture.cache.evict(fixture.space, &[key(number)], None).unwrap());
+    let session = fixture.session();
+    fixture.commit(session, &[key(1), key(2)]);
+    fixture.cache.drain_writes(60_000).unwrap();
+    evict(2);
+    // One of L1 and one of the backend, for which the load has a job of its own.
+    load(session, [1, 2]);
+    assert_eq!(counted(), (1, 1, 0, 1));
+    // A prefetch asks for both; a load at once after it asks for nothing more, wherever the bytes are by then.
+    evict(2);
+    let mut job = 0;
+    fixture.cache.submit_prefetch(session, &[key(1), key(2)], PrefetchRequest::default(), &mut job).unwrap();
+    load(session, [1, 2]);
+    assert_eq!(counted(), (2, 2, 0, 3));
+    fixture.cache.wait(job, 60_000).unwrap();
+    load(session, [1, 2]);
+    assert_eq!(counted(), (2, 2, 0, 3));
+    fixture.cache.release_job(job).unwrap();
+    fixture.leave(session, false);
     fixture.close();
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod bounds;
 mod cache;
 mod completions;
+mod counters;
 mod disk;
 mod memory;
 mod order;

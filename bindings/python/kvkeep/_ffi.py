@@ -479,6 +479,8 @@ class kvkeep_stats(Structure):
     load_latency: Any
     store_latency: Any
     call_latency: Any
+    l2_hits: int
+    l2_misses: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -526,6 +528,8 @@ class kvkeep_stats(Structure):
         ("load_latency", kvkeep_histogram),
         ("store_latency", kvkeep_histogram),
         ("call_latency", kvkeep_histogram),
+        ("l2_hits", c_uint64),
+        ("l2_misses", c_uint64),
     ]
 
 

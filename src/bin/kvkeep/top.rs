@@ -141,14 +141,14 @@ fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>) -> Strin
         stats.clients, stats.sessions, stats.jobs, stats.l1_shares, stats.l1_staged, stats.writes_pending
     );
     let _ = writeln!(report, "{:<24}{:>14}{:>14}", "", "now", "in all");
-    let reads = |stats: &Stats| stats.read_hits + stats.read_misses;
     for (name, part, whole) in [
         (
             "hits, any tier",
             (|s: &Stats| s.prefetch_hit_chunks) as fn(&Stats) -> u64,
             (|s: &Stats| s.prefetch_asked_chunks) as fn(&Stats) -> u64,
         ),
-        ("hits in L1", |s: &Stats| s.read_hits, reads),
+        ("hits in L1", |s: &Stats| s.read_hits, |s: &Stats| s.read_hits + s.read_misses),
+        ("hits in L2", |s: &Stats| s.l2_hits, |s: &Stats| s.read_hits + s.read_misses),
     ] {
         let (now, all) = (share(since(part), since(whole)), share(part(stats), whole(stats)));
         let _ = writeln!(report, "{name:<24}{now:>14}{all:>14}");
