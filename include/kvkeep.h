@@ -144,7 +144,7 @@ typedef enum {
     KVKEEP_ERR_UNSUPPORTED = -15,
     /// The header the caller was built with does not fit the library that was loaded.
     KVKEEP_ERR_VERSION = -16,
-    /// Not allowed, by file mode or peer credentials.
+    /// Not allowed, by file mode, a read-only file system or peer credentials.
     KVKEEP_ERR_PERMISSION = -17,
     /// The daemon went away; what it held for this connection is lost.
     KVKEEP_ERR_DISCONNECTED = -18,

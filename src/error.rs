@@ -44,7 +44,7 @@ pub enum Status {
     KVKEEP_ERR_UNSUPPORTED = -15,
     /// The header the caller was built with does not fit the library that was loaded.
     KVKEEP_ERR_VERSION = -16,
-    /// Not allowed, by file mode or peer credentials.
+    /// Not allowed, by file mode, a read-only file system or peer credentials.
     KVKEEP_ERR_PERMISSION = -17,
     /// The daemon went away; what it held for this connection is lost.
     KVKEEP_ERR_DISCONNECTED = -18,
@@ -113,7 +113,7 @@ impl Error {
     /// An operating-system failure while doing `what`.
     pub fn io(what: impl std::fmt::Display, error: &std::io::Error) -> Error {
         let status = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => KVKEEP_ERR_PERMISSION,
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => KVKEEP_ERR_PERMISSION,
             _ => KVKEEP_ERR_IO,
         };
         Error::new(status, format!("{what}: {error}{}", remedy(error.kind())))
@@ -121,7 +121,7 @@ impl Error {
 }
 
 /// What helps against a failure of the operating system, as far as its kind tells.
-fn remedy(kind: std::io::ErrorKind) -> &'static str {
+pub(crate) fn remedy(kind: std::io::ErrorKind) -> &'static str {
     use std::io::ErrorKind;
     match kind {
         ErrorKind::PermissionDenied => "; let this user do that, or name another place",

@@ -378,8 +378,16 @@ impl LoadSink for Batch {
         if !in_time {
             return;
         }
-        let verified = result
-            .and_then(|header| header.verify(&item.object, Some(&item.layout), buffer.bytes(), self.loader.checksum));
+        let verified = result.and_then(|header| {
+            let verified = header.verify(&item.object, Some(&item.layout), buffer.bytes(), self.loader.checksum);
+            verified.map_err(|error| {
+                let (tier, key) = (&self.tier, item.object.key);
+                Error {
+                    message: format!("{}: backend {} ({}), {key}", error.message, tier.number, tier.backend.name()),
+                    ..error
+                }
+            })
+        });
         let outcome = match verified {
             Ok(()) => {
                 meters.loads.add(1);

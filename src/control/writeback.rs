@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::tiers::{Tier, Tiers};
 use super::watch::Watch;
 use crate::arena::Buffer;
-use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_TIMEOUT, Result};
+use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l1::slot::Ref;
 use crate::l1::{L1, Write};
@@ -256,9 +256,9 @@ impl Writer {
         tier.backend.store(vec![Store { key, header, buffer, deadline, reply }]);
     }
 
-    /// A write failed: try again later, or give up.
+    /// A write failed: try again later, or give up. What is not allowed now is not allowed a moment later.
     fn failed(&self, journey: &Arc<Journey>, tier: &Arc<Tier>, attempt: u32, error: &Error) {
-        let again = attempt < RETRIES && !self.desk.lock().closing;
+        let again = attempt < RETRIES && error.status != KVKEEP_ERR_PERMISSION && !self.desk.lock().closing;
         let level = if again { LogLevel::Warn } else { LogLevel::Error };
         self.log.say(level, || {
             let what = if again { "will be tried again" } else { "is given up" };

@@ -5,25 +5,31 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
+use super::descriptors::{Descriptors, is_out_of_descriptors};
 use super::frame::{BLOCK, Frame, Spare, is_small};
 use super::index::{Admit, Index, Opening, Reservation};
 use super::keeper::{Job, Keeper};
 use super::options::FsOptions;
-use super::path::{self, Temporaries};
+use super::path::{self, Temporaries, Writer};
 use super::queue::Queue;
+use super::scan::{self, Place, Scan};
+#[cfg(test)]
+use super::trouble::READING;
+use super::trouble::{Condition, OPENING, about, file_error};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::object::Header;
 use crate::l2::{Load, LoadSink, Reply, Store, Stored};
-use crate::log::Log;
+use crate::log::{Log, LogLevel};
 
 /// Moves bytes between files and buffers on threads of its own, taking its work from the core's queue.
 pub trait Engine: Send + Sync {
@@ -44,6 +50,8 @@ pub enum Fault {
 /// A load under way.
 pub struct Reading {
     pub path: String,
+    /// A descriptor is waited for until then.
+    pub patience: Instant,
     key: ObjectKey,
     /// Names the object, should another one take its key.
     born: u32,
@@ -56,6 +64,8 @@ pub struct Writing {
     pub path: String,
     /// Its name until it is whole.
     pub temporary: String,
+    /// A descriptor is waited for until then.
+    pub patience: Instant,
     /// Objects to unlink first.
     pub victims: Vec<String>,
     key: ObjectKey,
@@ -78,8 +88,14 @@ pub struct Core {
     pub engine: OnceLock<Arc<dyn Engine>>,
     index: Mutex<Index>,
     temporaries: Temporaries,
-    failing: AtomicBool,
-    failure: Mutex<Option<String>>,
+    pub condition: Condition,
+    pub descriptors: Descriptors,
+    pub tidy_every: Duration,
+    /// What the scan could not list.
+    unlisted: Mutex<Vec<Place>>,
+    /// The error with which every read fails.
+    #[cfg(test)]
+    pub reads_fail_with: Mutex<Option<i32>>,
 }
 
 impl Core {
@@ -96,8 +112,12 @@ impl Core {
             engine: OnceLock::new(),
             index: Mutex::new(index),
             temporaries: names,
-            failing: AtomicBool::new(false),
-            failure: Mutex::new(None),
+            condition: Condition::default(),
+            descriptors: Descriptors::default(),
+            tidy_every: options.tidy_every,
+            unlisted: Mutex::default(),
+            #[cfg(test)]
+            reads_fail_with: Mutex::default(),
         }
     }
 
@@ -129,29 +149,67 @@ impl Core {
         }
     }
 
-    /// An error of the file system while doing `what` to the relative path `path`.
+    /// An error of the file system while changing something by doing `what` to the relative path `path`.
     pub fn error(&self, what: &str, path: &str, error: &io::Error) -> Error {
-        let error = Error::io(format!("{what} {}", self.dir.join(path).display()), error);
-        *self.failure.lock() = Some(error.message.clone());
-        self.failing.store(true, Ordering::Release);
+        let error = file_error(what, &self.dir.join(path), error);
+        self.condition.write_failed(&error);
         error
     }
 
-    fn succeeded(&self) {
-        if self.failing.swap(false, Ordering::AcqRel) {
-            *self.failure.lock() = None;
-        }
+    /// An error of the file system while reading something by doing `what` to the relative path `path`.
+    pub fn unread(&self, what: &str, path: &str, error: &io::Error) -> Error {
+        let error = file_error(what, &self.dir.join(path), error);
+        self.condition.read_failed(&error);
+        error
     }
 
-    /// What the last transfer failed with, if it did.
-    pub fn failure(&self) -> Option<String> {
-        self.failure.lock().clone()
+    /// Whether to try again what failed with `error`: there was no descriptor, and time is left to wait for one.
+    pub fn waits_for_descriptor(&self, error: &io::Error, patience: Instant) -> bool {
+        let waits = is_out_of_descriptors(error) && Instant::now() < patience && !self.queue.is_closed();
+        if waits {
+            self.log.often("fs descriptors", LogLevel::Warn, || {
+                let limit = getrlimit(Resource::Nofile).current.map_or("none".to_owned(), |limit| limit.to_string());
+                format!(
+                    "fs: loads and stores wait for a descriptor ({error}; this process may have {limit}): \
+                     raise its limit (ulimit -n, LimitNOFILE=)"
+                )
+            });
+        }
+        waits
+    }
+
+    /// Remembers what a scan could not do, and says so.
+    pub fn set_unlisted(&self, scan: Scan) {
+        if let Some(error) = &scan.unremoved {
+            self.log.often("fs unremoved", LogLevel::Warn, || format!("fs: some leftovers cannot be removed: {error}"));
+        }
+        let missing = scan.missing(&self.dir);
+        if let Some(why) = &missing {
+            let line = || format!("fs: {why}; of what is there, only what is looked up by name is found");
+            self.log.often("fs unlisted", LogLevel::Warn, line);
+        }
+        self.condition.set_unlisted(missing);
+        *self.unlisted.lock() = scan.unlisted;
+    }
+
+    /// Tries again to list what could not be listed.
+    pub fn list_again(&self) {
+        let places = std::mem::take(&mut *self.unlisted.lock());
+        if !places.is_empty() {
+            let mut scan = scan::read(places, &Writer::this());
+            let seen = std::mem::take(&mut scan.seen);
+            self.index(|index| {
+                index.restore(seen);
+                index.check_bounds();
+            });
+            self.set_unlisted(scan);
+        }
     }
 
     /// Prepares a load, or answers it.
     pub fn begin_load(&self, load: Load, spare: &mut Spare) -> Option<(Reading, Frame)> {
         let Load { key, buffer, checksum, deadline, sink, index } = load;
-        let mut reading = Reading { path: path::object(&key), key, born: 0, sink, index };
+        let mut reading = Reading { path: path::object(&key), patience: patience(deadline), key, born: 0, sink, index };
         let checked = in_time(deadline, "load").and_then(|()| self.index(|index| index.begin_load(&key, buffer.len())));
         let error = match checked {
             Ok(Opening { born, known, beside }) => match Frame::new(buffer, spare, self.direct) {
@@ -175,9 +233,14 @@ impl Core {
     /// Answers a load.
     pub fn end_load(&self, reading: Reading, frame: Frame, outcome: std::result::Result<(), Fault>, spare: &mut Spare) {
         let wanted = frame.file_bytes();
+        #[cfg(test)]
+        let outcome = self
+            .reads_fail_with
+            .lock()
+            .map_or(outcome, |errno| Err(Fault::Io(READING, io::Error::from_raw_os_error(errno))));
         let fault = match outcome {
             Ok(()) => {
-                self.succeeded();
+                self.condition.read();
                 let read = frame.start() == 0;
                 let (header, buffer) = frame.opened(spare);
                 let size = buffer.len() as u64;
@@ -196,29 +259,29 @@ impl Core {
             Err(fault) => fault,
         };
         let buffer = frame.abandoned(spare);
-        let file = self.dir.join(&reading.path);
         let error = match fault {
             // Whatever is under the key now is another object.
             _ if !self.index(|index| index.is_still(&reading.key, reading.born)) => {
-                Error::new(KVKEEP_ERR_NOT_FOUND, format!("{} was deleted while it was read", file.display()))
+                Error::new(KVKEEP_ERR_NOT_FOUND, about("deleted while it was read:", &self.dir.join(&reading.path)))
             }
             Fault::Io(what, error) if error.kind() == io::ErrorKind::NotFound => {
                 self.index(|index| index.lost(&reading.key));
-                Error::new(
-                    KVKEEP_ERR_NOT_FOUND,
-                    format!("{what} {}: {error} (removed by another process)", file.display()),
-                )
+                let why = format!("{error}, another process removed it: {what}");
+                Error::new(KVKEEP_ERR_NOT_FOUND, about(&why, &self.dir.join(&reading.path)))
             }
+            // The file may be whole, and readable later or for others: it stays.
             Fault::Io(what, error) => {
-                if is_unreadable(&error) {
-                    self.quarantine(reading.key);
+                if is_no_file(&error) {
+                    self.index(|index| index.lost(&reading.key));
+                } else if what == OPENING && concerns_file(&error) {
+                    self.index(|index| index.unreadable(&reading.key));
                 }
-                self.error(what, &reading.path, &error)
+                self.unread(what, &reading.path, &error)
             }
             Fault::Short(got) => {
                 self.quarantine(reading.key);
-                let why = format!("{} ends after {got} of {wanted} bytes", file.display());
-                Error::new(KVKEEP_ERR_CORRUPT, why)
+                let why = format!("the file ends after {got} of {wanted} bytes:");
+                Error::new(KVKEEP_ERR_CORRUPT, about(&why, &self.dir.join(&reading.path)))
             }
         };
         self.answer_load(reading, buffer, Err(error));
@@ -254,10 +317,11 @@ impl Core {
                 return None;
             }
         };
-        let Store { key, header, buffer, reply, .. } = store;
+        let Store { key, header, buffer, deadline, reply } = store;
         let writing = Writing {
             path: path::object(&key),
             temporary: format!("{}/{}", path::shard(&key), self.temporaries.name()),
+            patience: patience(deadline),
             victims: reservation.victims.iter().map(path::object).collect(),
             key,
             reply,
@@ -274,6 +338,15 @@ impl Core {
                 None
             }
         }
+    }
+
+    /// The error of a store that failed before its file was renamed.
+    pub fn unwritten(&self, writing: &Writing, fault: Fault) -> Error {
+        let (what, error) = match fault {
+            Fault::Io(what, error) => (what, error),
+            Fault::Short(_) => ("writing", io::Error::from(io::ErrorKind::WriteZero)),
+        };
+        self.error(what, &writing.path, &error)
     }
 
     /// Whether another process stored the object already.
@@ -330,7 +403,7 @@ impl Core {
     /// Answers a store.
     pub fn end_store(&self, writing: Writing, frame: Frame, outcome: Result<Stored>, spare: &mut Spare) {
         match &outcome {
-            Ok(Stored::Written) => self.succeeded(),
+            Ok(Stored::Written) => self.condition.written(),
             // Best effort: what stays is removed as stale by a later open.
             Ok(Stored::Already) | Err(_) => {
                 let _ = unlinkat(&self.dirfd, writing.temporary.as_str(), AtFlags::empty());
@@ -369,10 +442,21 @@ pub fn payload_of(file_bytes: u64) -> Option<u64> {
     file_bytes.checked_sub(BLOCK as u64)
 }
 
-/// Whether it is the file that cannot be read, now and later, not the process or the machine that is short of something.
-fn is_unreadable(error: &io::Error) -> bool {
-    use libc::{EACCES, EBADMSG, EIO, EISDIR, ELOOP, ENXIO, EPERM, EUCLEAN};
-    matches!(error.raw_os_error(), Some(EACCES | EBADMSG | EIO | EISDIR | ELOOP | ENXIO | EPERM | EUCLEAN))
+/// Whether what has the object's name is no file: a link, a directory, a device.
+fn is_no_file(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EISDIR | libc::ELOOP | libc::ENOTDIR | libc::ENXIO))
+}
+
+/// Whether an error tells of the file, not of something that the process or the machine is short of.
+fn concerns_file(error: &io::Error) -> bool {
+    use libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM};
+    !matches!(error.raw_os_error(), None | Some(EAGAIN | EINTR | EMFILE | ENFILE | ENOMEM))
+}
+
+/// How long a request with this deadline waits for a descriptor: some time is left for the transfer.
+fn patience(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / 2
 }
 
 fn in_time(deadline: Instant, what: &str) -> Result<()> {

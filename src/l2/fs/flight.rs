@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use super::core::{Fault, Reading, Writing};
 use super::frame::{BLOCK, Frame};
@@ -14,6 +15,16 @@ pub const PIECE: u64 = (1 << 20) + BLOCK as u64;
 pub enum Job {
     Read(Reading),
     Write(Writing),
+}
+
+impl Job {
+    /// Until when it waits for a descriptor.
+    pub fn patience(&self) -> Instant {
+        match self {
+            Job::Read(reading) => reading.patience,
+            Job::Write(writing) => writing.patience,
+        }
+    }
 }
 
 pub enum Step {

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::frame::disk_bytes;
 use super::scan::Seen;
-use super::slots::{Slot, Slots, State};
+use super::slots::{Seal, Slot, Slots, State};
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::object::Known;
@@ -156,7 +156,7 @@ impl Index {
     fn retire(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
         slot.state = State::Gone;
-        slot.known = false;
+        slot.seal = Seal::Unknown;
         if slot.pins == 0 {
             self.slots.remove(id);
         }
@@ -167,7 +167,7 @@ impl Index {
         seen.sort_unstable_by_key(|seen| (seen.made, seen.key));
         let mut used: Vec<(u64, u32)> = Vec::with_capacity(seen.len());
         for Seen { key, size, used: at, .. } in seen {
-            if self.slots.find(&key).is_none() {
+            if self.slots.find(&key).is_none() && !self.leaving.contains_key(&key) {
                 let id = self.slots.insert(key, size, State::Present);
                 self.slots.usage_mut(id).at = at;
                 used.push((at, id));
@@ -184,6 +184,8 @@ impl Index {
     pub fn lookup(&mut self, keys: &[ObjectKey], found: &mut [Found], other: Found) {
         let pins = &mut self.pins;
         self.slots.find_all(keys, |i, slot| {
+            let other =
+                if slot.as_ref().is_some_and(|slot| slot.seal == Seal::Unreadable) { Found::Unknown } else { other };
             let pinned = slot.and_then(Slot::pin);
             *pins += u64::from(pinned.is_some());
             found[i] = pinned.map_or(other, Found::Present);
@@ -201,9 +203,27 @@ impl Index {
         }
         let id = self.present_again(key, size, used);
         self.overfull = true;
-        let pinned = self.slots.get_mut(id).pin();
+        let slot = self.slots.get_mut(id);
+        if slot.seal == Seal::Unreadable {
+            slot.seal = Seal::Unknown;
+        }
+        let pinned = slot.pin();
         self.pins += u64::from(pinned.is_some());
         pinned.map_or(Found::Absent, Found::Present)
+    }
+
+    /// The file of `key` cannot be opened. It is there all the same: it keeps its place, and nobody writes it again.
+    pub fn unreadable(&mut self, key: &ObjectKey) {
+        if let Some(id) = self.slots.find(key)
+            && self.slots.get(id).state == State::Present
+        {
+            self.slots.get_mut(id).seal = Seal::Unreadable;
+        }
+    }
+
+    /// Whether the file of `key` could not be opened the last time.
+    pub fn is_unreadable(&self, key: &ObjectKey) -> bool {
+        self.slots.find(key).is_some_and(|id| self.slots.get(id).seal == Seal::Unreadable)
     }
 
     /// Takes one pin off each key. Says which stores may try again.

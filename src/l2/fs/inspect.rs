@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::core::payload_of;
 use super::frame::BLOCK;
 use super::path::{self, QUARANTINE, Writer};
-use super::scan::{gone_is_none, is_stale, shards};
+use super::scan::{Place, gone_is_none, is_stale, shards, spaces};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
 use crate::key::ObjectKey;
 use crate::l2::object::{HEADER_BYTES, Header};
@@ -59,7 +59,10 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>> {
     list_files(dir, &this, &mut entries, |_| Kind::Foreign).map_err(failed)?;
     // What is not ours in the directory itself is nobody's concern; an open leaves a file there if it is killed.
     entries.retain(|entry| matches!(entry.kind, Kind::Temporary { .. }));
-    for (space, shard) in shards(dir).map_err(failed)? {
+    let mut unlisted = Ok(());
+    let shards = shards(spaces(dir).map_err(failed)?, |_, error| unlisted = Err(error));
+    unlisted.map_err(failed)?;
+    for Place { space, path: shard } in shards {
         let name = shard.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         list_files(&shard, &this, &mut entries, |file| {
             path::parse_object(space, name, file).map_or(Kind::Foreign, Kind::Object)

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FileType, Timespec, Timestamps, UTIME_OMIT, renameat, statat, unlinkat, utimensat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, openat, renameat, statat, unlinkat, utimensat,
+};
 
 use super::core::{Core, payload_of};
 use super::index::Index;
@@ -156,11 +158,11 @@ impl Keeper {
         self.bell.ring();
     }
 
-    /// The next job; `None` in it: time to write times of use. `None`: the end.
-    fn next(&self, flushed: Instant) -> Option<Option<Job>> {
+    /// The next job; `None` in it: `due` has come, or it is time to write times of use. `None`: the end.
+    fn next(&self, due: Instant) -> Option<Option<Job>> {
         loop {
             let mut jobs = self.jobs.lock();
-            if std::mem::take(&mut jobs.flush) || flushed.elapsed() >= FLUSH_EVERY {
+            if std::mem::take(&mut jobs.flush) || Instant::now() >= due {
                 return Some(None);
             }
             if let Some(job) = jobs.queue.pop_front() {
@@ -171,7 +173,7 @@ impl Keeper {
                 return None;
             }
             drop(jobs);
-            self.bell.listen(flushed + FLUSH_EVERY);
+            self.bell.listen(due);
         }
     }
 
@@ -179,7 +181,8 @@ impl Keeper {
     pub fn run(core: &Core) {
         core.index(Index::check_bounds);
         let mut flushed = Instant::now();
-        while let Some(job) = core.keeper.next(flushed) {
+        let mut tidied = flushed;
+        while let Some(job) = core.keeper.next((flushed + FLUSH_EVERY).min(tidied + core.tidy_every)) {
             match job {
                 Some(Job::Lookup(lookup)) => core.look_up(lookup),
                 Some(Job::Unlink(mut keys)) => {
@@ -195,6 +198,10 @@ impl Keeper {
                     core.flush();
                     core.index(Index::check_bounds);
                     flushed = Instant::now();
+                    if tidied.elapsed() >= core.tidy_every {
+                        core.list_again();
+                        tidied = Instant::now();
+                    }
                 }
             }
         }
@@ -225,7 +232,7 @@ impl Core {
                 if Instant::now() >= deadline {
                     return Err(Error::new(KVKEEP_ERR_TIMEOUT, "the deadline passed before the lookup was done"));
                 }
-                found[at] = self.discover(&keys[at])?;
+                found[at] = self.discover(&keys[at]);
             }
             if in_order && found[at] == Found::Absent {
                 self.unpin_found(&keys[at..], &found[at..]);
@@ -261,10 +268,27 @@ impl Core {
         }
     }
 
-    fn discover(&self, key: &ObjectKey) -> Result<Found> {
+    /// Asks the file system for one key. What cannot be seen or opened is absent for now.
+    fn discover(&self, key: &ObjectKey) -> Found {
         let path = path::object(key);
-        let seen = self.stat(&path).map_err(|error| self.error("looking up", &path, &error.into()))?;
-        Ok(seen.map_or(Found::Absent, |(size, used)| self.index(|index| index.discovered(*key, size, used))))
+        let seen = match self.stat(&path) {
+            Ok(seen) => seen,
+            Err(error) => {
+                self.unread("looking up", &path, &error.into());
+                return Found::Absent;
+            }
+        };
+        let Some((size, used)) = seen else { return Found::Absent };
+        if self.index(|index| index.is_unreadable(key)) && !self.opens(&path) {
+            return Found::Absent;
+        }
+        self.index(|index| index.discovered(*key, size, used))
+    }
+
+    /// Whether this process may read the file at `path`.
+    fn opens(&self, path: &str) -> bool {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        openat(&self.dirfd, path, flags, Mode::empty()).is_ok()
     }
 
     /// Evicts a few of the objects that are above the bounds, and comes back for more.

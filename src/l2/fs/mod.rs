@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
 
 use crate::arena::Buffer;
 use crate::background;
@@ -24,6 +25,7 @@ use crate::log::{Log, LogLevel};
 use crate::policy;
 
 mod core;
+mod descriptors;
 mod flight;
 mod frame;
 mod index;
@@ -36,6 +38,9 @@ mod queue;
 mod ring;
 mod scan;
 mod slots;
+#[cfg(test)]
+mod tests;
+mod trouble;
 mod uring;
 
 pub use options::{EngineKind, FsOptions};
@@ -73,11 +78,17 @@ impl Fs {
         let dirfd: OwnedFd = std::fs::File::open(dir).map_err(at("opening"))?.into();
         let writer = Writer::this();
         let names = Temporaries::new(&writer);
-        let direct = probe(&dirfd, &names.name(), options.direct).map_err(|error| at("writing to")(error.into()))?;
+        let direct = probe(&dirfd, &names.name(), options.direct);
 
         let mut index = Index::new(policy, options.capacity);
-        index.restore(scan::scan(dir, &writer)?);
-        let core = Arc::new(Core::new(&options, dirfd, direct, index, names));
+        let mut scan = scan::scan(dir, &writer)?;
+        index.restore(std::mem::take(&mut scan.seen));
+        let core = Arc::new(Core::new(&options, dirfd, *direct.as_ref().unwrap_or(&false), index, names));
+        core.set_unlisted(scan);
+        if let Err(error) = direct {
+            let error = core.error("writing to", "", &error.into());
+            core.log.say(LogLevel::Warn, || format!("fs: objects are loaded, but none is stored: {error}"));
+        }
         let engine = start(&core, &options)?;
         let fs = Fs { core: Arc::clone(&core), keeper: Mutex::new(None), engine };
         let keeper = background::spawn("kvkeep-fs-keep", move || Keeper::run(&core));
@@ -133,9 +144,11 @@ fn probe(dirfd: &OwnedFd, name: &str, direct: bool) -> rustix::io::Result<bool> 
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let open = |more| openat(dirfd, name, flags | more, Mode::from_raw_mode(path::FILE_MODE));
     drop(open(OFlags::empty())?);
+    // A file system that is full refuses the block, but not because it is written directly.
+    let refused = |result| matches!(result, Err(Errno::INVAL | Errno::OPNOTSUPP));
     let works = direct
         && open(OFlags::DIRECT).is_ok_and(|file| {
-            Buffer::heap(BLOCK).is_ok_and(|block| rustix::io::pwrite(&file, block.bytes(), 0) == Ok(BLOCK))
+            Buffer::heap(BLOCK).is_ok_and(|block| !refused(rustix::io::pwrite(&file, block.bytes(), 0)))
         });
     unlinkat(dirfd, name, AtFlags::empty())?;
     Ok(works)
@@ -219,7 +232,7 @@ impl Backend for Fs {
     }
 
     fn health(&self) -> Health {
-        self.core.failure().map_or(Health::Good, Health::Bad)
+        self.core.condition.health()
     }
 
     fn close(&self) {

@@ -1,6 +1,7 @@
 //! What an `fs` backend is opened with, and how a URL says it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::l2::url::Options;
@@ -39,6 +40,9 @@ pub struct FsOptions {
     pub direct: bool,
     /// Where the backend's log lines go.
     pub log: Log,
+    /// How often the directory is tidied up while it is open: what dead writers left is removed, what could not be listed is
+    /// tried again.
+    pub tidy_every: Duration,
 }
 
 /// Most threads an engine may be given.
@@ -59,6 +63,7 @@ impl FsOptions {
             shared: true,
             direct: true,
             log: Log::none(),
+            tidy_every: Duration::from_secs(60),
         }
     }
 

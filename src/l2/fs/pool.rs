@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, fallocate, ftruncate, openat, unlinkat};
@@ -12,6 +13,7 @@ use super::core::{Core, Engine, Fault, Writing};
 use super::frame::{BLOCK, Frame, Spare};
 use super::path;
 use super::queue::Task;
+use super::trouble::{OPENING, READING};
 use crate::background;
 use crate::error::{Error, Result};
 use crate::l2::{Load, Store, Stored};
@@ -98,18 +100,25 @@ fn run(core: &Core, gate: &Gate) {
 
 fn load(core: &Core, gate: &Gate, load: Load, spare: &mut Spare) {
     let Some((reading, mut frame)) = core.begin_load(load, spare) else { return };
-    let outcome = open(core, &reading.path, OFlags::RDONLY)
-        .map_err(|error| Fault::Io("opening", error.into()))
+    let outcome = open(core, &reading.path, OFlags::RDONLY, reading.patience)
+        .map_err(|error| Fault::Io(OPENING, error.into()))
         .and_then(|file| {
             let result = read(gate, &file, &mut frame);
             if frame.mistaken(result.is_ok()) { read(gate, &file, &mut frame) } else { result }
         });
+    core.descriptors.freed();
     core.end_load(reading, frame, outcome, spare);
 }
 
-fn open(core: &Core, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+fn open(core: &Core, path: &str, flags: OFlags, patience: Instant) -> rustix::io::Result<OwnedFd> {
     let direct = if core.direct { OFlags::DIRECT } else { OFlags::empty() };
-    openat(&core.dirfd, path, flags | direct | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::from_raw_mode(path::FILE_MODE))
+    let flags = flags | direct | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    loop {
+        match openat(&core.dirfd, path, flags, Mode::from_raw_mode(path::FILE_MODE)) {
+            Err(error) if core.waits_for_descriptor(&error.into(), patience) => core.descriptors.wait(),
+            result => return result,
+        }
+    }
 }
 
 fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result<(), Fault> {
@@ -118,7 +127,7 @@ fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result
         let to = span.min(at + PIECE);
         match gate.pass(to - at, || preadv(file, &mut frame.slices_mut(at, to), at)) {
             Err(Errno::INTR) => {}
-            Err(error) => return Err(Fault::Io("reading", error.into())),
+            Err(error) => return Err(Fault::Io(READING, error.into())),
             Ok(count) => {
                 at += count as u64;
                 if count == 0 || (at < end && !at.is_multiple_of(BLOCK as u64)) {
@@ -135,7 +144,9 @@ fn store(core: &Core, gate: &Gate, store: Store, spare: &mut Spare) {
     if core.is_stored(&writing, &frame) {
         return core.end_store(writing, frame, Ok(Stored::Already), spare);
     }
-    match write(core, gate, &mut writing, &frame) {
+    let written = write(core, gate, &mut writing, &frame);
+    core.descriptors.freed();
+    match written {
         Ok(()) => {
             let renamed = core.rename(&writing);
             core.conclude(writing, frame, renamed, spare);
@@ -181,11 +192,11 @@ fn write(core: &Core, gate: &Gate, writing: &mut Writing, frame: &Frame) -> Step
 
 fn create(core: &Core, writing: &Writing) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    match open(core, &writing.temporary, flags) {
+    match open(core, &writing.temporary, flags, writing.patience) {
         Err(Errno::NOENT) => {
             core.make_shard(writing)
                 .map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
-            open(core, &writing.temporary, flags)
+            open(core, &writing.temporary, flags, writing.patience)
         }
         result => result,
     }

@@ -10,18 +10,21 @@ use std::thread;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
-use super::core::{Core, Fault, Writing};
+use super::core::{Core, Fault};
+use super::descriptors;
 use super::flight::{Flight, Job, PIECE, Piece, Step};
 use super::frame::{BLOCK, Spare};
 use super::path;
+use super::trouble::{OPENING, READING};
 use super::uring::Bell;
-use crate::error::Error;
 use crate::l2::Stored;
 
 /// Places in a submission queue.
 const ENTRIES: u32 = 256;
 /// Marks the completion of the read that waits for the bell.
 const BELL: u64 = u64::MAX;
+/// Marks the completion of the pause after which flights without a descriptor try again.
+const PAUSED: u64 = u64::MAX - 1;
 /// Sinks may check sums; objects at least this large are answered one at a time, with the ring fed in between.
 const LARGE: u64 = 256 << 10;
 
@@ -40,6 +43,11 @@ pub struct Ring {
     stores: usize,
     /// Flights with pieces to issue.
     ready: VecDeque<usize>,
+    /// Flights that wait for a descriptor.
+    starved: VecDeque<usize>,
+    /// How long they wait before they try again, and whether that time runs.
+    pause: Box<types::Timespec>,
+    pausing: bool,
     /// Bytes under way, and how many may be.
     bytes: u64,
     bytes_max: u64,
@@ -88,6 +96,9 @@ impl Ring {
             live: 0,
             stores: 0,
             ready: VecDeque::new(),
+            starved: VecDeque::new(),
+            pause: Box::new(types::Timespec::from(descriptors::PAUSE)),
+            pausing: false,
             bytes: 0,
             bytes_max,
             done: VecDeque::new(),
@@ -99,7 +110,7 @@ impl Ring {
     pub fn run(&mut self) {
         loop {
             let stopped = self.bell.stopped.load(Ordering::SeqCst);
-            if stopped && self.live == 0 && !self.armed {
+            if stopped && self.live == 0 && !self.armed && !self.pausing {
                 return;
             }
             if !self.armed && !stopped {
@@ -121,7 +132,7 @@ impl Ring {
     /// Adds a request to the submission queue.
     fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: what the entry points to lives in a boxed flight (its names, its pieces, the memory of its frame) or in
-        // this ring (`rung`), and neither goes before the request's completion has been harvested.
+        // this ring (`rung`, `pause`), and neither goes before the request's completion has been harvested.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
             // Full: hand over what is there. On an error the kernel is short of something, and completions free it.
             let _ = self.ring.submit();
@@ -281,6 +292,11 @@ impl Ring {
                 self.armed = false;
                 continue;
             }
+            if entry.user_data() == PAUSED {
+                self.pausing = false;
+                (0..self.starved.len()).for_each(|_| self.open_starved());
+                continue;
+            }
             let (id, piece) = ((entry.user_data() >> 32) as usize, entry.user_data() as u32 as usize);
             if let Some(mut flight) = self.flights[id].take() {
                 flight.pending -= 1;
@@ -345,6 +361,10 @@ impl Ring {
                     self.start_moving(id, flight);
                 }
             }
+            (Some(error), job) if self.core.waits_for_descriptor(&error, job.patience()) => {
+                self.starved.push_back(id);
+                self.start_pause();
+            }
             (Some(error), Job::Write(writing)) => {
                 let missing = error.kind() == io::ErrorKind::NotFound && !flight.made_shard;
                 match if missing { self.core.make_shard(writing) } else { Err(error) } {
@@ -355,7 +375,24 @@ impl Ring {
                     Err(error) => self.failed(id, flight, "creating", Some(error)),
                 }
             }
-            (Some(error), Job::Read(_)) => self.failed(id, flight, "opening", Some(error)),
+            (Some(error), Job::Read(_)) => self.failed(id, flight, OPENING, Some(error)),
+        }
+    }
+
+    /// Has the flights that wait for a descriptor try again in a moment: files that others close are not announced.
+    fn start_pause(&mut self) {
+        if !std::mem::replace(&mut self.pausing, true) {
+            let pause = opcode::Timeout::new(std::ptr::from_ref(self.pause.as_ref()));
+            self.push(&pause.build().user_data(PAUSED));
+        }
+    }
+
+    /// Has the flight that has waited longest for a descriptor try again.
+    fn open_starved(&mut self) {
+        let Some(id) = self.starved.pop_front() else { return };
+        if let Some(mut flight) = self.flights[id].take() {
+            self.open(id, &mut flight);
+            self.flights[id] = Some(flight);
         }
     }
 
@@ -383,7 +420,7 @@ impl Ring {
             0 => Some(Fault::Short(*at)),
             error if -error == libc::EINTR || -error == libc::EAGAIN => None,
             error => {
-                let what = if write { "writing" } else { "reading" };
+                let what = if write { "writing" } else { READING };
                 Some(Fault::Io(what, io::Error::from_raw_os_error(-error)))
             }
         };
@@ -432,7 +469,10 @@ impl Ring {
             self.live -= 1;
             self.stores -= usize::from(flight.is_write());
             let Flight { job, frame, file, fault, renamed, .. } = *flight;
-            drop(file);
+            if file.is_some() {
+                drop(file);
+                self.open_starved();
+            }
             let large = frame.span() >= LARGE;
             match (job, fault) {
                 (Job::Read(reading), fault) => {
@@ -440,7 +480,7 @@ impl Ring {
                 }
                 (Job::Write(writing), None) => self.core.conclude(writing, frame, renamed, &mut self.spare),
                 (Job::Write(writing), Some(fault)) => {
-                    let error = self.why(&writing, fault);
+                    let error = self.core.unwritten(&writing, fault);
                     self.core.end_store(writing, frame, Err(error), &mut self.spare);
                 }
             }
@@ -448,13 +488,5 @@ impl Ring {
                 return;
             }
         }
-    }
-
-    fn why(&self, writing: &Writing, fault: Fault) -> Error {
-        let (what, error) = match fault {
-            Fault::Io(what, error) => (what, error),
-            Fault::Short(_) => ("writing", io::Error::from(io::ErrorKind::WriteZero)),
-        };
-        self.core.error(what, &writing.path, &error)
     }
 }

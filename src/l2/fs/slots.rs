@@ -20,6 +20,17 @@ pub enum State {
     Gone,
 }
 
+/// What was seen of an object's seal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seal {
+    /// Nothing that is remembered.
+    Unknown,
+    /// What it says is in the object's [`Use`] and in its space.
+    Known,
+    /// The last attempt to open the file failed: lookups have the keeper try again before they promise the object.
+    Unreadable,
+}
+
 /// One object: what a lookup looks at, on one cache line. Thousands of them are looked at in a scheduler's call, after other
 /// cores have changed them.
 #[repr(align(64))]
@@ -38,16 +49,15 @@ pub struct Slot {
     pub aside: bool,
     /// Its last use is not on its file yet.
     pub dirty: bool,
-    /// What its seal says is in its [`Use`] and in its space.
-    pub known: bool,
+    pub seal: Seal,
 }
 
 const _: () = assert!(size_of::<Slot>() == 64);
 
 impl Slot {
-    /// Takes a pin, if it is present, and gives its size.
+    /// Takes a pin, if it is present and can be read, and gives its size.
     pub fn pin(&mut self) -> Option<u64> {
-        let present = self.state == State::Present;
+        let present = self.state == State::Present && self.seal != Seal::Unreadable;
         self.pins += u32::from(present);
         present.then_some(self.size)
     }
@@ -151,7 +161,7 @@ impl Slots {
             self.spaces.push(Space { tag, layout: None });
             (self.spaces.len() - 1) as u32
         });
-        let slot = Slot { key, space, pins: 0, size, born: 0, state, aside: false, dirty: false, known: false };
+        let slot = Slot { key, space, pins: 0, size, born: 0, state, aside: false, dirty: false, seal: Seal::Unknown };
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.reach(self.made, || slot);
             self.uses.reach(self.made, Use::default);
@@ -189,14 +199,14 @@ impl Slots {
     pub fn know(&mut self, id: u32, known: &Known) {
         let slot = &mut self.slots[id];
         let layout = *self.spaces[slot.space as usize].layout.get_or_insert(known.layout);
-        slot.known = layout == known.layout;
+        slot.seal = if layout == known.layout { Seal::Known } else { Seal::Unknown };
         self.uses[id].crc = known.crc;
     }
 
     /// What the seal of an object says, if that is known.
     pub fn known(&self, id: u32) -> Option<Known> {
         let slot = &self.slots[id];
-        let layout = self.spaces[slot.space as usize].layout.filter(|_| slot.known)?;
+        let layout = self.spaces[slot.space as usize].layout.filter(|_| slot.seal == Seal::Known)?;
         Some(Known { layout, crc: self.uses[id].crc })
     }
 

@@ -5,7 +5,7 @@ use super::room::Room;
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
 use crate::key::ObjectKey;
 use crate::l2::fs::frame::{disk_bytes, is_small};
-use crate::l2::fs::slots::State;
+use crate::l2::fs::slots::{Seal, State};
 use crate::l2::object::Known;
 use crate::l2::{Store, Stored};
 
@@ -42,8 +42,11 @@ impl Index {
         }
         let found = self.slots.find(&key);
         match found.map(|id| (id, self.slots.get(id).state)) {
-            Some((_, State::Present)) => {
-                self.touch(&[key]);
+            Some((id, State::Present)) => {
+                // One that this process cannot read is of no use to it.
+                if self.slots.get(id).seal != Seal::Unreadable {
+                    self.touch(&[key]);
+                }
                 return Admit::Already(store);
             }
             Some((_, State::Writing)) => {
