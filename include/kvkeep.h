@@ -459,7 +459,7 @@ typedef struct {
     /// Objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in the order in
     /// which backends are added; once one was removed and none is left above the others, a new backend takes the lowest free.
     uint32_t tier_keys[KVKEEP_TIERS_MAX];
-    /// Bytes loaded into L1.
+    /// Bytes loaded into L1. What several jobs wait for is loaded once and counts for one of them, the first that is still there.
     uint64_t loaded_bytes;
     /// Microseconds from submit to the lookup's answer.
     uint64_t lookup_us;

@@ -29,6 +29,15 @@ pub enum Phase {
     Done,
 }
 
+/// How a key of a job came into L1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arrival {
+    /// It was loaded. So many bytes count for this job: none if they count for another that waits for the same object.
+    Loaded(u64),
+    /// It was there when its turn came.
+    There,
+}
+
 /// What changes while a job lives.
 pub struct Progress {
     /// Its phase.

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
-use super::job::{Job, Phase, Progress};
+use super::job::{Arrival, Job, Phase, Progress};
 use super::prefetch::Prefetcher;
 use super::tiers::Tier;
 use super::watch::{Ticket, Watch};
@@ -239,8 +239,12 @@ impl Loader {
             self.send(tier.clone(), items, buffers);
             tier.end_handing();
         }
-        self.report(landed.into_iter().map(|index| (job.clone(), index, Ok(0))));
-        self.report(failed.into_iter().map(|(index, why)| (job.clone(), index, Err(why))));
+        for index in landed {
+            self.report(job, index, Ok(Arrival::There));
+        }
+        for (index, why) in failed {
+            self.report(job, index, Err(why));
+        }
         last
     }
 
@@ -318,25 +322,30 @@ impl Loader {
                 let given = self.l1.commit_load(item.name, &shares);
                 self.committed.fetch_add(1, Ordering::AcqRel);
                 drop(flights);
-                self.report(readers.into_iter().zip(given).map(|((job, index), given)| {
-                    let outcome = if given { Ok(item.bytes) } else { Err("its session has ended".to_owned()) };
-                    (job, index, outcome)
-                }));
+                let mut bytes = item.bytes;
+                for ((job, index), given) in readers.into_iter().zip(given) {
+                    let outcome =
+                        if given { Ok(Arrival::Loaded(bytes)) } else { Err("its session has ended".to_owned()) };
+                    // The bytes were loaded once, whoever else waits for them.
+                    if self.report(&job, index, outcome) && given {
+                        bytes = 0;
+                    }
+                }
             }
             Err(why) => {
                 drop(flights);
                 self.l1.drop_load(item.name);
-                self.report(readers.into_iter().map(|(job, index)| (job, index, Err(why.clone()))));
+                for (job, index) in readers {
+                    self.report(&job, index, Err(why.clone()));
+                }
             }
         }
     }
 
-    fn report(&self, outcomes: impl Iterator<Item = (Arc<Job>, u32, std::result::Result<u64, String>)>) {
-        if let Some(prefetcher) = self.prefetcher.get().and_then(std::sync::Weak::upgrade) {
-            for (job, index, outcome) in outcomes {
-                prefetcher.landed(&job, index as usize, outcome);
-            }
-        }
+    /// Tells a job what became of one of its keys. False if it is over.
+    fn report(&self, job: &Arc<Job>, index: u32, outcome: std::result::Result<Arrival, String>) -> bool {
+        let prefetcher = self.prefetcher.get().and_then(std::sync::Weak::upgrade);
+        prefetcher.is_some_and(|prefetcher| prefetcher.landed(job, index as usize, outcome))
     }
 
     /// A load ended. The control thread is told once a share of a bound is free, not of each object: it would issue as little

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 
 use super::complete::Completions;
-use super::job::{Job, NOWHERE, Phase, Progress};
+use super::job::{Arrival, Job, NOWHERE, Phase, Progress};
 use super::load::Loader;
 use super::pins::Answers;
 use super::plan::Plan;
@@ -357,22 +357,27 @@ impl Prefetcher {
         extra.into_iter().for_each(|i| progress.held[i] = false);
     }
 
-    /// A key of a job was loaded (so many bytes, 0 if it was there after all) or was not.
-    pub fn landed(self: &Arc<Self>, job: &Arc<Job>, index: usize, outcome: std::result::Result<u64, String>) {
+    /// A key of a job has come, or will not. False if the job is over.
+    pub fn landed(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        index: usize,
+        outcome: std::result::Result<Arrival, String>,
+    ) -> bool {
         let mut progress = job.progress.lock();
         if progress.phase != Phase::Load {
             if outcome.is_ok() {
                 self.l1.take_back(job.session, std::iter::once(job.keys[index]), job.shares());
             }
-            return;
+            return false;
         }
         progress.loading -= 1;
         match outcome {
-            Ok(bytes) => {
+            Ok(arrival) => {
                 progress.held[index] = true;
-                progress.loaded_bytes += bytes;
-                if bytes == 0 {
-                    progress.found[index] = 0;
+                match arrival {
+                    Arrival::Loaded(bytes) => progress.loaded_bytes += bytes,
+                    Arrival::There => progress.found[index] = 0,
                 }
             }
             Err(why) => {
@@ -383,6 +388,7 @@ impl Prefetcher {
         if progress.loading == 0 && progress.cursor == progress.to_load.len() {
             self.finish(job, &mut progress, KVKEEP_OK, None);
         }
+        true
     }
 
     /// Ends a job with what it holds, or with nothing unless `status` is OK.

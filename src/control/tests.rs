@@ -14,7 +14,7 @@ use crate::l2::fault::Fault;
 use crate::l2::memory::Memory;
 use crate::l2::{Backend, Found, Health, Load, Lookup, Reply, Store, Usage};
 use crate::node::Node;
-use crate::types::{Stats, View};
+use crate::types::{PrefetchResult, Stats, View};
 
 /// Long enough for any machine; only a hang meets it.
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -381,5 +381,29 @@ fn p9_objects_being_written() {
         stats(&node).writes_pending == 0
     });
     assert_eq!((stats(&node).stores, stats(&node).stores_dropped), (20_000, 0));
+    node.close();
+}
+
+#[test]
+fn bytes_that_several_jobs_wait_for_are_counted_once() {
+    let fault = faulty("fault.load_hang");
+    let (node, space) = open(1 << 20, 60_000, fault.clone());
+    store_below(&node, space, 4);
+    let sessions = [0; 3].map(|_: u64| node.begin_session(space, "r", None).unwrap());
+    let jobs = sessions.map(|session| submit(&node, session, 4, false));
+    until("the loads", || fault.hung() == 4);
+    until("all jobs to wait for them", || node.prefetcher.loader.idle());
+    // Its part falls to the next.
+    node.cancel(jobs[0]).unwrap();
+    fault.release_hangs();
+    let answers = jobs.map(|job| {
+        node.wait(job, WATCHDOG_MS).unwrap();
+        let mut answer = PrefetchResult::default();
+        node.query_prefetch(job, &mut answer).unwrap();
+        (answer.loaded_bytes, answer.tier_keys[1])
+    });
+    // Each was given objects that the backend had.
+    assert_eq!(answers, [(0, 0), (4 * 4096, 4), (0, 4)]);
+    assert_eq!(stats(&node).loaded_bytes, 4 * 4096);
     node.close();
 }
