@@ -367,9 +367,28 @@ fn a_peer_that_says_nothing_is_cut_off_and_holds_up_nobody() {
     let head_timeout = Duration::from_millis(300);
     let port = Port::open_with(HttpOptions { connections_max: 1, head_timeout, ..options() }, None);
     let silent = send(port.http.address(), "GET /met");
-    // The one place there is is taken, until the silent one is cut off.
+    // The one place there is is taken, and given to who asks.
     assert_eq!(port.get("/healthz").status, 200);
     assert!(!until_hung_up(silent).starts_with(b"HTTP/1.1 200"));
+}
+
+#[test]
+fn slow_connections_do_not_silence_health() {
+    let forever = Duration::from_secs(3600);
+    let port = Port::open_with(HttpOptions { head_timeout: forever, answer_timeout: forever, ..options() }, None);
+    let mut followers: Vec<Reader> = (0..4).map(|_| Reader::follow(&port, 0)).collect();
+    let mut slow = Vec::new();
+    for words in ["GET /healthz HTTP/1.1\r\nHost: loc", "G", ""] {
+        for _ in 0..64 {
+            slow.push(send(port.http.address(), words));
+        }
+        // None of them ever ends its request, and none has to time out.
+        assert_eq!(port.get("/healthz").status, 200);
+    }
+    // The oldest have gone, and those that follow events have not.
+    assert_eq!(until_hung_up(slow.remove(0)), b"");
+    port.store(0..1);
+    assert!(followers.iter_mut().all(|reader| reader.line().is_some()));
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! The daemon's HTTP port, for people and for what watches: numbers, health, events, reasons, and a page that draws them.
 //!
-//! One thread serves it. Everything is bounded: connections (those beyond wait in the kernel's queue), the head of a request,
+//! One thread serves it. Everything is bounded: connections (a new one takes the place of the slowest), the head of a request,
 //! the time for it and for the answer, the readers of events. A request has a connection of its own.
 
 mod answer;
 mod follow;
 mod history;
+mod places;
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as BoundListener};
@@ -21,14 +22,16 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::select;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::error::{Error, Result};
 use crate::log::{Log, LogLevel};
 use crate::node::Node;
 use answer::Desk;
+use follow::Answer;
+use places::{Places, Stage};
 
 /// Pause before the next connection is taken where one could not be.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -40,7 +43,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct HttpOptions {
     /// Where it listens. Port 0 takes a free one.
     pub address: SocketAddr,
-    /// Most connections served at once.
+    /// Most connections served at once. One more takes the place of the oldest that has not asked yet.
     pub connections_max: usize,
     /// Most readers of events at once.
     pub followers_max: usize,
@@ -129,31 +132,32 @@ async fn serve(
     mut stopped: watch::Receiver<bool>,
     log: &Log,
 ) {
-    let places = Arc::new(Semaphore::new(options.connections_max.max(1)));
+    let mut places = Places::default();
     let mut connections = JoinSet::new();
     let mut sampling = interval(history::INTERVAL);
     sampling.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let closing = stopped.clone();
     loop {
-        // A place first, so that connections beyond the bound cost nothing here.
-        let accepted = async { (places.clone().acquire_owned().await, listener.accept().await) };
         select! {
             _ = stopped.wait_for(|stop| *stop) => break,
             _ = sampling.tick() => desk.sample(),
             Some(_) = connections.join_next() => {}
-            accepted = accepted => match accepted {
-                (Ok(place), Ok((stream, _))) => {
-                    let (desk, options, closing) = (desk.clone(), options.clone(), closing.clone());
-                    connections.spawn(async move {
-                        converse(stream, desk, &options, closing).await;
-                        drop(place);
-                    });
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if places.make_room(options.connections_max.max(1)) => {
+                    let (desk, options, closing, stage) = (desk.clone(), options.clone(), closing.clone(), Stage::default());
+                    let known = stage.clone();
+                    let task = connections.spawn(async move { converse(stream, desk, &options, closing, stage).await });
+                    places.take(task, known);
+                    // A connection that had to go is closed before the next is accepted.
+                    yield_now().await;
                 }
-                (_, Err(error)) => {
-                    log.say(LogLevel::Warn, || format!("a connection to the HTTP port was not taken: {error}"));
+                Ok(_) => {}
+                Err(error) => {
+                    log.often("http accept", LogLevel::Warn, || {
+                        format!("a connection to the HTTP port was not taken: {error}")
+                    });
                     sleep(PAUSE).await;
                 }
-                (Err(_), _) => break,
             },
         }
     }
@@ -162,11 +166,18 @@ async fn serve(
 }
 
 /// Answers one request. Cuts off a peer that takes too long to ask or to take the answer.
-async fn converse(stream: TcpStream, desk: Arc<Desk>, options: &HttpOptions, closing: watch::Receiver<bool>) {
+async fn converse(
+    stream: TcpStream,
+    desk: Arc<Desk>,
+    options: &HttpOptions,
+    closing: watch::Receiver<bool>,
+    stage: Stage,
+) {
     let progress = Arc::new(Mutex::new(Instant::now()));
     let noted = progress.clone();
     let service = service_fn(move |request| {
         let answer = desk.answer(&request, closing.clone(), noted.clone());
+        stage.answered(matches!(answer.body(), Answer::Follow(_)));
         async move { Ok::<_, Infallible>(answer) }
     });
     let mut connection = pin!(
