@@ -151,6 +151,29 @@ fn it_serves_until_told_to_end_and_writes_out_what_it_accepted() {
 }
 
 #[test]
+fn it_raises_its_soft_limit_on_open_files_to_the_hard_one_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "ulimit -Sn 100; ulimit -Hn 300; exec \"$0\" serve --l1 4MiB --socket \"$1\"";
+    let mut child = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_kvkeep")])
+        .arg(dir.path().join("kvkeep.sock"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut line = |words: &str| said.find(|line| line.contains(words)).unwrap();
+    line("the limit on open files was raised from 100 to 300");
+    let serving = line("serving ");
+    assert!(serving.contains("of 300 descriptors, clients may have "), "{serving}");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().nth(3).unwrap(), "300");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn a_second_signal_ends_it_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon =

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -59,8 +60,8 @@ pub fn wait_for(mut stream: &UnixStream, process: Option<&OwnedFd>, outbox: Opti
 
 /// One socket and its buffers.
 pub struct Connection {
-    /// The socket.
-    pub stream: UnixStream,
+    /// The socket, shared with those who may shut it.
+    pub stream: Arc<UnixStream>,
     /// What came last.
     pub inbox: Inbox,
     /// What goes next.
@@ -69,13 +70,13 @@ pub struct Connection {
 
 impl Connection {
     /// Nothing was said yet.
-    pub fn new(stream: UnixStream) -> Connection {
+    pub fn new(stream: Arc<UnixStream>) -> Connection {
         Connection { stream, inbox: Inbox::default(), frame: Frame::default() }
     }
 
     /// The kind of the next frame, whose fields are in the inbox; None when the peer is gone or sends too much.
     pub fn receive(&mut self, bytes_max: u32, patient: bool) -> Option<u32> {
-        let Some(head) = self.inbox.receive(&mut self.stream, bytes_max, patient).ok()? else {
+        let Some(head) = self.inbox.receive(&mut &*self.stream, bytes_max, patient).ok()? else {
             let message =
                 format!("a message has more than the {bytes_max} bytes that the daemon takes: split the batch");
             self.refuse(&Error::new(KVKEEP_ERR_LIMIT, message));
@@ -90,7 +91,7 @@ impl Connection {
             let message = "the answer is longer than a message may be: ask for less at a time";
             self.frame.begin(KVKEEP_ERR_LIMIT as u32).put(&message);
         }
-        self.stream.write_all(self.frame.finish()).is_ok()
+        (&*self.stream).write_all(self.frame.finish()).is_ok()
     }
 
     /// Gives back what a rare large message took.

@@ -1,11 +1,13 @@
 //! One client as its daemon sees it: who it is, what it may do, and what dies with it.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 
+use super::descriptors::failed;
 use super::outbox::Outbox;
 use super::peer::Peer;
 use super::server::Limits;
@@ -38,6 +40,8 @@ pub struct Guest {
     pub admin: bool,
     /// What it is told unasked.
     pub outbox: Outbox,
+    /// Readable once its process has ended.
+    pub process: Option<OwnedFd>,
     lanes: AtomicUsize,
     cut: AtomicBool,
     held: Mutex<Held>,
@@ -60,7 +64,8 @@ impl Guest {
     /// A client that holds nothing yet.
     pub fn new(number: u64, secret: u64, peer: Peer, read_only: bool, admin: bool) -> Result<Guest> {
         let (lanes, cut, held) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::default());
-        Ok(Guest { number, secret, peer, read_only, admin, outbox: Outbox::new()?, lanes, cut, held })
+        let process = peer.watch().map_err(|error| failed("watching a client's process", &error))?;
+        Ok(Guest { number, secret, peer, read_only, admin, outbox: Outbox::new()?, process, lanes, cut, held })
     }
 
     /// Counts one more lane, if it may have one.
@@ -68,6 +73,11 @@ impl Guest {
         self.lanes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lanes| (lanes < most).then_some(lanes + 1))
             .is_ok()
+    }
+
+    /// How many lanes it has.
+    pub fn lanes(&self) -> usize {
+        self.lanes.load(Ordering::Relaxed)
     }
 
     /// A lane ended.

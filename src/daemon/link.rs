@@ -133,9 +133,11 @@ impl Lane {
                 format!("a message of {bytes} bytes, of which the daemon takes {most} at most: split the batch"),
             )));
         }
-        self.stream.write_all(bytes)?;
+        let sent = self.stream.write_all(bytes);
         look_for(&self.stream, spin);
-        let head = self.inbox.receive(&mut self.stream, FRAME_BYTES_MAX, false)?;
+        let head = self.inbox.receive(&mut self.stream, FRAME_BYTES_MAX, false);
+        // A daemon that refuses a connection need not take in the request: its answer says more than the failure to send.
+        let head = if head.is_err() { sent.and(head)? } else { head? };
         let head = head.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
         let mut fields = self.inbox.fields();
         Ok(match Status::from_number(head.kind as i32) {
@@ -271,7 +273,8 @@ impl Link {
             let (client, secret) = (self.welcome.client, self.welcome.secret);
             let spin_us = self.spin.as_micros() as u32;
             let hello = Request::Lane { version: WIRE_VERSION, client, secret, spin_us };
-            let answer = lane.call(&hello, Duration::ZERO, |_, _| Ok(())).map_err(|_| disconnected(&self.path))?;
+            let answer =
+                lane.call(&hello, Duration::ZERO, |_, _| Ok(())).map_err(|error| unreachable(&self.path, &error))?;
             // A daemon that does not know this client is another run of it.
             answer.map_err(|error| match error.status {
                 KVKEEP_ERR_NOT_FOUND => disconnected(&self.path),
@@ -280,12 +283,10 @@ impl Link {
             lane.bytes_max = self.welcome.message_bytes_max.min(FRAME_BYTES_MAX);
             Ok(lane)
         });
-        opened.inspect_err(|error| {
+        // Nothing was asked yet. Whether the daemon is there, the connection that listens finds out by itself.
+        opened.inspect_err(|_| {
             self.lanes.lock().open -= 1;
             self.free.notify_one();
-            if error.status == KVKEEP_ERR_DISCONNECTED {
-                self.lose();
-            }
         })
     }
 }

@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::descriptors::failed;
 use super::wire::{Frame, KEPT_BYTES};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A client that lets so much pile up is not listening any more.
 const BYTES_MAX: usize = 64 << 20;
@@ -29,7 +30,7 @@ impl Outbox {
     /// Nothing to tell yet.
     pub fn new() -> Result<Outbox> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| Error::io("making a client's event descriptor", &error.into()))?;
+            .map_err(|error| failed("making a client's event descriptor", &error.into()))?;
         let pending = Pending { bytes: Vec::new(), frame: Frame::default(), overflowed: false };
         Ok(Outbox { pending: Mutex::new(pending), fd: fd.into() })
     }

@@ -5,7 +5,17 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// A number that nobody can guess. By the system call itself: a file would need a descriptor.
+pub fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: the place and its length are those of an array of ours.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // So few bytes come whole, or not at all.
+    if got == bytes.len() as isize { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::Error::last_os_error()) }
+}
 
 /// The process that connected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +49,13 @@ impl Peer {
         Ok(Peer { pid: cred.pid.max(0) as u32, uid: cred.uid, gid: cred.gid })
     }
 
-    /// A descriptor that is readable once the process has ended, whoever inherited its sockets. None if it cannot be had.
-    pub fn watch(&self) -> Option<OwnedFd> {
-        pidfd_open(Pid::from_raw(self.pid as i32)?, PidfdFlags::empty()).ok()
+    /// A descriptor that is readable once the process has ended, whoever inherited its sockets. None if this system has none,
+    /// an error if no descriptor is left.
+    pub fn watch(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid as i32) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(error @ (Errno::MFILE | Errno::NFILE)) => Err(error.into()),
+            watch => Ok(watch.ok()),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,25 +12,33 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
+use super::accept::{Accepted, Acceptor};
+pub use super::access::{Access, Limits};
 pub use super::claim::Claim;
 use super::connection::{Connection, Said, Until, wait_for};
+use super::connections::{Guests, Stream, Use};
+use super::descriptors::{self, OF_CLIENT, Shares, none_left};
 use super::dispatch::Desk;
 use super::guest::Guest;
-use super::peer::Peer;
-use super::wire::{FRAME_BYTES_MAX, Request, WIRE_VERSION, Welcome, look_for};
+use super::peer::{Peer, random};
+use super::wire::{Request, WIRE_VERSION, Welcome, look_for};
 use crate::error::{
-    Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_VERSION,
-    KVKEEP_OK, Result,
+    Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_VERSION, KVKEEP_OK, Result,
 };
 use crate::log::LogLevel;
 use crate::node::Node;
 
-/// How long a peer may take for its first request, and to take in an answer.
+/// How long a peer may take to take in an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a connection may be open without saying what it is.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Pause before the next connection is accepted where one could not be, not even to be refused.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Most bytes of a connection's first request.
 const FIRST_BYTES_MAX: u32 = 4096;
@@ -38,78 +46,16 @@ const FIRST_BYTES_MAX: u32 = 4096;
 /// Longest time to look for a client's next request before sleeping, of one that spins itself.
 const SPIN_MAX: Duration = Duration::from_micros(50);
 
-/// Bounds of one client.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Most clients at once.
-    pub clients_max: usize,
-    /// Most calls of one client at once.
-    pub lanes_per_client_max: usize,
-    /// Most live sessions of one client.
-    pub sessions_per_client_max: usize,
-    /// Most jobs of one client that are not released.
-    pub jobs_per_client_max: usize,
-    /// Most bytes that one client stages.
-    pub staged_bytes_per_client_max: u64,
-    /// Most bytes of one message.
-    pub message_bytes_max: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            clients_max: 256,
-            lanes_per_client_max: 64,
-            sessions_per_client_max: 1 << 16,
-            jobs_per_client_max: 1 << 16,
-            staged_bytes_per_client_max: u64::MAX,
-            message_bytes_max: FRAME_BYTES_MAX,
-        }
-    }
-}
-
-/// Who may connect, and to what.
-#[derive(Clone, Debug)]
-pub struct Access {
-    /// File mode of the socket.
-    pub mode: u32,
-    /// Users who may connect, beside the daemon's own and root.
-    pub uids: Vec<u32>,
-    /// Groups whose members (by their process's group) may connect.
-    pub gids: Vec<u32>,
-    /// Users who may connect and only read.
-    pub read_only_uids: Vec<u32>,
-    /// Tenants whose spaces only these users may open, beside the daemon's own and root.
-    pub tenants: Vec<(String, Vec<u32>)>,
-}
-
-impl Default for Access {
-    fn default() -> Access {
-        Access { mode: 0o600, uids: Vec::new(), gids: Vec::new(), read_only_uids: Vec::new(), tenants: Vec::new() }
-    }
-}
-
-struct Stream {
-    socket: UnixStream,
-    /// Whose lane it is.
-    client: Option<u64>,
-}
-
-#[derive(Default)]
-struct Guests {
-    by_number: HashMap<u64, Arc<Guest>>,
-    /// Connections with a thread, to be shut when the server stops.
-    streams: HashMap<u64, Stream>,
-}
-
 struct Shared {
     node: Arc<Node>,
     desk: Desk,
     access: Access,
     limits: Limits,
     boot: u8,
+    shares: Shares,
     guests: Mutex<Guests>,
-    empty: Condvar,
+    /// A connection ended, or said what it is.
+    changed: Condvar,
     next: AtomicU64,
     stopping: AtomicBool,
 }
@@ -120,13 +66,6 @@ pub struct Server {
     claim: Claim,
     listener: Arc<UnixListener>,
     accepting: Option<JoinHandle<()>>,
-}
-
-fn random() -> Result<u64> {
-    let mut bytes = [0; 8];
-    let file = std::fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
-    file.map_err(|error| Error::io("reading /dev/urandom", &error))?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 impl Server {
@@ -147,8 +86,9 @@ impl Server {
             access,
             limits,
             boot: claim.boot,
+            shares: Shares::now(),
             guests: Mutex::default(),
-            empty: Condvar::new(),
+            changed: Condvar::new(),
             next: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
         });
@@ -157,13 +97,22 @@ impl Server {
             .name("kvkeep-accept".to_owned())
             .spawn(move || accepting.accept(&listening))
             .map_err(|error| Error::io("starting the thread kvkeep-accept", &error))?;
-        shared.node.log.say(LogLevel::Info, || format!("serving {}", path.display()));
+        shared.node.log.say(LogLevel::Info, || {
+            let Shares { clients, http, backends, .. } = shared.shares;
+            format!(
+                "serving {}; of {} descriptors, clients may have {clients}, {backends} are set aside for backends and {http} for HTTP",
+                path.display(),
+                descriptors::limit()
+            )
+        });
         Ok(Server { shared, claim, listener, accepting: Some(accepting) })
     }
 
     /// Lets nobody in any more, ends every client, and returns when their threads are gone.
     pub fn stop(mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
+        drop(self.shared.guests.lock());
+        self.shared.changed.notify_all();
         let _ = std::fs::remove_file(&self.claim.socket);
         let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
         if let Some(accepting) = self.accepting.take() {
@@ -174,9 +123,27 @@ impl Server {
             let _ = stream.socket.shutdown(Shutdown::Both);
         }
         while !guests.streams.is_empty() {
-            self.shared.empty.wait(&mut guests);
+            self.shared.changed.wait(&mut guests);
         }
     }
+}
+
+fn silent() -> Error {
+    Error::new(
+        KVKEEP_ERR_LIMIT,
+        format!(
+            "a connection that did not say what it is, in {} s or before others had to: try again",
+            SILENCE_MAX.as_secs()
+        ),
+    )
+}
+
+fn clients_have_all() -> Error {
+    Error::new(
+        KVKEEP_ERR_LIMIT,
+        "the daemon's clients have all descriptors that are not set aside for its backends: close some, or raise the limit on \
+         open files that kvkeep serve is started with (ulimit -n, LimitNOFILE=)",
+    )
 }
 
 fn check_version(version: u32) -> Result<()> {
@@ -191,67 +158,92 @@ fn check_version(version: u32) -> Result<()> {
 
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
-        while !self.stopping.load(Ordering::SeqCst) {
-            let Ok((stream, _)) = listener.accept() else {
-                if !self.stopping.load(Ordering::SeqCst) {
-                    // Out of descriptors, most likely: some will be closed.
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                continue;
-            };
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let Ok(socket) = stream.try_clone() else { continue };
-            let most = self.limits.clients_max * (self.limits.lanes_per_client_max + 1);
-            {
-                let mut guests = self.guests.lock();
-                if guests.streams.len() >= most {
-                    continue;
-                }
-                guests.streams.insert(number, Stream { socket, client: None });
+        let mut acceptor = Acceptor::new(listener);
+        loop {
+            self.make_room();
+            if self.stopping.load(Ordering::SeqCst) {
+                return;
             }
-            let me = self.clone();
-            let thread = std::thread::Builder::new().name("kvkeep-client".to_owned()).spawn(move || {
-                let ended = catch_unwind(AssertUnwindSafe(|| me.serve(stream, number)));
-                if ended.is_err() {
-                    me.node.poison();
+            match acceptor.accept() {
+                Ok(Accepted::Connection(stream)) => self.begin(stream),
+                Ok(Accepted::NoDescriptor(stream)) => self.refuse(stream, &none_left()),
+                Err(error) if !self.stopping.load(Ordering::SeqCst) => {
+                    self.node.log.often("accept", LogLevel::Warn, || format!("no connection can be accepted: {error}"));
+                    std::thread::sleep(PAUSE);
                 }
-                me.forget(number);
-            });
-            if thread.is_err() {
-                self.forget(number);
+                Err(_) => {}
             }
+        }
+    }
+
+    /// Waits until another connection may be silent for a while. The oldest that is silent goes for it.
+    fn make_room(&self) {
+        let mut guests = self.guests.lock();
+        while guests.silent() >= self.shares.silent && !self.stopping.load(Ordering::SeqCst) {
+            guests.refuse_oldest();
+            self.changed.wait(&mut guests);
+        }
+    }
+
+    /// Gives a connection a thread, if its peer may connect at all.
+    fn begin(self: &Arc<Self>, stream: UnixStream) {
+        let peer = Peer::of(&stream).map_err(|error| Error::io("asking who connected", &error));
+        let peer = match peer.and_then(|peer| self.access.rights(peer).map(|_| peer)) {
+            Ok(peer) => peer,
+            Err(error) => return self.refuse(stream, &error),
+        };
+        let (number, stream) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(stream));
+        self.guests.lock().streams.insert(number, Stream { socket: stream.clone(), usage: Use::Silent });
+        let (me, socket) = (self.clone(), stream.clone());
+        let thread = std::thread::Builder::new().name("kvkeep-client".to_owned()).spawn(move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| me.serve(socket, peer, number)));
+            if ended.is_err() {
+                me.node.poison();
+            }
+            me.forget(number);
+        });
+        if let Err(error) = thread {
+            self.forget(number);
+            let message =
+                format!("the daemon has no thread left for another connection ({error}): raise its limit of tasks");
+            self.refuse(stream, &Error::new(KVKEEP_ERR_LIMIT, message));
+        }
+    }
+
+    /// Says why not, and closes.
+    fn refuse(&self, stream: impl Into<Arc<UnixStream>>, error: &Error) {
+        self.node.log.often("refused connection", LogLevel::Warn, || format!("a connection was refused: {error}"));
+        let stream = stream.into();
+        // What a socket that is new has room for must not wait for its reader.
+        if stream.set_nonblocking(true).is_ok() {
+            Connection::new(stream).refuse(error);
         }
     }
 
     fn forget(&self, number: u64) {
-        let mut guests = self.guests.lock();
-        guests.streams.remove(&number);
-        if guests.streams.is_empty() {
-            self.empty.notify_all();
-        }
+        self.guests.lock().streams.remove(&number);
+        self.changed.notify_all();
     }
 
     /// One connection, from its first request to its end.
-    fn serve(self: &Arc<Self>, stream: UnixStream, number: u64) {
+    fn serve(self: &Arc<Self>, stream: Arc<UnixStream>, peer: Peer, number: u64) {
         let mut connection = Connection::new(stream);
         let _ = connection.stream.set_write_timeout(Some(PATIENCE));
-        // Who may not connect is told so before anything is waited for.
-        let peer = Peer::of(&connection.stream).map_err(|error| Error::io("asking who connected", &error));
-        let admitted = peer.and_then(|peer| self.access.rights(peer).map(|_| peer)).and_then(|peer| {
-            let mut from = Until { stream: &connection.stream, until: Instant::now() + PATIENCE };
-            let head = connection.inbox.receive(&mut from, FIRST_BYTES_MAX, false);
-            let head = head.map_err(|error| Error::io("waiting for the first request", &error))?;
-            let kind = head.ok_or_else(|| Error::invalid("malformed message: the first is long"))?.kind;
-            self.admit(peer, Request::decode(kind, connection.inbox.fields())?, number)
-        });
+        let first = {
+            let mut from = Until { stream: &connection.stream, until: Instant::now() + SILENCE_MAX };
+            connection.inbox.receive(&mut from, FIRST_BYTES_MAX, false)
+        };
+        let admitted = match first {
+            Ok(Some(head)) => Request::decode(head.kind, connection.inbox.fields())
+                .and_then(|request| self.admit(peer, request, number)),
+            Ok(None) => Err(Error::invalid("malformed message: the first is long")),
+            Err(_) => Err(silent()),
+        };
+        self.changed.notify_all();
         let _ = connection.stream.set_read_timeout(Some(PATIENCE));
         let (guest, spin) = match admitted {
             Ok(admitted) => admitted,
-            Err(error) => {
-                self.node.log.say(LogLevel::Warn, || format!("a connection was refused: {error}"));
-                connection.refuse(&error);
-                return;
-            }
+            Err(error) => return self.refuse(connection.stream, &error),
         };
         if let Some(spin) = spin {
             connection.frame.begin(KVKEEP_OK as u32);
@@ -261,9 +253,8 @@ impl Shared {
             guest.leave_lane();
             return;
         }
-        let process = guest.peer.watch();
-        if self.welcome(&mut connection, &guest).is_ok() && self.push(&mut connection, &guest, process.as_ref()) {
-            self.linger(&connection.stream, &guest, process.as_ref());
+        if self.welcome(&mut connection, &guest).is_ok() && self.push(&mut connection, &guest) {
+            self.linger(&connection.stream, &guest);
         }
         let _ = connection.stream.shutdown(Shutdown::Both);
         self.end_lanes(&guest);
@@ -294,6 +285,10 @@ impl Shared {
                     .ok_or_else(|| {
                         Error::new(KVKEEP_ERR_NOT_FOUND, format!("client {client} is not connected: connect again"))
                     })?;
+                // The first is counted with its client.
+                if guest.lanes() > 0 && guests.descriptors() >= self.shares.clients {
+                    return Err(clients_have_all());
+                }
                 if !guest.enter_lane(self.limits.lanes_per_client_max) {
                     return Err(Error::new(
                         KVKEEP_ERR_LIMIT,
@@ -301,14 +296,15 @@ impl Shared {
                     ));
                 }
                 if let Some(stream) = guests.streams.get_mut(&number) {
-                    stream.client = Some(client);
+                    stream.usage = Use::Lane(client);
                 }
                 Ok((guest, Some(Duration::from_micros(u64::from(spin_us)).min(SPIN_MAX))))
             }
             Request::Hello { version, read_only } => {
                 check_version(version)?;
                 let (may_write, admin) = self.access.rights(peer)?;
-                let guest = Arc::new(Guest::new(number, random()?, peer, read_only || !may_write, admin)?);
+                let secret = random().map_err(|error| Error::io("making a secret", &error))?;
+                let guest = Arc::new(Guest::new(number, secret, peer, read_only || !may_write, admin)?);
                 let mut guests = self.guests.lock();
                 // Those that have lost their connection are bounded alone: they must be able to connect again.
                 let cut = guests.by_number.values().filter(|guest| guest.is_cut()).count();
@@ -317,6 +313,12 @@ impl Shared {
                         KVKEEP_ERR_LIMIT,
                         format!("{} clients are connected: close some, or raise clients_max", self.limits.clients_max),
                     ));
+                }
+                if guests.descriptors() + OF_CLIENT > self.shares.clients {
+                    return Err(clients_have_all());
+                }
+                if let Some(stream) = guests.streams.get_mut(&number) {
+                    stream.usage = Use::Client;
                 }
                 self.node.l1.open_writer(number, self.limits.staged_bytes_per_client_max);
                 guests.by_number.insert(number, guest.clone());
@@ -348,19 +350,19 @@ impl Shared {
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [fd];
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        let sent = sendmsg(&connection.stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
-        connection.stream.write_all(&bytes[sent..])
+        let sent = sendmsg(&*connection.stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+        (&*connection.stream).write_all(&bytes[sent..])
     }
 
     /// Sends a client what it is told unasked, until it or the way to it is gone. Whether it may be alive still.
-    fn push(&self, connection: &mut Connection, guest: &Guest, process: Option<&OwnedFd>) -> bool {
+    fn push(&self, connection: &mut Connection, guest: &Guest) -> bool {
         let mut bytes = Vec::new();
         loop {
-            match wait_for(&connection.stream, process, Some(guest.outbox.fd())) {
+            match wait_for(&connection.stream, guest.process.as_ref(), Some(guest.outbox.fd())) {
                 Said::Nothing => {}
                 said => return said == Said::Lost,
             }
-            if !guest.outbox.take(&mut bytes) || connection.stream.write_all(&bytes).is_err() {
+            if !guest.outbox.take(&mut bytes) || (&*connection.stream).write_all(&bytes).is_err() {
                 self.node.log.say(LogLevel::Warn, || {
                     format!("client {} (pid {}) does not take what it is told", guest.number, guest.peer.pid)
                 });
@@ -371,13 +373,13 @@ impl Shared {
 
     /// Waits for the end of a client that has lost its connection. Until then its copies may be under way and its views looked at,
     /// so what it holds stays its own.
-    fn linger(&self, stream: &UnixStream, guest: &Guest, process: Option<&OwnedFd>) {
+    fn linger(&self, stream: &UnixStream, guest: &Guest) {
         self.end_lanes(guest);
         guest.outbox.close();
         let _ = stream.shutdown(Shutdown::Write);
         // It may still say that it has lost what it is told here is lost.
         for _ in 0..2 {
-            if wait_for(stream, process, None) != Said::Lost {
+            if wait_for(stream, guest.process.as_ref(), None) != Said::Lost {
                 return;
             }
         }
@@ -387,7 +389,7 @@ impl Shared {
     fn end_lanes(&self, guest: &Guest) {
         let guests = self.guests.lock();
         guest.cut();
-        let lanes = guests.streams.values().filter(|stream| stream.client == Some(guest.number));
+        let lanes = guests.streams.values().filter(|stream| stream.usage == Use::Lane(guest.number));
         lanes.for_each(|lane| drop(lane.socket.shutdown(Shutdown::Both)));
     }
 
@@ -416,25 +418,5 @@ impl Shared {
             connection.trim();
             look_for(&connection.stream, spin);
         }
-    }
-}
-
-impl Access {
-    /// Whether a peer may write and administer; an error if it may not even connect.
-    fn rights(&self, peer: Peer) -> Result<(bool, bool)> {
-        let own = rustix::process::geteuid().as_raw();
-        let admin = peer.uid == own || peer.uid == 0;
-        let reader = self.read_only_uids.contains(&peer.uid);
-        let writer = admin || self.uids.contains(&peer.uid) || self.gids.contains(&peer.gid);
-        if !reader && !writer {
-            return Err(Error::new(
-                KVKEEP_ERR_PERMISSION,
-                format!(
-                    "user {} (group {}) may not use this daemon: give it to kvkeep serve as --allow-uids, --allow-gids or --read-only-uids",
-                    peer.uid, peer.gid
-                ),
-            ));
-        }
-        Ok((!reader, admin && !reader))
     }
 }

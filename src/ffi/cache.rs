@@ -20,8 +20,8 @@ use crate::error::{KVKEEP_OK, Status};
 /// not done completes so, at once; the client reconnects by itself. Sessions, jobs and shares of the former run are lost
 /// and keep saying DISCONNECTED; spaces keep their numbers. Views of the former run stay readable for one session
 /// timeout longer. So it is when only the connection is lost, because one side was stopped for long: then what this process
-/// held is nobody else's meanwhile, staging included, nor while copies are under way. A call for which this process has
-/// no descriptor left is LIMIT, and nothing else is lost.
+/// held is nobody else's meanwhile, staging included, nor while copies are under way. A call for which this process or
+/// the daemon has no descriptor left is LIMIT, and nothing else is lost.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
 /// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
 #[unsafe(no_mangle)]

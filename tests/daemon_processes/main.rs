@@ -52,6 +52,25 @@ fn plays_its_part() {
     }
 }
 
+/// Sets how many descriptors a process may have, 0 for this one, and gives how many it might have before.
+fn allow_descriptors(pid: u32, most: u64) -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain calls on a struct of ours.
+    unsafe {
+        let pid = pid as libc::pid_t;
+        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit), 0);
+        let before = std::mem::replace(&mut limit.rlim_cur, most);
+        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()), 0);
+        before
+    }
+}
+
+/// The numbers of a process's open descriptors.
+fn descriptors(pid: u32) -> Vec<u64> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+}
+
 /// Starts a daemon that serves by the time this returns.
 fn daemon(part: &DaemonPart) -> common::Process {
     let mut process = common::Process::start(&Part::Daemon(part.clone()));

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use kvkeep::error::{
 use kvkeep::key::Key;
 
 use crate::common::*;
-use crate::daemon;
+use crate::{Part, allow_descriptors, daemon, descriptors};
 
 /// A connection whose every byte is ours.
 struct Raw {
@@ -223,6 +224,100 @@ fn whatever_is_sent_the_daemon_and_the_honest_go_on() {
     });
     let after = status(server.pid(), "RssAnon:");
     assert!(after < before + 32 * 1024, "the daemon grew from {before} KiB to {after} KiB");
+    client.close();
+}
+
+#[test]
+fn silent_connections_are_few_and_short_lived_and_hold_up_nobody() {
+    watch();
+    let dir = tempfile::tempdir().unwrap();
+    // Files of a backend would be counted, too.
+    let part = DaemonPart::with_l2(dir.path(), "memory:");
+    let server = daemon(&part);
+    let client = part.client();
+    let space = open_space(&client);
+    let before = descriptors(server.pid()).len();
+    let mut most = 0;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let honest = scope.spawn(|| honest(&client, space, &over));
+        let mut silent = Vec::new();
+        for _ in 0..510 {
+            silent.push(Raw::connect(&part));
+            most = most.max(descriptors(server.pid()).len() - before);
+        }
+        // Another client is let in at once, and does what it likes.
+        let another = part.client();
+        write(&another, another.begin_session(space, "another", None).unwrap(), &keys(0..4));
+        another.close();
+        // All of them are told why they have to go, without a word from them.
+        let told = |raw: &mut Raw| {
+            let limit = raw.answer() == Some(KVKEEP_ERR_LIMIT as i32);
+            limit && raw.inbox.fields().take::<&str>().unwrap().contains("did not say") && raw.answer().is_none()
+        };
+        let all_told = silent.iter_mut().all(told);
+        over.store(true, Ordering::Relaxed);
+        honest.join().unwrap();
+        assert!(all_told);
+    });
+    // Each took one descriptor, and there were 32 at a time. The honest one has made a lane meanwhile, and one was being refused.
+    assert!(most <= 34, "{most} more than before");
+    client.close();
+}
+
+#[test]
+fn clients_leave_descriptors_for_backends() {
+    watch();
+    let dir = tempfile::tempdir().unwrap();
+    let part = DaemonPart::with_l2(dir.path(), &format!("fs://{}/l2?threads=1&depth=8", dir.path().display()));
+    let limited = |command: &mut std::process::Command| {
+        let limit = || {
+            allow_descriptors(0, 128);
+            Ok(())
+        };
+        // SAFETY: plain system calls in the child.
+        unsafe { command.pre_exec(limit) };
+    };
+    let mut server = Process::start_with(&Part::Daemon(part.clone()), limited);
+    server.expect("serving");
+    let client = part.client();
+    let space = open_space(&client);
+    let hello = Request::Hello { version: WIRE_VERSION, read_only: false };
+    let (mut clients, mut refused) = (Vec::new(), Raw::connect(&part));
+    while refused.ask(&hello) == Some(KVKEEP_OK as i32) {
+        let welcome = refused.inbox.fields().take().unwrap();
+        clients.push((std::mem::replace(&mut refused, Raw::connect(&part)), welcome));
+    }
+    assert!(clients.len() > 4, "{} clients in 128 descriptors", clients.len());
+    let says = |mut raw: Raw| {
+        let said = raw.inbox.fields().take::<&str>().unwrap();
+        assert!(said.contains("set aside for its backends") && said.contains("ulimit -n"), "{said}");
+        assert_eq!(raw.answer(), None);
+    };
+    says(refused);
+    // Each of them may make a call still, which takes what was kept for it, and no second one at once.
+    let mut lanes = Vec::new();
+    for (_, welcome) in &clients {
+        lanes.push(Raw::lane(&part, welcome));
+        let mut second = Raw::connect(&part);
+        match second.ask(&lane(welcome, 0)) {
+            Some(0) => lanes.push(second),
+            answer => {
+                is(answer, KVKEEP_ERR_LIMIT);
+                says(second);
+            }
+        }
+    }
+    assert!(lanes.len() < clients.len() + 4);
+    // A quarter is free for backends: what is written is stored, and loaded again.
+    assert!(descriptors(server.pid()).len() < 128 - 32);
+    let mine = keys(0..200);
+    store(&client, space, &mine);
+    let session = client.begin_session(space, "loads", None).unwrap();
+    let mut job = 0;
+    client.submit_prefetch(session, &mine, PrefetchRequest::default(), &mut job).unwrap();
+    client.wait(job, WATCHDOG_MS).unwrap();
+    look(&client, session, &mine);
     client.close();
 }
 

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
@@ -10,12 +9,13 @@ use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND};
 use kvkeep::types::PrefetchResult;
+use parking_lot::Mutex;
 use rustix::net::{Shutdown, getpeername, shutdown};
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;
 use crate::restart::is_disconnected;
-use crate::{Part, daemon};
+use crate::{Part, allow_descriptors, daemon, descriptors};
 
 /// Has no descriptor left for a while.
 #[derive(Serialize, Deserialize)]
@@ -23,16 +23,22 @@ pub struct Starved {
     daemon: DaemonPart,
 }
 
-/// Sets how many descriptors this process may have, and gives how many it might have before.
-fn allow_descriptors(most: u64) -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: plain calls on a struct of ours.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
-        let before = std::mem::replace(&mut limit.rlim_cur, most);
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-        before
-    }
+/// Makes calls at once, which need a connection each, until one cannot have it. Gives the message.
+fn until_refused(client: &Client) -> String {
+    let refused = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while refused.lock().is_none() {
+                    if let Err(error) = client.metrics() {
+                        assert_eq!(error.status, KVKEEP_ERR_LIMIT, "{error}");
+                        *refused.lock() = Some(error.message);
+                    }
+                }
+            });
+        }
+    });
+    refused.into_inner().unwrap()
 }
 
 impl Starved {
@@ -42,23 +48,10 @@ impl Starved {
         let session = client.begin_session(space, "starved", None).unwrap();
         stage(&client, session, &keys(0..1));
         let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
-        let before = allow_descriptors(next as u64);
-        let refused = AtomicBool::new(false);
-        // Calls at once need a connection each, until one cannot have it.
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    while !refused.load(Ordering::Relaxed) {
-                        if let Err(error) = client.metrics() {
-                            assert_eq!(error.status, KVKEEP_ERR_LIMIT, "{error}");
-                            assert!(error.message.contains("ulimit -n"), "{error}");
-                            refused.store(true, Ordering::Relaxed);
-                        }
-                    }
-                });
-            }
-        });
-        allow_descriptors(before);
+        let before = allow_descriptors(0, next as u64);
+        let message = until_refused(&client);
+        assert!(message.contains("ulimit -n"), "{message}");
+        allow_descriptors(0, before);
         // The session is there, and what it staged.
         assert!(client.finish_write(session, &keys(0..1), None).unwrap());
         read(&client, session, &keys(0..1));
@@ -79,6 +72,36 @@ fn a_client_without_a_descriptor_loses_a_call_and_not_its_sessions() {
     starved.expect("served");
     starved.wait();
     assert_eq!(stats(&client).clients_lost, 0);
+    client.close();
+}
+
+#[test]
+fn a_call_that_finds_the_daemon_without_a_descriptor_is_a_limit_and_loses_nothing_else() {
+    watch();
+    let dir = tempfile::tempdir().unwrap();
+    let part = DaemonPart::new(dir.path(), 0);
+    let server = daemon(&part);
+    let client = part.client();
+    let space = open_space(&client);
+    let session = client.begin_session(space, "holds", None).unwrap();
+    let (held, staged) = (keys(0..20), keys(20..21));
+    write(&client, session, &held);
+    assert!(client.reserve_read(session, &held, 0, &mut views(held.len())).unwrap());
+    stage(&client, session, &staged);
+    // Every number that it may have is taken, but for the one that is kept to refuse with.
+    let taken = descriptors(server.pid());
+    let free = (0..).find(|number| !taken.contains(number)).unwrap();
+    let before = allow_descriptors(server.pid(), free);
+    let message = until_refused(&client);
+    assert!(message.contains("the daemon") && message.contains("ulimit -n"), "{message}");
+    allow_descriptors(server.pid(), before);
+    // What was held is held, what was staged is staged, and the next call needs no new connection.
+    assert!(client.finish_write(session, &staged, None).unwrap());
+    look(&client, session, &held);
+    assert!(client.finish_read(session, &held, 0, None).unwrap());
+    client.end_session(session).unwrap();
+    let stats = stats(&client);
+    assert_eq!((stats.clients_lost, stats.sessions, stats.l1_shares), (0, 0, 0));
     client.close();
 }
 

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use kvkeep::cache::Cache as _;
 use kvkeep::daemon::config::{Level, Settings};
+use kvkeep::daemon::descriptors::{self, Shares};
 use kvkeep::daemon::http::{Http, HttpOptions};
 use kvkeep::daemon::server::{Access, Claim, Limits, Server};
 use kvkeep::log::{Log, LogLevel};
@@ -78,12 +79,26 @@ fn signals() -> Result<Signals, String> {
     Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("taking signals failed: {error}"))
 }
 
+/// Lets this process open as many files as it may: each client needs some, and each load.
+fn raise_limit(log: &Log) {
+    match descriptors::raise_limit() {
+        Ok((before, now)) if before == now => {}
+        Ok((before, now)) => {
+            log.say(LogLevel::Info, || format!("the limit on open files was raised from {before} to {now}"));
+        }
+        Err(error) => {
+            log.say(LogLevel::Warn, || format!("the limit on open files cannot be raised to the hard one: {error}"));
+        }
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
     let file = args.config.as_deref().map(Settings::read).transpose().map_err(sentence)?;
     let settings = args.settings.clone().over(file.unwrap_or_default());
     let log = log(settings.log.unwrap_or(Level::Info).into());
     let mut signals = signals()?;
+    raise_limit(&log);
     let (access, limits) = (settings.access(), settings.limits().map_err(sentence)?);
     let socket = settings.socket().map_err(sentence)?;
     // Everything that may be refused is asked for before L1 is mapped, but for the socket's name, which says who we are.
@@ -125,7 +140,12 @@ fn open(
     limits: Limits,
     log: &Log,
 ) -> Result<(Server, Option<Http>), String> {
-    let start = |address| Http::start(node.clone(), HttpOptions::new(address), log.clone());
+    let start = |address| {
+        let defaults = HttpOptions::new(address);
+        let connections_max = Shares::now().http.min(defaults.connections_max);
+        let followers_max = defaults.followers_max.min(connections_max / 2);
+        Http::start(node.clone(), HttpOptions { connections_max, followers_max, ..defaults }, log.clone())
+    };
     let http = settings.http.map(start).transpose().map_err(sentence)?;
     if let Some(http) = &http {
         log.say(LogLevel::Info, || format!("the page is at http://{}/", http.address()));

@@ -1,0 +1,69 @@
+//! The connections of a daemon and the clients that they belong to.
+
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::descriptors::OF_CLIENT;
+use super::guest::Guest;
+
+/// What a connection has said that it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Nothing yet.
+    Silent,
+    /// Nothing, and it was told to go.
+    Refused,
+    /// A client's connection for pushes.
+    Client,
+    /// A lane of this client.
+    Lane(u64),
+}
+
+pub struct Stream {
+    /// The socket, to be shut.
+    pub socket: Arc<UnixStream>,
+    /// Its use.
+    pub usage: Use,
+}
+
+/// All clients, and all connections.
+#[derive(Default)]
+pub struct Guests {
+    /// Clients by their number.
+    pub by_number: HashMap<u64, Arc<Guest>>,
+    /// Connections with a thread, to be shut when the server stops.
+    pub streams: HashMap<u64, Stream>,
+}
+
+impl Guests {
+    /// Descriptors that clients have, or may have at once.
+    pub fn descriptors(&self) -> usize {
+        self.by_number.values().map(|guest| OF_CLIENT + guest.lanes().saturating_sub(1)).sum()
+    }
+
+    /// How many connections have not said what they are.
+    pub fn silent(&self) -> usize {
+        self.streams.values().filter(|stream| matches!(stream.usage, Use::Silent | Use::Refused)).count()
+    }
+
+    /// Refuses the oldest of the connections that have said nothing.
+    pub fn refuse_oldest(&mut self) {
+        let silent =
+            self.streams.iter_mut().filter(|(_, stream)| stream.usage == Use::Silent && says_nothing(&stream.socket));
+        if let Some((_, stream)) = silent.min_by_key(|(number, _)| **number) {
+            stream.usage = Use::Refused;
+            // Its thread finds that nothing comes, and says why it goes.
+            let _ = stream.socket.shutdown(Shutdown::Read);
+        }
+    }
+}
+
+/// Whether nothing has come on a connection that its thread has not taken.
+fn says_nothing(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+}

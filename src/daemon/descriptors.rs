@@ -1,0 +1,122 @@
+//! How many file descriptors the daemon may open, and how they are divided.
+//!
+//! Backends, the HTTP port and the daemon itself have their shares first. Clients have the rest, so that no number of
+//! connections makes a load or a store fail, or silences `/healthz`.
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::error::{Error, KVKEEP_ERR_LIMIT};
+
+/// Most descriptors set aside for backends: more are of use to none.
+const BACKENDS_MAX: u64 = 1024;
+/// Most connections to the HTTP port.
+const HTTP_MAX: u64 = 64;
+/// Most connections that have not said yet what they are.
+const SILENT_MAX: u64 = 32;
+/// A descriptor to refuse a connection with, one to answer a reader with, and some for files that are read in passing.
+const SPARE: u64 = 8;
+
+/// What one client takes: its connection, what wakes the thread that serves it, its process, and its first lane.
+pub const OF_CLIENT: usize = 4;
+
+/// The soft limit on open files of this process.
+pub fn limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Raises the soft limit on open files to the hard one. Gives the soft limit before and after.
+pub fn raise_limit() -> io::Result<(u64, u64)> {
+    let before = getrlimit(Resource::Nofile);
+    if before.current != before.maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum })?;
+    }
+    Ok((before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX)))
+}
+
+/// How many this process has open.
+fn open() -> u64 {
+    std::fs::read_dir("/proc/self/fd").map_or(64, |entries| entries.count() as u64)
+}
+
+/// How the descriptors of a process are divided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shares {
+    /// For clients and their lanes.
+    pub clients: usize,
+    /// For connections that have not said yet what they are.
+    pub silent: usize,
+    /// For connections to the HTTP port.
+    pub http: usize,
+    /// For backends.
+    pub backends: usize,
+}
+
+impl Shares {
+    /// Of a process that may open `limit` files, and has `open` of them.
+    fn of(limit: u64, open: u64) -> Shares {
+        let share = |part: u64, most: u64| (limit / part).min(most).max(1);
+        let (backends, http, silent) = (share(4, BACKENDS_MAX), share(8, HTTP_MAX), share(16, SILENT_MAX));
+        let clients = limit.saturating_sub(open + backends + http + silent + SPARE);
+        let count = |share: u64| usize::try_from(share).unwrap_or(usize::MAX);
+        // One client can always be served: without one the daemon is of no use.
+        let clients = count(clients).max(OF_CLIENT);
+        Shares { clients, silent: count(silent), http: count(http), backends: count(backends) }
+    }
+
+    /// Of this process as it is now. The HTTP port's share does not depend on what is open.
+    pub fn now() -> Shares {
+        Shares::of(limit(), open())
+    }
+}
+
+/// The error of a call for which the daemon has no descriptor.
+pub fn none_left() -> Error {
+    Error::new(
+        KVKEEP_ERR_LIMIT,
+        format!(
+            "the daemon has no descriptor left for another connection, of {} that it may have: close some, or raise the limit \
+             on open files that kvkeep serve is started with (ulimit -n, LimitNOFILE=)",
+            limit()
+        ),
+    )
+}
+
+/// Whether a failure means that no descriptor was left.
+pub fn is_none_left(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// The error of an operation of the daemon for a client, which may have needed a descriptor.
+pub fn failed(what: &str, error: &io::Error) -> Error {
+    if is_none_left(error) { none_left() } else { Error::io(what, error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_and_http_have_their_shares_before_clients() {
+        for (limit, open) in [(40, 18), (256, 30), (1024, 40), (524_288, 40), (u64::MAX, 40)] {
+            let shares = Shares::of(limit, open);
+            let taken = [shares.clients, shares.silent, shares.http, shares.backends];
+            assert!(taken.iter().all(|&share| share > 0), "{limit}: {shares:?}");
+            let sum = taken.iter().fold(open, |sum, &share| sum.saturating_add(share as u64));
+            assert!(shares.clients == OF_CLIENT || sum.saturating_add(SPARE) <= limit, "{limit}: {shares:?}");
+        }
+        assert_eq!(Shares::of(1024, 40), Shares { clients: 624, silent: 32, http: 64, backends: 256 });
+        assert_eq!(Shares::of(0, 0).clients, OF_CLIENT);
+    }
+
+    #[test]
+    fn a_missing_descriptor_is_a_limit_with_its_remedy() {
+        for (errno, status) in [(Errno::MFILE, KVKEEP_ERR_LIMIT), (Errno::NFILE, KVKEEP_ERR_LIMIT)] {
+            let error = failed("doing it", &errno.into());
+            assert!(error.status == status && error.message.contains("ulimit -n"), "{error}");
+        }
+        assert_ne!(failed("doing it", &Errno::IO.into()).status, KVKEEP_ERR_LIMIT);
+    }
+}
