@@ -835,7 +835,7 @@ kvkeep_status kvkeep_reserve_write(kvkeep *cache,
 /// Commits staged keys: from now on every session can read them and they never change. If another session committed
 /// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
 /// one was to be kept). For eviction the last key of a call came first, so that a prompt goes from its end.
-/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
+/// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID.
 kvkeep_status kvkeep_finish_write(kvkeep *cache,
                                   uint64_t session,
                                   const kvkeep_key *keys,
@@ -852,8 +852,8 @@ kvkeep_status kvkeep_abort_write(kvkeep *cache,
 
 /// Commits staged keys and takes 1 + extra_count shares of each in one step, so that eviction cannot come between.
 /// Views are for reading, of whichever copy was committed first.
-/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID (extra_count outside 0 to
-/// 127).
+/// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID
+/// (extra_count outside 0 to 127).
 kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache,
                                                    uint64_t session,
                                                    const kvkeep_key *keys,
@@ -965,6 +965,20 @@ kvkeep_status kvkeep_clear(kvkeep *cache,
                            uint64_t space,
                            uint32_t force,
                            uint64_t *removed);
+
+/// Forgets a space in every tier (every space for `space` 0), as is wanted when its weights have changed. When this returns, no
+/// call finds what was stored before, whichever client of a daemon makes it: jobs of the space are cancelled and L1 is emptied as
+/// by `kvkeep_clear` with `force`; what is staged or being stored from pages is not committed any more (its key is CANCELLED). In
+/// the backends it is deleted in the background, what other processes stored in them too. Until that is done, nothing of the space
+/// is looked up there, and what is stored anew waits in L1 to be written; `kvkeep_drain_writes` waits for all of it. A backend that
+/// cannot delete is not asked about the space any more until this was called again with success: logged as an error.
+/// Sets `*removed` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O.
+/// Two things are beyond it: another process that has the same directory open keeps what is in its own L1, and may store it
+/// again; and what is not deleted yet when the process ends is found by the next. Another `generation` of the space meets neither.
+/// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
+kvkeep_status kvkeep_forget_space(kvkeep *cache,
+                                  uint64_t space,
+                                  uint64_t *removed);
 
 /// ---- Prefetch ----
 ///

@@ -113,6 +113,9 @@ pub trait Cache: Send + Sync {
     /// Empties L1 of a space's objects, or of all for 0.
     fn clear(&self, space: u64, force: bool) -> Result<(u64, bool)>;
 
+    /// Forgets a space in every tier, or all spaces for 0. How many objects of L1 went.
+    fn forget_space(&self, space: u64) -> Result<u64>;
+
     /// Submits a prefetch.
     fn submit_prefetch(&self, session: u64, keys: &[Key], request: PrefetchRequest, job: &mut u64) -> Result<()>;
 

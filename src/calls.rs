@@ -265,6 +265,23 @@ impl Cache for Node {
         self.l1.clear(space, force)
     }
 
+    fn forget_space(&self, space: u64) -> Result<u64> {
+        let (space, info) = match space {
+            0 => (None, None),
+            number => (Some(number), Some(self.l1.space(number)?)),
+        };
+        let (index, tag) = (info.map(|info| info.index), info.map(|info| info.tag));
+        let tiers = self.tiers.list();
+        // From here on no job finds anything of it below L1, and those that did are cancelled, so that nothing arrives in L1 later.
+        tiers.iter().for_each(|tier| tier.bars.raise(tag));
+        self.prefetcher.cancel_space(index);
+        let removed = self.l1.forget(space)?;
+        // Those that found something in L1 meanwhile.
+        self.prefetcher.cancel_space(index);
+        self.writer.forget(tag, &tiers);
+        Ok(removed)
+    }
+
     fn submit_prefetch(&self, session: u64, keys: &[Key], request: PrefetchRequest, job: &mut u64) -> Result<()> {
         self.prefetcher.submit(session, keys, request, job)
     }

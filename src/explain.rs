@@ -135,6 +135,7 @@ impl Node {
             .iter()
             .map(|tier| {
                 let state = match tier.peek(&[object])[..] {
+                    _ if tier.bars.stop(&object.space) => "not asked: it forgets the space",
                     [Found::Present(_)] => "present",
                     [Found::Absent] => "absent",
                     _ => "not known without asking",

@@ -270,6 +270,13 @@ fn the_other_subcommands_look_at_a_daemon() {
     assert!(client.finish_read(session, &[key], 6, None).unwrap());
     client.end_session(session).unwrap();
     assert_eq!(ask(&format!("explain {url}")).1, "no session holds anything\n");
+    let (_, said) = ask(&format!("explain {url} --space {space} {key}"));
+    assert!(said.contains("backend 1 (memory): present"), "{said}");
+    let (code, said) = ask(&format!("clear --all-tiers --space {space} {url}"));
+    assert_eq!((code, &*said), (0, "0 objects went from L1; the backends delete theirs\n"));
+    client.drain_writes(60_000).unwrap();
+    let (_, said) = ask(&format!("explain {url} --space {space} {key}"));
+    assert!(said.contains("backend 1 (memory): absent"), "{said}");
 
     for (words, remedy) in [
         ("explain fs:///x 1", "unix:///"),

@@ -87,6 +87,14 @@ public:
         return removed;
     }
 
+    /// Forgets the space in every tier, as when its weights have changed: nothing stored before is found from now on. How many
+    /// objects of L1 went; backends delete theirs in the background, which Cache::drain_writes waits for.
+    std::uint64_t forget() const {
+        std::uint64_t removed = 0;
+        detail::check(kvkeep_forget_space(cache_, id_, &removed));
+        return removed;
+    }
+
     /// Why a key is where it is, as JSON.
     std::string explain(const Key& key) const {
         return detail::text([&](char* buffer, std::size_t capacity, std::size_t* length) {
@@ -186,6 +194,9 @@ public:
 
     /// Empties L1 of every space's objects; with `force` also hides those in use. How many went.
     std::uint64_t clear(bool force = false) const { return Space(cache_, 0).clear(force); }
+
+    /// Forgets every space in every tier.
+    std::uint64_t forget() const { return Space(cache_, 0).forget(); }
 
     /// Readable while `drain` has something to give. Owned by the library: poll it, do not read or close it.
     int event_fd() const {

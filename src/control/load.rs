@@ -195,13 +195,13 @@ impl Loader {
         let staged = self.l1.stage_loads(job.space.index, wanted, job.request.temporary);
         for (&index, staged) in fresh.iter().zip(staged) {
             let (place, bytes) = (progress.found[index as usize], progress.sizes[index as usize]);
-            let tier = job.tier(&progress, place).filter(|tier| tier.usable()).cloned();
+            let tier = job.tier(&progress, place).filter(|tier| tier.may_have(&job.space.tag)).cloned();
             let (name, buffer, tier) = match (staged, tier) {
                 (Ok((name, buffer)), Some(tier)) => (name, buffer, tier),
                 (Ok((name, buffer)), None) => {
                     self.l1.drop_load(name);
                     drop(buffer);
-                    failed.push((index, "the backend is fenced or removed".to_owned()));
+                    failed.push((index, "the backend is fenced or removed, or forgets the space".to_owned()));
                     continue;
                 }
                 (Err(status), _) => {

@@ -3,6 +3,7 @@
 mod account;
 pub mod chain;
 pub mod complete;
+pub mod forget;
 pub mod job;
 pub mod load;
 mod pins;

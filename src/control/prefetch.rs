@@ -205,7 +205,7 @@ impl Prefetcher {
             progress.sizes = vec![0; job.keys.len()];
         }
         let mut unknown: Asks = Vec::new();
-        for tier in tiers.iter().filter(|tier| tier.usable()) {
+        for tier in tiers.iter().filter(|tier| tier.may_have(&job.space.tag)) {
             if missing.is_empty() {
                 break;
             }

@@ -18,9 +18,9 @@ use crate::types::{PrefetchResult, Stats, View};
 
 /// Long enough for any machine; only a hang meets it.
 const WATCHDOG: Duration = Duration::from_secs(60);
-const WATCHDOG_MS: u32 = 60_000;
+pub(super) const WATCHDOG_MS: u32 = 60_000;
 
-fn until(what: &str, mut come: impl FnMut() -> bool) {
+pub(super) fn until(what: &str, mut come: impl FnMut() -> bool) {
     let began = Instant::now();
     while !come() {
         assert!(began.elapsed() < WATCHDOG, "waited in vain for {what}");
@@ -28,11 +28,11 @@ fn until(what: &str, mut come: impl FnMut() -> bool) {
     }
 }
 
-fn keys(count: u8) -> Vec<Key> {
+pub(super) fn keys(count: u8) -> Vec<Key> {
     (0..count).map(|number| Key { hash: [number; 32], rank: 0, group: 0 }).collect()
 }
 
-fn open(l1_bytes: u64, timeout_ms: u64, backend: Arc<dyn Backend>) -> (Arc<Node>, u64) {
+pub(super) fn open(l1_bytes: u64, timeout_ms: u64, backend: Arc<dyn Backend>) -> (Arc<Node>, u64) {
     open_with(l1_bytes, backend, |config| config.backend_timeout = Duration::from_millis(timeout_ms))
 }
 
@@ -48,7 +48,7 @@ fn open_with(l1_bytes: u64, backend: Arc<dyn Backend>, change: impl FnOnce(&mut 
     (node, space)
 }
 
-fn store(node: &Node, space: u64, count: u8, size: u64) {
+pub(super) fn store(node: &Node, space: u64, count: u8, size: u64) {
     let session = node.begin_session(space, "w", None).unwrap();
     let keys = keys(count);
     let mut views = vec![View::none(crate::error::KVKEEP_OK); keys.len()];
@@ -58,26 +58,26 @@ fn store(node: &Node, space: u64, count: u8, size: u64) {
 }
 
 /// Objects that only the backend has.
-fn store_below(node: &Node, space: u64, count: u8) {
+pub(super) fn store_below(node: &Node, space: u64, count: u8) {
     store(node, space, count, 4096);
     node.drain_writes(WATCHDOG_MS).unwrap();
     node.clear(0, true).unwrap();
 }
 
-fn stats(node: &Node) -> Stats {
+pub(super) fn stats(node: &Node) -> Stats {
     let mut stats = Stats::default();
     node.stats(&mut stats);
     stats
 }
 
-fn submit(node: &Node, session: u64, count: u8, temporary: bool) -> u64 {
+pub(super) fn submit(node: &Node, session: u64, count: u8, temporary: bool) -> u64 {
     let mut job = 0;
     let request = PrefetchRequest { temporary, ..Default::default() };
     node.submit_prefetch(session, &keys(count), request, &mut job).unwrap();
     job
 }
 
-fn faulty(chance: &str) -> Arc<Fault> {
+pub(super) fn faulty(chance: &str) -> Arc<Fault> {
     Fault::wrap(Memory::open_url(&[]).unwrap(), &[(chance.to_owned(), "1".to_owned())]).unwrap()
 }
 
@@ -251,7 +251,7 @@ fn whoever_waits_for_a_job_that_is_released_is_told_so() {
 }
 
 /// A backend with a bug: loads are lost. It refuses its first deletions.
-struct Loses(Arc<Memory>, AtomicU32, Status);
+pub(super) struct Loses(pub Arc<Memory>, pub AtomicU32, pub Status);
 
 impl Backend for Loses {
     fn name(&self) -> &'static str {
@@ -327,12 +327,12 @@ fn a_deletion_that_a_backend_refuses_is_sent_again_and_counted_if_given_up() -> 
 }
 
 /// Small objects, of which there are many before their bytes are.
-fn many(count: u32) -> Vec<Key> {
+pub(super) fn many(count: u32) -> Vec<Key> {
     let hash = |number: u32| std::array::from_fn(|i| number.to_le_bytes()[i % 4]);
     (0..count).map(|number| Key { hash: hash(number), rank: 0, group: 0 }).collect()
 }
 
-fn store_many(node: &Node, space: u64, keys: &[Key]) {
+pub(super) fn store_many(node: &Node, space: u64, keys: &[Key]) {
     let session = node.begin_session(space, "w", None).unwrap();
     let mut views = vec![View::none(crate::error::KVKEEP_OK); keys.len()];
     assert!(node.reserve_write(session, keys, &vec![64; keys.len()], false, &mut views).unwrap());

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
+use super::forget::Bars;
 use crate::background;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::events::{EventKind, Events};
-use crate::key::ObjectKey;
+use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Backend, Change, Found, Health};
 use crate::types::KVKEEP_TIERS_MAX;
 
@@ -25,6 +26,8 @@ pub struct Tier {
     /// Requests that passed their deadline unanswered. While there are any, the backend is fenced.
     late: AtomicU64,
     removed: AtomicBool,
+    /// Spaces that it is not looked up for.
+    pub bars: Bars,
     /// Batches of loads that were chosen for it and are not handed to it yet.
     handing: AtomicUsize,
 }
@@ -33,6 +36,11 @@ impl Tier {
     /// Whether new requests may go to it.
     pub fn usable(&self) -> bool {
         self.late.load(Ordering::Acquire) == 0 && !self.removed.load(Ordering::Acquire)
+    }
+
+    /// Whether it may be asked for objects of a space.
+    pub fn may_have(&self, space: &SpaceTag) -> bool {
+        self.usable() && !self.bars.stop(space)
     }
 
     /// A request passed its deadline.
@@ -54,7 +62,7 @@ impl Tier {
     pub fn trouble(&self) -> Option<String> {
         match (self.backend.health(), self.late()) {
             (Health::Bad(why), _) => Some(why),
-            (Health::Good, 0) => None,
+            (Health::Good, 0) => self.bars.trouble(),
             (Health::Good, late) => Some(format!("fenced: {late} requests passed their deadline unanswered")),
         }
     }
@@ -166,6 +174,7 @@ impl Tiers {
             backend,
             late: AtomicU64::new(0),
             removed: AtomicBool::new(false),
+            bars: Bars::default(),
             handing: AtomicUsize::new(0),
         };
         let mut longer: Vec<Arc<Tier>> = list.iter().cloned().collect();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::forget::{Cleaning, Turns};
 use super::tiers::{Tier, Tiers};
 use super::watch::Watch;
 use crate::arena::Buffer;
@@ -24,13 +25,13 @@ const BATCH: usize = 64;
 /// Most journeys and deletions not over: a backend's queue is bounded by number, and loads go to it too.
 pub(super) const OPEN_MAX: usize = 1 << 14;
 /// Times a failed write is tried again, and the first pause before it; each further one is four times as long.
-const RETRIES: u32 = 3;
+pub(super) const RETRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// One object on its way to all backends.
-struct Journey {
+pub(super) struct Journey {
     name: Ref,
-    key: ObjectKey,
+    pub(super) key: ObjectKey,
     header: Header,
     bytes: u64,
     /// Backends that have not answered for good.
@@ -38,7 +39,7 @@ struct Journey {
 }
 
 /// Objects to be deleted from one backend.
-struct Deletion {
+pub(super) struct Deletion {
     keys: Arc<Vec<ObjectKey>>,
     tier: Arc<Tier>,
     attempt: u32,
@@ -46,9 +47,10 @@ struct Deletion {
     until: Instant,
 }
 
-enum Errand {
+pub(super) enum Errand {
     Write { journey: Arc<Journey>, tier: Arc<Tier>, attempt: u32 },
     Delete(Deletion),
+    Clean(Cleaning),
 }
 
 struct Retry {
@@ -74,14 +76,15 @@ impl Ord for Retry {
 }
 
 #[derive(Default)]
-struct Desk {
+pub(super) struct Desk {
     woken: bool,
     closing: bool,
     retries: BinaryHeap<Retry>,
     /// Bytes being written.
     bytes: u64,
     /// Journeys and deletions not over.
-    open: usize,
+    pub(super) open: usize,
+    pub(super) turns: Turns,
     /// L1's queue is being read: what was taken is not open yet.
     reading: bool,
 }
@@ -91,11 +94,11 @@ pub struct Writer {
     l1: Arc<L1>,
     tiers: Arc<Tiers>,
     watch: Arc<Watch>,
-    meters: Arc<Meters>,
-    log: Log,
+    pub(super) meters: Arc<Meters>,
+    pub(super) log: Log,
     checksum: bool,
     bytes_max: u64,
-    desk: Mutex<Desk>,
+    pub(super) desk: Mutex<Desk>,
     wake: Condvar,
     quiet: Condvar,
 }
@@ -153,6 +156,7 @@ impl Writer {
                         self.meters.store_retries.add(1);
                         self.send_deletion(deletion);
                     }
+                    Errand::Clean(cleaning) => self.clean(cleaning),
                 }
             }
             if room == 0 {
@@ -184,7 +188,10 @@ impl Writer {
                 self.meters.stores_dropped.add(1);
                 continue;
             }
-            if let [Found::Present(_)] = tier.peek(&[write.key])[..] {
+            // What it has of a space that it is to forget is not this object.
+            if tier.may_have(&write.key.space)
+                && let [Found::Present(_)] = tier.peek(&[write.key])[..]
+            {
                 self.meters.stores_already.add(1);
             } else {
                 targets.push(tier.clone());
@@ -213,11 +220,12 @@ impl Writer {
     fn write_again(self: &Arc<Self>, journey: &Arc<Journey>, tier: Arc<Tier>, attempt: u32) {
         match self.l1.buffer(journey.name).filter(|_| tier.usable()) {
             Some(buffer) => {
-                self.meters.store_retries.add(1);
+                // The first attempt comes here, too, where it had to wait until a space was forgotten.
+                self.meters.store_retries.add(u64::from(attempt > 0));
                 self.send(journey, tier, buffer, attempt);
             }
             None => {
-                // Evicted meanwhile, or its backend was removed or fenced.
+                // Evicted or forgotten meanwhile, or its backend was removed or fenced.
                 self.meters.stores_dropped.add(1);
                 self.arrived(journey);
             }
@@ -225,6 +233,18 @@ impl Writer {
     }
 
     fn send(self: &Arc<Self>, journey: &Arc<Journey>, tier: Arc<Tier>, buffer: Buffer, attempt: u32) {
+        let begun = self.desk.lock().turns.begin(journey, &tier, attempt);
+        match begun {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                self.log.often("a write that cannot wait", LogLevel::Warn, || {
+                    format!("writing {} to backend {} is given up: {error}", journey.key.key, tier.number)
+                });
+                self.meters.stores_dropped.add(1);
+                return self.arrived(journey);
+            }
+        }
         let began = Instant::now();
         let (me, late_journey, late_tier) = (self.clone(), journey.clone(), tier.clone());
         let on_late = std::iter::once(Box::new(move || {
@@ -236,7 +256,7 @@ impl Writer {
         let (me, its_journey, its_tier) = (self.clone(), journey.clone(), tier.clone());
         let reply = Reply::new(move |result: Result<Stored>| {
             if !ticket.is_some_and(|ticket| ticket.answered()) {
-                return;
+                return me.answered(&its_journey, &its_tier);
             }
             match result {
                 Ok(Stored::Written) => {
@@ -251,6 +271,7 @@ impl Writer {
                 }
                 Err(error) => me.failed(&its_journey, &its_tier, attempt, &error),
             }
+            me.answered(&its_journey, &its_tier);
         });
         let (key, header, deadline) = (journey.key, journey.header, self.watch.deadline());
         tier.backend.store(vec![Store { key, header, buffer, deadline, reply }]);
@@ -271,10 +292,24 @@ impl Writer {
         self.later(attempt, Errand::Write { journey: journey.clone(), tier: tier.clone(), attempt: attempt + 1 });
     }
 
-    fn later(&self, attempt: u32, errand: Errand) {
-        let due = Instant::now() + PAUSE * 4u32.pow(attempt.min(RETRIES));
+    pub(super) fn later(&self, attempt: u32, errand: Errand) {
+        self.at(Instant::now() + PAUSE * 4u32.pow(attempt.min(RETRIES)), errand);
+    }
+
+    /// Has the writer's thread do something at a time.
+    pub(super) fn at(&self, due: Instant, errand: Errand) {
         self.desk.lock().retries.push(Retry { due, errand });
         self.wake();
+    }
+
+    /// A backend has answered a write, in time or not: what it stored by that can be seen.
+    fn answered(&self, journey: &Journey, tier: &Tier) {
+        let ready = {
+            let mut desk = self.desk.lock();
+            desk.turns.end(tier.number, journey.key.space);
+            desk.turns.ready()
+        };
+        self.begin_cleanings(ready);
     }
 
     /// One backend is through with an object.
@@ -285,7 +320,7 @@ impl Writer {
         }
     }
 
-    fn ended(&self, bytes: u64) {
+    pub(super) fn ended(&self, bytes: u64) {
         let mut desk = self.desk.lock();
         let was_full = desk.bytes >= self.bytes_max || desk.open >= OPEN_MAX;
         desk.bytes -= bytes;

@@ -323,6 +323,15 @@ impl Desk {
                 frame.begin(batch(all_ok)).put(&removed);
                 Ok(())
             }
+            Request::ForgetSpace { space } => {
+                guest.may_write()?;
+                if space == 0 {
+                    guest.may_administer()?
+                } else {
+                    self.check_space(guest, space)?
+                }
+                number(frame, node.forget_space(space)?)
+            }
             _ => Err(malformed("no such request")),
         }
     }

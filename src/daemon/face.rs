@@ -238,6 +238,10 @@ impl Cache for Client {
         })
     }
 
+    fn forget_space(&self, space: u64) -> Result<u64> {
+        self.call(&*self.link()?, &Request::ForgetSpace { space }, |_, fields| fields.take())
+    }
+
     fn submit_prefetch(&self, session: u64, keys: &[Key], mut request: PrefetchRequest, job: &mut u64) -> Result<()> {
         let link = self.link_of(session)?;
         let notify = std::mem::take(&mut request.notify);

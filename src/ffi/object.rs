@@ -43,7 +43,7 @@ pub unsafe extern "C" fn kvkeep_reserve_write(
 /// Commits staged keys: from now on every session can read them and they never change. If another session committed
 /// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
 /// one was to be kept). For eviction the last key of a call came first, so that a prompt goes from its end.
-/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
+/// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_finish_write(
     cache: *mut kvkeep,
@@ -76,8 +76,8 @@ pub unsafe extern "C" fn kvkeep_abort_write(
 
 /// Commits staged keys and takes 1 + extra_count shares of each in one step, so that eviction cannot come between.
 /// Views are for reading, of whichever copy was committed first.
-/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID (extra_count outside 0 to
-/// 127).
+/// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID
+/// (extra_count outside 0 to 127).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_finish_write_and_reserve_read(
     cache: *mut kvkeep,
@@ -296,5 +296,27 @@ pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32
             *removed = count;
         }
         Ok(if all { KVKEEP_OK } else { crate::error::KVKEEP_PARTIAL })
+    })
+}
+
+/// Forgets a space in every tier (every space for `space` 0), as is wanted when its weights have changed. When this returns, no
+/// call finds what was stored before, whichever client of a daemon makes it: jobs of the space are cancelled and L1 is emptied as
+/// by `kvkeep_clear` with `force`; what is staged or being stored from pages is not committed any more (its key is CANCELLED). In
+/// the backends it is deleted in the background, what other processes stored in them too. Until that is done, nothing of the space
+/// is looked up there, and what is stored anew waits in L1 to be written; `kvkeep_drain_writes` waits for all of it. A backend that
+/// cannot delete is not asked about the space any more until this was called again with success: logged as an error.
+/// Sets `*removed` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O.
+/// Two things are beyond it: another process that has the same directory open keeps what is in its own L1, and may store it
+/// again; and what is not deleted yet when the process ends is found by the next. Another `generation` of the space meets neither.
+/// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_forget_space(cache: *mut kvkeep, space: u64, removed: *mut u64) -> Status {
+    on(cache, |cache| {
+        let removed = optional_output(removed, "removed")?;
+        let count = cache.forget_space(space)?;
+        if let Some(removed) = removed {
+            *removed = count;
+        }
+        Ok(KVKEEP_OK)
     })
 }

@@ -1,6 +1,6 @@
 //! What users do to keys outside the read and write paths: touch, retain, evict, delete, clear.
 
-use super::slot::RETAIN_MS;
+use super::slot::{FORGOTTEN, RETAIN_MS, STAGING, Slot};
 use super::{L1, Outcome, State};
 use crate::error::{Error, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
@@ -114,26 +114,42 @@ impl L1 {
     pub fn clear(&self, space: Option<u64>, force: bool) -> Result<(u64, bool)> {
         self.with(|state| {
             let space = space.map(|space| state.space_index(space)).transpose()?;
-            let ready: Vec<u32> = state
-                .slots
-                .live()
-                .filter(|(id, slot)| slot.is_findable() && space.is_none_or(|space| space == state.slots.space(*id)))
-                .map(|(id, _)| id)
-                .collect();
-            let mut gone = 0;
-            for &id in &ready {
-                if force || !state.slots[id].locked() {
-                    state.hide(id, Removal::Deleted);
-                    state.free_if_unused(id);
-                    gone += 1;
-                }
+            Ok(state.clear(space, force))
+        })
+    }
+
+    /// Removes the objects of a space, or of all, in use or not, and has nothing committed that is staged now. Says how many went.
+    pub fn forget(&self, space: Option<u64>) -> Result<u64> {
+        self.with(|state| {
+            let space = space.map(|space| state.space_index(space)).transpose()?;
+            for id in state.slots_of(space, |slot| slot.is(STAGING)) {
+                state.slots[id].set(FORGOTTEN);
             }
-            Ok((gone, gone == ready.len() as u64))
+            Ok(state.clear(space, true).0)
         })
     }
 }
 
 impl State {
+    /// The slots of a space, or of all, that are as wished.
+    fn slots_of(&self, space: Option<u32>, wished: impl Fn(&Slot) -> bool) -> Vec<u32> {
+        let of_space = |id| space.is_none_or(|space| space == self.slots.space(id));
+        self.slots.live().filter(|(id, slot)| wished(slot) && of_space(*id)).map(|(id, _)| id).collect()
+    }
+
+    fn clear(&mut self, space: Option<u32>, force: bool) -> (u64, bool) {
+        let ready = self.slots_of(space, Slot::is_findable);
+        let mut gone = 0;
+        for &id in &ready {
+            if force || !self.slots[id].locked() {
+                self.hide(id, Removal::Deleted);
+                self.free_if_unused(id);
+                gone += 1;
+            }
+        }
+        (gone, gone == ready.len() as u64)
+    }
+
     /// Tells the policy of its pool that an object was used.
     pub(super) fn touch_slot(&mut self, pool: usize, id: u32) {
         let (policy, metas) = self.policy(pool);

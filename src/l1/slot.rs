@@ -55,6 +55,8 @@ pub const BUSY: Flags = 128;
 pub const STAGING: Flags = 256;
 /// Committed. A slot that is neither this nor `STAGING` is free and names nothing.
 pub const READY: Flags = 512;
+/// Its space was forgotten after it was staged: it is not committed.
+pub const FORGOTTEN: Flags = 1024;
 
 const FLAGS: u64 = (1 << SIZE_HIGH_SHIFT) - 1;
 const HELD: u64 = (SHARES_MAX as u64) << HELD_SHIFT;
@@ -305,7 +307,7 @@ impl Slots {
     pub fn give(&mut self, id: u32) {
         let mention = &mut self.mentions[id];
         mention.generation = mention.generation.wrapping_add(1);
-        self.slots[id].clear(STAGING | READY);
+        self.slots[id].clear(STAGING | READY | FORGOTTEN);
         self.spare.push(id);
     }
 

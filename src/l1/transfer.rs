@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::slot::{HIDDEN, PARKED, QUEUED, Ref, STAGING, STORED, TEMPORARY};
+use super::slot::{FORGOTTEN, HIDDEN, PARKED, QUEUED, Ref, STAGING, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::arena::{Buffer, Hold};
 use crate::error::{Result, Status};
@@ -100,6 +100,10 @@ impl L1 {
             if !live {
                 return vec![false; readers.len()];
             }
+            if state.slots[name.slot].is(FORGOTTEN) {
+                state.unstage(name.slot);
+                return vec![false; readers.len()];
+            }
             if readers.iter().any(|reader| reader.keep) {
                 state.slots[name.slot].clear(TEMPORARY);
             }
@@ -164,10 +168,10 @@ impl L1 {
             .collect()
     }
 
-    /// Another buffer over an object that has one.
+    /// Another buffer over an object, unless it was evicted, deleted or forgotten meanwhile.
     pub fn buffer(&self, name: Ref) -> Option<Buffer> {
         let place = self.with(|state| {
-            state.slots.find(name)?;
+            state.slots.find(name).filter(|slot| slot.is_findable())?;
             let place = state.place(name.slot);
             state.raise_io(name.slot);
             Some(place)

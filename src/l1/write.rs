@@ -1,7 +1,7 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
 use super::session::{Session, Staged};
-use super::slot::{HIDDEN, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
+use super::slot::{FORGOTTEN, HIDDEN, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
 use super::writers::THIS_PROCESS;
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
@@ -76,7 +76,7 @@ impl L1 {
             let mut outcome = Outcome::new(statuses);
             for (i, print) in prints.iter().map(|print| print.within(space)).enumerate() {
                 let status = match state.unstaged(index, print) {
-                    Some(id) if orphan => {
+                    Some(id) if orphan || state.slots[id].is(FORGOTTEN) => {
                         state.unstage(id);
                         KVKEEP_ERR_CANCELLED
                     }
@@ -108,6 +108,11 @@ impl L1 {
             let (mut all, mut taken) = (true, Vec::new());
             for (print, view) in prints.iter().map(|print| print.within(space)).zip(views) {
                 *view = match state.unstaged(index, print) {
+                    Some(id) if state.slots[id].is(FORGOTTEN) => {
+                        state.unstage(id);
+                        all = false;
+                        View::none(KVKEEP_ERR_CANCELLED)
+                    }
                     Some(id) => {
                         let id = state.commit_for(user, id, print, fresh);
                         if state.take(index, id, count, if user == index { fresh } else { &mut taken }) {

@@ -359,6 +359,10 @@ impl Backend for Fault {
         self.shared.inner.delete(keys, reply);
     }
 
+    fn sweep(&self, space: Option<SpaceTag>, reply: Reply<u64>) {
+        self.shared.inner.sweep(space, reply);
+    }
+
     fn quarantine(&self, key: ObjectKey) {
         self.shared.inner.quarantine(key);
     }

@@ -179,6 +179,11 @@ pub trait Backend: Send + Sync {
     /// gone from the medium, which waits for no pin, and says how many were there. An object stored anew under the same
     /// key is another one: what is left of the pins is counted against it.
     fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>);
+    /// Removes from the medium what there is of a space, of all for `None`, and is not known here: others have stored it. Says how many
+    /// objects that were. Asked when what is known was deleted; no object of the space is looked up or stored meanwhile.
+    fn sweep(&self, _space: Option<SpaceTag>, reply: Reply<u64>) {
+        reply.send(Ok(0));
+    }
     /// Takes an object whose bytes are wrong out of sight, keeping them for an inspection where the medium can.
     fn quarantine(&self, key: ObjectKey);
     /// The objects of a space (of every space for `None`) known without I/O.

@@ -106,6 +106,15 @@ static void a_space_rules_its_keys() {
     CHECK(space.evict({keys.data(), 1})[0] == kvk::Status::ok);
     CHECK(cache.stats().evictions == 1);
     CHECK(space.clear() == 1);
+    store(session, keys, 128);
+    CHECK(space.forget() == 2 && cache.forget() == 0);
+    kvk::SpaceOptions next;
+    next.model = "model-1";
+    next.layout = "fp16";
+    next.chunk_tokens = 16;
+    CHECK(cache.space(next).id() == space.id());
+    next.generation = 1;
+    CHECK(cache.space(next).id() != space.id());
     CHECK(cache.metrics().find("# TYPE") != std::string::npos);
 }
 

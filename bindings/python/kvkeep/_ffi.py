@@ -823,6 +823,14 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_uint64),
         ),
     ),
+    "kvkeep_forget_space": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(c_uint64),
+        ),
+    ),
     "kvkeep_submit_prefetch": (
         c_int,
         (

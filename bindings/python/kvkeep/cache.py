@@ -151,6 +151,15 @@ class Cache:
         call(lib.kvkeep_clear, self.pointer, space, int(force), ctypes.byref(removed))
         return removed.value
 
+    def forget(self, space: int = 0) -> int:
+        """Forgets one space, or all, in every tier: nothing stored before is found from now on. How many objects of L1 went.
+
+        Backends delete theirs in the background, which `drain_writes` waits for.
+        """
+        removed = ctypes.c_uint64()
+        call(lib.kvkeep_forget_space, self.pointer, space, ctypes.byref(removed))
+        return removed.value
+
     def event_fd(self) -> int:
         """Readable while `drain_completions` has something to give. Owned by the library: do not close."""
         return self.completions.fd()

@@ -87,6 +87,10 @@ class Space:
         """Empties L1 of the space's objects; with `force` also hides those in use. How many went."""
         return self._cache.clear(force, self.id)
 
+    def forget(self) -> int:
+        """Forgets the space in every tier, as when its weights have changed. How many objects of L1 went."""
+        return self._cache.forget(self.id)
+
     def explain(self, key: Key) -> dict[str, Any]:
         """Why a key is where it is: tier, state, who holds it, why it cannot be evicted."""
         array = as_keys([key]).array

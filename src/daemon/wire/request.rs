@@ -87,6 +87,7 @@ requests! {
     38 Evict { space: u64, keys: &'a [Key], statuses: bool },
     39 QueryKeys { space: u64, keys: &'a [Key] },
     40 QuerySpace { space: u64 },
+    41 ForgetSpace { space: u64 },
 }
 
 /// An extra_count, 0 to [`KVKEEP_EXTRA_COUNT_MAX`].

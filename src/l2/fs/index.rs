@@ -400,6 +400,11 @@ impl Index {
         self.dirty.len()
     }
 
+    /// Whether `key` is known: stored, being written or being taken away.
+    pub fn knows(&self, key: &ObjectKey) -> bool {
+        self.leaving.contains_key(key) || self.slots.find(key).is_some_and(|id| self.slots.get(id).state != State::Gone)
+    }
+
     /// The objects of a space.
     pub fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
         let present = self.slots.iter().filter(|(_, slot)| slot.state == State::Present);

@@ -13,6 +13,7 @@ use rustix::fs::{
 };
 
 use super::core::{Core, payload_of};
+use super::forget::Sweep;
 use super::index::Index;
 use super::path;
 use super::queue::{closed, full};
@@ -77,6 +78,8 @@ pub enum Job {
     Quarantine(ObjectKey),
     /// Evict the next few objects of those that are above the bounds.
     Shrink,
+    /// Unlink what others have stored of a space.
+    Sweep(Sweep),
 }
 
 impl Job {
@@ -84,7 +87,7 @@ impl Job {
         match self {
             Job::Lookup(lookup) => lookup.keys.len(),
             Job::Unlink(keys) => keys.len(),
-            Job::Quarantine(_) | Job::Shrink => 1,
+            Job::Quarantine(_) | Job::Shrink | Job::Sweep(_) => 1,
         }
     }
 }
@@ -194,6 +197,7 @@ impl Keeper {
                 }
                 Some(Job::Quarantine(key)) => core.move_away(key),
                 Some(Job::Shrink) => core.shrink(),
+                Some(Job::Sweep(sweep)) => core.sweep(sweep),
                 None => {
                     core.flush();
                     core.index(Index::check_bounds);

@@ -27,6 +27,7 @@ use crate::policy;
 mod core;
 mod descriptors;
 mod flight;
+mod forget;
 mod frame;
 mod index;
 pub mod inspect;
@@ -46,6 +47,7 @@ mod uring;
 pub use options::{EngineKind, FsOptions};
 
 use self::core::{Core, Engine};
+use self::forget::Sweep;
 use self::frame::BLOCK;
 use self::index::Index;
 use self::keeper::{Deletion, Job, Keeper};
@@ -213,6 +215,12 @@ impl Backend for Fs {
         self.core.index(|index| keys.iter().for_each(|key| index.doom(key)));
         let departures = keys.into_iter().map(|key| (key, Arc::clone(&deletion))).collect();
         self.core.keeper.insist(Job::Unlink(departures));
+    }
+
+    fn sweep(&self, space: Option<SpaceTag>, reply: Reply<u64>) {
+        if let Err((Job::Sweep(sweep), error)) = self.core.keeper.offer(Job::Sweep(Sweep::new(space, reply))) {
+            sweep.refuse(error);
+        }
     }
 
     fn quarantine(&self, key: ObjectKey) {
