@@ -12,6 +12,7 @@ use std::time::Duration;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::SpaceSpec;
 use kvkeep::daemon::client::{Client, ClientConfig};
+use kvkeep::error::KVKEEP_ERR_LIMIT;
 use kvkeep::key::Key;
 use kvkeep::types::View;
 use rustix::process::{Pid, Signal, kill_process};
@@ -230,6 +231,32 @@ fn what_cannot_start_says_why() {
     let config = dir.path().join("k.toml");
     std::fs::write(&config, "\n\nl1 = 3\n").unwrap();
     assert!(refusal(&["--config", config.to_str().unwrap()]).contains("k.toml, line 3: "));
+}
+
+#[test]
+fn who_only_looks_is_let_in_when_as_many_clients_as_may_be_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path(), "--l1 4MiB --clients-max 1");
+    daemon.told();
+    let url = format!("unix://{}", daemon.socket.display());
+    let client = daemon.client();
+    let (space, session, key) = store(&client);
+    let refused = Client::open(ClientConfig::new(&url).unwrap()).err().unwrap();
+    assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
+    assert!(refused.message.contains("raise clients_max"), "{refused}");
+    // They are no clients, neither in what they see.
+    let (code, stat) = ask(&format!("stat {url}"));
+    assert_eq!(code, 0, "{stat}");
+    assert!(stat.contains("1  clients "), "{stat}");
+    let (code, top) = ask(&format!("top --count 2 --interval-ms 1 {url}"));
+    assert_eq!((code, top.matches("1 clients, 1 sessions").count()), (0, 2), "{top}");
+    let (code, said) = ask(&format!("explain {url} --space {space} {key}"));
+    assert!(code == 0 && said.contains("ready, 4 KiB"), "{said}");
+    // One that changes something is a client.
+    let (code, said) = ask(&format!("clear {url}"));
+    assert!(code == 2 && said.contains("raise clients_max"), "{said}");
+    client.end_session(session).unwrap();
+    client.close();
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub struct ClientConfig {
     pub socket: PathBuf,
     /// Ask for a mapping that cannot be written.
     pub read_only: bool,
+    /// Ask for numbers and reasons only, which the daemon answers also when it has as many clients as it may have.
+    pub observer: bool,
     /// Map L1's pages in the background.
     pub prefault: bool,
     /// How long a call looks for its answer before it sleeps.
@@ -70,6 +72,7 @@ impl ClientConfig {
         Ok(ClientConfig {
             socket: PathBuf::from(parsed.path),
             read_only: false,
+            observer: false,
             prefault: true,
             spin,
             wait,
@@ -108,7 +111,7 @@ impl Client {
     pub fn open(config: ClientConfig) -> Result<Arc<Client>> {
         let until = Instant::now() + config.wait;
         let link = loop {
-            match Link::open(&config.socket, config.read_only, config.spin) {
+            match Link::open(&config) {
                 Err(error) if error.status == KVKEEP_ERR_DISCONNECTED && Instant::now() < until => {
                     std::thread::sleep(ATTEMPT_PAUSE);
                 }
@@ -321,7 +324,7 @@ impl Client {
     fn reconnect(&self) {
         let mut pause = Duration::from_millis(RECONNECT_MS.0);
         while !self.closing.load(Ordering::Acquire) {
-            match Link::open(self.socket(), self.config.read_only, self.config.spin) {
+            match Link::open(&self.config) {
                 Ok(link) => return self.adopt(Arc::new(link)),
                 Err(error) => self.say(LogLevel::Info, || format!("not connected yet: {error}")),
             }

@@ -42,7 +42,19 @@ pub struct Guests {
 impl Guests {
     /// Descriptors that clients have, or may have at once.
     pub fn descriptors(&self) -> usize {
-        self.by_number.values().map(|guest| OF_CLIENT + guest.lanes().saturating_sub(1)).sum()
+        let clients = self.by_number.values().filter(|guest| !guest.observer);
+        clients.map(|guest| OF_CLIENT + guest.lanes().saturating_sub(1)).sum()
+    }
+
+    /// A connection has said what it is. False if it was told to go before.
+    pub fn admit(&mut self, number: u64, usage: Use) -> bool {
+        let stream = self.streams.get_mut(&number).filter(|stream| stream.usage == Use::Silent);
+        stream.map(|stream| stream.usage = usage).is_some()
+    }
+
+    /// Clients of a kind: those that only look or the others, those that lost their connection or the others.
+    pub fn count(&self, observers: bool, cut: bool) -> usize {
+        self.by_number.values().filter(|guest| (guest.observer, guest.is_cut()) == (observers, cut)).count()
     }
 
     /// How many connections have not said what they are.

@@ -16,6 +16,8 @@ const BACKENDS_MAX: u64 = 1024;
 const HTTP_MAX: u64 = 64;
 /// Most connections that have not said yet what they are.
 const SILENT_MAX: u64 = 32;
+/// Most clients that only look: `kvkeep stat`, `top` and `explain`.
+const OBSERVERS_MAX: u64 = 4;
 /// A descriptor to refuse a connection with, one to answer a reader with, and some for files that are read in passing.
 const SPARE: u64 = 8;
 
@@ -46,6 +48,8 @@ fn open() -> u64 {
 pub struct Shares {
     /// For clients and their lanes.
     pub clients: usize,
+    /// How many clients that only look may be there, whose descriptors are set aside.
+    pub observers: usize,
     /// For connections that have not said yet what they are.
     pub silent: usize,
     /// For connections to the HTTP port.
@@ -59,11 +63,18 @@ impl Shares {
     fn of(limit: u64, open: u64) -> Shares {
         let share = |part: u64, most: u64| (limit / part).min(most).max(1);
         let (backends, http, silent) = (share(4, BACKENDS_MAX), share(8, HTTP_MAX), share(16, SILENT_MAX));
-        let clients = limit.saturating_sub(open + backends + http + silent + SPARE);
+        let observers = share(40, OBSERVERS_MAX);
+        let clients = limit.saturating_sub(open + backends + http + silent + observers * OF_CLIENT as u64 + SPARE);
         let count = |share: u64| usize::try_from(share).unwrap_or(usize::MAX);
         // One client can always be served: without one the daemon is of no use.
         let clients = count(clients).max(OF_CLIENT);
-        Shares { clients, silent: count(silent), http: count(http), backends: count(backends) }
+        Shares {
+            clients,
+            observers: count(observers),
+            silent: count(silent),
+            http: count(http),
+            backends: count(backends),
+        }
     }
 
     /// Of this process as it is now. The HTTP port's share does not depend on what is open.
@@ -102,12 +113,12 @@ mod tests {
     fn backends_and_http_have_their_shares_before_clients() {
         for (limit, open) in [(40, 18), (256, 30), (1024, 40), (524_288, 40), (u64::MAX, 40)] {
             let shares = Shares::of(limit, open);
-            let taken = [shares.clients, shares.silent, shares.http, shares.backends];
+            let taken = [shares.clients, shares.observers * OF_CLIENT, shares.silent, shares.http, shares.backends];
             assert!(taken.iter().all(|&share| share > 0), "{limit}: {shares:?}");
             let sum = taken.iter().fold(open, |sum, &share| sum.saturating_add(share as u64));
             assert!(shares.clients == OF_CLIENT || sum.saturating_add(SPARE) <= limit, "{limit}: {shares:?}");
         }
-        assert_eq!(Shares::of(1024, 40), Shares { clients: 624, silent: 32, http: 64, backends: 256 });
+        assert_eq!(Shares::of(1024, 40), Shares { clients: 608, observers: 4, silent: 32, http: 64, backends: 256 });
         assert_eq!(Shares::of(0, 0).clients, OF_CLIENT);
     }
 

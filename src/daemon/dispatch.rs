@@ -91,6 +91,7 @@ impl Desk {
         if node.is_poisoned() {
             return Err(Error::new(KVKEEP_ERR_INTERNAL, "a bug in the daemon was caught earlier: restart it"));
         }
+        guest.may_ask(&request)?;
         match request {
             Request::Hello { .. } | Request::Lane { .. } => Err(malformed("a connection begins once")),
             Request::Bye {} => number(frame, guest.leave(node).1 as u64),

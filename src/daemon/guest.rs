@@ -11,7 +11,7 @@ use super::descriptors::failed;
 use super::outbox::Outbox;
 use super::peer::Peer;
 use super::server::Limits;
-use super::wire::{PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED};
+use super::wire::{PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED, Request};
 use crate::cache::Cache;
 use crate::config::JobObserver;
 use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, Result};
@@ -26,6 +26,17 @@ struct Held {
     jobs: HashMap<u64, u64>,
 }
 
+/// What a client may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Rights {
+    /// It may not write.
+    pub read_only: bool,
+    /// It may change what the whole node depends on.
+    pub admin: bool,
+    /// It may look at numbers and reasons, and nothing else.
+    pub observer: bool,
+}
+
 /// A connected client.
 pub struct Guest {
     /// Its number.
@@ -38,6 +49,8 @@ pub struct Guest {
     pub read_only: bool,
     /// It may change what the whole node depends on.
     pub admin: bool,
+    /// It only looks at numbers and reasons, and holds nothing.
+    pub observer: bool,
     /// What it is told unasked.
     pub outbox: Outbox,
     /// Readable once its process has ended.
@@ -62,17 +75,28 @@ fn limit(what: &str, most: u64, option: &str) -> Error {
 
 impl Guest {
     /// A client that holds nothing yet.
-    pub fn new(number: u64, secret: u64, peer: Peer, read_only: bool, admin: bool) -> Result<Guest> {
+    pub fn new(number: u64, secret: u64, peer: Peer, rights: Rights) -> Result<Guest> {
+        let Rights { read_only, admin, observer } = rights;
         let (lanes, cut, held) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::default());
         let process = peer.watch().map_err(|error| failed("watching a client's process", &error))?;
-        Ok(Guest { number, secret, peer, read_only, admin, outbox: Outbox::new()?, process, lanes, cut, held })
+        Ok(Guest {
+            number,
+            secret,
+            peer,
+            read_only,
+            admin,
+            observer,
+            outbox: Outbox::new()?,
+            process,
+            lanes,
+            cut,
+            held,
+        })
     }
 
-    /// Counts one more lane, if it may have one.
-    pub fn enter_lane(&self, most: usize) -> bool {
-        self.lanes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lanes| (lanes < most).then_some(lanes + 1))
-            .is_ok()
+    /// It has one more lane.
+    pub fn enter_lane(&self) {
+        self.lanes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many lanes it has.
@@ -98,6 +122,17 @@ impl Guest {
     /// Whether it has left.
     pub fn is_gone(&self) -> bool {
         self.held.lock().gone
+    }
+
+    /// Refuses a request that only a client that takes part may make.
+    pub fn may_ask(&self, request: &Request<'_>) -> Result<()> {
+        if self.observer && !request.only_looks() {
+            return Err(Error::new(
+                KVKEEP_ERR_PERMISSION,
+                "this connection only looks at numbers and reasons: open the cache without asking for that",
+            ));
+        }
+        Ok(())
     }
 
     /// Refuses what a reader may not do.

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::client::ClientConfig;
 use super::wire::frame::Inbox;
 use super::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome, look_for};
 use crate::arena::Arena;
@@ -154,10 +155,12 @@ impl Lane {
 
 impl Link {
     /// Connects, and maps L1.
-    pub fn open(path: &Path, read_only: bool, spin: Duration) -> Result<Link> {
+    pub fn open(config: &ClientConfig) -> Result<Link> {
+        let (path, spin) = (&*config.socket, config.spin);
         let mut lane = Lane::open(path)?;
         let lost = |error: io::Error| unreachable(path, &error);
-        Request::Hello { version: WIRE_VERSION, read_only }.encode(&mut lane.frame);
+        let ClientConfig { read_only, observer, .. } = *config;
+        Request::Hello { version: WIRE_VERSION, read_only, observer }.encode(&mut lane.frame);
         // One that refuses whoever asks need not take in what is asked: its answer says more than a failure to ask.
         let _ = lane.stream.write_all(lane.frame.finish());
 

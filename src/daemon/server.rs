@@ -22,7 +22,7 @@ use super::connection::{Connection, Said, Until, wait_for};
 use super::connections::{Guests, Stream, Use};
 use super::descriptors::{self, OF_CLIENT, Shares, none_left};
 use super::dispatch::Desk;
-use super::guest::Guest;
+use super::guest::{Guest, Rights};
 use super::peer::{Peer, random};
 use super::wire::{Request, WIRE_VERSION, Welcome, look_for};
 use crate::error::{
@@ -261,6 +261,9 @@ impl Shared {
         self.guests.lock().by_number.remove(&guest.number);
         let orderly = guest.is_gone();
         let (ended, _) = guest.leave(&self.node);
+        if guest.observer {
+            return;
+        }
         if !orderly {
             self.node.meters.clients_lost.add(1);
             self.node.log.say(LogLevel::Warn, || {
@@ -289,44 +292,61 @@ impl Shared {
                 if guest.lanes() > 0 && guests.descriptors() >= self.shares.clients {
                     return Err(clients_have_all());
                 }
-                if !guest.enter_lane(self.limits.lanes_per_client_max) {
+                if guest.lanes() >= self.lanes_max(&guest) {
                     return Err(Error::new(
                         KVKEEP_ERR_LIMIT,
                         "this client makes the most calls at once: raise lanes_per_client_max",
                     ));
                 }
-                if let Some(stream) = guests.streams.get_mut(&number) {
-                    stream.usage = Use::Lane(client);
+                if !guests.admit(number, Use::Lane(client)) {
+                    return Err(silent());
                 }
+                guest.enter_lane();
                 Ok((guest, Some(Duration::from_micros(u64::from(spin_us)).min(SPIN_MAX))))
             }
-            Request::Hello { version, read_only } => {
+            Request::Hello { version, read_only, observer } => {
                 check_version(version)?;
                 let (may_write, admin) = self.access.rights(peer)?;
                 let secret = random().map_err(|error| Error::io("making a secret", &error))?;
-                let guest = Arc::new(Guest::new(number, secret, peer, read_only || !may_write, admin)?);
+                let rights = Rights { read_only: read_only || observer || !may_write, admin, observer };
+                let guest = Arc::new(Guest::new(number, secret, peer, rights)?);
                 let mut guests = self.guests.lock();
-                // Those that have lost their connection are bounded alone: they must be able to connect again.
-                let cut = guests.by_number.values().filter(|guest| guest.is_cut()).count();
-                if guests.by_number.len() - cut >= self.limits.clients_max || cut >= self.limits.clients_max {
-                    return Err(Error::new(
-                        KVKEEP_ERR_LIMIT,
-                        format!("{} clients are connected: close some, or raise clients_max", self.limits.clients_max),
-                    ));
+                self.check_room(&guests, observer)?;
+                if !guests.admit(number, Use::Client) {
+                    return Err(silent());
                 }
-                if guests.descriptors() + OF_CLIENT > self.shares.clients {
-                    return Err(clients_have_all());
+                if !observer {
+                    self.node.l1.open_writer(number, self.limits.staged_bytes_per_client_max);
+                    self.node.meters.clients.add(1);
                 }
-                if let Some(stream) = guests.streams.get_mut(&number) {
-                    stream.usage = Use::Client;
-                }
-                self.node.l1.open_writer(number, self.limits.staged_bytes_per_client_max);
                 guests.by_number.insert(number, guest.clone());
-                self.node.meters.clients.add(1);
                 Ok((guest, None))
             }
             _ => Err(Error::invalid("malformed message: a connection begins with hello")),
         }
+    }
+
+    /// Whether one more client may come, or one more that only looks: those have few places, which no client takes.
+    fn check_room(&self, guests: &Guests, observer: bool) -> Result<()> {
+        let most = if observer { self.shares.observers } else { self.limits.clients_max };
+        // Those that have lost their connection are bounded alone: they must be able to connect again.
+        if guests.count(observer, false) >= most || guests.count(observer, true) >= most {
+            let message = if observer {
+                format!("{most} connections that only look are there, the most there may be: end one, or try again")
+            } else {
+                format!("{most} clients are connected: close some, or raise clients_max")
+            };
+            return Err(Error::new(KVKEEP_ERR_LIMIT, message));
+        }
+        if !observer && guests.descriptors() + OF_CLIENT > self.shares.clients {
+            return Err(clients_have_all());
+        }
+        Ok(())
+    }
+
+    /// How many calls a client may make at once.
+    fn lanes_max(&self, guest: &Guest) -> usize {
+        if guest.observer { 1 } else { self.limits.lanes_per_client_max }
     }
 
     /// Answers hello, with the descriptor of L1 beside.
@@ -340,7 +360,7 @@ impl Shared {
             session_timeout_ms: self.node.session_timeout.as_millis() as u64,
             read_only: guest.read_only,
             message_bytes_max: self.limits.message_bytes_max,
-            lanes_max: self.limits.lanes_per_client_max as u32,
+            lanes_max: self.lanes_max(guest) as u32,
         };
         connection.frame.begin(KVKEEP_OK as u32).put(&welcome);
         let read_only = if guest.read_only { Some(arena.read_only_fd()?) } else { None };

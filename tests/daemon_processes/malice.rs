@@ -14,7 +14,8 @@ use kvkeep::daemon::wire::frame::Inbox;
 use kvkeep::daemon::wire::request::Extra;
 use kvkeep::daemon::wire::{FRAME_BYTES_MAX, Frame, Request, WIRE_VERSION, Welcome};
 use kvkeep::error::{
-    KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_VERSION, KVKEEP_OK, Status,
+    KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_VERSION, KVKEEP_OK,
+    Status,
 };
 use kvkeep::key::Key;
 
@@ -57,7 +58,7 @@ impl Raw {
 
     fn hello(part: &DaemonPart) -> (Raw, Welcome) {
         let mut raw = Raw::connect(part);
-        assert_eq!(raw.ask(&Request::Hello { version: WIRE_VERSION, read_only: false }), Some(0));
+        assert_eq!(raw.ask(&Request::Hello { version: WIRE_VERSION, read_only: false, observer: false }), Some(0));
         let welcome = raw.inbox.fields().take().unwrap();
         (raw, welcome)
     }
@@ -112,7 +113,7 @@ fn attack(part: &DaemonPart, random: &mut Random, space: u64) {
             raw.answer();
         }
         1 => {
-            let hello = encoded(&Request::Hello { version: WIRE_VERSION, read_only: false });
+            let hello = encoded(&Request::Hello { version: WIRE_VERSION, read_only: false, observer: false });
             Raw::connect(part).send(&hello[..random.below(hello.len() as u64) as usize]);
         }
         2 => {
@@ -282,7 +283,7 @@ fn clients_leave_descriptors_for_backends() {
     server.expect("serving");
     let client = part.client();
     let space = open_space(&client);
-    let hello = Request::Hello { version: WIRE_VERSION, read_only: false };
+    let hello = Request::Hello { version: WIRE_VERSION, read_only: false, observer: false };
     let (mut clients, mut refused) = (Vec::new(), Raw::connect(&part));
     while refused.ask(&hello) == Some(KVKEEP_OK as i32) {
         let welcome = refused.inbox.fields().take().unwrap();
@@ -334,14 +335,32 @@ fn what_begins_wrongly_is_told_why() {
     };
     let connect = || Raw::connect(&part);
     refused(connect(), &Request::GetStats {}, KVKEEP_ERR_INVALID, "begins with hello");
-    let newer = Request::Hello { version: WIRE_VERSION + 1, read_only: false };
+    let newer = Request::Hello { version: WIRE_VERSION + 1, read_only: false, observer: false };
     refused(connect(), &newer, KVKEEP_ERR_VERSION, "use one build for both");
     let (client, welcome) = Raw::hello(&part);
     refused(connect(), &lane(&welcome, 1), KVKEEP_ERR_NOT_FOUND, "connect again");
     let mut lanes = [Raw::lane(&part, &welcome), Raw::lane(&part, &welcome)];
     refused(connect(), &lane(&welcome, 0), KVKEEP_ERR_LIMIT, "raise lanes_per_client_max");
-    is(lanes[0].ask(&Request::Hello { version: WIRE_VERSION, read_only: false }), KVKEEP_ERR_INVALID);
+    is(lanes[0].ask(&Request::Hello { version: WIRE_VERSION, read_only: false, observer: false }), KVKEEP_ERR_INVALID);
     is(lanes[1].ask(&Request::GetStats {}), KVKEEP_OK);
+    // One that said it only looks may do that, one call at a time, and nothing else.
+    let hello = Request::Hello { version: WIRE_VERSION, read_only: false, observer: true };
+    let observers: Vec<(Raw, Welcome)> = (0..4)
+        .map(|_| {
+            let mut raw = connect();
+            is(raw.ask(&hello), KVKEEP_OK);
+            let welcome = raw.inbox.fields().take().unwrap();
+            (raw, welcome)
+        })
+        .collect();
+    refused(connect(), &hello, KVKEEP_ERR_LIMIT, "only look");
+    let mut looking = Raw::lane(&part, &observers[0].1);
+    refused(connect(), &lane(&observers[0].1, 0), KVKEEP_ERR_LIMIT, "the most calls at once");
+    is(looking.ask(&Request::GetStats {}), KVKEEP_OK);
+    let open = Request::OpenSpace { spec: spec("m", "") };
+    is(looking.ask(&open), KVKEEP_ERR_PERMISSION);
+    is(looking.ask(&Request::BeginSession { space: 1, request_id: "", timeout_ms: 0 }), KVKEEP_ERR_PERMISSION);
+    is(looking.ask(&Request::Clear { space: 0, force: true }), KVKEEP_ERR_PERMISSION);
     // The lanes end with their client.
     drop(client);
     assert!(lanes.iter_mut().all(|lane| lane.stream.read(&mut [0; 8]).is_ok_and(|bytes| bytes == 0)));

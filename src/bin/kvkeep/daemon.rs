@@ -6,10 +6,11 @@ use kvkeep::cache::Cache;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::types::Stats;
 
-/// Connects to a daemon by its URL. Only who `changes` something asks for more than to read.
+/// Connects to a daemon by its URL. A command that `changes` nothing is let in also when as many clients as may be are there.
 pub fn connect(url: &str, changes: bool) -> Result<Arc<Client>, String> {
     let config = ClientConfig::new(url).map_err(|error| error.to_string())?;
-    Client::open(ClientConfig { read_only: !changes, prefault: false, ..config }).map_err(|error| error.to_string())
+    Client::open(ClientConfig { read_only: !changes, observer: !changes, prefault: false, ..config })
+        .map_err(|error| error.to_string())
 }
 
 /// What the daemon counted.

@@ -45,7 +45,7 @@ macro_rules! requests {
 
 requests! {
     /// Begins a client: its connection for pushes.
-    1 Hello { version: u32, read_only: bool },
+    1 Hello { version: u32, read_only: bool, observer: bool },
     /// Begins a lane of a client, which looks so long for an answer before it sleeps.
     2 Lane { version: u32, client: u64, secret: u64, spin_us: u32 },
     /// Ends the client's sessions and jobs, before it closes.
@@ -88,6 +88,22 @@ requests! {
     39 QueryKeys { space: u64, keys: &'a [Key] },
     40 QuerySpace { space: u64 },
     41 ForgetSpace { space: u64 },
+}
+
+impl Request<'_> {
+    /// Whether it asks for numbers or reasons, and takes and changes nothing.
+    pub fn only_looks(&self) -> bool {
+        matches!(
+            self,
+            Request::Bye {}
+                | Request::GetStats {}
+                | Request::Metrics {}
+                | Request::ExplainKey { .. }
+                | Request::ExplainSession { .. }
+                | Request::QuerySpace { .. }
+                | Request::QueryKeys { .. }
+        )
+    }
 }
 
 /// An extra_count, 0 to [`KVKEEP_EXTRA_COUNT_MAX`].

@@ -77,7 +77,7 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
     let (keys, text, extra) = (keys.as_slice(), text.as_str(), Extra(small % 128));
     let ranks = (*small, small / 2, small / 3);
     match kind {
-        1 => Request::Hello { version: *small, read_only: *flag },
+        1 => Request::Hello { version: *small, read_only: *flag, observer: !*flag },
         2 => Request::Lane { version: *small, client: *number, secret: *other, spin_us: small / 2 },
         3 => Request::Bye {},
         4 => Request::OpenSpace {
