@@ -49,6 +49,7 @@ fn a_replay_through_l1_alone_hits_and_reads_every_byte_right() {
     assert_eq!(number(&ran, "blocks asked"), 27_305);
     // All of it fits, so that each block misses once.
     assert_eq!(number(&ran, "hits in L1"), 27_305 - 21_514);
+    assert_eq!(number(&ran, "prefix hits"), 27_305 - 21_514);
     assert_eq!(number(&ran, "wrong bytes"), 0);
     assert!(ran.err.is_empty(), "no bar where there is no terminal: {}", ran.err);
 }
@@ -84,8 +85,8 @@ fn wrong_bytes_are_counted_and_are_an_exit_status() {
 fn a_table_has_a_row_for_each_policy_and_a_plot() {
     let dir = tempfile::tempdir().unwrap();
     let plot = dir.path().join("rates.svg");
-    let row = |ran: &Ran, policy: &str| -> Vec<f64> {
-        let line = ran.out.lines().find(|line| line.starts_with(&format!("| {policy} "))).unwrap();
+    let row = |out: &str, policy: &str| -> Vec<f64> {
+        let line = out.lines().find(|line| line.starts_with(&format!("| {policy} "))).unwrap();
         line.split('|')
             .skip(2)
             .filter(|cell| !cell.trim().is_empty())
@@ -96,13 +97,21 @@ fn a_table_has_a_row_for_each_policy_and_a_plot() {
     let ran = kvkeep(&args);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.out.contains(" 0 wrong bytes"), "{}", ran.out);
+    let mut less = false;
     for policy in ["lru", "mq", "s3fifo", "none"] {
-        let rates = row(&ran, policy);
+        let rates = row(&ran.out, policy);
         assert_eq!(rates.len(), 3);
         assert!(rates.is_sorted(), "{policy}: {rates:?}");
         // An L1 that holds every block hits all but the first asking.
         assert_eq!(rates[2], 21.21);
+        // What an engine can use is no more than that, and the same where no block is missing.
+        let (_, of_prefixes) = ran.out.split_once("Prefix hit rate").unwrap();
+        let prefixes = row(of_prefixes, policy);
+        assert!(prefixes.iter().zip(&rates).all(|(prefix, block)| prefix <= block), "{prefixes:?} {rates:?}");
+        assert_eq!(prefixes[2], 21.21);
+        less |= prefixes[1] < rates[1];
     }
+    assert!(less, "no prefix had a hole: {}", ran.out);
     let svg = fs::read_to_string(&plot).unwrap();
     well_formed(&svg);
     assert_eq!(svg.matches("<polyline ").count(), 4);
@@ -110,7 +119,7 @@ fn a_table_has_a_row_for_each_policy_and_a_plot() {
 
     // Every run hits the same.
     let single = kvkeep(&["replay", SLICE, "--policy", "s3fifo", "--sizes", "20%", "--svg", plot.to_str().unwrap()]);
-    assert_eq!(row(&single, "s3fifo"), [row(&ran, "s3fifo")[1]]);
+    assert_eq!(row(&single.out, "s3fifo"), [row(&ran.out, "s3fifo")[1]]);
     assert_eq!(fs::read_to_string(&plot).unwrap().matches("<polyline ").count(), 1);
 }
 

@@ -24,6 +24,8 @@ pub struct Tally {
     pub asked: u64,
     /// Blocks found, by tier.
     pub hits: [u64; KVKEEP_TIERS_MAX],
+    /// Blocks found before the first missing one of their request: an engine can use no others.
+    pub prefix_hits: u64,
     pub wrong_bytes: u64,
     pub wrong_blocks: u64,
     pub read_bytes: u64,
@@ -87,6 +89,7 @@ impl Engine {
         let keys: Vec<Key> = ids.iter().map(|&id| content::key(id)).collect();
         let session = self.node.begin_session(self.space, "replay", Some(PATIENCE))?;
         let held = self.prefetch(session, &keys)?;
+        self.tally.prefix_hits += held.iter().take_while(|&&held| held).count() as u64;
         let (held, missing): (Vec<usize>, Vec<usize>) = (0..ids.len()).partition(|&i| held[i]);
         let of =
             |chosen: &[usize]| (chosen.iter().map(|&i| ids[i]).collect(), chosen.iter().map(|&i| keys[i]).collect());

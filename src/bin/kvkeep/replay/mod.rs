@@ -24,8 +24,8 @@ const BLOCK_BYTES_MAX: u64 = 64 << 30;
 /// store the missing blocks in order, end. A block's bytes are made from its id. Requests run one after another.
 ///
 /// Without --sizes, the trace runs once through an L1 (and, with --l2, the tiers below it) and a report says what was hit,
-/// moved and measured. With --sizes (or --policy all), it runs through an L1 alone for every policy and size, which gives a
-/// table of block hit rates and a plot.
+/// moved and measured. With --sizes (or --policy all), it runs through an L1 alone for every policy and size, which gives
+/// tables of block and prefix hit rates and a plot.
 #[derive(Arguments)]
 #[command(after_help = "Examples:
   kvkeep replay trace.jsonl --l1 256MiB

@@ -73,6 +73,7 @@ fn report(args: &Args, requests: &[Request], tally: &Tally, stats: &Stats, time:
         line(&format!("hits in {}", scheme(url)), share(tally.hits[i + 1]));
     }
     line("hits", share(tally.hits()));
+    line("prefix hits", format!("{}  an engine can use", share(tally.prefix_hits)));
     if tally.beyond > 0 {
         line("beyond a gap", format!("{}  were in L1, but behind a missing one", share(tally.beyond)));
     }

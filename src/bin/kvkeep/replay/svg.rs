@@ -8,6 +8,8 @@ pub struct Line {
     pub name: String,
     /// Percent at each size.
     pub values: Vec<f64>,
+    /// The same of prefixes, drawn dashed; empty if that is all there is.
+    pub prefixes: Vec<f64>,
 }
 
 /// What is drawn.
@@ -112,6 +114,18 @@ pub fn draw(plot: &Plot) -> String {
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.5\"/>",
             points.join(" ")
         ));
+        let points: Vec<String> = plot
+            .x
+            .iter()
+            .zip(&line.prefixes)
+            .map(|(&size, &value)| format!("{:.1} {:.1}", x(size), y(value)))
+            .collect();
+        if !points.is_empty() {
+            put(format!(
+                "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" stroke-dasharray=\"5 4\"/>",
+                points.join("L")
+            ));
+        }
         for (&size, &value) in plot.x.iter().zip(&line.values) {
             put(format!(
                 "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"><title>{} at {size} %: {value:.2} %</title></circle>",

@@ -50,12 +50,18 @@ pub fn run(args: &Args, requests: &[Request]) -> Outcome {
     bar.finish_and_clear();
     let tallies = results?;
 
+    let prefix_mode = args.mode == Some(FoundMode::Prefix);
     let rates: Vec<svg::Line> = policies
         .iter()
         .zip(tallies.chunks(sizes.len()))
         .map(|(policy, row)| svg::Line {
             name: (*policy).to_owned(),
             values: row.iter().map(|tally| text::percent(tally.hits(), tally.asked)).collect(),
+            prefixes: if prefix_mode {
+                Vec::new()
+            } else {
+                row.iter().map(|tally| text::percent(tally.prefix_hits, tally.asked)).collect()
+            },
         })
         .collect();
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
@@ -69,7 +75,7 @@ pub fn run(args: &Args, requests: &[Request]) -> Outcome {
             text::count(asked),
             text::count(unique),
             text::bytes(args.block_bytes),
-            if args.mode == Some(FoundMode::Prefix) { ", only prefixes count" } else { "" }
+            if prefix_mode { ", only prefixes count" } else { "; dashed: prefixes alone" }
         ),
         x: sizes.clone(),
         lines: rates,
@@ -82,15 +88,13 @@ pub fn run(args: &Args, requests: &[Request]) -> Outcome {
     let mut report = String::new();
     let _ = writeln!(report, "Block hit rate in % by the size of L1 as a share of the different blocks.");
     let _ = writeln!(report, "{}; {limit:.2} % is what an endless cache hits.\n", plot.subtitle);
-    let _ = writeln!(
-        report,
-        "| policy |{}",
-        sizes.iter().map(|share| format!(" {:>6} |", format!("{share} %"))).collect::<String>()
-    );
-    let _ = writeln!(report, "|--------|{}", "-------:|".repeat(sizes.len()));
-    for line in &plot.lines {
-        let values: String = line.values.iter().map(|rate| format!(" {rate:6.2} |")).collect();
-        let _ = writeln!(report, "| {:<6} |{values}", line.name);
+    report += &rows(&sizes, &plot.lines, |line| &line.values);
+    if !prefix_mode {
+        let _ = writeln!(
+            report,
+            "\nPrefix hit rate in %: the blocks found before the first missing one of their request. An engine can use no others.\n"
+        );
+        report += &rows(&sizes, &plot.lines, |line| &line.prefixes);
     }
     let _ = writeln!(
         report,
@@ -105,6 +109,17 @@ pub fn run(args: &Args, requests: &[Request]) -> Outcome {
     );
     text::print(&report);
     Ok(sum(|tally| tally.wrong_bytes) == 0)
+}
+
+/// A table of rates, one row for each policy.
+fn rows(sizes: &[f64], lines: &[svg::Line], of: impl Fn(&svg::Line) -> &[f64]) -> String {
+    let heads: String = sizes.iter().map(|share| format!(" {:>6} |", format!("{share} %"))).collect();
+    let mut table = format!("| policy |{heads}\n|--------|{}\n", "-------:|".repeat(sizes.len()));
+    for line in lines {
+        let values: String = of(line).iter().map(|rate| format!(" {rate:6.2} |")).collect();
+        let _ = writeln!(table, "| {:<6} |{values}", line.name);
+    }
+    table
 }
 
 /// How many replays fit the processors and the memory that is free now.
