@@ -1,25 +1,32 @@
 //! Texts across the ABI: names, messages and longer texts into a caller's buffer.
 
-use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char};
+use std::cell::Cell;
+use std::ffi::{CStr, c_char};
 
 use super::{null, output};
 use crate::error::{Error, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 
+/// Bytes that are kept of a message, its NUL included.
+const LAST_ERROR_BYTES: usize = 2048;
+
 thread_local! {
-    static LAST_ERROR: RefCell<CString> = RefCell::default();
+    /// It has no destructor, so that it is there as long as the thread runs any code, destructors of other thread-locals included.
+    static LAST_ERROR: Cell<[u8; LAST_ERROR_BYTES]> = const { Cell::new([0; LAST_ERROR_BYTES]) };
 }
 
-/// Keeps a message for this thread.
+/// Keeps a message for this thread, as much of it as there is room for.
 pub fn set_last_error(message: &str) {
-    let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
-    // A thread that is ending has no place left to keep it.
-    let _ = LAST_ERROR.try_with(|last| *last.borrow_mut() = message);
+    let fits = message.floor_char_boundary(message.len().min(LAST_ERROR_BYTES - 1));
+    let mut bytes = [0; LAST_ERROR_BYTES];
+    for (place, byte) in bytes.iter_mut().zip(message[..fits].bytes()) {
+        *place = if byte == 0 { b' ' } else { byte };
+    }
+    LAST_ERROR.with(|last| last.set(bytes));
 }
 
 /// This thread's message.
 pub fn last_error() -> *const c_char {
-    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+    LAST_ERROR.with(Cell::as_ptr).cast()
 }
 
 /// The name of a status number.

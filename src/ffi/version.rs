@@ -32,7 +32,8 @@ pub extern "C" fn kvkeep_status_name(status: i32) -> *const c_char {
 }
 
 /// Message of the last call on this thread that returned an error: the cause, then the remedy. UTF-8, never NULL, ""
-/// if none failed. Owned by the library; valid until the next kvkeep call on this thread.
+/// if none failed, at most 2047 bytes. Owned by the library; valid until the next kvkeep call on this thread, and as long as
+/// the thread runs: destructors of its thread-local objects may read it, too.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvkeep_last_error() -> *const c_char {
     text::last_error()

@@ -370,3 +370,46 @@ fn p6_options_that_make_no_sense_open_nothing() {
         assert_eq!(kvkeep_close(null_mut()), KVKEEP_OK);
     }
 }
+
+#[test]
+fn p6_a_message_can_be_read_while_the_threads_own_objects_are_destroyed() {
+    /// Destroyed after every object of the thread that was made later.
+    struct First {
+        message: *const c_char,
+        text: String,
+        said: std::sync::mpsc::Sender<(bool, String)>,
+    }
+    impl Drop for First {
+        fn drop(&mut self) {
+            // SAFETY: the header says that the text is there until the next call.
+            let stays = unsafe { CStr::from_ptr(self.message) }.to_str() == Ok(&self.text);
+            // SAFETY: NULL is refused.
+            assert_eq!(unsafe { kvkeep_open(null(), null_mut()) }, KVKEEP_ERR_INVALID);
+            self.said.send((stays, message())).unwrap();
+        }
+    }
+    thread_local! {
+        static FIRST: std::cell::RefCell<Option<First>> = const { std::cell::RefCell::new(None) };
+    }
+    let (said, hear) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        FIRST.with(|first| {
+            // SAFETY: a handle that was never given out.
+            assert_eq!(unsafe { kvkeep_end_session(without_provenance_mut(8), 1) }, KVKEEP_ERR_CLOSED);
+            *first.borrow_mut() = Some(First { message: kvkeep_last_error(), text: message(), said });
+        });
+    });
+    let (stays, next) = hear.recv().unwrap();
+    assert!(stays && next.contains("options is NULL"), "{next}");
+    thread.join().unwrap();
+}
+
+#[test]
+fn p6_a_long_message_is_cut_between_characters() {
+    let policy = std::ffi::CString::new("\u{e9}".repeat(3000)).unwrap();
+    let mut options: kvkeep_options = init();
+    (options.l1_bytes, options.eviction_policy) = (64 * KIB, policy.as_ptr());
+    // SAFETY: a struct that is refused, and a place for a handle.
+    assert_eq!(unsafe { kvkeep_open(&options, &mut null_mut()) }, KVKEEP_ERR_INVALID);
+    assert!((2046..=2047).contains(&message().len()));
+}
