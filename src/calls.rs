@@ -1,5 +1,6 @@
 //! What callers ask of a node: each call goes to the part that does it.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
@@ -249,6 +250,13 @@ impl Cache for Node {
             if self.prefetcher.loads_committed() != committed {
                 let gone: Vec<Key> = free.iter().map(|&i| keys[i]).collect();
                 self.l1.hide_all(space, &gone)?;
+            }
+        }
+        // A key is deleted once: where it stands again, nothing is left to delete, whichever tier had it.
+        let mut seen = HashSet::with_capacity(if keys.len() > 1 { keys.len() } else { 0 });
+        for (key, status) in keys.iter().zip(&mut said).filter(|_| keys.len() > 1) {
+            if !seen.insert(key) && *status == KVKEEP_OK {
+                *status = KVKEEP_ERR_NOT_FOUND;
             }
         }
         let mut outcome = Outcome::new(statuses);

@@ -4,9 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use kvkeep::cache::Cache as _;
+use kvkeep::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND};
 use kvkeep::types::Stats;
 
-use crate::cache::{Cache, MIB, WATCHDOG_MS, intact, keys, until, watched};
+use crate::cache::{Cache, MIB, WATCHDOG_MS, intact, key, keys, said, until, watched};
 
 const CHILD: &str = "KVKEEP_PROMISE_CHILD";
 const SIZE: u64 = 8192;
@@ -167,4 +168,40 @@ fn a_prefetch_finds_what_another_process_stored_however_many_keys_it_names() {
         one.node.close();
         two.node.close();
     });
+}
+
+#[test]
+fn a_key_that_is_named_twice_is_deleted_once_whichever_tier_has_it() {
+    watched(|| {
+        for urls in [&[][..], &["memory:"], &["memory:?lookup=slow"]] {
+            let cache = Cache::open(MIB, urls, |_| {});
+            for in_l1 in [true, false] {
+                cache.store(0..2, 4096);
+                cache.node.drain_writes(WATCHDOG_MS).unwrap();
+                if !in_l1 {
+                    cache.node.evict(cache.space, &keys(0..2), None).unwrap();
+                }
+                let (there, mut statuses) = (in_l1 || urls == ["memory:"], [9; 4]);
+                let named = [key(0), key(1), key(0), key(0)];
+                assert!(!cache.node.delete(cache.space, &named, Some(&mut statuses)).unwrap());
+                let absent = said(KVKEEP_ERR_NOT_FOUND);
+                let first = if there { 0 } else { absent };
+                assert_eq!(statuses, [first, first, absent, absent], "{urls:?}, in L1: {in_l1}");
+                cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            }
+            cache.node.close();
+        }
+    });
+}
+
+#[test]
+fn a_key_in_use_that_is_named_twice_is_locked_twice() {
+    let cache = Cache::open(MIB, &["memory:"], |_| {});
+    cache.store(0..1, 4096);
+    let session = cache.session();
+    cache.read(session, 0..1, 0);
+    let mut statuses = [9; 2];
+    assert!(!cache.node.delete(cache.space, &[key(0); 2], Some(&mut statuses)).unwrap());
+    assert_eq!(statuses, [said(KVKEEP_ERR_LOCKED); 2]);
+    cache.node.close();
 }
