@@ -172,7 +172,8 @@ typedef enum {
 typedef enum {
     /// It stays until evicted or deleted. The default.
     KVKEEP_RETENTION_KEEP = 0,
-    /// It is dropped; it is never written to L2.
+    /// It is dropped; it is never written to L2. A job that gives back itself the shares it took (of chunks beyond its answer, or
+    /// cancelled) has not read it: an object that was committed so and that nobody has read stays.
     KVKEEP_RETENTION_TEMPORARY = 1,
 } kvkeep_retention;
 
@@ -696,7 +697,8 @@ uint32_t kvkeep_abi_version(void);
 const char *kvkeep_status_name(int32_t status);
 
 /// Message of the last call on this thread that returned an error: the cause, then the remedy. UTF-8, never NULL, ""
-/// if none failed. Owned by the library; valid until the next kvkeep call on this thread.
+/// if none failed, at most 2047 bytes. Owned by the library; valid until the next kvkeep call on this thread, and as long as
+/// the thread runs: destructors of its thread-local objects may read it, too.
 const char *kvkeep_last_error(void);
 
 /// Extra readers of an object besides the one every share count includes. A model whose ranks each store their own
@@ -948,7 +950,7 @@ kvkeep_status kvkeep_evict(kvkeep *cache,
 /// `kvkeep_drain_writes` waits for the rest). A backend that fails, or has no room for more work, is asked again; what is given
 /// up is logged, and counted as `stores_dropped`.
 /// Per key: LOCKED (shared, under a copy or a transfer, or found by a job that will load it; deleted nowhere), NOT_FOUND (in no
-/// tier that knows without I/O). Errors: NOT_FOUND (space), INVALID.
+/// tier that knows without I/O; named before in the same call). Errors: NOT_FOUND (space), INVALID.
 kvkeep_status kvkeep_delete(kvkeep *cache,
                             uint64_t space,
                             const kvkeep_key *keys,
@@ -958,7 +960,8 @@ kvkeep_status kvkeep_delete(kvkeep *cache,
 /// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
 /// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled
 /// and objects in use are hidden from new lookups at once; their memory is freed when the last share goes. A session that
-/// comes to hold a key from before and from after keeps both until it has returned all its shares of the key. Staged
+/// comes to hold a key from before and from after holds two copies: the shares of one return are of one copy, so that more than it
+/// holds of either are NOT_HELD, and where either may be meant, both stay until it has returned all its shares of the key. Staged
 /// writes stay. Sets `*removed` to the objects gone or hidden, unless NULL.
 /// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
 kvkeep_status kvkeep_clear(kvkeep *cache,

@@ -266,7 +266,7 @@ pub unsafe extern "C" fn kvkeep_evict(
 /// `kvkeep_drain_writes` waits for the rest). A backend that fails, or has no room for more work, is asked again; what is given
 /// up is logged, and counted as `stores_dropped`.
 /// Per key: LOCKED (shared, under a copy or a transfer, or found by a job that will load it; deleted nowhere), NOT_FOUND (in no
-/// tier that knows without I/O). Errors: NOT_FOUND (space), INVALID.
+/// tier that knows without I/O; named before in the same call). Errors: NOT_FOUND (space), INVALID.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_delete(
     cache: *mut kvkeep,
@@ -284,7 +284,8 @@ pub unsafe extern "C" fn kvkeep_delete(
 /// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
 /// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled
 /// and objects in use are hidden from new lookups at once; their memory is freed when the last share goes. A session that
-/// comes to hold a key from before and from after keeps both until it has returned all its shares of the key. Staged
+/// comes to hold a key from before and from after holds two copies: the shares of one return are of one copy, so that more than it
+/// holds of either are NOT_HELD, and where either may be meant, both stay until it has returned all its shares of the key. Staged
 /// writes stay. Sets `*removed` to the objects gone or hidden, unless NULL.
 /// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
 #[unsafe(no_mangle)]

@@ -47,7 +47,8 @@ pub enum kvkeep_store_mode {
 pub enum kvkeep_retention {
     /// It stays until evicted or deleted. The default.
     KVKEEP_RETENTION_KEEP = 0,
-    /// It is dropped; it is never written to L2.
+    /// It is dropped; it is never written to L2. A job that gives back itself the shares it took (of chunks beyond its answer, or
+    /// cancelled) has not read it: an object that was committed so and that nobody has read stays.
     KVKEEP_RETENTION_TEMPORARY = 1,
 }
 

@@ -5,6 +5,7 @@
 
 pub mod alloc;
 mod beside;
+mod cleared;
 mod copying;
 mod detail;
 mod holds;

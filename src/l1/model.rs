@@ -101,6 +101,10 @@ struct Inc {
     name: Ref,
     stamp: u64,
     temporary: bool,
+    /// Whether it was loaded, so that a backend has it.
+    loaded: bool,
+    /// Whether shares were returned of it since it was committed, other than by a lookup.
+    read: bool,
 }
 
 struct Staged {
@@ -257,8 +261,9 @@ impl World {
         *self.sessions.get_mut(&session).unwrap().held.entry(inc).or_insert(0) += count;
     }
 
-    /// Takes shares back; a temporary object goes with its last one.
-    fn give(&mut self, session: u64, inc: usize, count: u32) {
+    /// Takes shares back, of a lookup or of a reader; a temporary object goes with its last one. One that nobody has read and no
+    /// backend has outlives a lookup.
+    fn give(&mut self, session: u64, inc: usize, count: u32, lookup: bool) {
         let held = &mut self.sessions.get_mut(&session).unwrap().held;
         let left = held[&inc] - count;
         if left == 0 {
@@ -266,19 +271,24 @@ impl World {
         } else {
             held.insert(inc, left);
         }
-        if self.shares(inc) == 0 && self.incs[inc].1.temporary {
+        let of = &mut self.incs[inc].1;
+        if lookup && !of.read && !of.loaded {
+            return;
+        }
+        of.read = true;
+        if of.temporary && self.shares(inc) == 0 {
             self.ready.retain(|_, other| *other != inc);
         }
     }
 
     /// What was committed now stands in the table, unless it came second.
-    fn committed(&mut self, at: (usize, u8), stamp: u64, temporary: bool) -> usize {
+    fn committed(&mut self, at: (usize, u8), stamp: u64, temporary: bool, loaded: bool) -> usize {
         if let Some(&first) = self.ready.get(&at) {
             self.incs[first].1.temporary &= temporary;
             return first;
         }
         let name = self.l1.with(|state| state.slots.name(state.find(at.0 as u32, &key(at.1)).unwrap()));
-        self.incs.push((at.1, Inc { name, stamp, temporary }));
+        self.incs.push((at.1, Inc { name, stamp, temporary, loaded, read: false }));
         self.ready.insert(at, self.incs.len() - 1);
         self.incs.len() - 1
     }
@@ -293,22 +303,23 @@ impl World {
         assert!(self.bears(view.data.cast(), size, inc.stamp), "P1: other bytes than were committed");
     }
 
-    /// What a return of `count` shares does: nothing goes while it is open of which of several copies they are.
-    fn returned(&mut self, session: u64, name: u8, count: u32) -> Status {
+    /// What a return of `count` shares does, which are of one copy: nothing goes while it is open of which of several.
+    fn returned(&mut self, session: u64, name: u8, count: u32, lookup: bool) -> Status {
         let holder = self.sessions.get_mut(&session).unwrap();
         let copies: Vec<(usize, u32)> =
             holder.held.iter().filter(|(inc, _)| self.incs[**inc].0 == name).map(|(&inc, &held)| (inc, held)).collect();
+        let large_enough: Vec<usize> = copies.iter().filter(|(_, held)| *held >= count).map(|(inc, _)| *inc).collect();
         let taken: u32 = copies.iter().map(|(_, held)| held).sum();
         let before = holder.owed.get(&name).copied().unwrap_or(0);
-        match copies[..] {
-            [] => return self.not_held(session, name, count),
-            [(inc, held)] if held >= count => self.give(session, inc, count),
-            [_] => return self.not_held(session, name, count),
+        match (copies.len(), &large_enough[..]) {
+            (0 | 1, []) => return self.not_held(session, name, count),
+            (_, []) => return KVKEEP_ERR_NOT_HELD,
+            (_, [inc]) if before == 0 => self.give(session, *inc, count, lookup),
             _ if before + count > taken => return KVKEEP_ERR_NOT_HELD,
             _ if before + count < taken => drop(holder.owed.insert(name, before + count)),
             _ => {
                 holder.owed.remove(&name);
-                copies.into_iter().for_each(|(inc, held)| self.give(session, inc, held));
+                copies.into_iter().for_each(|(inc, held)| self.give(session, inc, held, lookup));
             }
         }
         KVKEEP_OK
@@ -341,7 +352,7 @@ impl World {
                     continue;
                 }
                 for (inc, count) in self.sessions[&session].held.clone() {
-                    self.give(session, inc, count);
+                    self.give(session, inc, count, false);
                     let revoked = &mut self.sessions.get_mut(&session).unwrap().revoked;
                     *revoked.entry(self.incs[inc].0).or_insert(0) += count;
                     self.revoked += u64::from(count);

@@ -80,6 +80,8 @@ pub struct SessionReport {
     pub shares: u64,
     /// Keys it holds shares of, with how many.
     pub held: Vec<(String, u32)>,
+    /// Keys of which it holds shares of a copy that was cleared meanwhile and nobody else finds, with how many.
+    pub held_of_cleared: Vec<(String, u32)>,
     /// Keys it stages.
     pub staged: Vec<String>,
     /// Jobs not done.
@@ -186,14 +188,15 @@ impl State {
 
     fn session_report(&self, index: u32, session: &Session) -> SessionReport {
         let mut seen = HashSet::new();
-        let mut held: Vec<(String, u32)> = Vec::new();
+        let (mut held, mut held_of_cleared): (Vec<(String, u32)>, Vec<(String, u32)>) = Default::default();
         for &name in &session.used {
             if self.slots.find(name).is_none() {
                 continue;
             }
             let shares = self.shares_of(index, name.slot);
             if shares > 0 && seen.insert(name) {
-                held.push((self.slots.key(name.slot).to_string(), shares));
+                let list = if self.slots[name.slot].is(HIDDEN) { &mut held_of_cleared } else { &mut held };
+                list.push((self.slots.key(name.slot).to_string(), shares));
             }
         }
         SessionReport {
@@ -205,6 +208,7 @@ impl State {
             expires_in_ms: session.deadline_ms as i64 - self.now_ms as i64,
             shares: session.shares,
             held,
+            held_of_cleared,
             staged: session.staged.iter().map(|staged| self.slots.key(staged.id).to_string()).collect(),
             jobs: session.jobs,
         }

@@ -3,7 +3,7 @@
 //! What runs for each key is inlined by force: of a batch of one key, entering and leaving functions is a twentieth.
 
 use super::session::{Session, Staged};
-use super::slot::{BUSY, HIDDEN, LISTED, NOBODY, NONE, QUEUED, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
+use super::slot::{BUSY, HIDDEN, LISTED, NOBODY, NONE, QUEUED, READ, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
 use super::tally::Read;
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
@@ -139,7 +139,8 @@ impl L1 {
         })
     }
 
-    /// Returns shares that a job took and its caller never saw: no use, no touch. Unknown sessions have none left.
+    /// Returns shares that a job took and its caller never saw: no use, no touch. Unknown sessions have none left. A temporary object
+    /// that nobody has read so far stays, unless a backend has it, too.
     pub fn take_back(&self, session: u64, keys: impl Iterator<Item = Key>, count: u32) {
         self.with(|state| {
             let Ok(index) = state.sessions.index(session) else { return };
@@ -147,7 +148,14 @@ impl L1 {
             let pool = state.spaces[space as usize].pool;
             for key in keys {
                 let mut id = state.find(space, &key).unwrap_or(NONE);
+                let spared = (id != NONE && state.is_awaited(id)).then_some(id);
+                if let Some(spared) = spared {
+                    state.slots[spared].clear(TEMPORARY);
+                }
                 state.finish_one(index, &key, &mut id, count);
+                if let Some(spared) = spared {
+                    state.slots[spared].set(TEMPORARY);
+                }
                 state.unread(pool, id);
             }
         });
@@ -311,41 +319,6 @@ impl State {
         }
     }
 
-    /// Returns shares of a session that holds several copies of a key, all but one of them hidden by a clearing of its space. Which
-    /// of them whoever returns shares has read is not said, and another reader may still read it: so all stay until as
-    /// many shares are returned as were taken. `None` where it holds one copy, or none.
-    fn finish_among_copies(&mut self, session: u32, key: &Key, id: &mut u32, count: u32) -> Option<Status> {
-        let hidden = self.sessions.at_mut(session).strays.get(key)?;
-        let live = hidden.iter().filter(|name| self.slots.find(**name).is_some()).map(|name| name.slot);
-        let ids: Vec<u32> = live.chain((*id != NONE).then_some(*id)).collect();
-        let shares = |id: u32| (id, self.shares_of(session, id));
-        let copies: Vec<(u32, u32)> = ids.into_iter().map(shares).filter(|(_, shares)| *shares > 0).collect();
-        if copies.len() < 2 {
-            return None;
-        }
-        let taken: u64 = copies.iter().map(|(_, shares)| u64::from(*shares)).sum();
-        let owed = &mut self.sessions.at_mut(session).owed;
-        let before = owed.get(key).copied().unwrap_or(0);
-        let returned = u64::from(before) + u64::from(count);
-        *id = NONE;
-        if returned > taken {
-            return Some(KVKEEP_ERR_NOT_HELD);
-        }
-        if returned < taken {
-            owed.insert(*key, before + count);
-            return Some(KVKEEP_OK);
-        }
-        owed.remove(key);
-        self.sessions.at_mut(session).strays.remove(key);
-        for (copy, shares) in copies {
-            // One of them at most is not hidden.
-            if self.give_back(session, copy, shares) {
-                *id = copy;
-            }
-        }
-        Some(KVKEEP_OK)
-    }
-
     /// Returns shares of the key whose slot is `id`, which becomes `NONE` unless they were the last ones and the object stays:
     /// the caller then says what becomes of its place among the others, by [`read_all`](State::read_all) or
     /// [`unread`](State::unread).
@@ -376,8 +349,11 @@ impl State {
     pub(super) fn give_back(&mut self, session: u32, id: u32, count: u32) -> bool {
         self.sessions.at_mut(session).shares -= u64::from(count);
         self.tally.give_back(count);
-        let slot = &self.slots[id];
+        let slot = &mut self.slots[id];
         let word = slot.word();
+        if word.is(TEMPORARY) {
+            slot.set(READ);
+        }
         let held = word.held_by(session);
         let own = held.min(count);
         if own > 0 {
@@ -424,6 +400,12 @@ impl State {
         if self.due_after(slot, 0) {
             self.queue_write(id);
         }
+    }
+
+    /// Whether an object was committed to be read once and is still to be.
+    fn is_awaited(&self, id: u32) -> bool {
+        let slot = &self.slots[id];
+        slot.is(TEMPORARY) && !slot.has(READ | STORED)
     }
 
     /// An object whose last share was returned, if not `NONE`, does not count as read and keeps its place.

@@ -57,6 +57,8 @@ pub const STAGING: Flags = 256;
 pub const READY: Flags = 512;
 /// Its space was forgotten after it was staged: it is not committed.
 pub const FORGOTTEN: Flags = 1024;
+/// Of a temporary object: a reader has returned shares of it.
+pub const READ: Flags = 2048;
 
 const FLAGS: u64 = (1 << SIZE_HIGH_SHIFT) - 1;
 const HELD: u64 = (SHARES_MAX as u64) << HELD_SHIFT;

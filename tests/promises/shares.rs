@@ -5,8 +5,9 @@ use std::time::Duration;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Policy, PrefetchRequest};
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD};
+use kvkeep::types::KeyState;
 
-use crate::cache::{Cache, KIB, MIB, WATCHDOG_MS, intact, key, keys, said, until, views, watched};
+use crate::cache::{Cache, KIB, MIB, WATCHDOG_MS, fill, intact, key, keys, said, until, views, watched};
 
 #[test]
 fn p3_by_finish_in_any_portions_and_no_more() {
@@ -189,4 +190,92 @@ fn p3_a_job_that_misses_its_deadline_holds_nothing() {
         }
         cache.node.close();
     });
+}
+
+/// Commits an object that is to be read once.
+fn put_temporary(cache: &Cache, session: u64, number: u32) {
+    let mut out = views(1);
+    assert!(cache.node.reserve_write(session, &[key(number)], &[4096], true, &mut out).unwrap());
+    fill(&out[0], number);
+    assert!(cache.node.finish_write(session, &[key(number)], None).unwrap());
+}
+
+#[test]
+fn a_lookup_that_gives_nothing_back_drops_no_temporary_object_that_nobody_has_read() {
+    watched(|| {
+        let cache = Cache::open(MIB, &["fault:memory:?fault.load_hang=1"], |_| {});
+        cache.store_below(0..1, 4096);
+        let (writer, session) = (cache.session(), cache.session());
+        put_temporary(&cache, writer, 2);
+        // Trimmed, since the key before it is nowhere; then given up, while the key before it is loaded.
+        let trimmed = cache.submit(session, 1..3, PrefetchRequest::default());
+        cache.node.wait(trimmed, WATCHDOG_MS).unwrap();
+        assert_eq!(cache.answer(trimmed).unwrap().hit_chunks, 0);
+        put_temporary(&cache, writer, 1);
+        let cancelled = cache.submit(session, 0..3, PrefetchRequest::default());
+        assert_eq!(cache.stats().l1_shares, 2);
+        cache.node.cancel(cancelled).unwrap();
+        cache.node.wait(cancelled, WATCHDOG_MS).unwrap();
+        assert_eq!(cache.stats().l1_shares, 0);
+        // Both are there for their reader, and go with it.
+        let held = cache.read(session, 1..3, 0);
+        assert!(held.iter().zip(1..).all(|(view, number)| intact(view, number)));
+        assert_eq!(cache.finish(session, 1..3, 0), [0, 0]);
+        assert_eq!(cache.read(session, 1..3, 0)[0].status, said(KVKEEP_ERR_NOT_FOUND));
+        cache.node.close();
+    });
+}
+
+#[test]
+fn a_temporary_object_that_was_read_goes_with_the_lookup_that_returns_its_last_share() {
+    watched(|| {
+        let cache = Cache::open(MIB, &["fault:memory:?fault.load_hang=1"], |_| {});
+        cache.store_below(0..1, 4096);
+        let (reader, other) = (cache.session(), cache.session());
+        put_temporary(&cache, reader, 1);
+        cache.read(reader, 1..2, 0);
+        let job = cache.submit(other, 0..2, PrefetchRequest::default());
+        assert_eq!(cache.finish(reader, 1..2, 0), [0]);
+        assert_eq!(cache.stats().l1_objects, 1);
+        cache.node.cancel(job).unwrap();
+        cache.node.wait(job, WATCHDOG_MS).unwrap();
+        assert_eq!(cache.stats().l1_objects, 0);
+        cache.node.close();
+    });
+}
+
+#[test]
+fn p3_shares_of_a_hidden_copy_are_no_shares_of_the_object_that_came_after() {
+    let cache = Cache::open(MIB, &[], |_| {});
+    let session = cache.session();
+    cache.put(session, 0..1, 4096);
+    let old = cache.read(session, 0..1, 0);
+    cache.node.clear(0, true).unwrap();
+    cache.put(session, 0..1, 8192);
+    let shares = || {
+        let mut state = [KeyState::default()];
+        cache.node.query_keys(cache.space, &[key(0)], &mut state).unwrap();
+        state[0].shares
+    };
+    assert_eq!(shares(), 0);
+    cache.read(session, 0..1, 1);
+    assert_eq!(shares(), 2);
+    // Three are held, but of no copy so many.
+    assert_eq!(cache.finish(session, 0..1, 2), [said(KVKEEP_ERR_NOT_HELD)]);
+    let report: serde_json::Value = serde_json::from_str(&cache.node.explain_session(session).unwrap()).unwrap();
+    let of = |what: &str| {
+        report["sessions"][0][what].as_array().unwrap().iter().map(|held| held[1].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((of("held"), of("held_of_cleared")), (vec![2.into()], vec![1.into()]), "{report}");
+    // Two can only be those of the new object, and the old one is read on.
+    assert_eq!(cache.finish(session, 0..1, 1), [0]);
+    assert_eq!((shares(), cache.stats().l1_shares), (0, 1));
+    assert!(intact(&old[0], 0));
+    let mut gone = [9];
+    assert!(cache.node.delete(cache.space, &[key(0)], Some(&mut gone)).unwrap());
+    assert_eq!(cache.finish(session, 0..1, 0), [0]);
+    assert_eq!(cache.finish(session, 0..1, 0), [said(KVKEEP_ERR_NOT_HELD)]);
+    cache.node.end_session(session).unwrap();
+    cache.at_rest();
+    cache.node.close();
 }

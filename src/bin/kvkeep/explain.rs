@@ -161,12 +161,15 @@ fn sessions_text(value: &Value, shown: usize) -> String {
         );
         let (held, staged) = (list(&session["held"]), list(&session["staged"]));
         let held = held.iter().map(|pair| format!("  holds {} × {}", word(&pair[0]), number(&pair[1])));
+        let cleared = list(&session["held_of_cleared"]);
+        let cleared =
+            cleared.iter().map(|pair| format!("  holds {} × {}, cleared since", word(&pair[0]), number(&pair[1])));
         let staged = staged.iter().map(|key| format!("  stages {}", word(key)));
         let jobs = list(&session["jobs"]).iter().map(|job| {
             let state = if job["done"] == true { "done" } else { "running" };
             format!("  job {}, {state}", number(&job["job"]))
         });
-        let lines: Vec<String> = held.chain(staged).chain(jobs).collect();
+        let lines: Vec<String> = held.chain(cleared).chain(staged).chain(jobs).collect();
         for line in lines.iter().take(shown) {
             let _ = writeln!(report, "{line}");
         }

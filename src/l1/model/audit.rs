@@ -68,7 +68,7 @@ impl World {
         for (session, holder) in &self.sessions {
             for (&inc, &count) in &holder.held {
                 assert_eq!(self.real_shares(*session, inc), count);
-                let Inc { name, stamp, temporary } = self.incs[inc].1;
+                let Inc { name, stamp, temporary, .. } = self.incs[inc].1;
                 let (data, size, temporary_there) = self.l1.with(|state| {
                     let slot = state.slots.find(name).unwrap();
                     (state.arena.at(state.alloc.offset(slot.start)), slot.size(), slot.is(TEMPORARY))

@@ -18,7 +18,7 @@ impl World {
                     let gone: Vec<u64> = self.sessions.keys().copied().filter(|session| !lives(session)).collect();
                     assert_eq!((gone.len(), self.sessions[&gone[0]].deadline), (1, earliest));
                     for (inc, count) in self.sessions[&gone[0]].held.clone() {
-                        self.give(gone[0], inc, count);
+                        self.give(gone[0], inc, count, false);
                         self.revoked += u64::from(count);
                     }
                     self.sessions.remove(&gone[0]);
@@ -33,7 +33,7 @@ impl World {
                 self.l1.end_session(session, touch).unwrap();
                 assert_eq!(self.l1.end_session(session, touch).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
                 for (inc, count) in self.sessions[&session].held.clone() {
-                    self.give(session, inc, count);
+                    self.give(session, inc, count, false);
                 }
                 self.sessions.remove(&session);
             }
@@ -71,7 +71,7 @@ impl World {
                     match self.sessions.get_mut(&session).unwrap().staged.remove(&name) {
                         Some(staged) => {
                             assert_eq!(status, 0);
-                            self.committed((space, name), staged.stamp, staged.temporary);
+                            self.committed((space, name), staged.stamp, staged.temporary, false);
                         }
                         None => assert_eq!(status, KVKEEP_ERR_NOT_FOUND as i32),
                     }
@@ -84,7 +84,7 @@ impl World {
                 for (&name, view) in keys.iter().zip(&out) {
                     match self.sessions.get_mut(&session).unwrap().staged.remove(&name) {
                         Some(staged) => {
-                            let inc = self.committed((space, name), staged.stamp, staged.temporary);
+                            let inc = self.committed((space, name), staged.stamp, staged.temporary, false);
                             self.hold(session, inc, extra + 1);
                             self.view_is(view, inc);
                         }
@@ -233,7 +233,7 @@ impl World {
                     assert!(self.l1.with(|state| state.find(load.at.0 as u32, &key(load.at.1)).is_none()));
                     return;
                 }
-                let inc = self.committed(load.at, load.stamp, temporary);
+                let inc = self.committed(load.at, load.stamp, temporary, true);
                 for reader in readers
                     .iter()
                     .filter(|reader| self.sessions.contains_key(&reader.session))
@@ -325,7 +325,7 @@ impl World {
             if how < 2 {
                 self.sessions.get_mut(&session).unwrap().deadline = self.now + TIMEOUT_MS;
             }
-            let expected = self.returned(session, name, count);
+            let expected = self.returned(session, name, count, how == 2);
             match (how, real) {
                 (0, Some(real)) => assert_eq!(real, expected as i32),
                 (1, Some(real)) => assert_eq!(real == 0, expected == KVKEEP_OK),
