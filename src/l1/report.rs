@@ -188,7 +188,7 @@ impl State {
 
     fn session_report(&self, index: u32, session: &Session) -> SessionReport {
         let mut seen = HashSet::new();
-        let (mut held, mut held_of_cleared): (Vec<(String, u32)>, Vec<(String, u32)>) = Default::default();
+        let (mut held, mut held_of_cleared) = (Vec::<(String, u32)>::new(), Vec::new());
         for &name in &session.used {
             if self.slots.find(name).is_none() {
                 continue;
