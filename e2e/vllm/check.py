@@ -123,9 +123,8 @@ class Check:
         engine = Engine(
             self._directory / f"{name}.log",
             environment or {},
-            model=str(self._directory / "model"),
             extra=extra,
-            **options,
+            **{"model": str(self._directory / "model"), **options},
         )
         try:
             yield engine
@@ -141,6 +140,8 @@ class Check:
         with self.engine("reference", {}) as engine:
             self.texts, _ = engine.generate()
             self.long = engine.generate([prompt(600, seed) for seed in range(20, 24)], 300)[0]
+        with self.engine("reference-retrained", {}, model=str(self._directory / "retrained")) as engine:
+            self.texts_retrained, _ = engine.generate()
         with self.engine("async", {"load": "async"}) as engine:
             self.beside_the_steps(engine)
         with self.engine("layered", {"load": "layered"}) as engine:
@@ -149,6 +150,8 @@ class Check:
         apart = {"VLLM_CPU_OMP_THREADS_BIND": f"{processors[0]}|{processors[-1]}"}
         with self.engine("two-workers", {"load": "async"}, apart, tensor_parallel_size=2) as engine:
             self.two_workers(engine)
+        with self.engine("retrained", {"load": "async"}) as engine:
+            self.retrained(engine)
         with self.engine("small", {"load": "async"}, num_gpu_blocks_override=20) as engine:
             self.preempted(engine)
         self.nothing_is_held("at the end")
@@ -189,6 +192,8 @@ class Check:
         self.nothing_is_held("layered")
 
     def two_workers(self, engine: Engine) -> None:
+        awaited(lambda: self.daemon.stats()["writes_pending"] == 0, "all is written")
+        before = self.daemon.stats()["l2_objects"]
         # Two halves of a sum are rounded otherwise than the whole: these texts are compared with each other only.
         texts, cached = engine.generate()
         self.items.check("two workers, cold: nothing is found of one worker's objects", sorted(cached), ALONE)
@@ -196,6 +201,28 @@ class Check:
         self.items.check("two workers, warm: the texts are the same", again, texts)
         self.items.check("two workers, warm: the hit tokens are as expected", cached, EXPECTED)
         self.nothing_is_held("two workers")
+        awaited(lambda: self.daemon.stats()["writes_pending"] == 0, "all is written")
+        # Those of two workers are other spaces' than those of one, and are all that a reset of one worker's leaves.
+        self.others = self.daemon.stats()["l2_objects"] - before
+
+    def retrained(self, engine: Engine) -> None:
+        self.same("before a reset", engine, EXPECTED)
+        engine.ask("nap")
+        self.same("after sleep", engine, ALONE)
+        self.same("after sleep, stored again", engine, EXPECTED)
+        engine.ask("reload", path=str(self._directory / "retrained"))
+        self.items.check("a reset succeeds", engine.ask("reset"), True)
+        self.items.check("no object is left of the old weights", self.forgotten(), 0)
+        for name, expected in (("retrained, cold", ALONE), ("retrained, warm", EXPECTED)):
+            texts, cached = engine.generate()
+            self.items.check(f"{name}: the texts are those of the new weights", texts, self.texts_retrained)
+            self.items.check(f"{name}: the hit tokens are as expected", cached, expected)
+        self.nothing_is_held("retrained")
+
+    def forgotten(self) -> int:
+        """Objects of the model's spaces once what is to be deleted is deleted."""
+        awaited(lambda: self.daemon.stats()["writes_pending"] == 0, "what was forgotten is deleted")
+        return self.daemon.stats()["l2_objects"] - self.others
 
     def preempted(self, engine: Engine) -> None:
         prompts = [prompt(600, seed) for seed in range(20, 24)]

@@ -47,6 +47,19 @@ class Engine:
         """Empties vLLM's own cache of prefixes."""
         return self._llm.reset_prefix_cache()
 
+    def reset(self) -> bool:
+        """Empties vLLM's own cache, and what its connector keeps."""
+        return self._llm.reset_prefix_cache(reset_connector=True)
+
+    def nap(self) -> None:
+        """Falls asleep, which empties all caches, and wakes up."""
+        self._llm.sleep(level=1)
+        self._llm.wake_up()
+
+    def reload(self, path: str) -> None:
+        """Takes other weights in place of its own."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+
     def abort(self, prompts: list[list[int]], steps: int) -> int:
         """Begins prompts and aborts them after so many steps; how many were aborted before their end."""
         engine = self._llm.llm_engine

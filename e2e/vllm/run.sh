@@ -19,6 +19,7 @@ if ! "$venv/bin/python" -c 'import vllm' 2>/dev/null; then
     sync
 fi
 "$venv/bin/python" "$here/toy_model.py" "$directory/model"
+"$venv/bin/python" "$here/toy_model.py" "$directory/retrained" 8
 
 # A socket's path may have some hundred bytes only, and the directory may be deep.
 run=$(mktemp -d)

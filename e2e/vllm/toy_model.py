@@ -34,8 +34,8 @@ def config() -> dict[str, object]:
     }
 
 
-def weights() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 0.0) -> torch.Tensor:
         values = torch.randn(*shape, generator=generator) * (scale or shape[-1] ** -0.5)
@@ -69,4 +69,5 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.json").write_text(json.dumps(config()))
-    save_file(weights(), str(place / "model.safetensors"), metadata={"format": "pt"})
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 7
+    save_file(weights(seed), str(place / "model.safetensors"), metadata={"format": "pt"})

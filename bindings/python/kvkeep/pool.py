@@ -51,6 +51,11 @@ class Transfer(Job):
         # Whether its end is known to nobody when this object is gone.
         self._owned = owned
 
+    @property
+    def pool(self) -> Pool:
+        """The pool of its pages."""
+        return self._pool
+
     def wait_layer(self, layer: int, timeout: Optional[float] = None) -> _ffi.Status:
         """Blocks until every page of `layer` is copied: OK, or PARTIAL where some objects could not be had."""
         layer = number(ctypes.c_uint32, "layer", layer)

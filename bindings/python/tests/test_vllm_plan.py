@@ -132,9 +132,21 @@ class Options(unittest.TestCase):
     def test_what_cannot_be_meant_is_refused(self) -> None:
         given = {"connect": "unix:///run/kvkeep.sock"}
         self.assertEqual(settings.settings({**given, "chunk_tokens": 64}).chunk_tokens, 64)
-        for wrong in ({}, {**given, "chunk": 1}, {**given, "chunk_tokens": "1"}, {**given, "load": "later"}):
-            with self.assertRaises(ValueError):
-                settings.settings(wrong)
+        for wrong in (
+            {"chunk": 1},
+            {"chunk_tokens": "1"},
+            {"load": "later"},
+            {"reset": "none"},
+            {"generation": -1},
+            {"generation": 1 << 64},
+            {"generation": True},
+            {"lora_revisions": "a"},
+            {"lora_revisions": {"a": 1}},
+        ):
+            with self.subTest(wrong=wrong), self.assertRaises(ValueError):
+                settings.settings({**given, **wrong})
+        with self.assertRaises(ValueError):
+            settings.settings({})
 
     def test_the_package_needs_no_engine(self) -> None:
         done = run_python("import kvkeep, kvkeep.vllm, sys; print('vllm' in sys.modules, 'torch' in sys.modules)")

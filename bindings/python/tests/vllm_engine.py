@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import kvkeep
 from kvkeep.vllm import plan, scheduler, settings, worker
@@ -24,6 +25,7 @@ class Request:
     tokens: list[int]
     num_computed_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
+    lora_request: Optional[Any] = None
 
     @property
     def num_tokens(self) -> int:
@@ -41,22 +43,28 @@ class Request:
 class Gpu:
     """A worker's memory: a page for each layer and block."""
 
-    def __init__(self, space: kvkeep.Space, grid: plan.Grid, rank: int, stores: bool) -> None:
+    def __init__(self, open_space: Callable[[int], kvkeep.Space], grid: plan.Grid, rank: int, stores: bool) -> None:
         self.rank = rank
         self.memory = (ctypes.c_uint8 * (LAYERS * BLOCKS * PAGE_BYTES))()
         base = ctypes.addressof(self.memory)
         segments = [
             kvkeep.Segment(base + layer * BLOCKS * PAGE_BYTES, PAGE_BYTES, layer=layer) for layer in range(LAYERS)
         ]
-        pool = space.pool(segments, block_count=BLOCKS, blocks_per_chunk=grid.blocks_per_chunk, rank=rank)
-        self.worker = worker.Worker(pool, rank, {f"layer.{i}": i for i in range(LAYERS)}, stores=stores)
+
+        def open_pool(generation: int) -> kvkeep.Pool:
+            space = open_space(generation)
+            return space.pool(segments, block_count=BLOCKS, blocks_per_chunk=grid.blocks_per_chunk, rank=rank)
+
+        # What computing gives depends on the weights.
+        self.weights = 0
+        self.worker = worker.Worker(open_pool, rank, {f"layer.{i}": i for i in range(LAYERS)}, stores=stores)
 
     def page(self, layer: int, block: int) -> memoryview:
         start = (layer * BLOCKS + block) * PAGE_BYTES
         return memoryview(self.memory).cast("B")[start : start + PAGE_BYTES]
 
     def expected(self, request: Request, layer: int, index: int) -> bytes:
-        known = repr((self.rank, layer, request.tokens[: (index + 1) * BLOCK_TOKENS])).encode()
+        known = repr((self.weights, self.rank, layer, request.tokens[: (index + 1) * BLOCK_TOKENS])).encode()
         return hashlib.shake_128(known).digest(PAGE_BYTES)
 
     def compute(self, request: Request, first_token: int, end_token: int) -> None:
@@ -69,22 +77,31 @@ class Engine:
     """A scheduler's side and its workers', over one cache."""
 
     def __init__(
-        self, cache: kvkeep.Cache, *, workers: int = 1, replicas: int = 1, load: str = "async", model: str = "toy"
+        self, cache: kvkeep.Cache, *, workers: int = 1, replicas: int = 1, model: str = "toy", **extra: Any
     ) -> None:
         self.grid = plan.grid(BLOCK_TOKENS, 2 * BLOCK_TOKENS, workers, replicas)
-        space = cache.space(model, "toy pages", chunk_tokens=self.grid.chunk_tokens)
-        given = settings.settings({"connect": "unix:///not/used", "load": load})
-        self.scheduler = scheduler.Scheduler(space, self.grid, given)
-        self.gpus = [Gpu(space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
+
+        def open_space(generation: int) -> kvkeep.Space:
+            return cache.space(model, "toy pages", chunk_tokens=self.grid.chunk_tokens, generation=generation)
+
+        given = settings.settings({"connect": "unix:///not/used", **extra})
+        self.scheduler = scheduler.Scheduler(open_space, self.grid, given)
+        self.gpus = [Gpu(open_space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
         self.requests: dict[str, Request] = {}
         self.free = list(range(BLOCKS))
         self.failed: set[int] = set()
         self.received: set[str] = set()
         self.sent: set[str] = set()
 
-    def add(self, name: str, tokens: list[int]) -> Request:
-        request = self.requests[name] = Request(name, tokens)
+    def add(self, name: str, tokens: list[int], adapter: Optional[Any] = None) -> Request:
+        request = self.requests[name] = Request(name, tokens, lora_request=adapter)
         return request
+
+    def change_weights(self) -> None:
+        """New weights in the memory of the old ones, and the cache reset as vLLM does it."""
+        for gpu in self.gpus:
+            gpu.weights += 1
+        self.scheduler.reset()
 
     def ask(self, request: Request, computed: int = 0) -> tuple[int, bool]:
         """Asks as often as the scheduler wants to be asked."""
@@ -150,9 +167,9 @@ class Engine:
             self.step()
         self.free += request.blocks
 
-    def run(self, name: str, tokens: list[int]) -> tuple[Request, int]:
+    def run(self, name: str, tokens: list[int], adapter: Optional[Any] = None) -> tuple[Request, int]:
         """A request from its arrival until its prompt is computed; and how much of it was loaded."""
-        request = self.add(name, tokens)
+        request = self.add(name, tokens, adapter)
         found, beside = self.ask(request)
         if beside:
             self.load(request, found)

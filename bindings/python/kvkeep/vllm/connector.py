@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
@@ -21,9 +22,10 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from ..cache import Cache
 from ..pages import described, pages
+from ..pool import Pool
 from ..space import Space
 from .layout import Layer, fingerprint, joined
-from .plan import Grid, grid
+from .plan import Grid, grid, unstable_hashes
 from .scheduler import Scheduler
 from .settings import settings
 from .step import Step
@@ -66,6 +68,8 @@ class KvkeepConnector(KVConnectorBase_V1):
         self._grid = _grid(vllm_config, kv_cache_config, self._settings.chunk_tokens)
         if transfer.kv_load_failure_policy != "recompute":
             log.warning('Requests fail where kvkeep loses an object: set "kv_load_failure_policy" to "recompute".')
+        if role == KVConnectorRole.SCHEDULER and (trouble := unstable_hashes(vllm_config.cache_config, os.environ)):
+            log.warning(trouble)
         self._cache = Cache(connect=self._settings.connect)
         self._layout = ""
         self._worker: Optional[Worker] = None
@@ -107,22 +111,32 @@ class KvkeepConnector(KVConnectorBase_V1):
         )
         tp_rank, tp_size = get_tp_group().rank_in_group, parallel.tensor_parallel_size
         rank = (get_pp_group().rank_in_group * tp_size + tp_rank) // self._grid.replicas
-        pool = self._space(self._layout).pool(
-            [segment for layer in caches for segment in joined(layer, block_count)],
-            blocks_per_chunk=self._grid.blocks_per_chunk,
-            block_count=block_count,
-            rank=rank,
-            device=caches[0].tensor.device,
-        )
+        segments = [segment for layer in caches for segment in joined(layer, block_count)]
+
+        def open_pool(generation: int) -> Pool:
+            return self._space(self._layout, generation).pool(
+                segments,
+                blocks_per_chunk=self._grid.blocks_per_chunk,
+                block_count=block_count,
+                rank=rank,
+                device=caches[0].tensor.device,
+            )
+
         self._worker = Worker(
-            pool,
+            open_pool,
             rank,
             layers,
             # Of workers that hold the same bytes, one stores them.
             stores=tp_rank % self._grid.replicas == 0,
             steps_ahead=config.max_concurrent_batches,
             stream=_stream(next(iter(tensors.values())).device),
+            generation=self._settings.generation,
         )
+
+    def unregister_kv_caches(self) -> None:
+        """vLLM is about to give up the memory of its KV cache: pages are opened anew when they are used next."""
+        if self._worker:
+            self._worker.suspend()
 
     def get_handshake_metadata(self) -> Handshake:
         """For `set_xfer_handshake_metadata_pp_aware`."""
@@ -164,9 +178,9 @@ class KvkeepConnector(KVConnectorBase_V1):
         layouts = {worker.layout for worker in metadata.values() if isinstance(worker, Handshake)}
         if len(layouts) != 1:
             raise ValueError(f"the workers' KV caches differ, so that kvkeep cannot name their objects: {layouts}")
-        transfer = self._kv_transfer_config
+        transfer, layout = self._kv_transfer_config, layouts.pop()
         self._scheduler = Scheduler(
-            self._space(layouts.pop()),
+            lambda generation: self._space(layout, generation),
             self._grid,
             self._settings,
             loads=transfer.is_kv_consumer,
@@ -206,9 +220,10 @@ class KvkeepConnector(KVConnectorBase_V1):
         return self._scheduling().finished(request), None
 
     def reset_cache(self) -> bool:
-        """Refused: other engines share the cache, and its lower tiers outlive it."""
-        log.warning('kvkeep is not reset. Where the weights have changed, give them another "model" name.')
-        return False
+        """Nothing stored before is found any more, in no tier, and nothing computed before is stored."""
+        if self._scheduler:
+            self._scheduler.reset()
+        return True
 
     # Both.
 
@@ -220,12 +235,13 @@ class KvkeepConnector(KVConnectorBase_V1):
             self._scheduler.close()
         self._cache.close()
 
-    def _space(self, layout: str) -> Space:
+    def _space(self, layout: str, generation: int) -> Space:
         return self._cache.space(
             self._settings.model or _model(self._vllm_config),
             layout,
             self._settings.tenant,
             chunk_tokens=self._grid.chunk_tokens,
+            generation=generation,
         )
 
     def _at_work(self) -> Worker:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from .._ffi import KVKEEP_BLOCK_NONE
 
 HASH_BYTES = 32
+REQUEST_ID_BYTES_MAX = 255
+KEPT_ID_BYTES = 200
 RANK_AND_GROUP = struct.Struct("=II")
 
 
@@ -51,19 +53,43 @@ class Span(NamedTuple):
         return self.end - self.first
 
 
-def chunk_hashes(block_hashes: Sequence[bytes], span: Span, blocks_per_chunk: int) -> bytes:
+def chunk_hashes(block_hashes: Sequence[bytes], span: Span, blocks_per_chunk: int, revision: bytes = b"") -> bytes:
     """The hashes of chunks, one after another.
 
     vLLM chains its block hashes and seeds them with all that changes the meaning of a token (adapter, pictures, salt),
-    so the hash of a chunk's last block names the chunk and everything before it.
+    so the hash of a chunk's last block names the chunk and everything before it. A `revision` says which weights an adapter has.
     """
     last = blocks_per_chunk - 1
-    return b"".join(sized(block_hashes[index * blocks_per_chunk + last]) for index in range(span.first, span.end))
+    hashes = (sized(block_hashes[index * blocks_per_chunk + last]) for index in range(span.first, span.end))
+    if revision:
+        hashes = (hashlib.sha256(b"kvkeep adapter" + revision + one).digest() for one in hashes)
+    return b"".join(hashes)
 
 
 def sized(digest: bytes) -> bytes:
     """A hash of 32 bytes; vLLM's faster algorithms give others."""
     return bytes(digest) if len(digest) == HASH_BYTES else hashlib.sha256(digest).digest()
+
+
+def unstable_hashes(cache_config: Any, environment: Mapping[str, str]) -> str:
+    """What to say where vLLM's block hashes are others in each process, so that none finds what another stored."""
+    algorithm = str(getattr(cache_config, "prefix_caching_hash_algo", "sha256"))
+    if algorithm.startswith("sha256") or environment.get("PYTHONHASHSEED") not in (None, "random"):
+        return ""
+    return (
+        f"kvkeep will find nothing that another engine or an earlier run has stored: prefix_caching_hash_algo is {algorithm}, which "
+        "is seeded anew in each process. Set PYTHONHASHSEED to one number for all engines, or use sha256."
+    )
+
+
+def session_name(request_id: str) -> str:
+    """A request's id as kvkeep takes it: text without NUL of at most 255 bytes. One that is not so keeps its beginning."""
+    encoded = str(request_id).encode("utf-8", "surrogatepass")
+    name = encoded.decode("utf-8", "replace").replace("\0", "\ufffd")
+    if len(name.encode()) <= REQUEST_ID_BYTES_MAX and name == request_id:
+        return name
+    head = name.encode()[:KEPT_ID_BYTES].decode("utf-8", "ignore")
+    return f"{head}… {hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
 def key_records(hashes: bytes, ranks: Iterable[int]) -> bytearray:

@@ -61,8 +61,12 @@ class Load(NamedTuple):
 class Tracked:
     """A request between its arrival and its end."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, revision: Optional[bytes] = b"") -> None:
         self.request = request
+        # Which weights its adapter has; None: not known, so that nothing is loaded or stored.
+        self.revision = revision
+        # Whether its blocks are of weights that the cache was reset for: it stores nothing until it is computed anew.
+        self.is_outdated = False
         self.session: Optional[Session] = None
         self.lookup: Optional[Lookup] = None
         # How many tokens vLLM had itself when it asked last.
@@ -103,6 +107,12 @@ class Tracked:
             self.stored = min(self.stored, self.failed_chunk)
             # One that a step waits for is over with this; one beside the steps, when the last worker says so.
             self.computes_itself |= self.load is None
+
+    def reset(self) -> None:
+        """Nothing that it has computed or loaded so far counts."""
+        self.drop_lookup()
+        self.abort()
+        self.is_outdated, self.stored, self.chunk_of, self.failed_chunk = True, 0, {}, None
 
     def end(self) -> None:
         """Returns what is left. What was used counts as used now."""

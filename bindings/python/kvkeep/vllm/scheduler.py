@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
@@ -10,11 +11,12 @@ from ..errors import KvkeepError
 from ..key import keys as as_keys
 from ..session import Session
 from ..space import Space
-from .plan import Grid, Span, chunk_hashes, covering, key_records, load_blocks, store_blocks
+from .adapters import Adapters
+from .plan import Grid, Span, chunk_hashes, covering, key_records, load_blocks, session_name, store_blocks
 from .request import Load, Lookup, Tracked
 from .settings import Settings
 from .step import Move, Step
-from .trouble import Trouble
+from .trouble import Trouble, log
 
 UNUSED = "kvkeep cannot be used now, and prompts are computed"
 # A request may decode for long between two chunks, and a session that holds nothing ends at its deadline. When the engine
@@ -26,9 +28,21 @@ class Scheduler:
     """All requests that are on their way. Requests are vLLM's; of them, only numbers and block hashes are read."""
 
     def __init__(
-        self, space: Space, grid: Grid, settings: Settings, *, loads: bool = True, stores: bool = True
+        self,
+        open_space: Callable[[int], Space],
+        grid: Grid,
+        settings: Settings,
+        *,
+        loads: bool = True,
+        stores: bool = True,
     ) -> None:
-        self._space = space
+        self._open_space = open_space
+        self._settings = settings
+        self._generation = settings.generation
+        # No other engine has these. Of two, one is in use and the other forgotten, so that spaces do not become more with each reset.
+        self._own_generations = [fresh_generation(), fresh_generation()]
+        self._space: Optional[Space] = open_space(self._generation)
+        self._adapters = Adapters(settings.lora_revisions)
         self._grid = grid
         self._layered = settings.load == "layered"
         self._lookup_timeout_ms = settings.lookup_timeout_ms
@@ -43,7 +57,13 @@ class Scheduler:
         """How many tokens beyond `computed` can be loaded, and whether beside the steps; None: ask again."""
         tracked = self._of(request)
         tracked.computed = computed
-        if not self._loads or tracked.computes_itself or tracked.load:
+        if not tracked.load:
+            # It waits to be scheduled, so all that it has is what vLLM's own cache has now.
+            tracked.is_outdated = False
+        if computed and self._adapters.is_retrained(request.lora_request):
+            # These blocks may be of the adapter's former weights, and whatever follows them would be.
+            tracked.is_outdated = True
+        if not self._loads or tracked.computes_itself or tracked.load or tracked.is_outdated or tracked.revision is None:
             return 0, False
         if tracked.lookup and computed < tracked.lookup.span.first * self._grid.chunk_tokens:
             tracked.drop_lookup()
@@ -78,7 +98,7 @@ class Scheduler:
         first, end = tracked.computed, tracked.computed + external
         span = covering(first, end, self._grid)
         blocks = load_blocks(block_ids, first, end, self._grid)
-        hashes = chunk_hashes(request.block_hashes, span, self._grid.blocks_per_chunk)
+        hashes = chunk_hashes(request.block_hashes, span, self._grid.blocks_per_chunk, tracked.revision or b"")
         move = Move(request.request_id, session.id, hashes, blocks)
         tracked.stored, tracked.used, tracked.failed_chunk = max(tracked.stored, span.end), True, None
         per_chunk = self._grid.blocks_per_chunk
@@ -99,13 +119,15 @@ class Scheduler:
     ) -> Step:
         """What the workers have to do in a step that computes so many tokens of these requests."""
         step, self._next = self._next, Step()
+        step.generation = self._generation
         for name in preempted:
             step.preempted.add(name)
             if tracked := self._tracked.get(name):
                 tracked.load_is_over()
         if self._stores:
             for name, count in scheduled.items():
-                if tracked := self._tracked.get(name):
+                tracked = self._tracked.get(name)
+                if tracked and not tracked.is_outdated and tracked.revision is not None:
                     self._store(step, tracked, count, block_ids_of)
         return step
 
@@ -138,6 +160,25 @@ class Scheduler:
         tracked.end()
         return False
 
+    def reset(self) -> None:
+        """The weights have changed, or may have: nothing stored before is found, and nothing computed before is stored.
+
+        From here on it is another generation of the space, which no other engine has. Sessions are aborted, so that what the
+        workers still store or load with them is dropped.
+        """
+        for tracked in (*self._tracked.values(), *self._ending.values()):
+            tracked.reset()
+        former, self._space = self._space, None
+        try:
+            if former and (self._settings.reset == "all" or self._generation != self._settings.generation):
+                former.forget()
+        except KvkeepError as error:
+            log.warning("kvkeep is not reset for other engines, but this one begins anew: %s", error)
+            self._own_generations = [fresh_generation(), fresh_generation()]
+        self._own_generations.reverse()
+        self._generation = self._own_generations[0]
+        self._adapters.reset()
+
     def close(self) -> None:
         """Returns what all requests hold; what the workers still store is kept."""
         for tracked in (*self._tracked.values(), *self._ending.values()):
@@ -148,12 +189,15 @@ class Scheduler:
     def _of(self, request: Any) -> Tracked:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
-            tracked = self._tracked[request.request_id] = Tracked(request)
+            revision = self._adapters.revision(request.lora_request)
+            tracked = self._tracked[request.request_id] = Tracked(request, revision)
         return tracked
 
     def _session(self, tracked: Tracked) -> Session:
         if tracked.session is None:
-            tracked.session = self._space.session(tracked.request.request_id, SESSION_TIMEOUT_MS)
+            if self._space is None:
+                self._space = self._open_space(self._generation)
+            tracked.session = self._space.session(session_name(tracked.request.request_id), SESSION_TIMEOUT_MS)
             self._trouble.over()
         return tracked.session
 
@@ -163,7 +207,7 @@ class Scheduler:
         span = Span(tracked.computed // grid.chunk_tokens, len(request.block_hashes) // grid.blocks_per_chunk)
         if span.chunks <= 0:
             return
-        hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk)
+        hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk, tracked.revision or b"")
         keys = as_keys(key_records(hashes, range(grid.ranks)))
         session = self._session(tracked)
         job = session.prefetch(
@@ -191,6 +235,11 @@ class Scheduler:
             self._trouble.say(error, UNUSED)
             return
         tracked.has_stores = tracked.used = True
-        hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk)
+        hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk, tracked.revision or b"")
         blocks = store_blocks(block_ids_of(request.request_id), span, grid)
         step.stores.append(Move(request.request_id, session.id, hashes, blocks))
+
+
+def fresh_generation() -> int:
+    """One that nobody has had."""
+    return secrets.randbits(64) or 1

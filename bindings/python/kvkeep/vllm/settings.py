@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 LOADS = ("async", "layered")
+RESETS = ("all", "own")
 
 
 class Settings(NamedTuple):
@@ -24,6 +25,13 @@ class Settings(NamedTuple):
     load: str = "async"
     # How long a prompt that is not there yet is asked for again, for stores that another process is still making.
     lookup_timeout_ms: int = 0
+    # Which weights, where the model's name stays the same: change it when they change on disk.
+    generation: int = 0
+    # What resetting the cache does. "all": every engine that shares the daemon loses what it had of this model. "own": this
+    # engine alone turns away from it.
+    reset: str = "all"
+    # Which weights adapters have, by their names, where their files do not say it: {"adapter": "revision"}.
+    lora_revisions: Mapping[str, str] = {}
 
 
 def settings(extra: Mapping[str, Any]) -> Settings:
@@ -35,10 +43,16 @@ def settings(extra: Mapping[str, Any]) -> Settings:
     given = Settings(**extra)
     for name, value in zip(given._fields, given):
         kind = type(Settings._field_defaults.get(name, ""))
-        if type(value) is not kind:
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"kv_connector_extra_config: {name} is {value!r}, not of type {kind.__name__}")
     if given.load not in LOADS:
         raise ValueError(f"kv_connector_extra_config: load is {given.load!r}, not one of {LOADS}")
-    if given.chunk_tokens < 1 or given.lookup_timeout_ms < 0:
-        raise ValueError("kv_connector_extra_config: chunk_tokens and lookup_timeout_ms are no negative numbers")
+    if given.reset not in RESETS:
+        raise ValueError(f"kv_connector_extra_config: reset is {given.reset!r}, not one of {RESETS}")
+    if given.chunk_tokens < 1 or given.lookup_timeout_ms < 0 or not 0 <= given.generation < 1 << 64:
+        raise ValueError(
+            "kv_connector_extra_config: chunk_tokens and lookup_timeout_ms are no negative numbers, and generation has 64 bits"
+        )
+    if not all(isinstance(text, str) for pair in given.lora_revisions.items() for text in pair):
+        raise ValueError("kv_connector_extra_config: lora_revisions has a text for each adapter's name")
     return given

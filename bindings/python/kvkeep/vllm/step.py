@@ -19,6 +19,8 @@ class Move:
 class Step:
     """One step's work."""
 
+    # Which weights: it changes when the cache is reset, and everything before it is another space's.
+    generation: int = 0
     # Loads beside the steps; each is answered by the request's name among the received ones.
     loads: list[Move] = field(default_factory=list)
     # Loads that this step's forward pass waits for, layer by layer.

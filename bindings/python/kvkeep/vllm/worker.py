@@ -40,12 +40,16 @@ class Moving(NamedTuple):
         """Has the stream wait until a layer is done, or will not be, which `failed` tells."""
         quietly(self.transfer.stream_wait_layer, layer, stream)
 
+    def all_blocks(self) -> set[int]:
+        """The blocks that it is of."""
+        return {block for block in self.blocks if block >= 0}
+
     def failed(self) -> set[int]:
         """The blocks that are not as they should be, once it is done; all, if that cannot be known any more."""
         try:
             statuses = self.transfer.blocks() or ()
         except KvkeepError:
-            return {block for block in self.blocks if block >= 0}
+            return self.all_blocks()
         return {block for block, status in zip(self.blocks, statuses) if status != Status.OK}
 
 
@@ -55,15 +59,22 @@ class Worker:
 
     def __init__(
         self,
-        pool: Pool,
+        open_pool: Callable[[int], Pool],
         rank: int,
         layers: Mapping[str, int],
         *,
         stores: bool = True,
         steps_ahead: int = 1,
         stream: Callable[[], int] = lambda: 0,
+        generation: int = 0,
     ) -> None:
-        self._pool = pool
+        self._open_pool = open_pool
+        self._generation = generation
+        self._pool: Optional[Pool] = open_pool(generation)
+        # Pools of former generations whose transfers are not all over.
+        self._retired: list[Pool] = []
+        # Loads of a former generation: their blocks are not as they should be, however they end.
+        self._outdated: set[str] = set()
         self._rank = rank
         self._layers = layers
         self._stores_here = stores
@@ -81,6 +92,7 @@ class Worker:
 
     def settle(self, step: Step) -> None:
         """Before the step writes any block: waits for the stores of blocks that are about to be used anew."""
+        self._turn_to(step.generation)
         for name in step.preempted:
             for moving in self._stores.pop(name, ()):
                 moving.wait()
@@ -88,6 +100,7 @@ class Worker:
 
     def begin_loads(self, step: Step) -> None:
         """Begins the loads."""
+        self._turn_to(step.generation)
         for move in step.loads:
             if moving := self._load(move):
                 self._loads[move.request] = moving
@@ -114,7 +127,7 @@ class Worker:
             return
         if self._stores_here:
             for move in step.stores:
-                if stored := self._begin(self._pool.store, move):
+                if stored := self._begin(Pool.store, move):
                     self._stores.setdefault(move.request, []).append(stored)
 
     def over(self) -> tuple[set[str], set[str]]:
@@ -122,7 +135,8 @@ class Worker:
         self._finish_layered()
         for name, moving in list(self._loads.items()):
             if moving.done():
-                self._failed |= moving.failed()
+                self._failed |= moving.all_blocks() if name in self._outdated else moving.failed()
+                self._outdated.discard(name)
                 moving.release()
                 del self._loads[name]
                 self._received.add(name)
@@ -132,6 +146,7 @@ class Worker:
                 self._stores[name] = left
             else:
                 del self._stores[name]
+        self._close_retired()
         sent = {name for name in self._held if name not in self._stores}
         self._held -= sent
         received, self._received = self._received, set()
@@ -148,16 +163,42 @@ class Worker:
         for all_of_it in self._stores.values():
             for moving in all_of_it:
                 moving.wait()
-        self._pool.close()
+        self.suspend()
+
+    def suspend(self) -> None:
+        """Cancels what is under way, waits until no page is touched any more, and lets go of the pages until they are used next."""
+        for pool in (*self._retired, *([self._pool] if self._pool else ())):
+            quietly(pool.close)
+        self._retired.clear()
+        self._pool = None
+
+    def _turn_to(self, generation: int) -> None:
+        """The cache was reset: what is under way is a former generation's."""
+        if generation != self._generation:
+            self._generation = generation
+            self._outdated |= set(self._loads)
+            if self._pool:
+                self._retired.append(self._pool)
+                self._pool = None
+
+    def _close_retired(self) -> None:
+        if self._retired:
+            stores = (moving for all_of_it in self._stores.values() for moving in all_of_it)
+            used = {moving.transfer.pool.id for moving in (*self._loads.values(), *self._layered, *stores)}
+            for pool in [pool for pool in self._retired if pool.id not in used]:
+                quietly(pool.close)
+                self._retired.remove(pool)
 
     def _load(self, move: Move) -> Optional[Moving]:
-        return self._begin(self._pool.load, move, return_shares=True)
+        return self._begin(Pool.load, move, return_shares=True)
 
     def _begin(self, submit: Callable[..., Transfer], move: Move, **options: bool) -> Optional[Moving]:
         keys = as_keys(key_records(move.hashes, (self._rank,)))
-        session = self._pool.cache.session(move.session)
         try:
-            transfer = submit(session, keys, move.blocks, stream=self._stream(), notify=Notify.POLL, **options)
+            if self._pool is None:
+                self._pool = self._open_pool(self._generation)
+            session = self._pool.cache.session(move.session)
+            transfer = submit(self._pool, session, keys, move.blocks, stream=self._stream(), notify=Notify.POLL, **options)
         except NotFoundError:
             # The request was aborted meanwhile, and its session with it.
             return None
