@@ -79,7 +79,8 @@
 /// their deadlines.
 #define KVKEEP_KEY_EVICTABLE 2
 
-/// In a key's state: nothing is left to write. A backend has it, as far as L1 knows, or writing it was given up.
+/// In a key's state: a backend has it, as far as L1 knows. Taken back when the last backend that had it evicts, deletes or
+/// quarantines it, or is removed; L1 then writes it again before it evicts it.
 #define KVKEEP_KEY_STORED 4
 
 /// In a key's state: it waits to be written to the backends, or is being written.

@@ -97,6 +97,7 @@ impl Cache for Node {
         let deadline = Instant::now() + self.backend_timeout;
         let tier = self.tiers.remove(number)?;
         self.look_below();
+        self.writer.removed();
         // Callers were told what jobs found in it.
         while tier.usable() && self.prefetcher.plans_on(&tier) && Instant::now() < deadline {
             thread::sleep(REMOVAL_PAUSE);
@@ -200,7 +201,7 @@ impl Cache for Node {
         if !tiers.is_empty() {
             let mut objects = self.objects(space, keys)?;
             objects.reverse();
-            tiers.iter().filter(|tier| tier.usable()).for_each(|tier| tier.backend.touch(&objects));
+            self.writer.touch(&objects);
         }
         self.l1.touch(space, keys, statuses)
     }

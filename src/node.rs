@@ -16,6 +16,7 @@ use crate::control::complete::Completions;
 use crate::control::load::Loader;
 use crate::control::prefetch::{JobBounds, Prefetcher};
 use crate::control::tiers::Tiers;
+use crate::control::upkeep::Upkeep;
 use crate::control::watch::Watch;
 use crate::control::writeback::Writer;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
@@ -118,6 +119,7 @@ impl Node {
         let completions = Completions::start()?;
         let (log, checksum) = (config.log.clone(), config.checksum);
         let loader = Loader::new(l1.clone(), watch.clone(), meters.clone(), log.clone(), checksum, loading_max.max(1));
+        let upkeep = Upkeep::new(l1.clone(), tiers.clone(), loader.clone(), meters.clone());
         let prefetcher = Prefetcher::new(
             l1.clone(),
             tiers.clone(),
@@ -127,8 +129,7 @@ impl Node {
             meters.clone(),
             JobBounds { jobs_max: config.jobs_max, boot: config.boot },
         );
-        let writer =
-            Writer::new(l1.clone(), tiers.clone(), watch.clone(), meters.clone(), log.clone(), checksum, writing_max);
+        let writer = Writer::new(upkeep, watch.clone(), meters.clone(), log.clone(), checksum, writing_max);
         let node = Arc::new(Node {
             l1,
             tiers,
@@ -170,6 +171,12 @@ impl Node {
         let (room, prefetcher, writer) =
             (self.room.clone(), Arc::downgrade(&self.prefetcher), Arc::downgrade(&self.writer));
         let writes = config.store_mode != StoreMode::Never;
+        let waker = Arc::downgrade(&self.writer);
+        self.tiers.losses().set_waker(move || {
+            if let Some(writer) = waker.upgrade() {
+                writer.wake();
+            }
+        });
         self.l1.set_waker(move |wakes| {
             if wakes & WAKE_WRITES != 0
                 && let Some(writer) = writer.upgrade()
@@ -200,6 +207,7 @@ impl Node {
             chains: self.chains.clone(),
             log: self.log.clone(),
             room: self.room.clone(),
+            writer: self.writer.clone(),
             stop: self.stop.clone(),
         };
         self.spawn("kvkeep-control", move || parts.run())?;
@@ -277,6 +285,7 @@ struct Housekeeping {
     chains: Arc<Chains>,
     log: Log,
     room: Arc<AtomicBool>,
+    writer: Arc<Writer>,
     stop: Arc<AtomicBool>,
 }
 
@@ -298,6 +307,9 @@ impl Housekeeping {
                     self.chains.forget(session);
                 }
                 reclaim = idle.map_or(often, |wait| often.min(now + wait));
+                if self.l1.has_uses() {
+                    self.writer.wake();
+                }
             }
             let mut next = [late, due, Some(reclaim)].into_iter().flatten().fold(often, Instant::min);
             // Taken back first: a commit that finds it set meanwhile would not wake this thread.

@@ -76,6 +76,7 @@ pub struct Meters {
     pub stores_already: Count,
     pub store_retries: Count,
     pub stores_dropped: Count,
+    pub uses_dropped: Count,
     pub lookup_latency: Latency,
     pub prefetch_latency: Latency,
     pub load_latency: Latency,

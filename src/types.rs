@@ -40,7 +40,8 @@ pub const KVKEEP_KEY_TEMPORARY: u32 = 1;
 /// In a key's state: eviction may take it now. It is under no copy or transfer, and its shares, if it has any, are of sessions past
 /// their deadlines.
 pub const KVKEEP_KEY_EVICTABLE: u32 = 2;
-/// In a key's state: nothing is left to write. A backend has it, as far as L1 knows, or writing it was given up.
+/// In a key's state: a backend has it, as far as L1 knows. Taken back when the last backend that had it evicts, deletes or
+/// quarantines it, or is removed; L1 then writes it again before it evicts it.
 pub const KVKEEP_KEY_STORED: u32 = 4;
 /// In a key's state: it waits to be written to the backends, or is being written.
 pub const KVKEEP_KEY_STORING: u32 = 8;

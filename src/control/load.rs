@@ -41,6 +41,8 @@ struct Flight {
     readers: Readers,
     /// It was deleted since: what arrives is not committed.
     deleted: bool,
+    /// No backend has it any more.
+    lost: bool,
 }
 
 /// Jobs wait here for their turn: highest priority first, then in order of arrival.
@@ -218,7 +220,7 @@ impl Loader {
                 self.l1.drop_load(name);
                 continue;
             }
-            flights.insert(object, Flight { readers: vec![(job.clone(), index)], deleted: false });
+            flights.insert(object, Flight { readers: vec![(job.clone(), index)], deleted: false, lost: false });
             drop(flights);
             self.bytes.fetch_add(bytes, Ordering::AcqRel);
             self.flying.fetch_add(1, Ordering::AcqRel);
@@ -260,6 +262,16 @@ impl Loader {
         for object in objects {
             if let Some(flight) = flights.get_mut(object) {
                 flight.deleted = true;
+            }
+        }
+    }
+
+    /// No backend has these objects any more: those on their way are not taken for stored when they land.
+    pub(super) fn lose(&self, objects: &[ObjectKey]) {
+        let mut flights = self.flights.lock();
+        for object in objects {
+            if let Some(flight) = flights.get_mut(object) {
+                flight.lost = true;
             }
         }
     }
@@ -314,12 +326,12 @@ impl Loader {
     fn land(&self, item: &Item, result: std::result::Result<(), String>) {
         // Held until the object is committed: a deletion sees the flight, or the object.
         let mut flights = self.flights.lock();
-        let Some(Flight { readers, deleted }) = flights.remove(&item.object) else { return };
+        let Some(Flight { readers, deleted, lost }) = flights.remove(&item.object) else { return };
         let result = if deleted { Err("it was deleted while it was loaded".to_owned()) } else { result };
         match result {
             Ok(()) => {
                 let shares: Vec<Landed> = readers.iter().map(|(job, _)| job.reader()).collect();
-                let given = self.l1.commit_load(item.name, &shares);
+                let given = self.l1.commit_load(item.name, &shares, lost);
                 self.committed.fetch_add(1, Ordering::AcqRel);
                 drop(flights);
                 let mut bytes = item.bytes;

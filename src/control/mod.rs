@@ -12,6 +12,7 @@ pub mod prefetch;
 pub mod query;
 pub mod tiers;
 mod turn;
+pub mod upkeep;
 pub mod watch;
 pub mod writeback;
 

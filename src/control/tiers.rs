@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 use super::forget::Bars;
+use super::upkeep::Losses;
 use crate::background;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::events::{EventKind, Events};
@@ -130,12 +131,18 @@ pub struct Tiers {
     list: RwLock<TierList>,
     next: AtomicU64,
     events: Arc<Events>,
+    losses: Arc<Losses>,
 }
 
 impl Tiers {
     /// None yet; what becomes of objects in them is told to `events`.
     pub fn new(events: Arc<Events>) -> Tiers {
-        Tiers { list: RwLock::default(), next: AtomicU64::new(0), events }
+        Tiers { list: RwLock::default(), next: AtomicU64::new(0), events, losses: Arc::default() }
+    }
+
+    /// What vanished from them.
+    pub fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     /// The backends now.
@@ -160,13 +167,16 @@ impl Tiers {
             ));
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        let events = self.events.clone();
+        let (events, losses) = (self.events.clone(), self.losses.clone());
         backend.set_observer(Arc::new(move |change, key, size| {
             let kind = match change {
                 Change::Appeared => EventKind::Stored,
                 Change::Vanished => EventKind::Removed,
             };
             events.record_backend(kind, place, number, key, size);
+            if change == Change::Vanished {
+                losses.note(key);
+            }
         }));
         let tier = Tier {
             number,

@@ -2,13 +2,14 @@
 
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::forget::{Cleaning, Turns};
 use super::tiers::{Tier, Tiers};
+use super::upkeep::Upkeep;
 use super::watch::Watch;
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Result};
@@ -36,6 +37,8 @@ pub(super) struct Journey {
     bytes: u64,
     /// Backends that have not answered for good.
     left: AtomicUsize,
+    /// A backend has it.
+    stored: AtomicBool,
 }
 
 /// Objects to be deleted from one backend.
@@ -87,12 +90,15 @@ pub(super) struct Desk {
     pub(super) turns: Turns,
     /// L1's queue is being read: what was taken is not open yet.
     reading: bool,
+    /// The thread is not waiting.
+    busy: bool,
 }
 
 /// The writer.
 pub struct Writer {
     l1: Arc<L1>,
     tiers: Arc<Tiers>,
+    upkeep: Upkeep,
     watch: Arc<Watch>,
     pub(super) meters: Arc<Meters>,
     pub(super) log: Log,
@@ -106,16 +112,16 @@ pub struct Writer {
 impl Writer {
     /// At most `bytes_max` bytes on their way at once.
     pub fn new(
-        l1: Arc<L1>,
-        tiers: Arc<Tiers>,
+        upkeep: Upkeep,
         watch: Arc<Watch>,
         meters: Arc<Meters>,
         log: Log,
         checksum: bool,
         bytes_max: u64,
     ) -> Arc<Writer> {
+        let (l1, tiers) = (upkeep.l1.clone(), upkeep.tiers.clone());
         let (desk, wake, quiet) = (Mutex::default(), Condvar::new(), Condvar::new());
-        Arc::new(Writer { l1, tiers, watch, meters, log, checksum, bytes_max, desk, wake, quiet })
+        Arc::new(Writer { l1, tiers, upkeep, watch, meters, log, checksum, bytes_max, desk, wake, quiet })
     }
 
     /// Tells the writer that there is something to do.
@@ -124,11 +130,24 @@ impl Writer {
         self.wake.notify_one();
     }
 
+    /// Has the backends told that objects were used, the last one last.
+    pub fn touch(&self, objects: &[ObjectKey]) {
+        self.upkeep.touch(objects);
+        self.wake();
+    }
+
+    /// A backend was removed: what it alone had is not stored any more.
+    pub fn removed(&self) {
+        self.upkeep.look_through();
+    }
+
     /// The writer's thread.
     pub fn run(self: &Arc<Self>) {
         loop {
             let (retries, room, closing) = {
                 let mut desk = self.desk.lock();
+                desk.busy = false;
+                self.quiet.notify_all();
                 let now = Instant::now();
                 let due = desk.retries.peek().map(|retry| retry.due);
                 if !desk.woken && !desk.closing && due.is_none_or(|due| due > now) {
@@ -137,7 +156,7 @@ impl Writer {
                         None => self.wake.wait(&mut desk),
                     }
                 }
-                desk.woken = false;
+                (desk.woken, desk.busy) = (false, true);
                 let now = Instant::now();
                 let mut retries = Vec::new();
                 while desk.retries.peek().is_some_and(|retry| retry.due <= now) {
@@ -149,6 +168,8 @@ impl Writer {
             if closing {
                 return;
             }
+            // Before writes, since what was used before them is to be evicted for them last.
+            self.upkeep.tell();
             for retry in retries {
                 match retry.errand {
                     Errand::Write { journey, tier, attempt } => self.write_again(&journey, tier, attempt),
@@ -181,6 +202,7 @@ impl Writer {
     fn set_out(self: &Arc<Self>, write: Write) {
         let tiers = self.tiers.list();
         let mut targets: Vec<Arc<Tier>> = Vec::new();
+        let mut stored = false;
         self.meters.stores_dropped.add(u64::from(tiers.is_empty()));
         for tier in tiers.iter() {
             if !tier.usable() {
@@ -192,27 +214,30 @@ impl Writer {
             if tier.may_have(&write.key.space)
                 && let [Found::Present(_)] = tier.peek(&[write.key])[..]
             {
+                // To write what is there is to use it.
+                tier.backend.touch(&[write.key]);
                 self.meters.stores_already.add(1);
+                stored = true;
             } else {
                 targets.push(tier.clone());
             }
         }
         if targets.is_empty() {
-            self.l1.written(write.name);
+            self.l1.written(write.name, stored);
             // Whoever waits for the last write may want the object alone.
             drop(write.buffer);
             return self.ended(0);
         }
         let header = Header::seal(&write.key, &write.layout, write.buffer.bytes(), self.checksum);
         let bytes = write.buffer.len() as u64;
-        let left = AtomicUsize::new(targets.len());
-        let journey = Arc::new(Journey { name: write.name, key: write.key, header, bytes, left });
+        let (left, stored) = (AtomicUsize::new(targets.len()), AtomicBool::new(stored));
+        let journey = Arc::new(Journey { name: write.name, key: write.key, header, bytes, left, stored });
         self.desk.lock().bytes += bytes;
         let mut buffer = Some(write.buffer);
         for tier in targets {
             match buffer.take().or_else(|| self.l1.buffer(journey.name)) {
                 Some(buffer) => self.send(&journey, tier, buffer, 0),
-                None => self.arrived(&journey),
+                None => self.arrived(&journey, false),
             }
         }
     }
@@ -227,7 +252,7 @@ impl Writer {
             None => {
                 // Evicted or forgotten meanwhile, or its backend was removed or fenced.
                 self.meters.stores_dropped.add(1);
-                self.arrived(journey);
+                self.arrived(journey, false);
             }
         }
     }
@@ -242,7 +267,7 @@ impl Writer {
                     format!("writing {} to backend {} is given up: {error}", journey.key.key, tier.number)
                 });
                 self.meters.stores_dropped.add(1);
-                return self.arrived(journey);
+                return self.arrived(journey, false);
             }
         }
         let began = Instant::now();
@@ -263,11 +288,11 @@ impl Writer {
                     me.meters.stores.add(1);
                     me.meters.stored_bytes.add(its_journey.bytes);
                     me.meters.store_latency.add(began.elapsed());
-                    me.arrived(&its_journey);
+                    me.arrived(&its_journey, true);
                 }
                 Ok(Stored::Already) => {
                     me.meters.stores_already.add(1);
-                    me.arrived(&its_journey);
+                    me.arrived(&its_journey, true);
                 }
                 Err(error) => me.failed(&its_journey, &its_tier, attempt, &error),
             }
@@ -287,7 +312,7 @@ impl Writer {
         });
         if !again {
             self.meters.stores_dropped.add(1);
-            return self.arrived(journey);
+            return self.arrived(journey, false);
         }
         self.later(attempt, Errand::Write { journey: journey.clone(), tier: tier.clone(), attempt: attempt + 1 });
     }
@@ -312,10 +337,11 @@ impl Writer {
         self.begin_cleanings(ready);
     }
 
-    /// One backend is through with an object.
-    fn arrived(&self, journey: &Arc<Journey>) {
+    /// One backend is through with an object: it has it, or does not get it.
+    fn arrived(&self, journey: &Arc<Journey>, stored: bool) {
+        journey.stored.fetch_or(stored, Ordering::AcqRel);
         if journey.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.l1.written(journey.name);
+            self.l1.written(journey.name, journey.stored.load(Ordering::Acquire));
             self.ended(journey.bytes);
         }
     }
@@ -393,12 +419,18 @@ impl Writer {
         self.l1.writes_queued() + desk.open as u64
     }
 
-    /// Blocks until nothing is waiting or on its way.
+    /// Whether all uses and losses are told.
+    fn has_told(&self) -> bool {
+        // What the thread has taken to tell is told when it waits again.
+        self.upkeep.is_idle() && !self.desk.lock().busy
+    }
+
+    /// Blocks until nothing is waiting or on its way, uses and losses included.
     pub fn drain(&self, timeout: Duration) -> Result<()> {
         let until = Instant::now() + timeout;
         loop {
             let pending = self.pending();
-            if pending == 0 {
+            if pending == 0 && self.has_told() {
                 return Ok(());
             }
             if Instant::now() >= until {
@@ -411,7 +443,7 @@ impl Writer {
             }
             self.wake();
             let mut desk = self.desk.lock();
-            if desk.open > 0 || desk.reading || desk.woken {
+            if desk.open > 0 || desk.busy || desk.woken {
                 self.quiet.wait_until(&mut desk, until);
             }
         }

@@ -4,6 +4,7 @@
 //! under the lock does I/O, waits, or calls out. When calls meet, those that read share it (`beside.rs`).
 
 pub mod alloc;
+pub mod below;
 mod beside;
 mod cleared;
 mod copying;
@@ -28,7 +29,7 @@ pub mod writers;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -89,6 +90,8 @@ pub const WAKE_WRITES: Wakes = 1;
 pub const WAKE_ROOM: Wakes = 2;
 /// An object was committed while somebody waits for one.
 pub const WAKE_COMMITS: Wakes = 4;
+/// Objects were used that backends have: noted, nobody is woken for it.
+const WAKE_USES: Wakes = 8;
 
 /// What L1 is made from.
 pub struct L1Config {
@@ -163,6 +166,7 @@ pub(crate) struct State {
     /// Objects that were taken out of the table since `writes` was looked through, and stood there or were being written.
     writes_gone: usize,
     parked: VecDeque<Ref>,
+    uses: below::Uses,
     /// Of the parked objects, those that leave once they are written.
     leaving_bytes: u64,
     tally: Tally,
@@ -194,6 +198,8 @@ pub struct L1 {
     began_ms: u64,
     crowd: Crowd,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
+    /// Objects were used that backends have.
+    uses_noted: AtomicBool,
     /// How many wait for commits.
     awaiting: AtomicU32,
     me: std::sync::Weak<L1>,
@@ -267,6 +273,7 @@ impl L1 {
             writes: VecDeque::new(),
             writes_gone: 0,
             parked: VecDeque::new(),
+            uses: VecDeque::new(),
             leaving_bytes: 0,
             tally: Tally::default(),
             touched: Touched::default(),
@@ -290,6 +297,7 @@ impl L1 {
             began_ms: coarse_ms(),
             crowd: Crowd::default(),
             waker: OnceCell::new(),
+            uses_noted: AtomicBool::new(false),
             awaiting: AtomicU32::new(0),
             me: me.clone(),
             #[cfg(test)]
@@ -323,6 +331,10 @@ impl L1 {
         let result = body(&mut state);
         let mut wakes = std::mem::take(&mut state.wakes);
         drop(state);
+        if wakes & WAKE_USES != 0 {
+            self.uses_noted.store(true, Ordering::Release);
+            wakes &= !WAKE_USES;
+        }
         if wakes & WAKE_COMMITS != 0 && self.awaiting.load(Ordering::Relaxed) == 0 {
             wakes &= !WAKE_COMMITS;
         }

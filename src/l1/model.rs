@@ -15,7 +15,7 @@ use crate::error::{
     KVKEEP_ERR_EXISTS, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY,
     KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, KVKEEP_ERR_QUOTA,
 };
-use crate::key::Key;
+use crate::key::{Key, ObjectKey};
 use crate::types::{KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, View};
 
 mod audit;
@@ -49,7 +49,9 @@ enum Op {
     DropLoad { load: usize },
     DropBuffer { buffer: usize },
     TakeWrites { objects: usize },
-    Written { write: usize },
+    Written { write: usize, stored: bool },
+    Lose { space: usize, keys: Vec<u8> },
+    Uses,
     EvictSlice,
     Reclaim,
     Advance { ms: u64 },
@@ -88,7 +90,9 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(|load| Op::DropLoad { load }),
         6 => any::<usize>().prop_map(|buffer| Op::DropBuffer { buffer }),
         2 => (1..4usize).prop_map(|objects| Op::TakeWrites { objects }),
-        3 => any::<usize>().prop_map(|write| Op::Written { write }),
+        3 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(write, stored)| Op::Written { write, stored }),
+        1 => (space(), keys()).prop_map(|(space, keys)| Op::Lose { space, keys }),
+        1 => Just(Op::Uses),
         1 => Just(Op::EvictSlice),
         1 => Just(Op::Reclaim),
         2 => prop_oneof![Just(100), Just(600), Just(1500)].prop_map(|ms| Op::Advance { ms }),

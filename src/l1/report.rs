@@ -7,7 +7,7 @@ use hashbrown::HashSet;
 use serde::Serialize;
 
 use super::session::Session;
-use super::slot::{HIDDEN, NOBODY, QUEUED, STAGING, STORED, TEMPORARY};
+use super::slot::{GIVEN_UP, HIDDEN, NOBODY, QUEUED, STAGING, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::error::Result;
 use crate::key::Key;
@@ -49,8 +49,10 @@ pub struct ObjectReport {
     pub uses: u32,
     /// Dropped with its last share.
     pub temporary: bool,
-    /// In L2, or given up on.
+    /// A backend has it, as far as L1 knows.
     pub written: bool,
+    /// Writing it was given up.
+    pub write_given_up: bool,
     /// Waiting to be written.
     pub write_pending: bool,
     /// Live retention priority.
@@ -179,6 +181,7 @@ impl State {
             uses: slot.uses(),
             temporary: slot.is(TEMPORARY),
             written: slot.is(STORED),
+            write_given_up: slot.is(GIVEN_UP),
             write_pending: slot.is(QUEUED),
             retention_priority: self.slots.meta(id, self.now_ms).priority,
             holders,

@@ -4,7 +4,7 @@ use super::alloc::Block;
 use parking_lot::MutexGuard;
 
 use super::session::Session;
-use super::slot::{LEAVING, PARKED, QUEUED, Ref, SIZE_MAX, STORED, Slot, TEMPORARY};
+use super::slot::{GIVEN_UP, LEAVING, LOST, PARKED, QUEUED, Ref, SIZE_MAX, STORED, Slot, TEMPORARY};
 use super::{L1, State};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
@@ -12,6 +12,8 @@ use crate::policy::Removal;
 
 /// Objects evicted under one lock by the background thread.
 const SLICE: usize = 64;
+/// Objects that backends lost, met by an eviction that cannot wait: so many are written first, the next one is dropped.
+const WRITTEN_FIRST: usize = 8;
 
 /// What is left to do after a slice of background eviction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,9 +85,9 @@ impl State {
         (0..self.pools.len()).any(|pool| self.evict_one(pool))
     }
 
-    /// The next victim of a pool that is not in use and that L2 has, or need not have.
+    /// The next victim of a pool that is not in use and that L2 has, had, or need not have.
     fn victim(&mut self, pool: usize) -> Option<u32> {
-        let writes_back = self.writes_back();
+        let policy = self.write_policy();
         self.settle_touched();
         loop {
             let (slots, parked) = (&mut self.slots, &mut self.parked);
@@ -99,7 +101,7 @@ impl State {
                 if slot.locked() {
                     return false;
                 }
-                let unwritten = is_unwritten(slot, writes_back);
+                let unwritten = policy.is_unwritten(slot) && !policy.is_lost(slot);
                 if unwritten && !slot.is(PARKED) {
                     slot.set(PARKED);
                     parked.push_back(name);
@@ -117,10 +119,45 @@ impl State {
         }
     }
 
+    /// Has a victim that backends lost written, and leave when it is. False if it need not be, or cannot.
+    fn write_first(&mut self, id: u32) -> bool {
+        if !self.write_policy().is_lost(&self.slots[id]) {
+            return false;
+        }
+        let name = self.slots.name(id);
+        let queued = self.queue_write(id);
+        let slot = &mut self.slots[id];
+        if !queued {
+            // Counted as dropped already.
+            slot.clear(LOST);
+            slot.set(GIVEN_UP);
+            return false;
+        }
+        self.leaving_bytes += slot.size();
+        if !slot.is(PARKED) {
+            self.parked.push_back(name);
+        }
+        slot.set(PARKED | LEAVING);
+        true
+    }
+
+    /// Evicts an object at once; if backends lost it, a few others are looked at first, and it leaves when it is written.
+    fn evict_victim(&mut self, pool: usize) -> bool {
+        for _ in 0..WRITTEN_FIRST {
+            let Some(id) = self.victim(pool) else { return false };
+            if !self.write_first(id) {
+                self.evict(id);
+                return true;
+            }
+        }
+        let Some(id) = self.victim(pool) else { return false };
+        self.evict_as_it_is(id);
+        true
+    }
+
     /// Evicts one object of a pool: one that L2 has if possible, else one that is still to be written.
     fn evict_one(&mut self, pool: usize) -> bool {
-        if let Some(id) = self.victim(pool) {
-            self.evict(id);
+        if self.evict_victim(pool) {
             return true;
         }
         for _ in 0..self.parked.len() {
@@ -147,8 +184,10 @@ impl State {
             if space.quota == 0 || space.used <= space.quota {
                 return false;
             }
-            let Some(id) = self.victim(space.pool) else { return false };
-            self.evict(id);
+            let pool = space.pool;
+            if !self.evict_victim(pool) {
+                return false;
+            }
         }
         true
     }
@@ -173,12 +212,16 @@ impl State {
 
     /// Evicts an object, though it may still have to be written.
     pub(super) fn evict_as_it_is(&mut self, id: u32) {
-        self.counts.writes_dropped += u64::from(is_unwritten(&self.slots[id], self.writes_back()));
+        self.counts.writes_dropped += u64::from(self.write_policy().is_unwritten(&self.slots[id]));
         self.evict(id);
     }
 
-    fn writes_back(&self) -> bool {
-        self.has_l2 && self.config.store_mode == StoreMode::WriteBack
+    fn write_policy(&self) -> WritePolicy {
+        let mode = self.config.store_mode;
+        WritePolicy {
+            back: self.has_l2 && mode == StoreMode::WriteBack,
+            again: self.has_l2 && mode != StoreMode::Never,
+        }
     }
 
     /// Evicts one object, or starts writing one that must be written first.
@@ -186,7 +229,9 @@ impl State {
         let first = self.fullest_pool();
         let victim = self.victim(first).or_else(|| (0..self.pools.len()).find_map(|pool| self.victim(pool)));
         if let Some(id) = victim {
-            self.evict(id);
+            if !self.write_first(id) {
+                self.evict(id);
+            }
             return true;
         }
         for _ in 0..self.parked.len() {
@@ -261,9 +306,25 @@ impl State {
     }
 }
 
-/// Whether an object is still to be written to L2; `writes_back`: also if nothing has asked for it so far.
-fn is_unwritten(slot: &Slot, writes_back: bool) -> bool {
-    slot.is(QUEUED) || writes_back && !slot.has(STORED | TEMPORARY)
+/// Which objects eviction has written first.
+#[derive(Clone, Copy)]
+struct WritePolicy {
+    /// All that no backend has.
+    back: bool,
+    /// Those that a backend had and lost.
+    again: bool,
+}
+
+impl WritePolicy {
+    /// Whether an object is still to be written to L2.
+    fn is_unwritten(self, slot: &Slot) -> bool {
+        slot.is(QUEUED) || self.is_lost(slot) || self.back && !slot.has(STORED | GIVEN_UP | TEMPORARY)
+    }
+
+    /// Whether it is to be written because backends lost it, and is not being written.
+    fn is_lost(self, slot: &Slot) -> bool {
+        self.again && slot.is(LOST) && !slot.is(QUEUED)
+    }
 }
 
 #[cfg(test)]

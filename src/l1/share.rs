@@ -3,7 +3,9 @@
 //! What runs for each key is inlined by force: of a batch of one key, entering and leaving functions is a twentieth.
 
 use super::session::{Session, Staged};
-use super::slot::{BUSY, HIDDEN, LISTED, NOBODY, NONE, QUEUED, READ, Ref, SHARES_MAX, STORED, Slot, TEMPORARY};
+use super::slot::{
+    BUSY, GIVEN_UP, HIDDEN, LISTED, LOST, NOBODY, NONE, QUEUED, READ, Ref, SHARES_MAX, STORED, Slot, TEMPORARY,
+};
 use super::tally::Read;
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
@@ -419,7 +421,8 @@ impl State {
     #[inline]
     pub(super) fn due_after(&self, slot: &Slot, more: u32) -> bool {
         let uses = slot.uses().saturating_add(more);
-        matches!(self.config.store_mode, StoreMode::AfterUses(least) if uses >= least) && !slot.has(STORED | QUEUED)
+        matches!(self.config.store_mode, StoreMode::AfterUses(least) if uses >= least)
+            && !slot.has(STORED | QUEUED | LOST | GIVEN_UP)
     }
 
     /// Ends the session at `index`.
@@ -452,6 +455,7 @@ impl State {
             let Some(slot) = self.slots.find(name) else { continue };
             if touch && slot.is_findable() && self.slots.shares(id) == 0 {
                 self.touch_slot(pool, id);
+                self.note_use_below(id);
             }
             let slot = &self.slots[id];
             if slot.holder() == (index, 0) {

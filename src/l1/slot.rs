@@ -16,10 +16,12 @@ pub const NONE: u32 = u32::MAX;
 
 const SESSION_BITS: u32 = 20;
 const HELD_BITS: u32 = 24;
-const SIZE_HIGH_BITS: u32 = 8;
+const SIZE_HIGH_BITS: u32 = 6;
 const HELD_SHIFT: u32 = 64 - SESSION_BITS - HELD_BITS;
 const SESSION_SHIFT: u32 = 64 - SESSION_BITS;
 const SIZE_HIGH_SHIFT: u32 = HELD_SHIFT - SIZE_HIGH_BITS;
+
+const SIZE_HIGH: u64 = (1 << SIZE_HIGH_BITS) - 1;
 
 /// No session. Sessions' indexes are below.
 pub const NOBODY: u32 = (1 << SESSION_BITS) - 1;
@@ -39,7 +41,7 @@ pub type Flags = u16;
 pub const TEMPORARY: Flags = 1;
 /// Not in the table any more; freed when nothing uses its memory.
 pub const HIDDEN: Flags = 2;
-/// A backend has it.
+/// A backend has it, as far as L1 knows.
 pub const STORED: Flags = 4;
 /// Waiting to be written to L2, or being written.
 pub const QUEUED: Flags = 8;
@@ -59,6 +61,10 @@ pub const READY: Flags = 512;
 pub const FORGOTTEN: Flags = 1024;
 /// Of a temporary object: a reader has returned shares of it.
 pub const READ: Flags = 2048;
+/// A backend had it and lost it: it is to be written again before it is evicted.
+pub const LOST: Flags = 4096;
+/// Writing it was given up: it is not tried again.
+pub const GIVEN_UP: Flags = 8192;
 
 const FLAGS: u64 = (1 << SIZE_HIGH_SHIFT) - 1;
 const HELD: u64 = (SHARES_MAX as u64) << HELD_SHIFT;
@@ -127,7 +133,7 @@ impl Word {
     #[inline]
     fn with_holder(self, session: u32, held: u32) -> Word {
         let holder = u64::from(session) << SESSION_SHIFT | u64::from(held) << HELD_SHIFT;
-        Word(self.0 & (FLAGS | 0xff << SIZE_HIGH_SHIFT) | holder)
+        Word(self.0 & (FLAGS | SIZE_HIGH << SIZE_HIGH_SHIFT) | holder)
     }
 }
 
@@ -165,7 +171,7 @@ impl Slot {
     /// How many bytes it has.
     #[inline]
     pub fn size(&self) -> u64 {
-        u64::from(self.size_low) | (self.word().0 >> SIZE_HIGH_SHIFT & 0xff) << 32
+        u64::from(self.size_low) | (self.word().0 >> SIZE_HIGH_SHIFT & SIZE_HIGH) << 32
     }
 
     /// As [`Word::holder`].

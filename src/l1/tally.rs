@@ -18,6 +18,7 @@ pub struct Counts {
     pub sessions_reclaimed: u64,
     pub shares_revoked: u64,
     pub writes_dropped: u64,
+    pub uses_dropped: u64,
 }
 
 /// What goes up and down.

@@ -64,7 +64,7 @@ pub(super) fn write_all(l1: &L1) -> usize {
     let writes = l1.take_writes(1000, u64::MAX);
     let names: Vec<Ref> = writes.iter().map(|write| write.name).collect();
     drop(writes);
-    names.iter().for_each(|&name| l1.written(name));
+    names.iter().for_each(|&name| l1.written(name, true));
     names.len()
 }
 
@@ -140,7 +140,7 @@ fn of_two_readers_of_one_load_the_one_that_keeps_wins() {
         let l1 = l1(StoreMode::Never, 10);
         let session = session(&l1, space(&l1, 0));
         let readers = keep.map(|keep| Landed { session, count: 1, keep });
-        assert_eq!(l1.commit_load(temporary_load(&l1, 0), &readers), [true, true]);
+        assert_eq!(l1.commit_load(temporary_load(&l1, 0), &readers, false), [true, true]);
         l1.finish_read(session, &[key(1)], 2, None).unwrap();
         assert_eq!(l1.gauges().1.objects, left);
     }
@@ -150,7 +150,7 @@ fn of_two_readers_of_one_load_the_one_that_keeps_wins() {
 fn a_temporary_load_whose_readers_are_gone_is_not_kept() {
     let l1 = l1(StoreMode::Never, 10);
     space(&l1, 0);
-    assert_eq!(l1.commit_load(temporary_load(&l1, 0), &[Landed { session: 5, count: 1, keep: false }]), [false]);
+    assert_eq!(l1.commit_load(temporary_load(&l1, 0), &[Landed { session: 5, count: 1, keep: false }], false), [false]);
     assert_eq!(l1.gauges().1.used_bytes, 0);
 }
 

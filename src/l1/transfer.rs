@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::slot::{FORGOTTEN, HIDDEN, PARKED, QUEUED, Ref, STAGING, STORED, TEMPORARY};
+use super::slot::{FORGOTTEN, GIVEN_UP, HIDDEN, LOST, PARKED, QUEUED, Ref, STAGING, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::arena::{Buffer, Hold};
 use crate::error::{Result, Status};
@@ -93,8 +93,8 @@ impl L1 {
     }
 
     /// Commits a loaded object and gives its readers their shares. Says of each whether it has them (its session lives).
-    /// False for all if the load was dropped meanwhile.
-    pub fn commit_load(&self, name: Ref, readers: &[Landed]) -> Vec<bool> {
+    /// False for all if the load was dropped meanwhile. `lost`: no backend has it any more.
+    pub fn commit_load(&self, name: Ref, readers: &[Landed], lost: bool) -> Vec<bool> {
         self.with(|state| {
             let live = state.slots.find(name).is_some_and(|slot| slot.is(STAGING));
             if !live {
@@ -106,6 +106,11 @@ impl L1 {
             }
             if readers.iter().any(|reader| reader.keep) {
                 state.slots[name.slot].clear(TEMPORARY);
+            }
+            let slot = &mut state.slots[name.slot];
+            if lost {
+                slot.clear(STORED);
+                slot.set(if slot.is(TEMPORARY) { 0 } else { LOST });
             }
             let print = state.printed(name.slot);
             let id = state.commit(name.slot, print);
@@ -179,9 +184,9 @@ impl L1 {
         self.buffer_of(name, place)
     }
 
-    /// A write ended, well or not: a write given up on is not tried again, and from now on the object may be evicted like any
-    /// other. One that was to leave once written leaves now.
-    pub fn written(&self, name: Ref) {
+    /// A write ended: a backend has the object, or writing it was given up and is not tried again. From now on the object may be
+    /// evicted like any other. One that was to leave once written leaves now.
+    pub fn written(&self, name: Ref, stored: bool) {
         self.with(|state| {
             if state.slots.find(name).is_none() {
                 return;
@@ -189,14 +194,21 @@ impl L1 {
             let leaving = state.stay(name.slot);
             let slot = &mut state.slots[name.slot];
             let parked = slot.is(PARKED);
+            // Lost since it was queued.
+            let lost = slot.is(LOST) && stored;
             slot.clear(QUEUED | PARKED);
-            slot.set(STORED);
+            if !lost {
+                slot.clear(LOST);
+                slot.set(if stored { STORED } else { GIVEN_UP });
+            }
             if slot.is(HIDDEN) {
                 return;
             }
             let locked = slot.locked();
             let pool = state.spaces[state.slots.space(name.slot) as usize].pool;
             if leaving && !locked && state.above(state.config.low_percent, 0) {
+                // Not kept to be written again: a backend that loses at once what it stores must not keep L1 full.
+                state.counts.writes_dropped += u64::from(lost);
                 state.evict(name.slot);
             } else if parked {
                 state.policy(pool).0.release(name.slot);

@@ -1,7 +1,7 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
 use super::session::{Session, Staged};
-use super::slot::{FORGOTTEN, HIDDEN, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
+use super::slot::{FORGOTTEN, GIVEN_UP, HIDDEN, LOST, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
 use super::writers::THIS_PROCESS;
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
@@ -293,7 +293,7 @@ impl State {
     }
 
     fn queue_after_commit(&mut self, id: u32) {
-        if self.config.store_mode == StoreMode::WriteThrough && !self.slots[id].has(STORED | TEMPORARY) {
+        if self.config.store_mode == StoreMode::WriteThrough && !self.slots[id].has(STORED | LOST | TEMPORARY) {
             self.queue_write(id);
         }
     }
@@ -307,6 +307,7 @@ impl State {
             self.counts.writes_dropped += 1;
             return false;
         }
+        self.slots[id].clear(LOST | GIVEN_UP);
         self.slots[id].set(QUEUED);
         let name = self.slots.name(id);
         self.writes.push_back(name);

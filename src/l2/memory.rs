@@ -165,6 +165,14 @@ impl Objects {
         }
     }
 
+    /// Marks an object as used. False if it is not there.
+    fn touch(&mut self, key: &ObjectKey) -> bool {
+        let Some((slot, entry)) = self.find(key).filter(|(_, entry)| !entry.hidden) else { return false };
+        let meta = entry.meta();
+        self.policy.touch(slot, &|_| meta);
+        true
+    }
+
     /// Drops an object. Of one that is pinned the pins are left. Says whether it was there.
     fn delete(&mut self, key: &ObjectKey) -> bool {
         let Some((slot, _)) = self.find(key).filter(|(_, entry)| !entry.hidden) else { return false };
@@ -301,7 +309,7 @@ impl Shared {
         let bytes = store.buffer.len() as u64 + OVERHEAD;
         {
             let mut objects = self.objects.lock();
-            if objects.find(&store.key).is_some_and(|(_, entry)| !entry.hidden) {
+            if objects.touch(&store.key) {
                 return Ok(Stored::Already);
             }
             objects.reserve(bytes)?;
@@ -405,10 +413,7 @@ impl Backend for Memory {
     fn touch(&self, keys: &[ObjectKey]) {
         let mut objects = self.shared.objects.lock();
         for key in keys {
-            if let Some((slot, entry)) = objects.find(key).filter(|(_, entry)| !entry.hidden) {
-                let meta = entry.meta();
-                objects.policy.touch(slot, &|_| meta);
-            }
+            objects.touch(key);
         }
     }
 

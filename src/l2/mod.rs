@@ -171,9 +171,10 @@ pub trait Backend: Send + Sync {
     fn unpin(&self, keys: &[ObjectKey]);
     /// Reads pinned objects.
     fn load(&self, loads: Vec<Load>);
-    /// Writes objects. Evicts by its own policy to stay under its capacity.
+    /// Writes objects. Evicts by its own policy to stay under its capacity. To write an object that is there already is to use it.
     fn store(&self, stores: Vec<Store>);
-    /// Marks objects as used now.
+    /// Marks objects as used now, the last one last; those that are not there are passed over. Called in batches, some time after the
+    /// uses: a store with a recency of its own is told of all uses by this call.
     fn touch(&self, keys: &[ObjectKey]);
     /// Removes objects, pinned or not: when this returns, lookups and loads that begin do not find them. `reply` comes when they are
     /// gone from the medium, which waits for no pin, and says how many were there. An object stored anew under the same

@@ -14,4 +14,5 @@ mod pins;
 #[path = "../random/mod.rs"]
 mod random;
 mod shares;
+mod tiers;
 mod visible;

@@ -223,7 +223,7 @@ impl World {
                         Landed { session, count: extra + 1, keep }
                     })
                     .collect();
-                let given = self.l1.commit_load(load.name, &readers);
+                let given = self.l1.commit_load(load.name, &readers, false);
                 let temporary = load.temporary && readers.iter().all(|reader| !reader.keep);
                 let live: Vec<bool> =
                     readers.iter().map(|reader| self.sessions.contains_key(&reader.session)).collect();
@@ -249,7 +249,7 @@ impl World {
                     let load = self.loads.swap_remove(load % self.loads.len());
                     self.l1.drop_load(load.name);
                     self.l1.drop_load(load.name);
-                    assert!(self.l1.commit_load(load.name, &[]).is_empty());
+                    assert!(self.l1.commit_load(load.name, &[], false).is_empty());
                 }
             }
             Op::DropBuffer { buffer } => {
@@ -273,10 +273,29 @@ impl World {
                     self.writes.push(write.name);
                 }
             }
-            Op::Written { write } => {
+            Op::Written { write, stored } => {
                 if !self.writes.is_empty() {
                     let name = self.writes.swap_remove(write % self.writes.len());
-                    self.l1.written(name);
+                    self.l1.written(name, stored);
+                }
+            }
+            Op::Lose { space, keys } => {
+                let tag = self.l1.space(self.spaces[space]).unwrap().tag;
+                let objects: Vec<_> = keys.iter().map(|&name| ObjectKey { space: tag, key: key(name) }).collect();
+                self.l1.lose(&objects);
+                for &name in &keys {
+                    let mut state = [KeyState::default()];
+                    self.l1.query_keys(self.spaces[space], &[key(name)], &mut state).unwrap();
+                    assert_eq!(state[0].flags & KVKEEP_KEY_STORED, 0);
+                }
+            }
+            Op::Uses => {
+                let mut uses = below::Uses::new();
+                self.l1.take_uses(&mut uses);
+                let uses: Vec<Ref> = uses.into();
+                for object in self.l1.stored_names(&uses) {
+                    let space = (0..2).find(|&space| self.l1.space(self.spaces[space]).unwrap().tag == object.space);
+                    assert!(self.ready.contains_key(&(space.unwrap(), object.key.hash[0])));
                 }
             }
             Op::EvictSlice => drop(self.l1.evict_slice(true)),
