@@ -198,5 +198,7 @@ int main(void) {
     FIELD(kvkeep_stats, call_latency);
     FIELD(kvkeep_stats, l2_hits);
     FIELD(kvkeep_stats, l2_misses);
+    FIELD(kvkeep_stats, l2_pins);
+    FIELD(kvkeep_stats, uses_dropped);
     return 0;
 }

@@ -647,6 +647,10 @@ typedef struct {
     /// Of `read_misses`, keys that no backend had. `kvkeep_reserve_read` asks none. Behind the first gap of a prefix a backend need
     /// not be asked: what it has there counts as missing too.
     uint64_t l2_misses;
+    /// Gauge: pins on objects in all backends, by which jobs keep them from being evicted until they are loaded. 0 when there is no job.
+    uint64_t l2_pins;
+    /// Uses that backends were not told of because too many waited.
+    uint64_t uses_dropped;
 } kvkeep_stats;
 
 /// What a space takes of L1. The caller sets `struct_size` and `abi_version`.

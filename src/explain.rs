@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
-use crate::l2::Found;
+use crate::l2::{Found, Usage};
 use crate::metrics;
 use crate::node::Node;
 use crate::types::Stats;
@@ -38,12 +38,14 @@ impl Node {
     pub fn stats(&self, stats: &mut Stats) {
         let (counts, gauges) = self.l1.gauges();
         let meters = &self.meters;
-        let usage = self
-            .tiers
-            .list()
-            .iter()
-            .map(|tier| tier.backend.usage())
-            .fold((0, 0, 0), |sum, usage| (sum.0 + usage.objects, sum.1 + usage.bytes, sum.2 + usage.evicted));
+        let usage =
+            self.tiers.list().iter().map(|tier| tier.backend.usage()).fold(Usage::default(), |sum, usage| Usage {
+                objects: sum.objects + usage.objects,
+                bytes: sum.bytes + usage.bytes,
+                evicted: sum.evicted + usage.evicted,
+                pins: sum.pins + usage.pins,
+                ..sum
+            });
         // What is read without a prefetch asks no backend.
         let (l2_hits, l2_misses) = (meters.l2_hits.get(), meters.l2_misses.get() + counts.read_misses);
         *stats = Stats {
@@ -85,11 +87,13 @@ impl Node {
             stores_already: meters.stores_already.get(),
             store_retries: meters.store_retries.get(),
             stores_dropped: meters.stores_dropped.get() + counts.writes_dropped,
-            l2_objects: usage.0,
-            l2_bytes: usage.1,
-            l2_evictions: usage.2,
+            l2_objects: usage.objects,
+            l2_bytes: usage.bytes,
+            l2_evictions: usage.evicted,
             l2_hits,
             l2_misses,
+            l2_pins: usage.pins,
+            uses_dropped: meters.uses_dropped.get() + counts.uses_dropped,
             lookup_latency: meters.lookup_latency.get(),
             prefetch_latency: meters.prefetch_latency.get(),
             load_latency: meters.load_latency.get(),

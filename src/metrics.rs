@@ -54,6 +54,7 @@ pub const GAUGES: &[Value] = values! {
     clients "Clients connected to the daemon.",
     l2_objects "Objects in all backends.",
     l2_bytes "Bytes in all backends.",
+    l2_pins "Pins of jobs on objects in all backends.",
 };
 
 /// What only grows.
@@ -87,6 +88,7 @@ pub const COUNTERS: &[Value] = values! {
     store_retries "Writes and deletions tried again.",
     stores_dropped "Writes and deletions given up.",
     l2_evictions "Objects evicted by backends.",
+    uses_dropped "Uses that backends were not told of.",
 };
 
 /// How long things take.

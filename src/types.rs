@@ -277,6 +277,10 @@ pub struct Stats {
     /// Of `read_misses`, keys that no backend had. `kvkeep_reserve_read` asks none. Behind the first gap of a prefix a backend need
     /// not be asked: what it has there counts as missing too.
     pub l2_misses: u64,
+    /// Gauge: pins on objects in all backends, by which jobs keep them from being evicted until they are loaded. 0 when there is no job.
+    pub l2_pins: u64,
+    /// Uses that backends were not told of because too many waited.
+    pub uses_dropped: u64,
 }
 
 const _: () = assert!(size_of::<View>() == 24);
@@ -285,4 +289,4 @@ const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 216);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 2 * 8);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 4 * 8);

@@ -481,6 +481,8 @@ class kvkeep_stats(Structure):
     call_latency: Any
     l2_hits: int
     l2_misses: int
+    l2_pins: int
+    uses_dropped: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -530,6 +532,8 @@ class kvkeep_stats(Structure):
         ("call_latency", kvkeep_histogram),
         ("l2_hits", c_uint64),
         ("l2_misses", c_uint64),
+        ("l2_pins", c_uint64),
+        ("uses_dropped", c_uint64),
     ]
 
 
