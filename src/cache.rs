@@ -13,6 +13,7 @@ use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
 use crate::log::Log;
+use crate::shape::Shape;
 use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 /// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.
@@ -38,9 +39,12 @@ pub trait Cache: Send + Sync {
     /// Ends a session and touches nothing.
     fn abort_session(&self, session: u64) -> Result<()>;
 
+    /// Declares the shapes of the objects that a pool of `space` holds; refused where those of another pool differ.
+    fn declare_shapes(&self, space: u64, shapes: &[Shape]) -> Result<()>;
+
     /// Begins a session that copies for `session` of `space`: it never expires, ends with this process, and commits nothing
-    /// once `session` was aborted.
-    fn begin_copy(&self, session: u64, space: u64) -> Result<u64>;
+    /// once `session` was aborted. Declares the shapes of its pool, since the daemon may be another one than the pool was opened with.
+    fn begin_copy(&self, session: u64, space: u64, shapes: &[Shape]) -> Result<u64>;
 
     /// Appends tokens.
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64>;

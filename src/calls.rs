@@ -19,6 +19,7 @@ use crate::l1::Outcome;
 use crate::l2;
 use crate::log::{Log, LogLevel};
 use crate::node::Node;
+use crate::shape::Shape;
 use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use crate::view;
 
@@ -38,8 +39,8 @@ impl Node {
     }
 
     /// Begins a session of the process `owner_pid` that copies for another.
-    pub fn begin_copy_of(&self, owner_pid: u32, session: u64, space: u64) -> Result<u64> {
-        self.l1.begin_copy(session, space, owner_pid)
+    pub fn begin_copy_of(&self, owner_pid: u32, session: u64, space: u64, shapes: &[Shape]) -> Result<u64> {
+        self.l1.begin_copy(session, space, shapes, owner_pid)
     }
 
     /// Stages keys for a client of a daemon, whose account was opened.
@@ -121,8 +122,12 @@ impl Cache for Node {
         self.leave(session, false)
     }
 
-    fn begin_copy(&self, session: u64, space: u64) -> Result<u64> {
-        self.begin_copy_of(std::process::id(), session, space)
+    fn declare_shapes(&self, space: u64, shapes: &[Shape]) -> Result<()> {
+        self.l1.declare_shapes(space, shapes)
+    }
+
+    fn begin_copy(&self, session: u64, space: u64, shapes: &[Shape]) -> Result<u64> {
+        self.begin_copy_of(std::process::id(), session, space, shapes)
     }
 
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {

@@ -35,6 +35,7 @@ pub mod memory_bounds;
 pub mod metrics;
 pub mod policy;
 pub(crate) mod print;
+pub mod shape;
 pub mod stats;
 mod table;
 pub mod types;

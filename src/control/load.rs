@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use once_cell::sync::OnceCell;
@@ -16,12 +16,13 @@ use super::tiers::Tier;
 use super::watch::{Ticket, Watch};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, Result};
-use crate::key::ObjectKey;
+use crate::key::{Key, ObjectKey};
 use crate::l1::slot::Ref;
 use crate::l1::{L1, Landed};
 use crate::l2::object::Header;
 use crate::l2::{Load, LoadSink};
 use crate::log::{Log, LogLevel};
+use crate::shape::ShapeTag;
 use crate::stats::Meters;
 
 /// Keys issued at a time, so that a long job does not keep others from the lock.
@@ -81,6 +82,13 @@ struct Item {
 
 /// Items for one backend, with their buffers and places.
 type Outgoing = (Arc<Tier>, Vec<Item>, Vec<(Buffer, u32)>);
+
+/// An object that was read, and is what its seal says.
+struct Verified<'a> {
+    shape: ShapeTag,
+    tier: &'a Tier,
+    took: Duration,
+}
 
 struct Batch {
     loader: Arc<Loader>,
@@ -323,17 +331,27 @@ impl Loader {
     }
 
     /// Ends a flight: whoever waits gets the object, or is told why not.
-    fn land(&self, item: &Item, result: std::result::Result<(), String>) {
+    fn land(&self, item: &Item, result: std::result::Result<Verified<'_>, String>) {
         // Held until the object is committed: a deletion sees the flight, or the object.
         let mut flights = self.flights.lock();
         let Some(Flight { readers, deleted, lost }) = flights.remove(&item.object) else { return };
         let result = if deleted { Err("it was deleted while it was loaded".to_owned()) } else { result };
         match result {
-            Ok(()) => {
+            Ok(verified) => {
                 let shares: Vec<Landed> = readers.iter().map(|(job, _)| job.reader()).collect();
-                let given = self.l1.commit_load(item.name, &shares, lost);
+                let given = self.l1.commit_load(item.name, verified.shape, &shares, lost);
                 self.committed.fetch_add(1, Ordering::AcqRel);
                 drop(flights);
+                let Some(given) = given else {
+                    let why = self.misshapen(item, verified.tier);
+                    for (job, index) in readers {
+                        self.report(&job, index, Err(why.clone()));
+                    }
+                    return;
+                };
+                self.meters.loads.add(1);
+                self.meters.loaded_bytes.add(item.bytes);
+                self.meters.load_latency.add(verified.took);
                 let mut bytes = item.bytes;
                 for ((job, index), given) in readers.into_iter().zip(given) {
                     let outcome =
@@ -352,6 +370,21 @@ impl Loader {
                 }
             }
         }
+    }
+
+    /// What a backend gave was stored from pages that look different. It stays there, for whoever stored it, until this cache
+    /// stores the key itself.
+    fn misshapen(&self, item: &Item, tier: &Tier) -> String {
+        self.meters.load_failures.add(1);
+        tier.note_misshapen(item.object);
+        let Key { rank, group, .. } = item.object.key;
+        let why = format!(
+            "backend {} has objects of rank {rank}, group {group} that were stored from pages of another layout than this \
+             space's pools: they are misses; say so in the layout of kvkeep_space_options, so that it is another space",
+            tier.number
+        );
+        self.log.often("objects of another layout", LogLevel::Warn, || why.clone());
+        why
     }
 
     /// Tells a job what became of one of its keys. False if it is over.
@@ -401,7 +434,7 @@ impl LoadSink for Batch {
         }
         let verified = result.and_then(|header| {
             let verified = header.verify(&item.object, Some(&item.layout), buffer.bytes(), self.loader.checksum);
-            verified.map_err(|error| {
+            verified.map(|()| header.shape()).map_err(|error| {
                 let (tier, key) = (&self.tier, item.object.key);
                 Error {
                     message: format!("{}: backend {} ({}), {key}", error.message, tier.number, tier.backend.name()),
@@ -410,12 +443,7 @@ impl LoadSink for Batch {
             })
         });
         let outcome = match verified {
-            Ok(()) => {
-                meters.loads.add(1);
-                meters.loaded_bytes.add(item.bytes);
-                meters.load_latency.add(self.began.elapsed());
-                Ok(())
-            }
+            Ok(shape) => Ok(Verified { shape, tier: &self.tier, took: self.began.elapsed() }),
             Err(error) => {
                 if error.status == KVKEEP_ERR_CORRUPT {
                     meters.corruptions.add(1);

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use hashbrown::HashSet;
+use parking_lot::{Mutex, RwLock};
 
 use super::forget::Bars;
 use super::upkeep::Losses;
@@ -31,7 +32,12 @@ pub struct Tier {
     pub bars: Bars,
     /// Batches of loads that were chosen for it and are not handed to it yet.
     handing: AtomicUsize,
+    /// Objects that it has in another shape than this cache's pools: what this cache stores under their keys replaces them.
+    misshapen: Mutex<HashSet<ObjectKey>>,
 }
+
+/// Most of these that are remembered. Others are found again when they are loaded.
+const MISSHAPEN_MAX: usize = 1 << 16;
 
 impl Tier {
     /// Whether new requests may go to it.
@@ -93,6 +99,20 @@ impl Tier {
     /// Whether loads are chosen for it that it has not been asked for.
     pub fn is_handed(&self) -> bool {
         self.handing.load(Ordering::Acquire) > 0
+    }
+
+    /// It gave an object that has another shape.
+    pub fn note_misshapen(&self, key: ObjectKey) {
+        let mut misshapen = self.misshapen.lock();
+        if misshapen.len() >= MISSHAPEN_MAX {
+            misshapen.clear();
+        }
+        misshapen.insert(key);
+    }
+
+    /// Whether it has an object under this key that is to be replaced. True once.
+    pub fn take_misshapen(&self, key: &ObjectKey) -> bool {
+        self.misshapen.lock().remove(key)
     }
 
     /// Refuses new requests, and closes the backend.
@@ -186,6 +206,7 @@ impl Tiers {
             removed: AtomicBool::new(false),
             bars: Bars::default(),
             handing: AtomicUsize::new(0),
+            misshapen: Mutex::default(),
         };
         let mut longer: Vec<Arc<Tier>> = list.iter().cloned().collect();
         longer.push(Arc::new(tier));

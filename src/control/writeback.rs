@@ -210,6 +210,11 @@ impl Writer {
                 self.meters.stores_dropped.add(1);
                 continue;
             }
+            if tier.take_misshapen(&write.key) {
+                tier.backend.delete(vec![write.key], Reply::new(|_| {}));
+                targets.push(tier.clone());
+                continue;
+            }
             // What it has of a space that it is to forget is not this object.
             if tier.may_have(&write.key.space)
                 && let [Found::Present(_)] = tier.peek(&[write.key])[..]
@@ -228,7 +233,7 @@ impl Writer {
             drop(write.buffer);
             return self.ended(0);
         }
-        let header = Header::seal(&write.key, &write.layout, write.buffer.bytes(), self.checksum);
+        let header = Header::seal(&write.key, &write.layout, write.buffer.bytes(), self.checksum).of_shape(write.shape);
         let bytes = write.buffer.len() as u64;
         let (left, stored) = (AtomicUsize::new(targets.len()), AtomicBool::new(stored));
         let journey = Arc::new(Journey { name: write.name, key: write.key, header, bytes, left, stored });

@@ -118,9 +118,14 @@ impl Desk {
                 let begin = || node.begin_session_of(guest.peer.pid, space, request_id, timeout);
                 number(frame, guest.begin_session(node, &self.limits, begin)?)
             }
-            Request::BeginCopy { session, space } => {
+            Request::DeclareShapes { space, shapes } => {
+                self.check_space(guest, space)?;
+                node.declare_shapes(space, shapes)?;
+                done(frame)
+            }
+            Request::BeginCopy { session, space, shapes } => {
                 self.check_session(guest, session)?;
-                let begin = || node.begin_copy_of(guest.peer.pid, session, space);
+                let begin = || node.begin_copy_of(guest.peer.pid, session, space, shapes);
                 number(frame, guest.begin_session(node, &self.limits, begin)?)
             }
             Request::EndSession { session } => {

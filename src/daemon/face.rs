@@ -19,6 +19,7 @@ use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
 use crate::log::Log;
+use crate::shape::Shape;
 use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use crate::view;
 
@@ -128,8 +129,12 @@ impl Cache for Client {
         ended
     }
 
-    fn begin_copy(&self, session: u64, space: u64) -> Result<u64> {
-        self.begin(&*self.link_of(session)?, &Request::BeginCopy { session, space })
+    fn declare_shapes(&self, space: u64, shapes: &[Shape]) -> Result<()> {
+        self.call(&*self.link()?, &Request::DeclareShapes { space, shapes }, nothing)
+    }
+
+    fn begin_copy(&self, session: u64, space: u64, shapes: &[Shape]) -> Result<u64> {
+        self.begin(&*self.link_of(session)?, &Request::BeginCopy { session, space, shapes })
     }
 
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {

@@ -318,6 +318,7 @@ pub fn pool(options: &kvkeep_pool_options) -> Result<PoolSpec> {
         block_stride: if segment.block_stride == 0 { segment.block_bytes } else { segment.block_stride },
         group: segment.group,
         layer: segment.layer,
+        part: 0,
     });
     Ok(PoolSpec {
         device: options.device,

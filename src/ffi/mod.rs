@@ -245,7 +245,8 @@ mod tests {
             let spec = SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
             let space = user.cache().open_space(spec).unwrap();
             let address = pages.as_ptr().expose_provenance() as u64;
-            let segments = vec![Segment { address, block_bytes: 4096, block_stride: 4096, group: 0, layer: 0 }];
+            let segments =
+                vec![Segment { address, block_bytes: 4096, block_stride: 4096, group: 0, layer: 0, part: 0 }];
             let promise = Promise::of_a_test();
             let pool = PoolSpec { device: -1, rank: 0, blocks: 1, blocks_per_chunk: 1, segments, promise };
             let pool = user.cache().transfers().open_pool(space, pool).unwrap();

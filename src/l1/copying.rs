@@ -8,13 +8,14 @@ use std::time::Duration;
 use super::session::Session;
 use super::{L1, State};
 use crate::error::{Error, Result};
+use crate::shape::Shape;
 
 /// A copy is never late: as long as a deadline can be.
 const FOREVER: Duration = Duration::from_millis(u32::MAX as u64);
 
 impl L1 {
-    /// Begins a session that copies for `session`, which must be of `space`.
-    pub fn begin_copy(&self, session: u64, space: u64, owner_pid: u32) -> Result<u64> {
+    /// Begins a session that copies for `session`, which must be of `space`, from or to pages of these shapes.
+    pub fn begin_copy(&self, session: u64, space: u64, shapes: &[Shape], owner_pid: u32) -> Result<u64> {
         self.with(|state| {
             let (user, &mut Session { space: index, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let of_session = state.spaces[index as usize].tag.number();
@@ -23,6 +24,7 @@ impl L1 {
                     "session {session} is of space {of_session} and the pool of space {space}: use a pool of the session's space"
                 )));
             }
+            state.declare_shapes(index, shapes)?;
             // The session itself is in use, so that it is not the one.
             if state.sessions.full() {
                 state.reclaim_oldest();
@@ -63,7 +65,7 @@ mod tests {
     fn staged_copy(l1: &Arc<L1>) -> (u64, u64, u64) {
         let space = space(l1, 0);
         let user = session(l1, space);
-        let copy = l1.begin_copy(user, space, 7).unwrap();
+        let copy = l1.begin_copy(user, space, &[], 7).unwrap();
         let mut views = [View::none(KVKEEP_OK)];
         assert!(l1.reserve_write(copy, &[key(1)], &[64], false, &mut views).unwrap());
         (space, user, copy)
@@ -99,7 +101,7 @@ mod tests {
         assert!(!l1.reserve_read(reader, &[key(1)], 1, &mut views).unwrap());
         assert_eq!(views[0].status, KVKEEP_ERR_NOT_FOUND as i32);
         assert_eq!((l1.gauges().1.used_bytes, l1.gauges().1.staged), (0, 0));
-        assert_eq!(l1.begin_copy(user, space, 7).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+        assert_eq!(l1.begin_copy(user, space, &[], 7).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
     }
 
     #[test]
@@ -113,9 +115,9 @@ mod tests {
         for &session in &forgotten {
             assert!(l1.reserve_read(session, &[key(1)], 1, &mut [View::none(KVKEEP_OK)]).unwrap());
         }
-        assert_eq!(l1.begin_copy(user, space, 7).unwrap_err().status, KVKEEP_ERR_LIMIT);
+        assert_eq!(l1.begin_copy(user, space, &[], 7).unwrap_err().status, KVKEEP_ERR_LIMIT);
         l1.set_ms.store(5000, Ordering::Relaxed);
-        l1.begin_copy(user, space, 7).unwrap();
+        l1.begin_copy(user, space, &[], 7).unwrap();
         assert_eq!(l1.session_lives(forgotten[0]).unwrap_err().status, KVKEEP_ERR_EXPIRED);
         assert!(l1.session_lives(user).is_ok() && l1.session_lives(forgotten[1]).is_ok());
     }
@@ -124,7 +126,7 @@ mod tests {
     fn a_copy_is_of_its_sessions_space() {
         let l1 = l1(StoreMode::Never, 8);
         let (space, user, copy) = staged_copy(&l1);
-        assert_eq!(l1.begin_copy(user, space ^ 1, 7).unwrap_err().status, crate::error::KVKEEP_ERR_INVALID);
+        assert_eq!(l1.begin_copy(user, space ^ 1, &[], 7).unwrap_err().status, crate::error::KVKEEP_ERR_INVALID);
         l1.end_session(copy, false).unwrap();
         assert_eq!(l1.gauges().1.sessions, 1);
     }

@@ -17,6 +17,7 @@ mod reclaim;
 pub mod report;
 pub mod room;
 mod session;
+mod shapes;
 mod share;
 mod single;
 pub mod slot;
@@ -49,6 +50,7 @@ use alloc::Alloc;
 use beside::Crowd;
 use holds::Holds;
 use session::Sessions;
+use shapes::Shapes;
 use slot::{NOBODY, Ref, Slots, USES_MAX};
 use space::new_pool;
 use tally::Tally;
@@ -157,6 +159,7 @@ pub(crate) struct State {
     spaces: Vec<Space>,
     /// By the numbers that callers know.
     by_number: HashMap<u64, u32>,
+    shapes: Shapes,
     pools: Vec<Pool>,
     sessions: Sessions,
     writers: Writers,
@@ -265,6 +268,7 @@ impl L1 {
             alloc,
             spaces: Vec::new(),
             by_number: HashMap::new(),
+            shapes: Shapes::default(),
             pools: vec![pool],
             sessions,
             writers: Writers::default(),

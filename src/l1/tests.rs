@@ -12,6 +12,7 @@ use crate::error::{
     KVKEEP_ERR_QUOTA,
 };
 use crate::key::Key;
+use crate::shape::ShapeTag;
 use crate::types::View;
 
 const PAGES: usize = 100;
@@ -140,7 +141,7 @@ fn of_two_readers_of_one_load_the_one_that_keeps_wins() {
         let l1 = l1(StoreMode::Never, 10);
         let session = session(&l1, space(&l1, 0));
         let readers = keep.map(|keep| Landed { session, count: 1, keep });
-        assert_eq!(l1.commit_load(temporary_load(&l1, 0), &readers, false), [true, true]);
+        assert_eq!(l1.commit_load(temporary_load(&l1, 0), ShapeTag::UNKNOWN, &readers, false), Some(vec![true, true]));
         l1.finish_read(session, &[key(1)], 2, None).unwrap();
         assert_eq!(l1.gauges().1.objects, left);
     }
@@ -150,7 +151,8 @@ fn of_two_readers_of_one_load_the_one_that_keeps_wins() {
 fn a_temporary_load_whose_readers_are_gone_is_not_kept() {
     let l1 = l1(StoreMode::Never, 10);
     space(&l1, 0);
-    assert_eq!(l1.commit_load(temporary_load(&l1, 0), &[Landed { session: 5, count: 1, keep: false }], false), [false]);
+    let gone = [Landed { session: 5, count: 1, keep: false }];
+    assert_eq!(l1.commit_load(temporary_load(&l1, 0), ShapeTag::UNKNOWN, &gone, false), Some(vec![false]));
     assert_eq!(l1.gauges().1.used_bytes, 0);
 }
 

@@ -11,6 +11,7 @@ use crate::error::{Result, Status};
 use crate::key::{Key, ObjectKey};
 use crate::policy::Removal;
 use crate::print::Print;
+use crate::shape::ShapeTag;
 
 /// An object to be written to L2.
 pub struct Write {
@@ -20,6 +21,8 @@ pub struct Write {
     pub key: ObjectKey,
     /// The tag of its layout.
     pub layout: [u8; 16],
+    /// The tag of its shape.
+    pub shape: ShapeTag,
     /// Its bytes; one more buffer of them can be had by [`L1::buffer`].
     pub buffer: Buffer,
 }
@@ -93,16 +96,21 @@ impl L1 {
     }
 
     /// Commits a loaded object and gives its readers their shares. Says of each whether it has them (its session lives).
-    /// False for all if the load was dropped meanwhile. `lost`: no backend has it any more.
-    pub fn commit_load(&self, name: Ref, readers: &[Landed], lost: bool) -> Vec<bool> {
+    /// False for all if the load was dropped meanwhile. None if the object has another shape than those of its rank and group: it
+    /// is dropped. `lost`: no backend has it any more.
+    pub fn commit_load(&self, name: Ref, shape: ShapeTag, readers: &[Landed], lost: bool) -> Option<Vec<bool>> {
         self.with(|state| {
             let live = state.slots.find(name).is_some_and(|slot| slot.is(STAGING));
             if !live {
-                return vec![false; readers.len()];
+                return Some(vec![false; readers.len()]);
             }
             if state.slots[name.slot].is(FORGOTTEN) {
                 state.unstage(name.slot);
-                return vec![false; readers.len()];
+                return Some(vec![false; readers.len()]);
+            }
+            if !state.admits_shape(name.slot, shape) {
+                state.unstage(name.slot);
+                return None;
             }
             if readers.iter().any(|reader| reader.keep) {
                 state.slots[name.slot].clear(TEMPORARY);
@@ -133,7 +141,7 @@ impl L1 {
                 state.hide(id, Removal::Deleted);
                 state.free_if_unused(id);
             }
-            given
+            Some(given)
         })
     }
 
@@ -148,7 +156,7 @@ impl L1 {
 
     /// Takes queued objects to write, up to `objects` and about `bytes`, at least one.
     pub fn take_writes(&self, objects: usize, bytes: u64) -> Vec<Write> {
-        let taken: Vec<(Ref, Place, ObjectKey, [u8; 16])> = self.with(|state| {
+        let taken: Vec<(Ref, Place, ObjectKey, [u8; 16], ShapeTag)> = self.with(|state| {
             let mut taken = Vec::new();
             let mut left = bytes;
             while taken.len() < objects && (left > 0 || taken.is_empty()) {
@@ -160,15 +168,15 @@ impl L1 {
                 left = left.saturating_sub(slot.size());
                 let space = &state.spaces[state.slots.space(name.slot) as usize];
                 let key = ObjectKey { space: space.tag, key: *state.slots.key(name.slot) };
-                taken.push((name, state.place(name.slot), key, space.layout));
+                taken.push((name, state.place(name.slot), key, space.layout, state.shape_of(name.slot)));
                 state.raise_io(name.slot);
             }
             taken
         });
         taken
             .into_iter()
-            .filter_map(|(name, place, key, layout)| {
-                Some(Write { name, key, layout, buffer: self.buffer_of(name, place)? })
+            .filter_map(|(name, place, key, layout, shape)| {
+                Some(Write { name, key, layout, shape, buffer: self.buffer_of(name, place)? })
             })
             .collect()
     }

@@ -1,12 +1,14 @@
 //! The seal around every object below L1: who it is and a checksum of its bytes.
 //!
 //! 160 bytes, little endian: magic `KVKEEPOB` 8, version 4, checksum kind 4, payload bytes 8, payload CRC-32C 4, reserved
-//! 4, space tag 16, layout tag 16, key hash 32, rank 4, group 4, reserved 52, CRC-32C of the 156 bytes before 4.
+//! 4, space tag 16, layout tag 16, key hash 32, rank 4, group 4, shape tag 16, reserved 36, CRC-32C of the 156 bytes before 4.
+//! The shape tag is 0 where the shape is unknown.
 
 use std::io::{self, Read};
 
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
 use crate::key::{Key, ObjectKey, SpaceTag};
+use crate::shape::ShapeTag;
 
 /// Bytes of a [`Header`].
 pub const HEADER_BYTES: usize = 160;
@@ -14,6 +16,7 @@ const MAGIC: [u8; 8] = *b"KVKEEPOB";
 const VERSION: u32 = 1;
 /// Bytes of a payload read at a time.
 const PIECE_BYTES: u64 = 1 << 20;
+const SHAPE_AT: usize = 104;
 const KIND_NONE: u32 = 0;
 const KIND_CRC32C: u32 = 1;
 
@@ -31,6 +34,8 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 pub struct Known {
     /// Tag of the layout of its space.
     pub layout: [u8; 16],
+    /// Tag of its shape.
+    pub shape: ShapeTag,
     /// CRC-32C of the payload.
     pub crc: u32,
 }
@@ -60,9 +65,21 @@ impl Header {
         Header::write(key, layout, payload.len() as u64, kind, crc)
     }
 
+    /// The same seal, of an object of this shape.
+    pub fn of_shape(mut self, shape: ShapeTag) -> Header {
+        self.0[SHAPE_AT..SHAPE_AT + 16].copy_from_slice(&shape.0);
+        self.sum_up();
+        self
+    }
+
+    /// The shape that it says the object has. Worth something only of a seal that was verified.
+    pub fn shape(&self) -> ShapeTag {
+        ShapeTag(array_at(&self.0, SHAPE_AT))
+    }
+
     /// The seal of an object of which all that it says is known.
     pub fn again(key: &ObjectKey, length: u64, known: &Known) -> Header {
-        Header::write(key, &known.layout, length, KIND_CRC32C, known.crc)
+        Header::write(key, &known.layout, length, KIND_CRC32C, known.crc).of_shape(known.shape)
     }
 
     fn write(key: &ObjectKey, layout: &[u8; 16], length: u64, kind: u32, crc: u32) -> Header {
@@ -77,9 +94,15 @@ impl Header {
         bytes[64..96].copy_from_slice(&key.key.hash);
         bytes[96..100].copy_from_slice(&key.key.rank.to_le_bytes());
         bytes[100..104].copy_from_slice(&key.key.group.to_le_bytes());
-        let own = crc32c(&bytes[..HEADER_BYTES - 4]);
-        bytes[HEADER_BYTES - 4..].copy_from_slice(&own.to_le_bytes());
-        Header(bytes)
+        let mut header = Header(bytes);
+        header.sum_up();
+        header
+    }
+
+    /// Writes the checksum of the seal itself.
+    fn sum_up(&mut self) {
+        let own = crc32c(&self.0[..HEADER_BYTES - 4]);
+        self.0[HEADER_BYTES - 4..].copy_from_slice(&own.to_le_bytes());
     }
 
     /// Checks that the seal itself is whole, and says whose it is and how long its payload is.
@@ -106,7 +129,7 @@ impl Header {
     pub fn known(&self, key: &ObjectKey, length: u64) -> Option<Known> {
         self.identify(key, None, length).ok()?;
         let crc = self.sealed_crc().ok()??;
-        Some(Known { layout: array_at(&self.0, 48), crc })
+        Some(Known { layout: array_at(&self.0, 48), shape: self.shape(), crc })
     }
 
     /// Checks identity, length, layout (if the caller knows it) and, unless `checksum` is off, the payload's bytes.
@@ -201,6 +224,18 @@ mod tests {
             assert!(header.verify(&key, None, &payload, true).is_err(), "payload bit {bit}");
             payload[bit / 8] ^= 1 << (bit % 8);
         }
+    }
+
+    #[test]
+    fn a_seal_says_of_which_shape_the_object_is() {
+        let (key, payload) = object();
+        let plain = Header::seal(&key, &[7; 16], &payload, true);
+        assert_eq!(plain.shape(), ShapeTag::UNKNOWN);
+        let shaped = plain.of_shape(ShapeTag([5; 16]));
+        assert!(shaped.verify(&key, Some(&[7; 16]), &payload, true).is_ok());
+        let known = shaped.known(&key, payload.len() as u64).unwrap();
+        assert_eq!((shaped.shape(), known.shape), (ShapeTag([5; 16]), ShapeTag([5; 16])));
+        assert_eq!(Header::again(&key, payload.len() as u64, &known), shaped);
     }
 
     #[test]

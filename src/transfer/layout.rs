@@ -7,6 +7,7 @@
 use hashbrown::HashMap;
 
 use crate::error::{Error, Result};
+use crate::shape::{Piece, Shape};
 
 /// Most segments of a pool.
 pub const SEGMENTS_MAX: usize = 4096;
@@ -32,6 +33,8 @@ pub struct Segment {
     pub group: u32,
     /// The layer it belongs to.
     pub layer: u32,
+    /// Which tensor of the layer it is, as its engine says, or 0.
+    pub part: u32,
 }
 
 impl Segment {
@@ -78,21 +81,6 @@ impl Group {
     pub fn layer_bytes(&self, layer: usize) -> u64 {
         self.by_layer[layer].iter().map(|&part| self.parts[part].segment.block_bytes).sum()
     }
-
-    /// What two layouts must have in common for the objects of one to be the other's.
-    pub fn shape(&self, layers: &[u32], blocks_per_chunk: u32) -> Shape {
-        let segments = self.parts.iter().map(|part| (layers[part.layer], part.segment.block_bytes)).collect();
-        Shape { blocks_per_chunk, segments }
-    }
-}
-
-/// What objects of a group look like.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Shape {
-    /// Blocks of a chunk.
-    pub blocks_per_chunk: u32,
-    /// Layer and bytes of a block, of each segment in order.
-    pub segments: Vec<(u32, u64)>,
 }
 
 /// A layout whose every number was checked.
@@ -153,9 +141,16 @@ impl Layout {
         Ok(Layout { blocks, blocks_per_chunk, layers, groups })
     }
 
-    /// What the objects of each group look like.
-    pub fn shapes(&self) -> impl Iterator<Item = (u32, Shape)> {
-        self.groups.iter().map(|(&group, parts)| (group, parts.shape(&self.layers, self.blocks_per_chunk)))
+    /// The shapes of the objects of `rank`, one for each group.
+    pub fn shapes(&self, rank: u32) -> Vec<Shape> {
+        let piece = |part: &Part| {
+            let Segment { layer, part, block_bytes, .. } = part.segment;
+            Piece { layer, part, block_bytes }
+        };
+        let shape = |(&group, of_group): (&u32, &Group)| {
+            Shape::new(rank, group, self.blocks_per_chunk, of_group.parts.iter().map(piece))
+        };
+        self.groups.iter().map(shape).collect()
     }
 }
 

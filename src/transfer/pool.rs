@@ -6,6 +6,7 @@ use super::copy::Promise;
 use super::device::Device;
 use super::layout::{Layout, Segment};
 use crate::error::{Error, Result};
+use crate::shape::Shape;
 
 /// The device that stands for the CPU's own memory, in C `KVKEEP_DEVICE_HOST`.
 const HOST: i32 = -1;
@@ -38,6 +39,8 @@ pub struct Pool {
     pub block_tokens: u32,
     /// Where the bytes are.
     pub layout: Layout,
+    /// The shapes of the objects, one for each group.
+    pub shapes: Vec<Shape>,
     /// That they are there.
     pub promise: Promise,
     /// What moves them.

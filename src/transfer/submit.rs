@@ -309,7 +309,7 @@ impl Transfers {
         self.cache().completions().check_room(&request.notify, WAITING_MAX)?;
         self.check_room(pool.number)?;
         let point = pool.device.point(request.stream, way)?;
-        let copy = self.cache().begin_copy(asked.session, pool.space)?;
+        let copy = self.cache().begin_copy(asked.session, pool.space, &pool.shapes)?;
         let mut views = vec![View::none(Status::KVKEEP_PENDING); asked.keys.len()];
         let accepted = reserve(copy, &mut views).and_then(|()| {
             self.enter(pool.number, |id| {

@@ -12,14 +12,15 @@ use super::cuda::{Cuda, Gpus};
 use super::device::Device;
 use super::host::Host;
 use super::job::{Progress, Transfer, not_done};
-use super::layout::{Layout, Shape};
+use super::layout::Layout;
 use super::pool::{Pool, PoolSpec, cuda_device};
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{
-    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PENDING,
-    Result, Status,
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND,
+    KVKEEP_OK, KVKEEP_PENDING, Result, Status,
 };
+use crate::shape::Shape;
 use crate::types::PrefetchResult;
 
 /// Marks the numbers of transfers: no prefetch job is ever given one with this bit.
@@ -28,8 +29,6 @@ const TRANSFER: u64 = 1 << 55;
 const TRANSFERS_MAX: usize = 1 << 16;
 /// Most pools.
 const POOLS_MAX: usize = 1 << 10;
-/// Most layouts that are remembered.
-const SHAPES_MAX: usize = 1 << 16;
 /// An answer that nobody reads is kept so long.
 const KEPT: Duration = Duration::from_secs(300);
 
@@ -46,8 +45,6 @@ pub(super) struct Inner {
     last_transfer: u64,
     /// Those that are done, oldest first.
     done: VecDeque<(Instant, u64)>,
-    /// What objects look like, by space, rank and group.
-    shapes: HashMap<(u64, u32, u32), Shape>,
     /// Tokens of a chunk, of the spaces opened here.
     chunk_tokens: HashMap<u64, u32>,
 }
@@ -133,7 +130,7 @@ impl Transfers {
     pub fn open_pool(&self, space: u64, spec: PoolSpec) -> Result<u64> {
         let ordinal = cuda_device(spec.device)?;
         let layout = Layout::new(spec.blocks, spec.blocks_per_chunk, &spec.segments)?;
-        self.check_pool(&self.inner.lock(), space, &spec, &layout)?;
+        self.check_pool(&self.inner.lock(), space, &layout)?;
         // Opening a GPU takes its time, so nothing is locked meanwhile.
         let device: Arc<dyn Device> = match ordinal {
             None => {
@@ -145,7 +142,9 @@ impl Transfers {
                 Arc::new(Cuda::open(&self.gpus, ordinal, &spec.segments, spec.blocks, l1)?)
             }
         };
-        let entered = self.enter_pool(space, &spec, layout, device.clone());
+        let entered = self
+            .declare(space, &layout.shapes(spec.rank))
+            .and_then(|()| self.enter_pool(space, &spec, layout, device.clone()));
         if entered.is_err() {
             self.close_device(&device);
         }
@@ -153,7 +152,7 @@ impl Transfers {
     }
 
     /// Refuses what a pool must not be. Gives the tokens of a chunk.
-    fn check_pool(&self, inner: &Inner, space: u64, spec: &PoolSpec, layout: &Layout) -> Result<u32> {
+    fn check_pool(&self, inner: &Inner, space: u64, layout: &Layout) -> Result<u32> {
         self.check_open()?;
         let chunk_tokens = *inner.chunk_tokens.get(&space).ok_or_else(|| {
             Error::new(
@@ -168,43 +167,32 @@ impl Transfers {
                 layout.blocks_per_chunk
             )));
         }
-        for (group, shape) in layout.shapes() {
-            if inner.shapes.get(&(space, spec.rank, group)).is_some_and(|known| *known != shape) {
-                return Err(Error::invalid(format!(
-                    "objects of rank {}, group {group} would look different from those of an earlier pool of the same space: say so \
-                     in the layout of kvkeep_space_options, so that it is another space",
-                    spec.rank
-                )));
-            }
-        }
         if inner.pools.len() >= POOLS_MAX {
             return Err(Error::new(
                 KVKEEP_ERR_LIMIT,
                 format!("{} pools are open: close some first", inner.pools.len()),
             ));
         }
-        let new = |group: &&u32| !inner.shapes.contains_key(&(space, spec.rank, **group));
-        if inner.shapes.len() + layout.groups.keys().filter(new).count() > SHAPES_MAX {
-            return Err(Error::new(
-                KVKEEP_ERR_LIMIT,
-                format!(
-                    "the layouts of {} ranks and groups of spaces are remembered, and {SHAPES_MAX} may be: open pools of \
-                     the same ones, or open the cache anew",
-                    inner.shapes.len()
-                ),
-            ));
-        }
         Ok(chunk_tokens)
+    }
+
+    /// Refuses a pool whose objects would look different from those of others, in whichever process. Without the daemon there is
+    /// nobody to ask: then its first transfer is refused, which asks again.
+    fn declare(&self, space: u64, shapes: &[Shape]) -> Result<()> {
+        match self.cache.declare_shapes(space, shapes) {
+            Err(error) if error.status == KVKEEP_ERR_DISCONNECTED => Ok(()),
+            declared => declared,
+        }
     }
 
     fn enter_pool(&self, space: u64, spec: &PoolSpec, layout: Layout, device: Arc<dyn Device>) -> Result<u64> {
         let mut inner = self.inner.lock();
-        let chunk_tokens = self.check_pool(&inner, space, spec, &layout)?;
-        inner.shapes.extend(layout.shapes().map(|(group, shape)| ((space, spec.rank, group), shape)));
+        let chunk_tokens = self.check_pool(&inner, space, &layout)?;
         inner.last_pool += 1;
         let number = inner.last_pool;
         let block_tokens = chunk_tokens / layout.blocks_per_chunk;
-        let pool = Pool { number, space, rank: spec.rank, block_tokens, layout, promise: spec.promise, device };
+        let (rank, promise, shapes) = (spec.rank, spec.promise, layout.shapes(spec.rank));
+        let pool = Pool { number, space, rank, block_tokens, layout, shapes, promise, device };
         inner.pools.insert(number, Arc::new(pool));
         Ok(number)
     }

@@ -112,7 +112,7 @@ fn fixture_of(config: NodeConfig) -> Fixture {
     transfers.note_space(space, &spec);
     let pages: Vec<u64> = (0..u64::from(CHUNKS) * OBJECT / 8).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
     let address = pages.as_ptr().expose_provenance() as u64;
-    let segments = vec![Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group: 0, layer: 0 }];
+    let segments = vec![Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group: 0, layer: 0, part: 0 }];
     let (blocks, blocks_per_chunk) = (u32::from(CHUNKS) * PER_CHUNK, PER_CHUNK);
     let promise = Promise::of_a_test();
     let pool = PoolSpec { device: -1, rank: 0, blocks, blocks_per_chunk, segments, promise };
@@ -361,7 +361,7 @@ fn layouts_are_counted_once_for_each_rank_and_group() {
     let fixture = fixture();
     let address = fixture.pages.as_ptr().expose_provenance() as u64;
     let open = |rank, groups| {
-        let segment = |group| Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group, layer: 0 };
+        let segment = |group| Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group, layer: 0, part: 0 };
         let (blocks, blocks_per_chunk, promise) = (PER_CHUNK, PER_CHUNK, Promise::of_a_test());
         let segments = (0..groups).map(segment).collect();
         fixture

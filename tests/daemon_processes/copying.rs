@@ -35,7 +35,7 @@ impl Copying {
         let (address, block_bytes) = (pages.as_mut_ptr().expose_provenance() as u64, BLOCK_WORDS * 8);
         let segment = |layer: u64| {
             let address = address + layer * stretch;
-            Segment { address, block_bytes, block_stride: block_bytes, group: 0, layer: layer as u32 }
+            Segment { address, block_bytes, block_stride: block_bytes, group: 0, layer: layer as u32, part: 0 }
         };
         let spec = PoolSpec {
             device: -1,

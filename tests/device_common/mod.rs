@@ -155,7 +155,7 @@ impl Case {
             // Groups take layers in turn.
             let group = layer % self.groups;
             let mut segment = |address, block_bytes, block_stride| {
-                segments.push(Segment { address, block_bytes, block_stride, group, layer: 10 * layer });
+                segments.push(Segment { address, block_bytes, block_stride, group, layer: 10 * layer, part: 0 });
             };
             match self.kind {
                 Kind::Apart => {

@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Head;
 use crate::error::{Error, Result};
 use crate::key::Key;
+use crate::shape::Shape;
 use crate::types::{KVKEEP_KEYS_MAX, PrefetchResult, SpaceUsage, Stats};
 
 const WORD: usize = size_of::<u64>();
@@ -194,7 +195,7 @@ macro_rules! arrays {
     )*};
 }
 
-arrays!(u8, u32, i32, u64);
+arrays!(u8, u32, i32, u64, Shape);
 
 macro_rules! records {
     ($($record:ty),*) => {$(

@@ -7,6 +7,7 @@ use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::error::Result;
 use crate::key::Key;
+use crate::shape::Shape;
 use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 
 const RULES_MAX: usize = 64;
@@ -83,11 +84,12 @@ requests! {
     34 ExplainKey { space: u64, key: Key },
     35 ExplainSession { session: u64 },
     36 DrainEvents { next: u64, count: u64 },
-    37 BeginCopy { session: u64, space: u64 },
+    37 BeginCopy { session: u64, space: u64, shapes: &'a [Shape] },
     38 Evict { space: u64, keys: &'a [Key], statuses: bool },
     39 QueryKeys { space: u64, keys: &'a [Key] },
     40 QuerySpace { space: u64 },
     41 ForgetSpace { space: u64 },
+    42 DeclareShapes { space: u64, shapes: &'a [Shape] },
 }
 
 impl Request<'_> {

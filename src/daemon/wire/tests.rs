@@ -8,8 +8,9 @@ use super::request::Extra;
 use super::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, Welcome};
 use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
 use crate::key::Key;
+use crate::shape::{Piece, Shape};
 
-const KINDS: u32 = 40;
+const KINDS: u32 = 42;
 
 /// What requests are made from.
 #[derive(Clone, Debug)]
@@ -22,10 +23,15 @@ struct Parts {
     keys: Vec<Key>,
     numbers: Vec<u64>,
     tokens: Vec<u32>,
+    shapes: Vec<Shape>,
 }
 
 fn parts() -> impl Strategy<Value = Parts> {
     let key = (any::<[u8; 32]>(), any::<u32>(), any::<u32>()).prop_map(|(hash, rank, group)| Key { hash, rank, group });
+    let shape =
+        (any::<u32>(), any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(rank, group, block_bytes, layer)| {
+            Shape::new(rank, group, layer / 2, [Piece { layer, part: group, block_bytes }].into_iter())
+        });
     (
         any::<u64>(),
         any::<u64>(),
@@ -35,8 +41,9 @@ fn parts() -> impl Strategy<Value = Parts> {
         prop::collection::vec(key, 1..9),
         prop::collection::vec(any::<u64>(), 0..9),
         prop::collection::vec(any::<u32>(), 0..9),
+        prop::collection::vec(shape, 0..9),
     )
-        .prop_map(|(number, other, small, flag, text, keys, numbers, tokens)| Parts {
+        .prop_map(|(number, other, small, flag, text, keys, numbers, tokens, shapes)| Parts {
             number,
             other,
             small,
@@ -45,6 +52,7 @@ fn parts() -> impl Strategy<Value = Parts> {
             keys,
             numbers,
             tokens,
+            shapes,
         })
 }
 
@@ -71,7 +79,7 @@ fn prefetch(parts: &Parts) -> PrefetchRequest {
 
 /// The request of a kind, of all that there are.
 fn request(kind: u32, parts: &Parts) -> Request<'_> {
-    let Parts { number, other, small, flag, text, keys, numbers, tokens } = parts;
+    let Parts { number, other, small, flag, text, keys, numbers, tokens, shapes } = parts;
     let (session, space, job) = (*number, *number, *number);
     let (statuses, temporary, timeout_ms, count) = (*flag, *flag, *small, *other);
     let (keys, text, extra) = (keys.as_slice(), text.as_str(), Extra(small % 128));
@@ -122,10 +130,12 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         34 => Request::ExplainKey { space, key: keys[0] },
         35 => Request::ExplainSession { session },
         36 => Request::DrainEvents { next: *number, count },
-        37 => Request::BeginCopy { session, space: *other },
+        37 => Request::BeginCopy { session, space: *other, shapes },
         38 => Request::Evict { space, keys, statuses },
         39 => Request::QueryKeys { space, keys },
-        _ => Request::QuerySpace { space },
+        40 => Request::QuerySpace { space },
+        41 => Request::ForgetSpace { space },
+        _ => Request::DeclareShapes { space, shapes },
     }
 }
 

@@ -1,6 +1,7 @@
 //! Each operation: done to L1, foretold by the model, compared.
 
 use super::*;
+use crate::shape::ShapeTag;
 
 impl World {
     pub(super) fn step(&mut self, op: Op, policy: &str) {
@@ -223,7 +224,7 @@ impl World {
                         Landed { session, count: extra + 1, keep }
                     })
                     .collect();
-                let given = self.l1.commit_load(load.name, &readers, false);
+                let given = self.l1.commit_load(load.name, ShapeTag::UNKNOWN, &readers, false).unwrap();
                 let temporary = load.temporary && readers.iter().all(|reader| !reader.keep);
                 let live: Vec<bool> =
                     readers.iter().map(|reader| self.sessions.contains_key(&reader.session)).collect();
@@ -249,7 +250,7 @@ impl World {
                     let load = self.loads.swap_remove(load % self.loads.len());
                     self.l1.drop_load(load.name);
                     self.l1.drop_load(load.name);
-                    assert!(self.l1.commit_load(load.name, &[], false).is_empty());
+                    assert_eq!(self.l1.commit_load(load.name, ShapeTag::UNKNOWN, &[], false), Some(Vec::new()));
                 }
             }
             Op::DropBuffer { buffer } => {

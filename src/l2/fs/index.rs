@@ -72,7 +72,7 @@ pub struct Opening {
 }
 
 fn meta(slots: &Slots, id: u32) -> Meta {
-    Meta { tag: slots.tag(id), size: slots.get(id).size, depth: 0, uses: slots.usage(id).count, priority: 0 }
+    Meta { tag: slots.tag(id), size: slots.get(id).size, depth: 0, uses: slots.usage(id).count.into(), priority: 0 }
 }
 
 impl Index {

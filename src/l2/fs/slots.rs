@@ -7,6 +7,7 @@ use crate::chunked::Chunked;
 use crate::hash::KeyHasher;
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::object::Known;
+use crate::shape::ShapeTag;
 use crate::table::Table;
 
 /// What stands behind a key.
@@ -25,7 +26,7 @@ pub enum State {
 pub enum Seal {
     /// Nothing that is remembered.
     Unknown,
-    /// What it says is in the object's [`Use`] and in its space.
+    /// What it says is in the object's [`Use`].
     Known,
     /// The last attempt to open the file failed: lookups have the keeper try again before they promise the object.
     Unreadable,
@@ -72,16 +73,15 @@ impl Slot {
 pub struct Use {
     /// When last, in nanoseconds of the system's clock.
     pub at: u64,
-    pub count: u32,
-    /// The checksum of its payload, if that is known.
+    pub count: u16,
+    /// Of a seal that is known: what it says that others say too, as an index of [`Slots`]' kinds …
+    kind: u16,
+    /// … and the checksum of the payload.
     crc: u32,
 }
 
-/// A space, and the layout of its objects once one of them is known: it is part of what the tag is made of.
-struct Space {
-    tag: SpaceTag,
-    layout: Option<[u8; 16]>,
-}
+/// What the seals of many objects say alike: layout and shape.
+type Kind = ([u8; 16], ShapeTag);
 
 /// All objects.
 pub struct Slots {
@@ -92,8 +92,10 @@ pub struct Slots {
     /// Slots ever used; those given back are in `free`.
     made: u32,
     free: Vec<u32>,
-    spaces: Vec<Space>,
+    spaces: Vec<SpaceTag>,
     by_tag: HashMap<SpaceTag, u32>,
+    kinds: Vec<Kind>,
+    by_kind: HashMap<Kind, u16>,
 }
 
 impl Slots {
@@ -108,6 +110,8 @@ impl Slots {
             free: Vec::new(),
             spaces: Vec::new(),
             by_tag: HashMap::new(),
+            kinds: Vec::new(),
+            by_kind: HashMap::new(),
         }
     }
 
@@ -158,7 +162,7 @@ impl Slots {
     pub fn insert(&mut self, key: ObjectKey, size: u64, state: State) -> u32 {
         let ObjectKey { space: tag, key } = key;
         let space = *self.by_tag.entry(tag).or_insert_with(|| {
-            self.spaces.push(Space { tag, layout: None });
+            self.spaces.push(tag);
             (self.spaces.len() - 1) as u32
         });
         let slot = Slot { key, space, pins: 0, size, born: 0, state, aside: false, dirty: false, seal: Seal::Unknown };
@@ -186,7 +190,7 @@ impl Slots {
     /// The full name of an object.
     pub fn name(&self, id: u32) -> ObjectKey {
         let slot = &self.slots[id];
-        ObjectKey { space: self.spaces[slot.space as usize].tag, key: slot.key }
+        ObjectKey { space: self.spaces[slot.space as usize], key: slot.key }
     }
 
     /// The hash of an object's name.
@@ -195,19 +199,28 @@ impl Slots {
         self.hasher.hash_in(slot.space, &slot.key)
     }
 
-    /// Remembers what the seal of an object says.
+    /// Remembers what the seal of an object says, unless there are too many kinds of seals.
     pub fn know(&mut self, id: u32, known: &Known) {
-        let slot = &mut self.slots[id];
-        let layout = *self.spaces[slot.space as usize].layout.get_or_insert(known.layout);
-        slot.seal = if layout == known.layout { Seal::Known } else { Seal::Unknown };
+        let kind = (known.layout, known.shape);
+        let next = (self.kinds.len() < usize::from(u16::MAX)).then_some(self.kinds.len() as u16);
+        let number = self.by_kind.get(&kind).copied().or(next);
+        if number.is_some() && number == next {
+            self.kinds.push(kind);
+            self.by_kind.extend(next.map(|next| (kind, next)));
+        }
+        self.slots[id].seal = if number.is_some() { Seal::Known } else { Seal::Unknown };
+        self.uses[id].kind = number.unwrap_or_default();
         self.uses[id].crc = known.crc;
     }
 
     /// What the seal of an object says, if that is known.
     pub fn known(&self, id: u32) -> Option<Known> {
-        let slot = &self.slots[id];
-        let layout = self.spaces[slot.space as usize].layout.filter(|_| slot.seal == Seal::Known)?;
-        Some(Known { layout, crc: self.uses[id].crc })
+        if self.slots[id].seal != Seal::Known {
+            return None;
+        }
+        let Use { kind, crc, .. } = self.uses[id];
+        let &(layout, shape) = self.kinds.get(usize::from(kind))?;
+        Some(Known { layout, shape, crc })
     }
 
     pub fn get(&self, id: u32) -> &Slot {
@@ -248,6 +261,30 @@ mod tests {
         assert_eq!([one, two].map(|id| slots.get(id).pins), [2, 1]);
         assert_eq!((slots.name(one), slots.name(two)), (keys[0], keys[1]));
         assert_ne!(slots.tag(one), slots.tag(two));
+    }
+
+    #[test]
+    fn what_seals_say_is_remembered_of_each_shape() {
+        let mut slots = Slots::new();
+        let known = |n: u8| Known { layout: [7; 16], shape: ShapeTag([n; 16]), crc: u32::from(n) };
+        let key = |n: u8| ObjectKey { space: SpaceTag([1; 16]), key: Key { hash: [n; 32], rank: 0, group: 0 } };
+        let ids = [1, 2].map(|n| slots.insert(key(n), 10, State::Present));
+        assert_eq!(slots.known(ids[0]), None);
+        for n in [1, 2, 1] {
+            slots.know(ids[0], &known(n));
+            slots.know(ids[1], &known(1));
+            assert_eq!(ids.map(|id| slots.known(id)), [Some(known(n)), Some(known(1))]);
+        }
+        // There are bounds: beyond them the seal is read again each time.
+        let many = |n: u16| {
+            let mut shape = [9; 16];
+            shape[..2].copy_from_slice(&n.to_le_bytes());
+            Known { layout: [7; 16], shape: ShapeTag(shape), crc: u32::from(n) }
+        };
+        (2..u16::MAX).for_each(|n| slots.know(ids[1], &many(n)));
+        assert_eq!(slots.known(ids[1]), Some(many(u16::MAX - 1)));
+        slots.know(ids[1], &many(u16::MAX));
+        assert_eq!(ids.map(|id| slots.known(id)), [Some(known(1)), None]);
     }
 
     #[test]

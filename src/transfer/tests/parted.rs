@@ -39,7 +39,7 @@ fn p2_a_store_in_flight_overwrites_nobody_though_its_connection_is_lost() {
     transfers.note_space(space, &spec);
     let pages = vec![0xaaaa_aaaa_aaaa_aaaa_u64; (OBJECT / 8) as usize];
     let address = pages.as_ptr().expose_provenance() as u64;
-    let segments = vec![Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group: 0, layer: 0 }];
+    let segments = vec![Segment { address, block_bytes: BLOCK, block_stride: BLOCK, group: 0, layer: 0, part: 0 }];
     let promise = Promise::of_a_test();
     let pool = PoolSpec { device: -1, rank: 0, blocks: PER_CHUNK, blocks_per_chunk: PER_CHUNK, segments, promise };
     let pool = transfers.open_pool(space, pool).unwrap();
