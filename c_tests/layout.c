@@ -100,6 +100,7 @@ int main(void) {
     FIELD(kvkeep_pool_options, blocks_per_chunk);
     FIELD(kvkeep_pool_options, segments);
     FIELD(kvkeep_pool_options, segment_count);
+    FIELD(kvkeep_pool_options, parts);
     STRUCT(kvkeep_transfer_options);
     FIELD(kvkeep_transfer_options, struct_size);
     FIELD(kvkeep_transfer_options, abi_version);

@@ -217,6 +217,82 @@ static void a_reader_is_refused_whatever_writes(void) {
     stop();
 }
 
+// A client of its own, with a pool whose blocks have so many bytes.
+struct client {
+    kvkeep *cache;
+    uint64_t space, session, pool;
+};
+
+static kvkeep_status try_pool(struct client *client, uint64_t block_bytes) {
+    kvkeep_segment segments[2 * LAYERS];
+    kvkeep_pool_options options = pool_options(segments);
+    for (int i = 0; i < 2 * LAYERS; i++) segments[i].block_bytes = block_bytes;
+    options.block_count = BLOCKS * BLOCK / (uint32_t)block_bytes;
+    return kvkeep_open_pool(client->cache, client->space, &options, &client->pool);
+}
+
+static struct client join(void) {
+    struct client client = {.cache = connect_as(0)};
+    client.space = open_space(client.cache, "model");
+    OK(kvkeep_begin_session(client.cache, client.space, NULL, &client.session));
+    return client;
+}
+
+static kvkeep_status try_load(struct client *client, int32_t *statuses) {
+    kvkeep_key key = key_of(1);
+    int32_t ids[PER_CHUNK];
+    uint64_t job = 0;
+    blocks_of(ids, 0, PER_CHUNK);
+    kvkeep_status status =
+        kvkeep_submit_load(client->cache, client->pool, client->session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL);
+    if (status != KVKEEP_OK) return status;
+    OK(kvkeep_wait(client->cache, job, 60000));
+    OK(kvkeep_query_blocks(client->cache, job, statuses, PER_CHUNK));
+    return KVKEEP_OK;
+}
+
+static void clients_whose_pages_look_different_are_refused_before_and_after_a_restart(void) {
+    char url[4200];
+    int32_t statuses[PER_CHUNK];
+    snprintf(url, sizeof url, "fs://%s/l2?capacity=1GiB%s", directory, fs_parameters(""));
+    start(url, NULL, NULL);
+    enter(connect_as(0));
+    struct client other = join();
+    FAILS(try_pool(&other, BLOCK / 2), KVKEEP_ERR_INVALID, "earlier pool");
+    CHECK(strstr(kvkeep_last_error(), "layout of kvkeep_space_options") != NULL);
+    kvkeep_key key = key_of(1);
+    store_all(&key, 1, 0);
+    OK(kvkeep_drain_writes(cache, 30000));
+    OK(try_pool(&other, BLOCK));
+    OK(try_load(&other, statuses));
+    for (int i = 0; i < PER_CHUNK; i++) OK(statuses[i]);
+    OK(kvkeep_close_pool(other.cache, other.pool));
+
+    // Without a daemon nobody can tell: the first to copy at the next one is right there.
+    kill_daemon();
+    AWAIT(kvkeep_begin_session(other.cache, other.space, NULL, &other.session) == KVKEEP_ERR_DISCONNECTED);
+    OK(try_pool(&other, BLOCK / 2));
+    start(url, NULL, NULL);
+    AWAIT(kvkeep_begin_session(other.cache, other.space, NULL, &other.session) == KVKEEP_OK);
+    memset(pages, 0xee, sizeof before);
+    // What the other wrote to the directory is none of its own.
+    OK(try_load(&other, statuses));
+    for (int i = 0; i < PER_CHUNK; i++) CHECK_STATUS(statuses[i], KVKEEP_ERR_IO);
+    for (size_t i = 0; i < sizeof before; i++) CHECK_EQUAL(((uint8_t *)pages)[i], 0xee);
+    AWAIT(kvkeep_begin_session(cache, space, NULL, &session) == KVKEEP_OK);
+    int32_t ids[PER_CHUNK];
+    uint64_t job = 0;
+    blocks_of(ids, 0, PER_CHUNK);
+    FAILS(kvkeep_submit_load(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_INVALID, "earlier pool");
+    FAILS(kvkeep_submit_store(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_INVALID, "earlier pool");
+    CHECK_EQUAL(job, 0);
+    OK(kvkeep_close(other.cache));
+    OK(kvkeep_end_session(cache, session));
+    begun_count = 0;
+    leave();
+    stop();
+}
+
 static void p9_clients_are_bounded(void) {
     start("memory:", "--clients-max", "1");
     kvkeep *only = connect_as(0), *more = NULL;
@@ -252,6 +328,7 @@ int main(void) {
     RUN(who_waits_for_a_daemon_connects_when_it_starts);
     RUN(p4_what_a_daemon_had_accepted_ends_with_it_and_the_client_goes_on_with_the_next);
     RUN(a_reader_is_refused_whatever_writes);
+    RUN(clients_whose_pages_look_different_are_refused_before_and_after_a_restart);
     RUN(p9_clients_are_bounded);
     RUN(a_daemon_that_does_not_let_one_in_says_so);
     remove_directory(directory);

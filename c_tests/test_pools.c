@@ -47,7 +47,17 @@ static void bad_pools_are_refused(void) {
     REFUSED(options.segment_count = 2, KVKEEP_ERR_INVALID, "earlier pool");
     REFUSED((options.blocks_per_chunk = 2), KVKEEP_ERR_INVALID, "earlier pool");
     REFUSED((segments[0].layer = 1, segments[1].layer = 0), KVKEEP_ERR_INVALID, "earlier pool");
+    static const uint32_t parts[2 * LAYERS] = {KVKEEP_PART_VALUE, KVKEEP_PART_KEY};
+    REFUSED(options.parts = parts, KVKEEP_ERR_INVALID, "earlier pool");
+    REFUSED(options.parts = (const uint32_t *)(uintptr_t)2, KVKEEP_ERR_INVALID, "parts");
 #undef REFUSED
+    // A caller of the time before parts says none.
+    options = pool_options(segments);
+    options.struct_size = offsetof(kvkeep_pool_options, parts);
+    options.parts = (const uint32_t *)(uintptr_t)2;
+    OK(kvkeep_open_pool(cache, space, &options, &other));
+    OK(kvkeep_close_pool(cache, other));
+    other = 77;
     options = pool_options(segments);
     FAILS(kvkeep_open_pool(cache, space + 1, &options, &other), KVKEEP_ERR_NOT_FOUND, "not opened");
     FAILS(kvkeep_open_pool(cache, space, NULL, &other), KVKEEP_ERR_INVALID, "NULL");

@@ -206,6 +206,16 @@ typedef enum {
     KVKEEP_NOTIFY_EVENT_FD = 1,
 } kvkeep_notify;
 
+/// Which tensor of its layer a segment is: for `parts` of kvkeep_pool_options. Any other number is the engine's own.
+typedef enum {
+    /// Not said. The default.
+    KVKEEP_PART_UNSAID = 0,
+    /// K.
+    KVKEEP_PART_KEY = 1,
+    /// V.
+    KVKEEP_PART_VALUE = 2,
+} kvkeep_part;
+
 /// What became of an object in one tier.
 typedef enum {
     /// It is there from now on: committed to L1, or written to a backend.
@@ -307,7 +317,8 @@ typedef struct {
     uint32_t abi_version;
     /// The model, required and not empty: name and revision, or a hash of the weights.
     const char *model;
-    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "".
+    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". What a pool says of its pages
+    /// is compared besides (`kvkeep_open_pool`).
     const char *layout;
     /// Salt that keeps tenants apart. NULL: "".
     const char *tenant;
@@ -505,6 +516,9 @@ typedef struct {
     const kvkeep_segment *segments;
     /// How many, at most 4096.
     size_t segment_count;
+    /// What each segment is, in the order of `segments`: a kvkeep_part. Copied. It tells pools apart whose segments have the same
+    /// sizes, as K before V from V before K. NULL: all KVKEEP_PART_UNSAID.
+    const uint32_t *parts;
 } kvkeep_pool_options;
 
 /// How a store or a load is done.
@@ -1091,14 +1105,25 @@ kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *complet
 /// Registers the pages of `space`, which was opened by this handle, and sets `*pool` to its number. `options` and its segments
 /// are copied; the pages stay the caller's and must stay where they are until the pool is closed. Two segments of a group may
 /// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
-/// block to one group at a time). What objects look like is remembered for each space, rank and group until the cache is closed.
+/// block to one group at a time).
+///
+/// What objects look like is their shape: `blocks_per_chunk`, and for each segment of the group in order its layer, part and
+/// block_bytes. It is part of what objects are, in every process and tier. The first pool of a space, rank and group defines
+/// it until the cache is closed (of a daemon: until the daemon ends); a pool of another shape is INVALID, in whichever process, and
+/// so are the transfers of a pool once another process was first at a daemon that was started anew. Objects in a backend say
+/// their shape too: one of another shape is a miss (per block: IO), told in the log, and stays in the backend until this cache
+/// stores the same key. Shapes are compared by a fingerprint of 128 bits.
+/// Not seen: dtypes, heads, the order of tokens or of K and V inside a segment, and segments of the same layer, part and size
+/// that are exchanged; say such things in the `layout` of the space, and tell K from V by `parts`. Objects that were written
+/// through views have no shape until they are written to a backend after a pool of their space, rank and group was opened:
+/// their writer answers for what they look like.
 /// Blocks while a CUDA device is opened, unless another pool of this handle has it open, and measured, once in a process.
 /// Errors: UNSUPPORTED (a CUDA device, but no NVIDIA driver, one older than CUDA 11.4, no device, or one without unified addresses:
 /// the message says what to install), DEVICE (the driver failed, as the message says), NOT_FOUND (space), INVALID (no such device;
 /// pages that are not its memory; a `segment_count` of 0 or above 4096; a `block_count` or `blocks_per_chunk` out of range;
 /// overlap; a stride below block_bytes; an address or block_bytes of 0; an address or size that is no multiple of 4; a chunk of
-/// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a layout that contradicts an earlier pool of the same
-/// space, rank and group), LIMIT (1024 pools open, or 65536 layouts remembered), IO (no thread can be started).
+/// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a shape that is not that of an earlier pool of the
+/// same space, rank and group, in whichever process), LIMIT (1024 pools open, or 65536 shapes remembered), IO (no thread can be started).
 kvkeep_status kvkeep_open_pool(kvkeep *cache,
                                uint64_t space,
                                const kvkeep_pool_options *options,
@@ -1118,10 +1143,11 @@ kvkeep_status kvkeep_close_pool(kvkeep *cache,
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
 /// aborted meanwhile), DISCONNECTED, DEVICE.
 /// Errors: NOT_FOUND (pool, session), EXPIRED, INVALID (the counts; a key twice, or of another rank or group; a block that the pool
-/// does not have, or that is missing before one that is not; a session of another space; a stream that is none or is capturing a
-/// graph, or on the host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a
-/// session of an earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO
-/// (no thread can be started); then no completion comes.
+/// does not have, or that is missing before one that is not; a session of another space; a pool of
+/// another shape than the daemon, which was started anew, has of its space; a stream that is none or is capturing a graph, or on the
+/// host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a session of an
+/// earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO (no thread can be
+/// started); then no completion comes.
 kvkeep_status kvkeep_submit_store(kvkeep *cache,
                                   uint64_t pool,
                                   uint64_t session,
@@ -1140,9 +1166,9 @@ kvkeep_status kvkeep_submit_store(kvkeep *cache,
 /// layer by layer; the rest is waited for in the background (a prefetch that has it on its way is joined) and copied as it comes.
 /// The session need not hold shares of the keys. A read-only client may load. `options` may be NULL. Callback as for
 /// `kvkeep_submit_prefetch`.
-/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, or
-/// was corrupt), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The pages of a block
-/// that is not OK may hold anything.
+/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, was
+/// corrupt, or has another shape), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The
+/// pages of a block that is not OK may hold anything.
 /// Errors: as for `kvkeep_submit_store`, but neither for a read-only client nor for missing blocks; also INVALID for a block named
 /// twice in a group, or a `skip_first_tokens` that is no multiple of a block's tokens; then no completion comes.
 kvkeep_status kvkeep_submit_load(kvkeep *cache,

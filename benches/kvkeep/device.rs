@@ -132,6 +132,7 @@ fn pool(cache: &Cache, pages: &Pages, per_chunk: usize) -> u64 {
         blocks_per_chunk: per_chunk as u32,
         segments: segments.as_ptr(),
         segment_count: segments.len(),
+        parts: std::ptr::null(),
     };
     let mut pool = 0;
     // SAFETY: options, segments and pool are live locals; the pages outlive the pool and are touched by nobody meanwhile.

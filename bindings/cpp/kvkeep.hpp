@@ -47,6 +47,9 @@ public:
         options.blocks_per_chunk = from.blocks_per_chunk;
         options.segments = from.segments.data();
         options.segment_count = from.segments.size();
+        auto parts = from.parts;
+        parts.resize(from.segments.size(), KVKEEP_PART_UNSAID);
+        options.parts = parts.data();
         std::uint64_t pool = 0;
         detail::check(kvkeep_open_pool(cache_, id_, &options, &pool));
         return Pool(cache_, pool);

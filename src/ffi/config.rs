@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::types::{
     KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_L1_PERCENT, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT,
     KVKEEP_FLAG_NUMA_NODE, KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_group_rule, kvkeep_log_callback,
-    kvkeep_options, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
-    kvkeep_transfer_options,
+    kvkeep_options, kvkeep_part, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options,
+    kvkeep_space_options, kvkeep_transfer_options,
 };
 use super::{checked_extra_count, flag, input, text};
 use crate::cache::Cache;
@@ -312,13 +312,14 @@ pub fn pool(options: &kvkeep_pool_options) -> Result<PoolSpec> {
         )));
     }
     let segments = input(options.segments, options.segment_count, "segments")?;
-    let segments = segments.iter().map(|segment| Segment {
+    let parts = if options.parts.is_null() { &[][..] } else { input(options.parts, options.segment_count, "parts")? };
+    let segments = segments.iter().enumerate().map(|(i, segment)| Segment {
         address: segment.address,
         block_bytes: segment.block_bytes,
         block_stride: if segment.block_stride == 0 { segment.block_bytes } else { segment.block_stride },
         group: segment.group,
         layer: segment.layer,
-        part: 0,
+        part: parts.get(i).copied().unwrap_or(kvkeep_part::KVKEEP_PART_UNSAID as u32),
     });
     Ok(PoolSpec {
         device: options.device,

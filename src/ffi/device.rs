@@ -46,14 +46,25 @@ use crate::transfer::submit::Asked;
 /// Registers the pages of `space`, which was opened by this handle, and sets `*pool` to its number. `options` and its segments
 /// are copied; the pages stay the caller's and must stay where they are until the pool is closed. Two segments of a group may
 /// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
-/// block to one group at a time). What objects look like is remembered for each space, rank and group until the cache is closed.
+/// block to one group at a time).
+///
+/// What objects look like is their shape: `blocks_per_chunk`, and for each segment of the group in order its layer, part and
+/// block_bytes. It is part of what objects are, in every process and tier. The first pool of a space, rank and group defines
+/// it until the cache is closed (of a daemon: until the daemon ends); a pool of another shape is INVALID, in whichever process, and
+/// so are the transfers of a pool once another process was first at a daemon that was started anew. Objects in a backend say
+/// their shape too: one of another shape is a miss (per block: IO), told in the log, and stays in the backend until this cache
+/// stores the same key. Shapes are compared by a fingerprint of 128 bits.
+/// Not seen: dtypes, heads, the order of tokens or of K and V inside a segment, and segments of the same layer, part and size
+/// that are exchanged; say such things in the `layout` of the space, and tell K from V by `parts`. Objects that were written
+/// through views have no shape until they are written to a backend after a pool of their space, rank and group was opened:
+/// their writer answers for what they look like.
 /// Blocks while a CUDA device is opened, unless another pool of this handle has it open, and measured, once in a process.
 /// Errors: UNSUPPORTED (a CUDA device, but no NVIDIA driver, one older than CUDA 11.4, no device, or one without unified addresses:
 /// the message says what to install), DEVICE (the driver failed, as the message says), NOT_FOUND (space), INVALID (no such device;
 /// pages that are not its memory; a `segment_count` of 0 or above 4096; a `block_count` or `blocks_per_chunk` out of range;
 /// overlap; a stride below block_bytes; an address or block_bytes of 0; an address or size that is no multiple of 4; a chunk of
-/// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a layout that contradicts an earlier pool of the same
-/// space, rank and group), LIMIT (1024 pools open, or 65536 layouts remembered), IO (no thread can be started).
+/// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a shape that is not that of an earlier pool of the
+/// same space, rank and group, in whichever process), LIMIT (1024 pools open, or 65536 shapes remembered), IO (no thread can be started).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open_pool(
     cache: *mut kvkeep,
@@ -85,10 +96,11 @@ pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Sta
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
 /// aborted meanwhile), DISCONNECTED, DEVICE.
 /// Errors: NOT_FOUND (pool, session), EXPIRED, INVALID (the counts; a key twice, or of another rank or group; a block that the pool
-/// does not have, or that is missing before one that is not; a session of another space; a stream that is none or is capturing a
-/// graph, or on the host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a
-/// session of an earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO
-/// (no thread can be started); then no completion comes.
+/// does not have, or that is missing before one that is not; a session of another space; a pool of
+/// another shape than the daemon, which was started anew, has of its space; a stream that is none or is capturing a graph, or on the
+/// host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a session of an
+/// earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO (no thread can be
+/// started); then no completion comes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_store(
     cache: *mut kvkeep,
@@ -118,9 +130,9 @@ pub unsafe extern "C" fn kvkeep_submit_store(
 /// layer by layer; the rest is waited for in the background (a prefetch that has it on its way is joined) and copied as it comes.
 /// The session need not hold shares of the keys. A read-only client may load. `options` may be NULL. Callback as for
 /// `kvkeep_submit_prefetch`.
-/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, or
-/// was corrupt), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The pages of a block
-/// that is not OK may hold anything.
+/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, was
+/// corrupt, or has another shape), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The
+/// pages of a block that is not OK may hold anything.
 /// Errors: as for `kvkeep_submit_store`, but neither for a read-only client nor for missing blocks; also INVALID for a block named
 /// twice in a group, or a `skip_first_tokens` that is no multiple of a block's tokens; then no completion comes.
 #[unsafe(no_mangle)]

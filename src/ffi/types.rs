@@ -191,7 +191,8 @@ pub struct kvkeep_space_options {
     pub abi_version: u32,
     /// The model, required and not empty: name and revision, or a hash of the weights.
     pub model: *const c_char,
-    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "".
+    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". What a pool says of its pages
+    /// is compared besides (`kvkeep_open_pool`).
     pub layout: *const c_char,
     /// Salt that keeps tenants apart. NULL: "".
     pub tenant: *const c_char,
@@ -282,6 +283,18 @@ pub const KVKEEP_DEVICE_HOST: i32 = -1;
 /// In place of a block's number: there is none.
 pub const KVKEEP_BLOCK_NONE: i32 = -1;
 
+/// Which tensor of its layer a segment is: for `parts` of kvkeep_pool_options. Any other number is the engine's own.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_part {
+    /// Not said. The default.
+    KVKEEP_PART_UNSAID = 0,
+    /// K.
+    KVKEEP_PART_KEY = 1,
+    /// V.
+    KVKEEP_PART_VALUE = 2,
+}
+
 /// A stretch of paged memory with a place for every block of a pool: a layer's K, its V, both fused, a latent, or the like.
 #[repr(C)]
 #[allow(non_camel_case_types)]
@@ -319,6 +332,9 @@ pub struct kvkeep_pool_options {
     pub segments: *const kvkeep_segment,
     /// How many, at most 4096.
     pub segment_count: usize,
+    /// What each segment is, in the order of `segments`: a kvkeep_part. Copied. It tells pools apart whose segments have the same
+    /// sizes, as K before V from V before K. NULL: all KVKEEP_PART_UNSAID.
+    pub parts: *const u32,
 }
 
 /// How a store or a load is done.
@@ -353,5 +369,5 @@ const _: () = assert!(size_of::<kvkeep_session_options>() == 24);
 const _: () = assert!(size_of::<kvkeep_group_rule>() == 16);
 const _: () = assert!(size_of::<kvkeep_prefetch_options>() == 72);
 const _: () = assert!(size_of::<kvkeep_segment>() == 32);
-const _: () = assert!(size_of::<kvkeep_pool_options>() == 40);
+const _: () = assert!(size_of::<kvkeep_pool_options>() == 48);
 const _: () = assert!(size_of::<kvkeep_transfer_options>() == 40);

@@ -37,7 +37,7 @@ versioned! {
     kvkeep_space_options: 48, 56;
     kvkeep_session_options: 24;
     kvkeep_prefetch_options: 72;
-    kvkeep_pool_options: 40;
+    kvkeep_pool_options: 40, 48;
     kvkeep_transfer_options: 40;
     PrefetchResult: 216;
     SpaceUsage: 32;

@@ -11,6 +11,7 @@ mod parallel;
 mod parting;
 mod restart;
 mod security;
+mod shapes;
 mod staging;
 
 use common::DaemonPart;
@@ -31,6 +32,7 @@ enum Part {
     Reader(security::Reader),
     Stranger(security::Stranger),
     Stager(staging::Stager),
+    Engine(shapes::Engine),
 }
 
 #[test]
@@ -49,6 +51,7 @@ fn plays_its_part() {
         Some(Part::Reader(part)) => part.play(),
         Some(Part::Stranger(part)) => part.play(),
         Some(Part::Stager(part)) => part.play(),
+        Some(Part::Engine(part)) => part.play(),
     }
 }
 

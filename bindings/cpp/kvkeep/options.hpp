@@ -84,6 +84,8 @@ struct Tensor {
     std::optional<std::size_t> layer_axis;
     std::uint32_t layer = 0;
     std::uint32_t group = 0;
+    /// Which tensor of its layer it is: a kvkeep_part, or a number of the engine's own.
+    std::uint32_t part = KVKEEP_PART_UNSAID;
 };
 
 /// The segments of a tensor of pages: what of a block lies in one piece is one, and where it does not (K and V in halves of
@@ -143,6 +145,8 @@ struct PoolOptions {
     std::uint32_t block_count = 0;
     std::uint32_t blocks_per_chunk = 1;
     std::vector<kvkeep_segment> segments;
+    /// What each segment is, a kvkeep_part; those that are missing are unsaid.
+    std::vector<std::uint32_t> parts;
 
     /// Adds the segments of a tensor; all of a pool have as many blocks.
     PoolOptions& add(const Tensor& tensor) {
@@ -151,6 +155,8 @@ struct PoolOptions {
         if (blocks > std::numeric_limits<std::uint32_t>::max() || (block_count != 0 && block_count != blocks))
             throw Error(Status::invalid, "the tensor has " + std::to_string(blocks) + " blocks, those before it " +
                                              std::to_string(block_count) + ": open a pool for each");
+        parts.resize(segments.size(), KVKEEP_PART_UNSAID);
+        parts.insert(parts.end(), more.size(), tensor.part);
         segments.insert(segments.end(), more.begin(), more.end());
         block_count = static_cast<std::uint32_t>(blocks);
         return *this;

@@ -77,6 +77,18 @@ static void segments_are_read_off_axes() {
     CHECK(are(kvk::segments_of(tensor), 4096, {0}, 48, 64));
 }
 
+static void tensors_of_a_layer_are_told_apart_by_their_parts() {
+    kvk::Tensor tensor;
+    tensor.shape = {2, 5, 4};
+    tensor.item_bytes = 4;
+    tensor.block_axis = 1;
+    kvk::PoolOptions options;
+    options.segments.push_back({4096, 16, 16, 0, 0});
+    tensor.part = KVKEEP_PART_VALUE;
+    options.add(tensor);
+    CHECK((options.parts == std::vector<std::uint32_t>{KVKEEP_PART_UNSAID, KVKEEP_PART_VALUE, KVKEEP_PART_VALUE}));
+}
+
 static void what_is_no_tensor_of_pages_is_refused() {
     kvk::Tensor tensor;
     tensor.shape = {5, 4};
@@ -308,6 +320,7 @@ int main() {
     a_future_may_be_dropped_in_a_callback();
     a_prefetch_future_that_is_dropped_is_cancelled();
     segments_are_read_off_axes();
+    tensors_of_a_layer_are_told_apart_by_their_parts();
     what_is_no_tensor_of_pages_is_refused();
     blocks_go_and_come_back_elsewhere();
     a_block_that_is_nowhere_says_so();

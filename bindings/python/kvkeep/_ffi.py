@@ -99,6 +99,12 @@ class Notify(enum.IntEnum):
     EVENT_FD = 1
 
 
+class Part(enum.IntEnum):
+    UNSAID = 0
+    KEY = 1
+    VALUE = 2
+
+
 class EventKind(enum.IntEnum):
     STORED = 1
     REMOVED = 2
@@ -420,6 +426,7 @@ class kvkeep_pool_options(Structure):
     blocks_per_chunk: int
     segments: Any
     segment_count: int
+    parts: Any
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -429,6 +436,7 @@ class kvkeep_pool_options(Structure):
         ("blocks_per_chunk", c_uint32),
         ("segments", POINTER(kvkeep_segment)),
         ("segment_count", c_size_t),
+        ("parts", POINTER(c_uint32)),
     ]
 
 

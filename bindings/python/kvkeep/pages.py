@@ -12,13 +12,15 @@ from .errors import InvalidError
 
 
 class Segment(NamedTuple):
-    """A stretch of memory with a place for every block of a pool; a `block_stride` of 0 is `block_bytes`."""
+    """A stretch of memory with a place for every block of a pool; a `block_stride` of 0 is `block_bytes`. `part` tells the
+    tensors of one layer apart: Part.KEY, Part.VALUE, or a number of the engine's own."""
 
     address: int
     block_bytes: int
     block_stride: int = 0
     group: int = 0
     layer: int = 0
+    part: int = _ffi.Part.UNSAID
 
 
 class Pages(NamedTuple):
@@ -42,13 +44,20 @@ class Tensor(NamedTuple):
 
 
 def pages(
-    tensor: Any, *, layer: int = 0, group: int = 0, block_axis: int = 0, layer_axis: Optional[int] = None
+    tensor: Any,
+    *,
+    layer: int = 0,
+    group: int = 0,
+    block_axis: int = 0,
+    layer_axis: Optional[int] = None,
+    part: int = _ffi.Part.UNSAID,
 ) -> Pages:
     """The segments of a tensor: one of torch, or anything with `__cuda_array_interface__`, DLPack or a buffer.
 
     `block_axis` counts the blocks. What else of a block lies in one piece is one segment; where it does not (K and V in
     halves of one tensor, heads outermost), each piece is one, in the order of the axes. With a `layer_axis` the tensor
-    holds several layers, numbered from `layer` on.
+    holds several layers, numbered from `layer` on. Where K and V are tensors of their own, `part` says which one it is, so that
+    a process that registers them in another order is refused.
     """
     read = described(tensor)
     rank = len(read.shape)
@@ -77,6 +86,7 @@ def pages(
             stride,
             group,
             layer + i,
+            part,
         )
         for i in layers
         for offsets in itertools.product(*outside)

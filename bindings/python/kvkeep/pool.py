@@ -124,6 +124,7 @@ class Pool:
         for place, segment in zip(array, plain):
             for name, kind, *_ in _ffi.kvkeep_segment._fields_:
                 setattr(place, name, number(kind, name, getattr(segment, name)))
+        parts = (ctypes.c_uint32 * len(plain))(*(number(ctypes.c_uint32, "part", segment.part) for segment in plain))
         options = prepared(
             _ffi.kvkeep_pool_options,
             device=device,
@@ -132,6 +133,7 @@ class Pool:
             blocks_per_chunk=blocks_per_chunk,
             segments=array,
             segment_count=len(array),
+            parts=parts,
         )
         pool = ctypes.c_uint64()
         call(lib.kvkeep_open_pool, cache.pointer, space, ctypes.byref(options), ctypes.byref(pool))

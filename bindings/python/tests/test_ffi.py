@@ -59,7 +59,7 @@ class Ffi(unittest.TestCase):
     def test_every_option_can_be_given(self) -> None:
         own = {"struct_size", "abi_version", "reserved", "reserved_0", "log_userdata"}
         renamed = {"backend_urls": "backends", "backend_count": "backends", "group_rule_count": "group_rules"}
-        renamed["segment_count"] = "segments"
+        renamed["segment_count"] = renamed["parts"] = "segments"
         for struct, function in (
             (_ffi.kvkeep_options, kvkeep.Cache),
             (_ffi.kvkeep_space_options, kvkeep.Cache.space),

@@ -282,6 +282,36 @@ class Transfers(CacheTest):
             with self.assertRaises(kvkeep.NotFoundError):
                 self.pool.store(session, keys, [0, 1])
 
+    def test_pages_of_another_layout_are_none_of_ones_own(self) -> None:
+        url = f"fs://{self.directory()}?capacity=64MiB"
+        k, v = kvkeep.Part.KEY, kvkeep.Part.VALUE
+
+        def opened(page: int, *parts: int) -> tuple[kvkeep.Cache, kvkeep.Pool, kvkeep.Session, list[bytearray]]:
+            cache = self.open(backends=[url])
+            space = cache.space("halves", chunk_tokens=64)
+            pages = {part: bytearray(4 * page) for part in (k, v)}
+            tensors = [kvkeep.pages(memoryview(pages[part]).cast("B", (4, page)), part=part) for part in parts]
+            return cache, space.pool(tensors, blocks_per_chunk=4), space.session("r"), list(pages.values())
+
+        keys = some_keys(1)
+        cache, pool, session, pages = opened(4096, k, v)
+        for tensor, first in zip(pages, (0x10, 0x20)):
+            tensor[:] = b"".join(bytes([first + block]) * 4096 for block in range(4))
+        self.assertEqual(pool.store(session, keys, range(4)).wait(WATCHDOG_S).status, Status.OK)
+        cache.drain_writes(WATCHDOG_S)
+        with self.assertRaisesRegex(kvkeep.InvalidError, "earlier pool"):
+            cache.space("halves", chunk_tokens=64).pool(
+                [Segment(4096, 4096, part=v), Segment(1 << 20, 4096, part=k)], blocks_per_chunk=4, block_count=4
+            )
+        cache.close()
+        for page, parts in ((8192, (k, v)), (4096, (v, k))):
+            cache, pool, session, pages = opened(page, *parts)
+            transfer = pool.load(session, keys, range(4))
+            transfer.wait(WATCHDOG_S)
+            self.assertEqual(list(transfer.blocks() or ()), [Status.ERR_IO] * 4)
+            self.assertTrue(all(not any(tensor) for tensor in pages))
+            cache.close()
+
     def test_a_hanging_load_is_cancelled(self) -> None:
         self.cache.add_backend(HANGING)
         with self.space.session() as session:
