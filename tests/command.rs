@@ -175,6 +175,40 @@ fn p7_verify_finds_a_flipped_byte_a_truncated_file_and_a_renamed_one() {
 }
 
 #[test]
+fn quarantine_lists_what_is_wrong_and_clears_it() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let path = dir.path().to_str().unwrap();
+    let empty = kvkeep(&["quarantine", path]);
+    assert!(empty.code == 0 && empty.out.contains("0  objects in quarantine"), "{}{}", empty.out, empty.err);
+
+    // As a load that finds a flipped byte leaves it.
+    let file = objects(dir.path()).remove(0);
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let space = file.parent().unwrap().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let quarantine = dir.path().join("quarantine");
+    fs::create_dir_all(&quarantine).unwrap();
+    let moved = quarantine.join(format!("{space}-{}", file.file_name().unwrap().to_str().unwrap()));
+    fs::rename(&file, &moved).unwrap();
+
+    let ran = kvkeep(&["quarantine", path]);
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    assert!(
+        ran.out.contains("1  objects in quarantine") && ran.out.contains("do not match their checksum"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.contains(moved.to_str().unwrap()), "{}", ran.out);
+    assert!(kvkeep(&["stat", path]).out.contains("see kvkeep quarantine"));
+    let ran = kvkeep(&["quarantine", "--clear", path]);
+    assert!(ran.code == 0 && ran.out.contains("1 objects removed") && !moved.exists(), "{}{}", ran.out, ran.err);
+    let ran = kvkeep(&["quarantine", dir.path().join("nothing").to_str().unwrap()]);
+    assert!(ran.code == 2 && ran.err.contains("is not a directory"), "{}", ran.err);
+}
+
+#[test]
 fn stat_counts_what_is_there() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());

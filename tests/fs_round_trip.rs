@@ -168,7 +168,7 @@ fn a_load_fails_alone_and_says_why() {
         // Neither the vanished nor the short one is served again; both can be stored anew.
         assert_eq!(lookup(&fs, &[2, 3], false).unwrap(), [Found::Absent, Found::Absent]);
         assert_eq!(fs.quarantined(), 1);
-        assert_eq!(fs.usage().bytes, 2 * disk(5000));
+        assert_eq!((object_bytes(&fs), fs.usage().overhead), (2 * disk(5000), 1 << 20));
         assert!(store_all(&fs, &[(2, 5000), (3, 3 << 20)]).into_iter().all(|r| r.unwrap() == Stored::Written));
         check(&fs, 2, 5000);
         check(&fs, 3, 3 << 20);

@@ -45,8 +45,10 @@ pub enum Stored {
 pub struct Usage {
     /// Objects present.
     pub objects: u64,
-    /// Bytes they take in the backend, overhead included.
+    /// Bytes taken in the backend, overhead included.
     pub bytes: u64,
+    /// How many of them belong to no object: quarantine and leftovers.
+    pub overhead: u64,
     /// Most bytes the backend may take, 0 for no bound of its own.
     pub capacity: u64,
     /// Objects the backend evicted since it was opened.

@@ -192,18 +192,24 @@ pub fn file(dir: &Path, number: u64) -> std::path::PathBuf {
     dir.join(kvkeep::key::hex(&key.space.0)).join(&hash[..2]).join(name)
 }
 
-/// Every file below `dir` and its length.
+/// Every file below `dir` and its length, but those by which writers say that they live.
 pub fn files(dir: &Path) -> Vec<(std::path::PathBuf, u64)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
         match entry.metadata() {
             Ok(meta) if meta.is_dir() => all.extend(files(&entry.path())),
+            Ok(_) if entry.file_name().to_str().unwrap().starts_with(".writer-") => {}
             Ok(meta) => all.push((entry.path(), meta.len())),
             Err(_) => {}
         }
     }
     all
+}
+
+/// Bytes of disk that objects take in it, and not what else is there.
+pub fn object_bytes(fs: &Fs) -> u64 {
+    fs.usage().bytes - fs.usage().overhead
 }
 
 /// Bytes of disk that an object takes.

@@ -10,7 +10,7 @@ pub struct Directory {
     pub objects: Vec<(ObjectKey, Entry)>,
     pub writing: Vec<Entry>,
     pub stale: Vec<Entry>,
-    pub quarantined: Vec<Entry>,
+    pub quarantined: Vec<(Option<ObjectKey>, Entry)>,
     pub foreign: Vec<Entry>,
 }
 
@@ -34,7 +34,7 @@ pub fn read(dir: &Path) -> Result<Directory, String> {
             Kind::Object(key) => directory.objects.push((key, entry)),
             Kind::Temporary { stale: false } => directory.writing.push(entry),
             Kind::Temporary { stale: true } => directory.stale.push(entry),
-            Kind::Quarantined => directory.quarantined.push(entry),
+            Kind::Quarantined(key) => directory.quarantined.push((key, entry)),
             Kind::Foreign => directory.foreign.push(entry),
         }
     }
@@ -45,19 +45,17 @@ impl Directory {
     /// The lines that say what else is there; empty if nothing is.
     pub fn leftovers(&self) -> String {
         let mut text = String::new();
-        for (entries, what) in [
-            (&self.writing, "being written now"),
-            (&self.stale, "stale temporaries; the next open removes them"),
-            (&self.quarantined, "quarantined: found broken by an earlier load; delete them when inspected"),
-            (&self.foreign, "foreign files that kvkeep did not put there"),
+        let sum = |entries: &[Entry]| (entries.len(), entries.iter().map(|entry| entry.bytes).sum());
+        let quarantined = (self.quarantined.len(), self.quarantined.iter().map(|(_, entry)| entry.bytes).sum());
+        for ((count, bytes), what) in [
+            (sum(&self.writing), "being written now"),
+            (sum(&self.stale), "stale temporaries; who has the directory open, or opens it, removes them"),
+            (quarantined, "quarantined: found broken by an earlier load; see kvkeep quarantine"),
+            (sum(&self.foreign), "foreign files that kvkeep did not put there"),
         ] {
-            if !entries.is_empty() {
-                let bytes = entries.iter().map(|entry| entry.bytes).sum();
-                text += &format!(
-                    "{:>12}  {what} ({})\n",
-                    crate::text::count(entries.len() as u64),
-                    crate::text::bytes(bytes)
-                );
+            if count > 0 {
+                let (count, bytes) = (crate::text::count(count as u64), crate::text::bytes(bytes));
+                text += &format!("{count:>12}  {what} ({bytes})\n");
             }
         }
         text

@@ -4,6 +4,7 @@ mod clear;
 mod daemon;
 mod directory;
 mod explain;
+mod quarantine;
 mod replay;
 mod serve;
 mod stat;
@@ -35,6 +36,7 @@ enum Verb {
     Clear(clear::Args),
     Replay(replay::Args),
     Verify(verify::Args),
+    Quarantine(quarantine::Args),
 }
 
 /// Whether all was well, or a sentence with cause and remedy.
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Clear(args) => clear::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Verify(args) => verify::run(&args),
+        Verb::Quarantine(args) => quarantine::run(&args),
         Verb::Stat(args) => stat::run(&args),
     };
     match outcome {

@@ -111,13 +111,13 @@ fn as_json(directory: &Directory, all: &Sum, spaces: &BTreeMap<SpaceTag, Sum>) -
         value
     });
     value["spaces"] = Json::Array(of_spaces.collect());
-    for (name, entries) in [
-        ("being_written", &directory.writing),
-        ("stale_temporaries", &directory.stale),
-        ("quarantined", &directory.quarantined),
-        ("foreign", &directory.foreign),
+    for (name, count) in [
+        ("being_written", directory.writing.len()),
+        ("stale_temporaries", directory.stale.len()),
+        ("quarantined", directory.quarantined.len()),
+        ("foreign", directory.foreign.len()),
     ] {
-        value[name] = json!(entries.len());
+        value[name] = json!(count);
     }
     format!("{value:#}\n")
 }

@@ -24,6 +24,7 @@ use super::scan::{self, Place, Scan};
 #[cfg(test)]
 use super::trouble::READING;
 use super::trouble::{Condition, OPENING, about, file_error};
+use super::writers::Claim;
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
@@ -71,7 +72,12 @@ pub struct Writing {
     key: ObjectKey,
     reply: Reply<Stored>,
     reservation: Reservation,
+    /// How often the directory of its path was made.
+    shards_made: u32,
 }
+
+/// Times that the directory of an object may be missing when it is to be renamed.
+const SHARDS_MADE_MAX: u32 = 8;
 
 /// The state that the backend's threads share.
 pub struct Core {
@@ -87,9 +93,12 @@ pub struct Core {
     pub quarantined: AtomicU64,
     pub engine: OnceLock<Arc<dyn Engine>>,
     index: Mutex<Index>,
-    temporaries: Temporaries,
     pub condition: Condition,
     pub descriptors: Descriptors,
+    pub writer: Writer,
+    pub temporaries: Temporaries,
+    /// Tells others that this writer lives; none where the file system has no locks.
+    pub claim: Mutex<Option<Claim>>,
     pub tidy_every: Duration,
     /// What the scan could not list.
     unlisted: Mutex<Vec<Place>>,
@@ -111,9 +120,11 @@ impl Core {
             quarantined: AtomicU64::new(0),
             engine: OnceLock::new(),
             index: Mutex::new(index),
-            temporaries: names,
             condition: Condition::default(),
             descriptors: Descriptors::default(),
+            writer: Writer::this(),
+            claim: Mutex::new(Claim::new(&options.dir, &names).ok()),
+            temporaries: names,
             tidy_every: options.tidy_every,
             unlisted: Mutex::default(),
             #[cfg(test)]
@@ -196,7 +207,7 @@ impl Core {
     pub fn list_again(&self) {
         let places = std::mem::take(&mut *self.unlisted.lock());
         if !places.is_empty() {
-            let mut scan = scan::read(places, &Writer::this());
+            let mut scan = scan::read(places, &self.writer);
             let seen = std::mem::take(&mut scan.seen);
             self.index(|index| {
                 index.restore(seen);
@@ -320,12 +331,13 @@ impl Core {
         let Store { key, header, buffer, deadline, reply } = store;
         let writing = Writing {
             path: path::object(&key),
-            temporary: format!("{}/{}", path::shard(&key), self.temporaries.name()),
+            temporary: format!("{}/{}", path::TMP, self.temporaries.name()),
             patience: patience(deadline),
             victims: reservation.victims.iter().map(path::object).collect(),
             key,
             reply,
             reservation,
+            shards_made: 0,
         };
         match Frame::new(buffer, spare, self.direct) {
             Ok(mut frame) => {
@@ -363,9 +375,19 @@ impl Core {
         }
     }
 
-    /// Makes the directory that a store's file goes to.
-    pub fn make_shard(&self, writing: &Writing) -> io::Result<()> {
-        path::make_directory(&self.dir.join(path::shard(&writing.key)))
+    /// Makes the directory where objects are written.
+    pub fn make_tmp(&self) -> io::Result<()> {
+        path::make_directory(&self.dir.join(path::TMP))
+    }
+
+    /// Whether to rename again what could not be for `error`: the directory that the file goes to was missing, and is made.
+    pub fn made_shard(&self, writing: &mut Writing, error: &mut io::Error) -> bool {
+        // More than once, since another process may take an empty one away.
+        if error.kind() != io::ErrorKind::NotFound || writing.shards_made == SHARDS_MADE_MAX {
+            return false;
+        }
+        writing.shards_made += 1;
+        path::make_directory(&self.dir.join(path::shard(&writing.key))).map_err(|failed| *error = failed).is_ok()
     }
 
     /// Concludes a store whose file was renamed with the result `renamed`, without replacing.
@@ -395,9 +417,18 @@ impl Core {
     }
 
     /// Renames without replacing.
-    pub fn rename(&self, writing: &Writing) -> io::Result<()> {
-        let (from, to) = (writing.temporary.as_str(), writing.path.as_str());
-        Ok(renameat_with(&self.dirfd, from, &self.dirfd, to, RenameFlags::NOREPLACE)?)
+    pub fn rename(&self, writing: &mut Writing) -> io::Result<()> {
+        loop {
+            let (from, to) = (writing.temporary.as_str(), writing.path.as_str());
+            match renameat_with(&self.dirfd, from, &self.dirfd, to, RenameFlags::NOREPLACE).map_err(io::Error::from) {
+                Err(mut error) => {
+                    if !self.made_shard(writing, &mut error) {
+                        return Err(error);
+                    }
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Answers a store.

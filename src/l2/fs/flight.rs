@@ -55,7 +55,7 @@ pub struct Flight {
     pub issued: u64,
     /// Requests in the kernel.
     pub pending: usize,
-    pub made_shard: bool,
+    pub made_tmp: bool,
     pub fault: Option<Fault>,
     pub renamed: io::Result<()>,
 }
@@ -82,7 +82,7 @@ impl Flight {
             pieces,
             issued,
             pending: 0,
-            made_shard: false,
+            made_tmp: false,
             fault: None,
             renamed: Ok(()),
         }

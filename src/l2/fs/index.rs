@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::frame::disk_bytes;
 use super::scan::Seen;
 use super::slots::{Seal, Slot, Slots, State};
+use super::tidy::Overhead;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::object::Known;
@@ -41,6 +42,8 @@ pub struct Index {
     overfull: bool,
     /// Somebody evicts what is above the bounds.
     shrinking: bool,
+    /// What else takes room.
+    overhead: Overhead,
     objects: u64,
     evicted: u64,
     /// Pins on all keys.
@@ -86,6 +89,7 @@ impl Index {
             excess: 0,
             overfull: false,
             shrinking: false,
+            overhead: Overhead::default(),
             objects: 0,
             evicted: 0,
             pins: 0,
@@ -160,6 +164,17 @@ impl Index {
         if slot.pins == 0 {
             self.slots.remove(id);
         }
+    }
+
+    /// Most bytes of disk that the directory may take.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// What takes room beside objects and writes, to be set anew.
+    pub fn overhead_mut(&mut self) -> &mut Overhead {
+        self.overfull = true;
+        &mut self.overhead
     }
 
     /// Adds what a scan found: numbered as it was made, and told to the policy as it was used.
@@ -415,7 +430,8 @@ impl Index {
     pub fn usage(&self) -> Usage {
         Usage {
             objects: self.objects,
-            bytes: self.present + self.charged,
+            bytes: self.held(),
+            overhead: self.overhead.bytes(),
             capacity: if self.capacity == u64::MAX { 0 } else { self.capacity },
             evicted: self.evicted,
             pins: self.pins,

@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use super::core::payload_of;
 use super::frame::BLOCK;
 use super::path::{self, QUARANTINE, Writer};
-use super::scan::{Place, gone_is_none, is_stale, shards, spaces};
+use super::scan::{Place, shards, spaces};
+use super::writers::{gone_is_none, is_stale, temporaries};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
 use crate::key::ObjectKey;
 use crate::l2::object::{HEADER_BYTES, Header};
@@ -21,11 +22,11 @@ pub enum Kind {
     Object(ObjectKey),
     /// An object being written, or what a writer left; stale once its writer is gone.
     Temporary {
-        /// The next open removes it.
+        /// Whoever opens the directory, or has it open, removes it.
         stale: bool,
     },
-    /// An object found broken, kept for an inspection.
-    Quarantined,
+    /// An object found broken, kept for an inspection: that of this key, if its name says so.
+    Quarantined(Option<ObjectKey>),
     /// None of these.
     Foreign,
 }
@@ -59,6 +60,10 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>> {
     list_files(dir, &this, &mut entries, |_| Kind::Foreign).map_err(failed)?;
     // What is not ours in the directory itself is nobody's concern; an open leaves a file there if it is killed.
     entries.retain(|entry| matches!(entry.kind, Kind::Temporary { .. }));
+    for file in temporaries(dir, &this).map_err(failed)? {
+        let (kind, bytes) = (Kind::Temporary { stale: file.stale }, file.meta.len());
+        entries.push(Entry { path: file.path, kind, bytes, used: file.meta.modified().map_err(failed)? });
+    }
     let mut unlisted = Ok(());
     let shards = shards(spaces(dir).map_err(failed)?, |_, error| unlisted = Err(error));
     unlisted.map_err(failed)?;
@@ -69,7 +74,8 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>> {
         })
         .map_err(failed)?;
     }
-    list_files(&dir.join(QUARANTINE), &this, &mut entries, |_| Kind::Quarantined).map_err(failed)?;
+    list_files(&dir.join(QUARANTINE), &this, &mut entries, |name| Kind::Quarantined(path::parse_quarantined(name)))
+        .map_err(failed)?;
     entries.sort_unstable_by(|one, other| one.path.cmp(&other.path));
     Ok(entries)
 }

@@ -2,14 +2,13 @@
 //! writing the times of last use onto the files.
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, openat, renameat, statat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, openat, statat, unlinkat, utimensat,
 };
 
 use super::core::{Core, payload_of};
@@ -28,8 +27,6 @@ const KEYS_MAX: usize = 1 << 17;
 const UNLINKS_MAX: usize = 1 << 12;
 /// Files evicted before the next job's turn.
 const EVICTIONS_MAX: usize = 32;
-/// Most files kept in quarantine.
-const QUARANTINE_MAX: usize = 64;
 /// Times of last use are written when this many wait,
 const DIRTY_MAX: usize = 4096;
 /// or when the oldest may have waited this long.
@@ -203,6 +200,7 @@ impl Keeper {
                     core.index(Index::check_bounds);
                     flushed = Instant::now();
                     if tidied.elapsed() >= core.tidy_every {
+                        core.tidy();
                         core.list_again();
                         tidied = Instant::now();
                     }
@@ -260,7 +258,7 @@ impl Core {
     }
 
     /// Bytes of payload and time of use of the object at `path`, if there is one.
-    fn stat(&self, path: &str) -> rustix::io::Result<Option<(u64, u64)>> {
+    pub fn stat(&self, path: &str) -> rustix::io::Result<Option<(u64, u64)>> {
         match statat(&self.dirfd, path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
                 let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
@@ -332,7 +330,7 @@ impl Core {
     }
 
     /// The file of a hidden object is away.
-    fn departed(&self, key: &ObjectKey) {
+    pub fn departed(&self, key: &ObjectKey) {
         let stores = self.index(|index| index.left(key));
         self.again(stores);
     }
@@ -346,38 +344,6 @@ impl Core {
             }
             Ok(None) | Err(_) => self.departed(key),
         }
-    }
-
-    fn move_away(&self, key: ObjectKey) {
-        let (from, to) = (path::object(&key), path::quarantined(&key));
-        if let Err(error) = self.make_quarantine_room() {
-            self.error("making room in", path::QUARANTINE, &error);
-        }
-        match renameat(&self.dirfd, from.as_str(), &self.dirfd, to.as_str()) {
-            Ok(()) => {
-                self.quarantined.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => {
-                self.error("quarantining", &from, &error.into());
-                // Better gone than served.
-                let _ = unlinkat(&self.dirfd, from.as_str(), AtFlags::empty());
-            }
-        }
-        self.departed(&key);
-    }
-
-    fn make_quarantine_room(&self) -> io::Result<()> {
-        let dir = self.dir.join(path::QUARANTINE);
-        path::make_directory(&dir)?;
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(&dir)? {
-            let entry = entry?;
-            files.push((entry.metadata()?.modified()?, entry.path()));
-        }
-        files.sort();
-        let surplus = (files.len() + 1).saturating_sub(QUARANTINE_MAX);
-        files.iter().take(surplus).try_for_each(|(_, file)| std::fs::remove_file(file))
     }
 
     /// Writes onto their files the times of use that wait now, a batch at a time.

@@ -41,8 +41,10 @@ mod scan;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod tidy;
 mod trouble;
 mod uring;
+mod writers;
 
 pub use options::{EngineKind, FsOptions};
 
@@ -80,15 +82,18 @@ impl Fs {
         let dirfd: OwnedFd = std::fs::File::open(dir).map_err(at("opening"))?.into();
         let writer = Writer::this();
         let names = Temporaries::new(&writer);
-        let direct = probe(&dirfd, &names.name(), options.direct);
+        let tmp = path::make_directory(&dir.join(path::TMP));
+        let probed = format!("{}/{}", path::TMP, names.name());
+        let direct = tmp.and_then(|()| Ok(probe(&dirfd, &probed, options.direct)?));
 
         let mut index = Index::new(policy, options.capacity);
         let mut scan = scan::scan(dir, &writer)?;
         index.restore(std::mem::take(&mut scan.seen));
         let core = Arc::new(Core::new(&options, dirfd, *direct.as_ref().unwrap_or(&false), index, names));
         core.set_unlisted(scan);
+        core.tidy();
         if let Err(error) = direct {
-            let error = core.error("writing to", "", &error.into());
+            let error = core.error("writing to", "", &error);
             core.log.say(LogLevel::Warn, || format!("fs: objects are loaded, but none is stored: {error}"));
         }
         let engine = start(&core, &options)?;
@@ -256,6 +261,7 @@ impl Backend for Fs {
             // A thread that panicked was reported by the panic.
             let _ = thread.join();
         }
+        drop(self.core.claim.lock().take());
     }
 }
 

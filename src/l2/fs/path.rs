@@ -1,5 +1,5 @@
-//! Names in the directory: `<space>/<first hash byte>/<hash>-<rank>-<group>`, temporary files beside the objects they
-//! become, and a corner for objects found broken.
+//! Names in the directory: `<space>/<first hash byte>/<hash>-<rank>-<group>`, `tmp/` for objects that are being written,
+//! and `quarantine/` for those found broken.
 
 use std::ffi::CString;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -10,8 +10,10 @@ use crate::key::{Key, ObjectKey, SpaceTag, hex, unhex};
 
 /// Where broken objects are kept for an inspection.
 pub const QUARANTINE: &str = "quarantine";
+/// Where objects are written before they get their names. Earlier builds wrote them beside the objects.
+pub const TMP: &str = "tmp";
 /// How temporary names begin.
-const TEMPORARY: &str = ".tmp-";
+pub const TEMPORARY: &str = ".tmp-";
 
 /// Who may read objects, less the umask: the bytes are what users said to a model, nobody else's business.
 pub const FILE_MODE: u32 = 0o660;
@@ -67,7 +69,7 @@ pub fn parse_object(space: SpaceTag, shard: &str, name: &str) -> Option<ObjectKe
 /// Who wrote a temporary file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writer {
-    /// Boot and process namespace, so that process numbers can be compared.
+    /// Eight digits for the kernel's boot and eight for the process namespace, so that process numbers can be compared.
     pub host: String,
     /// Process number.
     pub pid: u32,
@@ -86,9 +88,10 @@ impl Writer {
     pub fn this() -> Writer {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-        let host = blake3::hash(format!("{boot}{}", namespace.display()).as_bytes());
+        let digits = |bytes: &[u8]| hex(&blake3::hash(bytes).as_bytes()[..4]);
+        let host = digits(boot.as_bytes()) + &digits(namespace.as_os_str().as_encoded_bytes());
         let pid = std::process::id();
-        Writer { host: hex(&host.as_bytes()[..8]), pid, start: start_of(pid).unwrap_or(0) }
+        Writer { host, pid, start: start_of(pid).unwrap_or(0) }
     }
 
     /// Whether the writer `other` runs; `None` if that cannot be told from here.
@@ -97,9 +100,16 @@ impl Writer {
     }
 }
 
+impl Writer {
+    /// Whether the writer `other` ran under this kernel since it was booted, in whatever namespace.
+    pub fn shares_kernel(&self, other: &Writer) -> bool {
+        self.host.get(..8) == other.host.get(..8)
+    }
+}
+
 /// Gives temporary names, none twice.
 pub struct Temporaries {
-    prefix: String,
+    writer: String,
     next: AtomicU64,
 }
 
@@ -110,24 +120,38 @@ impl Temporaries {
     /// Names of `writer`.
     pub fn new(writer: &Writer) -> Temporaries {
         let open = SEQUENCE.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("{TEMPORARY}{}-{}-{}-{open}", writer.host, writer.pid, writer.start);
-        Temporaries { prefix, next: AtomicU64::new(0) }
+        let writer = format!("{}-{}-{}-{open}", writer.host, writer.pid, writer.start);
+        Temporaries { writer, next: AtomicU64::new(0) }
+    }
+
+    /// The open backend that they are of.
+    pub fn writer(&self) -> &str {
+        &self.writer
     }
 
     /// A new file name.
     pub fn name(&self) -> String {
-        format!("{}.{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
+        format!("{TEMPORARY}{}.{}", self.writer, self.next.fetch_add(1, Ordering::Relaxed))
     }
 }
 
 /// The writer of a temporary file, if `name` is that of one. `None` inside: it does not say.
 pub fn parse_temporary(name: &str) -> Option<Option<Writer>> {
-    let mut parts = name.strip_prefix(TEMPORARY)?.split('-');
-    let mut writer = || {
-        let host = parts.next()?.to_owned();
-        Some(Writer { host, pid: parts.next()?.parse().ok()?, start: parts.next()?.parse().ok()? })
-    };
-    Some(writer())
+    name.strip_prefix(TEMPORARY).map(parse_writer)
+}
+
+/// The writer that a name gives.
+pub fn parse_writer(name: &str) -> Option<Writer> {
+    let mut parts = name.split('-');
+    let host = parts.next()?.to_owned();
+    Some(Writer { host, pid: parts.next()?.parse().ok()?, start: parts.next()?.parse().ok()? })
+}
+
+/// The object that a file in quarantine was.
+pub fn parse_quarantined(name: &str) -> Option<ObjectKey> {
+    let (space, object) = name.split_once('-')?;
+    let space = parse_space(space)?;
+    parse_object(space, object.get(..2)?, object)
 }
 
 #[cfg(test)]
@@ -145,6 +169,7 @@ mod tests {
         assert_eq!(format!("{}/{}", parts[0], parts[1]), shard(&key()));
         assert!(is_shard(parts[1]));
         assert_eq!(parse_object(parse_space(parts[0]).unwrap(), parts[1], parts[2]), Some(key()));
+        assert_eq!(parse_quarantined(quarantined(&key()).strip_prefix("quarantine/").unwrap()), Some(key()));
     }
 
     #[test]

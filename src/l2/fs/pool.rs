@@ -148,7 +148,7 @@ fn store(core: &Core, gate: &Gate, store: Store, spare: &mut Spare) {
     core.descriptors.freed();
     match written {
         Ok(()) => {
-            let renamed = core.rename(&writing);
+            let renamed = core.rename(&mut writing);
             core.conclude(writing, frame, renamed, spare);
         }
         Err((what, error)) => {
@@ -194,8 +194,7 @@ fn create(core: &Core, writing: &Writing) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     match open(core, &writing.temporary, flags, writing.patience) {
         Err(Errno::NOENT) => {
-            core.make_shard(writing)
-                .map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
+            core.make_tmp().map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
             open(core, &writing.temporary, flags, writing.patience)
         }
         result => result,

@@ -25,7 +25,7 @@ const ENTRIES: u32 = 256;
 const BELL: u64 = u64::MAX;
 /// Marks the completion of the pause after which flights without a descriptor try again.
 const PAUSED: u64 = u64::MAX - 1;
-/// Sinks may check sums; objects at least this large are answered one at a time, with the ring fed in between.
+/// Objects at least this large are answered one at a time, with the ring fed in between: sinks check sums.
 const LARGE: u64 = 256 << 10;
 
 /// One ring and its thread's state.
@@ -338,6 +338,11 @@ impl Ring {
             }
             Step::Rename => {
                 flight.renamed = error.map_or(Ok(()), Err);
+                if let (Err(error), Job::Write(writing)) = (&mut flight.renamed, &mut flight.job)
+                    && self.core.made_shard(writing, error)
+                {
+                    return self.rename(id, flight);
+                }
                 self.done.push_back(id);
             }
         }
@@ -365,11 +370,11 @@ impl Ring {
                 self.starved.push_back(id);
                 self.start_pause();
             }
-            (Some(error), Job::Write(writing)) => {
-                let missing = error.kind() == io::ErrorKind::NotFound && !flight.made_shard;
-                match if missing { self.core.make_shard(writing) } else { Err(error) } {
+            (Some(error), Job::Write(_)) => {
+                let missing = error.kind() == io::ErrorKind::NotFound && !flight.made_tmp;
+                match if missing { self.core.make_tmp() } else { Err(error) } {
                     Ok(()) => {
-                        flight.made_shard = true;
+                        flight.made_tmp = true;
                         self.open(id, flight);
                     }
                     Err(error) => self.failed(id, flight, "creating", Some(error)),
@@ -379,7 +384,7 @@ impl Ring {
         }
     }
 
-    /// Has the flights that wait for a descriptor try again in a moment: files that others close are not announced.
+    /// Has the flights that wait for a descriptor try again in a moment: nobody announces a file that others close.
     fn start_pause(&mut self) {
         if !std::mem::replace(&mut self.pausing, true) {
             let pause = opcode::Timeout::new(std::ptr::from_ref(self.pause.as_ref()));
@@ -387,7 +392,6 @@ impl Ring {
         }
     }
 
-    /// Has the flight that has waited longest for a descriptor try again.
     fn open_starved(&mut self) {
         let Some(id) = self.starved.pop_front() else { return };
         if let Some(mut flight) = self.flights[id].take() {
@@ -453,6 +457,10 @@ impl Ring {
         {
             return self.failed(id, flight, "trimming", Some(error.into()));
         }
+        self.rename(id, flight);
+    }
+
+    fn rename(&mut self, id: usize, flight: &mut Flight) {
         flight.step = Step::Rename;
         let rename = opcode::RenameAt::new(self.dir(), flight.temporary.as_ptr(), self.dir(), flight.name.as_ptr())
             .flags(libc::RENAME_NOREPLACE);

@@ -1,22 +1,21 @@
 //! What is in the directory when it is opened.
 
-use std::fs::{DirEntry, Metadata, ReadDir, read_dir, remove_file};
+use std::fs::{DirEntry, ReadDir, read_dir, remove_file};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
 use super::core::payload_of;
 use super::path::{self, Writer};
 use super::trouble::file_error;
+use super::writers::{gone_is_none, is_stale};
 use crate::error::{Error, Result};
 use crate::key::{ObjectKey, SpaceTag};
 
-/// Temporary files whose writer cannot be asked are stale after this long unchanged.
-const STALE_AFTER: Duration = Duration::from_secs(3600);
 /// Threads that read directories: a cold scan waits for the disk, a warm one for the processor.
 const THREADS: usize = 4;
 
@@ -76,8 +75,10 @@ impl Scan {
 /// Reads `dir`, removes what dead writers left, and says what is there. Fails only if `dir` itself cannot be listed.
 pub fn scan(dir: &Path, this: &Writer) -> Result<Scan> {
     let failed = |error: io::Error| Error::io(format!("scanning {}", dir.display()), &error);
-    sweep(dir, this).map_err(failed)?;
-    Ok(read(spaces(dir).map_err(failed)?, this))
+    let mut scan = Scan::default();
+    sweep(dir, this, &mut scan).map_err(failed)?;
+    scan.append(read(spaces(dir).map_err(failed)?, this));
+    Ok(scan)
 }
 
 /// Reads spaces and shards.
@@ -176,32 +177,16 @@ fn nanoseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos().try_into().unwrap_or(u64::MAX))
 }
 
-/// Another process may remove a file while we look.
-pub fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        result => result.map(Some),
-    }
-}
-
-/// Whether the writer of a temporary file is gone.
-pub fn is_stale(writer: Option<&Writer>, file: &Metadata, this: &Writer) -> io::Result<bool> {
-    Ok(match writer.and_then(|writer| this.knows_alive(writer)) {
-        Some(alive) => !alive,
-        None => file.modified()?.elapsed().is_ok_and(|age| age > STALE_AFTER),
-    })
-}
-
-fn remove_stale(writer: Option<&Writer>, entry: &DirEntry, this: &Writer) -> io::Result<()> {
-    if is_stale(writer, &entry.metadata()?, this)? { remove_file(entry.path()) } else { Ok(()) }
-}
-
-/// Removes what who died while opening the directory left in it.
-fn sweep(dir: &Path, this: &Writer) -> io::Result<()> {
+/// Removes what died while it opened the directory left in it, and earlier builds at any time.
+fn sweep(dir: &Path, this: &Writer, scan: &mut Scan) -> io::Result<()> {
     for entry in read_dir(dir)? {
         let entry = entry?;
-        if let Some(writer) = name_of(&entry).and_then(|name| path::parse_temporary(&name)) {
-            gone_is_none(remove_stale(writer.as_ref(), &entry, this))?;
+        let Some(writer) = name_of(&entry).and_then(|name| path::parse_temporary(&name)) else { continue };
+        let stale = entry.metadata().and_then(|meta| is_stale(writer.as_ref(), &meta, this));
+        if stale.is_ok_and(|stale| stale)
+            && let Err(error) = gone_is_none(remove_file(entry.path()))
+        {
+            scan.unremoved.get_or_insert_with(|| file_error("removing", &entry.path(), &error));
         }
     }
     Ok(())

@@ -30,7 +30,7 @@ impl Index {
 
     /// Bytes of disk that the directory comes to once everything under way is done.
     pub fn held(&self) -> u64 {
-        self.present + self.charged
+        self.present + self.charged + self.overhead.bytes()
     }
 
     /// Bytes above what the directory should come to.

@@ -57,9 +57,12 @@ impl Index {
         }
         let size = store.buffer.len() as u64;
         let bytes = disk_bytes(size);
-        if bytes > self.capacity {
-            let capacity = self.capacity;
-            let why = format!("an object of {size} bytes does not fit the capacity of {capacity} bytes");
+        let overhead = self.overhead.bytes();
+        if bytes > self.capacity.saturating_sub(overhead) {
+            let mut why = format!("an object of {size} bytes does not fit the capacity of {} bytes", self.capacity);
+            if overhead > 0 {
+                why += &format!(", of which quarantine and leftovers take {overhead}");
+            }
             return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
         }
         let (victims, excess) = match self.make_room(bytes) {
