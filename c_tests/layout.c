@@ -201,5 +201,7 @@ int main(void) {
     FIELD(kvkeep_stats, l2_misses);
     FIELD(kvkeep_stats, l2_pins);
     FIELD(kvkeep_stats, uses_dropped);
+    FIELD(kvkeep_stats, writes_pending_max);
+    FIELD(kvkeep_stats, stores_dropped_recently);
     return 0;
 }

@@ -665,6 +665,11 @@ typedef struct {
     uint64_t l2_pins;
     /// Uses that backends were not told of because too many waited.
     uint64_t uses_dropped;
+    /// Gauge: the bound of `writes_pending`, as the cache was opened with.
+    uint64_t writes_pending_max;
+    /// Gauge: of `stores_dropped`, those of the last minute. While there are any, or more than half of `writes_pending_max` is pending,
+    /// the backends do not keep up.
+    uint64_t stores_dropped_recently;
 } kvkeep_stats;
 
 /// What a space takes of L1. The caller sets `struct_size` and `abi_version`.

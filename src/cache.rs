@@ -8,7 +8,7 @@ use crate::arena::Arena;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::control::complete::Completions;
-use crate::error::{Result, Status};
+use crate::error::{Error, Result, Status};
 use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::Key;
@@ -182,6 +182,9 @@ pub trait Cache: Send + Sync {
 
     /// The ways by which its callers are told.
     fn completions(&self) -> &Arc<Completions>;
+
+    /// A call was refused, which the log tells of later: no line is said inside a call.
+    fn note_refusal(&self, _error: &Error) {}
 
     /// Where its log lines go.
     fn log(&self) -> &Log;

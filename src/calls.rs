@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::chain::Ranks;
 use crate::control::complete::Completions;
-use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::error::{Error, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::{Key, ObjectKey};
@@ -382,6 +382,10 @@ impl Cache for Node {
 
     fn completions(&self) -> &Arc<Completions> {
         &self.completions
+    }
+
+    fn note_refusal(&self, error: &Error) {
+        self.shortfall.refused(error);
     }
 
     fn log(&self) -> &Log {

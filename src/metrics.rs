@@ -51,6 +51,8 @@ pub const GAUGES: &[Value] = values! {
     sessions "Live sessions.",
     jobs "Jobs not yet released.",
     writes_pending "Objects waiting to be written to L2.",
+    writes_pending_max "Most objects that may wait to be written to L2.",
+    stores_dropped_recently "Writes given up in the last minute.",
     clients "Clients connected to the daemon.",
     l2_objects "Objects in all backends.",
     l2_bytes "Bytes in all backends.",
@@ -99,6 +101,16 @@ pub const LATENCIES: &[Latency] = latencies! {
     store_latency "kvkeep_store_seconds" "One object written to L2.",
     call_latency "kvkeep_call_seconds" "Calls that a scheduler makes.",
 };
+
+/// Why the backends do not keep up with what is committed, if so.
+pub fn backlog(stats: &Stats) -> Option<String> {
+    let Stats { writes_pending: pending, writes_pending_max: most, stores_dropped_recently: dropped, .. } = *stats;
+    let remedy = "use a faster disk, a larger L1, or store less";
+    if dropped > 0 {
+        return Some(format!("L2 does not keep up: {dropped} writes were dropped in the last minute; {remedy}"));
+    }
+    (pending > most / 2).then(|| format!("L2 does not keep up: {pending} writes wait, at most {most} may; {remedy}"))
+}
 
 /// Prometheus text (exposition format 0.0.4).
 pub fn prometheus(stats: &Stats) -> String {

@@ -15,6 +15,7 @@ use crate::control::chain::Chains;
 use crate::control::complete::Completions;
 use crate::control::load::Loader;
 use crate::control::prefetch::{JobBounds, Prefetcher};
+use crate::control::shortfall::Shortfall;
 use crate::control::tiers::Tiers;
 use crate::control::upkeep::Upkeep;
 use crate::control::watch::Watch;
@@ -53,12 +54,14 @@ pub struct Node {
     pub(crate) prefetcher: Arc<Prefetcher>,
     pub(crate) writer: Arc<Writer>,
     pub(crate) meters: Arc<Meters>,
+    pub(crate) shortfall: Arc<Shortfall>,
     watch: Arc<Watch>,
     pub(crate) completions: Arc<Completions>,
     pub(crate) chains: Arc<Chains>,
     pub(crate) log: Log,
     pub(crate) session_timeout: Duration,
     pub(crate) backend_timeout: Duration,
+    pub(crate) writes_pending_max: u64,
     /// Taken by whoever tells L1 whether there are backends.
     pub(crate) below: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -136,12 +139,14 @@ impl Node {
             prefetcher,
             writer,
             meters,
+            shortfall: Arc::default(),
             watch,
             completions,
             chains: Arc::default(),
             log,
             session_timeout: config.session_timeout,
             backend_timeout: config.backend_timeout,
+            writes_pending_max: config.writes_pending_max.into(),
             below: Mutex::default(),
             threads: Mutex::default(),
             stop: Arc::default(),
@@ -202,6 +207,8 @@ impl Node {
 
         let parts = Housekeeping {
             l1: self.l1.clone(),
+            meters: self.meters.clone(),
+            shortfall: self.shortfall.clone(),
             prefetcher: self.prefetcher.clone(),
             watch: self.watch.clone(),
             chains: self.chains.clone(),
@@ -265,7 +272,8 @@ impl Node {
             self.log.say(LogLevel::Error, || format!("closing: {error}"));
         }
         self.completions.close();
-        let (_, gauges) = self.l1.gauges();
+        let (counts, gauges) = self.l1.gauges();
+        self.shortfall.look_last(&self.log, &counts, &self.meters);
         if gauges.locked_bytes > 0 {
             self.log.say(LogLevel::Warn, || {
                 format!("closed with {} bytes in use: they stay mapped until the process exits", gauges.locked_bytes)
@@ -280,6 +288,8 @@ impl Node {
 /// What the control thread looks after.
 struct Housekeeping {
     l1: Arc<L1>,
+    meters: Arc<Meters>,
+    shortfall: Arc<Shortfall>,
     prefetcher: Arc<Prefetcher>,
     watch: Arc<Watch>,
     chains: Arc<Chains>,
@@ -298,6 +308,7 @@ impl Housekeeping {
             let (_, late) = self.watch.expire(now);
             let due = self.prefetcher.turn();
             self.log.say_repeated();
+            self.shortfall.look(now, &self.log, || self.l1.counts(), &self.meters);
             // A new session or request may be due before this; it is looked for at least this often.
             let often = now + Duration::from_millis(50);
             if reclaim <= now {

@@ -281,6 +281,11 @@ pub struct Stats {
     pub l2_pins: u64,
     /// Uses that backends were not told of because too many waited.
     pub uses_dropped: u64,
+    /// Gauge: the bound of `writes_pending`, as the cache was opened with.
+    pub writes_pending_max: u64,
+    /// Gauge: of `stores_dropped`, those of the last minute. While there are any, or more than half of `writes_pending_max` is pending,
+    /// the backends do not keep up.
+    pub stores_dropped_recently: u64,
 }
 
 const _: () = assert!(size_of::<View>() == 24);
@@ -289,4 +294,4 @@ const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 216);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 4 * 8);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 6 * 8);

@@ -241,6 +241,29 @@ fn a_fenced_backend_degrades_and_does_not_kill() {
 }
 
 #[test]
+fn backends_that_do_not_keep_up_degrade_and_are_told_of() {
+    let backend_urls = vec!["fault:memory:?fault.store_hang=1".to_owned()];
+    let (writes_pending_max, backend_timeout) = (16, Duration::from_secs(5));
+    let config = NodeConfig { backend_urls, writes_pending_max, backend_timeout, ..NodeConfig::new(1 << 20) };
+    let node = Node::open(config).unwrap();
+    let http = Http::start(node.clone(), options(), Log::none()).unwrap();
+    let port = Port { node, http };
+    assert_eq!(port.json("/healthz")["writes"]["trouble"], Value::Null);
+    // More than half of what may wait.
+    port.store(0..12);
+    let health = port.json("/healthz");
+    assert_eq!((&health["status"], &health["writes"]["pending"]), (&"degraded".into(), &12.into()));
+    assert!(health["writes"]["trouble"].as_str().unwrap().contains("12 writes wait, at most 16 may"));
+    // Most of which the writer takes, and hangs with.
+    port.store(100..5000);
+    let health = port.json("/healthz");
+    assert_eq!(health["status"], "degraded");
+    assert!(health["writes"]["dropped_recently"].as_u64().unwrap() > 0);
+    assert!(health["writes"]["trouble"].as_str().unwrap().contains("dropped in the last minute"));
+    assert_eq!(port.json("/stats.json")["writes"]["pending_max"], 16);
+}
+
+#[test]
 fn reasons_are_explained() {
     let port = Port::open();
     let session = port.store(0..1);

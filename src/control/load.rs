@@ -412,7 +412,7 @@ impl Batch {
     fn late(&self, index: usize) {
         self.loader.meters.backend_timeouts.add(1);
         let item = &self.items[index];
-        self.loader.log.say(LogLevel::Error, || {
+        self.loader.log.often("load late", LogLevel::Error, || {
             format!(
                 "backend {} did not answer a load of {} in time: it is fenced until it does",
                 self.tier.number, item.object.key
@@ -451,7 +451,7 @@ impl LoadSink for Batch {
                 } else {
                     meters.load_failures.add(1);
                 }
-                self.loader.log.say(LogLevel::Error, || {
+                self.loader.log.often("load failed", LogLevel::Error, || {
                     format!("loading {} from backend {}: {error}", item.object.key, self.tier.number)
                 });
                 Err(error.message)

@@ -10,6 +10,7 @@ mod pins;
 pub mod plan;
 pub mod prefetch;
 pub mod query;
+pub mod shortfall;
 pub mod tiers;
 mod turn;
 pub mod upkeep;

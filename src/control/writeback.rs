@@ -310,8 +310,8 @@ impl Writer {
     /// A write failed: try again later, or give up. What is not allowed now is not allowed a moment later.
     fn failed(&self, journey: &Arc<Journey>, tier: &Arc<Tier>, attempt: u32, error: &Error) {
         let again = attempt < RETRIES && error.status != KVKEEP_ERR_PERMISSION && !self.desk.lock().closing;
-        let level = if again { LogLevel::Warn } else { LogLevel::Error };
-        self.log.say(level, || {
+        let (kind, level) = if again { ("write again", LogLevel::Warn) } else { ("write given up", LogLevel::Error) };
+        self.log.often(kind, level, || {
             let what = if again { "will be tried again" } else { "is given up" };
             format!("writing {} to backend {} {what}: {error}", journey.key.key, tier.number)
         });
@@ -398,8 +398,9 @@ impl Writer {
         let full = error.status == KVKEEP_ERR_LIMIT && Instant::now() < deletion.until;
         let again =
             (full || deletion.attempt < RETRIES) && error.status != KVKEEP_ERR_CLOSED && !self.desk.lock().closing;
-        let level = if again { LogLevel::Warn } else { LogLevel::Error };
-        self.log.say(level, || {
+        let (kind, level) =
+            if again { ("deletion again", LogLevel::Warn) } else { ("deletion given up", LogLevel::Error) };
+        self.log.often(kind, level, || {
             let what = if again { "will be tried again" } else { "is given up" };
             let (count, number) = (deletion.keys.len(), deletion.tier.number);
             format!("deleting {count} objects from backend {number} {what}: {error}")

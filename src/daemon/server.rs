@@ -425,6 +425,7 @@ impl Shared {
             match answered {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
+                    self.node.shortfall.refused(&error);
                     frame.begin(error.status as u32).put(&error.message.as_str());
                 }
                 Err(_) => {

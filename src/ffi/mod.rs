@@ -72,7 +72,7 @@ fn on_even_poisoned(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> R
         let user = handle::enter(handle)?;
         let cache = user.cache();
         let poison = Poison(cache);
-        let result = body(cache);
+        let result = body(cache).inspect_err(|error| cache.note_refusal(error));
         std::mem::forget(poison);
         result
     })

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{L1, State};
+use crate::error::{KVKEEP_ERR_QUOTA, Status};
 
 /// What only grows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -14,7 +15,8 @@ pub struct Counts {
     pub commits_discarded: u64,
     pub evictions: u64,
     pub evicted_bytes: u64,
-    pub refusals: u64,
+    pub refused_memory: u64,
+    pub refused_quota: u64,
     pub sessions_reclaimed: u64,
     pub shares_revoked: u64,
     pub writes_dropped: u64,
@@ -142,6 +144,11 @@ impl L1 {
         self.state.read().writes.len() as u64
     }
 
+    /// What it counted.
+    pub fn counts(&self) -> Counts {
+        self.state.read().counts()
+    }
+
     /// What it counted, and how full it is.
     pub fn gauges(&self) -> (Counts, Gauges) {
         self.with(|state| (state.counts(), state.gauges()))
@@ -149,6 +156,15 @@ impl L1 {
 }
 
 impl State {
+    /// A reservation was refused for want of room.
+    pub(super) fn count_refusal(&mut self, why: Status) {
+        if why == KVKEEP_ERR_QUOTA {
+            self.counts.refused_quota += 1;
+        } else {
+            self.counts.refused_memory += 1;
+        }
+    }
+
     fn counts(&self) -> Counts {
         Counts {
             read_hits: self.tally.sum(|part| &part.read_hits),

@@ -75,7 +75,7 @@ impl L1 {
                         return Err(status);
                     }
                     let id = state.stage(space, key, print, size, temporary).inspect_err(|&status| {
-                        state.counts.refusals += 1;
+                        state.count_refusal(status);
                         full = Some(status);
                     })?;
                     state.slots[id].set(STORED);

@@ -178,7 +178,7 @@ impl State {
         if let Some(status) = full {
             return Err(status);
         }
-        let id = self.stage(space, key, print, size, temporary).inspect_err(|_| self.counts.refusals += 1)?;
+        let id = self.stage(space, key, print, size, temporary).inspect_err(|&why| self.count_refusal(why))?;
         self.slots[id].set_holder(session, 0);
         let holder = self.sessions.at_mut(session);
         let (slots, printer) = (&self.slots, &self.printer);

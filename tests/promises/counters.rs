@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Mode, PrefetchRequest};
-use kvkeep::metrics::{COUNTERS, GAUGES};
+use kvkeep::log::{Log, LogLevel};
+use kvkeep::metrics::{COUNTERS, GAUGES, backlog};
 use kvkeep::types::Stats;
 
-use crate::cache::{Cache, MIB, WATCHDOG_MS, watched};
+use crate::cache::{Cache, MIB, WATCHDOG_MS, keys, spec, until, views, watched};
 
 const SIZE: u64 = 4096;
 
@@ -133,8 +136,7 @@ fn a_job_that_was_cancelled_tells_nothing_of_the_cache() {
         let cache = Cache::open(4 * MIB, &["memory:?lookup=slow"], |_| {});
         let mut driven = Driven::default();
         let session = cache.session();
-        let request =
-            PrefetchRequest { lookup_timeout: std::time::Duration::from_secs(600), ..PrefetchRequest::default() };
+        let request = PrefetchRequest { lookup_timeout: Duration::from_secs(600), ..PrefetchRequest::default() };
         let asked = [("prefetch_asked_chunks", 0), ("read_misses", 0), ("jobs_cancelled", 1)];
         driven.by(&cache, &asked, || {
             let job = cache.submit(session, 0..6, request);
@@ -144,5 +146,60 @@ fn a_job_that_was_cancelled_tells_nothing_of_the_cache() {
         balanced(&cache);
         cache.node.end_session(session).unwrap();
         cache.node.close();
+    });
+}
+
+/// A log that keeps its lines.
+fn log() -> (Log, Arc<Mutex<Vec<String>>>) {
+    let said = Arc::<Mutex<Vec<String>>>::default();
+    let lines = said.clone();
+    (Log::new(LogLevel::Warn, move |_, line| lines.lock().unwrap().push(line.to_owned())), said)
+}
+
+#[test]
+fn what_is_refused_dropped_or_retried_is_said_in_a_few_lines() {
+    watched(|| {
+        let (log, said) = log();
+        let cache = Cache::open(MIB, &["fault:memory:?fault.store_hang=1"], |config| {
+            (config.log, config.writes_pending_max, config.jobs_max) = (log, 16, 1);
+            config.backend_timeout = Duration::from_secs(2);
+        });
+        let heard = |words: &str| until(words, || said.lock().unwrap().iter().any(|line| line.contains(words)));
+        cache.store(0..200, SIZE);
+        heard("writes to L2 were dropped");
+        assert!(backlog(&cache.stats()).unwrap().contains("dropped in the last minute"));
+        // More than fits beside what is held.
+        let mut out = views(1);
+        let session = cache.session();
+        cache.read(session, 199..200, 0);
+        cache.node.reserve_write(cache.session(), &keys(500..501), &[MIB], false, &mut out).unwrap();
+        heard("reservations were refused: L1 is full");
+        let quota = cache.node.open_space(spec(SIZE)).unwrap();
+        let session = cache.node.begin_session(quota, "q", None).unwrap();
+        cache.node.reserve_write(session, &keys(600..602), &[SIZE; 2], false, &mut views(2)).unwrap();
+        heard("reservations were refused: a space has its quota");
+        cache.node.close();
+        let lines = said.lock().unwrap();
+        assert!(lines.len() < 20, "{lines:#?}");
+    });
+}
+
+#[test]
+fn a_limit_that_calls_meet_is_said_with_its_reason() {
+    watched(|| {
+        let (log, said) = log();
+        let cache = Cache::open(MIB, &[], |config| (config.log, config.jobs_max) = (log, 1));
+        let session = cache.session();
+        cache.submit(session, 0..1, PrefetchRequest::default());
+        for _ in 0..1000 {
+            let refused = cache.node.submit_prefetch(session, &keys(0..1), PrefetchRequest::default(), &mut 0);
+            // As the C ABI does.
+            cache.node.note_refusal(&refused.unwrap_err());
+        }
+        until("the line", || !said.lock().unwrap().is_empty());
+        cache.node.close();
+        let lines = said.lock().unwrap();
+        assert!(lines[0].contains("calls were refused: 1 jobs are not released yet"), "{lines:#?}");
+        assert!(lines.len() <= 2, "{lines:#?}");
     });
 }

@@ -491,6 +491,8 @@ class kvkeep_stats(Structure):
     l2_misses: int
     l2_pins: int
     uses_dropped: int
+    writes_pending_max: int
+    stores_dropped_recently: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -542,6 +544,8 @@ class kvkeep_stats(Structure):
         ("l2_misses", c_uint64),
         ("l2_pins", c_uint64),
         ("uses_dropped", c_uint64),
+        ("writes_pending_max", c_uint64),
+        ("stores_dropped_recently", c_uint64),
     ]
 
 

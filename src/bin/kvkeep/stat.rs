@@ -100,6 +100,9 @@ fn counted(stats: &Stats) -> String {
         let _ =
             writeln!(report, "{:>14}  {name:<24}{help} Mean of {}.", format!("{mean:?}"), text::count(histogram.count));
     }
+    if let Some(sentence) = metrics::backlog(stats) {
+        let _ = writeln!(report, "\n{sentence}");
+    }
     report
 }
 

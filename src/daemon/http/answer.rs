@@ -143,16 +143,21 @@ impl Desk {
         }
     }
 
-    /// Unhealthy is a cache that refuses work. One with a backend in trouble serves on, and says so.
+    /// Unhealthy is a cache that refuses work. One with a backend in trouble, or with backends that do not keep up, serves on and
+    /// says so.
     fn health(&self) -> Response<Answer> {
         let (poisoned, backends) = (self.node.is_poisoned(), self.node.backends());
-        let status = match (poisoned, backends.iter().all(|backend| backend.trouble.is_none())) {
+        let writes = writes(&self.stats());
+        let well = writes["trouble"].is_null() && backends.iter().all(|backend| backend.trouble.is_none());
+        let status = match (poisoned, well) {
             (true, _) => "poisoned",
             (false, false) => "degraded",
             (false, true) => "ok",
         };
-        let mut response =
-            whole(JSON, json!({"status": status, "poisoned": poisoned, "backends": backends}).to_string());
+        let mut response = whole(
+            JSON,
+            json!({"status": status, "poisoned": poisoned, "backends": backends, "writes": writes}).to_string(),
+        );
         if poisoned {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         }
@@ -161,6 +166,7 @@ impl Desk {
 
     fn numbers(&self, query: &str) -> Answered {
         let [after] = parameters(query, ["history_after_ms"])?;
+        let stats = self.stats();
         let mut answer = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -168,8 +174,9 @@ impl Desk {
             "uptime_ms": self.began.elapsed().as_millis() as u64,
             "poisoned": self.node.is_poisoned(),
             "newest_event": self.node.l1.events().newest(),
-            "stats": metrics::json(&self.stats()),
+            "stats": metrics::json(&stats),
             "backends": self.node.backends(),
+            "writes": writes(&stats),
         });
         if let Some(after) = after {
             answer["history"] = self.history.lock().json(number("history_after_ms", after)?);
@@ -211,6 +218,16 @@ impl Desk {
             Key { hash, rank: number("rank", rank.unwrap_or("0"))?, group: number("group", group.unwrap_or("0"))? };
         Ok(whole(JSON, self.node.explain_key(number("space", space)?, &key)?))
     }
+}
+
+/// Whether the backends keep up with what is committed.
+fn writes(stats: &Stats) -> serde_json::Value {
+    json!({
+        "pending": stats.writes_pending,
+        "pending_max": stats.writes_pending_max,
+        "dropped_recently": stats.stores_dropped_recently,
+        "trouble": metrics::backlog(stats),
+    })
 }
 
 fn response(kind: &'static str, answer: Answer) -> Response<Answer> {
