@@ -176,7 +176,7 @@ class Session:
         call(lib.kvkeep_end_session, self._cache.pointer, self.id)
 
     def abort(self) -> None:
-        """Returns what is left and touches nothing."""
+        """Returns what is left and touches nothing. Its transfers are cancelled: wait for them before their pages are used anew."""
         call(lib.kvkeep_abort_session, self._cache.pointer, self.id)
 
     def _views(self, function: Any, batch: Keys, *arguments: Any, writable: bool = False) -> Views:

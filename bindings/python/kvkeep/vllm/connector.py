@@ -71,6 +71,8 @@ class KvkeepConnector(KVConnectorBase_V1):
         if role == KVConnectorRole.SCHEDULER and (trouble := unstable_hashes(vllm_config.cache_config, os.environ)):
             log.warning(trouble)
         self._cache = Cache(connect=self._settings.connect)
+        # Read once: vLLM's own name of the model changes where weights are loaded from elsewhere, and only in the workers.
+        self._model = self._settings.model or _model(vllm_config)
         self._layout = ""
         self._worker: Optional[Worker] = None
         self._scheduler: Optional[Scheduler] = None
@@ -237,7 +239,7 @@ class KvkeepConnector(KVConnectorBase_V1):
 
     def _space(self, layout: str, generation: int) -> Space:
         return self._cache.space(
-            self._settings.model or _model(self._vllm_config),
+            self._model,
             layout,
             self._settings.tenant,
             chunk_tokens=self._grid.chunk_tokens,
