@@ -171,6 +171,32 @@ static void p4_what_a_daemon_had_accepted_ends_with_it_and_the_client_goes_on_wi
     stop();
 }
 
+static void a_stopped_daemon_holds_no_call_longer_than_its_patience(void) {
+    start("memory:", NULL, NULL);
+    kvkeep *opened = NULL;
+    FAILS(try_connect("?patience_ms=0", 0, &opened), KVKEEP_ERR_INVALID, "patience_ms is 0");
+    OK(try_connect("?patience_ms=100", 0, &opened));
+    enter(opened);
+    kvkeep_key key = key_of(1);
+    kvkeep_view view;
+    store_all(&key, 1, 0);
+    OK(kvkeep_reserve_read(cache, session, &key, 1, 0, &view));
+    CHECK_EQUAL(kill(daemon_pid, SIGSTOP), 0);
+    CHECK_EQUAL(waitpid(daemon_pid, NULL, WUNTRACED), daemon_pid);
+    uint64_t late = 0;
+    FAILS(kvkeep_begin_session(cache, space, NULL, &late), KVKEEP_ERR_TIMEOUT, "did not answer in time");
+    FAILS(kvkeep_reserve_read(cache, session, &key, 1, 0, &view), KVKEEP_ERR_TIMEOUT, "patience_ms");
+    FAILS(kvkeep_drain_writes(cache, 100), KVKEEP_ERR_TIMEOUT, "stopped or overloaded");
+    CHECK_EQUAL(late, 0);
+    CHECK_EQUAL(kill(daemon_pid, SIGCONT), 0);
+    // The session and its share are there, and what was given up left nothing.
+    AWAIT(kvkeep_drain_writes(cache, 30000) == KVKEEP_OK);
+    AWAIT(stats_of(cache).sessions == 1 && stats_of(cache).l1_shares == 1);
+    OK(kvkeep_finish_read(cache, session, &key, 1, 0, NULL));
+    leave();
+    stop();
+}
+
 static void a_reader_is_refused_whatever_writes(void) {
     start("memory:", NULL, NULL);
     kvkeep *writer = connect_as(0), *reader = connect_as(KVKEEP_FLAG_READ_ONLY);
@@ -327,6 +353,7 @@ int main(void) {
     directory = new_directory();
     RUN(who_waits_for_a_daemon_connects_when_it_starts);
     RUN(p4_what_a_daemon_had_accepted_ends_with_it_and_the_client_goes_on_with_the_next);
+    RUN(a_stopped_daemon_holds_no_call_longer_than_its_patience);
     RUN(a_reader_is_refused_whatever_writes);
     RUN(clients_whose_pages_look_different_are_refused_before_and_after_a_restart);
     RUN(p9_clients_are_bounded);

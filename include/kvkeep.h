@@ -133,7 +133,7 @@ typedef enum {
     KVKEEP_ERR_QUOTA = -9,
     /// A bound of the cache (sessions, jobs, spaces, backends, queue) is reached.
     KVKEEP_ERR_LIMIT = -10,
-    /// The deadline passed first.
+    /// The deadline passed first, or a daemon's client got no answer in time.
     KVKEEP_ERR_TIMEOUT = -11,
     /// Cancelled by the caller, by its session's abort, or by close.
     KVKEEP_ERR_CANCELLED = -12,
@@ -260,7 +260,8 @@ typedef struct {
     /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: the rest is the
     /// daemon's. "unix:///path?spin_us=50": a call looks for its answer so long before it sleeps, and the
     /// daemon for the next call (at most 50 us): quicker, at the price of a busy core. Default 0. "?wait_ms=5000":
-    /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0.
+    /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0. "?patience_ms=2000": so long a call
+    /// that has no time of its own waits for a daemon that does not answer, then it is TIMEOUT. Default 2000.
     const char *connect;
     /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
     /// memory and the limit of the process's control group and of those above it (cgroup v1 and v2; NO_MEMORY beyond).
@@ -745,6 +746,11 @@ int kvkeep_extra_count(int tp_size, int world_size);
 /// timeout longer. So it is when only the connection is lost, because one side was stopped for long: then what this process
 /// held is nobody else's meanwhile, staging included, nor while copies are under way. A call for which this process or
 /// the daemon has no descriptor left is LIMIT, and nothing else is lost.
+/// A daemon that is stopped or overloaded holds a call no longer than `patience_ms` of `connect`, or than the call's own
+/// time; then the call is TIMEOUT, and the calls after it wait a part of that until the daemon has answered again. Such a
+/// call takes nothing: what it would have begun, reserved or submitted is given back when the daemon goes on. What it
+/// commits, returns or ends counts as done: its views must not be used any more. Sessions, shares and jobs stay as they
+/// are. Calls that add or remove backends, delete or clear are waited for as long as the daemon answers others.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
 /// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
 kvkeep_status kvkeep_open(const kvkeep_options *options,

@@ -32,7 +32,7 @@ pub enum Status {
     KVKEEP_ERR_QUOTA = -9,
     /// A bound of the cache (sessions, jobs, spaces, backends, queue) is reached.
     KVKEEP_ERR_LIMIT = -10,
-    /// The deadline passed first.
+    /// The deadline passed first, or a daemon's client got no answer in time.
     KVKEEP_ERR_TIMEOUT = -11,
     /// Cancelled by the caller, by its session's abort, or by close.
     KVKEEP_ERR_CANCELLED = -12,

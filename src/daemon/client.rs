@@ -15,13 +15,13 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::begun::Begun;
 use super::jobs::Jobs;
-use super::link::{Link, PATIENCE, disconnected};
+use super::link::{Link, disconnected};
 use super::spaces::Spaces;
 use super::wire::frame::Inbox;
 use super::wire::{FRAME_BYTES_MAX, Fields, Head, PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED, Request};
 use crate::arena::Arena;
 use crate::control::complete::Completions;
-use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, Result, Status};
+use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, Result, Status};
 use crate::in_use::InUse;
 use crate::l2::url::{Options, Url};
 use crate::log::{Log, LogLevel};
@@ -31,6 +31,9 @@ const RECONNECT_MS: (u64, u64) = (10, 500);
 
 /// A call that has no answer by then sleeps in any case.
 const SPIN_US_MAX: u64 = 100_000;
+/// Unless it says otherwise, a call that has no time of its own waits so long for its answer. A daemon that works answers the
+/// largest batch in a part of this, and an engine's scheduler is not held up for long by one that is stopped.
+const PATIENCE_MS: u64 = 2000;
 /// Nobody waits longer than this for a daemon to start.
 const WAIT_MS_MAX: u64 = 3_600_000;
 /// Pause between two attempts to reach one that is not there yet.
@@ -50,6 +53,8 @@ pub struct ClientConfig {
     pub spin: Duration,
     /// How long to wait for a daemon that is not there yet.
     pub wait: Duration,
+    /// How long a call that has no time of its own waits for its answer.
+    pub patience: Duration,
     /// How long this client's sessions may be idle; the daemon's own time if none.
     pub session_timeout: Option<Duration>,
     /// Where log lines go.
@@ -68,6 +73,10 @@ impl ClientConfig {
         let mut options = Options::new("unix:", &parsed.params);
         let spin = Duration::from_micros(options.number("spin_us", 0)?.min(SPIN_US_MAX));
         let wait = Duration::from_millis(options.number("wait_ms", 0)?.min(WAIT_MS_MAX));
+        let patience = options.number("patience_ms", PATIENCE_MS)?.min(WAIT_MS_MAX);
+        if patience == 0 {
+            return Err(Error::invalid("patience_ms is 0: give a call a millisecond at least"));
+        }
         options.finish()?;
         Ok(ClientConfig {
             socket: PathBuf::from(parsed.path),
@@ -76,6 +85,7 @@ impl ClientConfig {
             prefault: true,
             spin,
             wait,
+            patience: Duration::from_millis(patience),
             session_timeout: None,
             log: Log::none(),
         })
@@ -240,7 +250,7 @@ impl Client {
         request: &Request<'_>,
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> Result<R> {
-        link.call(request, PATIENCE, read)
+        link.call(request, read)
     }
 
     /// The thread that takes in what is pushed, and reconnects when the daemon went away.
@@ -325,7 +335,12 @@ impl Client {
         let mut pause = Duration::from_millis(RECONNECT_MS.0);
         while !self.closing.load(Ordering::Acquire) {
             match Link::open(&self.config) {
-                Ok(link) => return self.adopt(Arc::new(link)),
+                // One that does not open the spaces again is no use: it is left, and tried again.
+                Ok(link) => {
+                    if self.adopt(Arc::new(link)) {
+                        return;
+                    }
+                }
                 Err(error) => self.say(LogLevel::Info, || format!("not connected yet: {error}")),
             }
             self.let_go();
@@ -337,11 +352,19 @@ impl Client {
         }
     }
 
-    fn adopt(&self, link: Arc<Link>) {
+    fn adopt(&self, link: Arc<Link>) -> bool {
+        // Without a lane, no space can be opened again.
+        if let Err(error) = self.call(&link, &Request::Ping {}, |_, _| Ok(())) {
+            self.config.log.often("adopt", LogLevel::Warn, || format!("connected, but no call is answered: {error}"));
+            return false;
+        }
         for spec in self.spaces.all() {
             let opened = self.call(&link, &Request::OpenSpace { spec }, |_, fields| fields.take::<u64>());
             if let Err(error) = opened {
                 self.say(LogLevel::Warn, || format!("opening a space again: {error}"));
+                if matches!(error.status, KVKEEP_ERR_TIMEOUT | KVKEEP_ERR_DISCONNECTED) {
+                    return false;
+                }
             }
         }
         self.prefault(&link);
@@ -351,6 +374,7 @@ impl Client {
             connected.link = Some(link);
         }
         self.say(LogLevel::Info, || format!("connected again to {}", self.socket().display()));
+        true
     }
 
     /// Loses the connection, as when the daemon does not answer for too long.
@@ -370,7 +394,9 @@ impl Client {
         if let Ok(link) = &link {
             // A daemon that is gone by now has ended everything already.
             let holding = self.call(link, &Request::Bye {}, |_, fields| fields.take::<u64>());
-            if holding.is_ok_and(|holding| holding > 0) {
+            // One that does not answer may have something, too.
+            let holds = holding.map_or_else(|error| error.status == KVKEEP_ERR_TIMEOUT, |holding| holding > 0);
+            if holds {
                 // A view may still be looked at.
                 Arena::keep_mapped((*link.arena).clone());
             }

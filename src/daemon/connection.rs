@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::wire::frame::Inbox;
 use super::wire::{FRAME_BYTES_MAX, Frame, Head};
@@ -83,6 +83,14 @@ impl Connection {
             return None;
         };
         Some(head.kind)
+    }
+
+    /// Whether the client has ended its half and waits for the daemon to end the other: it gave up the last call. One that is
+    /// gone has ended both.
+    pub fn is_given_up(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
+        let polled = poll(&mut fds, Some(&Timespec::default()));
+        polled.is_ok_and(|ready| ready == 1) && fds[0].revents() == PollFlags::RDHUP
     }
 
     /// Sends the frame. False if the peer does not take it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use parking_lot::RwLock;
 
+use super::granted::Granted;
 use super::guest::Guest;
 use super::server::Limits;
 use super::wire::frame::malformed;
@@ -34,6 +35,8 @@ pub struct Scratch {
     statuses: Vec<i32>,
     keys: Vec<Key>,
     states: Vec<KeyState>,
+    /// What the last answer gave.
+    pub granted: Granted,
 }
 
 impl Scratch {
@@ -79,6 +82,11 @@ impl Desk {
         Desk { node, limits, tenants, grants: RwLock::default() }
     }
 
+    /// Takes back what the last answer gave: its caller did not wait for it.
+    pub fn take_back(&self, guest: &Guest, scratch: &mut Scratch) {
+        scratch.granted.take_back(&self.node, guest);
+    }
+
     /// Carries a request out and writes its answer.
     pub fn answer(
         &self,
@@ -95,10 +103,13 @@ impl Desk {
         match request {
             Request::Hello { .. } | Request::Lane { .. } => Err(malformed("a connection begins once")),
             Request::Bye {} => number(frame, guest.leave(node).1 as u64),
+            Request::Ping {} => done(frame),
             Request::OpenSpace { spec } => number(frame, self.open_space(guest, spec)?),
             Request::AddBackend { url } => {
                 guest.may_administer()?;
-                number(frame, node.add_backend(url)?)
+                let backend = node.add_backend(url)?;
+                scratch.granted.backend(backend);
+                number(frame, backend)
             }
             Request::RemoveBackend { backend } => {
                 guest.may_administer()?;
@@ -116,7 +127,9 @@ impl Desk {
                 }
                 let timeout = (timeout_ms != 0).then(|| Duration::from_millis(u64::from(timeout_ms)));
                 let begin = || node.begin_session_of(guest.peer.pid, space, request_id, timeout);
-                number(frame, guest.begin_session(node, &self.limits, begin)?)
+                let session = guest.begin_session(node, &self.limits, begin)?;
+                scratch.granted.session(session);
+                number(frame, session)
             }
             Request::DeclareShapes { space, shapes } => {
                 self.check_space(guest, space)?;
@@ -126,7 +139,9 @@ impl Desk {
             Request::BeginCopy { session, space, shapes } => {
                 self.check_session(guest, session)?;
                 let begin = || node.begin_copy_of(guest.peer.pid, session, space, shapes);
-                number(frame, guest.begin_session(node, &self.limits, begin)?)
+                let session = guest.begin_session(node, &self.limits, begin)?;
+                scratch.granted.session(session);
+                number(frame, session)
             }
             Request::EndSession { session } => {
                 self.check_session(guest, session)?;
@@ -191,7 +206,10 @@ impl Desk {
             }
             Request::SubmitPrefetch { session, keys, request, ticket } => {
                 self.check_session(guest, session)?;
-                self.submit(guest, session, keys, request, ticket, frame)
+                let extra = request.extra_count;
+                let job = self.submit(guest, session, keys, request, ticket)?;
+                scratch.granted.job(session, job, keys, extra);
+                self.state_of(job, keys.len(), frame)
             }
             Request::GetStats {} => {
                 let mut stats = Stats::default();
@@ -245,7 +263,8 @@ impl Desk {
                 }
                 let views = scratch.views(keys.len());
                 let reserved = node.reserve_write_by(guest.number, session, keys, sizes, temporary, views)?;
-                self.views(frame, reserved, views)
+                scratch.granted.staging(session, keys, &scratch.views);
+                self.views(frame, reserved, &scratch.views)
             }
             Request::FinishWrite { session, keys, statuses } => {
                 guest.may_write()?;
@@ -264,13 +283,15 @@ impl Desk {
                 self.check_session(guest, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.finish_write_and_reserve_read(session, keys, extra.0, views)?;
-                self.views(frame, all_ok, views)
+                scratch.granted.shares(session, keys, &scratch.views, extra.0);
+                self.views(frame, all_ok, &scratch.views)
             }
             Request::ReserveRead { session, keys, extra } => {
                 self.check_session(guest, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.reserve_read(session, keys, extra.0, views)?;
-                self.views(frame, all_ok, views)
+                scratch.granted.shares(session, keys, &scratch.views, extra.0);
+                self.views(frame, all_ok, &scratch.views)
             }
             Request::UnsafeRead { session, keys } => {
                 self.check_session(guest, session)?;
@@ -365,8 +386,7 @@ impl Desk {
         keys: &[Key],
         mut request: PrefetchRequest,
         ticket: u64,
-        frame: &mut Frame,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         request.notify = Notify::Observer(guest.begin_job(&self.limits, ticket)?);
         let mut job = 0;
         let submitted = self.node.submit_prefetch(session, keys, request, &mut job);
@@ -374,8 +394,7 @@ impl Desk {
         if !guest.accept_job(ticket, job) && job != 0 {
             let _ = self.node.release_job(job);
         }
-        submitted?;
-        self.state_of(job, keys.len(), frame)
+        submitted.map(|()| job)
     }
 
     /// A job's number and all that is known of it already.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::client::Client;
-use super::link::{Link, PATIENCE};
+use super::link::Link;
 use super::wire::request::Extra;
 use super::wire::{Fields, Place, Request};
 use crate::arena::Arena;
@@ -23,8 +23,6 @@ use crate::shape::Shape;
 use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use crate::view;
 
-/// Backends open and close in their own time; only the daemon's end cuts it short.
-const BACKEND_PATIENCE: Duration = Duration::from_secs(3600);
 /// What a call of its own may take, of one that waits for longer.
 const SLICE_MS: u32 = 500;
 
@@ -52,6 +50,15 @@ fn fill<T: Copy>(into: &mut [T], from: &[T]) -> Result<()> {
     Ok(())
 }
 
+/// Reads a status for each key, if the caller wants them, and gives whether all are OK.
+fn read_statuses(statuses: Option<&mut [i32]>) -> impl FnOnce(Status, &mut Fields<'_>) -> Result<bool> {
+    move |status, fields| {
+        let answer: &[i32] = fields.array()?;
+        statuses.map_or(Ok(()), |statuses| fill(statuses, answer))?;
+        Ok(status == KVKEEP_OK)
+    }
+}
+
 fn millis(duration: Option<Duration>) -> u32 {
     duration.map_or(0, |duration| duration.as_millis().clamp(1, u128::from(u32::MAX)) as u32)
 }
@@ -73,20 +80,15 @@ impl Client {
 
     /// A batch whose answer is a status for each key, if the caller wants them.
     fn statuses(&self, link: &Link, request: &Request<'_>, statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.call(link, request, |status, fields| {
-            let answer: &[i32] = fields.array()?;
-            statuses.map_or(Ok(()), |statuses| fill(statuses, answer))?;
-            Ok(status == KVKEEP_OK)
-        })
+        self.call(link, request, read_statuses(statuses))
     }
 
     /// Asks again and again for something that takes its time, until `timeout_ms` have passed.
-    fn in_slices(&self, timeout_ms: u32, ask: impl Fn(u32) -> Result<()>) -> Result<()> {
+    fn in_slices<'a>(&self, link: &Link, timeout_ms: u32, slice: impl Fn(u32) -> Request<'a>) -> Result<()> {
         let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
         loop {
-            let left = until.saturating_duration_since(Instant::now()).as_millis() as u32;
-            match ask(left.min(SLICE_MS)) {
-                Err(error) if error.status == KVKEEP_ERR_TIMEOUT && left > SLICE_MS => {}
+            match link.call_until(until, SLICE_MS, &slice) {
+                Err(error) if error.status == KVKEEP_ERR_TIMEOUT && Instant::now() < until => {}
                 result => return result,
             }
         }
@@ -100,16 +102,15 @@ impl Cache for Client {
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {
-        self.link()?.call(&Request::AddBackend { url }, BACKEND_PATIENCE, number)
+        self.link()?.call_while_it_works(&Request::AddBackend { url }, number)
     }
 
     fn remove_backend(&self, backend: u64) -> Result<()> {
-        self.link()?.call(&Request::RemoveBackend { backend }, BACKEND_PATIENCE, nothing)
+        self.link()?.call_while_it_works(&Request::RemoveBackend { backend }, nothing)
     }
 
     fn drain_writes(&self, timeout_ms: u32) -> Result<()> {
-        let link = self.link()?;
-        self.in_slices(timeout_ms, |timeout_ms| link.call(&Request::DrainWrites { timeout_ms }, PATIENCE, nothing))
+        self.in_slices(&*self.link()?, timeout_ms, |timeout_ms| Request::DrainWrites { timeout_ms })
     }
 
     fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64> {
@@ -234,17 +235,17 @@ impl Cache for Client {
 
     fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let request = Request::Delete { space, keys, statuses: statuses.is_some() };
-        self.statuses(&*self.link()?, &request, statuses)
+        self.link()?.call_while_it_works(&request, read_statuses(statuses))
     }
 
     fn clear(&self, space: u64, force: bool) -> Result<(u64, bool)> {
-        self.call(&*self.link()?, &Request::Clear { space, force }, |status, fields| {
+        self.link()?.call_while_it_works(&Request::Clear { space, force }, |status, fields| {
             Ok((fields.take()?, status == KVKEEP_OK))
         })
     }
 
     fn forget_space(&self, space: u64) -> Result<u64> {
-        self.call(&*self.link()?, &Request::ForgetSpace { space }, |_, fields| fields.take())
+        self.link()?.call_while_it_works(&Request::ForgetSpace { space }, number)
     }
 
     fn submit_prefetch(&self, session: u64, keys: &[Key], mut request: PrefetchRequest, job: &mut u64) -> Result<()> {
@@ -316,8 +317,7 @@ impl Cache for Client {
     fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
         let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
         self.jobs.wait(job, until).unwrap_or_else(|| {
-            let link = self.link_of(job)?;
-            self.in_slices(timeout_ms, |timeout_ms| self.call(&link, &Request::Wait { job, timeout_ms }, nothing))
+            self.in_slices(&*self.link_of(job)?, timeout_ms, |timeout_ms| Request::Wait { job, timeout_ms })
         })
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
@@ -15,34 +15,39 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::client::ClientConfig;
+use super::lane::{Deadline, Failure, GivenUp, Lane, connect_until};
 use super::wire::frame::Inbox;
-use super::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome, look_for};
+use super::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome};
 use crate::arena::Arena;
 use crate::error::{
     Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION,
-    Result, Status,
+    KVKEEP_ERR_TIMEOUT, Result, Status,
 };
 use crate::in_use::InUse;
 
 /// Most calls at once; more wait for a lane.
 const LANES_MAX: usize = 32;
-/// A daemon that does not answer for so long is taken for dead.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-
-/// One connection with its buffers.
-struct Lane {
-    stream: UnixStream,
-    frame: Frame,
-    inbox: Inbox,
-    patience: Duration,
-    /// Most bytes of a request that the daemon takes.
-    bytes_max: u32,
-}
+/// While a call is unanswered that was given up, others wait this part of their time: a daemon that is stopped must not hold up
+/// each call of a scheduler as long as the first.
+const PATIENCE_PARTS: u32 = 16;
+/// How much later than its own time a call gives up a daemon that should have answered by then.
+const GRACE: Duration = Duration::from_millis(100);
+/// Between two looks at whether a call given up is over.
+const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct Lanes {
     idle: Vec<Lane>,
     open: usize,
+    /// Those whose callers did not wait for the answer, which the daemon has not come to yet.
+    given_up: Vec<GivenUp>,
+}
+
+impl Lanes {
+    /// Forgets the calls given up that the daemon has come to.
+    fn look(&mut self) {
+        self.given_up.retain(|lane| !lane.is_over());
+    }
 }
 
 /// The connection that listens. Its end tells the daemon that nothing of L1 is in use here any more.
@@ -62,6 +67,7 @@ pub struct Link {
     pub arena: InUse,
     path: Box<Path>,
     spin: Duration,
+    patience: Duration,
     pushes: Arc<Pushes>,
     lanes: Mutex<Lanes>,
     free: Condvar,
@@ -104,84 +110,62 @@ fn unreachable(path: &Path, error: &io::Error) -> Error {
     }
 }
 
-impl Lane {
-    fn open(path: &Path) -> Result<Lane> {
-        let stream = UnixStream::connect(path).map_err(|error| unreachable(path, &error))?;
-        let timeouts = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
-        timeouts.map_err(|error| Error::io("setting a socket's timeouts", &error))?;
-        Ok(Lane {
-            stream,
-            frame: Frame::default(),
-            inbox: Inbox::default(),
-            patience: PATIENCE,
-            bytes_max: FRAME_BYTES_MAX,
-        })
-    }
+/// The error of a call that the daemon did not answer in time.
+fn unanswered(path: &Path) -> Error {
+    Error::new(
+        KVKEEP_ERR_TIMEOUT,
+        format!(
+            "the daemon at {} did not answer in time, it is stopped or overloaded: try again when it goes on, or raise \
+             patience_ms in connect; what this call would have taken is given back then, what it gives back counts as given back",
+            path.display()
+        ),
+    )
+}
 
-    /// A request out, its answer in. The outer error means that the connection is of no use any more.
-    fn call<R>(
-        &mut self,
-        request: &Request<'_>,
-        spin: Duration,
-        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
-    ) -> io::Result<Result<R>> {
-        request.encode(&mut self.frame);
-        let bytes = self.frame.finish();
-        if bytes.len() - size_of::<Head>() > self.bytes_max as usize {
-            let (bytes, most) = (bytes.len(), self.bytes_max);
-            return Ok(Err(Error::new(
-                KVKEEP_ERR_LIMIT,
-                format!("a message of {bytes} bytes, of which the daemon takes {most} at most: split the batch"),
-            )));
-        }
-        let sent = self.stream.write_all(bytes);
-        look_for(&self.stream, spin);
-        let head = self.inbox.receive(&mut self.stream, FRAME_BYTES_MAX, false);
-        // A daemon that refuses a connection need not take in the request: its answer says more than the failure to send.
-        let head = if head.is_err() { sent.and(head)? } else { head? };
-        let head = head.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        let mut fields = self.inbox.fields();
-        Ok(match Status::from_number(head.kind as i32) {
-            Some(status) if status as i32 >= 0 => {
-                read(status, &mut fields).and_then(|read| fields.end().map(|()| read))
-            }
-            status => {
-                let message = fields.take::<&str>().unwrap_or("the daemon gave no reason");
-                Err(Error::new(status.unwrap_or(KVKEEP_ERR_INTERNAL), message))
-            }
-        })
-    }
+/// The error of a call for which no lane became free in time.
+fn no_lane(lanes: usize) -> Error {
+    let message = format!(
+        "{lanes} calls of this client were under way all the time, the most at once: make fewer, or raise lanes_per_client_max \
+         of kvkeep serve if it is less than {LANES_MAX}"
+    );
+    Error::new(KVKEEP_ERR_TIMEOUT, message)
+}
+
+fn unreached(path: &Path, error: &io::Error) -> Error {
+    if error.kind() == io::ErrorKind::WouldBlock { unanswered(path) } else { unreachable(path, error) }
 }
 
 impl Link {
     /// Connects, and maps L1.
     pub fn open(config: &ClientConfig) -> Result<Link> {
-        let (path, spin) = (&*config.socket, config.spin);
-        let mut lane = Lane::open(path)?;
+        let ClientConfig { read_only, observer, spin, patience, .. } = *config;
+        let path = &*config.socket;
         let lost = |error: io::Error| unreachable(path, &error);
-        let ClientConfig { read_only, observer, .. } = *config;
-        Request::Hello { version: WIRE_VERSION, read_only, observer }.encode(&mut lane.frame);
+        let mut stream = connect_until(path, Deadline::after(patience)).map_err(lost)?;
+        let timeouts = stream.set_read_timeout(Some(patience)).and(stream.set_write_timeout(Some(patience)));
+        timeouts.map_err(|error| Error::io("setting a socket's timeouts", &error))?;
+        let (mut frame, mut inbox) = (Frame::default(), Inbox::default());
+        Request::Hello { version: WIRE_VERSION, read_only, observer }.encode(&mut frame);
         // One that refuses whoever asks need not take in what is asked: its answer says more than a failure to ask.
-        let _ = lane.stream.write_all(lane.frame.finish());
+        let _ = stream.write_all(frame.finish());
 
         let mut head = Head::new_zeroed();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let got = {
             let mut into = [IoSliceMut::new(head.as_mut_bytes())];
-            recvmsg(&lane.stream, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC)
-                .map_err(|error| lost(error.into()))?
+            recvmsg(&stream, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC).map_err(|error| lost(error.into()))?
         };
         let fd = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
-        lane.stream.read_exact(&mut head.as_mut_bytes()[got.bytes..]).map_err(lost)?;
+        stream.read_exact(&mut head.as_mut_bytes()[got.bytes..]).map_err(lost)?;
         if head.bytes > FRAME_BYTES_MAX {
             return Err(lost(io::Error::from(io::ErrorKind::InvalidData)));
         }
-        lane.inbox.fill(&mut lane.stream, head.bytes as usize).map_err(lost)?;
-        let mut fields = lane.inbox.fields();
+        inbox.fill(&mut stream, head.bytes as usize).map_err(lost)?;
+        let mut fields = inbox.fields();
         let Ok(0..) = i32::try_from(head.kind) else {
             let status = Status::from_number(head.kind as i32).unwrap_or(KVKEEP_ERR_INTERNAL);
             return Err(Error::new(status, fields.take::<&str>().unwrap_or("the daemon gave no reason")));
@@ -191,12 +175,13 @@ impl Link {
         let welcome: Welcome = fields.take()?;
         let arena = Arena::attach(fd, welcome.l1_bytes as usize, !welcome.read_only)
             .map_err(|error| Error::io("mapping the daemon's L1", &error))?;
-        let pushes = Arc::new(Pushes(lane.stream));
+        let pushes = Arc::new(Pushes(stream));
         Ok(Link {
             welcome,
             arena: InUse::new(Arc::new(arena), Some(pushes.clone())),
             path: path.into(),
             spin,
+            patience,
             pushes,
             lanes: Mutex::default(),
             free: Condvar::new(),
@@ -227,37 +212,86 @@ impl Link {
         self.lost.load(Ordering::Acquire)
     }
 
-    /// Makes a call that the daemon answers in `patience`.
-    pub fn call<R>(
+    /// Makes a call that the daemon answers at once.
+    pub fn call<R>(&self, request: &Request<'_>, read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>) -> Result<R> {
+        let part = if self.awaits_none() { 1 } else { PATIENCE_PARTS };
+        let deadline = Deadline::after(self.patience / part);
+        self.exchange(self.take_lane(deadline)?, request, deadline, read)
+    }
+
+    /// Makes a call that waits in the daemon, for the time that is left of its own when it has a lane, and at most `most_ms`.
+    pub fn call_until<'a>(&self, until: Instant, most_ms: u32, request: impl Fn(u32) -> Request<'a>) -> Result<()> {
+        let deadline = Deadline { until: until + GRACE, works: None };
+        let lane = self.take_lane(deadline)?;
+        let left = until.saturating_duration_since(Instant::now()).as_millis();
+        let request = request(left.min(u128::from(most_ms)) as u32);
+        self.exchange(lane, &request, deadline, |_, _| Ok(()))
+    }
+
+    /// Makes a call that takes its time: it is waited for as long as the daemon answers other calls.
+    pub fn call_while_it_works<R>(
         &self,
         request: &Request<'_>,
-        patience: Duration,
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> Result<R> {
-        let mut lane = self.take_lane()?;
-        if lane.patience != patience {
-            // It can only fail for a time of 0, which no caller has.
-            let _ = lane.stream.set_read_timeout(Some(patience));
-            lane.patience = patience;
-        }
-        match lane.call(request, self.spin, read) {
+        let works = || {
+            let deadline = Deadline::after(self.patience / 4);
+            let answered = self
+                .take_lane(deadline)
+                .and_then(|lane| self.exchange(lane, &Request::Ping {}, deadline, |_, _| Ok(())));
+            answered.ok().map(|()| Instant::now() + self.patience)
+        };
+        let deadline = Deadline { works: Some(&works), ..Deadline::after(self.patience) };
+        self.exchange(self.take_lane(deadline)?, request, deadline, read)
+    }
+
+    fn exchange<R>(
+        &self,
+        mut lane: Lane,
+        request: &Request<'_>,
+        deadline: Deadline<'_>,
+        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
+    ) -> Result<R> {
+        match lane.call(request, self.spin, deadline, read) {
             Ok(result) => {
-                lane.frame.trim();
-                lane.inbox.trim();
+                lane.trim();
                 self.lanes.lock().idle.push(lane);
                 self.free.notify_one();
                 result
             }
-            Err(_) => {
-                self.lanes.lock().open -= 1;
+            Err(failure) => self.fail(lane, failure, |_| {
                 self.lose();
-                Err(disconnected(&self.path))
-            }
+                disconnected(&self.path)
+            }),
         }
     }
 
-    fn take_lane(&self) -> Result<Lane> {
+    /// Parts with a lane, of which `broken` says what that means.
+    fn fail<R>(&self, lane: Lane, failure: Failure, broken: impl FnOnce(io::Error) -> Error) -> Result<R> {
         let mut lanes = self.lanes.lock();
+        lanes.open -= 1;
+        if let Failure::NotAnswered = failure {
+            lanes.given_up.push(lane.give_up());
+        }
+        drop(lanes);
+        self.free.notify_one();
+        Err(match failure {
+            Failure::Broken(error) => broken(error),
+            Failure::NotAsked | Failure::NotAnswered => unanswered(&self.path),
+        })
+    }
+
+    /// Whether the daemon has come to every call that was given up.
+    fn awaits_none(&self) -> bool {
+        let mut lanes = self.lanes.lock();
+        lanes.look();
+        lanes.given_up.is_empty()
+    }
+
+    fn take_lane(&self, deadline: Deadline<'_>) -> Result<Lane> {
+        let mut lanes = self.lanes.lock();
+        lanes.look();
+        let most = (self.welcome.lanes_max as usize).max(1);
         loop {
             if self.is_lost() {
                 return Err(disconnected(&self.path));
@@ -265,31 +299,46 @@ impl Link {
             if let Some(lane) = lanes.idle.pop() {
                 return Ok(lane);
             }
-            if lanes.open < LANES_MAX.min((self.welcome.lanes_max as usize).max(1)) {
+            // A daemon that answers nothing is not asked for ever more lanes.
+            let waiting = lanes.given_up.len();
+            if lanes.open < LANES_MAX && waiting < LANES_MAX && lanes.open + waiting < most {
                 lanes.open += 1;
                 break;
             }
-            self.free.wait(&mut lanes);
+            let now = Instant::now();
+            if now >= deadline.until {
+                let free = lanes.given_up.is_empty();
+                return Err(if free { no_lane(lanes.open) } else { unanswered(&self.path) });
+            }
+            // Nobody tells of a lane that was given up and is over.
+            let until = if lanes.given_up.is_empty() { deadline.until } else { deadline.until.min(now + LOOK) };
+            self.free.wait_until(&mut lanes, until);
+            lanes.look();
         }
         drop(lanes);
-        let opened = Lane::open(&self.path).and_then(|mut lane| {
-            let (client, secret) = (self.welcome.client, self.welcome.secret);
-            let spin_us = self.spin.as_micros() as u32;
-            let hello = Request::Lane { version: WIRE_VERSION, client, secret, spin_us };
-            let answer =
-                lane.call(&hello, Duration::ZERO, |_, _| Ok(())).map_err(|error| unreachable(&self.path, &error))?;
-            // A daemon that does not know this client is another run of it.
-            answer.map_err(|error| match error.status {
-                KVKEEP_ERR_NOT_FOUND => disconnected(&self.path),
-                _ => error,
-            })?;
-            lane.bytes_max = self.welcome.message_bytes_max.min(FRAME_BYTES_MAX);
-            Ok(lane)
-        });
-        // Nothing was asked yet. Whether the daemon is there, the connection that listens finds out by itself.
-        opened.inspect_err(|_| {
-            self.lanes.lock().open -= 1;
-            self.free.notify_one();
-        })
+        // Nothing is asked yet. Whether the daemon is there, the connection that listens finds out by itself.
+        let connected = connect_until(&self.path, deadline).map_err(|error| unreached(&self.path, &error));
+        let mut lane = Lane::new(connected.inspect_err(|_| self.let_lane_go())?);
+        let (client, secret) = (self.welcome.client, self.welcome.secret);
+        let spin_us = self.spin.as_micros() as u32;
+        let hello = Request::Lane { version: WIRE_VERSION, client, secret, spin_us };
+        match lane.call(&hello, Duration::ZERO, deadline, |_, _| Ok(())) {
+            Ok(Ok(())) => {
+                lane.bytes_max = self.welcome.message_bytes_max.min(FRAME_BYTES_MAX);
+                Ok(lane)
+            }
+            Ok(Err(error)) => {
+                self.let_lane_go();
+                // A daemon that does not know this client is another run of it.
+                Err(if error.status == KVKEEP_ERR_NOT_FOUND { disconnected(&self.path) } else { error })
+            }
+            Err(failure) => self.fail(lane, failure, |error| unreachable(&self.path, &error)),
+        }
+    }
+
+    /// There is one lane less.
+    fn let_lane_go(&self) {
+        self.lanes.lock().open -= 1;
+        self.free.notify_one();
     }
 }

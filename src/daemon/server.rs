@@ -21,7 +21,7 @@ pub use super::claim::Claim;
 use super::connection::{Connection, Said, Until, wait_for};
 use super::connections::{Guests, Stream, Use};
 use super::descriptors::{self, OF_CLIENT, Shares, none_left};
-use super::dispatch::Desk;
+use super::dispatch::{Desk, Scratch};
 use super::guest::{Guest, Rights};
 use super::peer::{Peer, random};
 use super::wire::{Request, WIRE_VERSION, Welcome, look_for};
@@ -415,12 +415,20 @@ impl Shared {
 
     /// Answers one request after the other.
     fn serve_lane(&self, connection: &mut Connection, guest: &Arc<Guest>, spin: Duration) {
-        let mut scratch = super::dispatch::Scratch::default();
+        let mut scratch = Scratch::default();
+        self.answer_all(connection, guest, spin, &mut scratch);
+        if connection.is_given_up() {
+            self.desk.take_back(guest, &mut scratch);
+        }
+    }
+
+    fn answer_all(&self, connection: &mut Connection, guest: &Arc<Guest>, spin: Duration, scratch: &mut Scratch) {
         while let Some(kind) = connection.receive(self.limits.message_bytes_max, true) {
+            scratch.granted.clear();
             let (inbox, frame) = (&connection.inbox, &mut connection.frame);
             let answered = catch_unwind(AssertUnwindSafe(|| {
                 let request = Request::decode(kind, inbox.fields())?;
-                self.desk.answer(guest, request, &mut scratch, frame)
+                self.desk.answer(guest, request, scratch, frame)
             }));
             match answered {
                 Ok(Ok(())) => {}

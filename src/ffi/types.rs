@@ -132,7 +132,8 @@ pub struct kvkeep_options {
     /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: the rest is the
     /// daemon's. "unix:///path?spin_us=50": a call looks for its answer so long before it sleeps, and the
     /// daemon for the next call (at most 50 us): quicker, at the price of a busy core. Default 0. "?wait_ms=5000":
-    /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0.
+    /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0. "?patience_ms=2000": so long a call
+    /// that has no time of its own waits for a daemon that does not answer, then it is TIMEOUT. Default 2000.
     pub connect: *const c_char,
     /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
     /// memory and the limit of the process's control group and of those above it (cgroup v1 and v2; NO_MEMORY beyond).

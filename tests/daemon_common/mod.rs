@@ -20,7 +20,7 @@ use kvkeep::key::Key;
 use kvkeep::node::Node;
 use kvkeep::types::{Stats, View};
 pub use random::{Random, mix, rounds, seed};
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +138,13 @@ impl Process {
         let line = self.hear().unwrap_or_else(|| panic!("it ended instead of saying {word:?}"));
         let rest = line.strip_prefix(word).unwrap_or_else(|| panic!("it said {line:?}, not {word:?}"));
         rest.trim_start().to_owned()
+    }
+
+    /// Stops all of its threads. This has happened when it returns.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let status = waitpid(Some(Pid::from_child(&self.child)), WaitOptions::UNTRACED).unwrap();
+        assert!(status.unwrap().1.stopped());
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -265,13 +272,12 @@ impl DaemonPart {
     }
 
     pub fn config(&self) -> ClientConfig {
-        ClientConfig { prefault: false, ..ClientConfig::new(&self.url()).unwrap() }
+        ClientConfig { prefault: false, patience: WATCHDOG, ..ClientConfig::new(&self.url()).unwrap() }
     }
 
     /// A client of one that may be starting still, or again.
     pub fn patient_client(&self) -> Arc<Client> {
-        let url = format!("{}?wait_ms={WATCHDOG_MS}", self.url());
-        Client::open(ClientConfig { prefault: false, ..ClientConfig::new(&url).unwrap() }).unwrap()
+        Client::open(ClientConfig { wait: WATCHDOG, ..self.config() }).unwrap()
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvkeep::config::NodeConfig;
 use kvkeep::daemon::client::{Client, ClientConfig};
@@ -28,7 +29,8 @@ impl Daemon {
 
     /// What a client connects with; `parameters` are the URL's.
     pub fn config(&self, parameters: &str) -> ClientConfig {
-        ClientConfig::new(&format!("unix://{}/kvkeep.sock{parameters}", self.dir.path().display())).unwrap()
+        let url = format!("unix://{}/kvkeep.sock{parameters}", self.dir.path().display());
+        ClientConfig { patience: Duration::from_secs(120), ..ClientConfig::new(&url).unwrap() }
     }
 
     pub fn client(&self) -> Arc<Client> {

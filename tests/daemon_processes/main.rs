@@ -13,6 +13,7 @@ mod restart;
 mod security;
 mod shapes;
 mod staging;
+mod stopped;
 
 use common::DaemonPart;
 use serde::{Deserialize, Serialize};

@@ -181,7 +181,7 @@ fn honest(client: &Client, space: u64, over: &AtomicBool) {
 }
 
 /// How many threads a daemon has for its clients.
-fn client_threads(pid: u32) -> usize {
+pub fn client_threads(pid: u32) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
     names.filter(|name| name.trim() == "kvkeep-client").count()

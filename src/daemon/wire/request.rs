@@ -90,6 +90,8 @@ requests! {
     40 QuerySpace { space: u64 },
     41 ForgetSpace { space: u64 },
     42 DeclareShapes { space: u64, shapes: &'a [Shape] },
+    /// Asks nothing: the daemon answers it while other calls take their time.
+    43 Ping {},
 }
 
 impl Request<'_> {
@@ -98,6 +100,7 @@ impl Request<'_> {
         matches!(
             self,
             Request::Bye {}
+                | Request::Ping {}
                 | Request::GetStats {}
                 | Request::Metrics {}
                 | Request::ExplainKey { .. }
