@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
+use hashbrown::HashMap;
+
 use super::slot::{LOST, QUEUED, Ref, STORED, TEMPORARY};
 use super::{L1, State, WAKE_USES, WAKE_WRITES};
-use crate::key::ObjectKey;
+use crate::key::{Key, ObjectKey};
 
 /// Most uses that wait to be told; the oldest are dropped.
 const USES_MAX: usize = 1 << 16;
@@ -16,6 +18,47 @@ const SLOTS: u32 = 1024;
 
 /// Uses that the tiers below have not heard of: the last one last, some named more than once.
 pub type Uses = VecDeque<Ref>;
+
+/// Objects that were hidden while they were being written: a backend may publish them yet.
+#[derive(Default)]
+pub(super) struct HiddenWrites {
+    slots: HashMap<u32, (u32, Key)>,
+    counts: HashMap<(u32, Key), u32>,
+}
+
+impl HiddenWrites {
+    /// The object in a slot is being hidden.
+    pub fn add(&mut self, id: u32, space: u32, key: Key) {
+        self.slots.insert(id, (space, key));
+        *self.counts.entry((space, key)).or_default() += 1;
+    }
+
+    /// The memory of a hidden object is let go: no backend writes it any more.
+    pub fn remove(&mut self, id: u32) {
+        if self.slots.is_empty() {
+            return;
+        }
+        if let Some(name) = self.slots.remove(&id)
+            && let Some(count) = self.counts.get_mut(&name)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&name);
+            }
+        }
+    }
+
+    /// Whether there is none.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.counts.is_empty()
+    }
+
+    /// Whether one of this key is still being written.
+    pub fn has(&self, space: u32, key: &Key) -> bool {
+        !self.counts.is_empty() && self.counts.contains_key(&(space, *key))
+    }
+}
 
 impl L1 {
     /// Whether there are uses to tell.

@@ -84,6 +84,7 @@ impl L1 {
         self.with(|state| {
             let space = state.space_index(space)?;
             let delete = |key| match state.find(space, key) {
+                _ if state.hidden_writes.has(space, key) => KVKEEP_ERR_LOCKED,
                 None => KVKEEP_ERR_NOT_FOUND,
                 Some(id) if state.slots[id].locked() => KVKEEP_ERR_LOCKED,
                 Some(id) => {

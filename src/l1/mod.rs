@@ -170,6 +170,7 @@ pub(crate) struct State {
     writes_gone: usize,
     parked: VecDeque<Ref>,
     uses: below::Uses,
+    hidden_writes: below::HiddenWrites,
     /// Of the parked objects, those that leave once they are written.
     leaving_bytes: u64,
     tally: Tally,
@@ -278,6 +279,7 @@ impl L1 {
             writes_gone: 0,
             parked: VecDeque::new(),
             uses: VecDeque::new(),
+            hidden_writes: below::HiddenWrites::default(),
             leaving_bytes: 0,
             tally: Tally::default(),
             touched: Touched::default(),

@@ -1,7 +1,7 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
 use super::session::{Session, Staged};
-use super::slot::{FORGOTTEN, GIVEN_UP, HIDDEN, LOST, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
+use super::slot::{BUSY, FORGOTTEN, GIVEN_UP, HIDDEN, LOST, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
 use super::writers::THIS_PROCESS;
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
@@ -337,6 +337,9 @@ impl State {
         self.writes_gone += usize::from(slot.is(QUEUED));
         let size = slot.size();
         let (space, key) = (self.slots.space(id), *self.slots.key(id));
+        if self.slots[id].is(BUSY) {
+            self.hidden_writes.add(id, space, key);
+        }
         self.table.remove(self.printer.print(&key).hash, id);
         let Space { pool, ready, .. } = &mut self.spaces[space as usize];
         *ready -= 1;
@@ -370,6 +373,7 @@ impl State {
         }
         self.spaces[self.slots.space(id) as usize].used -= slot.size();
         self.hidden -= 1;
+        self.hidden_writes.remove(id);
         self.alloc.free(self.slots.detail(id).node);
         self.slots.give(id);
     }

@@ -157,6 +157,26 @@ fn what_l1_has_no_room_for_keeps_no_pin() {
     });
 }
 
+#[test]
+fn what_is_deleted_while_a_cleared_copy_is_being_written_does_not_come_back() {
+    watched(|| {
+        slow_backends(|cache| {
+            cache.store(0..4, SIZE);
+            until("the writes", || cache.stats().l1_locked_bytes == 4 * SIZE);
+            assert_eq!(cache.node.clear(0, true).unwrap().0, 4);
+            let mut statuses = [9; 4];
+            cache.node.delete(cache.space, &keys(0..4), Some(&mut statuses)).unwrap();
+            assert_eq!(statuses, [KVKEEP_ERR_LOCKED as i32; 4]);
+            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.delete(cache.space, &keys(0..4), None).unwrap();
+            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            let session = cache.session();
+            assert_eq!((cache.prefetch(session, 0..4).hit_chunks, cache.stats().l2_objects), (0, 0));
+            cache.node.end_session(session).unwrap();
+        });
+    });
+}
+
 /// Each key is written and deleted by one thread, with a higher number each time, and read by all.
 #[test]
 fn deleted_bytes_never_come_back_and_no_pin_is_left_whatever_happens_at_once() {

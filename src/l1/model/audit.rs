@@ -132,6 +132,7 @@ impl World {
         let gauges = self.l1.gauges().1;
         assert_eq!((gauges.used_bytes, gauges.locked_bytes, gauges.objects, gauges.staged), (0, 0, 0, 0));
         assert_eq!((gauges.shares, gauges.sessions), (0, 0));
+        assert!(self.l1.with(|state| state.hidden_writes.is_empty()));
         let (largest, capacity, hidden) =
             self.l1.with(|state| (state.alloc.largest_free(), state.alloc.capacity(), state.hidden));
         assert_eq!((largest, hidden), (capacity, 0));

@@ -171,6 +171,10 @@ impl World {
                 assert_eq!(self.l1.gauges().0.evictions - evicted, (before - self.ready.len()) as u64);
             }
             Op::Delete { space, keys } => {
+                let written = |name: &u8| self.l1.with(|state| state.hidden_writes.has(space as u32, &key(*name)));
+                let (locked, keys): (Vec<u8>, Vec<u8>) = keys.into_iter().partition(written);
+                let said = self.l1.delete(self.spaces[space], &keys_of(&locked)).unwrap();
+                assert!(said.into_iter().all(|status| status == KVKEEP_ERR_LOCKED));
                 let said = self.l1.delete(self.spaces[space], &keys_of(&keys)).unwrap();
                 let statuses: Vec<i32> = said.into_iter().map(|status| status as i32).collect();
                 self.removed(space, &keys, &statuses);
