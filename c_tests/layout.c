@@ -203,5 +203,9 @@ int main(void) {
     FIELD(kvkeep_stats, uses_dropped);
     FIELD(kvkeep_stats, writes_pending_max);
     FIELD(kvkeep_stats, stores_dropped_recently);
+    FIELD(kvkeep_stats, io_uring_refused);
+    FIELD(kvkeep_stats, huge_pages_refused);
+    FIELD(kvkeep_stats, registrations_refused);
+    FIELD(kvkeep_stats, memlock_refused);
     return 0;
 }

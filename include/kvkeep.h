@@ -671,6 +671,14 @@ typedef struct {
     /// Gauge: of `stores_dropped`, those of the last minute. While there are any, or more than half of `writes_pending_max` is pending,
     /// the backends do not keep up.
     uint64_t stores_dropped_recently;
+    /// Gauge: `fs` backends that read and write with threads because the kernel refuses io_uring.
+    uint64_t io_uring_refused;
+    /// Gauge: 1 where the kernel refused to join pages of L1 to huge ones: transfers to disks and GPUs are slower.
+    uint64_t huge_pages_refused;
+    /// Times that the driver of a GPU refused to register L1 in a process of the cache: its copies are slower.
+    uint64_t registrations_refused;
+    /// Of `registrations_refused`, those for want of lockable memory: the limit on it (`ulimit -l`) is too small for L1.
+    uint64_t memlock_refused;
 } kvkeep_stats;
 
 /// What a space takes of L1. The caller sets `struct_size` and `abi_version`.

@@ -36,6 +36,8 @@ pub struct Arena {
     writable: bool,
     /// Whether its pages are ours to join: not where they are huge already, nor where another process made them.
     joins: bool,
+    /// The kernel refused to join some.
+    refused: AtomicBool,
 }
 
 // SAFETY: the mapping is plain memory; who may touch which part of it, and when, is decided by L1's lock.
@@ -109,7 +111,8 @@ impl Arena {
             }
         }
         let base = map_aligned(bytes, &fd, libc::PROT_READ | libc::PROT_WRITE, options.huge_pages)?;
-        let arena = Arena { base, bytes, fd, writable: true, joins: !options.huge_pages };
+        let arena =
+            Arena { base, bytes, fd, writable: true, joins: !options.huge_pages, refused: AtomicBool::new(false) };
         arena.keep_to_owner()?;
         if let Some(node) = options.numa_node {
             arena.bind(node)?;
@@ -139,7 +142,7 @@ impl Arena {
         }
         let access = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         let base = map_aligned(bytes, &fd, access, false)?;
-        Ok(Arena { base, bytes, fd, writable, joins: false })
+        Ok(Arena { base, bytes, fd, writable, joins: false, refused: AtomicBool::new(false) })
     }
 
     /// Another descriptor of it, through which it cannot be written.
@@ -259,10 +262,17 @@ impl Arena {
         while at + unit <= end {
             self.advise(at, PAGE as u64, how)?;
             // Where it cannot, the pages stay single.
-            let _ = self.advise(at, unit, libc::MADV_COLLAPSE);
+            if self.advise(at, unit, libc::MADV_COLLAPSE).is_err() {
+                self.refused.store(true, Ordering::Relaxed);
+            }
             at += unit;
         }
         self.advise(offset, bytes, how)
+    }
+
+    /// Whether the kernel refused to join pages to huge ones.
+    pub fn joining_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Gives the kernel advice on a range, of a kind that changes no contents.

@@ -189,6 +189,9 @@ pub trait Cache: Send + Sync {
     /// Where its log lines go.
     fn log(&self) -> &Log;
 
+    /// Counts that the driver of a GPU refused to register L1 in this process, for want of lockable memory if `memlock`.
+    fn note_unregistered(&self, memlock: bool);
+
     /// Whether a bug was caught in it.
     fn is_poisoned(&self) -> bool;
 

@@ -392,6 +392,11 @@ impl Cache for Node {
         &self.log
     }
 
+    fn note_unregistered(&self, memlock: bool) {
+        self.meters.registrations_refused.add(1);
+        self.meters.memlock_refused.add(u64::from(memlock));
+    }
+
     fn is_poisoned(&self) -> bool {
         Node::is_poisoned(self)
     }

@@ -44,6 +44,7 @@ impl Node {
                 bytes: sum.bytes + usage.bytes,
                 evicted: sum.evicted + usage.evicted,
                 pins: sum.pins + usage.pins,
+                io_uring_refused: sum.io_uring_refused + usage.io_uring_refused,
                 ..sum
             });
         // What is read without a prefetch asks no backend.
@@ -96,6 +97,10 @@ impl Node {
             uses_dropped: meters.uses_dropped.get() + counts.uses_dropped,
             writes_pending_max: self.writes_pending_max,
             stores_dropped_recently: self.shortfall.dropped_recently(&counts, meters),
+            io_uring_refused: usage.io_uring_refused,
+            huge_pages_refused: u64::from(self.l1.arena().joining_refused()),
+            registrations_refused: meters.registrations_refused.get(),
+            memlock_refused: meters.memlock_refused.get(),
             lookup_latency: meters.lookup_latency.get(),
             prefetch_latency: meters.prefetch_latency.get(),
             load_latency: meters.load_latency.get(),

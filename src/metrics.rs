@@ -57,6 +57,8 @@ pub const GAUGES: &[Value] = values! {
     l2_objects "Objects in all backends.",
     l2_bytes "Bytes in all backends.",
     l2_pins "Pins of jobs on objects in all backends.",
+    io_uring_refused "Backends fs that use threads because io_uring is refused.",
+    huge_pages_refused "1 where pages of L1 were not joined to huge ones.",
 };
 
 /// What only grows.
@@ -91,6 +93,8 @@ pub const COUNTERS: &[Value] = values! {
     stores_dropped "Writes and deletions given up.",
     l2_evictions "Objects evicted by backends.",
     uses_dropped "Uses that backends were not told of.",
+    registrations_refused "Times that a GPU's driver refused to register L1.",
+    memlock_refused "Of these, for want of lockable memory (ulimit -l).",
 };
 
 /// How long things take.

@@ -222,7 +222,17 @@ impl Node {
         self.spawn("kvkeep-store", move || writer.run())?;
         if config.prefault {
             let (arena, stop) = (arena.clone(), self.stop.clone());
-            self.spawn("kvkeep-prefault", move || arena.prefault(&stop))?;
+            let log = self.log.clone();
+            self.spawn("kvkeep-prefault", move || {
+                arena.prefault(&stop);
+                if arena.joining_refused() {
+                    log.say(LogLevel::Info, || {
+                        "the kernel did not join all pages of L1 to huge ones: transfers are slower; it can from Linux 6.1 on, \
+                         while memory is not fragmented"
+                            .to_owned()
+                    });
+                }
+            })?;
         }
         Ok(())
     }

@@ -77,6 +77,8 @@ pub struct Meters {
     pub store_retries: Count,
     pub stores_dropped: Count,
     pub uses_dropped: Count,
+    pub registrations_refused: Count,
+    pub memlock_refused: Count,
     pub lookup_latency: Latency,
     pub prefetch_latency: Latency,
     pub load_latency: Latency,

@@ -286,6 +286,14 @@ pub struct Stats {
     /// Gauge: of `stores_dropped`, those of the last minute. While there are any, or more than half of `writes_pending_max` is pending,
     /// the backends do not keep up.
     pub stores_dropped_recently: u64,
+    /// Gauge: `fs` backends that read and write with threads because the kernel refuses io_uring.
+    pub io_uring_refused: u64,
+    /// Gauge: 1 where the kernel refused to join pages of L1 to huge ones: transfers to disks and GPUs are slower.
+    pub huge_pages_refused: u64,
+    /// Times that the driver of a GPU refused to register L1 in a process of the cache: its copies are slower.
+    pub registrations_refused: u64,
+    /// Of `registrations_refused`, those for want of lockable memory: the limit on it (`ulimit -l`) is too small for L1.
+    pub memlock_refused: u64,
 }
 
 const _: () = assert!(size_of::<View>() == 24);
@@ -294,4 +302,4 @@ const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 216);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 6 * 8);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 10 * 8);

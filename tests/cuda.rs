@@ -21,6 +21,7 @@ use kvkeep::opened::Opened;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::submit::Asked;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
+use kvkeep::types::Stats;
 
 /// Says that a process is one that a test started, and what it is to do.
 const ROLE: &str = "KVKEEP_CUDA_ROLE";
@@ -235,6 +236,10 @@ fn what_cannot_be_registered_is_copied_all_the_same() {
         let log = Log::new(LogLevel::Warn, move |_, line| says.lock().unwrap().push(line.to_owned()));
         let opened = Opened::new(Node::open(NodeConfig { log, ..NodeConfig::new(16 << 20) }).unwrap());
         round_trip(&opened, &SMALL, &devices, &|_| {});
+        let mut stats = Stats::default();
+        opened.stats(&mut stats).unwrap();
+        assert!(stats.registrations_refused > 0);
+        assert_eq!(stats.memlock_refused, stats.registrations_refused);
         opened.close();
         let said = said.lock().unwrap();
         assert!(!said.is_empty(), "nothing was said");

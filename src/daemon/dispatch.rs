@@ -136,6 +136,10 @@ impl Desk {
                 node.declare_shapes(space, shapes)?;
                 done(frame)
             }
+            Request::NoteUnregistered { memlock } => {
+                node.note_unregistered(memlock);
+                done(frame)
+            }
             Request::BeginCopy { session, space, shapes } => {
                 self.check_session(guest, session)?;
                 let begin = || node.begin_copy_of(guest.peer.pid, session, space, shapes);

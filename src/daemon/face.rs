@@ -402,6 +402,11 @@ impl Cache for Client {
         &self.config.log
     }
 
+    fn note_unregistered(&self, memlock: bool) {
+        // Only a number is lost with a daemon that is gone.
+        let _ = self.link().and_then(|link| self.call(&link, &Request::NoteUnregistered { memlock }, nothing));
+    }
+
     fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Relaxed)
     }

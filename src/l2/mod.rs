@@ -55,6 +55,8 @@ pub struct Usage {
     pub evicted: u64,
     /// Pins that lookups have taken and `unpin` has not given back.
     pub pins: u64,
+    /// 1 if it moves bytes with threads because the kernel refuses io_uring.
+    pub io_uring_refused: u64,
 }
 
 /// Whether a backend can be used now.

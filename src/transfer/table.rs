@@ -98,7 +98,8 @@ impl Transfers {
 
     /// None yet, of `cache`, whose pages on the host are copied by `host`.
     pub(super) fn by(cache: Arc<dyn Cache>, host: Arc<dyn Device>) -> Arc<Transfers> {
-        let gpus = Arc::new(Gpus::new(cache.log().clone()));
+        let told = cache.clone();
+        let gpus = Arc::new(Gpus::new(cache.log().clone(), move |memlock| told.note_unregistered(memlock)));
         Arc::new_cyclic(|me| Transfers {
             cache,
             host,

@@ -493,6 +493,10 @@ class kvkeep_stats(Structure):
     uses_dropped: int
     writes_pending_max: int
     stores_dropped_recently: int
+    io_uring_refused: int
+    huge_pages_refused: int
+    registrations_refused: int
+    memlock_refused: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -546,6 +550,10 @@ class kvkeep_stats(Structure):
         ("uses_dropped", c_uint64),
         ("writes_pending_max", c_uint64),
         ("stores_dropped_recently", c_uint64),
+        ("io_uring_refused", c_uint64),
+        ("huge_pages_refused", c_uint64),
+        ("registrations_refused", c_uint64),
+        ("memlock_refused", c_uint64),
     ]
 
 

@@ -92,6 +92,7 @@ requests! {
     42 DeclareShapes { space: u64, shapes: &'a [Shape] },
     /// Asks nothing: the daemon answers it while other calls take their time.
     43 Ping {},
+    44 NoteUnregistered { memlock: bool },
 }
 
 impl Request<'_> {

@@ -10,7 +10,7 @@ use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
 use crate::key::Key;
 use crate::shape::{Piece, Shape};
 
-const KINDS: u32 = 42;
+const KINDS: u32 = 44;
 
 /// What requests are made from.
 #[derive(Clone, Debug)]
@@ -135,7 +135,9 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         39 => Request::QueryKeys { space, keys },
         40 => Request::QuerySpace { space },
         41 => Request::ForgetSpace { space },
-        _ => Request::DeclareShapes { space, shapes },
+        42 => Request::DeclareShapes { space, shapes },
+        43 => Request::Ping {},
+        _ => Request::NoteUnregistered { memlock: *flag },
     }
 }
 

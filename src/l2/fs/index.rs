@@ -435,6 +435,7 @@ impl Index {
             capacity: if self.capacity == u64::MAX { 0 } else { self.capacity },
             evicted: self.evicted,
             pins: self.pins,
+            io_uring_refused: 0,
         }
     }
 }

@@ -62,6 +62,7 @@ pub struct Fs {
     core: Arc<Core>,
     keeper: Mutex<Option<JoinHandle<()>>>,
     engine: &'static str,
+    uring_refused: bool,
 }
 
 impl Fs {
@@ -96,8 +97,8 @@ impl Fs {
             let error = core.error("writing to", "", &error);
             core.log.say(LogLevel::Warn, || format!("fs: objects are loaded, but none is stored: {error}"));
         }
-        let engine = start(&core, &options)?;
-        let fs = Fs { core: Arc::clone(&core), keeper: Mutex::new(None), engine };
+        let (engine, uring_refused) = start(&core, &options)?;
+        let fs = Fs { core: Arc::clone(&core), keeper: Mutex::new(None), engine, uring_refused };
         let keeper = background::spawn("kvkeep-fs-keep", move || Keeper::run(&core));
         match keeper {
             Ok(thread) => *fs.keeper.lock() = Some(thread),
@@ -126,24 +127,37 @@ impl Fs {
     }
 }
 
-fn start(core: &Arc<Core>, options: &FsOptions) -> Result<&'static str> {
-    let (engine, name): (Arc<dyn Engine>, _) = match options.engine {
-        EngineKind::Pool => (Pool::start(core, options.threads)?, "pool"),
-        EngineKind::Uring => match Uring::start(core, options.threads, options.depth) {
-            Ok(uring) => (uring, "uring"),
+/// Starts the engine, and gives its name and whether it stands in for io_uring, which the kernel refuses.
+fn start(core: &Arc<Core>, options: &FsOptions) -> Result<(&'static str, bool)> {
+    let uring = || Uring::start(core, options.threads, options.depth).map(|uring| uring as Arc<dyn Engine>);
+    let pool = || Pool::start(core, options.threads).map(|pool| pool as Arc<dyn Engine>);
+    let (engine, name, refused) = match options.engine {
+        EngineKind::Pool => (pool()?, "pool", false),
+        EngineKind::Uring => match uring() {
+            Ok(uring) => (uring, "uring", false),
             Err(error) => {
                 let why = format!("fs: io_uring cannot be used here ({error}); open with engine=pool or engine=auto");
                 return Err(Error::new(KVKEEP_ERR_UNSUPPORTED, why));
             }
         },
-        EngineKind::Auto => match Uring::start(core, options.threads, options.depth) {
-            Ok(uring) => (uring, "uring"),
-            Err(_) => (Pool::start(core, options.threads)?, "pool"),
-        },
+        EngineKind::Auto => {
+            match uring() {
+                Ok(uring) => (uring, "uring", false),
+                Err(error) => {
+                    core.log.say(LogLevel::Warn, || {
+                    // Kernels before 5.12 count the memory of a ring as locked.
+                    let locked = error.raw_os_error() == Some(libc::ENOMEM);
+                    let remedy = if locked { "the limit on locked memory (ulimit -l)" } else { "seccomp, io_uring_disabled" };
+                    format!("fs: io_uring is refused here ({error}): threads read and write instead, slower; see {remedy}")
+                });
+                    (pool()?, "pool", true)
+                }
+            }
+        }
     };
     // Set once: the core was just made.
     let _ = core.engine.set(engine);
-    Ok(name)
+    Ok((name, refused))
 }
 
 /// Checks that files can be made, and whether direct I/O works on them.
@@ -241,7 +255,7 @@ impl Backend for Fs {
     }
 
     fn usage(&self) -> Usage {
-        self.core.index(|index| index.usage())
+        Usage { io_uring_refused: u64::from(self.uring_refused), ..self.core.index(|index| index.usage()) }
     }
 
     fn health(&self) -> Health {

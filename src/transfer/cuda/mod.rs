@@ -40,9 +40,9 @@ pub struct Gpus {
 }
 
 impl Gpus {
-    /// None yet.
-    pub fn new(log: Log) -> Gpus {
-        Gpus { open: Mutex::default(), pins: Arc::default(), log }
+    /// None yet. `refused` hears of each mapping of L1 that a driver does not register.
+    pub fn new(log: Log, refused: impl Fn(bool) + Send + Sync + 'static) -> Gpus {
+        Gpus { open: Mutex::default(), pins: Pins::new(refused), log }
     }
 
     fn gpu(&self, ordinal: i32) -> Result<Arc<Gpu>> {

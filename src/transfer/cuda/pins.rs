@@ -45,6 +45,7 @@ pub struct Stretch {
 }
 
 struct Registration {
+    pins: Arc<Pins>,
     gpu: Arc<Gpu>,
     arena: Arc<Arena>,
     part_bytes: u64,
@@ -57,6 +58,8 @@ struct Registration {
     changed: Condvar,
 }
 
+/// How the reason begins where a limit on locked memory refuses.
+const NO_LOCKABLE: &str = "no more memory may be locked for the device";
 /// Nobody has begun with a part.
 const LEFT: u8 = 0;
 /// Somebody registers it.
@@ -67,13 +70,19 @@ const DONE: u8 = 2;
 const REFUSED: u8 = 3;
 
 /// The mappings that are registered for one cache's GPUs, by their first address.
-#[derive(Default)]
 pub struct Pins {
     all: Mutex<Vec<(usize, Weak<Pinned>)>>,
     gone: Condvar,
+    /// Hears of each mapping that is not registered, and whether for want of lockable memory.
+    refused: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 impl Pins {
+    /// None yet.
+    pub fn new(refused: impl Fn(bool) + Send + Sync + 'static) -> Arc<Pins> {
+        Arc::new(Pins { all: Mutex::default(), gone: Condvar::new(), refused: Box::new(refused) })
+    }
+
     /// A mapping, registered once for all GPUs, in the background.
     pub fn pin(self: &Arc<Self>, gpu: &Arc<Gpu>, arena: &Arc<Arena>) -> Arc<Pinned> {
         let at = arena.at(0) as usize;
@@ -105,7 +114,8 @@ impl Pinned {
         let count = bytes.div_ceil(part_bytes) as usize;
         let parts = (0..count).map(|_| AtomicU8::new(LEFT)).collect();
         let (stop, waiting, changed) = (AtomicBool::new(false), Mutex::new(()), Condvar::new());
-        let registration = Arc::new(Registration { gpu, arena, part_bytes, parts, stop, waiting, changed });
+        let registration =
+            Arc::new(Registration { pins: pins.clone(), gpu, arena, part_bytes, parts, stop, waiting, changed });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (0..cores.min(THREADS_MAX).min(count))
             .filter_map(|_| {
@@ -178,6 +188,7 @@ impl Registration {
                         self.gpu.log.say(LogLevel::Warn, || {
                             format!("copies to and from some of L1 take a detour, slower: {error}")
                         });
+                        (self.pins.refused)(error.message.starts_with(NO_LOCKABLE));
                     }
                 }
                 let waiting = self.waiting.lock();
@@ -209,7 +220,7 @@ impl Registration {
         if code == OUT_OF_MEMORY {
             return Err(Error::new(
                 KVKEEP_ERR_DEVICE,
-                "no more memory may be locked for the device: raise the limit on locked memory (ulimit -l), or make L1 smaller",
+                format!("{NO_LOCKABLE}: raise the limit on locked memory (ulimit -l), or make L1 smaller"),
             ));
         }
         self.gpu.check(code, "registering memory")
