@@ -729,7 +729,7 @@ uint32_t kvkeep_abi_version(void);
 /// NULL. Any thread.
 const char *kvkeep_status_name(int32_t status);
 
-/// Message of the last call on this thread that returned an error: the cause, then the remedy. UTF-8, never NULL, ""
+/// Message of the last call on this thread that returned an error, or refused memory for some keys: the cause, then the remedy. UTF-8, never NULL, ""
 /// if none failed, at most 2047 bytes. Owned by the library; valid until the next kvkeep call on this thread, and as long as
 /// the thread runs: destructors of its thread-local objects may read it, too.
 const char *kvkeep_last_error(void);
@@ -862,8 +862,8 @@ kvkeep_status kvkeep_session_keys(kvkeep *cache,
 /// Nobody reads the bytes before they are committed; they stay the session's until `kvkeep_finish_write`,
 /// `kvkeep_abort_write`, or its end. Two sessions may stage one key. When L1 is full, objects not in use are evicted
 /// in the call. Memory is given in key order: after the first key that does not fit, later new keys do not either.
-/// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA, INVALID (a size of 0). Errors: NOT_FOUND
-/// (session), INVALID.
+/// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA (kvkeep_last_error() then names the session that holds
+/// most, and what to do), INVALID (a size of 0). Errors: NOT_FOUND (session), INVALID.
 kvkeep_status kvkeep_reserve_write(kvkeep *cache,
                                    uint64_t session,
                                    const kvkeep_key *keys,
@@ -1157,7 +1157,10 @@ kvkeep_status kvkeep_close_pool(kvkeep *cache,
 /// `*job`. `block_count` is `key_count` times `blocks_per_chunk`; both are 1 to KVKEEP_KEYS_MAX. The arrays are copied. The call
 /// waits for no I/O and no copy: memory is reserved in it, evicting where needed; the pages are gathered and the objects committed
 /// in the background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
-/// chunk, under a key of its own). Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
+/// chunk, under a key of its own). Where L1 has not enough memory for all of them and writes to backends, the rest waits in the
+/// background for what writes and copies under way free, and goes on in the order of the keys; what was copied before is committed,
+/// written and evicted meanwhile, so that a prompt may be larger than L1. It gives up when nothing under way will free memory, or
+/// when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
 /// as for `kvkeep_submit_prefetch`.
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
 /// aborted meanwhile), DISCONNECTED, DEVICE.

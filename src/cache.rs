@@ -70,6 +70,21 @@ pub trait Cache: Send + Sync {
         views: &mut [View],
     ) -> Result<bool>;
 
+    /// Stages keys as far as memory allows without dropping what is still to be written, and waits up to `wait` where none fits and
+    /// writes or copies under way will free memory. OK: none was refused; PENDING: those refused may fit later; PARTIAL: they
+    /// will not.
+    fn reserve_patiently(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        wait: Duration,
+        views: &mut [View],
+    ) -> Result<Status>;
+
+    /// Who holds most of the memory that a session was refused, of L1 or of its space's quota, and what can be done.
+    fn explain_refusal(&self, session: u64, of_space: bool) -> Result<String>;
+
     /// Commits keys.
     fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
 

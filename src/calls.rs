@@ -16,6 +16,7 @@ use crate::events::Event;
 use crate::in_use::InUse;
 use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
+use crate::l1::writers::THIS_PROCESS;
 use crate::l2;
 use crate::log::{Log, LogLevel};
 use crate::node::Node;
@@ -54,6 +55,19 @@ impl Node {
         views: &mut [View],
     ) -> Result<bool> {
         self.l1.reserve_write_by(writer, session, keys, sizes, temporary, views)
+    }
+
+    /// Stages what fits for a writer that has an account, and waits for memory that is under way.
+    pub fn reserve_patiently_by(
+        &self,
+        writer: u64,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        wait: Duration,
+        views: &mut [View],
+    ) -> Result<Status> {
+        self.l1.reserve_patiently((session, writer), keys, sizes, wait, views)
     }
 
     fn leave(&self, session: u64, touch: bool) -> Result<()> {
@@ -163,6 +177,21 @@ impl Cache for Node {
         views: &mut [View],
     ) -> Result<bool> {
         self.l1.reserve_write(session, keys, sizes, temporary, views)
+    }
+
+    fn reserve_patiently(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        wait: Duration,
+        views: &mut [View],
+    ) -> Result<Status> {
+        self.reserve_patiently_by(THIS_PROCESS, session, keys, sizes, wait, views)
+    }
+
+    fn explain_refusal(&self, session: u64, of_space: bool) -> Result<String> {
+        self.l1.largest_holder(session, of_space)
     }
 
     fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {

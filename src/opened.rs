@@ -4,6 +4,9 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
@@ -16,7 +19,12 @@ use crate::types::PrefetchResult;
 pub struct Opened {
     cache: Arc<dyn Cache>,
     transfers: Arc<Transfers>,
+    /// What was said last of a refusal of L1, and when: it costs a look at every session.
+    refusal: Mutex<Option<(Instant, String)>>,
 }
+
+/// What was said of a refusal is true enough for so long.
+const REFUSAL_KEPT: Duration = Duration::from_secs(1);
 
 impl Deref for Opened {
     type Target = dyn Cache;
@@ -30,12 +38,29 @@ impl Opened {
     /// A cache with no transfers yet.
     pub fn new(cache: Arc<dyn Cache>) -> Opened {
         let transfers = Transfers::new(cache.clone());
-        Opened { cache, transfers }
+        Opened { cache, transfers, refusal: Mutex::default() }
     }
 
     /// The transfers.
     pub fn transfers(&self) -> &Transfers {
         &self.transfers
+    }
+
+    /// Why a session was refused memory, for people.
+    pub fn why_refused(&self, session: u64, of_space: bool) -> String {
+        let now = Instant::now();
+        let mut last = self.refusal.lock();
+        if let Some((said, text)) = &*last
+            && !of_space
+            && now.duration_since(*said) < REFUSAL_KEPT
+        {
+            return text.clone();
+        }
+        let text = self.cache.explain_refusal(session, of_space).unwrap_or_else(|error| error.message);
+        if !of_space {
+            *last = Some((now, text.clone()));
+        }
+        text
     }
 
     /// Opens a space, which transfers then know.

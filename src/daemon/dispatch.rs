@@ -62,8 +62,8 @@ pub struct Desk {
     grants: RwLock<HashMap<u64, Vec<u32>>>,
 }
 
-fn batch(all_ok: bool) -> u32 {
-    (if all_ok { KVKEEP_OK } else { KVKEEP_PARTIAL }) as u32
+fn batch(all_ok: bool) -> Status {
+    if all_ok { KVKEEP_OK } else { KVKEEP_PARTIAL }
 }
 
 fn done(frame: &mut Frame) -> Result<()> {
@@ -268,7 +268,23 @@ impl Desk {
                 let views = scratch.views(keys.len());
                 let reserved = node.reserve_write_by(guest.number, session, keys, sizes, temporary, views)?;
                 scratch.granted.staging(session, keys, &scratch.views);
-                self.views(frame, reserved, &scratch.views)
+                self.views(frame, batch(reserved), &scratch.views)
+            }
+            Request::ReservePatiently { session, keys, sizes, wait_ms } => {
+                guest.may_write()?;
+                self.check_session(guest, session)?;
+                if sizes.len() != keys.len() {
+                    return Err(malformed("not every key has a size"));
+                }
+                let wait = Duration::from_millis(u64::from(wait_ms.min(WAIT_MS_MAX)));
+                let views = scratch.views(keys.len());
+                let status = node.reserve_patiently_by(guest.number, session, keys, sizes, wait, views)?;
+                scratch.granted.staging(session, keys, &scratch.views);
+                self.views(frame, status, &scratch.views)
+            }
+            Request::ExplainRefusal { session, of_space } => {
+                self.check_session(guest, session)?;
+                self.text(frame, &node.explain_refusal(session, of_space)?)
             }
             Request::FinishWrite { session, keys, statuses } => {
                 guest.may_write()?;
@@ -288,20 +304,20 @@ impl Desk {
                 let views = scratch.views(keys.len());
                 let all_ok = node.finish_write_and_reserve_read(session, keys, extra.0, views)?;
                 scratch.granted.shares(session, keys, &scratch.views, extra.0);
-                self.views(frame, all_ok, &scratch.views)
+                self.views(frame, batch(all_ok), &scratch.views)
             }
             Request::ReserveRead { session, keys, extra } => {
                 self.check_session(guest, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.reserve_read(session, keys, extra.0, views)?;
                 scratch.granted.shares(session, keys, &scratch.views, extra.0);
-                self.views(frame, all_ok, &scratch.views)
+                self.views(frame, batch(all_ok), &scratch.views)
             }
             Request::UnsafeRead { session, keys } => {
                 self.check_session(guest, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.unsafe_read(session, keys, views)?;
-                self.views(frame, all_ok, views)
+                self.views(frame, batch(all_ok), views)
             }
             Request::FinishRead { session, keys, extra, statuses } => {
                 self.check_session(guest, session)?;
@@ -351,7 +367,7 @@ impl Desk {
                     self.check_space(guest, space)?
                 }
                 let (removed, all_ok) = node.clear(space, force)?;
-                frame.begin(batch(all_ok)).put(&removed);
+                frame.begin(batch(all_ok) as u32).put(&removed);
                 Ok(())
             }
             Request::ForgetSpace { space } => {
@@ -367,14 +383,14 @@ impl Desk {
         }
     }
 
-    fn views(&self, frame: &mut Frame, all_ok: bool, views: &[View]) -> Result<()> {
+    fn views(&self, frame: &mut Frame, status: Status, views: &[View]) -> Result<()> {
         let arena = self.node.l1.arena();
-        frame.begin(batch(all_ok)).array_of(views.iter().map(|view| Place::of(arena, view)));
+        frame.begin(status as u32).array_of(views.iter().map(|view| Place::of(arena, view)));
         Ok(())
     }
 
     fn statuses(&self, frame: &mut Frame, all_ok: bool, scratch: &Scratch) -> Result<()> {
-        frame.begin(batch(all_ok)).array(&scratch.statuses);
+        frame.begin(batch(all_ok) as u32).array(&scratch.statuses);
         Ok(())
     }
 

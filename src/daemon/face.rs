@@ -59,6 +59,23 @@ fn read_statuses(statuses: Option<&mut [i32]>) -> impl FnOnce(Status, &mut Field
     }
 }
 
+/// Reads a view for each key, and gives the status of all.
+fn read_views<'a>(
+    link: &'a Link,
+    views: &'a mut [View],
+) -> impl FnOnce(Status, &mut Fields<'_>) -> Result<Status> + use<'a> {
+    move |status, fields| {
+        let places: &[Place] = fields.array()?;
+        if places.len() != views.len() {
+            return Err(wrong_answer());
+        }
+        for (view, place) in views.iter_mut().zip(places) {
+            *view = place.view(&link.arena).ok_or_else(wrong_answer)?;
+        }
+        Ok(status)
+    }
+}
+
 fn millis(duration: Option<Duration>) -> u32 {
     duration.map_or(0, |duration| duration.as_millis().clamp(1, u128::from(u32::MAX)) as u32)
 }
@@ -66,16 +83,7 @@ fn millis(duration: Option<Duration>) -> u32 {
 impl Client {
     /// A batch whose answer is a view for each key.
     fn views(&self, link: &Link, request: &Request<'_>, views: &mut [View]) -> Result<bool> {
-        self.call(link, request, |status, fields| {
-            let places: &[Place] = fields.array()?;
-            if places.len() != views.len() {
-                return Err(wrong_answer());
-            }
-            for (view, place) in views.iter_mut().zip(places) {
-                *view = place.view(&link.arena).ok_or_else(wrong_answer)?;
-            }
-            Ok(status == KVKEEP_OK)
-        })
+        self.call(link, request, read_views(link, views)).map(|status| status == KVKEEP_OK)
     }
 
     /// A batch whose answer is a status for each key, if the caller wants them.
@@ -165,6 +173,25 @@ impl Cache for Client {
         views: &mut [View],
     ) -> Result<bool> {
         self.views(&*self.link_of(session)?, &Request::ReserveWrite { session, keys, sizes, temporary }, views)
+    }
+
+    fn reserve_patiently(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        wait: Duration,
+        views: &mut [View],
+    ) -> Result<Status> {
+        let wait_ms = (wait.as_millis() as u32).min(SLICE_MS);
+        let request = Request::ReservePatiently { session, keys, sizes, wait_ms };
+        let link = self.link_of(session)?;
+        link.call_while_it_works(&request, read_views(&link, views))
+    }
+
+    fn explain_refusal(&self, session: u64, of_space: bool) -> Result<String> {
+        let request = Request::ExplainRefusal { session, of_space };
+        self.call(&*self.link_of(session)?, &request, text)
     }
 
     fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {

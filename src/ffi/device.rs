@@ -91,7 +91,10 @@ pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Sta
 /// `*job`. `block_count` is `key_count` times `blocks_per_chunk`; both are 1 to KVKEEP_KEYS_MAX. The arrays are copied. The call
 /// waits for no I/O and no copy: memory is reserved in it, evicting where needed; the pages are gathered and the objects committed
 /// in the background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
-/// chunk, under a key of its own). Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
+/// chunk, under a key of its own). Where L1 has not enough memory for all of them and writes to backends, the rest waits in the
+/// background for what writes and copies under way free, and goes on in the order of the keys; what was copied before is committed,
+/// written and evicted meanwhile, so that a prompt may be larger than L1. It gives up when nothing under way will free memory, or
+/// when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
 /// as for `kvkeep_submit_prefetch`.
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
 /// aborted meanwhile), DISCONNECTED, DEVICE.

@@ -3,9 +3,11 @@
 use super::handle::kvkeep;
 use super::{
     batch_status, checked_extra_count, disjoint, flag, input, on, optional_output, optional_statuses, output_slice,
+    text,
 };
-use crate::error::{KVKEEP_OK, Status};
+use crate::error::{KVKEEP_ERR_QUOTA, KVKEEP_OK, Status};
 use crate::key::Key;
+use crate::l1::patience::is_refused;
 use crate::types::{KeyState, View};
 
 /// ---- Objects ----
@@ -19,8 +21,8 @@ use crate::types::{KeyState, View};
 /// Nobody reads the bytes before they are committed; they stay the session's until `kvkeep_finish_write`,
 /// `kvkeep_abort_write`, or its end. Two sessions may stage one key. When L1 is full, objects not in use are evicted
 /// in the call. Memory is given in key order: after the first key that does not fit, later new keys do not either.
-/// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA, INVALID (a size of 0). Errors: NOT_FOUND
-/// (session), INVALID.
+/// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA (kvkeep_last_error() then names the session that holds
+/// most, and what to do), INVALID (a size of 0). Errors: NOT_FOUND (session), INVALID.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_reserve_write(
     cache: *mut kvkeep,
@@ -36,7 +38,12 @@ pub unsafe extern "C" fn kvkeep_reserve_write(
         let views = output_slice(views, count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), sizes.as_ptr_range().into(), views.as_ptr_range().into()])?;
         let temporary = flag(retention, "retention")?;
-        batch_status(cache.reserve_write(session, keys, sizes, temporary, views))
+        let all_ok = cache.reserve_write(session, keys, sizes, temporary, views)?;
+        if !all_ok && let Some(refused) = views.iter().find(|view| is_refused(view)) {
+            let of_space = refused.status == KVKEEP_ERR_QUOTA as i32;
+            text::set_last_error(&format!("no memory for some keys: {}", cache.why_refused(session, of_space)));
+        }
+        batch_status(Ok(all_ok))
     })
 }
 

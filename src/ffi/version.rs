@@ -31,7 +31,7 @@ pub extern "C" fn kvkeep_status_name(status: i32) -> *const c_char {
     text::status_name(status)
 }
 
-/// Message of the last call on this thread that returned an error: the cause, then the remedy. UTF-8, never NULL, ""
+/// Message of the last call on this thread that returned an error, or refused memory for some keys: the cause, then the remedy. UTF-8, never NULL, ""
 /// if none failed, at most 2047 bytes. Owned by the library; valid until the next kvkeep call on this thread, and as long as
 /// the thread runs: destructors of its thread-local objects may read it, too.
 #[unsafe(no_mangle)]

@@ -9,9 +9,11 @@ mod beside;
 mod cleared;
 mod copying;
 mod detail;
+mod holder;
 mod holds;
 mod keep;
 mod lookup;
+pub mod patience;
 mod query;
 mod reclaim;
 pub mod report;
@@ -49,6 +51,7 @@ use crate::table::Table;
 use alloc::Alloc;
 use beside::Crowd;
 use holds::Holds;
+use patience::{Freed, Spared};
 use session::Sessions;
 use shapes::Shapes;
 use slot::{NOBODY, Ref, Slots, USES_MAX};
@@ -94,6 +97,8 @@ pub const WAKE_ROOM: Wakes = 2;
 pub const WAKE_COMMITS: Wakes = 4;
 /// Objects were used that backends have: noted, nobody is woken for it.
 const WAKE_USES: Wakes = 8;
+/// Memory may be had that was in use, or was still to be written.
+pub(crate) const WAKE_FREED: Wakes = 16;
 
 /// What L1 is made from.
 pub struct L1Config {
@@ -173,6 +178,8 @@ pub(crate) struct State {
     hidden_writes: below::HiddenWrites,
     /// Of the parked objects, those that leave once they are written.
     leaving_bytes: u64,
+    /// What the call that has the state now does not evict.
+    spared: Spared,
     tally: Tally,
     touched: Touched,
     /// Committed by the call that has the state now; no policy knows of them yet.
@@ -206,6 +213,7 @@ pub struct L1 {
     uses_noted: AtomicBool,
     /// How many wait for commits.
     awaiting: AtomicU32,
+    freed: Freed,
     me: std::sync::Weak<L1>,
     /// What a test says the clock shows, if not 0.
     #[cfg(test)]
@@ -281,6 +289,7 @@ impl L1 {
             uses: VecDeque::new(),
             hidden_writes: below::HiddenWrites::default(),
             leaving_bytes: 0,
+            spared: Spared::Nothing,
             tally: Tally::default(),
             touched: Touched::default(),
             unranked: Vec::new(),
@@ -305,6 +314,7 @@ impl L1 {
             waker: OnceCell::new(),
             uses_noted: AtomicBool::new(false),
             awaiting: AtomicU32::new(0),
+            freed: Freed::default(),
             me: me.clone(),
             #[cfg(test)]
             set_ms: Default::default(),
@@ -343,6 +353,10 @@ impl L1 {
         }
         if wakes & WAKE_COMMITS != 0 && self.awaiting.load(Ordering::Relaxed) == 0 {
             wakes &= !WAKE_COMMITS;
+        }
+        if wakes & WAKE_FREED != 0 {
+            wakes &= !WAKE_FREED;
+            self.freed.tell();
         }
         if wakes != 0
             && let Some(waker) = self.waker.get()

@@ -3,6 +3,7 @@
 use super::alloc::Block;
 use parking_lot::MutexGuard;
 
+use super::patience::Spared;
 use super::session::Session;
 use super::slot::{GIVEN_UP, LEAVING, LOST, PARKED, QUEUED, Ref, SIZE_MAX, STORED, Slot, TEMPORARY};
 use super::{L1, State};
@@ -157,8 +158,14 @@ impl State {
 
     /// Evicts one object of a pool: one that L2 has if possible, else one that is still to be written.
     fn evict_one(&mut self, pool: usize) -> bool {
+        if self.spared == Spared::Everything {
+            return false;
+        }
         if self.evict_victim(pool) {
             return true;
+        }
+        if self.spared == Spared::Unwritten {
+            return false;
         }
         for _ in 0..self.parked.len() {
             let Some(name) = self.parked.pop_front() else { break };

@@ -281,6 +281,8 @@ pub struct Slots {
     details: Chunked<Detail>,
     made: u32,
     spare: Vec<u32>,
+    /// How many transfers run on.
+    busy: usize,
 }
 
 impl Default for Slots {
@@ -292,7 +294,8 @@ impl Default for Slots {
 impl Slots {
     /// None yet.
     pub fn new() -> Slots {
-        Slots { slots: Chunked::new(), mentions: Chunked::new(), details: Chunked::new(), made: 0, spare: Vec::new() }
+        let (slots, mentions, details) = (Chunked::new(), Chunked::new(), Chunked::new());
+        Slots { slots, mentions, details, made: 0, spare: Vec::new(), busy: 0 }
     }
 
     /// A slot for an object that is being staged in `block`, whose key and space have this print.
@@ -388,6 +391,7 @@ impl Slots {
 
     /// One more transfer runs on an object's bytes.
     pub fn begin_transfer(&mut self, id: u32) {
+        self.busy += usize::from(self.details[id].io == 0);
         self.details[id].io += 1;
         self.slots[id].set(BUSY);
     }
@@ -397,8 +401,14 @@ impl Slots {
         let io = &mut self.details[id].io;
         *io -= 1;
         if *io == 0 {
+            self.busy -= 1;
             self.slots[id].clear(BUSY);
         }
+    }
+
+    /// How many slots have transfers running on their bytes.
+    pub fn busy(&self) -> usize {
+        self.busy
     }
 
     /// What a policy may know of a new object.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::slot::{FORGOTTEN, GIVEN_UP, HIDDEN, LOST, PARKED, QUEUED, Ref, STAGING, STORED, TEMPORARY};
-use super::{L1, State};
+use super::{L1, State, WAKE_FREED};
 use crate::arena::{Buffer, Hold};
 use crate::error::{Result, Status};
 use crate::key::{Key, ObjectKey};
@@ -199,6 +199,7 @@ impl L1 {
             if state.slots.find(name).is_none() {
                 return;
             }
+            state.wakes |= WAKE_FREED;
             let leaving = state.stay(name.slot);
             let slot = &mut state.slots[name.slot];
             let parked = slot.is(PARKED);
@@ -257,6 +258,7 @@ impl State {
             return;
         }
         let id = name.slot;
+        self.wakes |= WAKE_FREED;
         self.slots.end_transfer(id);
         self.relock(id, true);
         let slot = &self.slots[id];

@@ -3,7 +3,7 @@
 use super::session::{Session, Staged};
 use super::slot::{BUSY, FORGOTTEN, GIVEN_UP, HIDDEN, LOST, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
 use super::writers::THIS_PROCESS;
-use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
+use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_FREED, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK,
@@ -39,31 +39,7 @@ impl L1 {
         views: &mut [View],
     ) -> Result<bool> {
         self.with_prints(keys, |state, prints, _| {
-            state.writers.check(writer, sizes)?;
-            let (index, _) = state.sessions.use_now(session, state.now_ms)?;
-            let user = state.sessions.user_of(index);
-            // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
-            let mut full: Option<Status> = None;
-            let mut all = true;
-            for (i, ((key, &size), view)) in keys.iter().zip(sizes).zip(views).enumerate() {
-                state.look_ahead(prints, i);
-                let depth = state.sessions.at_mut(user).next_depth;
-                *view = match state.stage_for((index, writer), key, prints[i], size, temporary, full) {
-                    Ok(id) => {
-                        state.slots.mention_mut(id).depth = depth;
-                        state.sessions.at_mut(user).next_depth += 1;
-                        state.view(id)
-                    }
-                    Err(status) => {
-                        if !matches!(status, KVKEEP_ERR_EXISTS | KVKEEP_ERR_INVALID) {
-                            full = Some(status);
-                        }
-                        all = false;
-                        View::none(status)
-                    }
-                };
-            }
-            Ok(all)
+            state.stage_all((session, writer), keys, prints, sizes, temporary, views)
         })
     }
 
@@ -156,6 +132,43 @@ impl L1 {
 }
 
 impl State {
+    /// Stages keys for a session and a writer.
+    pub(super) fn stage_all(
+        &mut self,
+        (session, writer): (u64, u64),
+        keys: &[Key],
+        prints: &[Print],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool> {
+        self.writers.check(writer, sizes)?;
+        let (index, _) = self.sessions.use_now(session, self.now_ms)?;
+        let user = self.sessions.user_of(index);
+        // The first key that does not fit decides for the new ones behind it: a prefix with a hole is useless.
+        let mut full: Option<Status> = None;
+        let mut all = true;
+        for (i, ((key, &size), view)) in keys.iter().zip(sizes).zip(views).enumerate() {
+            self.look_ahead(prints, i);
+            let depth = self.sessions.at_mut(user).next_depth;
+            *view = match self.stage_for((index, writer), key, prints[i], size, temporary, full) {
+                Ok(id) => {
+                    self.slots.mention_mut(id).depth = depth;
+                    self.sessions.at_mut(user).next_depth += 1;
+                    self.view(id)
+                }
+                Err(status) => {
+                    if !matches!(status, KVKEEP_ERR_EXISTS | KVKEEP_ERR_INVALID) {
+                        full = Some(status);
+                    }
+                    all = false;
+                    View::none(status)
+                }
+            };
+        }
+        Ok(all)
+    }
+
     fn stage_for(
         &mut self,
         (session, writer): (u32, u64),
@@ -222,6 +235,7 @@ impl State {
         let slot = &mut self.slots[id];
         slot.clear(STAGING);
         slot.set(READY | HIDDEN);
+        self.wakes |= WAKE_FREED;
         self.relock(id, true);
         self.free_if_unused(id);
     }
@@ -270,7 +284,7 @@ impl State {
         if self.above(self.config.high_percent, 0) {
             self.wakes |= WAKE_ROOM;
         }
-        self.wakes |= WAKE_COMMITS;
+        self.wakes |= WAKE_COMMITS | WAKE_FREED;
         id
     }
 

@@ -4,6 +4,7 @@
 //! device's threads, which also end it: nothing here runs under a lock of the cache's, and nobody's callback is waited for.
 
 mod end;
+mod parts;
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -23,6 +24,7 @@ use crate::error::{
 };
 use crate::key::Key;
 use crate::types::{PrefetchResult, View};
+use parts::Part;
 
 /// From so many bytes on a transfer goes past the caches: with its two sides it is larger than a core's own.
 const COLD_BYTES: u64 = 2 << 20;
@@ -45,8 +47,13 @@ pub struct Progress {
     /// How many blocks each object has, where that is known.
     there: Vec<u32>,
     batches: Vec<Batch>,
+    /// Whether what is copied is committed part by part.
+    pub streams: bool,
+    parts: Vec<Part>,
+    /// Why a store was given no more memory.
+    shortage: Option<String>,
     arrived: Vec<Arrival>,
-    /// Prefetches that have not ended.
+    /// Prefetches that have not ended, and rests of a store that wait for memory.
     pub expected: usize,
     /// Steps under way: the submission, pieces being copied, arrivals being taken in.
     busy: usize,
@@ -148,6 +155,9 @@ impl Transfer {
             places: vec![None; count],
             there: vec![u32::MAX; count],
             batches: Vec::new(),
+            streams: false,
+            parts: Vec::new(),
+            shortage: None,
             arrived: Vec::new(),
             expected: 0,
             busy: 1,
@@ -229,7 +239,12 @@ impl Transfer {
             }
         }
         if !ready.is_empty() {
-            progress.batches.push(Batch::new(ready));
+            let keys: Arc<[usize]> = ready.into();
+            if progress.streams {
+                let bytes = keys.iter().map(|&key| self.bytes_of(key, progress.there[key])).sum();
+                progress.parts.push(Part::new(keys.clone(), bytes));
+            }
+            progress.batches.push(Batch::new(keys));
         }
     }
 
@@ -415,6 +430,13 @@ impl Work for Transfer {
         }
         if progress.left[piece.layer] == 0 {
             self.changed.notify_all();
+        }
+        if let Some(keys) = progress.part_landed(&piece) {
+            progress.busy += 1;
+            drop(progress);
+            self.commit_part(&keys);
+            progress = self.progress.lock();
+            progress.busy -= 1;
         }
         let last = progress.busy == 0;
         drop(progress);

@@ -47,6 +47,11 @@ impl Span {
     pub fn keys(&self) -> &[usize] {
         &self.batch[self.range.clone()]
     }
+
+    /// Whether they are of a batch of these keys.
+    pub fn is_of(&self, batch: &Arc<[usize]>) -> bool {
+        Arc::ptr_eq(&self.batch, batch)
+    }
 }
 
 /// Keys whose objects are there, and how far they are copied.
@@ -72,8 +77,8 @@ pub struct Cut {
 
 impl Batch {
     /// Nothing is copied yet.
-    pub fn new(keys: Vec<usize>) -> Batch {
-        Batch { keys: keys.into(), layer: 0, key: 0, part: 0, block: 0 }
+    pub fn new(keys: Arc<[usize]>) -> Batch {
+        Batch { keys, layer: 0, key: 0, part: 0, block: 0 }
     }
 
     /// Cuts the next piece off; None when nothing is left.

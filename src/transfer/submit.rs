@@ -1,5 +1,6 @@
 //! Accepting a transfer: everything is checked and its memory taken before the call returns; the copying is the device's.
 
+use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,11 +10,13 @@ use hashbrown::{HashMap, HashSet};
 use super::copy::Way;
 use super::job::{Follower, Plan, Transfer};
 use super::pool::Pool;
+use super::stream::Rest;
 use super::table::Transfers;
 use crate::config::{Mode, Notify, Policy, PrefetchRequest};
 use crate::control::complete::WAITING_MAX;
-use crate::error::{Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
+use crate::l1::patience::is_refused;
 use crate::types::{KVKEEP_KEYS_MAX, View};
 
 /// Objects that are loaded together at first, so that their copying begins when they are there and not when all are.
@@ -206,20 +209,23 @@ impl Transfers {
         let blocks = asked.blocks.to_vec();
         let checked = Checked { pool, way: Way::Gather, blocks };
         let (transfer, views) = self.accept(&asked, checked, request, reserve, job)?;
-        let all: Vec<usize> = (0..asked.keys.len()).collect();
+        let (mut there, mut there_views, mut rest) = (Vec::new(), Vec::new(), VecDeque::new());
+        for (key, view) in views.iter().enumerate() {
+            if is_refused(view) && !temporary {
+                rest.push_back((key, asked.keys[key], sizes[key]));
+            } else {
+                there.push(key);
+                there_views.push(*view);
+            }
+        }
         {
             let mut progress = transfer.progress.lock();
-            let mut staged = Vec::with_capacity(all.len());
-            for &key in &all {
-                // Somebody has stored it already: that is as good.
-                if views[key].status == KVKEEP_ERR_EXISTS as i32 {
-                    transfer.fail(&mut progress, key, KVKEEP_OK);
-                } else {
-                    staged.push(key);
-                }
-            }
-            let views: Vec<View> = staged.iter().map(|&key| views[key]).collect();
-            transfer.take_in(self.cache(), &mut progress, &staged, &views);
+            progress.streams = !rest.is_empty();
+            progress.expected = usize::from(progress.streams);
+            transfer.take_stored(self.cache(), &mut progress, &there, &there_views);
+        }
+        if !rest.is_empty() {
+            self.stream(Rest { transfer: transfer.clone(), keys: rest, fed: Instant::now() });
         }
         Ok(())
     }

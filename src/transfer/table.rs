@@ -14,6 +14,7 @@ use super::host::Host;
 use super::job::{Progress, Transfer, not_done};
 use super::layout::Layout;
 use super::pool::{Pool, PoolSpec, cuda_device};
+use super::stream::Streams;
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{
@@ -56,6 +57,7 @@ pub struct Transfers {
     gpus: Arc<Gpus>,
     pub(super) inner: Mutex<Inner>,
     closing: AtomicBool,
+    pub(super) streams: Streams,
     pub(super) me: Weak<Transfers>,
 }
 
@@ -106,6 +108,7 @@ impl Transfers {
             gpus,
             inner: Mutex::default(),
             closing: AtomicBool::new(false),
+            streams: Streams::default(),
             me: me.clone(),
         })
     }
@@ -443,6 +446,7 @@ impl Transfers {
     /// Completes everything and ends the threads.
     pub fn close(&self) {
         wait_for(&self.stop_for_good());
+        self.close_streams();
         let pools: Vec<Arc<Pool>> = self.inner.lock().pools.drain().map(|(_, pool)| pool).collect();
         pools.iter().for_each(|pool| self.close_device(&pool.device));
         self.host.close();

@@ -93,6 +93,8 @@ requests! {
     /// Asks nothing: the daemon answers it while other calls take their time.
     43 Ping {},
     44 NoteUnregistered { memlock: bool },
+    45 ReservePatiently { session: u64, keys: &'a [Key], sizes: &'a [u64], wait_ms: u32 },
+    46 ExplainRefusal { session: u64, of_space: bool },
 }
 
 impl Request<'_> {
@@ -106,6 +108,7 @@ impl Request<'_> {
                 | Request::Metrics {}
                 | Request::ExplainKey { .. }
                 | Request::ExplainSession { .. }
+                | Request::ExplainRefusal { .. }
                 | Request::QuerySpace { .. }
                 | Request::QueryKeys { .. }
         )

@@ -109,6 +109,9 @@ impl Transfer {
         if let Some(failure) = &progress.failure {
             return failure.message.clone();
         }
+        if let Some(shortage) = &progress.shortage {
+            return format!("no memory for {failed} of {} objects: {shortage}", self.keys.len());
+        }
         let why = progress.statuses.iter().find(|&&status| status != KVKEEP_OK);
         match why {
             Some(status) => format!("{failed} of {} objects fell short, the first by {status:?}", self.keys.len()),
