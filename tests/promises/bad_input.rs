@@ -413,3 +413,34 @@ fn p6_a_long_message_is_cut_between_characters() {
     assert_eq!(unsafe { kvkeep_open(&options, &mut null_mut()) }, KVKEEP_ERR_INVALID);
     assert!((2046..=2047).contains(&message().len()));
 }
+
+#[test]
+fn p12_a_refused_reservation_names_the_session_that_holds_most_and_the_remedy() {
+    // SAFETY: open handles, and places that live for the calls.
+    unsafe {
+        let (mut cache, mut options) = (null_mut(), init::<kvkeep_options>());
+        options.l1_bytes = 64 * KIB;
+        assert_eq!(kvkeep_open(&options, &mut cache), KVKEEP_OK);
+        let (mut space, mut space_options) = (0, init::<kvkeep_space_options>());
+        space_options.model = c"m".as_ptr();
+        assert_eq!(kvkeep_open_space(cache, &space_options, &mut space), KVKEEP_OK);
+        let begin = |name: &CStr| {
+            let (mut session, mut options) = (0, init::<kvkeep_session_options>());
+            options.request_id = name.as_ptr();
+            assert_eq!(kvkeep_begin_session(cache, space, &options, &mut session), KVKEEP_OK);
+            session
+        };
+        let (small, large, late) = (begin(c"small"), begin(c"large"), begin(c"late"));
+        let reserve = |session, number, size: u64| {
+            let mut view = views(1);
+            kvkeep_reserve_write(cache, session, &key(number), 1, &size, 0, view.as_mut_ptr());
+            view[0].status
+        };
+        assert_eq!((reserve(small, 1, 16 * KIB), reserve(large, 2, 40 * KIB)), (0, 0));
+        assert_eq!(reserve(late, 3, 16 * KIB), kvkeep::error::KVKEEP_ERR_NO_MEMORY as i32);
+        let pid = std::process::id();
+        let holder = format!("session {large} (\"large\", pid {pid}) holds 40960 of the 65536 bytes of L1: ");
+        assert!(message().contains(&holder) && message().contains("make L1 larger"), "{}", message());
+        assert_eq!(kvkeep_close(cache), KVKEEP_OK);
+    }
+}
