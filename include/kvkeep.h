@@ -784,7 +784,9 @@ kvkeep_status kvkeep_open_space(kvkeep *cache,
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
 /// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
 /// the backend opens. A directory may be open in several processes; its capacity bounds what each of them knows to be there,
-/// not what all of them write.
+/// not what all of them write. "fs:" also leaves `min_free=` of the file system free, a size or a share such as 5% (by default
+/// 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest. A
+/// directory above its bounds is worked off in the background after it is opened.
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
 kvkeep_status kvkeep_add_backend(kvkeep *cache,
                                  const char *url,

@@ -21,6 +21,10 @@ pub struct BackendReport {
     pub scheme: &'static str,
     /// Why it is not used now, if so.
     pub trouble: Option<String>,
+    /// What an operator should know of it although it is used, if anything.
+    pub note: Option<String>,
+    /// The medium has less room than the capacity.
+    pub short: bool,
     /// Objects in it.
     pub objects: u64,
     /// Bytes in it.
@@ -113,7 +117,7 @@ impl Node {
     pub fn metrics(&self) -> String {
         let mut stats = Stats::default();
         self.stats(&mut stats);
-        metrics::prometheus(&stats)
+        metrics::prometheus(&stats) + &metrics::backends(&self.backends())
     }
 
     /// The backends, in the order they are asked.
@@ -126,6 +130,8 @@ impl Node {
                 tier: tier.place,
                 scheme: tier.backend.name(),
                 trouble: tier.trouble(),
+                note: tier.note(),
+                short: usage.short,
                 objects: usage.objects,
                 bytes: usage.bytes,
                 capacity_bytes: usage.capacity,

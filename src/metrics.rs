@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value as Json, json};
 
+use crate::explain::BackendReport;
 use crate::types::{Histogram, Stats};
 
 /// One number of the statistics.
@@ -128,6 +129,24 @@ pub fn prometheus(stats: &Stats) -> String {
     }
     for latency in LATENCIES {
         histogram(&mut text, latency.metric, latency.help, (latency.of)(stats));
+    }
+    text
+}
+
+/// Prometheus text about each backend, to follow that of the statistics.
+pub fn backends(reports: &[BackendReport]) -> String {
+    let mut text = String::new();
+    let mut gauge = |name: &str, help: &str, of: fn(&BackendReport) -> bool| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "# HELP kvkeep_backend_{name} {help}\n# TYPE kvkeep_backend_{name} gauge\n");
+        for report in reports {
+            let (number, scheme, value) = (report.backend, report.scheme, u8::from(of(report)));
+            let _ = writeln!(text, "kvkeep_backend_{name}{{backend=\"{number}\",scheme=\"{scheme}\"}} {value}");
+        }
+    };
+    if !reports.is_empty() {
+        gauge("trouble", "1 while the backend fails or is fenced.", |report| report.trouble.is_some());
+        gauge("short", "1 while the medium has less room than the backend's capacity.", |report| report.short);
     }
     text
 }

@@ -173,6 +173,11 @@ fn metrics_are_those_of_the_library() {
     assert!(said.body.contains("\nkvkeep_commits_total 3\n"));
     assert_eq!(said.body, port.node.metrics());
     assert_eq!(said.header("content-length"), said.body.len().to_string());
+    let port = Port::open_with(options(), Some("memory:"));
+    let said = port.get("/metrics").body;
+    for gauge in ["trouble", "short"] {
+        assert!(said.contains(&format!("\nkvkeep_backend_{gauge}{{backend=\"1\",scheme=\"memory\"}} 0\n")), "{said}");
+    }
 }
 
 #[test]
@@ -195,6 +200,7 @@ fn numbers_and_history_are_one_object() {
     let backend = &numbers["backends"][0];
     assert_eq!((&backend["scheme"], &backend["objects"], &backend["tier"]), (&"memory".into(), &3.into(), &1.into()));
     assert_eq!((&backend["capacity_bytes"], &backend["trouble"]), (&(1 << 20).into(), &Value::Null));
+    assert_eq!((&backend["short"], &backend["note"]), (&false.into(), &Value::Null));
     assert_eq!((&numbers["newest_event"], &numbers["history"]), (&6.into(), &Value::Null));
     // The first sample is taken when the port opens, beside its first answers.
     let history = loop {

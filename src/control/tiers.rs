@@ -69,8 +69,10 @@ impl Tier {
     pub fn trouble(&self) -> Option<String> {
         match (self.backend.health(), self.late()) {
             (Health::Bad(why), _) => Some(why),
-            (Health::Good, 0) => self.bars.trouble(),
-            (Health::Good, late) => Some(format!("fenced: {late} requests passed their deadline unanswered")),
+            (Health::Good | Health::Noted(_), 0) => self.bars.trouble(),
+            (Health::Good | Health::Noted(_), late) => {
+                Some(format!("fenced: {late} requests passed their deadline unanswered"))
+            }
         }
     }
 
@@ -84,6 +86,14 @@ impl Tier {
             self.backend.unpin(&pinned);
         }
         found
+    }
+
+    /// What an operator should know of it although it is used, if anything.
+    pub fn note(&self) -> Option<String> {
+        match self.backend.health() {
+            Health::Noted(note) => Some(note),
+            Health::Good | Health::Bad(_) => None,
+        }
     }
 
     /// A batch of loads is chosen for it, under the lock of the job that they are of.

@@ -57,6 +57,8 @@ pub struct Usage {
     pub pins: u64,
     /// 1 if it moves bytes with threads because the kernel refuses io_uring.
     pub io_uring_refused: u64,
+    /// The medium has less room for the backend than its capacity: new objects take the place of its oldest.
+    pub short: bool,
 }
 
 /// Whether a backend can be used now.
@@ -64,6 +66,8 @@ pub struct Usage {
 pub enum Health {
     /// It answers.
     Good,
+    /// It answers, and an operator should know this of it.
+    Noted(String),
     /// It fails for this reason and may come back.
     Bad(String),
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -215,4 +216,48 @@ pub fn object_bytes(fs: &Fs) -> u64 {
 /// Bytes of disk that an object takes.
 pub fn disk(len: usize) -> u64 {
     4096 + (len as u64).next_multiple_of(4096)
+}
+
+struct Mount<'a>(&'a Path);
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+/// Runs the test function `name`, which is `test`, in a tmpfs of its own with these mount options: one that this process mounts, or
+/// one in a user namespace. False if neither is allowed here.
+pub fn in_tmpfs(name: &str, options: &str, test: impl FnOnce(&Path)) -> bool {
+    const DIR: &str = "KVKEEP_TEST_TMPFS";
+    if let Ok(dir) = std::env::var(DIR) {
+        test(Path::new(&dir));
+        return true;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).output();
+    if mount.is_ok_and(|output| output.status.success()) {
+        let _mount = Mount(dir.path());
+        test(dir.path());
+        return true;
+    }
+    let script =
+        format!("mount -t tmpfs -o {options} tmpfs \"${DIR}\" || exit 77; exec \"$0\" --exact {name} --nocapture");
+    let child = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .arg(std::env::current_exe().unwrap())
+        .env(DIR, dir.path())
+        .output();
+    match child {
+        Ok(output) if output.status.success() => {
+            assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+            true
+        }
+        Ok(output) if output.status.code() == Some(77) || !output.stdout.starts_with(b"\nrunning") => {
+            eprintln!("no tmpfs can be mounted here; src/l2/fs/tests.rs tests the same without one: {output:?}");
+            false
+        }
+        Ok(output) => panic!("{output:?}"),
+        Err(error) => panic!("unshare: {error}"),
+    }
 }

@@ -1,4 +1,4 @@
-//! What both engines do with an object before its bytes move and after.
+//! The state that the backend's threads share, and what both engines do with an object that they load before its bytes move and after.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,18 +9,18 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
-use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::descriptors::{Descriptors, is_out_of_descriptors};
 use super::frame::{BLOCK, Frame, Spare, is_small};
-use super::index::{Admit, Index, Opening, Reservation};
+use super::index::{Index, Opening};
 use super::keeper::{Job, Keeper};
 use super::options::FsOptions;
 use super::path::{self, Temporaries, Writer};
 use super::queue::Queue;
 use super::scan::{self, Place, Scan};
+use super::shrink::Shrinking;
+use super::space::Space;
 #[cfg(test)]
 use super::trouble::READING;
 use super::trouble::{Condition, OPENING, about, file_error};
@@ -29,7 +29,7 @@ use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::object::Header;
-use crate::l2::{Load, LoadSink, Reply, Store, Stored};
+use crate::l2::{Load, LoadSink, Store};
 use crate::log::{Log, LogLevel};
 
 /// Moves bytes between files and buffers on threads of its own, taking its work from the core's queue.
@@ -60,25 +60,6 @@ pub struct Reading {
     index: u32,
 }
 
-/// A store under way.
-pub struct Writing {
-    pub path: String,
-    /// Its name until it is whole.
-    pub temporary: String,
-    /// A descriptor is waited for until then.
-    pub patience: Instant,
-    /// Objects to unlink first.
-    pub victims: Vec<String>,
-    key: ObjectKey,
-    reply: Reply<Stored>,
-    reservation: Reservation,
-    /// How often the directory of its path was made.
-    shards_made: u32,
-}
-
-/// Times that the directory of an object may be missing when it is to be renamed.
-const SHARDS_MADE_MAX: u32 = 8;
-
 /// The state that the backend's threads share.
 pub struct Core {
     pub dir: PathBuf,
@@ -93,6 +74,9 @@ pub struct Core {
     pub quarantined: AtomicU64,
     pub engine: OnceLock<Arc<dyn Engine>>,
     index: Mutex<Index>,
+    /// The room that the file system has.
+    pub space: Space,
+    pub shrinking: Shrinking,
     pub condition: Condition,
     pub descriptors: Descriptors,
     pub writer: Writer,
@@ -120,6 +104,8 @@ impl Core {
             quarantined: AtomicU64::new(0),
             engine: OnceLock::new(),
             index: Mutex::new(index),
+            space: Space::new(options.min_free),
+            shrinking: Shrinking::default(),
             condition: Condition::default(),
             descriptors: Descriptors::default(),
             writer: Writer::this(),
@@ -309,163 +295,6 @@ impl Core {
             self.keeper.insist(Job::Quarantine(key));
         }
     }
-
-    /// Prepares a store, or answers it, or leaves it in the index to come back.
-    pub fn begin_store(&self, store: Store, spare: &mut Spare) -> Option<(Writing, Frame)> {
-        if let Err(error) = in_time(store.deadline, "store") {
-            self.answer_store(store, Err(error));
-            return None;
-        }
-        let (store, reservation) = match self.index(|index| index.admit(store)) {
-            Admit::Go(store, reservation) => (store, reservation),
-            Admit::Parked => return None,
-            Admit::Already(store) => {
-                self.answer_store(store, Ok(Stored::Already));
-                return None;
-            }
-            Admit::Refused(store, error) => {
-                self.answer_store(store, Err(error));
-                return None;
-            }
-        };
-        let Store { key, header, buffer, deadline, reply } = store;
-        let writing = Writing {
-            path: path::object(&key),
-            temporary: format!("{}/{}", path::TMP, self.temporaries.name()),
-            patience: patience(deadline),
-            victims: reservation.victims.iter().map(path::object).collect(),
-            key,
-            reply,
-            reservation,
-            shards_made: 0,
-        };
-        match Frame::new(buffer, spare, self.direct) {
-            Ok(mut frame) => {
-                frame.seal(&header);
-                Some((writing, frame))
-            }
-            Err((buffer, error)) => {
-                let error = Error::io("a buffer for an unaligned store", &error);
-                self.finish_store(writing, buffer, Err(error));
-                None
-            }
-        }
-    }
-
-    /// The error of a store that failed before its file was renamed.
-    pub fn unwritten(&self, writing: &Writing, fault: Fault) -> Error {
-        let (what, error) = match fault {
-            Fault::Io(what, error) => (what, error),
-            Fault::Short(_) => ("writing", io::Error::from(io::ErrorKind::WriteZero)),
-        };
-        self.error(what, &writing.path, &error)
-    }
-
-    /// Whether another process stored the object already.
-    pub fn is_stored(&self, writing: &Writing, frame: &Frame) -> bool {
-        self.shared && self.is_whole(writing, frame)
-    }
-
-    /// The victims of a store are unlinked.
-    pub fn settle(&self, writing: &mut Writing) {
-        if !writing.victims.is_empty() {
-            writing.victims.clear();
-            let stores = self.index(|index| index.settle(&mut writing.reservation));
-            self.again(stores);
-        }
-    }
-
-    /// Makes the directory where objects are written.
-    pub fn make_tmp(&self) -> io::Result<()> {
-        path::make_directory(&self.dir.join(path::TMP))
-    }
-
-    /// Whether to rename again what could not be for `error`: the directory that the file goes to was missing, and is made.
-    pub fn made_shard(&self, writing: &mut Writing, error: &mut io::Error) -> bool {
-        // More than once, since another process may take an empty one away.
-        if error.kind() != io::ErrorKind::NotFound || writing.shards_made == SHARDS_MADE_MAX {
-            return false;
-        }
-        writing.shards_made += 1;
-        path::make_directory(&self.dir.join(path::shard(&writing.key))).map_err(|failed| *error = failed).is_ok()
-    }
-
-    /// Concludes a store whose file was renamed with the result `renamed`, without replacing.
-    pub fn conclude(&self, writing: Writing, frame: Frame, renamed: io::Result<()>, spare: &mut Spare) {
-        let outcome =
-            self.renamed(&writing, &frame, renamed).map_err(|error| self.error("publishing", &writing.path, &error));
-        self.end_store(writing, frame, outcome, spare);
-    }
-
-    fn renamed(&self, writing: &Writing, frame: &Frame, renamed: io::Result<()>) -> io::Result<Stored> {
-        let Err(error) = renamed else { return Ok(Stored::Written) };
-        match error.raw_os_error() {
-            Some(libc::EEXIST) if self.is_whole(writing, frame) => Ok(Stored::Already),
-            // Either what is there is no object, or the file system cannot rename without replacing. Objects of one key
-            // are alike, so replacing harms nobody.
-            Some(libc::EEXIST | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => {
-                renameat(&self.dirfd, writing.temporary.as_str(), &self.dirfd, writing.path.as_str())?;
-                Ok(Stored::Written)
-            }
-            _ => Err(error),
-        }
-    }
-
-    fn is_whole(&self, writing: &Writing, frame: &Frame) -> bool {
-        statat(&self.dirfd, writing.path.as_str(), AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|stat| stat.st_size as u64 == frame.file_bytes())
-    }
-
-    /// Renames without replacing.
-    pub fn rename(&self, writing: &mut Writing) -> io::Result<()> {
-        loop {
-            let (from, to) = (writing.temporary.as_str(), writing.path.as_str());
-            match renameat_with(&self.dirfd, from, &self.dirfd, to, RenameFlags::NOREPLACE).map_err(io::Error::from) {
-                Err(mut error) => {
-                    if !self.made_shard(writing, &mut error) {
-                        return Err(error);
-                    }
-                }
-                result => return result,
-            }
-        }
-    }
-
-    /// Answers a store.
-    pub fn end_store(&self, writing: Writing, frame: Frame, outcome: Result<Stored>, spare: &mut Spare) {
-        match &outcome {
-            Ok(Stored::Written) => self.condition.written(),
-            // Best effort: what stays is removed as stale by a later open.
-            Ok(Stored::Already) | Err(_) => {
-                let _ = unlinkat(&self.dirfd, writing.temporary.as_str(), AtFlags::empty());
-            }
-        }
-        self.finish_store(writing, frame.abandoned(spare), outcome);
-    }
-
-    fn finish_store(&self, mut writing: Writing, payload: Buffer, outcome: Result<Stored>) {
-        // Where the store failed before it unlinked its victims: they are out of the index and must not stay on disk, nor be
-        // forgotten where they do.
-        let mut stay = Vec::new();
-        if !writing.victims.is_empty() {
-            let mut paths = writing.victims.iter();
-            let unlink = |path: &String| unlinkat(&self.dirfd, path.as_str(), AtFlags::empty());
-            let gone = |path| matches!(unlink(path), Ok(()) | Err(Errno::NOENT));
-            stay.extend(writing.reservation.victims.extract_if(.., |_| !paths.next().is_none_or(gone)));
-        }
-        let stores = self.index(|index| index.finish(writing.reservation, outcome.as_ref().ok()));
-        stay.iter().for_each(|victim| self.stays(victim));
-        // Not before: whoever deletes the object as soon as nobody writes it must find it in the index.
-        drop(payload);
-        self.again(stores);
-        writing.reply.send(outcome);
-        self.queue.answered();
-    }
-
-    fn answer_store(&self, store: Store, outcome: Result<Stored>) {
-        store.answer(outcome);
-        self.queue.answered();
-    }
 }
 
 /// Bytes of payload of a file, if it is long enough to be an object.
@@ -485,12 +314,12 @@ fn concerns_file(error: &io::Error) -> bool {
 }
 
 /// How long a request with this deadline waits for a descriptor: some time is left for the transfer.
-fn patience(deadline: Instant) -> Instant {
+pub fn patience(deadline: Instant) -> Instant {
     let now = Instant::now();
     now + deadline.saturating_duration_since(now) / 2
 }
 
-fn in_time(deadline: Instant, what: &str) -> Result<()> {
+pub fn in_time(deadline: Instant, what: &str) -> Result<()> {
     if Instant::now() < deadline {
         return Ok(());
     }

@@ -5,9 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use super::core::{Fault, Reading, Writing};
+use super::core::{Core, Fault, Reading};
 use super::frame::{BLOCK, Frame};
 use super::path::c;
+use super::store::Writing;
 
 /// Bytes of one read or write: an object of 1 MiB is one.
 pub const PIECE: u64 = (1 << 20) + BLOCK as u64;
@@ -18,6 +19,14 @@ pub enum Job {
 }
 
 impl Job {
+    /// The file has its room, unless for this error. Gives the error that it fails with.
+    pub fn allocated(&mut self, core: &Core, error: Option<io::Error>) -> Option<io::Error> {
+        match self {
+            Job::Read(_) => error,
+            Job::Write(writing) => core.allocated(writing, error.map_or(Ok(()), Err)).err(),
+        }
+    }
+
     /// Until when it waits for a descriptor.
     pub fn patience(&self) -> Instant {
         match self {

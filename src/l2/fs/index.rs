@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use self::room::Disk;
 use super::frame::disk_bytes;
 use super::scan::Seen;
 use super::slots::{Seal, Slot, Slots, State};
@@ -38,10 +39,14 @@ pub struct Index {
     charged: u64,
     /// Bytes of files that are being taken away, beyond those that a write puts in their place.
     excess: u64,
+    /// Bytes of all files that are being taken away.
+    parting: u64,
+    /// What the file system has room for.
+    disk: Disk,
     /// The directory was found above its bounds, and nobody was told yet.
     overfull: bool,
-    /// Somebody evicts what is above the bounds.
-    shrinking: bool,
+    /// Somebody evicts what is above the bounds, down to so many bytes.
+    shrinking: Option<u64>,
     /// What else takes room.
     overhead: Overhead,
     objects: u64,
@@ -87,8 +92,10 @@ impl Index {
             present: 0,
             charged: 0,
             excess: 0,
+            parting: 0,
+            disk: Disk::default(),
             overfull: false,
-            shrinking: false,
+            shrinking: None,
             overhead: Overhead::default(),
             objects: 0,
             evicted: 0,
@@ -436,6 +443,7 @@ impl Index {
             evicted: self.evicted,
             pins: self.pins,
             io_uring_refused: 0,
+            short: false,
         }
     }
 }

@@ -25,8 +25,6 @@ use crate::l2::{Found, Lookup, Reply};
 const KEYS_MAX: usize = 1 << 17;
 /// Files unlinked before the next job's turn: a lookup has a deadline.
 const UNLINKS_MAX: usize = 1 << 12;
-/// Files evicted before the next job's turn.
-const EVICTIONS_MAX: usize = 32;
 /// Times of last use are written when this many wait,
 const DIRTY_MAX: usize = 4096;
 /// or when the oldest may have waited this long.
@@ -197,6 +195,7 @@ impl Keeper {
                 Some(Job::Sweep(sweep)) => core.sweep(sweep),
                 None => {
                     core.flush();
+                    core.space.measure(core);
                     core.index(Index::check_bounds);
                     flushed = Instant::now();
                     if tidied.elapsed() >= core.tidy_every {
@@ -296,18 +295,13 @@ impl Core {
     /// Evicts a few of the objects that are above the bounds, and comes back for more.
     fn shrink(&self) {
         let closing = self.keeper.jobs.lock().closed;
-        let victims = self.index(|index| if closing { Vec::new() } else { index.shrink(EVICTIONS_MAX) });
-        let evicted = victims.into_iter().filter(|key| self.unlink(*key, None)).count();
-        // Files that cannot be unlinked are tried again at the next flush.
-        if evicted > 0 && self.index(|index| index.surplus()) > 0 {
+        if !closing && self.shrinking.step(self) {
             self.keeper.insist(Job::Shrink);
-        } else {
-            self.index(Index::shrunk);
         }
     }
 
     /// Unlinks the file of a hidden object. Whether it is away.
-    fn unlink(&self, key: ObjectKey, deletion: Option<&Deletion>) -> bool {
+    pub fn unlink(&self, key: ObjectKey, deletion: Option<&Deletion>) -> bool {
         let path = path::object(&key);
         let result = match unlinkat(&self.dirfd, path.as_str(), AtFlags::empty()) {
             Err(error) if error != rustix::io::Errno::NOENT => Err(self.error("deleting", &path, &error.into())),

@@ -38,7 +38,10 @@ mod pool;
 mod queue;
 mod ring;
 mod scan;
+mod shrink;
 mod slots;
+mod space;
+mod store;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -46,7 +49,7 @@ mod trouble;
 mod uring;
 mod writers;
 
-pub use options::{EngineKind, FsOptions};
+pub use options::{EngineKind, FsOptions, MinFree};
 
 use self::core::{Core, Engine};
 use self::forget::Sweep;
@@ -255,11 +258,16 @@ impl Backend for Fs {
     }
 
     fn usage(&self) -> Usage {
-        Usage { io_uring_refused: u64::from(self.uring_refused), ..self.core.index(|index| index.usage()) }
+        let (short, io_uring_refused) = (self.core.space.is_short(), u64::from(self.uring_refused));
+        Usage { short, io_uring_refused, ..self.core.index(|index| index.usage()) }
     }
 
     fn health(&self) -> Health {
-        self.core.condition.health()
+        let notes: Vec<String> = [self.core.space.note(), self.core.shrinking.note()].into_iter().flatten().collect();
+        match self.core.condition.health() {
+            Health::Good if !notes.is_empty() => Health::Noted(notes.join("; ")),
+            health => health,
+        }
     }
 
     fn close(&self) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::l2::url::Options;
+use crate::l2::url::{Options, size};
 use crate::log::Log;
 
 /// What moves the bytes.
@@ -19,6 +19,41 @@ pub enum EngineKind {
     Pool,
 }
 
+/// How much of the file system is to stay free for others.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub enum MinFree {
+    /// 1 % of the file system, at most 1 GiB.
+    #[default]
+    Auto,
+    /// This share of the file system, in percent.
+    Percent(f64),
+    /// So many bytes.
+    Bytes(u64),
+}
+
+impl MinFree {
+    /// What `min_free=` says: a size, or a share in percent.
+    fn parse(text: &str) -> Result<MinFree> {
+        let Some(percent) = text.strip_suffix('%') else {
+            let wrong = |_| Error::invalid(format!("{text:?} is neither a size nor a share; write 10GiB, 5% or 0"));
+            return Ok(MinFree::Bytes(size(text).map_err(wrong)?));
+        };
+        match percent.trim_end().parse::<f64>() {
+            Ok(percent) if (0.0..100.0).contains(&percent) => Ok(MinFree::Percent(percent)),
+            _ => Err(Error::invalid(format!("{text:?} is no share from 0% to below 100%; write 5%"))),
+        }
+    }
+
+    /// Its bytes of a file system of `total` bytes.
+    pub fn bytes(self, total: u64) -> u64 {
+        match self {
+            MinFree::Auto => (total / 100).min(1 << 30),
+            MinFree::Percent(percent) => (total as f64 * percent / 100.0) as u64,
+            MinFree::Bytes(bytes) => bytes,
+        }
+    }
+}
+
 /// How to open a directory of objects.
 #[derive(Clone, Debug)]
 pub struct FsOptions {
@@ -26,6 +61,8 @@ pub struct FsOptions {
     pub dir: PathBuf,
     /// Most bytes of disk to take, 0 for no bound but the disk's.
     pub capacity: u64,
+    /// What the file system is to keep free: below it, this backend's oldest objects make room for new ones.
+    pub min_free: MinFree,
     /// What moves the bytes.
     pub engine: EngineKind,
     /// Name of the eviction policy.
@@ -56,6 +93,7 @@ impl FsOptions {
         FsOptions {
             dir: dir.into(),
             capacity: 0,
+            min_free: MinFree::Auto,
             engine: EngineKind::Auto,
             policy: "lru".to_owned(),
             threads: 0,
@@ -78,6 +116,7 @@ impl FsOptions {
         let fs = FsOptions::new(path);
         let fs = FsOptions {
             capacity: given.capacity(fs.capacity)?,
+            min_free: given.read("min_free", fs.min_free, MinFree::parse)?,
             engine: given.read("engine", fs.engine, engine)?,
             policy: given.text("policy")?.map_or(fs.policy, str::to_owned),
             threads: given.read("threads", fs.threads, |text| count(text, THREADS_MAX))?,
@@ -122,6 +161,21 @@ mod tests {
         assert_eq!(parse("capacity", "4096").unwrap().capacity, 4096);
         for bad in ["", "0", "GiB", "-1", "1.5GiB", "99999999TiB"] {
             assert!(parse("capacity", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_stays_free_is_a_size_or_a_share() {
+        let of = |text: &str, total| parse("min_free", text).unwrap().min_free.bytes(total);
+        assert_eq!(of("5%", 1000), 50);
+        assert_eq!(of("0.5 %", 1000), 5);
+        assert_eq!(of("10GiB", 1000), 10 << 30);
+        assert_eq!(of("0", 1000), 0);
+        let auto = FsOptions::new("/cache").min_free;
+        assert_eq!([1000, 1 << 40].map(|total| auto.bytes(total)), [10, 1 << 30]);
+        for bad in ["", "%", "100%", "-1%", "5 percent", "1e9GiB", "NaN%"] {
+            let message = parse("min_free", bad).unwrap_err().message;
+            assert!(message.contains("min_free") && message.contains("write"), "{message}");
         }
     }
 

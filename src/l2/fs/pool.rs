@@ -1,5 +1,6 @@
 //! The engine for where io_uring is not allowed: threads that read and write.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,10 +10,11 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, fallocate, ftruncate, openat, unlinkat};
 use rustix::io::{Errno, preadv, pwritev};
 
-use super::core::{Core, Engine, Fault, Writing};
+use super::core::{Core, Engine, Fault};
 use super::frame::{BLOCK, Frame, Spare};
 use super::path;
 use super::queue::Task;
+use super::store::Writing;
 use super::trouble::{OPENING, READING};
 use crate::background;
 use crate::error::{Error, Result};
@@ -140,52 +142,48 @@ fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result
 }
 
 fn store(core: &Core, gate: &Gate, store: Store, spare: &mut Spare) {
-    let Some((mut writing, frame)) = core.begin_store(store, spare) else { return };
-    if core.is_stored(&writing, &frame) {
-        return core.end_store(writing, frame, Ok(Stored::Already), spare);
+    let mut next = core.begin_store(store, spare);
+    if let Some((writing, frame)) = next.take_if(|(writing, frame)| core.is_stored(writing, frame)) {
+        core.end_store(writing, frame, Ok(Stored::Already), spare);
     }
-    let written = write(core, gate, &mut writing, &frame);
-    core.descriptors.freed();
-    match written {
-        Ok(()) => {
-            let renamed = core.rename(&mut writing);
-            core.conclude(writing, frame, renamed, spare);
-        }
-        Err((what, error)) => {
-            let error = core.error(what, &writing.path, &error.into());
-            core.end_store(writing, frame, Err(error), spare);
-        }
+    while let Some((mut writing, frame)) = next {
+        let written = write(core, gate, &mut writing, &frame);
+        core.descriptors.freed();
+        next = match written {
+            Ok(()) => {
+                let renamed = core.rename(&mut writing);
+                core.conclude(writing, frame, renamed, spare)
+            }
+            Err((what, error)) => core.fail(writing, frame, Fault::Io(what, error), spare),
+        };
     }
 }
 
-type Step<T> = std::result::Result<T, (&'static str, Errno)>;
+type Step<T> = std::result::Result<T, (&'static str, io::Error)>;
 
 fn write(core: &Core, gate: &Gate, writing: &mut Writing, frame: &Frame) -> Step<()> {
     for victim in &writing.victims {
         match unlinkat(&core.dirfd, victim.as_str(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(("evicting for", error)),
+            Err(error) => return Err(("evicting for", error.into())),
         }
     }
     core.settle(writing);
-    let file = create(core, writing).map_err(|error| ("creating", error))?;
-    match fallocate(&file, FallocateFlags::empty(), 0, frame.span()) {
-        // Without it a full disk is found later.
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-        Err(error) => return Err(("allocating", error)),
-    }
+    let file = create(core, writing).map_err(|error| ("creating", error.into()))?;
+    let given = fallocate(&file, FallocateFlags::empty(), 0, frame.span()).map_err(io::Error::from);
+    core.allocated(writing, given).map_err(|error| ("allocating", error))?;
     let (mut at, span) = (0, frame.span());
     while at < span {
         let to = span.min(at + PIECE);
         match gate.pass(to - at, || pwritev(&file, &frame.slices(at, to), at)) {
             Err(Errno::INTR) => {}
-            Err(error) => return Err(("writing", error)),
-            Ok(0) => return Err(("writing", Errno::NOSPC)),
+            Err(error) => return Err(("writing", error.into())),
+            Ok(0) => return Err(("writing", Errno::NOSPC.into())),
             Ok(count) => at += count as u64,
         }
     }
     if frame.file_bytes() < span {
-        ftruncate(&file, frame.file_bytes()).map_err(|error| ("trimming", error))?;
+        ftruncate(&file, frame.file_bytes()).map_err(|error| ("trimming", error.into()))?;
     }
     Ok(())
 }

@@ -325,10 +325,9 @@ impl Ring {
                 self.open(id, flight);
             }
             Step::Open => self.opened(id, flight, result, error),
-            Step::Allocate => match error.as_ref().and_then(io::Error::raw_os_error) {
-                // Without it a full disk is found later.
-                None | Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => self.start_moving(id, flight),
-                Some(_) => self.failed(id, flight, "allocating", error),
+            Step::Allocate => match flight.job.allocated(&self.core, error) {
+                None => self.start_moving(id, flight),
+                error => self.failed(id, flight, "allocating", error),
             },
             Step::Move => {
                 self.moved(id, piece, flight, result);
@@ -482,15 +481,16 @@ impl Ring {
                 self.open_starved();
             }
             let large = frame.span() >= LARGE;
-            match (job, fault) {
+            let anew = match (job, fault) {
                 (Job::Read(reading), fault) => {
                     self.core.end_load(reading, frame, fault.map_or(Ok(()), Err), &mut self.spare);
+                    None
                 }
                 (Job::Write(writing), None) => self.core.conclude(writing, frame, renamed, &mut self.spare),
-                (Job::Write(writing), Some(fault)) => {
-                    let error = self.core.unwritten(&writing, fault);
-                    self.core.end_store(writing, frame, Err(error), &mut self.spare);
-                }
+                (Job::Write(writing), Some(fault)) => self.core.fail(writing, frame, fault, &mut self.spare),
+            };
+            if let Some((writing, frame)) = anew {
+                self.launch(Flight::new(Job::Write(writing), frame));
             }
             if large {
                 return;

@@ -3,11 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::{EngineKind, Fs, FsOptions};
+use parking_lot::Mutex;
+
+use super::frame::disk_bytes;
+use super::{EngineKind, Fs, FsOptions, MinFree};
 use crate::error::{KVKEEP_ERR_IO, KVKEEP_ERR_PERMISSION};
 use crate::l2::testing::{load, lookup, store};
 use crate::l2::{Backend, Found, Health, Stored};
+use crate::log::{Log, LogLevel};
 
 const LEN: usize = 10_000;
 
@@ -61,4 +66,69 @@ fn many_reads_that_fail_in_a_row_make_the_backend_unhealthy_until_one_succeeds()
         assert!(load(&**fs, 1, LEN).0.is_ok());
         assert_eq!(fs.health(), Health::Good);
     });
+}
+
+/// Options of a directory in which nothing but the test's bound on the file system evicts.
+fn unbounded(dir: &std::path::Path, engine: EngineKind, log: Log) -> Arc<Fs> {
+    Fs::open(FsOptions { engine, log, min_free: MinFree::Bytes(0), ..FsOptions::new(dir) }).unwrap()
+}
+
+#[test]
+fn a_full_file_system_is_a_bound_like_the_capacity_and_said_once() {
+    for engine in [EngineKind::Pool, EngineKind::Auto] {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&lines);
+        let log = Log::new(LogLevel::Info, move |_, line: &str| {
+            if line.contains("the file system of") {
+                told.lock().push(line.to_owned());
+            }
+        });
+        let fs = unbounded(dir.path(), engine, log);
+        let disk = disk_bytes(LEN as u64);
+        fs.core.space.full_above.store(50 * disk, Ordering::Relaxed);
+        for number in 0..50 {
+            assert_eq!(store(&*fs, number, LEN).unwrap(), Stored::Written);
+        }
+        assert_eq!((fs.usage().evicted, fs.health(), fs.usage().short), (0, Health::Good, false));
+        for number in 50..200 {
+            assert_eq!(store(&*fs, number, LEN).unwrap(), Stored::Written, "{number}");
+        }
+        assert!(fs.usage().objects >= 48 && fs.usage().evicted <= 152, "{:?}", fs.usage());
+        assert!((160..200).all(|number| load(&*fs, number, LEN).0.is_ok()), "the newest are there");
+        let Health::Noted(note) = fs.health() else { panic!("{:?}", fs.health()) };
+        assert!(fs.usage().short && note.contains("the file system is full"), "{note}");
+        let said = lines.lock().clone();
+        assert!(said.len() == 1 && said[0].contains("No space left on device"), "{said:?}");
+        // Where nothing can be evicted, a store fails alone, after it was tried a few times.
+        fs.core.space.full_above.store(0, Ordering::Relaxed);
+        let error = store(&*fs, 1000, LEN).unwrap_err();
+        assert!(error.message.contains("No space left on device"), "{error}");
+        assert!(matches!(fs.health(), Health::Bad(_)));
+        let left = fs.usage().objects;
+        for number in 1001..1020 {
+            assert!(store(&*fs, number, LEN).is_err());
+        }
+        assert!(fs.usage().objects + 20 >= left, "evicting does not help, so it is not done");
+        assert_eq!(temporaries(dir.path()), 0);
+        fs.core.space.full_above.store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(store(&*fs, 2000, LEN).unwrap(), Stored::Written);
+        assert!(!matches!(fs.health(), Health::Bad(_)));
+        // Once there has been room for a while, that is said too.
+        fs.core.space.forgets.store(true, Ordering::Relaxed);
+        let mut number = 3000;
+        while fs.usage().short {
+            store(&*fs, number, LEN).unwrap();
+            number += 1;
+        }
+        assert_eq!(fs.health(), Health::Good);
+        let said = lines.lock().clone();
+        assert!(said.len() == 2 && said[1].contains("has room again"), "{said:?}");
+    }
+}
+
+/// Temporary files anywhere below `dir`.
+fn temporaries(dir: &std::path::Path) -> usize {
+    let entries = super::inspect::list(dir).unwrap();
+    entries.iter().filter(|entry| matches!(entry.kind, super::inspect::Kind::Temporary { .. })).count()
 }

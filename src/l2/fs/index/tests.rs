@@ -131,6 +131,60 @@ fn objects_of_another_process_are_admitted_under_the_capacity_when_they_are_foun
     assert_eq!(index.usage().evicted, 9);
 }
 
+#[test]
+fn what_the_file_system_has_room_for_bounds_the_directory_as_the_capacity_does() {
+    let mut index = index(1000);
+    (0..100).for_each(|number| put(&mut index, number, 2));
+    index.measured(3 * BLOCK as i64, false);
+    assert!(go(&mut index, 100, 3).victims.is_empty() && !index.take_pressed());
+    let reservation = go(&mut index, 101, 3);
+    assert_eq!((reservation.victims.len(), index.take_pressed()), (2, true));
+    index.finish(reservation, Some(&Stored::Written));
+    // Others take half of what is there: it is evicted, and one per cent more, while stores evict what they add.
+    index.measured(-100 * BLOCK as i64, false);
+    assert!(index.begin_shrinking());
+    assert_eq!(go(&mut index, 102, 2).victims.len(), 1);
+    let before = index.held();
+    while index.is_to_shrink() {
+        index.shrink(10).iter().for_each(|key| drop(index.left(key)));
+    }
+    index.shrunk();
+    assert_eq!(before - index.held(), 102 * BLOCK);
+    // Where that did not help, it is not done again at once.
+    index.measured(-100 * BLOCK as i64, true);
+    index.check_bounds();
+    assert!(!index.begin_shrinking());
+    assert_eq!(go(&mut index, 103, 2).victims.len(), 1);
+    // With room again, the capacity alone is the bound.
+    index.measured(10_000 * BLOCK as i64, false);
+    assert!(go(&mut index, 104, 100).victims.is_empty());
+}
+
+#[test]
+fn a_store_that_the_file_system_refuses_evicts_what_it_needs() {
+    let mut index = index(1000);
+    (0..50).for_each(|number| put(&mut index, number, 2));
+    let mut reservation = go(&mut index, 100, 3);
+    assert!(index.refused(&mut reservation));
+    assert_eq!(reservation.victims, [key(0), key(1)]);
+    index.settle(&mut reservation);
+    index.finish(reservation, Some(&Stored::Written));
+    // It is the bound of the next one too.
+    let reservation = go(&mut index, 101, 2);
+    assert_eq!(reservation.victims, [key(2)]);
+    index.finish(reservation, Some(&Stored::Written));
+    index.forget_refusals();
+    assert!(go(&mut index, 102, 2).victims.is_empty());
+    // With nothing to evict it fails alone.
+    let mut index = self::index(1000);
+    let mut reservation = go(&mut index, 1, 3);
+    assert!(!index.refused(&mut reservation));
+    assert!(index.finish(reservation, None).is_empty());
+    assert_eq!((index.usage().bytes, index.excess, index.parting), (0, 0, 0));
+    let Admit::Refused(_, error) = index.admit(store(2, 3)) else { panic!("there is no room") };
+    assert!(error.message.contains("file system is full") && error.message.contains("min_free="), "{error}");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Store(u8, u64),
@@ -142,6 +196,8 @@ enum Step {
     Unpin(usize),
     Discover(u8, u64),
     Shrink(usize),
+    Measure(i64),
+    Refuse(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -157,6 +213,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<usize>().prop_map(Step::Unpin),
         1 => (number, blocks).prop_map(|(number, blocks)| Step::Discover(number, blocks)),
         1 => (1..5usize).prop_map(Step::Shrink),
+        1 => (-10..20i64).prop_map(Step::Measure),
+        1 => any::<usize>().prop_map(Step::Refuse),
     ];
     proptest::collection::vec(step, 1..200)
 }
@@ -165,6 +223,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct Model {
     index: Index,
     capacity: u64,
+    /// Most bytes as last measured, and as refused.
+    measured: u64,
+    refused: u64,
     files: HashMap<ObjectKey, u64>,
     /// Stores under way, their blocks, and whether their victims are unlinked.
     writes: Vec<(ObjectKey, Reservation, u64, bool)>,
@@ -180,18 +241,22 @@ impl Model {
         self.files.values().sum::<u64>() + writing.sum::<u64>()
     }
 
+    fn target(&self) -> u64 {
+        (self.capacity * BLOCK).min(self.measured).min(self.refused)
+    }
+
     fn admit(&mut self, stores: Vec<Store>) {
         for store in stores {
             let (key, blocks) = (store.key, 1 + store.buffer.len() as u64 / BLOCK);
-            let (held, before) = (self.index.held() / BLOCK, self.index.on_disk());
+            let (held, before, target) = (self.index.held(), self.index.on_disk(), self.target());
             let sizes: HashMap<ObjectKey, u64> = self.files.clone();
             let admitted = self.index.admit(store);
-            let most = before.max(self.capacity * BLOCK);
+            let most = before.max(target + target / 256);
             assert!(self.index.on_disk() <= most, "{before} bytes may grow to {}", self.index.on_disk());
             match admitted {
                 Admit::Go(_, reservation) => {
-                    let need = (held + blocks).saturating_sub(self.capacity.max(held));
-                    let freed: Vec<u64> = reservation.victims.iter().map(|victim| sizes[victim]).collect();
+                    let need = (held + blocks * BLOCK).saturating_sub(target.max(held));
+                    let freed: Vec<u64> = reservation.victims.iter().map(|victim| sizes[victim] * BLOCK).collect();
                     let (sum, last) = (freed.iter().sum::<u64>(), freed.last().copied().unwrap_or(0));
                     assert!(sum >= need && (need > 0 || sum == 0), "{freed:?} for {need}");
                     assert!(sum - last < need || sum == 0, "{freed:?} is more than {need} needs");
@@ -268,9 +333,20 @@ impl Model {
                 let found = self.index.discovered(key(number), (blocks - 1) * BLOCK, 0);
                 self.pinned.extend(matches!(found, Found::Present(_)).then(|| key(number)));
             }
+            Step::Measure(spare) => {
+                let spare = spare * BLOCK as i64;
+                self.measured = (self.index.held() + self.index.parting).saturating_add_signed(spare);
+                self.index.measured(spare, false);
+            }
+            Step::Refuse(at) => {
+                let Some(at) = pick(at, self.writes.len()).filter(|&at| self.writes[at].3) else { return };
+                let others = self.index.held() - self.writes[at].2 * BLOCK;
+                self.refused = self.refused.min(others - self.index.margin());
+                self.writes[at].3 = !self.index.refused(&mut self.writes[at].1);
+            }
             Step::Shrink(most) => {
-                let (surplus, victims) = (self.index.surplus() / BLOCK, self.index.shrink(most));
-                let freed: u64 = victims.iter().rev().skip(1).map(|victim| self.files[victim]).sum();
+                let (surplus, victims) = (self.index.surplus(), self.index.shrink(most));
+                let freed: u64 = victims.iter().rev().skip(1).map(|victim| self.files[victim] * BLOCK).sum();
                 assert!(victims.is_empty() || freed < surplus, "{victims:?} for {surplus}");
                 self.leaving.extend(victims);
             }
@@ -284,7 +360,7 @@ proptest! {
     fn the_disk_is_never_fuller_than_its_bound_and_no_store_evicts_more_than_it_needs(steps in steps()) {
         let capacity = 20;
         let mut model = Model {
-            index: index(capacity), capacity, files: HashMap::new(), writes: Vec::new(), leaving: Vec::new(),
+            index: index(capacity), capacity, measured: u64::MAX, refused: u64::MAX, files: HashMap::new(), writes: Vec::new(), leaving: Vec::new(),
             pinned: Vec::new(), waiting: 0,
         };
         for step in steps {
@@ -305,7 +381,7 @@ proptest! {
             }
         }
         prop_assert_eq!(model.waiting, 0);
-        prop_assert_eq!((model.index.charged, model.index.excess), (0, 0));
+        prop_assert_eq!((model.index.charged, model.index.excess, model.index.parting), (0, 0, 0));
         prop_assert_eq!(model.index.present, model.files.values().sum::<u64>() * BLOCK);
         prop_assert!(model.index.present <= capacity * BLOCK);
     }

@@ -14,9 +14,10 @@ pub struct Reservation {
     pub slot: u32,
     /// To be unlinked before the first byte is written.
     pub victims: Vec<ObjectKey>,
-    bytes: u64,
-    /// Bytes of victims beyond its own, until they are unlinked.
-    excess: u64,
+    pub bytes: u64,
+    /// Bytes of its victims until they are unlinked, and those of them beyond its own.
+    pub(super) freed: u64,
+    pub(super) excess: u64,
     known: Option<Known>,
 }
 
@@ -65,15 +66,22 @@ impl Index {
             }
             return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
         }
-        let (victims, excess) = match self.make_room(bytes) {
-            Room::Made { victims, excess } => (victims, excess),
+        let victims = match self.make_room(bytes) {
+            Room::Made(victims) => victims,
             // A write or an unlink under way may make room.
             Room::Later | Room::Lacking if self.writing > 0 || self.excess > 0 => {
                 self.crowded.push_back(store);
                 return Admit::Parked;
             }
             Room::Later | Room::Lacking => {
-                let why = format!("no room for {size} bytes: everything stored is pinned or held by the policy");
+                let why = if self.disk.is_pressed() {
+                    format!(
+                        "no room for {size} bytes: the file system is full, and nothing is left here to evict for it; \
+                         free space on it, or lower min_free="
+                    )
+                } else {
+                    format!("no room for {size} bytes: everything stored is pinned or held by the policy")
+                };
                 return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
             }
         };
@@ -88,12 +96,15 @@ impl Index {
         self.writing += 1;
         self.charged += bytes;
         let known = if is_small(size) { store.header.known(&key, size) } else { None };
-        Admit::Go(store, Reservation { slot, victims, bytes, excess, known })
+        let mut reservation = Reservation { slot, victims: Vec::new(), bytes, freed: 0, excess: 0, known };
+        self.evict_for(&mut reservation, victims);
+        Admit::Go(store, reservation)
     }
 
     /// The reservation's victims are unlinked: the disk has room for it. Says which stores may try again.
     pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<Store> {
         self.excess -= std::mem::take(&mut reservation.excess);
+        self.parting -= std::mem::take(&mut reservation.freed);
         let victims = std::mem::take(&mut reservation.victims);
         victims.iter().flat_map(|key| self.left(key)).collect()
     }
