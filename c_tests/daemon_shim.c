@@ -103,7 +103,8 @@ kvkeep_status kvkeep_open(const kvkeep_options *options, kvkeep **cache) {
 
     char directory[64] = "/tmp/kvkeep-shim-XXXXXX", url[128];
     if (!mkdtemp(directory)) abort();
-    snprintf(url, sizeof url, "unix://%s/s", directory);
+    // On a busy machine an answer may be late, which none of these programs expects.
+    snprintf(url, sizeof url, "unix://%s/s?patience_ms=600000", directory);
     struct command command = command_of(options, directory);
     pid_t pid = start_serving(&command, directory);
     if (!pid) {

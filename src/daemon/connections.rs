@@ -3,12 +3,16 @@
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::descriptors::OF_CLIENT;
 use super::guest::Guest;
+
+/// A connection may be silent for so long, however many others come: a client may be held up between connecting and asking.
+const SILENCE_MIN: Duration = Duration::from_millis(100);
 
 /// What a connection has said that it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub enum Use {
 pub struct Stream {
     /// The socket, to be shut.
     pub socket: Arc<UnixStream>,
+    /// When it was accepted.
+    pub since: Instant,
     /// Its use.
     pub usage: Use,
 }
@@ -62,14 +68,20 @@ impl Guests {
         self.streams.values().filter(|stream| matches!(stream.usage, Use::Silent | Use::Refused)).count()
     }
 
-    /// Refuses the oldest of the connections that have said nothing.
-    pub fn refuse_oldest(&mut self) {
-        let silent =
-            self.streams.iter_mut().filter(|(_, stream)| stream.usage == Use::Silent && says_nothing(&stream.socket));
-        if let Some((_, stream)) = silent.min_by_key(|(number, _)| **number) {
-            stream.usage = Use::Refused;
-            // Its thread finds that nothing comes, and says why it goes.
-            let _ = stream.socket.shutdown(Shutdown::Read);
+    /// Refuses the oldest of the connections that have said nothing, if it has had its time. Gives when to look again.
+    pub fn refuse_oldest(&mut self) -> Instant {
+        let now = Instant::now();
+        let silent = self.streams.iter_mut().filter(|(_, stream)| stream.usage == Use::Silent);
+        let silent = silent.filter(|(_, stream)| says_nothing(&stream.socket));
+        match silent.min_by_key(|(number, _)| **number) {
+            Some((_, stream)) if now >= stream.since + SILENCE_MIN => {
+                stream.usage = Use::Refused;
+                // Its thread finds that nothing comes, and says why it goes.
+                let _ = stream.socket.shutdown(Shutdown::Read);
+                now + SILENCE_MIN
+            }
+            Some((_, stream)) => stream.since + SILENCE_MIN,
+            None => now + SILENCE_MIN,
         }
     }
 }

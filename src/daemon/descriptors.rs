@@ -62,7 +62,7 @@ impl Shares {
     /// Of a process that may open `limit` files, and has `open` of them.
     fn of(limit: u64, open: u64) -> Shares {
         let share = |part: u64, most: u64| (limit / part).min(most).max(1);
-        let (backends, http, silent) = (share(4, BACKENDS_MAX), share(8, HTTP_MAX), share(16, SILENT_MAX));
+        let (backends, http, silent) = (share(4, BACKENDS_MAX), share(8, HTTP_MAX), share(10, SILENT_MAX));
         let observers = share(40, OBSERVERS_MAX);
         let clients = limit.saturating_sub(open + backends + http + silent + observers * OF_CLIENT as u64 + SPARE);
         let count = |share: u64| usize::try_from(share).unwrap_or(usize::MAX);

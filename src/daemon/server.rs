@@ -180,8 +180,8 @@ impl Shared {
     fn make_room(&self) {
         let mut guests = self.guests.lock();
         while guests.silent() >= self.shares.silent && !self.stopping.load(Ordering::SeqCst) {
-            guests.refuse_oldest();
-            self.changed.wait(&mut guests);
+            let until = guests.refuse_oldest();
+            self.changed.wait_until(&mut guests, until);
         }
     }
 
@@ -193,7 +193,10 @@ impl Shared {
             Err(error) => return self.refuse(stream, &error),
         };
         let (number, stream) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(stream));
-        self.guests.lock().streams.insert(number, Stream { socket: stream.clone(), usage: Use::Silent });
+        self.guests
+            .lock()
+            .streams
+            .insert(number, Stream { socket: stream.clone(), since: Instant::now(), usage: Use::Silent });
         let (me, socket) = (self.clone(), stream.clone());
         let thread = std::thread::Builder::new().name("kvkeep-client".to_owned()).spawn(move || {
             let ended = catch_unwind(AssertUnwindSafe(|| me.serve(socket, peer, number)));
