@@ -9,7 +9,11 @@
  * closed handles, text that is not UTF-8) is an error, never undefined; only a pointer that does not point to what its
  * type and count say is beyond checking. What the caller passes stays the caller's and is not kept after the call,
  * unless said. Nothing the library returns is to be freed by the caller. Times are in milliseconds or
- * microseconds as the name says, sizes in bytes. Sessions, jobs, spaces and backends are numbers, never 0, never reused.
+ * microseconds as the name says, sizes in bytes. Sessions, jobs, spaces and backends are numbers, never 0, and never reused
+ * while the cache is open; those of a daemon's sessions and jobs are not given again in its next 65534 runs. Memory of the
+ * library's own that the system refuses is NO_MEMORY where a call may need much: L1, the events that are kept, a session's
+ * tokens, the keys of a job or a transfer. Elsewhere (a batch's lists, some hundred bytes a key; pieces of tables, some hundred
+ * kilobytes) a refusal ends the process.
  */
 
 
@@ -127,7 +131,7 @@ typedef enum {
     KVKEEP_ERR_EXPIRED = -6,
     /// The object is shared, or under a copy or a transfer.
     KVKEEP_ERR_LOCKED = -7,
-    /// L1 is full of memory in use.
+    /// L1 is full of memory in use, or the system refuses memory.
     KVKEEP_ERR_NO_MEMORY = -8,
     /// The space's quota is full of memory in use.
     KVKEEP_ERR_QUOTA = -9,
@@ -831,8 +835,8 @@ kvkeep_status kvkeep_abort_session(kvkeep *cache, uint64_t session);
 /// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
 /// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
 /// chunk tokens as little-endian u32; a generation that is not 0 follows as little-endian u64.
-/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (2^26 tokens a session; 4 GiB of hashes of all sessions,
-/// which are 32 bytes a chunk).
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (2^26 tokens a session; 4 GiB of
+/// hashes of all sessions, which are 32 bytes a chunk).
 kvkeep_status kvkeep_append_tokens(kvkeep *cache,
                                    uint64_t session,
                                    const uint32_t *tokens,
@@ -1034,7 +1038,7 @@ kvkeep_status kvkeep_forget_space(kvkeep *cache,
 /// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.
 /// `callback` may be NULL: the job then reports by `notify` of the options. A callback may run before this returns,
 /// on the library's thread; `*job` is set by then.
-/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (`jobs_max` jobs not released, or as many completions that no
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (`jobs_max` jobs not released, or as many completions that no
 /// callback or drain has taken yet); then no completion comes.
 kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
                                      uint64_t session,
@@ -1281,7 +1285,8 @@ kvkeep_status kvkeep_explain_session(kvkeep *cache, uint64_t session, char *buff
 /// has a higher number than it asked for, and `*next_sequence` rises by more than `*count`. Events of L1 are in the order in
 /// which they happened, and so are those of one key in one backend. What another process does to a shared backend is told
 /// when this one notices; what a backend has when it is added, or when it is removed, is not told. Never blocks. Any thread.
-/// Errors: INVALID (no event has the number before `*next_sequence` yet).
+/// Errors: INVALID (no event has the number before `*next_sequence` yet), NO_MEMORY (at the first call: the system refuses what
+/// the kept events need).
 kvkeep_status kvkeep_drain_events(kvkeep *cache,
                                   uint64_t *next_sequence,
                                   kvkeep_event *events,

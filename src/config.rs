@@ -53,8 +53,8 @@ pub struct NodeConfig {
     pub backend_timeout: Duration,
     /// Most bytes being loaded at once, 0 for a quarter of L1 and at most 1 GiB.
     pub loading_bytes_max: u64,
-    /// Upper byte of the numbers of sessions and jobs, so that those of two daemons that served one socket differ.
-    pub boot: u8,
+    /// The run of the daemon, 0 embedded: the upper 16 bits of the numbers of sessions and jobs, so that those of two runs differ.
+    pub boot: u16,
     /// Where log lines go.
     pub log: Log,
 }

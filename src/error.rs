@@ -26,7 +26,7 @@ pub enum Status {
     KVKEEP_ERR_EXPIRED = -6,
     /// The object is shared, or under a copy or a transfer.
     KVKEEP_ERR_LOCKED = -7,
-    /// L1 is full of memory in use.
+    /// L1 is full of memory in use, or the system refuses memory.
     KVKEEP_ERR_NO_MEMORY = -8,
     /// The space's quota is full of memory in use.
     KVKEEP_ERR_QUOTA = -9,
@@ -108,6 +108,14 @@ impl Error {
     /// An argument that the function does not take.
     pub fn invalid(message: impl Into<String>) -> Error {
         Error::new(KVKEEP_ERR_INVALID, message)
+    }
+
+    /// The system refuses `bytes` of memory for `what`.
+    pub fn no_memory(bytes: usize, what: &str) -> Error {
+        Error::new(
+            KVKEEP_ERR_NO_MEMORY,
+            format!("the system refuses {bytes} bytes of memory for {what}: give this process more, or free some"),
+        )
     }
 
     /// An operating-system failure while doing `what`.

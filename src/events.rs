@@ -100,13 +100,16 @@ impl Events {
     }
 
     /// Keeps what is recorded from now on. Called under L1's lock.
-    pub fn keep(&self) {
+    pub fn keep(&self) -> Result<()> {
         let mut log = self.log.lock();
         if !self.kept.load(Ordering::Relaxed) {
-            log.reserve_exact(KVKEEP_EVENTS_MAX);
+            let bytes = KVKEEP_EVENTS_MAX * size_of::<Event>();
+            log.try_reserve_exact(KVKEEP_EVENTS_MAX)
+                .map_err(|_| Error::no_memory(bytes, "the events that are kept"))?;
             self.newest.fetch_add(self.unheard.load(Ordering::Relaxed), Ordering::Relaxed);
             self.kept.store(true, Ordering::Release);
         }
+        Ok(())
     }
 
     /// Number of the newest event, 0 before the first.
@@ -170,7 +173,7 @@ mod tests {
     }
 
     fn drain(events: &Events, next: &mut u64, most: usize) -> Vec<u64> {
-        events.keep();
+        events.keep().unwrap();
         let mut some = vec![EMPTY; most];
         let count = events.drain(next, &mut some).unwrap();
         some[..count].iter().map(|event| event.sequence).collect()
@@ -217,7 +220,7 @@ mod tests {
     #[test]
     fn an_event_of_a_backend_says_which_and_when() {
         let events = Events::default();
-        events.keep();
+        events.keep().unwrap();
         let object = ObjectKey { space: SpaceTag([1; 16]), key: EMPTY.key };
         events.record_backend(EventKind::Removed, 2, 9, &object, 5);
         let mut some = [EMPTY; 2];

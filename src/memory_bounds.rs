@@ -251,5 +251,15 @@ impl std::fmt::Display for MemoryBounds {
     }
 }
 
+/// Refuses what needs so many bytes for `what` in many pieces, if the system would not give them in one. Small needs are not asked
+/// for.
+pub fn ask_for(bytes: usize, what: &str) -> Result<()> {
+    const SMALL: usize = 1 << 20;
+    if bytes > SMALL && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+        return Err(Error::no_memory(bytes, what));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests;

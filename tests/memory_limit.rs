@@ -7,7 +7,14 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use kvkeep::cache::Cache as _;
+use kvkeep::config::{NodeConfig, PrefetchRequest, SpaceSpec};
+use kvkeep::error::{KVKEEP_ERR_NO_MEMORY, Result};
+use kvkeep::events::EMPTY;
+use kvkeep::key::Key;
 use kvkeep::memory_bounds::MemoryBounds;
+use kvkeep::node::Node;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 512 * MIB;
@@ -107,6 +114,50 @@ fn an_l1_beyond_the_groups_limit_is_refused_and_a_share_is_of_that_limit() {
     let said = opened(group.serve(dir.path(), "50%"));
     assert!(said.contains(&format!("an L1 of {} bytes", LIMIT / 2)), "{said}");
     assert!(said.contains("the machine has ") && said.contains("control group's limit is 536870912 ("), "{said}");
+}
+
+/// Run by the test below, in a process of its own.
+#[test]
+#[ignore = "it bounds the memory of its process"]
+fn within_a_bound() {
+    let node = Node::open(NodeConfig::new(MIB)).unwrap();
+    let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
+    let spec = SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 1, quota_bytes: 0 };
+    let space = node.open_space(spec).unwrap();
+    let session = node.begin_session(space, "r", None).unwrap();
+    let (tokens, mut some) = (vec![0; 1 << 20], [EMPTY; 1]);
+    let keys: Vec<Key> = (0..1 << 18).map(|rank| Key { hash: [1; 32], rank, group: 0 }).collect();
+    let calls: [(&str, &mut dyn FnMut() -> Result<()>); 3] = [
+        ("events", &mut || node.drain_events(&mut 0, &mut some).map(drop)),
+        ("tokens", &mut || node.append_tokens(session, &tokens).map(drop)),
+        ("keys of a job", &mut || node.submit_prefetch(session, &keys, PrefetchRequest::default(), &mut 0)),
+    ];
+    for (what, call) in calls {
+        let pages: u64 = fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+        let bound = |most| setrlimit(Resource::As, Rlimit { current: most, maximum: None }).unwrap();
+        bound(Some(pages * 4096 + MIB));
+        let refused = call();
+        bound(None);
+        let error = refused.unwrap_err();
+        assert_eq!(error.status, KVKEEP_ERR_NO_MEMORY, "{error}");
+        assert!(error.message.contains(what) && error.message.contains("give this process more"), "{error}");
+        // Nothing was changed, and it can be had when there is memory.
+        call().unwrap();
+    }
+    node.end_session(session).unwrap();
+    node.close();
+}
+
+#[test]
+fn memory_that_the_system_refuses_is_no_memory() {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "within_a_bound", "--ignored", "--nocapture"])
+        // What is large is asked of the kernel, and not taken from what the C library has put by.
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
+        .env("MALLOC_ARENA_MAX", "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

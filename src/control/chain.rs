@@ -88,6 +88,9 @@ impl Chains {
             ));
         }
         let (full, rest) = ((had as usize + tokens.len()) / size, (had as usize + tokens.len()) % size);
+        let more = full - chain.hashes.len();
+        let refused = |_| Error::no_memory(more * size_of::<[u8; 32]>(), "the hashes of a session's tokens");
+        chain.hashes.try_reserve(more).map_err(refused)?;
         chain.resize((full * size_of::<[u8; 32]>() + rest * size_of::<u32>()) as u64, self.bytes_max)?;
         let mut last = chain.hashes.last().copied().unwrap_or_else(|| chain_seed(space.tag));
         let mut left = tokens;

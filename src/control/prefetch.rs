@@ -24,6 +24,7 @@ use crate::error::{
 use crate::key::{Key, ObjectKey};
 use crate::l1::L1;
 use crate::l2::{Found, Lookup, Reply};
+use crate::memory_bounds::ask_for;
 use crate::stats::Meters;
 
 /// Keys (by index) to be asked of a backend.
@@ -41,12 +42,15 @@ pub(super) struct Jobs {
     pub(super) looked: Option<Instant>,
 }
 
+/// What a job needs for each key, about.
+const KEY_BYTES: usize = 200;
+
 /// How many jobs there may be, and how their numbers begin.
 pub struct JobBounds {
     /// Most jobs not released.
     pub jobs_max: u32,
-    /// Upper byte of their numbers.
-    pub boot: u8,
+    /// Upper 16 bits of their numbers.
+    pub boot: u16,
 }
 
 /// All jobs of a cache.
@@ -104,7 +108,7 @@ impl Prefetcher {
             meters,
             jobs_max: bounds.jobs_max as usize,
             jobs: Mutex::default(),
-            last: AtomicU64::new(u64::from(bounds.boot) << 56),
+            last: AtomicU64::new(u64::from(bounds.boot) << 48),
             bell: Doorbell::default(),
             closing: AtomicBool::new(false),
             commits: AtomicBool::new(false),
@@ -127,6 +131,7 @@ impl Prefetcher {
             return Err(closing());
         }
         self.completions.check_room(&request.notify, self.jobs_max)?;
+        ask_for(keys.len() * KEY_BYTES, "the keys of a job")?;
         let (space, timeout, copied_for) = self.l1.begin_job(session)?;
         let deadline = submitted + request.deadline.unwrap_or(timeout);
         let mut job =

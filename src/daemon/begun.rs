@@ -16,7 +16,7 @@ fn add(numbers: &mut BTreeSet<u64>, more: impl IntoIterator<Item = u64>) {
     for number in more {
         numbers.insert(number);
         if numbers.len() > REMEMBERED {
-            // Numbers grow.
+            // Numbers grow, but for some that were given at about the same time.
             numbers.pop_first();
         }
     }

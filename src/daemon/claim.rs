@@ -13,8 +13,8 @@ use crate::error::{Error, KVKEEP_ERR_EXISTS, Result};
 pub struct Claim {
     /// The socket.
     pub socket: PathBuf,
-    /// Upper byte of the numbers that this run gives: another than the runs before had. Never 0.
-    pub boot: u8,
+    /// Upper 16 bits of the numbers that this run gives: others than the 65534 runs before had. Never 0.
+    pub boot: u16,
     _lock: File,
 }
 
@@ -63,7 +63,7 @@ impl Claim {
             writeln!(lock, "{runs} {}", std::process::id())
         };
         write(&mut lock).map_err(|error| failed(&error))?;
-        Ok(Claim { socket: socket.to_owned(), boot: (runs % 255) as u8 + 1, _lock: lock })
+        Ok(Claim { socket: socket.to_owned(), boot: (runs % u64::from(u16::MAX)) as u16 + 1, _lock: lock })
     }
 }
 
@@ -72,17 +72,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_at_a_time_and_never_the_number_of_the_run_before() {
+    fn one_at_a_time_and_none_of_the_numbers_of_the_runs_before() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("kvkeep.sock");
-        let mut last = 0;
+        let mut seen = std::collections::HashSet::new();
         for _ in 0..300 {
             let claim = Claim::take(&socket).unwrap();
-            assert!(claim.boot != 0 && claim.boot != last);
-            last = claim.boot;
+            assert!(claim.boot != 0 && seen.insert(claim.boot));
             let error = Claim::take(&socket).err().unwrap();
             assert_eq!(error.status, KVKEEP_ERR_EXISTS);
             assert!(error.message.contains(&std::process::id().to_string()), "{error}");
+        }
+        // It begins anew after all of them, and is never 0.
+        let all = u64::from(u16::MAX);
+        for runs in [all - 2, all - 1, all, 7 * all - 1] {
+            std::fs::write(dir.path().join("kvkeep.sock.lock"), format!("{runs} 1\n")).unwrap();
+            let boots = [(); 2].map(|()| Claim::take(&socket).unwrap().boot);
+            assert!(boots[0] != 0 && boots[1] != 0 && boots[0] != boots[1], "{runs}: {boots:?}");
         }
     }
 }

@@ -96,7 +96,7 @@ impl ClientConfig {
 struct Connected {
     link: Option<Arc<Link>>,
     /// Upper bytes of the numbers that former runs of the daemon gave.
-    past: Vec<u8>,
+    past: Vec<u16>,
     /// L1s of former runs, or of connections that were lost: somebody may still look at them, until the time given.
     retired: Vec<(Instant, InUse)>,
 }
@@ -192,7 +192,7 @@ impl Client {
     /// began here on a former connection.
     pub(super) fn link_of(&self, number: u64) -> Result<Arc<Link>> {
         let link = self.link()?;
-        let boot = (number >> 56) as u8;
+        let boot = (number >> 48) as u16;
         let past = boot != link.welcome.boot && self.connected.read().past.contains(&boot);
         if past || self.begun.lock().is_lost(number) {
             return Err(disconnected(self.socket()));

@@ -299,7 +299,7 @@ impl Settings {
     }
 
     /// How the node is opened, by the run `boot` of its socket.
-    pub fn node(&self, boot: u8, log: Log) -> Result<NodeConfig> {
+    pub fn node(&self, boot: u16, log: Log) -> Result<NodeConfig> {
         let l1 = self
             .l1
             .ok_or_else(|| Error::invalid("the size of L1 is not given: give --l1, like --l1 8GiB or --l1 70%"))?;

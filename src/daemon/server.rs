@@ -51,7 +51,7 @@ struct Shared {
     desk: Desk,
     access: Access,
     limits: Limits,
-    boot: u8,
+    boot: u16,
     shares: Shares,
     guests: Mutex<Guests>,
     /// A connection ended, or said what it is.

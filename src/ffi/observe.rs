@@ -86,7 +86,8 @@ pub unsafe extern "C" fn kvkeep_explain_session(
 /// has a higher number than it asked for, and `*next_sequence` rises by more than `*count`. Events of L1 are in the order in
 /// which they happened, and so are those of one key in one backend. What another process does to a shared backend is told
 /// when this one notices; what a backend has when it is added, or when it is removed, is not told. Never blocks. Any thread.
-/// Errors: INVALID (no event has the number before `*next_sequence` yet).
+/// Errors: INVALID (no event has the number before `*next_sequence` yet), NO_MEMORY (at the first call: the system refuses what
+/// the kept events need).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_drain_events(
     cache: *mut kvkeep,

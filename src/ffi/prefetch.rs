@@ -22,7 +22,7 @@ use crate::types::{Completion, PrefetchResult};
 /// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.
 /// `callback` may be NULL: the job then reports by `notify` of the options. A callback may run before this returns,
 /// on the library's thread; `*job` is set by then.
-/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (`jobs_max` jobs not released, or as many completions that no
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (`jobs_max` jobs not released, or as many completions that no
 /// callback or drain has taken yet); then no completion comes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_prefetch(

@@ -51,8 +51,8 @@ pub unsafe extern "C" fn kvkeep_abort_session(cache: *mut kvkeep, session: u64) 
 /// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
 /// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
 /// chunk tokens as little-endian u32; a generation that is not 0 follows as little-endian u64.
-/// Errors: NOT_FOUND (session), EXPIRED, INVALID, LIMIT (2^26 tokens a session; 4 GiB of hashes of all sessions,
-/// which are 32 bytes a chunk).
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (2^26 tokens a session; 4 GiB of
+/// hashes of all sessions, which are 32 bytes a chunk).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_append_tokens(
     cache: *mut kvkeep,

@@ -114,8 +114,8 @@ pub struct L1Config {
     pub writes_max: u32,
     /// Most sessions.
     pub sessions_max: u32,
-    /// Upper byte of the sessions' numbers.
-    pub boot: u8,
+    /// Upper 16 bits of the sessions' numbers.
+    pub boot: u16,
 }
 
 impl L1Config {
@@ -397,10 +397,13 @@ impl L1 {
     /// Copies events as [`Events::drain`] does. They are kept from the first call on: begun under the lock, so that no event of L1 falls
     /// between those that are only counted and those that are kept.
     pub fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
-        if !self.events.are_kept() {
-            self.with(|_| self.events.keep());
-        }
+        self.keep_events()?;
         self.events.drain(next, events)
+    }
+
+    /// Keeps events from the first call on.
+    pub fn keep_events(&self) -> Result<()> {
+        if self.events.are_kept() { Ok(()) } else { self.with(|_| self.events.keep()) }
     }
 
     /// Whether there is an L2 to write to.

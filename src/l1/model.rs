@@ -185,7 +185,7 @@ impl World {
         };
         let l1 = L1::new(Arc::new(Arena::map(ARENA, MapOptions::default()).unwrap()), config).unwrap();
         l1.set_has_l2(true);
-        l1.events().keep();
+        l1.events().keep().unwrap();
         if crowded {
             l1.crowd.stay();
         }

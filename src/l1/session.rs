@@ -13,9 +13,13 @@ use crate::print::Print;
 
 /// Sessions reclaimed by their deadline that are remembered, so that a late use is told EXPIRED.
 const REMEMBERED: usize = 4096;
-/// A session's number: the cache's boot in the upper byte, then a serial number, then its index.
+/// A session's number: the cache's boot in the upper 16 bits, then the round in which it was given, then its index.
 const INDEX_BITS: u32 = NOBODY.count_ones();
-const BOOT_SHIFT: u32 = 56;
+const BOOT_SHIFT: u32 = 48;
+/// Most rounds in which each index is given once.
+const ROUNDS_MAX: u32 = (1 << (BOOT_SHIFT - INDEX_BITS)) - 1;
+/// So many indexes are given in a round before the next begins: sessions one after another would soon use the rounds up.
+const SPREAD: usize = 1 << 12;
 
 /// One session.
 pub struct Session {
@@ -142,9 +146,11 @@ struct Served {
 /// All sessions.
 pub struct Sessions {
     places: Vec<Option<Box<Place>>>,
+    /// The round in which each index was given last.
+    given: Vec<u32>,
     spare: VecDeque<u32>,
-    /// The last number given, less its index.
-    serial: u64,
+    round: u32,
+    boot: u16,
     live: usize,
     most: usize,
     reclaimed: VecDeque<u64>,
@@ -155,11 +161,13 @@ pub struct Sessions {
 
 impl Sessions {
     /// None yet, at most `most`, which is at most [`NOBODY`]. Their numbers begin with `boot`.
-    pub fn new(most: u32, boot: u8) -> Sessions {
+    pub fn new(most: u32, boot: u16) -> Sessions {
         Sessions {
             places: Vec::new(),
+            given: Vec::new(),
             spare: VecDeque::new(),
-            serial: u64::from(boot) << (BOOT_SHIFT - INDEX_BITS),
+            round: 1,
+            boot,
             live: 0,
             most: most as usize,
             reclaimed: VecDeque::new(),
@@ -188,13 +196,9 @@ impl Sessions {
                 format!("{} sessions are live: end some, or raise sessions_max", self.live),
             ));
         }
-        let index = self.spare.pop_front().unwrap_or_else(|| {
-            self.places.push(None);
-            (self.places.len() - 1) as u32
-        });
-        self.serial += 1;
+        let index = self.next_index()?;
         self.live += 1;
-        let id = self.serial << INDEX_BITS | u64::from(index);
+        let id = u64::from(self.boot) << BOOT_SHIFT | u64::from(self.round) << INDEX_BITS | u64::from(index);
         let timeout_ms = timeout.as_millis() as u64;
         self.places[index as usize] = Some(Box::new(Place {
             id,
@@ -224,6 +228,31 @@ impl Sessions {
             }),
         }));
         Ok(id)
+    }
+
+    /// An index that was not given in this round; another round may begin.
+    fn next_index(&mut self) -> Result<u32> {
+        match self.spare.front() {
+            Some(&index) if self.given[index as usize] < self.round || self.places.len() >= SPREAD => {
+                if self.given[index as usize] == self.round {
+                    if self.round == ROUNDS_MAX {
+                        return Err(Error::new(
+                            KVKEEP_ERR_LIMIT,
+                            "all numbers of sessions were given once: open the cache anew, or restart the daemon",
+                        ));
+                    }
+                    self.round += 1;
+                }
+                self.given[index as usize] = self.round;
+                self.spare.pop_front();
+                Ok(index)
+            }
+            _ => {
+                self.places.push(None);
+                self.given.push(self.round);
+                Ok((self.places.len() - 1) as u32)
+            }
+        }
     }
 
     /// The index of a live session.
@@ -341,5 +370,51 @@ impl Sessions {
     /// How many are live.
     pub fn len(&self) -> usize {
         self.live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(sessions: &mut Sessions) -> Result<u64> {
+        sessions.begin(0, 1, "r", Duration::from_secs(1), 0)
+    }
+
+    #[test]
+    fn no_number_is_given_twice_and_all_carry_the_run() {
+        let mut sessions = Sessions::new(NOBODY, 0xffff);
+        let mut seen = HashSet::new();
+        let (mut live, mut last) = (VecDeque::new(), 0);
+        for turn in 0..4 * SPREAD {
+            let id = begin(&mut sessions).unwrap();
+            assert!(seen.insert(id) && id >> BOOT_SHIFT == 0xffff && id >> 63 == 1);
+            live.push_back(id);
+            // One lives at a time, then some more.
+            if live.len() > 1 + turn / SPREAD {
+                let gone = live.pop_front().unwrap();
+                let index = sessions.index(gone).unwrap();
+                sessions.remove(index, false);
+                assert_eq!(sessions.index(gone).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+            }
+            last = id;
+        }
+        assert!(sessions.places.len() <= SPREAD + 4 && sessions.round <= 6, "{}", sessions.round);
+        assert!(sessions.index(last).is_ok());
+    }
+
+    #[test]
+    fn when_all_numbers_were_given_no_session_begins() {
+        let mut sessions = Sessions::new(NOBODY, 7);
+        sessions.round = ROUNDS_MAX;
+        for _ in 0..SPREAD {
+            let id = begin(&mut sessions).unwrap();
+            assert_eq!(id >> BOOT_SHIFT, 7);
+            let index = sessions.index(id).unwrap();
+            sessions.remove(index, false);
+        }
+        let error = begin(&mut sessions).unwrap_err();
+        assert_eq!(error.status, KVKEEP_ERR_LIMIT);
+        assert!(error.message.contains("restart the daemon"), "{error}");
     }
 }

@@ -17,8 +17,11 @@ use crate::control::complete::WAITING_MAX;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
 use crate::l1::patience::is_refused;
+use crate::memory_bounds::ask_for;
 use crate::types::{KVKEEP_KEYS_MAX, View};
 
+/// What a transfer needs for each key, about.
+const KEY_BYTES: usize = 300;
 /// Objects that are loaded together at first, so that their copying begins when they are there and not when all are.
 const TOGETHER: usize = 8;
 
@@ -40,6 +43,7 @@ pub struct TransferRequest {
 }
 
 fn check_keys(pool: &Pool, keys: &[Key], blocks: &[i32]) -> Result<()> {
+    ask_for(keys.len() * KEY_BYTES + size_of_val(blocks) * 2, "the keys of a transfer")?;
     let per_chunk = pool.layout.blocks_per_chunk as usize;
     if keys.len() * per_chunk != blocks.len() {
         return Err(Error::invalid(format!(

@@ -24,8 +24,8 @@ use crate::error::{
 use crate::shape::Shape;
 use crate::types::PrefetchResult;
 
-/// Marks the numbers of transfers: no prefetch job is ever given one with this bit.
-const TRANSFER: u64 = 1 << 55;
+/// Marks the numbers of transfers, together with upper 16 bits of 0: no prefetch job is ever given such a number.
+const TRANSFER: u64 = 1 << 47;
 /// Most transfers not released.
 const TRANSFERS_MAX: usize = 1 << 16;
 /// Most pools.

@@ -188,7 +188,7 @@ impl Desk {
         let [from] = parameters(query, ["from"])?;
         let from = number("from", from.unwrap_or("0"))?;
         let events = self.node.l1.events();
-        events.keep();
+        self.node.l1.keep_events().map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.message))?;
         if from > events.newest() + 1 {
             let sentence = format!(
                 "from is {from}, but the newest event has the number {}: begin with from=0 after the daemon was started again",

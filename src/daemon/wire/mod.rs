@@ -94,8 +94,8 @@ pub struct Welcome {
     pub client: u64,
     /// Proves that a lane is this client's.
     pub secret: u64,
-    /// This run of the daemon: the upper byte of its numbers.
-    pub boot: u8,
+    /// This run of the daemon: the upper 16 bits of its numbers.
+    pub boot: u16,
     /// Size of L1.
     pub l1_bytes: u64,
     /// How long a session may be idle unless it says.
@@ -119,7 +119,7 @@ impl<'a> Field<'a> for Welcome {
         Ok(Welcome {
             client: fields.take()?,
             secret: fields.take()?,
-            boot: fields.take::<u32>()? as u8,
+            boot: fields.take::<u32>()? as u16,
             l1_bytes: fields.take()?,
             session_timeout_ms: fields.take()?,
             read_only: fields.take()?,
