@@ -158,7 +158,9 @@ impl Client {
             .name(name.to_owned())
             .spawn(body)
             .map_err(|error| Error::io(format!("starting the thread {name}"), &error))?;
-        self.threads.lock().push(thread);
+        let mut threads = self.threads.lock();
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
         Ok(())
     }
 
@@ -251,6 +253,33 @@ impl Client {
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> Result<R> {
         link.call(request, read)
+    }
+
+    /// Makes a call that gives back what its caller holds. See [`Link::give_back`].
+    pub(super) fn give_back<R>(
+        &self,
+        link: &Arc<Link>,
+        request: &Request<'_>,
+        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
+    ) -> Result<R> {
+        self.give_back_as(link, request, request, read)
+    }
+
+    /// As [`give_back`](Client::give_back), with another request where the daemon cannot be asked in time.
+    pub(super) fn give_back_as<R>(
+        &self,
+        link: &Arc<Link>,
+        request: &Request<'_>,
+        owed: &Request<'_>,
+        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let given_back = link.give_back(request, owed, read);
+        if given_back.needs_thread {
+            let link = link.clone();
+            // Without it, the next call does the same.
+            let _ = self.spawn("kvkeep-owed", move || link.settle());
+        }
+        given_back.result
     }
 
     /// The thread that takes in what is pushed, and reconnects when the daemon went away.

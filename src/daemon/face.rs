@@ -127,13 +127,13 @@ impl Cache for Client {
     }
 
     fn end_session(&self, session: u64) -> Result<()> {
-        let ended = self.call(&*self.link_of(session)?, &Request::EndSession { session }, nothing);
+        let ended = self.give_back(&self.link_of(session)?, &Request::EndSession { session }, nothing);
         self.forget_session(session);
         ended
     }
 
     fn abort_session(&self, session: u64) -> Result<()> {
-        let ended = self.call(&*self.link_of(session)?, &Request::AbortSession { session }, nothing);
+        let ended = self.give_back(&self.link_of(session)?, &Request::AbortSession { session }, nothing);
         self.forget_session(session);
         ended
     }
@@ -196,12 +196,12 @@ impl Cache for Client {
 
     fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let request = Request::FinishWrite { session, keys, statuses: statuses.is_some() };
-        self.statuses(&*self.link_of(session)?, &request, statuses)
+        self.give_back(&self.link_of(session)?, &request, read_statuses(statuses))
     }
 
     fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let request = Request::AbortWrite { session, keys, statuses: statuses.is_some() };
-        self.statuses(&*self.link_of(session)?, &request, statuses)
+        self.give_back(&self.link_of(session)?, &request, read_statuses(statuses))
     }
 
     fn finish_write_and_reserve_read(
@@ -212,7 +212,10 @@ impl Cache for Client {
         views: &mut [View],
     ) -> Result<bool> {
         let request = Request::FinishWriteAndReserveRead { session, keys, extra: Extra(extra) };
-        self.views(&*self.link_of(session)?, &request, views)
+        let link = self.link_of(session)?;
+        // Of a call that was given up, the commit counts and the shares do not.
+        let owed = Request::FinishWrite { session, keys, statuses: false };
+        self.give_back_as(&link, &request, &owed, read_views(&link, views)).map(|status| status == KVKEEP_OK)
     }
 
     fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool> {
@@ -221,13 +224,13 @@ impl Cache for Client {
 
     fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool> {
         let request = Request::FinishRead { session, keys, extra: Extra(extra), statuses: statuses.is_some() };
-        self.statuses(&*self.link_of(session)?, &request, statuses)
+        self.give_back(&self.link_of(session)?, &request, read_statuses(statuses))
     }
 
     fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
         let (first_token, last_token, extra) = (tokens.start, tokens.end, Extra(extra));
         let request = Request::ReleaseTokens { session, first_token, last_token, ranks, extra };
-        self.call(&*self.link_of(session)?, &request, number)
+        self.give_back(&self.link_of(session)?, &request, number)
     }
 
     fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
@@ -349,11 +352,11 @@ impl Cache for Client {
     }
 
     fn cancel(&self, job: u64) -> Result<()> {
-        self.call(&*self.link_of(job)?, &Request::Cancel { job }, nothing)
+        self.give_back(&self.link_of(job)?, &Request::Cancel { job }, nothing)
     }
 
     fn release_job(&self, job: u64) -> Result<()> {
-        let released = self.call(&*self.link_of(job)?, &Request::ReleaseJob { job }, nothing);
+        let released = self.give_back(&self.link_of(job)?, &Request::ReleaseJob { job }, nothing);
         self.jobs.forget(job);
         released
     }

@@ -163,8 +163,21 @@ impl Lane {
         deadline: Deadline<'_>,
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> std::result::Result<Result<R>, Failure> {
-        request.encode(&mut self.frame);
-        let bytes = self.frame.finish();
+        let mut frame = std::mem::take(&mut self.frame);
+        request.encode(&mut frame);
+        let result = self.call_encoded(frame.finish(), spin, deadline, read);
+        self.frame = frame;
+        result
+    }
+
+    /// As [`call`](Lane::call), of a request that is encoded already.
+    pub fn call_encoded<R>(
+        &mut self,
+        bytes: &[u8],
+        spin: Duration,
+        deadline: Deadline<'_>,
+        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
+    ) -> std::result::Result<Result<R>, Failure> {
         if bytes.len() - size_of::<Head>() > self.bytes_max as usize {
             let (bytes, most) = (bytes.len(), self.bytes_max);
             return Ok(Err(Error::new(

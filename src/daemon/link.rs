@@ -16,6 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::client::ClientConfig;
 use super::lane::{Deadline, Failure, GivenUp, Lane, connect_until};
+use super::owed::{Added, Owed};
 use super::wire::frame::Inbox;
 use super::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome};
 use crate::arena::Arena;
@@ -72,6 +73,15 @@ pub struct Link {
     lanes: Mutex<Lanes>,
     free: Condvar,
     lost: AtomicBool,
+    owed: Owed,
+}
+
+/// A call that gives back what its caller holds.
+pub struct GivenBack<R> {
+    /// What it says.
+    pub result: Result<R>,
+    /// The daemon was not asked yet: the caller starts a thread that runs [`Link::settle`].
+    pub needs_thread: bool,
 }
 
 /// What a call says when there is no daemon to ask.
@@ -120,6 +130,35 @@ fn unanswered(path: &Path) -> Error {
             path.display()
         ),
     )
+}
+
+/// Why a call has no answer that its caller can use.
+struct Unanswered {
+    /// The daemon was asked, or may have been.
+    asked: bool,
+    error: Error,
+}
+
+impl Unanswered {
+    fn before(error: Error) -> Unanswered {
+        Unanswered { asked: false, error }
+    }
+
+    fn after(error: Error) -> Unanswered {
+        Unanswered { asked: true, error }
+    }
+}
+
+/// Whether what failed so is asked for later. Where no descriptor is left, a caller tries again; but a session has ended for it.
+fn is_owed(status: Status, request: &Request<'_>) -> bool {
+    let ends = matches!(request, Request::EndSession { .. } | Request::AbortSession { .. });
+    status == KVKEEP_ERR_TIMEOUT || status == KVKEEP_ERR_LIMIT && ends
+}
+
+/// The error of a call that gives something back, of which too many wait already.
+fn too_much_owed(error: Error) -> Error {
+    let remedy = "too many such calls wait already, this one is forgotten: what it gives back is held until its session's deadline";
+    Error::new(error.status, format!("{}; {remedy}", error.message))
 }
 
 /// The error of a call for which no lane became free in time.
@@ -186,6 +225,7 @@ impl Link {
             lanes: Mutex::default(),
             free: Condvar::new(),
             lost: AtomicBool::new(false),
+            owed: Owed::default(),
         })
     }
 
@@ -214,9 +254,74 @@ impl Link {
 
     /// Makes a call that the daemon answers at once.
     pub fn call<R>(&self, request: &Request<'_>, read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>) -> Result<R> {
-        let part = if self.awaits_none() { 1 } else { PATIENCE_PARTS };
-        let deadline = Deadline::after(self.patience / part);
+        let deadline = self.deadline();
         self.exchange(self.take_lane(deadline)?, request, deadline, read)
+    }
+
+    fn deadline(&self) -> Deadline<'static> {
+        let part = if self.awaits_none() { 1 } else { PATIENCE_PARTS };
+        Deadline::after(self.patience / part)
+    }
+
+    /// Makes a call that gives back what its caller holds. Where the daemon cannot be asked in time, it is asked for `owed` when
+    /// it answers again.
+    pub fn give_back<R>(
+        &self,
+        request: &Request<'_>,
+        owed: &Request<'_>,
+        read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
+    ) -> GivenBack<R> {
+        let deadline = self.deadline();
+        let asked = self.take_lane(deadline).map_err(Unanswered::before).and_then(|mut lane| {
+            let answer = lane.call(request, self.spin, deadline, read);
+            self.finish(lane, answer)
+        });
+        let added = match &asked {
+            Err(Unanswered { asked: false, error }) if is_owed(error.status, owed) => {
+                let mut frame = Frame::default();
+                owed.encode(&mut frame);
+                self.owed.add(frame.finish())
+            }
+            _ => Added::Waits,
+        };
+        GivenBack {
+            result: asked.map_err(|unanswered| match added {
+                Added::NoRoom => too_much_owed(unanswered.error),
+                _ => unanswered.error,
+            }),
+            needs_thread: added == Added::NeedsThread,
+        }
+    }
+
+    /// Asks the daemon for what it could not be asked for in time, until nothing is left, or the connection is over.
+    pub fn settle(&self) {
+        while !self.is_lost() && !self.owed.ends_thread() {
+            if !self.awaits_none() || self.pay(Deadline::after(self.patience)).is_err() {
+                let mut lanes = self.lanes.lock();
+                if !self.is_lost() {
+                    self.free.wait_for(&mut lanes, LOOK);
+                }
+            }
+        }
+    }
+
+    /// Makes the calls that are owed.
+    fn pay(&self, deadline: Deadline<'_>) -> Result<()> {
+        while !self.owed.is_empty() {
+            let _turn = self.owed.turn(deadline.until).ok_or_else(|| unanswered(&self.path))?;
+            let Some(request) = self.owed.first() else { continue };
+            let mut lane = self.take_free_lane(deadline)?;
+            let answer = lane.call_encoded(&request, self.spin, deadline, |_, fields| {
+                fields.skip();
+                Ok(())
+            });
+            match self.finish(lane, answer) {
+                Err(Unanswered { asked: false, error }) => return Err(error),
+                // One that fails gives back what is gone already.
+                _ => self.owed.made(),
+            }
+        }
+        Ok(())
     }
 
     /// Makes a call that waits in the daemon, for the time that is left of its own when it has a lane, and at most `most_ms`.
@@ -252,17 +357,31 @@ impl Link {
         deadline: Deadline<'_>,
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> Result<R> {
-        match lane.call(request, self.spin, deadline, read) {
+        let answer = lane.call(request, self.spin, deadline, read);
+        self.finish(lane, answer).map_err(|unanswered| unanswered.error)
+    }
+
+    /// Puts a lane back after a call, or parts with it.
+    fn finish<R>(
+        &self,
+        mut lane: Lane,
+        answer: std::result::Result<Result<R>, Failure>,
+    ) -> std::result::Result<R, Unanswered> {
+        match answer {
             Ok(result) => {
                 lane.trim();
                 self.lanes.lock().idle.push(lane);
                 self.free.notify_one();
-                result
+                result.map_err(Unanswered::after)
             }
-            Err(failure) => self.fail(lane, failure, |_| {
-                self.lose();
-                disconnected(&self.path)
-            }),
+            Err(failure) => {
+                let asked = !matches!(failure, Failure::NotAsked);
+                let failed = self.fail(lane, failure, |_| {
+                    self.lose();
+                    disconnected(&self.path)
+                });
+                failed.map_err(|error| Unanswered { asked, error })
+            }
         }
     }
 
@@ -288,7 +407,13 @@ impl Link {
         lanes.given_up.is_empty()
     }
 
+    /// A lane, when what is owed has been asked for: calls keep their order.
     fn take_lane(&self, deadline: Deadline<'_>) -> Result<Lane> {
+        self.pay(deadline)?;
+        self.take_free_lane(deadline)
+    }
+
+    fn take_free_lane(&self, deadline: Deadline<'_>) -> Result<Lane> {
         let mut lanes = self.lanes.lock();
         lanes.look();
         let most = (self.welcome.lanes_max as usize).max(1);

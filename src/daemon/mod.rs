@@ -21,6 +21,7 @@ mod jobs;
 mod lane;
 mod link;
 mod outbox;
+mod owed;
 mod peer;
 pub mod server;
 mod spaces;

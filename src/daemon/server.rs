@@ -240,6 +240,8 @@ impl Shared {
             Ok(Some(head)) => Request::decode(head.kind, connection.inbox.fields())
                 .and_then(|request| self.admit(peer, request, number)),
             Ok(None) => Err(Error::invalid("malformed message: the first is long")),
+            // It has left, as a caller does that waits no longer.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return,
             Err(_) => Err(silent()),
         };
         self.changed.notify_all();

@@ -25,8 +25,9 @@ use crate::error::{KVKEEP_OK, Status};
 /// A daemon that is stopped or overloaded holds a call no longer than `patience_ms` of `connect`, or than the call's own
 /// time; then the call is TIMEOUT, and the calls after it wait a part of that until the daemon has answered again. Such a
 /// call takes nothing: what it would have begun, reserved or submitted is given back when the daemon goes on. What it
-/// commits, returns or ends counts as done: its views must not be used any more. Sessions, shares and jobs stay as they
-/// are. Calls that add or remove backends, delete or clear are waited for as long as the daemon answers others.
+/// commits, returns, cancels, releases or ends counts as done, and is done when the daemon goes on, even where it could not
+/// be asked yet: the views must not be used any more. Sessions, shares and jobs stay as they are. Calls that add or remove
+/// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
 /// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
 #[unsafe(no_mangle)]

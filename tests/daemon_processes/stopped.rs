@@ -7,7 +7,8 @@ use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_PENDING};
-use kvkeep::types::{PrefetchResult, Stats};
+use kvkeep::key::Key;
+use kvkeep::types::{KeyState, PrefetchResult, Stats};
 use rustix::process::Signal;
 
 use crate::common::*;
@@ -185,6 +186,49 @@ fn a_call_given_up_takes_nothing_and_what_it_gives_back_is_given_back() {
     late(client.end_session(session));
     assert_eq!(goes_on(), [0; 4]);
     assert_eq!(stats(&other).clients_lost, 0);
+    client.close();
+    other.close();
+}
+
+#[test]
+fn what_is_given_back_while_the_daemon_cannot_be_asked_is_given_back_when_it_goes_on() {
+    const SESSIONS: u64 = 40;
+    watch();
+    let scene = Scene::start(true);
+    let (client, other) = (scene.client(Duration::from_millis(200)), scene.client(WATCHDOG));
+    let space = open_space(&client);
+    let held_by_each: Vec<(u64, Vec<Key>)> = (0..SESSIONS)
+        .map(|number| {
+            let session = client.begin_session(space, "holds", None).unwrap();
+            let keys = keys(number * 4..number * 4 + 4);
+            write(&client, session, &keys[..1]);
+            assert!(client.reserve_read(session, &keys[..1], 0, &mut views(1)).unwrap());
+            stage(&client, session, &keys[1..]);
+            (session, keys)
+        })
+        .collect();
+    let many = SESSIONS;
+    assert_eq!(held(&stats(&other)), [many, many, 3 * many, 0]);
+
+    scene.server.stop();
+    for (session, keys) in &held_by_each {
+        // Those beyond the lanes are not asked.
+        late(client.finish_write(*session, &keys[1..2], None));
+        late(client.finish_write_and_reserve_read(*session, &keys[2..3], 0, &mut views(1)));
+        late(client.abort_write(*session, &keys[3..], None));
+        late(client.finish_read(*session, &keys[..1], 0, None));
+        late(client.end_session(*session));
+    }
+    scene.go_on();
+    // The client makes no other call.
+    until("all was given back", || held(&stats(&other)) == [0; 4]);
+    // What was asked late was carried out beside the rest, in any order; what was not, in the order of the calls.
+    let last = &held_by_each[SESSIONS as usize - 1].1;
+    let mut states = vec![KeyState::default(); last.len()];
+    other.query_keys(space, last, &mut states).unwrap();
+    assert_eq!(states.iter().map(|key| key.state).collect::<Vec<_>>(), [1, 1, 1, 0]);
+    assert_eq!(stats(&other).clients_lost, 0);
+    until("it answers again", || client.metrics().is_ok());
     client.close();
     other.close();
 }

@@ -111,6 +111,11 @@ impl<'a> Fields<'a> {
         Ok(array)
     }
 
+    /// Takes what is left, whatever it is.
+    pub fn skip(&mut self) {
+        self.rest = &[];
+    }
+
     /// Nothing may be left.
     pub fn end(self) -> Result<()> {
         if self.rest.is_empty() { Ok(()) } else { Err(malformed("it has bytes behind its last field")) }

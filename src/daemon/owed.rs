@@ -1,0 +1,111 @@
+//! Requests that give something back and that the daemon could not be asked in time: it is asked when it answers again.
+//!
+//! Their callers were told TIMEOUT and hold nothing any more. Without this, the daemon would hold it until a session's
+//! deadline, and what belongs to a copy for ever.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Mutex, MutexGuard};
+
+/// Most bytes of requests that wait.
+const BYTES_MAX: usize = 64 << 20;
+
+#[derive(Default)]
+struct Queue {
+    requests: VecDeque<Arc<[u8]>>,
+    bytes: usize,
+    has_thread: bool,
+}
+
+/// The requests of one connection, in the order in which they were made.
+#[derive(Default)]
+pub struct Owed {
+    any: AtomicBool,
+    queue: Mutex<Queue>,
+    /// Held while one is made, so that they keep their order.
+    making: Mutex<()>,
+}
+
+/// What became of a request that was to wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Added {
+    /// It waits, and a thread makes it.
+    Waits,
+    /// It waits, and the caller starts the thread.
+    NeedsThread,
+    /// Too many wait.
+    NoRoom,
+}
+
+impl Owed {
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        !self.any.load(Ordering::Acquire)
+    }
+
+    /// One more waits.
+    pub fn add(&self, request: &[u8]) -> Added {
+        let mut queue = self.queue.lock();
+        if queue.bytes + request.len() > BYTES_MAX {
+            return Added::NoRoom;
+        }
+        queue.bytes += request.len();
+        queue.requests.push_back(request.into());
+        self.any.store(true, Ordering::Release);
+        if std::mem::replace(&mut queue.has_thread, true) { Added::Waits } else { Added::NeedsThread }
+    }
+
+    /// Until then, waits for whoever makes one.
+    pub fn turn(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
+        self.making.try_lock_until(until)
+    }
+
+    /// The one to make next. To be asked by whoever has its turn.
+    pub fn first(&self) -> Option<Arc<[u8]>> {
+        self.queue.lock().requests.front().cloned()
+    }
+
+    /// The first was made, or cannot be made any more.
+    pub fn made(&self) {
+        let mut queue = self.queue.lock();
+        if let Some(request) = queue.requests.pop_front() {
+            queue.bytes -= request.len();
+        }
+        if queue.requests.is_empty() {
+            self.any.store(false, Ordering::Release);
+        }
+    }
+
+    /// Whether the thread has nothing left to do. It ends then.
+    pub fn ends_thread(&self) -> bool {
+        let mut queue = self.queue.lock();
+        if queue.requests.is_empty() {
+            queue.has_thread = false;
+        }
+        queue.requests.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_wait_in_their_order_and_within_a_bound() {
+        let owed = Owed::default();
+        assert!(owed.is_empty() && owed.first().is_none());
+        assert_eq!(owed.add(&[1]), Added::NeedsThread);
+        assert_eq!(owed.add(&vec![2; BYTES_MAX - 1]), Added::Waits);
+        assert_eq!(owed.add(&[3]), Added::NoRoom);
+        assert!(!owed.is_empty() && !owed.ends_thread());
+        assert_eq!(owed.first().as_deref(), Some(&[1][..]));
+        owed.made();
+        assert_eq!(owed.first().map(|request| request[0]), Some(2));
+        owed.made();
+        assert!(owed.is_empty() && owed.ends_thread());
+        assert_eq!(owed.add(&[3]), Added::NeedsThread);
+    }
+}
