@@ -52,8 +52,8 @@ use crate::transfer::submit::Asked;
 /// block_bytes. It is part of what objects are, in every process and tier. The first pool of a space, rank and group defines
 /// it until the cache is closed (of a daemon: until the daemon ends); a pool of another shape is INVALID, in whichever process, and
 /// so are the transfers of a pool once another process was first at a daemon that was started anew. Objects in a backend say
-/// their shape too: one of another shape is a miss (per block: IO), told in the log, and stays in the backend until this cache
-/// stores the same key. Shapes are compared by a fingerprint of 128 bits.
+/// their shape too: one of another shape is a miss (per block: IO), told in the log; what this cache stores under its key after
+/// that replaces it in the backend. Shapes are compared by a fingerprint of 128 bits.
 /// Not seen: dtypes, heads, the order of tokens or of K and V inside a segment, and segments of the same layer, part and size
 /// that are exchanged; say such things in the `layout` of the space, and tell K from V by `parts`. Objects that were written
 /// through views have no shape until they are written to a backend after a pool of their space, rank and group was opened:
