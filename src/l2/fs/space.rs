@@ -21,7 +21,8 @@ const MEASURE_EVERY: Duration = Duration::from_millis(100);
 const MEASURE_BYTES: u64 = 64 << 20;
 /// Times that a store begins anew, each after an eviction, before it fails.
 const ATTEMPTS_MAX: u32 = 3;
-/// How long a refusal bounds the directory, and how long the file system must have had room before that is said.
+/// How long a refusal bounds the directory, unless the file system says that it has more room since; and how long it must have
+/// had room before that is said.
 const REMEMBERED: Duration = Duration::from_secs(10);
 /// How long what the file system lacks is not evicted again where evicting did not help, at first,
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,6 +39,13 @@ struct Relief {
     patience: Duration,
 }
 
+/// The file system had no room for a store.
+struct Refusal {
+    at: Instant,
+    /// Bytes that it said were free then.
+    free: u64,
+}
+
 #[derive(Default)]
 struct State {
     measured: Option<Instant>,
@@ -46,7 +54,7 @@ struct State {
     relief: Option<Relief>,
     /// The file system has too little room since a store met its bound last.
     pressed: Option<Instant>,
-    refused: Option<Instant>,
+    refused: Option<Refusal>,
     /// Evicting did not help a store then.
     futile: Option<Instant>,
 }
@@ -138,7 +146,13 @@ impl Space {
         let free = i64::try_from(state.free).unwrap_or(i64::MAX);
         // A file system that does not say how large it is is not measured.
         let spare = if vfs.f_blocks == 0 { i64::MAX } else { free.saturating_sub_unsigned(taken) };
-        if state.refused.is_some_and(|refused| refused.elapsed() >= self.remembered()) {
+        let margin = core.index(|index| index.margin());
+        // A quota or a lack of files may refuse a store though bytes are free: then more of them say nothing.
+        let is_over = |refused: &Refusal| {
+            let has_room = refused.free < MEASURE_BYTES && state.free > refused.free.saturating_add(2 * margin);
+            has_room || refused.at.elapsed() >= self.remembered()
+        };
+        if state.refused.as_ref().is_some_and(is_over) {
             state.refused = None;
             core.index(super::index::Index::forget_refusals);
         }
@@ -193,7 +207,8 @@ impl Space {
         }
         let now = Instant::now();
         let mut state = self.state.lock();
-        state.refused = Some(now);
+        let free = fstatvfs(&core.dirfd).map_or(u64::MAX, |vfs| vfs.f_bavail.saturating_mul(vfs.f_frsize.max(1)));
+        state.refused = Some(Refusal { at: now, free });
         if writing.attempts == ATTEMPTS_MAX {
             state.futile = Some(now);
         }
