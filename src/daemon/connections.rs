@@ -68,6 +68,11 @@ impl Guests {
         self.streams.values().filter(|stream| matches!(stream.usage, Use::Silent | Use::Refused)).count()
     }
 
+    /// Whether a connection was refused because it said nothing.
+    pub fn is_refused(&self, number: u64) -> bool {
+        self.streams.get(&number).is_some_and(|stream| stream.usage == Use::Refused)
+    }
+
     /// Refuses the oldest of the connections that have said nothing, if it has had its time. Gives when to look again.
     pub fn refuse_oldest(&mut self) -> Instant {
         let now = Instant::now();

@@ -241,7 +241,9 @@ impl Shared {
                 .and_then(|request| self.admit(peer, request, number)),
             Ok(None) => Err(Error::invalid("malformed message: the first is long")),
             // It has left, as a caller does that waits no longer.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !self.guests.lock().is_refused(number) => {
+                return;
+            }
             Err(_) => Err(silent()),
         };
         self.changed.notify_all();
