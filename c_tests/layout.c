@@ -207,5 +207,15 @@ int main(void) {
     FIELD(kvkeep_stats, huge_pages_refused);
     FIELD(kvkeep_stats, registrations_refused);
     FIELD(kvkeep_stats, memlock_refused);
+    FIELD(kvkeep_stats, writes_asked);
+    FIELD(kvkeep_stats, deletions_pending);
+    FIELD(kvkeep_stats, writes_withdrawn);
+    FIELD(kvkeep_stats, commits_temporary);
+    FIELD(kvkeep_stats, dropped_queue);
+    FIELD(kvkeep_stats, dropped_evicted);
+    FIELD(kvkeep_stats, dropped_failed);
+    FIELD(kvkeep_stats, dropped_fenced);
+    FIELD(kvkeep_stats, dropped_closed);
+    FIELD(kvkeep_stats, dropped_deletions);
     return 0;
 }

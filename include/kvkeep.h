@@ -584,7 +584,8 @@ typedef struct {
     uint64_t sessions;
     /// Gauge: jobs not yet released.
     uint64_t jobs;
-    /// Gauge: objects waiting to be written to L2 or being written.
+    /// Gauge: writes to L2 that wait or are under way: one for each backend that an object is to go to, and one for an object that was
+    /// not sent to any yet.
     uint64_t writes_pending;
     /// Keys that requests asked for and L1 had. Those that a prefetch needs (as in `prefetch_asked_chunks`) count when its lookup is
     /// answered, those that `kvkeep_reserve_read` or a load names in its call. A request asks once: reading what it holds, or loading
@@ -638,8 +639,7 @@ typedef struct {
     uint64_t stores_already;
     /// Writes and deletions tried again.
     uint64_t store_retries;
-    /// Writes given up: failed to the end, missed by a fenced backend, evicted first, or over the queue's bound; and deletions
-    /// given up.
+    /// Writes given up, and deletions: the sum of the `dropped_…` below.
     uint64_t stores_dropped;
     /// Gauge: objects in all backends, where they know.
     uint64_t l2_objects;
@@ -683,6 +683,30 @@ typedef struct {
     uint64_t registrations_refused;
     /// Of `registrations_refused`, those for want of lockable memory: the limit on it (`ulimit -l`) is too small for L1.
     uint64_t memlock_refused;
+    /// Writes asked for: one for each backend that an object is to go to, and one for an object that is not sent to any. Always
+    /// `writes_asked` = `stores` + `stores_already` + `stores_dropped` - `dropped_deletions` + `writes_withdrawn` + `writes_pending`.
+    /// With KVKEEP_STORE_THROUGH and one backend a commit asks for one write, unless it is counted by `commits_discarded` or
+    /// `commits_temporary`; so does a commit that has a temporary object kept, and an object that was stored and that the backend lost.
+    uint64_t writes_asked;
+    /// Gauge: deletions that backends have not answered, as far as they are sent together: those of one call to one backend, and one
+    /// for a space that a backend is to forget.
+    uint64_t deletions_pending;
+    /// Writes not made because their object was deleted, cleared or forgotten first.
+    uint64_t writes_withdrawn;
+    /// Commits of temporary objects, which are not written. Those that were discarded are not among them.
+    uint64_t commits_temporary;
+    /// Writes dropped because as many waited as `writes_pending_max` allows.
+    uint64_t dropped_queue;
+    /// Writes dropped because L1 evicted their objects before a backend had them.
+    uint64_t dropped_evicted;
+    /// Writes dropped because a backend refused them, failed to the end, or did not answer in time.
+    uint64_t dropped_failed;
+    /// Writes dropped because their backend was fenced or removed, or there was none.
+    uint64_t dropped_fenced;
+    /// Writes dropped because the cache closed, for the log alone: nobody can ask for them afterwards.
+    uint64_t dropped_closed;
+    /// Deletions given up.
+    uint64_t dropped_deletions;
 } kvkeep_stats;
 
 /// What a space takes of L1. The caller sets `struct_size` and `abi_version`.

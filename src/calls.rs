@@ -117,7 +117,9 @@ impl Cache for Node {
         while tier.usable() && self.prefetcher.plans_on(&tier) && Instant::now() < deadline {
             thread::sleep(REMOVAL_PAUSE);
         }
-        tier.retire(deadline.saturating_duration_since(Instant::now()))
+        let retired = tier.retire(deadline.saturating_duration_since(Instant::now()));
+        self.tiers.keep_count(&tier);
+        retired
     }
 
     fn drain_writes(&self, timeout_ms: u32) -> Result<()> {

@@ -33,6 +33,18 @@ pub struct BackendReport {
     pub capacity_bytes: u64,
     /// Objects it evicted.
     pub evictions: u64,
+    /// Writes that it was asked for: the sum of the next five.
+    pub writes_asked: u64,
+    /// Objects that it stored.
+    pub stores: u64,
+    /// Objects that it had.
+    pub stores_already: u64,
+    /// Writes to it that were dropped.
+    pub stores_dropped: u64,
+    /// Writes to it of objects that were deleted first.
+    pub writes_withdrawn: u64,
+    /// Writes to it that have not ended.
+    pub writes_pending: u64,
     /// Pins of jobs on its objects: those may not be evicted.
     pub pins: u64,
 }
@@ -46,7 +58,6 @@ impl Node {
             self.tiers.list().iter().map(|tier| tier.backend.usage()).fold(Usage::default(), |sum, usage| Usage {
                 objects: sum.objects + usage.objects,
                 bytes: sum.bytes + usage.bytes,
-                evicted: sum.evicted + usage.evicted,
                 pins: sum.pins + usage.pins,
                 io_uring_refused: sum.io_uring_refused + usage.io_uring_refused,
                 ..sum
@@ -64,7 +75,7 @@ impl Node {
             l1_shares: gauges.shares,
             sessions: gauges.sessions,
             jobs: self.prefetcher.count() as u64,
-            writes_pending: self.writer.pending(),
+            writes_pending: self.writer.writes_pending(),
             read_hits: counts.read_hits + meters.l1_hits.get(),
             read_misses: l2_hits + l2_misses,
             commits: counts.commits,
@@ -91,10 +102,20 @@ impl Node {
             stored_bytes: meters.stored_bytes.get(),
             stores_already: meters.stores_already.get(),
             store_retries: meters.store_retries.get(),
-            stores_dropped: meters.stores_dropped.get() + counts.writes_dropped,
+            stores_dropped: counts.writes_dropped() + meters.writes_dropped() + meters.deletions_dropped.get(),
+            writes_asked: counts.writes_asked + meters.writes_asked.get(),
+            writes_withdrawn: counts.writes_withdrawn + meters.writes_withdrawn.get(),
+            deletions_pending: self.writer.deletions_pending(),
+            commits_temporary: counts.commits_temporary,
+            dropped_queue: counts.dropped_queue,
+            dropped_evicted: counts.dropped_evicted,
+            dropped_failed: meters.dropped_failed.get(),
+            dropped_fenced: meters.dropped_fenced.get(),
+            dropped_closed: meters.dropped_closed.get(),
+            dropped_deletions: meters.deletions_dropped.get(),
             l2_objects: usage.objects,
             l2_bytes: usage.bytes,
-            l2_evictions: usage.evicted,
+            l2_evictions: self.tiers.evicted(),
             l2_hits,
             l2_misses,
             l2_pins: usage.pins,
@@ -136,6 +157,12 @@ impl Node {
                 bytes: usage.bytes,
                 capacity_bytes: usage.capacity,
                 evictions: usage.evicted,
+                writes_asked: tier.writes.asked.get(),
+                stores: tier.writes.stored.get(),
+                stores_already: tier.writes.already.get(),
+                stores_dropped: tier.writes.dropped.get(),
+                writes_withdrawn: tier.writes.withdrawn.get(),
+                writes_pending: tier.writes.pending.get(),
                 pins: usage.pins,
             }
         });

@@ -282,7 +282,9 @@ impl Node {
             self.log.say(LogLevel::Error, || format!("closing: {error}"));
         }
         self.completions.close();
-        let (counts, gauges) = self.l1.gauges();
+        let (_, gauges) = self.l1.gauges();
+        self.writer.drop_rest();
+        let counts = self.l1.counts();
         self.shortfall.look_last(&self.log, &counts, &self.meters);
         if gauges.locked_bytes > 0 {
             self.log.say(LogLevel::Warn, || {

@@ -195,7 +195,8 @@ pub struct Stats {
     pub sessions: u64,
     /// Gauge: jobs not yet released.
     pub jobs: u64,
-    /// Gauge: objects waiting to be written to L2 or being written.
+    /// Gauge: writes to L2 that wait or are under way: one for each backend that an object is to go to, and one for an object that was
+    /// not sent to any yet.
     pub writes_pending: u64,
     /// Keys that requests asked for and L1 had. Those that a prefetch needs (as in `prefetch_asked_chunks`) count when its lookup is
     /// answered, those that `kvkeep_reserve_read` or a load names in its call. A request asks once: reading what it holds, or loading
@@ -249,8 +250,7 @@ pub struct Stats {
     pub stores_already: u64,
     /// Writes and deletions tried again.
     pub store_retries: u64,
-    /// Writes given up: failed to the end, missed by a fenced backend, evicted first, or over the queue's bound; and deletions
-    /// given up.
+    /// Writes given up, and deletions: the sum of the `dropped_…` below.
     pub stores_dropped: u64,
     /// Gauge: objects in all backends, where they know.
     pub l2_objects: u64,
@@ -294,6 +294,30 @@ pub struct Stats {
     pub registrations_refused: u64,
     /// Of `registrations_refused`, those for want of lockable memory: the limit on it (`ulimit -l`) is too small for L1.
     pub memlock_refused: u64,
+    /// Writes asked for: one for each backend that an object is to go to, and one for an object that is not sent to any. Always
+    /// `writes_asked` = `stores` + `stores_already` + `stores_dropped` - `dropped_deletions` + `writes_withdrawn` + `writes_pending`.
+    /// With KVKEEP_STORE_THROUGH and one backend a commit asks for one write, unless it is counted by `commits_discarded` or
+    /// `commits_temporary`; so does a commit that has a temporary object kept, and an object that was stored and that the backend lost.
+    pub writes_asked: u64,
+    /// Gauge: deletions that backends have not answered, as far as they are sent together: those of one call to one backend, and one
+    /// for a space that a backend is to forget.
+    pub deletions_pending: u64,
+    /// Writes not made because their object was deleted, cleared or forgotten first.
+    pub writes_withdrawn: u64,
+    /// Commits of temporary objects, which are not written. Those that were discarded are not among them.
+    pub commits_temporary: u64,
+    /// Writes dropped because as many waited as `writes_pending_max` allows.
+    pub dropped_queue: u64,
+    /// Writes dropped because L1 evicted their objects before a backend had them.
+    pub dropped_evicted: u64,
+    /// Writes dropped because a backend refused them, failed to the end, or did not answer in time.
+    pub dropped_failed: u64,
+    /// Writes dropped because their backend was fenced or removed, or there was none.
+    pub dropped_fenced: u64,
+    /// Writes dropped because the cache closed, for the log alone: nobody can ask for them afterwards.
+    pub dropped_closed: u64,
+    /// Deletions given up.
+    pub dropped_deletions: u64,
 }
 
 const _: () = assert!(size_of::<View>() == 24);
@@ -302,4 +326,4 @@ const _: () = assert!(size_of::<Completion>() == 160);
 const _: () = assert!(size_of::<PrefetchResult>() == 216);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 10 * 8);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 20 * 8);

@@ -221,7 +221,7 @@ class Check:
 
     def forgotten(self) -> int:
         """Objects of the model's spaces once what is to be deleted is deleted."""
-        awaited(lambda: self.daemon.stats()["writes_pending"] == 0, "what was forgotten is deleted")
+        awaited(lambda: self.daemon.stats()["deletions_pending"] == 0, "what was forgotten is deleted")
         return self.daemon.stats()["l2_objects"] - self.others
 
     def preempted(self, engine: Engine) -> None:

@@ -47,7 +47,7 @@ class Daemon:
     def stats(self) -> dict[str, int]:
         with kvkeep.Cache(connect=self.url) as cache:
             stats = cache.stats()
-            names = ("l1_objects", "loads", "corruptions", "l1_shares", "writes_pending", "l2_objects")
+            names = ("l1_objects", "loads", "corruptions", "l1_shares", "writes_pending", "deletions_pending", "l2_objects")
             return {name: getattr(stats, name) for name in names}
 
     def explained(self) -> str:

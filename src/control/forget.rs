@@ -164,6 +164,7 @@ impl Writer {
         let ready = {
             let mut desk = self.desk.lock();
             desk.open += tiers.len();
+            desk.deletions += tiers.len();
             desk.turns.cleanings.extend(tiers.iter().map(|tier| Cleaning {
                 tier: tier.clone(),
                 which,
@@ -246,6 +247,6 @@ impl Writer {
         for errand in waiting {
             self.at(Instant::now(), errand);
         }
-        self.ended(0);
+        self.deletion_ended();
     }
 }

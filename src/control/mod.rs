@@ -16,6 +16,7 @@ mod turn;
 pub mod upkeep;
 pub mod watch;
 pub mod writeback;
+pub mod writes;
 
 #[cfg(test)]
 mod tests;

@@ -49,13 +49,15 @@ pub struct Shortfall {
     limited: Mutex<Limited>,
 }
 
-const KINDS: usize = 6;
+const KINDS: usize = 8;
 
 /// How much there is of each kind, and what it says after the number.
 fn kinds(counts: &Counts, meters: &Meters, limited: &Limited) -> [(u64, String); KINDS] {
     [
-        (counts.writes_dropped, "writes to L2 were dropped before a backend had them: L2 does not keep up".to_owned()),
-        (meters.stores_dropped.get(), "writes to L2 were given up: a backend failed, or is fenced or gone".to_owned()),
+        (counts.dropped_queue, "writes to L2 were dropped: as many wait as writes_pending_max allows".to_owned()),
+        (counts.dropped_evicted, "writes to L2 were dropped: L1 had to evict their objects first".to_owned()),
+        (meters.dropped_fenced.get(), "writes to L2 were dropped: their backend is fenced or gone".to_owned()),
+        (meters.dropped_closed.get(), "writes to L2 were dropped: the cache closed before they were done".to_owned()),
         (counts.refused_memory, "reservations were refused: L1 is full of what is in use".to_owned()),
         (counts.refused_quota, "reservations were refused: a space has its quota in use".to_owned()),
         (limited.calls, format!("calls were refused: {}", limited.why)),
@@ -110,7 +112,7 @@ impl Shortfall {
 }
 
 fn dropped(counts: &Counts, meters: &Meters) -> u64 {
-    counts.writes_dropped + meters.stores_dropped.get()
+    counts.writes_dropped() + meters.writes_dropped()
 }
 
 impl State {
@@ -149,14 +151,14 @@ mod tests {
         let lines = said.clone();
         let log = Log::new(LogLevel::Warn, move |_, line| lines.lock().push(line.to_owned()));
         let (shortfall, meters, began) = (Shortfall::default(), Meters::default(), Instant::now());
-        let counts = |writes_dropped, shares_revoked| Counts { writes_dropped, shares_revoked, ..Counts::default() };
+        let counts = |dropped_queue, shares_revoked| Counts { dropped_queue, shares_revoked, ..Counts::default() };
         let look = |seconds, counts: Counts| {
             shortfall.look(began + Duration::from_secs(seconds), &log, || counts, &meters);
             std::mem::take(&mut *said.lock())
         };
         assert_eq!(look(0, counts(0, 0)), [""; 0]);
         let lines = look(1, counts(3, 0));
-        assert!(lines.len() == 1 && lines[0].starts_with("3 writes to L2 were dropped before"), "{lines:?}");
+        assert!(lines.len() == 1 && lines[0].starts_with("3 writes to L2 were dropped: as many wait"), "{lines:?}");
         // Another kind does not wait for it.
         let lines = look(2, counts(500, 7));
         assert!(lines.len() == 1 && lines[0].starts_with("7 shares and jobs"), "{lines:?}");
@@ -178,7 +180,7 @@ mod tests {
     #[test]
     fn what_was_dropped_is_recent_for_a_minute() {
         let (shortfall, meters, began) = (Shortfall::default(), Meters::default(), Instant::now());
-        let counts = |writes_dropped| Counts { writes_dropped, ..Counts::default() };
+        let counts = |dropped_queue| Counts { dropped_queue, ..Counts::default() };
         for second in 0..200 {
             let now = counts(if second < 10 { 0 } else { 5 });
             shortfall.look(began + Duration::from_secs(second), &Log::none(), || now, &meters);

@@ -321,6 +321,7 @@ fn a_deletion_that_a_backend_refuses_is_sent_again_and_counted_if_given_up() -> 
         node.drain_writes(WATCHDOG_MS)?;
         let stats = stats(&node);
         assert_eq!((stats.store_retries, stats.stores_dropped, stats.l2_objects), (retries, dropped, left));
+        assert_eq!((stats.dropped_deletions, stats.deletions_pending), (dropped, 0));
         node.close();
     }
     Ok(())

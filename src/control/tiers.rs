@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::forget::Bars;
 use super::upkeep::Losses;
+use super::writes::Writes;
 use crate::background;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::events::{EventKind, Events};
@@ -25,6 +26,10 @@ pub struct Tier {
     pub place: usize,
     /// The backend.
     pub backend: Arc<dyn Backend>,
+    /// What became of writes to it.
+    pub writes: Writes,
+    /// Of the objects it evicted, those that the list of backends counts.
+    evicted_kept: AtomicU64,
     /// Requests that passed their deadline unanswered. While there are any, the backend is fenced.
     late: AtomicU64,
     removed: AtomicBool,
@@ -162,12 +167,15 @@ pub struct Tiers {
     next: AtomicU64,
     events: Arc<Events>,
     losses: Arc<Losses>,
+    /// Objects that backends evicted which are closed.
+    evicted: AtomicU64,
 }
 
 impl Tiers {
     /// None yet; what becomes of objects in them is told to `events`.
     pub fn new(events: Arc<Events>) -> Tiers {
-        Tiers { list: RwLock::default(), next: AtomicU64::new(0), events, losses: Arc::default() }
+        let (next, evicted) = (AtomicU64::new(0), AtomicU64::new(0));
+        Tiers { list: RwLock::default(), next, events, losses: Arc::default(), evicted }
     }
 
     /// What vanished from them.
@@ -212,6 +220,8 @@ impl Tiers {
             number,
             place,
             backend,
+            writes: Writes::default(),
+            evicted_kept: AtomicU64::new(0),
             late: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             bars: Bars::default(),
@@ -234,12 +244,33 @@ impl Tiers {
             ));
         };
         *list = Arc::new(list.iter().filter(|other| other.number != number).cloned().collect());
+        self.keep_count(&tier);
         Ok(tier)
+    }
+
+    /// Objects that backends have evicted, those included that were removed.
+    pub fn evicted(&self) -> u64 {
+        let list = self.list.read();
+        let of_list: u64 = list.iter().map(|tier| tier.backend.usage().evicted).sum();
+        of_list + self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// Counts what a backend has evicted since it was last counted, from when it is not in the list any more.
+    pub fn keep_count(&self, tier: &Tier) {
+        let evicted = tier.backend.usage().evicted;
+        let before = tier.evicted_kept.swap(evicted, Ordering::Relaxed);
+        self.evicted.fetch_add(evicted.saturating_sub(before), Ordering::Relaxed);
     }
 
     /// Closes all, and gives the failures.
     pub fn close(&self, timeout: Duration) -> Vec<Error> {
         let list = std::mem::take(&mut *self.list.write());
-        list.iter().filter_map(|tier| tier.close(timeout).err()).collect()
+        list.iter()
+            .filter_map(|tier| {
+                let error = tier.close(timeout).err();
+                self.keep_count(tier);
+                error
+            })
+            .collect()
     }
 }

@@ -11,6 +11,7 @@ use super::forget::{Cleaning, Turns};
 use super::tiers::{Tier, Tiers};
 use super::upkeep::Upkeep;
 use super::watch::Watch;
+use super::writes::{Dropped, Ended};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
@@ -87,6 +88,8 @@ pub(super) struct Desk {
     bytes: u64,
     /// Journeys and deletions not over.
     pub(super) open: usize,
+    /// The deletions among them.
+    pub(super) deletions: usize,
     pub(super) turns: Turns,
     /// L1's queue is being read: what was taken is not open yet.
     reading: bool,
@@ -96,8 +99,8 @@ pub(super) struct Desk {
 
 /// The writer.
 pub struct Writer {
-    l1: Arc<L1>,
-    tiers: Arc<Tiers>,
+    pub(super) l1: Arc<L1>,
+    pub(super) tiers: Arc<Tiers>,
     upkeep: Upkeep,
     watch: Arc<Watch>,
     pub(super) meters: Arc<Meters>,
@@ -105,6 +108,8 @@ pub struct Writer {
     checksum: bool,
     bytes_max: u64,
     pub(super) desk: Mutex<Desk>,
+    /// What did not end was counted as dropped: an answer that comes yet counts nothing.
+    pub(super) over: AtomicBool,
     wake: Condvar,
     quiet: Condvar,
 }
@@ -121,7 +126,8 @@ impl Writer {
     ) -> Arc<Writer> {
         let (l1, tiers) = (upkeep.l1.clone(), upkeep.tiers.clone());
         let (desk, wake, quiet) = (Mutex::default(), Condvar::new(), Condvar::new());
-        Arc::new(Writer { l1, tiers, upkeep, watch, meters, log, checksum, bytes_max, desk, wake, quiet })
+        let over = AtomicBool::new(false);
+        Arc::new(Writer { l1, tiers, upkeep, watch, meters, log, checksum, bytes_max, desk, over, wake, quiet })
     }
 
     /// Tells the writer that there is something to do.
@@ -189,6 +195,7 @@ impl Writer {
                 let mut desk = self.desk.lock();
                 desk.reading = false;
                 desk.open += writes.len();
+                self.meters.writes_under_way.add(writes.len() as u64);
                 // Fewer than asked for may mean that room ran out, and those taken may not need it after all.
                 desk.woken |= !writes.is_empty();
             }
@@ -203,11 +210,18 @@ impl Writer {
         let tiers = self.tiers.list();
         let mut targets: Vec<Arc<Tier>> = Vec::new();
         let mut stored = false;
-        self.meters.stores_dropped.add(u64::from(tiers.is_empty()));
+        // It was asked for once, for all of them.
+        let more = tiers.len().saturating_sub(1) as u64;
+        self.meters.writes_asked.add(more);
+        self.meters.writes_under_way.add(more);
+        if tiers.is_empty() {
+            self.end_write(None, Ended::Dropped(Dropped::Fenced));
+        }
         for tier in tiers.iter() {
+            tier.writes.begin();
             if !tier.usable() {
                 // What a fenced backend misses is not written to it later.
-                self.meters.stores_dropped.add(1);
+                self.end_write(Some(tier), Ended::Dropped(Dropped::Fenced));
                 continue;
             }
             if tier.take_misshapen(&write.key) {
@@ -221,7 +235,7 @@ impl Writer {
             {
                 // To write what is there is to use it.
                 tier.backend.touch(&[write.key]);
-                self.meters.stores_already.add(1);
+                self.end_write(Some(tier), Ended::Already);
                 stored = true;
             } else {
                 targets.push(tier.clone());
@@ -242,23 +256,27 @@ impl Writer {
         for tier in targets {
             match buffer.take().or_else(|| self.l1.buffer(journey.name)) {
                 Some(buffer) => self.send(&journey, tier, buffer, 0),
-                None => self.arrived(&journey, false),
+                None => self.arrived(&journey, &tier, Ended::Withdrawn),
             }
         }
     }
 
     fn write_again(self: &Arc<Self>, journey: &Arc<Journey>, tier: Arc<Tier>, attempt: u32) {
-        match self.l1.buffer(journey.name).filter(|_| tier.usable()) {
+        let buffer = self.l1.buffer(journey.name);
+        let gone = match attempt {
+            _ if buffer.is_some() => Ended::Dropped(Dropped::Fenced),
+            // It waited until its space was forgotten, and went with it.
+            0 => Ended::Withdrawn,
+            // It was evicted or deleted since a backend failed to store it.
+            _ => Ended::Dropped(Dropped::Failed),
+        };
+        match buffer.filter(|_| tier.usable()) {
             Some(buffer) => {
                 // The first attempt comes here, too, where it had to wait until a space was forgotten.
                 self.meters.store_retries.add(u64::from(attempt > 0));
                 self.send(journey, tier, buffer, attempt);
             }
-            None => {
-                // Evicted or forgotten meanwhile, or its backend was removed or fenced.
-                self.meters.stores_dropped.add(1);
-                self.arrived(journey, false);
-            }
+            None => self.arrived(journey, &tier, gone),
         }
     }
 
@@ -271,8 +289,7 @@ impl Writer {
                 self.log.often("a write that cannot wait", LogLevel::Warn, || {
                     format!("writing {} to backend {} is given up: {error}", journey.key.key, tier.number)
                 });
-                self.meters.stores_dropped.add(1);
-                return self.arrived(journey, false);
+                return self.arrived(journey, &tier, Ended::Dropped(Dropped::Failed));
             }
         }
         let began = Instant::now();
@@ -290,15 +307,10 @@ impl Writer {
             }
             match result {
                 Ok(Stored::Written) => {
-                    me.meters.stores.add(1);
-                    me.meters.stored_bytes.add(its_journey.bytes);
                     me.meters.store_latency.add(began.elapsed());
-                    me.arrived(&its_journey, true);
+                    me.arrived(&its_journey, &its_tier, Ended::Stored(its_journey.bytes));
                 }
-                Ok(Stored::Already) => {
-                    me.meters.stores_already.add(1);
-                    me.arrived(&its_journey, true);
-                }
+                Ok(Stored::Already) => me.arrived(&its_journey, &its_tier, Ended::Already),
                 Err(error) => me.failed(&its_journey, &its_tier, attempt, &error),
             }
             me.answered(&its_journey, &its_tier);
@@ -309,15 +321,16 @@ impl Writer {
 
     /// A write failed: try again later, or give up. What is not allowed now is not allowed a moment later.
     fn failed(&self, journey: &Arc<Journey>, tier: &Arc<Tier>, attempt: u32, error: &Error) {
-        let again = attempt < RETRIES && error.status != KVKEEP_ERR_PERMISSION && !self.desk.lock().closing;
+        let closing = self.desk.lock().closing;
+        let again = attempt < RETRIES && error.status != KVKEEP_ERR_PERMISSION && !closing;
         let (kind, level) = if again { ("write again", LogLevel::Warn) } else { ("write given up", LogLevel::Error) };
         self.log.often(kind, level, || {
             let what = if again { "will be tried again" } else { "is given up" };
             format!("writing {} to backend {} {what}: {error}", journey.key.key, tier.number)
         });
         if !again {
-            self.meters.stores_dropped.add(1);
-            return self.arrived(journey, false);
+            let why = if closing { Dropped::Closed } else { Dropped::Failed };
+            return self.arrived(journey, tier, Ended::Dropped(why));
         }
         self.later(attempt, Errand::Write { journey: journey.clone(), tier: tier.clone(), attempt: attempt + 1 });
     }
@@ -343,8 +356,9 @@ impl Writer {
     }
 
     /// One backend is through with an object: it has it, or does not get it.
-    fn arrived(&self, journey: &Arc<Journey>, stored: bool) {
-        journey.stored.fetch_or(stored, Ordering::AcqRel);
+    fn arrived(&self, journey: &Arc<Journey>, tier: &Tier, how: Ended) {
+        self.end_write(Some(tier), how);
+        journey.stored.fetch_or(matches!(how, Ended::Stored(_) | Ended::Already), Ordering::AcqRel);
         if journey.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.l1.written(journey.name, journey.stored.load(Ordering::Acquire));
             self.ended(journey.bytes);
@@ -377,7 +391,11 @@ impl Writer {
             for (known, found) in known.iter_mut().zip(tier.peek(keys)) {
                 *known |= matches!(found, Found::Present(_));
             }
-            self.desk.lock().open += 1;
+            {
+                let mut desk = self.desk.lock();
+                desk.open += 1;
+                desk.deletions += 1;
+            }
             let (keys, until) = (shared.clone(), self.watch.deadline());
             self.send_deletion(Deletion { keys, tier: tier.clone(), attempt: 0, until });
         }
@@ -387,7 +405,7 @@ impl Writer {
     fn send_deletion(self: &Arc<Self>, deletion: Deletion) {
         let (me, backend, keys) = (self.clone(), deletion.tier.backend.clone(), deletion.keys.to_vec());
         let reply = Reply::new(move |result: Result<u64>| match result {
-            Ok(_) => me.ended(0),
+            Ok(_) => me.deletion_ended(),
             Err(error) => me.undeleted(deletion, &error),
         });
         backend.delete(keys, reply);
@@ -410,12 +428,12 @@ impl Writer {
             deletion.attempt += 1;
             self.later(attempt, Errand::Delete(deletion));
         } else {
-            self.meters.stores_dropped.add(deletion.keys.len() as u64);
-            self.ended(0);
+            self.meters.deletions_dropped.add(deletion.keys.len() as u64);
+            self.deletion_ended();
         }
     }
 
-    /// Objects waiting or on their way, and deletions.
+    /// Writes waiting or on their way, and deletions.
     pub fn pending(&self) -> u64 {
         let mut desk = self.desk.lock();
         while desk.reading {
@@ -423,6 +441,15 @@ impl Writer {
         }
         // The queue is not read while the desk is held.
         self.l1.writes_queued() + desk.open as u64
+    }
+
+    /// Writes waiting or on their way, one for each backend.
+    pub fn writes_pending(&self) -> u64 {
+        let mut desk = self.desk.lock();
+        while desk.reading {
+            self.quiet.wait(&mut desk);
+        }
+        self.l1.writes_queued() + self.meters.writes_under_way.get()
     }
 
     /// Whether all uses and losses are told.

@@ -173,6 +173,8 @@ pub(crate) struct State {
     writes: VecDeque<Ref>,
     /// Objects that were taken out of the table since `writes` was looked through, and stood there or were being written.
     writes_gone: usize,
+    /// Objects that wait in `writes` and are still there.
+    writes_waiting: u64,
     parked: VecDeque<Ref>,
     uses: below::Uses,
     hidden_writes: below::HiddenWrites,
@@ -285,6 +287,7 @@ impl L1 {
             has_l2: false,
             writes: VecDeque::new(),
             writes_gone: 0,
+            writes_waiting: 0,
             parked: VecDeque::new(),
             uses: VecDeque::new(),
             hidden_writes: below::HiddenWrites::default(),

@@ -181,7 +181,7 @@ impl State {
             uses: slot.uses(),
             temporary: slot.is(TEMPORARY),
             written: slot.is(STORED),
-            write_given_up: slot.is(GIVEN_UP),
+            write_given_up: slot.is(GIVEN_UP) && !slot.is(QUEUED),
             write_pending: slot.is(QUEUED),
             retention_priority: self.slots.meta(id, self.now_ms).priority,
             holders,

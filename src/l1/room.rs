@@ -177,8 +177,7 @@ impl State {
                 self.parked.push_back(name);
                 continue;
             }
-            self.counts.writes_dropped += 1;
-            self.evict(name.slot);
+            self.evict_as_it_is(name.slot);
             return true;
         }
         false
@@ -219,8 +218,18 @@ impl State {
 
     /// Evicts an object, though it may still have to be written.
     pub(super) fn evict_as_it_is(&mut self, id: u32) {
-        self.counts.writes_dropped += u64::from(self.write_policy().is_unwritten(&self.slots[id]));
+        let slot = &self.slots[id];
+        // One that is queued is counted as dropped when it leaves the queue.
+        if !slot.is(QUEUED) && self.write_policy().is_unwritten(slot) {
+            self.count_unasked_drop();
+        }
         self.evict(id);
+    }
+
+    /// An object is evicted that was to be written, and that no backend was asked to store.
+    pub(super) fn count_unasked_drop(&mut self) {
+        self.counts.writes_asked += 1;
+        self.counts.dropped_evicted += 1;
     }
 
     fn write_policy(&self) -> WritePolicy {

@@ -65,6 +65,8 @@ pub const READ: Flags = 2048;
 pub const LOST: Flags = 4096;
 /// Writing it was given up: it is not tried again.
 pub const GIVEN_UP: Flags = 8192;
+/// Together with `QUEUED`, which nothing given up is: it was taken from the queue, and the writer counts what becomes of it.
+pub const WRITING: Flags = GIVEN_UP;
 
 const FLAGS: u64 = (1 << SIZE_HIGH_SHIFT) - 1;
 const HELD: u64 = (SHARES_MAX as u64) << HELD_SHIFT;

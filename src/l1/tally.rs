@@ -19,8 +19,19 @@ pub struct Counts {
     pub refused_quota: u64,
     pub sessions_reclaimed: u64,
     pub shares_revoked: u64,
-    pub writes_dropped: u64,
+    pub commits_temporary: u64,
+    pub writes_asked: u64,
+    pub writes_withdrawn: u64,
+    pub dropped_queue: u64,
+    pub dropped_evicted: u64,
     pub uses_dropped: u64,
+}
+
+impl Counts {
+    /// Writes that were dropped before the writer took them.
+    pub fn writes_dropped(&self) -> u64 {
+        self.dropped_queue + self.dropped_evicted
+    }
 }
 
 /// What goes up and down.
@@ -141,7 +152,7 @@ impl Part {
 impl L1 {
     /// Objects waiting to be written to L2.
     pub fn writes_queued(&self) -> u64 {
-        self.state.read().writes.len() as u64
+        self.state.read().writes_waiting
     }
 
     /// What it counted.
@@ -183,7 +194,7 @@ impl State {
             staged: self.staged,
             shares: self.tally.sum(|part| &part.shares),
             sessions: self.sessions.len() as u64,
-            writes_queued: self.writes.len() as u64,
+            writes_queued: self.writes_waiting,
             memory_bytes: (policies
                 + self.touched.memory_bytes()
                 + self.table.memory_bytes()

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::slot::{FORGOTTEN, GIVEN_UP, HIDDEN, LOST, PARKED, QUEUED, Ref, STAGING, STORED, TEMPORARY};
+use super::slot::{FORGOTTEN, GIVEN_UP, HIDDEN, LOST, PARKED, QUEUED, Ref, STAGING, STORED, TEMPORARY, WRITING};
 use super::{L1, State, WAKE_FREED};
 use crate::arena::{Buffer, Hold};
 use crate::error::{Result, Status};
@@ -166,6 +166,8 @@ impl L1 {
                     continue;
                 }
                 left = left.saturating_sub(slot.size());
+                state.slots[name.slot].set(WRITING);
+                state.writes_waiting -= 1;
                 let space = &state.spaces[state.slots.space(name.slot) as usize];
                 let key = ObjectKey { space: space.tag, key: *state.slots.key(name.slot) };
                 taken.push((name, state.place(name.slot), key, space.layout, state.shape_of(name.slot)));
@@ -179,6 +181,20 @@ impl L1 {
                 Some(Write { name, key, layout, shape, buffer: self.buffer_of(name, place)? })
             })
             .collect()
+    }
+
+    /// Gives up all that waits to be written, and says how much that was.
+    pub fn drop_writes(&self) -> u64 {
+        self.with(|state| {
+            for name in std::mem::take(&mut state.writes) {
+                if state.slots.find(name).is_some_and(|slot| slot.is(QUEUED) && !slot.is(WRITING)) {
+                    let slot = &mut state.slots[name.slot];
+                    slot.clear(QUEUED);
+                    slot.set(GIVEN_UP);
+                }
+            }
+            std::mem::take(&mut state.writes_waiting)
+        })
     }
 
     /// Another buffer over an object, unless it was evicted, deleted or forgotten meanwhile.
@@ -205,7 +221,7 @@ impl L1 {
             let parked = slot.is(PARKED);
             // Lost since it was queued.
             let lost = slot.is(LOST) && stored;
-            slot.clear(QUEUED | PARKED);
+            slot.clear(QUEUED | PARKED | WRITING);
             if !lost {
                 slot.clear(LOST);
                 slot.set(if stored { STORED } else { GIVEN_UP });
@@ -217,7 +233,9 @@ impl L1 {
             let pool = state.spaces[state.slots.space(name.slot) as usize].pool;
             if leaving && !locked && state.above(state.config.low_percent, 0) {
                 // Not kept to be written again: a backend that loses at once what it stores must not keep L1 full.
-                state.counts.writes_dropped += u64::from(lost);
+                if lost {
+                    state.count_unasked_drop();
+                }
                 state.evict(name.slot);
             } else if parked {
                 state.policy(pool).0.release(name.slot);

@@ -1,7 +1,9 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
 use super::session::{Session, Staged};
-use super::slot::{BUSY, FORGOTTEN, GIVEN_UP, HIDDEN, LOST, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY};
+use super::slot::{
+    BUSY, FORGOTTEN, GIVEN_UP, HIDDEN, LOST, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY, WRITING,
+};
 use super::writers::THIS_PROCESS;
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_FREED, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
@@ -246,8 +248,11 @@ impl State {
         self.counts.commits += 1;
         let kept = self.commit(id, print);
         if kept == id {
+            self.counts.commits_temporary += u64::from(self.slots[id].is(TEMPORARY));
             self.slots[id].set_holder(user, 0);
             fresh.push(id);
+        } else {
+            self.counts.commits_discarded += 1;
         }
         kept
     }
@@ -258,7 +263,6 @@ impl State {
         let slot = &self.slots[id];
         let (space, temporary, size) = (self.slots.space(id), slot.is(TEMPORARY), slot.size());
         if let Some(first) = self.find_printed(print) {
-            self.counts.commits_discarded += 1;
             self.unstage(id);
             if !temporary && self.slots[first].is(TEMPORARY) {
                 self.slots[first].clear(TEMPORARY);
@@ -317,10 +321,12 @@ impl State {
         if !self.has_l2 || self.slots[id].is(QUEUED) {
             return false;
         }
+        self.counts.writes_asked += 1;
         if !self.writes_have_room() {
-            self.counts.writes_dropped += 1;
+            self.counts.dropped_queue += 1;
             return false;
         }
+        self.writes_waiting += 1;
         self.slots[id].clear(LOST | GIVEN_UP);
         self.slots[id].set(QUEUED);
         let name = self.slots.name(id);
@@ -349,6 +355,13 @@ impl State {
         let slot = &mut self.slots[id];
         slot.set(HIDDEN);
         self.writes_gone += usize::from(slot.is(QUEUED));
+        if slot.is(QUEUED) && !slot.is(WRITING) {
+            self.writes_waiting -= 1;
+            match why {
+                Removal::Evicted => self.counts.dropped_evicted += 1,
+                Removal::Deleted => self.counts.writes_withdrawn += 1,
+            }
+        }
         let size = slot.size();
         let (space, key) = (self.slots.space(id), *self.slots.key(id));
         if self.slots[id].is(BUSY) {

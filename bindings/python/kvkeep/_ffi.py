@@ -497,6 +497,16 @@ class kvkeep_stats(Structure):
     huge_pages_refused: int
     registrations_refused: int
     memlock_refused: int
+    writes_asked: int
+    deletions_pending: int
+    writes_withdrawn: int
+    commits_temporary: int
+    dropped_queue: int
+    dropped_evicted: int
+    dropped_failed: int
+    dropped_fenced: int
+    dropped_closed: int
+    dropped_deletions: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -554,6 +564,16 @@ class kvkeep_stats(Structure):
         ("huge_pages_refused", c_uint64),
         ("registrations_refused", c_uint64),
         ("memlock_refused", c_uint64),
+        ("writes_asked", c_uint64),
+        ("deletions_pending", c_uint64),
+        ("writes_withdrawn", c_uint64),
+        ("commits_temporary", c_uint64),
+        ("dropped_queue", c_uint64),
+        ("dropped_evicted", c_uint64),
+        ("dropped_failed", c_uint64),
+        ("dropped_fenced", c_uint64),
+        ("dropped_closed", c_uint64),
+        ("dropped_deletions", c_uint64),
     ]
 
 

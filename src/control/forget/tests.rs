@@ -48,7 +48,7 @@ fn writes_under_way_are_deleted_when_they_have_landed_and_new_ones_follow_them()
     until("the writes", || fault.hung() == 4);
     // Of these, the backend was not asked yet when they were forgotten.
     assert_eq!(node.forget_space(space).unwrap(), 4);
-    assert_eq!((found(&node, space, 4), stats(&node).writes_pending), (0, 5));
+    assert_eq!((found(&node, space, 4), stats(&node).writes_pending, stats(&node).deletions_pending), (0, 4, 1));
     fill(&node, space, &keys(4), 2);
     assert_eq!(found(&node, space, 4), 4);
     assert_eq!(fault.hung(), 4, "a new write overtakes what is deleted after it");
