@@ -1194,7 +1194,7 @@ kvkeep_status kvkeep_close_pool(kvkeep *cache,
 /// when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
 /// as for `kvkeep_submit_prefetch`.
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
-/// aborted meanwhile), DISCONNECTED, DEVICE.
+/// aborted, or the space forgotten, meanwhile), DISCONNECTED, DEVICE.
 /// Errors: NOT_FOUND (pool, session), EXPIRED, INVALID (the counts; a key twice, or of another rank or group; a block that the pool
 /// does not have, or that is missing before one that is not; a session of another space; a pool of
 /// another shape than the daemon, which was started anew, has of its space; a stream that is none or is capturing a graph, or on the

@@ -250,3 +250,21 @@ fn one_that_waits_can_be_cancelled() {
     // Closing would wait for the backend, which never answers.
     std::mem::forget(opened);
 }
+
+#[test]
+fn one_that_waits_stores_nothing_more_once_its_space_is_forgotten() {
+    let hung = NodeConfig { backend_timeout: Duration::from_secs(3600), ..config("fault:memory:?fault.store_hang=1") };
+    let opened = Opened::new(Node::open(hung).unwrap());
+    let pages = pages_of(&opened, 0);
+    let session = opened.begin_session(pages.space, "r", None).unwrap();
+    let job = submit(&opened, &pages, session, 0..COUNT);
+    assert!(opened.wait(job, 100).is_err());
+    opened.forget_space(pages.space).unwrap();
+    let answer = result(&opened, job);
+    let said = statuses(&opened, job, COUNT);
+    let room = ROOM as usize;
+    assert_eq!(said[room..], vec![KVKEEP_ERR_CANCELLED as i32; COUNT - room], "{}", message(&answer));
+    assert_eq!((stats(&opened).l1_objects, stats(&opened).l1_staged), (0, 0));
+    opened.transfers().close_pool(pages.pool).unwrap();
+    std::mem::forget(opened);
+}

@@ -119,12 +119,16 @@ impl L1 {
         })
     }
 
-    /// Removes the objects of a space, or of all, in use or not, and has nothing committed that is staged now. Says how many went.
+    /// Removes the objects of a space, or of all, in use or not, and has nothing committed that is staged now, or that a copy under
+    /// way is still to stage: it comes from pages of before. Says how many went.
     pub fn forget(&self, space: Option<u64>) -> Result<u64> {
         self.with(|state| {
             let space = space.map(|space| state.space_index(space)).transpose()?;
             for id in state.slots_of(space, |slot| slot.is(STAGING)) {
                 state.slots[id].set(FORGOTTEN);
+            }
+            for (_, mut session) in state.sessions.live() {
+                session.forgotten |= session.user != 0 && space.is_none_or(|space| space == session.space);
             }
             Ok(state.clear(space, true).0)
         })

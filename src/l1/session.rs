@@ -66,6 +66,8 @@ pub struct Session {
     pub sat_out: u8,
     /// The session that it copies for, or 0.
     pub user: u64,
+    /// Its space was forgotten while it copied: what it has not staged by then is not stored any more.
+    pub forgotten: bool,
 }
 
 impl Session {
@@ -225,6 +227,7 @@ impl Sessions {
                 sits_out: 0,
                 sat_out: 0,
                 user: 0,
+                forgotten: false,
             }),
         }));
         Ok(id)

@@ -185,6 +185,9 @@ impl State {
         if size == 0 {
             return Err(KVKEEP_ERR_INVALID);
         }
+        if holder.forgotten {
+            return Err(KVKEEP_ERR_CANCELLED);
+        }
         let print = print.within(space);
         let staged = holder.staged.find(print.hash, |staged| self.slots[staged.id].is_of(print)).is_some();
         if staged || self.find_printed(print).is_some() {

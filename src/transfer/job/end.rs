@@ -69,7 +69,7 @@ impl Transfer {
         let (status, message) = match stopped {
             Some((status, message)) => (status, message),
             None if progress.statuses.iter().all(|&status| status == KVKEEP_ERR_CANCELLED) => {
-                (KVKEEP_ERR_CANCELLED, "its session was aborted, or its space cleared".to_owned())
+                (KVKEEP_ERR_CANCELLED, "its session was aborted, or its space cleared or forgotten".to_owned())
             }
             None if progress.statuses.iter().all(|&status| status == KVKEEP_ERR_DEVICE) => {
                 (KVKEEP_ERR_DEVICE, self.trouble(&progress, failed))
