@@ -5,11 +5,12 @@ mod fs_common;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use fs_common::*;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
-use kvkeep::l2::{Backend, Found, Stored};
+use kvkeep::l2::{Backend, Found, Health, Stored};
+use kvkeep::log::{Log, LogLevel};
 
 const BIG: usize = 1 << 20;
 const SMALL: usize = 4096;
@@ -103,5 +104,33 @@ fn a_smaller_capacity_is_worked_off_oldest_first_while_stores_go_on() {
         drop(bounded(dir.path(), engine, disk(LEN)));
         let fs = bounded(dir.path(), engine, disk(LEN));
         wait_until(&fs, |usage| usage.objects == 1);
+    }
+}
+
+#[test]
+fn a_surplus_is_told_of_until_it_is_worked_off() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = bounded(dir.path(), engine, 0);
+        for first in (0..1000).step_by(100) {
+            written(store_all(&fs, &objects(first..first + 100, 1)));
+        }
+        fs.close();
+        let (to, lines) = mpsc::channel();
+        let log = Log::new(LogLevel::Info, move |_, line: &str| to.send(line.to_owned()).unwrap_or_default());
+        let capacity = 10 * disk(1);
+        let fs = Fs::open(FsOptions { capacity, log, ..options(dir.path(), engine) }).unwrap();
+        // Each line is said with the state that it tells of.
+        let until = |words: &str| loop {
+            let line = lines.recv_timeout(WATCHDOG).unwrap();
+            if line.contains(words) {
+                return line;
+            }
+        };
+        let line = until("above its bounds: the oldest objects are evicted in the background");
+        assert!(line.contains("MiB above"), "{line}");
+        let line = until("is within its bounds again");
+        assert!(line.contains("990 objects were evicted"), "{line}");
+        assert_eq!((fs.health(), fs.usage().objects), (Health::Good, 10));
     }
 }

@@ -135,11 +135,14 @@ impl Space {
         if fresh && self.reserved.load(Ordering::Relaxed) < MEASURE_BYTES.min(state.free / 4) {
             return;
         }
-        let Ok(vfs) = fstatvfs(&core.dirfd) else { return };
         let now = Instant::now();
-        self.reserved.store(0, Ordering::Relaxed);
-        let unit = vfs.f_frsize.max(1);
         state.measured = Some(now);
+        self.reserved.store(0, Ordering::Relaxed);
+        // A file system that hangs must not keep anybody else waiting, such as those who ask for the backend's health.
+        drop(state);
+        let Ok(vfs) = fstatvfs(&core.dirfd) else { return };
+        let mut state = self.state.lock();
+        let unit = vfs.f_frsize.max(1);
         state.free = vfs.f_bavail.saturating_mul(unit);
         state.min_free = self.min_free.bytes(vfs.f_blocks.saturating_mul(unit));
         let taken = state.min_free.saturating_add(self.unallocated.load(Ordering::Relaxed));

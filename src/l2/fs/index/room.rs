@@ -225,7 +225,7 @@ impl Index {
     pub fn measured(&mut self, spare: i64, patient: bool) {
         self.disk.measured = (self.held() + self.parting).saturating_add_signed(spare);
         self.disk.patient = patient;
-        self.overfull |= self.surplus() > 0;
+        self.overfull |= spare < 0;
     }
 
     /// The file system has no room for a store, whose victims so far are unlinked. Evicts as much as it needs. False if there is
