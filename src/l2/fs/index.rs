@@ -45,8 +45,10 @@ pub struct Index {
     disk: Disk,
     /// The directory was found above its bounds, and nobody was told yet.
     overfull: bool,
-    /// Somebody evicts what is above the bounds, down to so many bytes.
-    shrinking: Option<u64>,
+    /// Somebody evicts what is above the bounds,
+    shrinking: bool,
+    /// down to so many bytes.
+    shrink_to: Option<u64>,
     /// What else takes room.
     overhead: Overhead,
     objects: u64,
@@ -95,7 +97,8 @@ impl Index {
             parting: 0,
             disk: Disk::default(),
             overfull: false,
-            shrinking: None,
+            shrinking: false,
+            shrink_to: None,
             overhead: Overhead::default(),
             objects: 0,
             evicted: 0,

@@ -30,6 +30,8 @@ pub struct Shrinking(Mutex<Option<Progress>>);
 impl Shrinking {
     /// Evicts a few objects. True if it is to be called again.
     pub fn step(&self, core: &Core) -> bool {
+        // Others may have freed since what the file system lacked.
+        core.space.measure(core);
         let (before, victims) = core.index(|index| (index.surplus(), index.shrink(EVICTIONS_MAX)));
         let evicted = victims.into_iter().filter(|key| core.unlink(*key, None)).count();
         let (left, more) = core.index(|index| (index.surplus(), index.is_to_shrink()));

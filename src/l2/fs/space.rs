@@ -10,13 +10,16 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::fstatvfs;
 
 use super::core::Core;
+use super::index::Index;
 use super::options::MinFree;
 use super::path;
 use super::store::Writing;
 use crate::log::LogLevel;
 
-/// The file system is measured again after this time,
+/// The file system is measured again after this time, the second one while it has too little room: a store must not evict for
+/// what others have freed,
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
+const MEASURE_EVERY_SHORT: Duration = Duration::from_millis(1);
 /// or when so many bytes were reserved since.
 const MEASURE_BYTES: u64 = 64 << 20;
 /// Times that a store begins anew, each after an eviction, before it fails.
@@ -131,7 +134,8 @@ impl Space {
     /// Measures the file system's room, unless that was done a moment ago.
     pub fn measure(&self, core: &Core) {
         let mut state = self.state.lock();
-        let fresh = state.measured.is_some_and(|measured| measured.elapsed() < MEASURE_EVERY);
+        let every = if self.is_short() { MEASURE_EVERY_SHORT } else { MEASURE_EVERY };
+        let fresh = state.measured.is_some_and(|measured| measured.elapsed() < every);
         if fresh && self.reserved.load(Ordering::Relaxed) < MEASURE_BYTES.min(state.free / 4) {
             return;
         }
@@ -157,7 +161,7 @@ impl Space {
         };
         if state.refused.as_ref().is_some_and(is_over) {
             state.refused = None;
-            core.index(super::index::Index::forget_refusals);
+            core.index(Index::forget_refusals);
         }
         let pressed = core.index(|index| {
             let patient = state.is_patient(spare, index.held(), index.is_shrinking(), now);
@@ -209,8 +213,8 @@ impl Space {
             return false;
         }
         let now = Instant::now();
-        let mut state = self.state.lock();
         let free = fstatvfs(&core.dirfd).map_or(u64::MAX, |vfs| vfs.f_bavail.saturating_mul(vfs.f_frsize.max(1)));
+        let mut state = self.state.lock();
         state.refused = Some(Refusal { at: now, free });
         if writing.attempts == ATTEMPTS_MAX {
             state.futile = Some(now);

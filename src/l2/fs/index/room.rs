@@ -172,6 +172,12 @@ impl Index {
 
     /// Takes up to `most` objects out that are above the bounds, oldest first. Their files are to be unlinked.
     pub fn shrink(&mut self, most: usize) -> Vec<ObjectKey> {
+        if self.shrink_to.is_none() && self.surplus() > 0 {
+            // A refusal lowers the bound by the margin already.
+            let measured = self.disk.measured < self.capacity.min(self.disk.refused);
+            let margin = if measured { self.margin() } else { 0 };
+            self.shrink_to = Some(self.target().saturating_sub(margin));
+        }
         let mut victims = Vec::new();
         while victims.len() < most && self.is_to_shrink() {
             let Some(id) = self.victim() else { break };
@@ -185,7 +191,7 @@ impl Index {
 
     /// Whether there is more to evict than was evicted.
     pub fn is_to_shrink(&self) -> bool {
-        self.surplus() > 0 || self.shrinking.is_some_and(|most| self.held() > most)
+        self.surplus() > 0 || self.shrink_to.is_some_and(|most| self.held() > most)
     }
 
     /// Has what is above the bounds evicted, if anything is.
@@ -195,25 +201,20 @@ impl Index {
 
     /// Whether somebody has to begin to evict what is above the bounds. The caller does, and ends by [`Index::shrunk`].
     pub fn begin_shrinking(&mut self) -> bool {
-        let begin = self.overfull && self.shrinking.is_none() && self.surplus() > 0;
+        let begin = self.overfull && !self.shrinking && self.surplus() > 0;
         self.overfull = false;
-        if begin {
-            // A refusal lowers the bound by the margin already.
-            let measured = self.disk.measured < self.capacity.min(self.disk.refused);
-            let margin = if measured { self.margin() } else { 0 };
-            self.shrinking = Some(self.target().saturating_sub(margin));
-        }
+        self.shrinking |= begin;
         begin
     }
 
     /// Nothing more is evicted for now of what is above the bounds.
     pub fn shrunk(&mut self) {
-        self.shrinking = None;
+        (self.shrinking, self.shrink_to) = (false, None);
     }
 
     /// Whether somebody evicts what is above the bounds.
     pub fn is_shrinking(&self) -> bool {
-        self.shrinking.is_some()
+        self.shrinking
     }
 
     /// What is evicted beyond the need where the file system has no room.

@@ -345,9 +345,10 @@ impl Model {
                 self.writes[at].3 = !self.index.refused(&mut self.writes[at].1);
             }
             Step::Shrink(most) => {
-                let (surplus, victims) = (self.index.surplus(), self.index.shrink(most));
+                let (surplus, victims) = (self.index.surplus() + self.index.margin(), self.index.shrink(most));
+                self.index.shrunk();
                 let freed: u64 = victims.iter().rev().skip(1).map(|victim| self.files[victim] * BLOCK).sum();
-                assert!(victims.is_empty() || freed < surplus, "{victims:?} for {surplus}");
+                assert!(victims.is_empty() || freed < surplus, "{} objects for {surplus} bytes", victims.len());
                 self.leaving.extend(victims);
             }
         }
