@@ -65,6 +65,22 @@ fn eviction_deletion_and_quarantine_are_told() {
 }
 
 #[test]
+fn what_others_removed_is_told_when_its_use_is_to_be_marked() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = open(dir.path(), engine);
+        store_all(&fs, &[(1, LEN), (2, LEN)]);
+        let changes = watch(&fs);
+        std::fs::remove_file(file(dir.path(), 1)).unwrap();
+        // Used in L1, it is not read, and nobody looks for its file but for the time of the use.
+        fs.touch(&[key(1), key(2)]);
+        fs.close();
+        assert_eq!(changes.try_iter().collect::<Vec<_>>(), [vanished(1)]);
+        assert_eq!(fs.usage().objects, 1);
+    }
+}
+
+#[test]
 fn what_others_store_and_remove_is_told_when_it_is_noticed() {
     for engine in engines() {
         let dir = tempfile::tempdir().unwrap();

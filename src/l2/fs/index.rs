@@ -409,13 +409,14 @@ impl Index {
         }
     }
 
-    /// Up to `most` uses that are not on their files yet. They count as written.
-    pub fn take_dirty(&mut self, most: usize) -> Vec<(ObjectKey, u64)> {
+    /// Up to `most` uses that are not on their files yet: of which object, by key and birth, and when. They count as written.
+    pub fn take_dirty(&mut self, most: usize) -> Vec<(ObjectKey, u32, u64)> {
         let ids = self.dirty.split_off(self.dirty.len().saturating_sub(most));
         let slots = &mut self.slots;
         let used = ids.into_iter().filter_map(|id| {
-            let was = std::mem::take(&mut slots.get_mut(id).dirty);
-            was.then(|| (slots.name(id), slots.usage(id).at))
+            let slot = slots.get_mut(id);
+            let (was, born) = (std::mem::take(&mut slot.dirty), slot.born);
+            was.then(|| (slots.name(id), born, slots.usage(id).at))
         });
         used.collect()
     }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, openat, statat, unlinkat, utimensat,
 };
+use rustix::io::Errno;
 
 use super::core::{Core, payload_of};
 use super::forget::Sweep;
@@ -345,15 +346,23 @@ impl Core {
         let batches = self.index(|index| index.dirty()).div_ceil(DIRTY_MAX);
         for _ in 0..batches {
             let used = self.index(|index| index.take_dirty(DIRTY_MAX));
-            for (key, nanoseconds) in &used {
+            for (key, born, nanoseconds) in used {
                 let time = Timespec {
                     tv_sec: (nanoseconds / 1_000_000_000) as i64,
                     tv_nsec: (nanoseconds % 1_000_000_000) as _,
                 };
                 let access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
                 let times = Timestamps { last_access: access, last_modification: time };
-                // A file that is gone needs no time; one that cannot be marked loses only its place in the order.
-                let _ = utimensat(&self.dirfd, path::object(key).as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);
+                // One that cannot be marked loses only its place in the order.
+                let marked = utimensat(&self.dirfd, path::object(&key).as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);
+                if marked == Err(Errno::NOENT) {
+                    // Another process removed it: what is in L1 is to be written again.
+                    self.index(|index| {
+                        if index.is_still(&key, born) {
+                            index.lost(&key);
+                        }
+                    });
+                }
             }
         }
     }
