@@ -221,3 +221,43 @@ fn directories_that_vanish_are_made_again() {
         }
     }
 }
+
+/// Bytes of disk of everything below `path`, itself included.
+fn disk_usage(path: &Path) -> u64 {
+    let own = path.symlink_metadata().map_or(0, |meta| meta.blocks() * 512);
+    let below = fs::read_dir(path).into_iter().flatten().map(|entry| disk_usage(&entry.unwrap().path()));
+    own + below.sum::<u64>()
+}
+
+#[test]
+fn directories_count_under_the_capacity_and_go_when_they_are_empty() {
+    const SMALL: usize = 4000;
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let capacity = 4 << 20;
+        let tidy_every = Duration::from_millis(10);
+        let options = || FsOptions { capacity, tidy_every, ..FsOptions { engine, ..FsOptions::new(dir.path()) } };
+        let fs = Fs::open(options()).unwrap();
+        for first in [0, 400, 800] {
+            let objects: Vec<(u64, usize)> = (first..first + 400).map(|number| (number, SMALL)).collect();
+            for stored in store_all(&fs, &objects) {
+                stored.unwrap();
+            }
+        }
+        until("the directory to be within its bound", || disk_usage(dir.path()) <= capacity + capacity / 100);
+        until("all of it to be counted", || fs.usage().bytes >= disk_usage(dir.path()) && fs.usage().bytes <= capacity);
+        assert!(fs.usage().objects > 300, "{:?}", fs.usage());
+        fs.close();
+        drop(fs);
+        let fs = Fs::open(options()).unwrap();
+        assert!(fs.usage().bytes >= disk_usage(dir.path()), "{:?}", fs.usage());
+        deleted(&fs, &(0..1200).collect::<Vec<u64>>());
+        assert_eq!(fs.usage().objects, 0);
+        let directories =
+            || fs::read_dir(dir.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
+        until("empty directories to go", || directories() == 1);
+        until("their bytes to be free", || fs.usage().bytes == disk_usage(dir.path()));
+        assert_eq!(store(&fs, 0, SMALL).unwrap(), Stored::Written);
+        check(&fs, 0, SMALL);
+    }
+}

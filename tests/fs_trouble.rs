@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fs_common::*;
-use kvkeep::error::KVKEEP_ERR_PERMISSION;
+use kvkeep::error::{KVKEEP_ERR_IO, KVKEEP_ERR_PERMISSION};
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
 use kvkeep::l2::{Backend, Found, Health, Stored};
 use kvkeep::log::{Log, LogLevel};
@@ -173,6 +173,29 @@ fn a_directory_that_cannot_be_written_is_read_and_says_so() {
         assert_eq!(store(&fs, 3, LEN).unwrap(), Stored::Written);
         assert_eq!(fs.health(), Health::Good);
         check(&fs, 3, LEN);
+    });
+}
+
+#[test]
+fn a_file_that_cannot_be_evicted_leaves_the_room_to_others() {
+    as_user(|dir, engine| {
+        let fs = Fs::open(FsOptions { capacity: 4 * disk(LEN), ..options(dir, engine) }).unwrap();
+        for number in 0..4 {
+            store(&fs, number, LEN).unwrap();
+        }
+        let stuck = file(dir, 0);
+        allow(stuck.parent().unwrap(), 0o500);
+        let error = store(&fs, 10, LEN).unwrap_err();
+        assert_eq!(error.status, KVKEEP_ERR_IO, "not a matter of permission: the next attempt evicts another");
+        assert!(error.message.starts_with("Permission denied") && error.message.contains("evicting"), "{error}");
+        let path = stuck.to_str().unwrap();
+        assert!(error.message.ends_with(&path[path.len() - 10..]), "{error}");
+        for number in 10..12 {
+            assert_eq!(store(&fs, number, LEN).unwrap(), Stored::Written);
+        }
+        check(&fs, 0, LEN);
+        assert_eq!((fs.usage().objects, files(dir).len()), (4, 4));
+        allow(stuck.parent().unwrap(), 0o700);
     });
 }
 

@@ -47,7 +47,7 @@ pub struct Usage {
     pub objects: u64,
     /// Bytes taken in the backend, overhead included.
     pub bytes: u64,
-    /// How many of them belong to no object: quarantine and leftovers.
+    /// How many of them belong to no object: quarantine, leftovers and directories.
     pub overhead: u64,
     /// Most bytes the backend may take, 0 for no bound of its own.
     pub capacity: u64,

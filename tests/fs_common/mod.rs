@@ -31,8 +31,9 @@ pub fn engines() -> Vec<EngineKind> {
     }
 }
 
+/// Options under which a capacity has room for as many objects as it says: directories do not count.
 pub fn options(dir: &Path, engine: EngineKind) -> FsOptions {
-    FsOptions { engine, ..FsOptions::new(dir) }
+    FsOptions { engine, count_directories: false, ..FsOptions::new(dir) }
 }
 
 pub fn open(dir: &Path, engine: EngineKind) -> Arc<Fs> {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
 
 use super::descriptors::{Descriptors, is_out_of_descriptors};
+use super::directories::Directories;
 use super::frame::{BLOCK, Frame, Spare, is_small};
 use super::index::{Index, Opening};
 use super::keeper::{Job, Keeper};
@@ -83,6 +84,8 @@ pub struct Core {
     pub temporaries: Temporaries,
     /// Tells others that this writer lives; none where the file system has no locks.
     pub claim: Mutex<Option<Claim>>,
+    pub directories: Directories,
+    pub count_directories: bool,
     pub tidy_every: Duration,
     /// What the scan could not list.
     unlisted: Mutex<Vec<Place>>,
@@ -111,6 +114,8 @@ impl Core {
             writer: Writer::this(),
             claim: Mutex::new(Claim::new(&options.dir, &names).ok()),
             temporaries: names,
+            directories: Directories::default(),
+            count_directories: options.count_directories,
             tidy_every: options.tidy_every,
             unlisted: Mutex::default(),
             #[cfg(test)]

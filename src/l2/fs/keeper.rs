@@ -201,6 +201,7 @@ impl Keeper {
                     flushed = Instant::now();
                     if tidied.elapsed() >= core.tidy_every {
                         core.tidy();
+                        core.measure_some_directories();
                         core.list_again();
                         tidied = Instant::now();
                     }
@@ -326,6 +327,7 @@ impl Core {
 
     /// The file of a hidden object is away.
     pub fn departed(&self, key: &ObjectKey) {
+        self.prune(key);
         let stores = self.index(|index| index.left(key));
         self.again(stores);
     }

@@ -26,6 +26,7 @@ use crate::policy;
 
 mod core;
 mod descriptors;
+mod directories;
 mod flight;
 mod forget;
 mod frame;
@@ -96,6 +97,7 @@ impl Fs {
         let core = Arc::new(Core::new(&options, dirfd, *direct.as_ref().unwrap_or(&false), index, names));
         core.set_unlisted(scan);
         core.tidy();
+        core.measure_directories();
         if let Err(error) = direct {
             let error = core.error("writing to", "", &error);
             core.log.say(LogLevel::Warn, || format!("fs: objects are loaded, but none is stored: {error}"));

@@ -77,6 +77,8 @@ pub struct FsOptions {
     pub direct: bool,
     /// Where the backend's log lines go.
     pub log: Log,
+    /// Directories count under the capacity too.
+    pub count_directories: bool,
     /// How often the directory is tidied up while it is open: what dead writers left is removed, what could not be listed is
     /// tried again.
     pub tidy_every: Duration,
@@ -101,6 +103,7 @@ impl FsOptions {
             shared: true,
             direct: true,
             log: Log::none(),
+            count_directories: true,
             tidy_every: Duration::from_secs(60),
         }
     }

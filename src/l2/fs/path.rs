@@ -17,7 +17,7 @@ pub const TEMPORARY: &str = ".tmp-";
 
 /// Who may read objects, less the umask: the bytes are what users said to a model, nobody else's business.
 pub const FILE_MODE: u32 = 0o660;
-const DIRECTORY_MODE: u32 = 0o770;
+pub const DIRECTORY_MODE: u32 = 0o770;
 
 /// Makes a directory and those above it, as far as they are not there.
 pub fn make_directory(dir: &Path) -> std::io::Result<()> {

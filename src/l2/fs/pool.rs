@@ -15,7 +15,7 @@ use super::frame::{BLOCK, Frame, Spare};
 use super::path;
 use super::queue::Task;
 use super::store::Writing;
-use super::trouble::{OPENING, READING};
+use super::trouble::{EVICTING, OPENING, READING};
 use crate::background;
 use crate::error::{Error, Result};
 use crate::l2::{Load, Store, Stored};
@@ -165,7 +165,7 @@ fn write(core: &Core, gate: &Gate, writing: &mut Writing, frame: &Frame) -> Step
     for victim in &writing.victims {
         match unlinkat(&core.dirfd, victim.as_str(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(("evicting for", error.into())),
+            Err(error) => return Err((EVICTING, error.into())),
         }
     }
     core.settle(writing);

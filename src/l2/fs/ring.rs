@@ -15,7 +15,7 @@ use super::descriptors;
 use super::flight::{Flight, Job, PIECE, Piece, Step};
 use super::frame::{BLOCK, Spare};
 use super::path;
-use super::trouble::{OPENING, READING};
+use super::trouble::{EVICTING, OPENING, READING};
 use super::uring::Bell;
 use crate::l2::Stored;
 
@@ -311,7 +311,7 @@ impl Ring {
         match flight.step {
             Step::Evict => {
                 if let Some(error) = error.filter(|error| error.kind() != io::ErrorKind::NotFound) {
-                    flight.fault = Some(Fault::Io("evicting for", error));
+                    flight.fault = Some(Fault::Io(EVICTING, error));
                 }
                 if flight.pending > 0 {
                     return;

@@ -10,8 +10,9 @@ use super::core::{Core, Fault, in_time, patience};
 use super::frame::{Frame, Spare};
 use super::index::{Admit, Reservation};
 use super::path;
+use super::trouble::EVICTING;
 use crate::arena::Buffer;
-use crate::error::{Error, Result};
+use crate::error::{Error, KVKEEP_ERR_IO, Result};
 use crate::key::ObjectKey;
 use crate::l2::{Reply, Store, Stored};
 
@@ -109,9 +110,21 @@ impl Core {
             let _ = unlinkat(&self.dirfd, writing.temporary.as_str(), AtFlags::empty());
             return Some((writing, frame));
         }
-        let error = self.error(what, &writing.path, &error);
+        let error = match what {
+            // Tried again, it evicts others, whether or not this one may ever go.
+            EVICTING if error.kind() != io::ErrorKind::ReadOnlyFilesystem => {
+                Error { status: KVKEEP_ERR_IO, ..self.error(what, self.first_there(&writing), &error) }
+            }
+            _ => self.error(what, &writing.path, &error),
+        };
         self.end_store(writing, frame, Err(error), spare);
         None
+    }
+
+    /// The first of a store's victims whose file is still there.
+    fn first_there<'a>(&self, writing: &'a Writing) -> &'a str {
+        let there = |path: &&String| statat(&self.dirfd, path.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        writing.victims.iter().find(there).unwrap_or(&writing.path)
     }
 
     /// The file of a store was given its room with this result. A file system that cannot give it finds out while it is written.
@@ -134,6 +147,7 @@ impl Core {
     pub fn settle(&self, writing: &mut Writing) {
         if !writing.victims.is_empty() {
             writing.victims.clear();
+            writing.reservation.victims.iter().for_each(|victim| self.prune(victim));
             let stores = self.index(|index| index.settle(&mut writing.reservation));
             self.again(stores);
         }
@@ -151,7 +165,14 @@ impl Core {
             return false;
         }
         writing.shards_made += 1;
-        path::make_directory(&self.dir.join(path::shard(&writing.key))).map_err(|failed| *error = failed).is_ok()
+        match self.make_shard(&writing.key, writing.shards_made == 1) {
+            // Another process took the space's away meanwhile: it is made the next time.
+            Err(failed) if failed.kind() != io::ErrorKind::NotFound => {
+                *error = failed;
+                false
+            }
+            _ => true,
+        }
     }
 
     /// Concludes a store whose file was renamed with the result `renamed`, without replacing. Gives it back if it is to begin anew.
@@ -219,6 +240,9 @@ impl Core {
 
     fn finish_store(&self, mut writing: Writing, payload: Buffer, outcome: Result<Stored>) {
         self.space.allocated(writing.unallocated);
+        if writing.shards_made > 0 {
+            self.filled_shard(&writing.key);
+        }
         // Where the store failed before it unlinked its victims: they are out of the index and must not stay on disk, nor be
         // forgotten where they do.
         let mut stay = Vec::new();

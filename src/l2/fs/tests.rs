@@ -70,7 +70,8 @@ fn many_reads_that_fail_in_a_row_make_the_backend_unhealthy_until_one_succeeds()
 
 /// Options of a directory in which nothing but the test's bound on the file system evicts.
 fn unbounded(dir: &std::path::Path, engine: EngineKind, log: Log) -> Arc<Fs> {
-    Fs::open(FsOptions { engine, log, min_free: MinFree::Bytes(0), ..FsOptions::new(dir) }).unwrap()
+    Fs::open(FsOptions { engine, log, min_free: MinFree::Bytes(0), count_directories: false, ..FsOptions::new(dir) })
+        .unwrap()
 }
 
 #[test]

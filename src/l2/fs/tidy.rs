@@ -29,12 +29,13 @@ pub struct Overhead {
     pub quarantine: u64,
     /// Temporary files whose writers may still live.
     pub leftovers: u64,
+    pub directories: u64,
 }
 
 impl Overhead {
     /// All of it.
     pub fn bytes(&self) -> u64 {
-        self.quarantine + self.leftovers
+        self.quarantine + self.leftovers + self.directories
     }
 }
 

@@ -45,6 +45,9 @@ pub const OPENING: &str = "opening";
 /// What the engines do to a file that they load.
 pub const READING: &str = "reading";
 
+/// What the engines do to a file that makes room for another.
+pub const EVICTING: &str = "evicting";
+
 /// Failures without a success in between.
 #[derive(Default)]
 struct Streak {

@@ -62,7 +62,7 @@ impl Index {
         if bytes > self.capacity.saturating_sub(overhead) {
             let mut why = format!("an object of {size} bytes does not fit the capacity of {} bytes", self.capacity);
             if overhead > 0 {
-                why += &format!(", of which quarantine and leftovers take {overhead}");
+                why += &format!(", of which quarantine, leftovers and directories take {overhead}");
             }
             return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
         }
