@@ -42,6 +42,7 @@ static struct command command_of(const kvkeep_options *options, const char *dire
     add_number(&command, "--backend-timeout-ms", options->backend_timeout_ms);
     add_number(&command, "--loading-bytes-max", options->loading_bytes_max);
     add_number(&command, "--writes-pending-max", options->writes_pending_max);
+    add_number(&command, "--store-wait-ms", options->store_wait_ms);
     add_number(&command, "--sessions-max", options->sessions_max);
     add_number(&command, "--jobs-max", options->jobs_max);
     add_number(&command, "--session-timeout-ms", options->session_timeout_ms);

@@ -26,7 +26,7 @@ int main(void) {
     FIELD(kvkeep_options, writes_pending_max);
     FIELD(kvkeep_options, session_timeout_ms);
     FIELD(kvkeep_options, backend_timeout_ms);
-    FIELD(kvkeep_options, reserved_0);
+    FIELD(kvkeep_options, store_wait_ms);
     FIELD(kvkeep_options, loading_bytes_max);
     FIELD(kvkeep_options, log);
     FIELD(kvkeep_options, log_userdata);

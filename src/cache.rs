@@ -70,6 +70,9 @@ pub trait Cache: Send + Sync {
         views: &mut [View],
     ) -> Result<bool>;
 
+    /// How long a reservation waits before L1 evicts what is still to be written.
+    fn store_wait(&self) -> Duration;
+
     /// Stages keys as far as memory allows without dropping what is still to be written, and waits up to `wait` where none fits and
     /// writes or copies under way will free memory. OK: none was refused; PENDING: those refused may fit later; PARTIAL: they
     /// will not.

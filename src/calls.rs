@@ -181,6 +181,10 @@ impl Cache for Node {
         self.l1.reserve_write(session, keys, sizes, temporary, views)
     }
 
+    fn store_wait(&self) -> Duration {
+        self.store_wait
+    }
+
     fn reserve_patiently(
         &self,
         session: u64,
@@ -441,6 +445,7 @@ impl Cache for Node {
     }
 
     fn wake_waiters(&self) {
+        self.l1.stop_waiting();
         self.prefetcher.close();
     }
 

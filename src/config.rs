@@ -53,6 +53,8 @@ pub struct NodeConfig {
     pub backend_timeout: Duration,
     /// Most bytes being loaded at once, 0 for a quarter of L1 and at most 1 GiB.
     pub loading_bytes_max: u64,
+    /// How long a reservation waits before L1 evicts what is still to be written.
+    pub store_wait: Duration,
     /// The run of the daemon, 0 embedded: the upper 16 bits of the numbers of sessions and jobs, so that those of two runs differ.
     pub boot: u16,
     /// Where log lines go.
@@ -79,6 +81,7 @@ impl NodeConfig {
             session_timeout: Duration::from_secs(300),
             backend_timeout: Duration::from_secs(30),
             loading_bytes_max: 0,
+            store_wait: Duration::ZERO,
             boot: 0,
             log: Log::none(),
         }

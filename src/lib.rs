@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod explain;
 pub mod node;
 mod view;
+mod waiting;
 
 pub mod control;
 pub mod l1;

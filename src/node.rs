@@ -62,6 +62,7 @@ pub struct Node {
     pub(crate) session_timeout: Duration,
     pub(crate) backend_timeout: Duration,
     pub(crate) writes_pending_max: u64,
+    pub(crate) store_wait: Duration,
     /// Taken by whoever tells L1 whether there are backends.
     pub(crate) below: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -147,6 +148,7 @@ impl Node {
             session_timeout: config.session_timeout,
             backend_timeout: config.backend_timeout,
             writes_pending_max: config.writes_pending_max.into(),
+            store_wait: config.store_wait,
             below: Mutex::default(),
             threads: Mutex::default(),
             stop: Arc::default(),

@@ -11,9 +11,11 @@ use parking_lot::Mutex;
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{Result, Status};
+use crate::key::Key;
 use crate::transfer::Transfers;
 use crate::transfer::table::is_transfer;
-use crate::types::PrefetchResult;
+use crate::types::{PrefetchResult, View};
+use crate::waiting;
 
 /// A cache and its transfers.
 pub struct Opened {
@@ -68,6 +70,22 @@ impl Opened {
         let number = self.cache.open_space(spec.clone())?;
         self.transfers.note_space(number, &spec);
         Ok(number)
+    }
+
+    /// Stages keys; waits for writes under way, if it is to, before what is still to be written is evicted.
+    pub fn reserve_write(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool> {
+        let wait = self.cache.store_wait();
+        if temporary || wait.is_zero() {
+            return self.cache.reserve_write(session, keys, sizes, temporary, views);
+        }
+        waiting::reserve(&*self.cache, wait, session, keys, sizes, views)
     }
 
     /// Ends a session, touches nothing, and drops what is being copied for it.

@@ -142,6 +142,7 @@ public:
         options.session_timeout_ms = detail::milliseconds(from.session_timeout);
         options.backend_timeout_ms = detail::milliseconds(from.backend_timeout);
         options.loading_bytes_max = from.loading_bytes_max;
+        options.store_wait_ms = detail::milliseconds(from.store_wait);
         options.log = log_ ? detail::log : nullptr;
         // C takes userdata as void*; detail::log makes it const again.
         options.log_userdata = const_cast<Log*>(log_.get());

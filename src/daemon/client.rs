@@ -57,6 +57,8 @@ pub struct ClientConfig {
     pub patience: Duration,
     /// How long this client's sessions may be idle; the daemon's own time if none.
     pub session_timeout: Option<Duration>,
+    /// How long a reservation waits before L1 evicts what is still to be written; the daemon's own time if none.
+    pub store_wait: Option<Duration>,
     /// Where log lines go.
     pub log: Log,
 }
@@ -87,6 +89,7 @@ impl ClientConfig {
             wait,
             patience: Duration::from_millis(patience),
             session_timeout: None,
+            store_wait: None,
             log: Log::none(),
         })
     }

@@ -181,6 +181,10 @@ pub struct Settings {
     /// Most objects waiting to be written to L2 [default: 65536]
     #[arg(long, value_name = "COUNT", help_heading = "L2")]
     pub writes_pending_max: Option<u32>,
+    /// How long a client's reservation waits for writes under way before L1 evicts what no backend has yet, unless the client says
+    /// otherwise; 0 is not at all [default: 0]
+    #[arg(long, value_name = "MS", help_heading = "L2")]
+    pub store_wait_ms: Option<u32>,
 
     /// Most live sessions [default: 65536]
     #[arg(long, value_name = "COUNT", help_heading = "Sessions and jobs")]
@@ -273,6 +277,7 @@ impl Settings {
             no_checksum: self.no_checksum.or(file.no_checksum),
             backend_timeout_ms: self.backend_timeout_ms.or(file.backend_timeout_ms),
             loading_bytes_max: self.loading_bytes_max.or(file.loading_bytes_max),
+            store_wait_ms: self.store_wait_ms.or(file.store_wait_ms),
             writes_pending_max: self.writes_pending_max.or(file.writes_pending_max),
             sessions_max: self.sessions_max.or(file.sessions_max),
             jobs_max: self.jobs_max.or(file.jobs_max),
@@ -343,6 +348,7 @@ impl Settings {
             session_timeout: milliseconds("session-timeout-ms", self.session_timeout_ms, defaults.session_timeout)?,
             backend_timeout: milliseconds("backend-timeout-ms", self.backend_timeout_ms, defaults.backend_timeout)?,
             loading_bytes_max: self.loading_bytes_max.map_or(defaults.loading_bytes_max, |size| size.0),
+            store_wait: Duration::from_millis(self.store_wait_ms.unwrap_or(0).into()),
             boot,
             log,
             ..defaults

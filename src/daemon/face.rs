@@ -175,6 +175,11 @@ impl Cache for Client {
         self.views(&*self.link_of(session)?, &Request::ReserveWrite { session, keys, sizes, temporary }, views)
     }
 
+    fn store_wait(&self) -> Duration {
+        let of_daemon = || self.link().map_or(0, |link| link.welcome.store_wait_ms);
+        self.config.store_wait.unwrap_or_else(|| Duration::from_millis(of_daemon().into()))
+    }
+
     fn reserve_patiently(
         &self,
         session: u64,

@@ -368,6 +368,7 @@ impl Shared {
             read_only: guest.read_only,
             message_bytes_max: self.limits.message_bytes_max,
             lanes_max: self.lanes_max(guest) as u32,
+            store_wait_ms: self.node.store_wait.as_millis() as u32,
         };
         connection.frame.begin(KVKEEP_OK as u32).put(&welcome);
         let read_only = if guest.read_only { Some(arena.read_only_fd()?) } else { None };

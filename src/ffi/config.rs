@@ -91,7 +91,6 @@ fn urls(first: *const *const c_char, count: usize) -> Result<Vec<String>> {
 /// Opens the cache that `options` describe.
 pub fn open(options: &kvkeep_options) -> Result<Arc<dyn Cache>> {
     zero(options.reserved, "reserved")?;
-    zero(options.reserved_0, "reserved_0")?;
     match text::utf8_or(options.connect, "", "connect")? {
         "" => Ok(node(options)?),
         url => Ok(client(options, url)?),
@@ -132,6 +131,7 @@ fn client(options: &kvkeep_options, url: &str) -> Result<Arc<Client>> {
         read_only: options.flags & KVKEEP_FLAG_READ_ONLY != 0,
         prefault: options.flags & KVKEEP_FLAG_NO_PREFAULT == 0,
         session_timeout: (!timeout.is_zero()).then_some(timeout),
+        store_wait: (options.store_wait_ms > 0).then(|| Duration::from_millis(options.store_wait_ms.into())),
         log: log(options.log, options.log_userdata, options.log_level)?,
         ..ClientConfig::new(url)?
     })
@@ -186,6 +186,7 @@ fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
         writes_pending_max: or(options.writes_pending_max, 1 << 16),
         session_timeout: millis(options.session_timeout_ms, 300_000),
         backend_timeout: millis(options.backend_timeout_ms, 30_000),
+        store_wait: Duration::from_millis(options.store_wait_ms.into()),
         loading_bytes_max: options.loading_bytes_max,
         boot: 0,
         log: log(options.log, options.log_userdata, options.log_level)?,

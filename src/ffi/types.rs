@@ -167,8 +167,12 @@ pub struct kvkeep_options {
     pub session_timeout_ms: u32,
     /// Deadline of one request to a backend; past it the backend is fenced until it answers. 0: 30000.
     pub backend_timeout_ms: u32,
-    /// Must be 0.
-    pub reserved_0: u32,
+    /// How long a reservation to write waits for writes under way before L1 evicts what no backend has yet, and drops its writes. Also
+    /// while as many writes wait as `writes_pending_max` allows. `kvkeep_reserve_write` then blocks its caller up to so long;
+    /// `kvkeep_submit_store` never blocks, and what it finds no memory for waits in the background. Objects that are loaded, or are
+    /// temporary, do not wait, nor does anything with KVKEEP_STORE_AFTER_USES or KVKEEP_STORE_NEVER. 0: 0, or with `connect` that
+    /// of the daemon (`--store-wait-ms`).
+    pub store_wait_ms: u32,
     /// Most bytes being loaded from L2 at once, and never more than about 16384 objects; further loads wait in order of priority.
     /// 0: a quarter of L1, at most 1 GiB, so that what waits in a backend is read before `backend_timeout_ms`.
     pub loading_bytes_max: u64,

@@ -1,6 +1,6 @@
 //! Reservations that wait: they take no memory of what is still to be written, but wait until it is, and for copies under way.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -17,6 +17,7 @@ pub(super) struct Freed {
     waiting: AtomicU32,
     turn: Mutex<u64>,
     changed: Condvar,
+    over: AtomicBool,
 }
 
 impl Freed {
@@ -78,6 +79,7 @@ impl L1 {
             match (refused, coming) {
                 (0, _) => break Ok(KVKEEP_OK),
                 (_, false) => break Ok(KVKEEP_PARTIAL),
+                _ if self.freed.over.load(Ordering::Acquire) => break Ok(KVKEEP_PARTIAL),
                 _ if refused < views.len() => break Ok(KVKEEP_PENDING),
                 _ => {}
             }
@@ -93,6 +95,15 @@ impl L1 {
         };
         self.freed.waiting.fetch_sub(1, Ordering::Relaxed);
         status
+    }
+}
+
+impl L1 {
+    /// Ends every wait: the cache closes.
+    pub fn stop_waiting(&self) {
+        self.freed.over.store(true, Ordering::Release);
+        *self.freed.turn.lock() += 1;
+        self.freed.changed.notify_all();
     }
 }
 
@@ -117,6 +128,13 @@ impl State {
             return true;
         }
         self.slots.busy() > 0 || !self.writes.is_empty() || self.copies_hold()
+    }
+
+    /// Whether one more object of a session can be queued to be written beside those that it stages. Where none waits there is room: what
+    /// is more than may wait at all is no reason to wait.
+    pub(super) fn writes_have_room_for(&mut self, session: u32) -> bool {
+        let staged = self.sessions.at_mut(session).staged.len() as u64;
+        self.writes_waiting == 0 || self.writes_waiting + staged < u64::from(self.config.writes_max)
     }
 
     fn copies_hold(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
+use super::patience::Spared;
 use super::session::{Session, Staged};
 use super::slot::{
     BUSY, FORGOTTEN, GIVEN_UP, HIDDEN, LOST, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY, WRITING,
@@ -8,8 +9,8 @@ use super::writers::THIS_PROCESS;
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_FREED, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{
-    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK,
-    Result, Status,
+    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY,
+    KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
 };
 use crate::events::EventKind;
 use crate::key::Key;
@@ -196,7 +197,16 @@ impl State {
         if let Some(status) = full {
             return Err(status);
         }
-        let id = self.stage(space, key, print, size, temporary).inspect_err(|&why| self.count_refusal(why))?;
+        // What waits for writes does not add to those that wait already.
+        if self.spared == Spared::Unwritten && !self.writes_have_room_for(session) {
+            return Err(KVKEEP_ERR_NO_MEMORY);
+        }
+        let id = self.stage(space, key, print, size, temporary).inspect_err(|&why| {
+            // One that waits is refused when it waits no more.
+            if self.spared == Spared::Nothing {
+                self.count_refusal(why);
+            }
+        })?;
         self.slots[id].set_holder(session, 0);
         let holder = self.sessions.at_mut(session);
         let (slots, printer) = (&self.slots, &self.printer);

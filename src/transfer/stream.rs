@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::job::Transfer;
 use super::table::Transfers;
-use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, KVKEEP_PARTIAL, Status};
+use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
 use crate::l1::patience::is_refused;
 use crate::types::View;
@@ -86,7 +86,7 @@ impl Transfers {
         let (keys, sizes): (Vec<Key>, Vec<u64>) = window.iter().map(|&(_, key, size)| (key, size)).unzip();
         let mut views = vec![View::none(Status::KVKEEP_PENDING); keys.len()];
         let copy = rest.transfer.copy;
-        let status = match self.cache().reserve_patiently(copy, &keys, &sizes, wait, &mut views) {
+        let status = match self.ask(copy, &keys, &sizes, rest.fed, wait, &mut views) {
             Ok(status) => status,
             Err(error) => return Some(Some((error.status, error.message))),
         };
@@ -114,6 +114,32 @@ impl Transfers {
             let why = self.cache().explain_refusal(copy, of_space).unwrap_or_else(|error| error.message);
             Some((if of_space { KVKEEP_ERR_QUOTA } else { KVKEEP_ERR_NO_MEMORY }, why))
         })
+    }
+
+    /// Asks for memory. What was given none since `fed` for as long as stores wait, or has none to wait for, takes that of what is still
+    /// to be written.
+    fn ask(
+        &self,
+        copy: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        fed: Instant,
+        wait: Duration,
+        views: &mut [View],
+    ) -> Result<Status> {
+        let store_wait = self.cache().store_wait();
+        let left = store_wait.saturating_sub(fed.elapsed());
+        if store_wait.is_zero() {
+            return self.cache().reserve_patiently(copy, keys, sizes, wait, views);
+        }
+        if !left.is_zero() {
+            let status = self.cache().reserve_patiently(copy, keys, sizes, wait.min(left), views)?;
+            if status != KVKEEP_PARTIAL || views.iter().any(|view| !is_refused(view)) {
+                return Ok(status);
+            }
+        }
+        let all = self.cache().reserve_write(copy, keys, sizes, false, views)?;
+        Ok(if all { KVKEEP_OK } else { KVKEEP_PARTIAL })
     }
 
     /// Ends the thread. No store waits any more.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use hashbrown::{HashMap, HashSet};
@@ -208,8 +209,15 @@ impl Transfers {
             })
             .collect();
         let temporary = request.temporary;
-        let reserve =
-            |copy, views: &mut [View]| self.cache().reserve_write(copy, asked.keys, &sizes, temporary, views).map(drop);
+        let waits = !temporary && !self.cache().store_wait().is_zero();
+        let reserve = |copy, views: &mut [View]| {
+            if waits {
+                // What has no memory without dropping writes waits in the background.
+                self.cache().reserve_patiently(copy, asked.keys, &sizes, Duration::ZERO, views).map(drop)
+            } else {
+                self.cache().reserve_write(copy, asked.keys, &sizes, temporary, views).map(drop)
+            }
+        };
         let blocks = asked.blocks.to_vec();
         let checked = Checked { pool, way: Way::Gather, blocks };
         let (transfer, views) = self.accept(&asked, checked, request, reserve, job)?;

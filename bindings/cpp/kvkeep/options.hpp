@@ -34,6 +34,7 @@ struct Options {
     std::chrono::milliseconds session_timeout{0};
     std::chrono::milliseconds backend_timeout{0};
     std::uint64_t loading_bytes_max = 0;
+    std::chrono::milliseconds store_wait{0};
     Log log;
     LogLevel log_level = LogLevel::warn;
 };

@@ -346,7 +346,7 @@ class kvkeep_options(Structure):
     writes_pending_max: int
     session_timeout_ms: int
     backend_timeout_ms: int
-    reserved_0: int
+    store_wait_ms: int
     loading_bytes_max: int
     log: Any
     log_userdata: Any
@@ -371,7 +371,7 @@ class kvkeep_options(Structure):
         ("writes_pending_max", c_uint32),
         ("session_timeout_ms", c_uint32),
         ("backend_timeout_ms", c_uint32),
-        ("reserved_0", c_uint32),
+        ("store_wait_ms", c_uint32),
         ("loading_bytes_max", c_uint64),
         ("log", kvkeep_log_callback),
         ("log_userdata", c_void_p),

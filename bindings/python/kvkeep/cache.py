@@ -48,6 +48,7 @@ class Cache:
         session_timeout_ms: int = 0,
         backend_timeout_ms: int = 0,
         loading_bytes_max: int = 0,
+        store_wait_ms: int = 0,
         log: Optional[Log] = None,
         log_level: Union[_ffi.LogLevel, int] = 0,
     ) -> None:
@@ -73,6 +74,7 @@ class Cache:
             session_timeout_ms=session_timeout_ms,
             backend_timeout_ms=backend_timeout_ms,
             loading_bytes_max=loading_bytes_max,
+            store_wait_ms=store_wait_ms,
             log=told,
             log_level=log_level,
         )

@@ -21,7 +21,7 @@ fn refusal(text: &str) -> String {
 const FLAGS: &str = "--l1 8GiB --l2 fs:///a?capacity=1GiB --l2 memory: --socket /run/k.sock --http 127.0.0.1:9400 --log warn \
     --policy mq --watermark-high-percent 90 --watermark-low-percent 50 --huge-pages --numa-node 1 --no-prefault \
     --store after-uses --store-after-uses 3 --no-checksum=false --backend-timeout-ms 5 --loading-bytes-max 1MiB \
-    --writes-pending-max 6 --sessions-max 7 --jobs-max 8 --session-timeout-ms 9 --socket-mode 0660 \
+    --writes-pending-max 6 --store-wait-ms 61 --sessions-max 7 --jobs-max 8 --session-timeout-ms 9 --socket-mode 0660 \
     --allow-uids 10,11 --allow-gids 12 --read-only-uids 13 --tenant acme=14,15 --clients-max 16 \
     --lanes-per-client-max 17 --sessions-per-client-max 18 --jobs-per-client-max 19 \
     --staged-bytes-per-client-max 20MiB --message-bytes-max 21KiB";
@@ -44,6 +44,7 @@ const FILE: &str = r#"
     backend_timeout_ms = 5
     loading_bytes_max = "1MiB"
     writes_pending_max = 6
+    store_wait_ms = 61
     sessions_max = 7
     jobs_max = 8
     session_timeout_ms = 9
@@ -84,7 +85,7 @@ fn everything_set_arrives() {
     assert_eq!((node.watermark_high_percent, node.watermark_low_percent), (90, 50));
     assert_eq!((node.writes_pending_max, node.sessions_max, node.jobs_max), (6, 7, 8));
     assert_eq!((node.backend_timeout.as_millis(), node.session_timeout.as_millis()), (5, 9));
-    assert_eq!(node.loading_bytes_max, 1 << 20);
+    assert_eq!((node.loading_bytes_max, node.store_wait.as_millis()), (1 << 20, 61));
     let (access, limits) = (settings.access(), settings.limits().unwrap());
     assert_eq!(
         (access.mode, access.uids, access.gids, access.read_only_uids),

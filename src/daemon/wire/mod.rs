@@ -22,7 +22,7 @@ use crate::arena::Arena;
 use crate::types::View;
 
 /// Raised with every change of the messages.
-pub const WIRE_VERSION: u32 = 11;
+pub const WIRE_VERSION: u32 = 12;
 
 /// Most bytes of one frame: a batch of the most keys with a number and a view for each fits.
 pub const FRAME_BYTES_MAX: u32 = 80 << 20;
@@ -106,13 +106,15 @@ pub struct Welcome {
     pub message_bytes_max: u32,
     /// Most lanes that it gives a client.
     pub lanes_max: u32,
+    /// How long a reservation waits before L1 evicts what is still to be written, unless the client says.
+    pub store_wait_ms: u32,
 }
 
 impl<'a> Field<'a> for Welcome {
     fn put(&self, frame: &mut Frame) {
         frame.put(&self.client).put(&self.secret);
         frame.put(&u32::from(self.boot)).put(&self.l1_bytes).put(&self.session_timeout_ms).put(&self.read_only);
-        frame.put(&self.message_bytes_max).put(&self.lanes_max);
+        frame.put(&self.message_bytes_max).put(&self.lanes_max).put(&self.store_wait_ms);
     }
 
     fn take(fields: &mut Fields<'a>) -> crate::error::Result<Welcome> {
@@ -125,6 +127,7 @@ impl<'a> Field<'a> for Welcome {
             read_only: fields.take()?,
             message_bytes_max: fields.take()?,
             lanes_max: fields.take()?,
+            store_wait_ms: fields.take()?,
         })
     }
 }
