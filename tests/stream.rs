@@ -184,7 +184,7 @@ fn memory_that_a_session_holds_is_named_with_its_holder_and_the_store_goes_on_wh
     assert_eq!(answer.status, KVKEEP_PARTIAL as i32);
     assert_eq!(statuses(&opened, job, 4), vec![KVKEEP_ERR_NO_MEMORY as i32; 4]);
     let said = message(&answer);
-    assert!(said.starts_with("no memory for 4 of 4 objects: session "), "{said}");
+    assert!(said.starts_with("NO_MEMORY for 4 of 4 objects: session "), "{said}");
     assert!(said.contains(&format!("{holder} (\"holder\", pid {}) holds", std::process::id())), "{said}");
     opened.finish_read(holder, &held, 0, None).unwrap();
     assert_eq!(result(&opened, submit(&opened, &pages, session, 20..24)).status, KVKEEP_OK as i32);
@@ -197,7 +197,11 @@ fn without_a_backend_the_head_stays_and_the_tail_is_refused() {
     let pages = pages_of(&opened, 0);
     let session = opened.begin_session(pages.space, "r", None).unwrap();
     let job = submit(&opened, &pages, session, 0..COUNT);
-    assert_eq!(result(&opened, job).status, KVKEEP_PARTIAL as i32);
+    let answer = result(&opened, job);
+    assert_eq!(answer.status, KVKEEP_PARTIAL as i32);
+    let expected =
+        "NO_MEMORY for 48 of 64 objects: the 1048576 bytes of L1 are full, and no backend is given what is stored";
+    assert!(message(&answer).starts_with(expected), "{}", message(&answer));
     let said = statuses(&opened, job, COUNT);
     let room = ROOM as usize;
     assert_eq!(said[..room], vec![0; room]);
@@ -224,7 +228,7 @@ fn a_quota_is_streamed_through_as_l1_is() {
     assert!(opened.reserve_read(session, &held, 0, &mut [none; 4]).unwrap());
     let answer = result(&opened, submit(&opened, &pages, session, 4..5));
     assert_eq!(answer.status, KVKEEP_PARTIAL as i32);
-    assert!(message(&answer).contains("of the space's quota"), "{}", message(&answer));
+    assert!(message(&answer).starts_with("QUOTA for 1 of 1 objects: session "), "{}", message(&answer));
     let mut view = [none];
     assert!(!opened.reserve_write(session, &[key(99)], &[OBJECT], false, &mut view).unwrap());
     assert_eq!(view[0].status, KVKEEP_ERR_QUOTA as i32);

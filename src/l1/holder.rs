@@ -2,6 +2,7 @@
 
 use hashbrown::HashSet;
 
+use super::session::Session;
 use super::{L1, State};
 use crate::error::Result;
 
@@ -13,10 +14,15 @@ impl L1 {
     /// looked at one by one, so that nobody waits for it.
     pub fn largest_holder(&self, session: u64, of_space: bool) -> Result<String> {
         let (whole, sessions) = self.with(|state| {
-            let space = state.sessions.at(state.sessions.index(session)?).space;
+            let index = state.sessions.index(session)?;
+            let &mut Session { space, user, .. } = state.sessions.at_mut(index);
+            let copies = user != 0;
             let quota = state.spaces[space as usize].quota;
             let whole = if of_space { quota } else { state.alloc.capacity() };
-            let holding = |session: &super::session::Session| !session.idle() && (!of_space || session.space == space);
+            // What a copy itself has staged before is not in its way.
+            let holding = |other: &Session| {
+                !other.idle() && (!of_space || other.space == space) && !(copies && other.id == session)
+            };
             let sessions: Vec<u64> =
                 state.sessions.live().filter(|(_, session)| holding(session)).map(|(_, session)| session.id).collect();
             Ok::<_, crate::error::Error>((whole, sessions))
@@ -31,6 +37,10 @@ impl L1 {
         Ok(match largest {
             Some((bytes, who)) if bytes >= moving => format!(
                 "{who} holds {bytes} of the {whole} bytes of {what}: return its shares, commit or abort its writes, or {larger}"
+            ),
+            _ if !self.with(|state| state.writes_what_is_stored()) => format!(
+                "the {whole} bytes of {what} are full, and no backend is given what is stored, which would make room: add one, or \
+                 {larger}"
             ),
             _ if moving > 0 => format!(
                 "writes and copies under way hold {moving} of the {whole} bytes of {what}: try again when they are done, or {larger}"

@@ -109,7 +109,7 @@ impl L1 {
 
 impl State {
     /// Whether what is committed is written to L2 sooner or later, whoever uses it.
-    fn writes_what_is_stored(&self) -> bool {
+    pub(super) fn writes_what_is_stored(&self) -> bool {
         self.has_l2 && matches!(self.config.store_mode, StoreMode::WriteThrough | StoreMode::WriteBack)
     }
 

@@ -6,7 +6,7 @@ use parking_lot::MutexGuard;
 use super::patience::Spared;
 use super::session::Session;
 use super::slot::{GIVEN_UP, LEAVING, LOST, PARKED, QUEUED, Ref, SIZE_MAX, STORED, Slot, TEMPORARY};
-use super::{L1, State};
+use super::{L1, State, WAKE_FREED};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
 use crate::policy::Removal;
@@ -210,6 +210,7 @@ impl State {
     }
 
     pub(super) fn evict(&mut self, id: u32) {
+        self.wakes |= WAKE_FREED;
         self.counts.evictions += 1;
         self.counts.evicted_bytes += self.slots[id].size();
         self.hide(id, Removal::Evicted);

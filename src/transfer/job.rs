@@ -51,7 +51,7 @@ pub struct Progress {
     pub streams: bool,
     parts: Vec<Part>,
     /// Why a store was given no more memory.
-    shortage: Option<String>,
+    shortage: Option<(Status, String)>,
     arrived: Vec<Arrival>,
     /// Prefetches that have not ended, and rests of a store that wait for memory.
     pub expected: usize,

@@ -110,7 +110,10 @@ impl Transfer {
             return failure.message.clone();
         }
         if let Some(shortage) = &progress.shortage {
-            return format!("no memory for {failed} of {} objects: {shortage}", self.keys.len());
+            let (status, why) = shortage;
+            let status = format!("{status:?}");
+            let status = status.trim_start_matches("KVKEEP_ERR_");
+            return format!("{status} for {failed} of {} objects: {why}", self.keys.len());
         }
         let why = progress.statuses.iter().find(|&&status| status != KVKEEP_OK);
         match why {

@@ -71,7 +71,7 @@ impl Transfer {
             progress.expected -= 1;
             if let Some((status, why)) = why {
                 left.iter().for_each(|&key| self.fail(&mut progress, key, status));
-                progress.shortage = Some(why);
+                progress.shortage = Some((status, why));
             }
         }
         self.changed.notify_all();
