@@ -75,10 +75,18 @@ fn split_faults(url: &str) -> Result<(String, Vec<(String, String)>)> {
 fn parse_pairs<'a>(pairs: impl Iterator<Item = &'a str>) -> Result<Vec<(String, String)>> {
     pairs
         .map(|pair| match pair.split_once('=') {
-            Some((name, value)) => Ok((decode(name)?, decode(value)?)),
+            Some((name, value)) => Ok((decode(name)?, decode_value(value)?)),
             None => Err(Error::invalid(format!("the URL's parameter {pair:?} has no value; write {pair}=…"))),
         })
         .collect()
+}
+
+/// As [`decode`]; a percent sign at the end of a value stands for itself, so that a share can be written as 5%.
+fn decode_value(text: &str) -> Result<String> {
+    match text.strip_suffix('%') {
+        Some(share) => Ok(decode(share)? + "%"),
+        None => decode(text),
+    }
 }
 
 fn decode(text: &str) -> Result<String> {
@@ -241,6 +249,14 @@ mod tests {
         assert_eq!(parts("redis+cluster://host:6379"), ("redis+cluster".into(), "host:6379".into(), vec![]));
         let (_, path, params) = parts("fs:///a%20b%2f%C3%A4?capacity=1G&name=%3D%26&&x=");
         assert_eq!((path.as_str(), params), ("/a b/ä", pairs(&[("capacity", "1G"), ("name", "=&"), ("x", "")])));
+    }
+
+    #[test]
+    fn a_share_is_written_with_a_percent_sign_or_an_encoded_one() {
+        for url in ["fs:///a?min_free=5%&capacity=1G", "fs:///a?min_free=5%25&capacity=1G"] {
+            assert_eq!(parts(url).2, pairs(&[("min_free", "5%"), ("capacity", "1G")]));
+        }
+        assert!(Url::parse("fs:///a?min_free=5%%").is_err() && Url::parse("fs:///a?min_free=%5&x=1").is_err());
     }
 
     #[test]
