@@ -205,3 +205,24 @@ fn a_key_in_use_that_is_named_twice_is_locked_twice() {
     assert_eq!(statuses, [said(KVKEEP_ERR_LOCKED); 2]);
     cache.node.close();
 }
+
+#[test]
+fn what_a_directory_gives_up_for_a_smaller_capacity_is_counted() {
+    watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let url = |capacity: &str| format!("fs://{}?capacity={capacity}", dir.path().display());
+        let cache = Cache::open(4 * MIB, &[&url("64MiB")], |_| {});
+        cache.store_below(0..64, SIZE);
+        assert_eq!((cache.stats().l2_objects, cache.stats().l2_evictions), (64, 0));
+        cache.node.close();
+        // Worked off in the background.
+        let cache = Cache::open(4 * MIB, &[&url("128KiB")], |_| {});
+        until("the surplus to go", || cache.stats().l2_bytes <= 128 << 10);
+        let stats = cache.stats();
+        assert!(stats.l2_evictions > 0);
+        assert_eq!(stats.l2_evictions, 64 - stats.l2_objects);
+        cache.node.remove_backend(1).unwrap();
+        assert_eq!(cache.stats().l2_evictions, stats.l2_evictions);
+        cache.node.close();
+    });
+}
