@@ -21,7 +21,8 @@ impl L1 {
             let whole = if of_space { quota } else { state.alloc.capacity() };
             // What a copy itself has staged before is not in its way.
             let holding = |other: &Session| {
-                !other.idle() && (!of_space || other.space == space) && !(copies && other.id == session)
+                let passed = other.idle() || of_space && other.space != space || copies && other.id == session;
+                !passed
             };
             let sessions: Vec<u64> =
                 state.sessions.live().filter(|(_, session)| holding(session)).map(|(_, session)| session.id).collect();
