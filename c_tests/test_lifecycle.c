@@ -80,10 +80,17 @@ static void as_many_spaces_as_the_header_says(void) {
 }
 
 static void an_older_callers_shorter_struct_works(void) {
-    kvkeep_options options = quiet_options(MIB);
-    memset(&options.watermark_high_percent, 0xee, sizeof options - offsetof(kvkeep_options, watermark_high_percent));
-    options.struct_size = offsetof(kvkeep_options, watermark_high_percent);
-    OK(kvkeep_close(open_with(&options)));
+    kvkeep *cache = open_l1(MIB);
+    kvkeep_space_options options;
+    KVKEEP_INIT(&options);
+    options.model = "model";
+    // Version 0.1 began without generations: what follows is not the caller's struct any more.
+    memset(&options.generation, 0xee, sizeof options - offsetof(kvkeep_space_options, generation));
+    options.struct_size = offsetof(kvkeep_space_options, generation);
+    uint64_t space = 0;
+    OK(kvkeep_open_space(cache, &options, &space));
+    CHECK_EQUAL(open_space(cache, "model"), space);
+    OK(kvkeep_close(cache));
 }
 
 static void a_newer_callers_longer_struct_works_where_its_tail_is_unused(void) {

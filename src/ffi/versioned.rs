@@ -41,7 +41,7 @@ versioned! {
     kvkeep_transfer_options: 40;
     PrefetchResult: 216;
     SpaceUsage: 32;
-    Stats: 1440, 1456, 1472, 1488, 1520, 1600;
+    Stats: 1440, 1600;
 }
 
 /// Whether the sizes rise to the size of today and can be sizes of such a struct.
