@@ -50,24 +50,28 @@ fn a_full_file_system_evicts_the_oldest_and_says_so_once() {
                 let (began, (fs, lines)) = (Instant::now(), logged(dir, engine, min_free));
                 store_many(&fs, 0..200, LEN);
                 let most = (8 << 20) - min_free.bytes(8 << 20);
+                // Files of victims may be there a moment longer.
+                until("no more is taken than may be", || (8 << 20) - free(dir) <= most);
                 let taken = (8 << 20) - free(dir);
-                assert!(taken <= most && taken > most - most / 4, "{taken} of {most} bytes");
+                assert!(taken > most - most / 4, "{taken} of {most} bytes");
                 assert!(matches!(fs.health(), Health::Noted(_)), "{:?}", fs.health());
-                // Others take a third of it, bit by bit. It is evicted too, and stores go on.
+                // Others take a tenth of it, bit by bit. It is evicted too, and stores go on. Where others take what is evicted at
+                // once, eviction pauses for some seconds, as if it did not help.
                 if min_free != MinFree::Bytes(0) {
                     let mut others = std::fs::File::create(dir.join("others")).unwrap();
                     let (mut number, mut wrote) = (200, 0);
-                    while wrote < (8 << 20) / 3 {
+                    let others_began = Instant::now();
+                    while wrote < (8 << 20) / 10 {
                         let bytes = free(dir).min(128 << 10);
                         others.write_all(&vec![1; bytes as usize]).unwrap();
                         wrote += bytes;
                         store_many(&fs, number..number + 20, LEN);
                         number += 20;
-                        assert!(number < 20_000, "others got {wrote} bytes");
+                        assert!(others_began.elapsed() < WATCHDOG, "others got {wrote} bytes");
                     }
                     std::fs::remove_file(dir.join("others")).unwrap();
                 }
-                store_many(&fs, 30_000..30_200, LEN);
+                store_many(&fs, 1_000_000..1_000_200, LEN);
                 assert!(fs.usage().short);
                 let lines = lines.lock().unwrap().clone();
                 // One more for each time that the file system had room for ten seconds.

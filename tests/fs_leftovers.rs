@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use fs_common::*;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
@@ -19,14 +19,6 @@ const CHILD: &str = "KVKEEP_LEFTOVERS_CHILD";
 
 fn tidied(dir: &Path, engine: EngineKind, capacity: u64) -> Arc<Fs> {
     Fs::open(FsOptions { capacity, tidy_every: Duration::from_millis(10), ..options(dir, engine) }).unwrap()
-}
-
-fn until(what: &str, come: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !come() {
-        assert!(began.elapsed() < WATCHDOG, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Waits until the directory has been tidied, twice for sure: a temporary that nobody can ask about goes then.

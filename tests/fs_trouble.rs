@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fs_common::*;
 use kvkeep::error::{KVKEEP_ERR_IO, KVKEEP_ERR_PERMISSION};
@@ -58,14 +58,6 @@ fn bad(fs: &Fs) -> String {
     match fs.health() {
         Health::Bad(why) => why,
         Health::Good | Health::Noted(_) => panic!("healthy"),
-    }
-}
-
-fn until(what: &str, come: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !come() {
-        assert!(began.elapsed() < WATCHDOG, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -44,6 +44,15 @@ pub fn deadline() -> Instant {
     Instant::now() + WATCHDOG
 }
 
+/// Asks until it is so.
+pub fn until(what: &str, come: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !come() {
+        assert!(began.elapsed() < WATCHDOG, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 pub fn key(number: u64) -> ObjectKey {
     let hash = *blake3::hash(&number.to_le_bytes()).as_bytes();
     ObjectKey { space: SPACE, key: Key { hash, rank: (number % 3) as u32, group: (number % 2) as u32 } }
