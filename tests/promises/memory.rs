@@ -158,7 +158,7 @@ fn p2_close_leaves_what_is_held_where_it_is() {
 fn p2_memory_that_a_hung_backend_may_write_is_quarantined_until_it_answers() {
     watched(|| {
         let cache = Cache::open(256 * KIB, &["fault:memory:?fault.load_hang=1"], |config| {
-            config.backend_timeout = Duration::from_millis(100);
+            config.backend_timeout = Duration::from_secs(1);
         });
         cache.store_below(0..8, 4096);
         let session = cache.session();
