@@ -1,5 +1,5 @@
 #!/bin/sh
-# demo_daemon.sh KVKEEP QUICKSTART DIRECTORY: two processes, one cache. The lines of README's chapter on it.
+# demo_daemon.sh KVKEEP QUICKSTART DIRECTORY: two processes, one cache. The lines of docs/daemon.md.
 set -eu
 kvkeep=$1 quickstart=$2 directory=$3
 rm -rf "$directory" && mkdir -p "$directory"
