@@ -41,8 +41,11 @@ fn foreign(dir: &Path, host: &str, number: u32) -> (File, PathBuf, PathBuf) {
     let writer = format!("{host}-{number}-77-0");
     let claim = dir.join(format!("tmp/.writer-{writer}"));
     let temporary = dir.join(format!("tmp/.tmp-{writer}.5"));
-    let lock = File::create(&claim).unwrap();
+    // As a writer does: locked before others can find it.
+    let unnamed = dir.join(format!("{host}-{number}"));
+    let lock = File::create(&unnamed).unwrap();
     lock.lock().unwrap();
+    fs::rename(unnamed, &claim).unwrap();
     fs::write(&temporary, b"half").unwrap();
     (lock, claim, temporary)
 }
