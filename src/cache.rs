@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::arena::Arena;
+use crate::arena_lease::ArenaLease;
 use crate::config::{PrefetchRequest, SpaceSpec};
-use crate::control::chain::Ranks;
-use crate::control::complete::Completions;
+use crate::control::completion::Completions;
+use crate::control::tokens::Ranks;
 use crate::error::{Error, Result, Status};
 use crate::events::Event;
-use crate::in_use::InUse;
 use crate::key::Key;
 use crate::log::Log;
 use crate::shape::Shape;
@@ -196,7 +196,7 @@ pub trait Cache: Send + Sync {
 
     /// The memory that a view lies in, if that is this cache's. While this is kept, it is nobody else's, though the connection to a
     /// daemon be lost.
-    fn arena_of(&self, view: &View) -> Option<InUse>;
+    fn arena_of(&self, view: &View) -> Option<ArenaLease>;
 
     /// The ways by which its callers are told.
     fn completions(&self) -> &Arc<Completions>;
@@ -224,4 +224,25 @@ pub trait Cache: Send + Sync {
 
     /// Closes. Called once, when no other call is in flight.
     fn close(&self);
+}
+
+/// Copies the bytes of a view of `arena` out, as far as `into` is long.
+pub fn copy_out(arena: &Arena, view: &View, into: &mut [u8]) -> Result<()> {
+    let fits = into.len() as u64 <= view.size && arena.copy_out(view.data.cast(), into);
+    fits.then_some(()).ok_or_else(|| not_ours(view))
+}
+
+/// Copies bytes into a view of `arena`.
+pub fn copy_in(arena: &Arena, view: &View, from: &[u8]) -> Result<()> {
+    let fits = from.len() as u64 <= view.size && arena.copy_in(view.data.cast(), from);
+    fits.then_some(()).ok_or_else(|| not_ours(view))
+}
+
+/// The error of a view that is not of this cache, or too short.
+pub fn not_ours(view: &View) -> Error {
+    Error::invalid(format!(
+        "the view of {} bytes (status {}) is not of this cache's L1 or is shorter than what is to be copied: pass a view \
+         whose status is OK, as a reservation returned it",
+        view.size, view.status
+    ))
 }

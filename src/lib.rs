@@ -4,39 +4,36 @@
 
 pub mod ffi;
 
-pub mod opened;
+pub mod open_cache;
 
 pub mod transfer;
 
 pub mod cache;
 
-mod calls;
 pub mod daemon;
-pub mod explain;
 pub mod node;
-mod view;
-mod waiting;
+mod store_wait;
 
 pub mod control;
 pub mod l1;
 pub mod l2;
 
 pub mod arena;
-mod background;
+pub mod arena_lease;
 mod chunked;
 pub mod config;
 mod doorbell;
 pub mod error;
 pub mod events;
+pub(crate) mod fingerprint;
 pub mod hash;
-pub mod in_use;
 pub mod key;
 pub mod log;
 pub mod memory_bounds;
-pub mod metrics;
+pub mod meters;
 pub mod policy;
-pub(crate) mod print;
+pub mod prometheus;
 pub mod shape;
-pub mod stats;
-mod table;
+mod slot_table;
+pub mod threads;
 pub mod types;

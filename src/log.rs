@@ -17,7 +17,7 @@ pub enum LogLevel {
     Error = 1,
     /// Something was refused, dropped or retried.
     Warn = 2,
-    /// Opened, closed, added, removed.
+    /// OpenCache, closed, added, removed.
     Info = 3,
 }
 

@@ -17,7 +17,7 @@ use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_UNSUPPORTED, KVKEEP_OK};
 use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
-use kvkeep::opened::Opened;
+use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::submit::Asked;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
@@ -165,15 +165,15 @@ const SMALL: Case = Case {
     seed: 5,
 };
 
-fn space_of(opened: &Opened, case: &Case) -> u64 {
+fn space_of(opened: &OpenCache, case: &Case) -> u64 {
     let chunk_tokens = 4 * case.per_chunk;
     let (model, layout, tenant) = ("resident".to_owned(), String::new(), String::new());
     opened.open_space(SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens, quota_bytes: 0 }).unwrap()
 }
 
-fn embedded(mib: u64) -> Opened {
+fn embedded(mib: u64) -> OpenCache {
     let config = NodeConfig { backend_urls: vec!["memory:".to_owned()], ..NodeConfig::new(mib << 20) };
-    Opened::new(Node::open(config).unwrap())
+    OpenCache::new(Node::open(config).unwrap())
 }
 
 /// Tries layouts while a pool of each GPU stays open, so that L1 stays registered.
@@ -234,7 +234,7 @@ fn what_cannot_be_registered_is_copied_all_the_same() {
         let said = Arc::new(Mutex::new(Vec::new()));
         let says = said.clone();
         let log = Log::new(LogLevel::Warn, move |_, line| says.lock().unwrap().push(line.to_owned()));
-        let opened = Opened::new(Node::open(NodeConfig { log, ..NodeConfig::new(16 << 20) }).unwrap());
+        let opened = OpenCache::new(Node::open(NodeConfig { log, ..NodeConfig::new(16 << 20) }).unwrap());
         round_trip(&opened, &SMALL, &devices, &|_| {});
         let mut stats = Stats::default();
         opened.stats(&mut stats).unwrap();
@@ -278,7 +278,7 @@ fn a_pool_that_opens_while_the_last_one_closes_has_l1_registered() {
         let said = Arc::new(Mutex::new(Vec::new()));
         let says = said.clone();
         let log = Log::new(LogLevel::Warn, move |_, line| says.lock().unwrap().push(line.to_owned()));
-        let opened = Opened::new(Node::open(NodeConfig { log, ..NodeConfig::new(64 << 20) }).unwrap());
+        let opened = OpenCache::new(Node::open(NodeConfig { log, ..NodeConfig::new(64 << 20) }).unwrap());
         let space = space_of(&opened, &SMALL);
         std::thread::scope(|scope| {
             for _ in 0..2 {
@@ -368,7 +368,7 @@ const TEST: &str = "two_processes_share_what_their_gpus_computed";
 /// A worker with pages on a GPU and a daemon to share with: the first stores, the second has other pages and loads.
 fn worker(url: &str, stores: bool) {
     let devices = Gpus::begin(1);
-    let opened = Opened::new(Client::open(ClientConfig::new(url).unwrap()).unwrap());
+    let opened = OpenCache::new(Client::open(ClientConfig::new(url).unwrap()).unwrap());
     let space = space_of(&opened, &SMALL);
     let session = opened.begin_session(space, "r", None).unwrap();
     let mut random = Random(77);

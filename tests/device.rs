@@ -16,7 +16,7 @@ use kvkeep::error::{
 };
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::opened::Opened;
+use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::TransferRequest;
 use kvkeep::transfer::submit::Asked;
 use kvkeep::types::{Completion, Stats};
@@ -26,7 +26,7 @@ use zerocopy::FromZeros as _;
 fn pages_come_back_bit_by_bit_whatever_their_layout() {
     let node =
         Node::open(NodeConfig { backend_urls: vec!["memory:".to_owned()], ..NodeConfig::new(256 << 20) }).unwrap();
-    let opened = Opened::new(node);
+    let opened = OpenCache::new(node);
     try_layouts(&opened, &OnHost, 1);
     opened.close();
 }
@@ -35,8 +35,8 @@ fn start(url: &'static str) -> Daemon {
     Daemon::start(move |_| NodeConfig { backend_urls: vec![url.to_owned()], ..NodeConfig::new(64 << 20) })
 }
 
-fn client(daemon: &Daemon) -> Opened {
-    Opened::new(daemon.client())
+fn client(daemon: &Daemon) -> OpenCache {
+    OpenCache::new(daemon.client())
 }
 
 const SMALL: Case = Case {
@@ -93,7 +93,7 @@ fn plain_space(case: &Case) -> SpaceSpec {
 fn a_reader_loads_and_stores_nothing() {
     let daemon = start("memory:");
     let read_only = ClientConfig { read_only: true, ..daemon.config("") };
-    let (writer, reader) = (client(&daemon), Opened::new(Client::open(read_only).unwrap()));
+    let (writer, reader) = (client(&daemon), OpenCache::new(Client::open(read_only).unwrap()));
     let case = Case { tp: 1, ..SMALL };
     let space = writer.open_space(plain_space(&case)).unwrap();
     assert_eq!(reader.open_space(plain_space(&case)).unwrap(), space);
@@ -126,7 +126,7 @@ fn a_reader_loads_and_stores_nothing() {
 #[test]
 fn transfers_and_their_completions_are_counted() {
     const MOST: usize = 1 << 16;
-    let opened = Opened::new(Node::open(NodeConfig::new(4 << 20)).unwrap());
+    let opened = OpenCache::new(Node::open(NodeConfig::new(4 << 20)).unwrap());
     let case = Case { tp: 1, ..SMALL };
     let space = opened.open_space(plain_space(&case)).unwrap();
     let pages = case.pages(&OnHost, 0, 7);
@@ -175,7 +175,7 @@ fn loads_end_with_their_daemon() {
     assert_eq!(reader.open_space(plain_space(&case)).unwrap(), space);
     let pages = case.pages(&OnHost, 0, 7);
     let (keys, blocks) = (case.keys(0), case.blocks(&(0..pages.blocks as i32).collect::<Vec<_>>()));
-    let store = |opened: &Opened, keys: &[Key]| {
+    let store = |opened: &OpenCache, keys: &[Key]| {
         let pool = pages.pool(opened, space, 0, case.per_chunk);
         let session = opened.begin_session(space, "w", None).unwrap();
         let mut job = 0;

@@ -12,7 +12,7 @@ use kvkeep::arena::Buffer;
 use kvkeep::error::KVKEEP_ERR_CORRUPT;
 use kvkeep::l2::Found;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
-use kvkeep::l2::object::Header;
+use kvkeep::l2::object_header::Header;
 
 const HEADER: usize = 4096;
 /// A tail of a block or none, in whole blocks, and the largest that counts as small.

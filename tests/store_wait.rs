@@ -13,7 +13,7 @@ use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::KVKEEP_OK;
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::opened::Opened;
+use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::PoolSpec;
 use kvkeep::transfer::TransferRequest;
 use kvkeep::transfer::copy::Promise;
@@ -37,8 +37,8 @@ fn config(url: &str, store_wait: Duration) -> NodeConfig {
     }
 }
 
-fn embedded(config: NodeConfig) -> Opened {
-    Opened::new(Node::open(config).unwrap())
+fn embedded(config: NodeConfig) -> OpenCache {
+    OpenCache::new(Node::open(config).unwrap())
 }
 
 fn spec() -> SpaceSpec {
@@ -56,7 +56,7 @@ fn keys(numbers: Range<u64>) -> Vec<Key> {
 }
 
 /// Stores objects, and says how many were given memory.
-fn store(opened: &Opened, space: u64, numbers: Range<u64>) -> usize {
+fn store(opened: &OpenCache, space: u64, numbers: Range<u64>) -> usize {
     let session = opened.begin_session(space, "w", None).unwrap();
     let keys = keys(numbers);
     let mut views = vec![View::none(KVKEEP_OK); keys.len()];
@@ -67,14 +67,14 @@ fn store(opened: &Opened, space: u64, numbers: Range<u64>) -> usize {
     given
 }
 
-fn stats(opened: &Opened) -> Stats {
+fn stats(opened: &OpenCache) -> Stats {
     let mut stats = Stats::default();
     opened.stats(&mut stats).unwrap();
     stats
 }
 
 /// A burst of four times L1, a batch at a time, over a backend that takes its time.
-fn burst(opened: &Opened) -> Stats {
+fn burst(opened: &OpenCache) -> Stats {
     let space = opened.open_space(spec()).unwrap();
     for first in (0..4 * ROOM).step_by(8) {
         assert_eq!(store(opened, space, first..first + 8), 8);
@@ -108,7 +108,7 @@ fn a_daemons_clients_wait_as_it_says_or_as_they_say() {
     for (of_daemon, of_client) in [(FOREVER, None), (Duration::ZERO, Some(FOREVER))] {
         let daemon = Daemon::start(move |_| config(SLOW, of_daemon));
         let config = ClientConfig { store_wait: of_client, ..daemon.config("") };
-        let opened = Opened::new(Client::open(config).unwrap());
+        let opened = OpenCache::new(Client::open(config).unwrap());
         assert_eq!(burst(&opened).stores_dropped, 0);
         opened.close();
     }

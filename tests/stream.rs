@@ -11,7 +11,7 @@ use kvkeep::config::{NodeConfig, SpaceSpec, StoreMode};
 use kvkeep::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, KVKEEP_OK, KVKEEP_PARTIAL};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::opened::Opened;
+use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::Asked;
@@ -34,8 +34,8 @@ fn config(url: &str) -> NodeConfig {
     }
 }
 
-fn embedded(url: &str) -> Opened {
-    Opened::new(Node::open(config(url)).unwrap())
+fn embedded(url: &str) -> OpenCache {
+    OpenCache::new(Node::open(config(url)).unwrap())
 }
 
 fn key(number: usize) -> Key {
@@ -55,7 +55,7 @@ struct Pages {
     pool: u64,
 }
 
-fn pages_of(opened: &Opened, quota_bytes: u64) -> Pages {
+fn pages_of(opened: &OpenCache, quota_bytes: u64) -> Pages {
     let (model, layout, tenant) = ("m".to_owned(), "one".to_owned(), String::new());
     let spec = SpaceSpec { generation: 0, model, layout, tenant, chunk_tokens: 16, quota_bytes };
     let space = opened.open_space(spec).unwrap();
@@ -77,7 +77,7 @@ fn pages_of(opened: &Opened, quota_bytes: u64) -> Pages {
     Pages { words, space, pool }
 }
 
-fn submit(opened: &Opened, pages: &Pages, session: u64, numbers: std::ops::Range<usize>) -> u64 {
+fn submit(opened: &OpenCache, pages: &Pages, session: u64, numbers: std::ops::Range<usize>) -> u64 {
     let (keys, blocks): (_, Vec<i32>) = (keys(numbers.clone()), numbers.map(|number| number as i32).collect());
     let asked = Asked { pool: pages.pool, session, keys: &keys, blocks: &blocks };
     let mut job = 0;
@@ -85,7 +85,7 @@ fn submit(opened: &Opened, pages: &Pages, session: u64, numbers: std::ops::Range
     job
 }
 
-fn result(opened: &Opened, job: u64) -> PrefetchResult {
+fn result(opened: &OpenCache, job: u64) -> PrefetchResult {
     let mut result = PrefetchResult::default();
     opened.wait(job, WAIT_MS).unwrap();
     assert_eq!(opened.query_prefetch(job, &mut result).unwrap(), KVKEEP_OK);
@@ -97,19 +97,19 @@ fn message(result: &PrefetchResult) -> String {
     unsafe { CStr::from_ptr(result.message.as_ptr()) }.to_str().unwrap().to_owned()
 }
 
-fn statuses(opened: &Opened, job: u64, count: usize) -> Vec<i32> {
+fn statuses(opened: &OpenCache, job: u64, count: usize) -> Vec<i32> {
     let mut statuses = vec![9; count];
     assert_eq!(opened.transfers().query_blocks(job, &mut statuses).unwrap(), KVKEEP_OK);
     statuses
 }
 
-fn stats(opened: &Opened) -> Stats {
+fn stats(opened: &OpenCache) -> Stats {
     let mut stats = Stats::default();
     opened.stats(&mut stats).unwrap();
     stats
 }
 
-fn larger_than_l1(opened: &Opened) {
+fn larger_than_l1(opened: &OpenCache) {
     let pages = pages_of(opened, 0);
     let session = opened.begin_session(pages.space, "long", None).unwrap();
     let job = submit(opened, &pages, session, 0..COUNT);
@@ -141,7 +141,7 @@ fn a_store_of_more_than_l1_streams_through_it() {
     // A disk that is slow, and one whose writes go back.
     larger_than_l1(&embedded("fault:memory:?fault.delay=1&fault.delay_ms=10"));
     let write_back = NodeConfig { store_mode: StoreMode::WriteBack, watermark_high_percent: 80, ..config("memory:") };
-    let opened = Opened::new(Node::open(write_back).unwrap());
+    let opened = OpenCache::new(Node::open(write_back).unwrap());
     let pages = pages_of(&opened, 0);
     let session = opened.begin_session(pages.space, "long", None).unwrap();
     assert_eq!(result(&opened, submit(&opened, &pages, session, 0..COUNT)).status, KVKEEP_OK as i32);
@@ -152,7 +152,7 @@ fn a_store_of_more_than_l1_streams_through_it() {
 #[test]
 fn it_streams_through_a_daemon_too() {
     let daemon = Daemon::start(|_| config("memory:"));
-    larger_than_l1(&Opened::new(daemon.client()));
+    larger_than_l1(&OpenCache::new(daemon.client()));
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn a_quota_is_streamed_through_as_l1_is() {
 #[test]
 fn one_that_waits_can_be_cancelled() {
     let hung = NodeConfig { backend_timeout: Duration::from_secs(3600), ..config("fault:memory:?fault.store_hang=1") };
-    let opened = Opened::new(Node::open(hung).unwrap());
+    let opened = OpenCache::new(Node::open(hung).unwrap());
     let pages = pages_of(&opened, 0);
     let session = opened.begin_session(pages.space, "r", None).unwrap();
     let job = submit(&opened, &pages, session, 0..COUNT);
@@ -258,7 +258,7 @@ fn one_that_waits_can_be_cancelled() {
 #[test]
 fn one_that_waits_stores_nothing_more_once_its_space_is_forgotten() {
     let hung = NodeConfig { backend_timeout: Duration::from_secs(3600), ..config("fault:memory:?fault.store_hang=1") };
-    let opened = Opened::new(Node::open(hung).unwrap());
+    let opened = OpenCache::new(Node::open(hung).unwrap());
     let pages = pages_of(&opened, 0);
     let session = opened.begin_session(pages.space, "r", None).unwrap();
     let job = submit(&opened, &pages, session, 0..COUNT);

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
 use crate::l1::Counts;
 use crate::log::{Log, LogLevel};
-use crate::stats::Meters;
+use crate::meters::Meters;
 
 /// Between two looks at the counters.
 const LOOK: Duration = Duration::from_secs(1);

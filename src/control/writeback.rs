@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::forget::{Cleaning, Turns};
-use super::tiers::{Tier, Tiers};
-use super::upkeep::Upkeep;
-use super::watch::Watch;
-use super::writes::{Dropped, Ended};
+use super::backends::{Tier, Tiers};
+use super::deadline::Watch;
+use super::forget_space::{Cleaning, Turns};
+use super::tier_sync::Upkeep;
+use super::write_counters::{Dropped, Ended};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l1::slot::Ref;
 use crate::l1::{L1, Write};
-use crate::l2::object::Header;
+use crate::l2::object_header::Header;
 use crate::l2::{Found, Reply, Store, Stored};
 use crate::log::{Log, LogLevel};
-use crate::stats::Meters;
+use crate::meters::Meters;
 
 /// Objects taken from L1's queue at a time.
 const BATCH: usize = 64;

@@ -3,10 +3,10 @@
 use std::ffi::c_char;
 
 use super::handle::{self, kvkeep};
-use super::schedule;
 use super::types::{kvkeep_options, kvkeep_space_options};
 use super::{config, guard, input_struct, on, optional_output, output, text};
 use crate::error::{KVKEEP_OK, Status};
+use crate::threads;
 
 /// ---- Cache ----
 ///
@@ -35,7 +35,7 @@ pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut
     guard(|| {
         let options = input_struct(options, "options")?;
         let cache = output(cache, "cache")?;
-        schedule::defer_background();
+        threads::defer_background();
         *cache = handle::open(config::open(&options)?)?;
         Ok(KVKEEP_OK)
     })

@@ -9,7 +9,7 @@ use once_cell::sync::Lazy;
 use super::visitor::{self, Visit};
 use crate::cache::Cache;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
-use crate::opened::Opened;
+use crate::open_cache::OpenCache;
 
 /// One open cache. Opaque.
 #[allow(non_camel_case_types)]
@@ -24,7 +24,7 @@ struct Slot {
     generation: AtomicU64,
     /// Forks seen when it was opened.
     epoch: AtomicU32,
-    cache: AtomicPtr<Opened>,
+    cache: AtomicPtr<OpenCache>,
     /// Calls in flight that their threads could not write down.
     calls: AtomicU32,
 }
@@ -84,7 +84,7 @@ pub fn open(cache: Arc<dyn Cache>) -> Result<*mut kvkeep> {
         return Err(Error::new(KVKEEP_ERR_LIMIT, format!("{HANDLES} caches are open: close one first")));
     };
     let slot = &SLOTS[number];
-    slot.cache.store(Box::into_raw(Box::new(Opened::new(cache))), Ordering::SeqCst);
+    slot.cache.store(Box::into_raw(Box::new(OpenCache::new(cache))), Ordering::SeqCst);
     slot.epoch.store(FORKS.load(Ordering::SeqCst), Ordering::SeqCst);
     let generation = slot.generation.fetch_add(1, Ordering::SeqCst) + 1;
     Ok(token(number, generation))
@@ -99,7 +99,7 @@ pub struct User {
 impl User {
     /// The cache.
     #[inline]
-    pub fn cache(&self) -> &Opened {
+    pub fn cache(&self) -> &OpenCache {
         // SAFETY: `close` frees the box only after every user is gone, and `enter` saw it open after it was written down or counted.
         unsafe { &*self.slot.cache.load(Ordering::Acquire) }
     }

@@ -14,7 +14,6 @@ mod handle;
 pub mod object;
 pub mod observe;
 pub mod prefetch;
-pub mod schedule;
 pub mod session;
 mod text;
 pub mod types;
@@ -27,7 +26,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
-use crate::opened::Opened;
+use crate::open_cache::OpenCache;
 use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 use versioned::{fill_struct, input_struct, input_struct_or_default};
 
@@ -53,7 +52,7 @@ fn guard(body: impl FnOnce() -> Result<Status>) -> Status {
 
 /// Runs a body on the cache behind a handle, kept open meanwhile. A panic poisons that cache.
 #[inline]
-fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> Result<Status>) -> Status {
+fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&OpenCache) -> Result<Status>) -> Status {
     on_even_poisoned(handle, |cache| {
         if cache.is_poisoned() {
             return Err(Error::new(
@@ -67,7 +66,7 @@ fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> Result<Status>)
 
 /// As [`on`], for what begins no work: whoever is refused the end of a copy would free the pages under it.
 #[inline]
-fn on_even_poisoned(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> Result<Status>) -> Status {
+fn on_even_poisoned(handle: *mut handle::kvkeep, body: impl FnOnce(&OpenCache) -> Result<Status>) -> Status {
     guard(|| {
         let user = handle::enter(handle)?;
         let cache = user.cache();
@@ -78,7 +77,7 @@ fn on_even_poisoned(handle: *mut handle::kvkeep, body: impl FnOnce(&Opened) -> R
     })
 }
 
-struct Poison<'a>(&'a Opened);
+struct Poison<'a>(&'a OpenCache);
 
 impl Drop for Poison<'_> {
     fn drop(&mut self) {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::error::{KVKEEP_ERR_QUOTA, KVKEEP_OK, Status};
 use crate::key::Key;
-use crate::l1::patience::is_refused;
+use crate::l1::memory_wait::is_refused;
 use crate::types::{KeyState, View};
 
 /// ---- Objects ----

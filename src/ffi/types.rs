@@ -104,7 +104,7 @@ pub enum kvkeep_log_level {
     KVKEEP_LOG_ERROR = 1,
     /// Something was refused, dropped or retried. The default.
     KVKEEP_LOG_WARN = 2,
-    /// Opened, closed, added, removed.
+    /// OpenCache, closed, added, removed.
     KVKEEP_LOG_INFO = 3,
 }
 

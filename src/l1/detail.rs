@@ -31,7 +31,7 @@ pub struct Detail {
     pub node: u32,
     /// Transfers that run on its bytes.
     pub io: u32,
-    /// Shares of sessions other than its holder: first of a list in [`Holds`](super::holds::Holds) …
+    /// Shares of sessions other than its holder: first of a list in [`Holds`](super::holders::Holds) …
     pub more: u32,
     /// … and how many they are.
     pub rest: u32,

@@ -60,12 +60,12 @@ impl L1 {
 
     /// Evicts keys that are not in use, whatever their policy would choose, be they written or not.
     pub fn evict(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_prints(keys, |state, prints, _| {
+        self.with_fingerprints(keys, |state, fingerprints, _| {
             let space = state.space_index(space)?;
             let mut outcome = Outcome::new(statuses);
-            for (i, &print) in prints.iter().enumerate() {
-                state.look_ahead(prints, i);
-                let status = match state.find_printed(print.within(space)) {
+            for (i, &fingerprint) in fingerprints.iter().enumerate() {
+                state.look_ahead(fingerprints, i);
+                let status = match state.find_fingerprint(fingerprint.within(space)) {
                     None => KVKEEP_ERR_NOT_FOUND,
                     Some(id) if state.slots[id].locked() => KVKEEP_ERR_LOCKED,
                     Some(id) => {

@@ -7,8 +7,8 @@ use zerocopy::IntoBytes as _;
 use super::slot::NONE;
 use super::{L1, State};
 use crate::arena::prefetch_to_change;
+use crate::fingerprint::{Fingerprint, Fingerprinter};
 use crate::key::Key;
-use crate::print::{Print, Printer};
 
 /// Keys looked up together: as many as the core can have cache misses for, and a few more.
 const GROUP: usize = 32;
@@ -21,7 +21,7 @@ const AHEAD: usize = 12;
 #[derive(Default)]
 struct Last {
     keys: Vec<Key>,
-    prints: Vec<Print>,
+    fingerprints: Vec<Fingerprint>,
     found: Vec<u32>,
     /// Whether `found` has the slots of `keys`, and not what a caller made of them.
     fits: bool,
@@ -33,15 +33,15 @@ thread_local! {
 }
 
 impl Last {
-    /// Makes the prints of `keys`, unless they are there, and says whether they were.
+    /// Makes the fingerprints of `keys`, unless they are there, and says whether they were.
     #[inline]
-    fn print(&mut self, keys: &[Key], printer: &Printer) -> bool {
+    fn fingerprint(&mut self, keys: &[Key], fingerprinter: &Fingerprinter) -> bool {
         let again = self.keys.as_bytes() == keys.as_bytes();
         if !again {
             self.keys.clear();
             self.keys.extend_from_slice(keys);
-            self.prints.clear();
-            self.prints.extend(keys.iter().map(|key| printer.print(key)));
+            self.fingerprints.clear();
+            self.fingerprints.extend(keys.iter().map(|key| fingerprinter.fingerprint(key)));
         }
         again
     }
@@ -67,12 +67,12 @@ pub(super) struct Lookup<'a> {
 }
 
 impl L1 {
-    /// Runs `body` with what finds the slots of `keys`. Their prints are made here, before a lock is taken. Whoever `returns` shares
+    /// Runs `body` with what finds the slots of `keys`. Their fingerprints are made here, before a lock is taken. Whoever `returns` shares
     /// is likely to have looked them up last.
     #[inline]
     pub(super) fn looking_up<R>(&self, keys: &[Key], returns: bool, body: impl FnOnce(Lookup) -> R) -> R {
         with_last(|last| {
-            let again = last.print(keys, &self.printer) && returns && last.fits;
+            let again = last.fingerprint(keys, &self.fingerprinter) && returns && last.fits;
             if !again {
                 last.found.clear();
                 last.found.resize(keys.len(), NONE);
@@ -83,17 +83,17 @@ impl L1 {
         })
     }
 
-    /// As [`with`](L1::with), with the prints of `keys`, and an empty list for those that a session uses for the first time.
-    pub(super) fn with_prints<R>(
+    /// As [`with`](L1::with), with the fingerprints of `keys`, and an empty list for those that a session uses for the first time.
+    pub(super) fn with_fingerprints<R>(
         &self,
         keys: &[Key],
-        body: impl FnOnce(&mut State, &[Print], &mut Vec<u32>) -> R,
+        body: impl FnOnce(&mut State, &[Fingerprint], &mut Vec<u32>) -> R,
     ) -> R {
         with_last(|last| {
-            last.print(keys, &self.printer);
+            last.fingerprint(keys, &self.fingerprinter);
             last.fits = false;
             last.fresh.clear();
-            self.with(|state| body(state, &last.prints, &mut last.fresh))
+            self.with(|state| body(state, &last.fingerprints, &mut last.fresh))
         })
     }
 }
@@ -113,30 +113,30 @@ impl Lookup<'_> {
     }
 
     fn find_again(&mut self, state: &State, space: u32) {
-        for (id, print) in self.last.found.iter_mut().zip(&self.last.prints) {
-            *id = state.find_again(*id, print.within(space));
+        for (id, fingerprint) in self.last.found.iter_mut().zip(&self.last.fingerprints) {
+            *id = state.find_again(*id, fingerprint.within(space));
         }
     }
 
     /// A group of keys at a time, so that what they need of the memory is fetched at the same time.
     fn find_anew(&mut self, state: &State, space: u32) {
-        let Last { prints, found, .. } = &mut *self.last;
-        if let ([print], [id]) = (&prints[..], &mut found[..]) {
-            *id = state.find_printed(print.within(space)).unwrap_or(NONE);
+        let Last { fingerprints, found, .. } = &mut *self.last;
+        if let ([fingerprint], [id]) = (&fingerprints[..], &mut found[..]) {
+            *id = state.find_fingerprint(fingerprint.within(space)).unwrap_or(NONE);
             return;
         }
-        for (found, prints) in found.chunks_mut(GROUP).zip(prints.chunks(GROUP)) {
-            prints.iter().for_each(|print| state.table.prefetch(print.hash));
-            for (id, print) in found.iter_mut().zip(prints) {
-                *id = state.table.candidate(print.hash).unwrap_or(NONE);
+        for (found, fingerprints) in found.chunks_mut(GROUP).zip(fingerprints.chunks(GROUP)) {
+            fingerprints.iter().for_each(|fingerprint| state.table.prefetch(fingerprint.hash));
+            for (id, fingerprint) in found.iter_mut().zip(fingerprints) {
+                *id = state.table.candidate(fingerprint.hash).unwrap_or(NONE);
                 if let Some(slot) = state.slots.get(*id) {
                     prefetch_to_change(slot);
                 }
             }
-            for (id, print) in found.iter_mut().zip(prints) {
-                let print = print.within(space);
-                if *id != NONE && !state.slots[*id].is_of(print) {
-                    *id = state.find_printed(print).unwrap_or(NONE);
+            for (id, fingerprint) in found.iter_mut().zip(fingerprints) {
+                let fingerprint = fingerprint.within(space);
+                if *id != NONE && !state.slots[*id].is_of(fingerprint) {
+                    *id = state.find_fingerprint(fingerprint).unwrap_or(NONE);
                 }
             }
         }
@@ -144,36 +144,36 @@ impl Lookup<'_> {
 }
 
 impl State {
-    /// Has what the table says of a key fetched, as keys are gone through whose prints these are: of one some way ahead of number `at`.
+    /// Has what the table says of a key fetched, as keys are gone through whose fingerprints these are: of one some way ahead of number `at`.
     #[inline]
-    pub(super) fn look_ahead(&self, prints: &[Print], at: usize) {
-        if let Some(print) = prints.get(at + AHEAD) {
-            self.table.prefetch(print.hash);
+    pub(super) fn look_ahead(&self, fingerprints: &[Fingerprint], at: usize) {
+        if let Some(fingerprint) = fingerprints.get(at + AHEAD) {
+            self.table.prefetch(fingerprint.hash);
         }
     }
 
     /// The slot of a key.
     pub(super) fn find(&self, space: u32, key: &Key) -> Option<u32> {
-        self.find_printed(self.printer.print(key).within(space))
+        self.find_fingerprint(self.fingerprinter.fingerprint(key).within(space))
     }
 
-    /// The print of the key in a slot.
-    pub(super) fn printed(&self, id: u32) -> Print {
-        self.printer.print(self.slots.key(id)).within(self.slots.space(id))
+    /// The fingerprint of the key in a slot.
+    pub(super) fn fingerprint_of(&self, id: u32) -> Fingerprint {
+        self.fingerprinter.fingerprint(self.slots.key(id)).within(self.slots.space(id))
     }
 
-    /// The slot of the key with a print, or `NONE`: mostly it is `last`, where it was found before.
+    /// The slot of the key with a fingerprint, or `NONE`: mostly it is `last`, where it was found before.
     #[inline]
-    pub(super) fn find_again(&self, last: u32, print: Print) -> u32 {
+    pub(super) fn find_again(&self, last: u32, fingerprint: Fingerprint) -> u32 {
         match self.slots.get(last) {
-            Some(slot) if slot.is_of(print) && slot.is_findable() => last,
-            _ => self.find_printed(print).unwrap_or(NONE),
+            Some(slot) if slot.is_of(fingerprint) && slot.is_findable() => last,
+            _ => self.find_fingerprint(fingerprint).unwrap_or(NONE),
         }
     }
 
-    /// The slot of the key with a print.
+    /// The slot of the key with a fingerprint.
     #[inline]
-    pub(super) fn find_printed(&self, print: Print) -> Option<u32> {
-        self.table.find(print.hash, |id| self.slots[id].is_of(print))
+    pub(super) fn find_fingerprint(&self, fingerprint: Fingerprint) -> Option<u32> {
+        self.table.find(fingerprint.hash, |id| self.slots[id].is_of(fingerprint))
     }
 }

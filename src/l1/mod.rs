@@ -4,31 +4,29 @@
 //! under the lock does I/O, waits, or calls out. When calls meet, those that read share it (`beside.rs`).
 
 pub mod alloc;
-pub mod below;
-mod beside;
 mod cleared;
-mod copying;
+mod counters;
 mod detail;
-mod holder;
-mod holds;
+pub mod evict;
+mod holders;
 mod keep;
 mod lookup;
-pub mod patience;
+pub mod memory_wait;
 mod query;
-mod reclaim;
+mod recency;
 pub mod report;
-pub mod room;
 mod session;
 mod shapes;
 mod share;
+mod shared_read;
+mod shortage;
 mod single;
 pub mod slot;
 mod space;
-mod tally;
-mod touched;
-mod transfer;
+pub mod staged_bytes;
+mod tier_io;
+pub mod tier_notes;
 mod write;
-pub mod writers;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -40,27 +38,27 @@ use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use rustix::time::{ClockId, clock_gettime};
 
+use self::counters::Tally;
+pub use self::counters::{Counts, Gauges};
+use self::holders::Holds;
+use self::memory_wait::{Freed, Spared};
+use self::recency::Touched;
+use self::shared_read::Crowd;
+use self::staged_bytes::Writers;
+pub use self::tier_io::{Landed, Write};
 use crate::arena::Arena;
 use crate::config::StoreMode;
 use crate::error::{Error, KVKEEP_OK, Result, Status};
 use crate::events::{Event, EventKind, Events};
+use crate::fingerprint::Fingerprinter;
 use crate::key::SpaceTag;
 use crate::policy::{Policy, Removal};
-use crate::print::Printer;
-use crate::table::Table;
+use crate::slot_table::Table;
 use alloc::Alloc;
-use beside::Crowd;
-use holds::Holds;
-use patience::{Freed, Spared};
 use session::Sessions;
 use shapes::Shapes;
 use slot::{NOBODY, Ref, Slots, USES_MAX};
 use space::new_pool;
-use tally::Tally;
-pub use tally::{Counts, Gauges};
-use touched::Touched;
-pub use transfer::{Landed, Write};
-use writers::Writers;
 
 /// Longest pause between two looks at the lock before sleeping: all pauses together are some tens of microseconds.
 const PAUSES_MAX: u32 = 512;
@@ -156,7 +154,7 @@ struct Pool {
 
 pub(crate) struct State {
     arena: Arc<Arena>,
-    printer: Printer,
+    fingerprinter: Fingerprinter,
     table: Table,
     slots: Slots,
     holds: Holds,
@@ -176,8 +174,8 @@ pub(crate) struct State {
     /// Objects that wait in `writes` and are still there.
     writes_waiting: u64,
     parked: VecDeque<Ref>,
-    uses: below::Uses,
-    hidden_writes: below::HiddenWrites,
+    uses: tier_notes::Uses,
+    hidden_writes: tier_notes::HiddenWrites,
     /// Of the parked objects, those that leave once they are written.
     leaving_bytes: u64,
     /// What the call that has the state now does not evict.
@@ -205,7 +203,7 @@ pub(crate) struct State {
 /// The tier. Every method may be called from any thread; none blocks.
 pub struct L1 {
     state: RwLock<State>,
-    printer: Printer,
+    fingerprinter: Fingerprinter,
     arena: Arc<Arena>,
     events: Arc<Events>,
     began_ms: u64,
@@ -268,11 +266,11 @@ impl L1 {
         let pool = new_pool(&config.policy)?;
         let alloc = Alloc::new(arena.bytes() as u64);
         let sessions = Sessions::new(config.sessions_max, config.boot);
-        let printer = Printer::of_process();
+        let fingerprinter = Fingerprinter::of_process();
         let events = Arc::<Events>::default();
         let state = State {
             arena: arena.clone(),
-            printer: printer.clone(),
+            fingerprinter: fingerprinter.clone(),
             table: Table::new(),
             slots: Slots::new(),
             holds: Holds::default(),
@@ -290,7 +288,7 @@ impl L1 {
             writes_waiting: 0,
             parked: VecDeque::new(),
             uses: VecDeque::new(),
-            hidden_writes: below::HiddenWrites::default(),
+            hidden_writes: tier_notes::HiddenWrites::default(),
             leaving_bytes: 0,
             spared: Spared::Nothing,
             tally: Tally::default(),
@@ -309,7 +307,7 @@ impl L1 {
         };
         Ok(Arc::new_cyclic(|me| L1 {
             state: RwLock::new(state),
-            printer,
+            fingerprinter,
             arena,
             events,
             began_ms: coarse_ms(),
@@ -490,7 +488,5 @@ impl State {
     }
 }
 
-#[cfg(test)]
-mod model;
 #[cfg(test)]
 mod tests;

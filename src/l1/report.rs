@@ -95,17 +95,17 @@ impl L1 {
     /// that nobody waits for it, and then in the table, where it may have come meanwhile.
     pub fn explain_key(&self, space: u64, key: &Key) -> Result<Vec<ObjectReport>> {
         let (space, slots) = self.with(|state| Ok((state.space_index(space)?, state.slots.count())))?;
-        let print = self.printer.print(key).within(space);
+        let fingerprint = self.fingerprinter.fingerprint(key).within(space);
         let mut by_slot = BTreeMap::new();
         for first in (0..slots).step_by(SLICE) {
             self.with(|state| {
                 let slice = state.slots.live_among(first..first + SLICE as u32);
-                let its = slice.filter(|(_, slot)| slot.is_of(print));
+                let its = slice.filter(|(_, slot)| slot.is_of(fingerprint));
                 by_slot.extend(its.map(|(id, _)| (id, state.object_report(id))));
             });
         }
         self.with(|state| {
-            by_slot.extend(state.find_printed(print).map(|id| (id, state.object_report(id))));
+            by_slot.extend(state.find_fingerprint(fingerprint).map(|id| (id, state.object_report(id))));
         });
         let mut reports: Vec<ObjectReport> = by_slot.into_values().collect();
         reports.sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));

@@ -2,11 +2,11 @@
 //!
 //! What runs for each key is inlined by force: of a batch of one key, entering and leaving functions is a twentieth.
 
+use super::counters::Read;
 use super::session::{Session, Staged};
 use super::slot::{
     BUSY, GIVEN_UP, HIDDEN, LISTED, LOST, NOBODY, NONE, QUEUED, READ, Ref, SHARES_MAX, STORED, Slot, TEMPORARY,
 };
-use super::tally::Read;
 use super::{L1, Outcome, State};
 use crate::config::StoreMode;
 use crate::error::{

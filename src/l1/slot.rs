@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use super::alloc::Block;
 use super::detail::{Detail, Mention};
 use crate::chunked::Chunked;
+use crate::fingerprint::Fingerprint;
 use crate::hash::KeyHasher;
 use crate::key::Key;
 use crate::policy::Meta;
-use crate::print::Print;
 
 /// No slot.
 pub const NONE: u32 = u32::MAX;
@@ -79,7 +79,7 @@ const LOCKS: u64 = HELD | (LISTED | BUSY | STAGING) as u64;
 #[repr(C, align(32))]
 #[derive(Debug)]
 pub struct Slot {
-    print_low: u64,
+    fingerprint_low: u64,
     /// From the top: its holder, the holder's shares, the upper bits of its size, flags. Calls side by side change the first two.
     word: AtomicU64,
     /// Where its bytes begin in the arena, in the allocator's units.
@@ -88,7 +88,7 @@ pub struct Slot {
     /// When the first of its present shares was taken, in milliseconds of the cache's clock, wrapping.
     pub since_ms: AtomicU32,
     uses: AtomicU16,
-    print_high: u16,
+    fingerprint_high: u16,
 }
 
 const _: () = assert!(size_of::<Slot>() == 32);
@@ -140,22 +140,22 @@ impl Word {
 }
 
 impl Slot {
-    fn new(print: Print, size: u64, start: u32, flags: Flags) -> Slot {
+    fn new(fingerprint: Fingerprint, size: u64, start: u32, flags: Flags) -> Slot {
         debug_assert!(size <= SIZE_MAX);
         let word = u64::from(NOBODY) << SESSION_SHIFT | size >> 32 << SIZE_HIGH_SHIFT | u64::from(flags);
         Slot {
-            print_low: print.low,
+            fingerprint_low: fingerprint.low,
             word: AtomicU64::new(word),
             start,
             size_low: size as u32,
             since_ms: AtomicU32::new(0),
             uses: AtomicU16::new(0),
-            print_high: print.high,
+            fingerprint_high: fingerprint.high,
         }
     }
 
     fn free() -> Slot {
-        Slot::new(Print::default(), 0, 0, 0)
+        Slot::new(Fingerprint::default(), 0, 0, 0)
     }
 
     /// What it says now. Worth asking once where several things are asked of it.
@@ -164,10 +164,10 @@ impl Slot {
         Word(self.word.load(Ordering::Acquire))
     }
 
-    /// Whether it is the object whose key has this print within its space.
+    /// Whether it is the object whose key has this fingerprint within its space.
     #[inline]
-    pub fn is_of(&self, print: Print) -> bool {
-        self.print_low == print.low && self.print_high == print.high
+    pub fn is_of(&self, fingerprint: Fingerprint) -> bool {
+        self.fingerprint_low == fingerprint.low && self.fingerprint_high == fingerprint.high
     }
 
     /// How many bytes it has.
@@ -300,8 +300,16 @@ impl Slots {
         Slots { slots, mentions, details, made: 0, spare: Vec::new(), busy: 0 }
     }
 
-    /// A slot for an object that is being staged in `block`, whose key and space have this print.
-    pub fn take(&mut self, key: Key, space: u32, print: Print, size: u64, block: Block, flags: Flags) -> u32 {
+    /// A slot for an object that is being staged in `block`, whose key and space have this fingerprint.
+    pub fn take(
+        &mut self,
+        key: Key,
+        space: u32,
+        fingerprint: Fingerprint,
+        size: u64,
+        block: Block,
+        flags: Flags,
+    ) -> u32 {
         let id = self.spare.pop().unwrap_or_else(|| {
             self.slots.reach(self.made, Slot::free);
             self.mentions.reach(self.made, Mention::default);
@@ -309,7 +317,7 @@ impl Slots {
             self.made += 1;
             self.made - 1
         });
-        self.slots[id] = Slot::new(print, size, block.start, flags | STAGING);
+        self.slots[id] = Slot::new(fingerprint, size, block.start, flags | STAGING);
         let Mention { generation, .. } = self.mentions[id];
         self.mentions[id] = Mention { generation, ..Mention::default() };
         self.details[id] = Detail::new(key, space, block.node);

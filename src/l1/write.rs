@@ -1,11 +1,11 @@
 //! The write path: staging, and the commit that makes an object readable and unchangeable.
 
-use super::patience::Spared;
+use super::memory_wait::Spared;
 use super::session::{Session, Staged};
 use super::slot::{
     BUSY, FORGOTTEN, GIVEN_UP, HIDDEN, LOST, NOBODY, QUEUED, READY, STAGING, STORED, TEMPORARY, WRITING,
 };
-use super::writers::THIS_PROCESS;
+use super::staged_bytes::THIS_PROCESS;
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_FREED, WAKE_ROOM, WAKE_WRITES};
 use crate::config::StoreMode;
 use crate::error::{
@@ -13,9 +13,9 @@ use crate::error::{
     KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status,
 };
 use crate::events::EventKind;
+use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::policy::Removal;
-use crate::print::Print;
 use crate::types::View;
 
 impl L1 {
@@ -41,26 +41,26 @@ impl L1 {
         temporary: bool,
         views: &mut [View],
     ) -> Result<bool> {
-        self.with_prints(keys, |state, prints, _| {
-            state.stage_all((session, writer), keys, prints, sizes, temporary, views)
+        self.with_fingerprints(keys, |state, fingerprints, _| {
+            state.stage_all((session, writer), keys, fingerprints, sizes, temporary, views)
         })
     }
 
     /// Commits staged keys.
     pub fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_prints(keys, |state, prints, fresh| {
+        self.with_fingerprints(keys, |state, fingerprints, fresh| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             let orphan = state.sessions.is_orphan(index);
             let mut outcome = Outcome::new(statuses);
-            for (i, print) in prints.iter().map(|print| print.within(space)).enumerate() {
-                let status = match state.unstaged(index, print) {
+            for (i, fingerprint) in fingerprints.iter().map(|fingerprint| fingerprint.within(space)).enumerate() {
+                let status = match state.unstaged(index, fingerprint) {
                     Some(id) if orphan || state.slots[id].is(FORGOTTEN) => {
                         state.unstage(id);
                         KVKEEP_ERR_CANCELLED
                     }
                     Some(id) => {
-                        state.commit_for(user, id, print, fresh);
+                        state.commit_for(user, id, fingerprint, fresh);
                         KVKEEP_OK
                     }
                     None => KVKEEP_ERR_NOT_FOUND,
@@ -81,19 +81,19 @@ impl L1 {
         count: u32,
         views: &mut [View],
     ) -> Result<bool> {
-        self.with_prints(keys, |state, prints, fresh| {
+        self.with_fingerprints(keys, |state, fingerprints, fresh| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let user = state.sessions.user_of(index);
             let (mut all, mut taken) = (true, Vec::new());
-            for (print, view) in prints.iter().map(|print| print.within(space)).zip(views) {
-                *view = match state.unstaged(index, print) {
+            for (fingerprint, view) in fingerprints.iter().map(|fingerprint| fingerprint.within(space)).zip(views) {
+                *view = match state.unstaged(index, fingerprint) {
                     Some(id) if state.slots[id].is(FORGOTTEN) => {
                         state.unstage(id);
                         all = false;
                         View::none(KVKEEP_ERR_CANCELLED)
                     }
                     Some(id) => {
-                        let id = state.commit_for(user, id, print, fresh);
+                        let id = state.commit_for(user, id, fingerprint, fresh);
                         if state.take(index, id, count, if user == index { fresh } else { &mut taken }) {
                             state.view(id)
                         } else {
@@ -116,11 +116,11 @@ impl L1 {
 
     /// Gives staged keys back.
     pub fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        self.with_prints(keys, |state, prints, _| {
+        self.with_fingerprints(keys, |state, fingerprints, _| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let mut outcome = Outcome::new(statuses);
-            for (i, print) in prints.iter().map(|print| print.within(space)).enumerate() {
-                let staged = state.unstaged(index, print);
+            for (i, fingerprint) in fingerprints.iter().map(|fingerprint| fingerprint.within(space)).enumerate() {
+                let staged = state.unstaged(index, fingerprint);
                 outcome.set(
                     i,
                     staged.map_or(KVKEEP_ERR_NOT_FOUND, |id| {
@@ -140,7 +140,7 @@ impl State {
         &mut self,
         (session, writer): (u64, u64),
         keys: &[Key],
-        prints: &[Print],
+        fingerprints: &[Fingerprint],
         sizes: &[u64],
         temporary: bool,
         views: &mut [View],
@@ -152,9 +152,9 @@ impl State {
         let mut full: Option<Status> = None;
         let mut all = true;
         for (i, ((key, &size), view)) in keys.iter().zip(sizes).zip(views).enumerate() {
-            self.look_ahead(prints, i);
+            self.look_ahead(fingerprints, i);
             let depth = self.sessions.at_mut(user).next_depth;
-            *view = match self.stage_for((index, writer), key, prints[i], size, temporary, full) {
+            *view = match self.stage_for((index, writer), key, fingerprints[i], size, temporary, full) {
                 Ok(id) => {
                     self.slots.mention_mut(id).depth = depth;
                     self.sessions.at_mut(user).next_depth += 1;
@@ -176,7 +176,7 @@ impl State {
         &mut self,
         (session, writer): (u32, u64),
         key: &Key,
-        print: Print,
+        fingerprint: Fingerprint,
         size: u64,
         temporary: bool,
         full: Option<Status>,
@@ -189,9 +189,9 @@ impl State {
         if holder.forgotten {
             return Err(KVKEEP_ERR_CANCELLED);
         }
-        let print = print.within(space);
-        let staged = holder.staged.find(print.hash, |staged| self.slots[staged.id].is_of(print)).is_some();
-        if staged || self.find_printed(print).is_some() {
+        let fingerprint = fingerprint.within(space);
+        let staged = holder.staged.find(fingerprint.hash, |staged| self.slots[staged.id].is_of(fingerprint)).is_some();
+        if staged || self.find_fingerprint(fingerprint).is_some() {
             return Err(KVKEEP_ERR_EXISTS);
         }
         if let Some(status) = full {
@@ -201,7 +201,7 @@ impl State {
         if self.spared == Spared::Unwritten && !self.writes_have_room_for(session) {
             return Err(KVKEEP_ERR_NO_MEMORY);
         }
-        let id = self.stage(space, key, print, size, temporary).inspect_err(|&why| {
+        let id = self.stage(space, key, fingerprint, size, temporary).inspect_err(|&why| {
             // One that waits is refused when it waits no more.
             if self.spared == Spared::Nothing {
                 self.count_refusal(why);
@@ -209,19 +209,19 @@ impl State {
         })?;
         self.slots[id].set_holder(session, 0);
         let holder = self.sessions.at_mut(session);
-        let (slots, printer) = (&self.slots, &self.printer);
-        let hash = |staged: &Staged| printer.print(slots.key(staged.id)).hash;
-        holder.staged.insert_unique(print.hash, Staged { id, writer }, hash);
+        let (slots, fingerprinter) = (&self.slots, &self.fingerprinter);
+        let hash = |staged: &Staged| fingerprinter.fingerprint(slots.key(staged.id)).hash;
+        holder.staged.insert_unique(fingerprint.hash, Staged { id, writer }, hash);
         self.writers.add(writer, size);
         Ok(id)
     }
 
     /// Takes a key off what a session stages.
-    fn unstaged(&mut self, session: u32, print: Print) -> Option<u32> {
+    fn unstaged(&mut self, session: u32, fingerprint: Fingerprint) -> Option<u32> {
         let slots = &self.slots;
         let staged = &mut self.sessions.at_mut(session).staged;
         let (Staged { id, writer }, _) =
-            staged.find_entry(print.hash, |staged| slots[staged.id].is_of(print)).ok()?.remove();
+            staged.find_entry(fingerprint.hash, |staged| slots[staged.id].is_of(fingerprint)).ok()?.remove();
         self.writers.subtract(writer, slots[id].size());
         Some(id)
     }
@@ -231,12 +231,12 @@ impl State {
         &mut self,
         space: u32,
         key: &Key,
-        print: Print,
+        fingerprint: Fingerprint,
         size: u64,
         temporary: bool,
     ) -> std::result::Result<u32, Status> {
         let block = self.make_room(space, size)?;
-        let id = self.slots.take(*key, space, print, size, block, if temporary { TEMPORARY } else { 0 });
+        let id = self.slots.take(*key, space, fingerprint, size, block, if temporary { TEMPORARY } else { 0 });
         self.spaces[space as usize].used += size;
         self.tally.lock(size);
         self.staged += 1;
@@ -257,9 +257,9 @@ impl State {
 
     /// Commits what was staged; it is used by a session, which is to be noted of what is added to `fresh`. Returns the slot that is read
     /// from now on.
-    fn commit_for(&mut self, user: u32, id: u32, print: Print, fresh: &mut Vec<u32>) -> u32 {
+    fn commit_for(&mut self, user: u32, id: u32, fingerprint: Fingerprint, fresh: &mut Vec<u32>) -> u32 {
         self.counts.commits += 1;
-        let kept = self.commit(id, print);
+        let kept = self.commit(id, fingerprint);
         if kept == id {
             self.counts.commits_temporary += u64::from(self.slots[id].is(TEMPORARY));
             self.slots[id].set_holder(user, 0);
@@ -272,10 +272,10 @@ impl State {
 
     /// Makes a staged slot readable, unless its key is already: then this copy goes. Returns the slot that stays. The caller goes on to
     /// [`rank_new`](State::rank_new) when it has committed its batch.
-    pub(super) fn commit(&mut self, id: u32, print: Print) -> u32 {
+    pub(super) fn commit(&mut self, id: u32, fingerprint: Fingerprint) -> u32 {
         let slot = &self.slots[id];
         let (space, temporary, size) = (self.slots.space(id), slot.is(TEMPORARY), slot.size());
-        if let Some(first) = self.find_printed(print) {
+        if let Some(first) = self.find_fingerprint(fingerprint) {
             self.unstage(id);
             if !temporary && self.slots[first].is(TEMPORARY) {
                 self.slots[first].clear(TEMPORARY);
@@ -290,8 +290,8 @@ impl State {
         slot.set(READY);
         slot.set_holder(NOBODY, 0);
         self.relock(id, true);
-        let (slots, printer) = (&self.slots, &self.printer);
-        self.table.insert(print.hash, id, |id| printer.print(slots.key(id)).hash);
+        let (slots, fingerprinter) = (&self.slots, &self.fingerprinter);
+        self.table.insert(fingerprint.hash, id, |id| fingerprinter.fingerprint(slots.key(id)).hash);
         let Space { pool, ready, .. } = &mut self.spaces[space as usize];
         *ready += 1;
         self.pools[*pool].bytes += size;
@@ -380,7 +380,7 @@ impl State {
         if self.slots[id].is(BUSY) {
             self.hidden_writes.add(id, space, key);
         }
-        self.table.remove(self.printer.print(&key).hash, id);
+        self.table.remove(self.fingerprinter.fingerprint(&key).hash, id);
         let Space { pool, ready, .. } = &mut self.spaces[space as usize];
         *ready -= 1;
         let pool = *pool;

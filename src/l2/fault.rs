@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::object::Header;
+use super::object_header::Header;
 use super::url::Options;
 use super::{Backend, Found, Health, Load, LoadSink, Lookup, Observer, Reply, Store, Usage};
 use crate::arena::Buffer;
-use crate::background;
 use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_IO, Result};
 use crate::key::{ObjectKey, SpaceTag};
+use crate::threads;
 
 /// What may befall one kind of request.
 struct Chances {
@@ -265,7 +265,7 @@ impl Fault {
         options.finish()?;
         let shared = Arc::new(Shared { inner, waiting: Mutex::new(Waiting::default()), wake: Condvar::new() });
         let timer = shared.clone();
-        let thread = background::spawn("kvkeep-fault", move || timer.run())
+        let thread = threads::spawn("kvkeep-fault", move || timer.run())
             .map_err(|error| Error::io("starting the fault backend's thread", &error))?;
         Ok(Arc::new(Fault { shared, seed, lookups, loads, stores, delay, delay_by, thread: Mutex::new(Some(thread)) }))
     }

@@ -7,10 +7,9 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::object::{HEADER_BYTES, Header};
+use super::object_header::{HEADER_BYTES, Header};
 use super::url::Options;
 use super::{Backend, Change, Found, Health, Load, Lookup, Observer, Reply, Store, Stored, Usage};
-use crate::background;
 use crate::error::{
     Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result,
 };
@@ -18,6 +17,7 @@ use crate::hash::KeyHasher;
 use crate::key::{ObjectKey, SpaceTag};
 use crate::memory_bounds::MemoryBounds;
 use crate::policy::{self, Meta, Policy, Removal};
+use crate::threads;
 
 const DEFAULT_CAPACITY: u64 = 1 << 30;
 /// Most keys waiting in the queue.
@@ -353,7 +353,7 @@ impl Memory {
             wake: Condvar::new(),
         });
         let worker = shared.clone();
-        let thread = background::spawn("kvkeep-memory", move || worker.run())
+        let thread = threads::spawn("kvkeep-memory", move || worker.run())
             .map_err(|error| Error::io("starting the memory backend's thread", &error))?;
         Ok(Arc::new(Memory { shared, slow, thread: Mutex::new(Some(thread)) }))
     }

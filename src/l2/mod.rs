@@ -1,6 +1,6 @@
 //! Everything below L1: one trait for any store, one seal around every object.
 //!
-//! A backend moves opaque bytes: it is given a sealed [`object::Header`] beside the payload and gives both back. Identity
+//! A backend moves opaque bytes: it is given a sealed [`object_header::Header`] beside the payload and gives both back. Identity
 //! and checksum are made and verified here, above every backend, so that none can skip them.
 
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::key::{ObjectKey, SpaceTag};
 pub mod fault;
 pub mod fs;
 pub mod memory;
-pub mod object;
+pub mod object_header;
 #[cfg(test)]
-mod testing;
+mod tests;
 pub mod url;
 
-use object::Header;
+use self::object_header::Header;
 
 /// What a lookup says of one key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,9 +1,9 @@
-//! What an evicted object is remembered by: a print of its tag and how often it was used.
+//! What an evicted object is remembered by: a fingerprint of its tag and how often it was used.
 //!
 //! Eight bytes a memory, in buckets of eight. A tag has two buckets and is remembered in the emptier one, so that none is
 //! forgotten before its time (balanced allocations: Azar, Broder, Karlin, Upfal, SIAM J. Comput. 1999). With one bucket, chance
 //! forgets one in ten; neighbours of a prompt then come back with different counts, and the lower one leaves a hole in a prefix.
-//! A print may be taken for another's once in some thousand times, which costs an object a better or worse place and
+//! A fingerprint may be taken for another's once in some thousand times, which costs an object a better or worse place and
 //! nothing else. Times are the policy's own count of events, and wrap.
 
 use crate::chunked::Chunked;
@@ -16,8 +16,8 @@ const SECOND: u32 = 0x9e37_79b9;
 
 #[derive(Clone, Copy, Default)]
 struct Memory {
-    /// 24 bits of print and 8 of uses; 0 for none.
-    print: u32,
+    /// 24 bits of fingerprint and 8 of uses; 0 for none.
+    fingerprint: u32,
     since: u32,
 }
 
@@ -37,7 +37,7 @@ pub(super) fn short(tag: u64) -> u32 {
     (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
 
-fn print(tag: u32, uses: u8) -> u32 {
+fn fingerprint(tag: u32, uses: u8) -> u32 {
     (tag | 0x100) & !0xff | u32::from(uses)
 }
 
@@ -78,7 +78,7 @@ impl Ghost {
     pub(super) fn remember(&mut self, tag: u32, uses: u8, since: u32, now: u32) {
         self.grow();
         let Some(choices) = self.choices(tag) else { return };
-        let age = |memory: &Memory| match memory.print {
+        let age = |memory: &Memory| match memory.fingerprint {
             0 => u32::MAX,
             _ => now.wrapping_sub(memory.since),
         };
@@ -91,18 +91,18 @@ impl Ghost {
         if let Some(bucket) = choices.into_iter().min_by_key(fullness)
             && let Some(memory) = self.buckets[bucket].iter_mut().max_by_key(|memory| age(memory))
         {
-            *memory = Memory { print: print(tag, uses), since };
+            *memory = Memory { fingerprint: fingerprint(tag, uses), since };
         }
     }
 
     /// Forgets the object and says how often it was used and how long ago, if it was remembered.
     pub(super) fn recall(&mut self, tag: u32, now: u32) -> Option<(u8, u32)> {
-        let wanted = print(tag, 0);
+        let wanted = fingerprint(tag, 0);
         let mut youngest = None;
         for bucket in self.choices(tag)? {
-            if let Some(memory) = self.buckets[bucket].iter_mut().find(|memory| memory.print & !0xff == wanted) {
-                let Memory { print, since } = std::mem::take(memory);
-                let recalled = (now.wrapping_sub(since), print as u8);
+            if let Some(memory) = self.buckets[bucket].iter_mut().find(|memory| memory.fingerprint & !0xff == wanted) {
+                let Memory { fingerprint, since } = std::mem::take(memory);
+                let recalled = (now.wrapping_sub(since), fingerprint as u8);
                 youngest = Some(youngest.map_or(recalled, |other| recalled.min(other)));
             }
         }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::copy::{Fragment, Way};
 use super::pieces::Span;
+use crate::arena_lease::ArenaLease;
 use crate::error::Result;
-use crate::in_use::InUse;
 
 /// A place in a device's order of work, which can be waited for as long as somebody has it.
 pub trait Event: Send + Sync {
@@ -28,7 +28,7 @@ pub struct Piece {
     /// The keys that it is of, and those between them that have nothing in its layer.
     pub keys: Span,
     /// The mapping that its side of L1 is in.
-    pub arena: InUse,
+    pub arena: ArenaLease,
     /// So much goes with it that the caches are of no use.
     pub cold: bool,
     /// So much can be had at once that another thread is worth waking.

@@ -8,16 +8,16 @@ pub mod copy;
 mod cuda;
 pub mod device;
 mod host;
-mod job;
+mod large_store;
 pub mod layout;
+pub mod page_pool;
 mod pieces;
-pub mod pool;
-mod stream;
+pub mod registry;
 pub mod submit;
-pub mod table;
 #[cfg(test)]
 mod tests;
+mod transfer_job;
 
-pub use pool::PoolSpec;
+pub use self::page_pool::PoolSpec;
+pub use self::registry::Transfers;
 pub use submit::TransferRequest;
-pub use table::Transfers;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::copy::{Fragment, Promise};
 use super::layout::Layout;
-use crate::in_use::InUse;
+use crate::arena_lease::ArenaLease;
 
 /// A thread copies about so much between two looks at the rest.
 const PIECE_BYTES: u64 = 2 << 20;
@@ -15,7 +15,7 @@ const FRAGMENTS_MAX: usize = 4096;
 #[derive(Clone)]
 pub struct Place {
     /// The mapping, which stays while this does, and what lies there.
-    pub arena: InUse,
+    pub arena: ArenaLease,
     /// Its first byte.
     pub data: u64,
     /// How many blocks it has.
@@ -72,7 +72,7 @@ pub struct Cut {
     /// From its first to its last key.
     pub keys: Span,
     /// The mapping that it is in.
-    pub arena: InUse,
+    pub arena: ArenaLease,
 }
 
 impl Batch {

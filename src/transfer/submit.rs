@@ -9,15 +9,15 @@ use std::time::Instant;
 use hashbrown::{HashMap, HashSet};
 
 use super::copy::Way;
-use super::job::{Follower, Plan, Transfer};
-use super::pool::Pool;
-use super::stream::Rest;
-use super::table::Transfers;
+use super::large_store::Rest;
+use super::page_pool::Pool;
+use super::registry::Transfers;
+use super::transfer_job::{Follower, Plan, Transfer};
 use crate::config::{Mode, Notify, Policy, PrefetchRequest};
-use crate::control::complete::WAITING_MAX;
+use crate::control::completion::WAITING_MAX;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
-use crate::l1::patience::is_refused;
+use crate::l1::memory_wait::is_refused;
 use crate::memory_bounds::ask_for;
 use crate::types::{KVKEEP_KEYS_MAX, View};
 

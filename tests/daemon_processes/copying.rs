@@ -4,7 +4,7 @@
 use kvkeep::cache::Cache as _;
 use kvkeep::error::{KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use kvkeep::key::Key;
-use kvkeep::opened::Opened;
+use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::Asked;
@@ -28,7 +28,7 @@ pub struct Copying {
 
 impl Copying {
     pub fn play(&self) {
-        let opened = Opened::new(self.daemon.client());
+        let opened = OpenCache::new(self.daemon.client());
         let space = opened.open_space(spec("m", "")).unwrap();
         let mut pages = vec![0u64; (LAYERS * u64::from(BLOCKS) * BLOCK_WORDS) as usize];
         let stretch = u64::from(BLOCKS) * BLOCK_WORDS * 8;

@@ -2,7 +2,7 @@
 
 use kvkeep::cache::Cache as _;
 use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_OK, Result};
-use kvkeep::opened::Opened;
+use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::Asked;
@@ -25,7 +25,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    fn pool(&self, opened: &Opened, space: u64, pages: &mut [u8]) -> Result<u64> {
+    fn pool(&self, opened: &OpenCache, space: u64, pages: &mut [u8]) -> Result<u64> {
         let address = pages.as_mut_ptr().expose_provenance() as u64;
         let segment = |part: &u32| Segment {
             address: address + u64::from(part - 1) * (BLOCKS * PAGE_MAX) as u64,
@@ -48,7 +48,7 @@ impl Engine {
     }
 
     pub fn play(&self) {
-        let opened = Opened::new(self.daemon.patient_client());
+        let opened = OpenCache::new(self.daemon.patient_client());
         let space = opened.open_space(spec("m", "")).unwrap();
         let mut pages = vec![0u8; 2 * BLOCKS * PAGE_MAX];
         let pool = match self.pool(&opened, space, &mut pages) {

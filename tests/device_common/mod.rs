@@ -8,7 +8,7 @@ mod random;
 use kvkeep::config::SpaceSpec;
 use kvkeep::error::{KVKEEP_OK, Status};
 use kvkeep::key::Key;
-use kvkeep::opened::Opened;
+use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::Asked;
@@ -225,7 +225,7 @@ impl Pages {
         &all[from..from + segment.block_bytes as usize]
     }
 
-    pub fn pool(&self, opened: &Opened, space: u64, rank: u32, per_chunk: u32) -> u64 {
+    pub fn pool(&self, opened: &OpenCache, space: u64, rank: u32, per_chunk: u32) -> u64 {
         // SAFETY: the memory outlives the pool in each test, and nobody touches it while a transfer is not done.
         let promise = unsafe { Promise::given() };
         let spec = PoolSpec {
@@ -240,19 +240,19 @@ impl Pages {
     }
 }
 
-pub fn result(opened: &Opened, job: u64) -> PrefetchResult {
+pub fn result(opened: &OpenCache, job: u64) -> PrefetchResult {
     let mut result = PrefetchResult::default();
     opened.wait(job, WAIT_MS).unwrap();
     assert_eq!(opened.query_prefetch(job, &mut result).unwrap(), KVKEEP_OK);
     result
 }
 
-pub fn status(opened: &Opened, job: u64) -> Status {
+pub fn status(opened: &OpenCache, job: u64) -> Status {
     Status::from_number(result(opened, job).status).unwrap()
 }
 
 /// Stores what all workers have, and loads it elsewhere.
-pub fn round_trip(opened: &Opened, case: &Case, devices: &dyn Devices, drop_l1: &dyn Fn(u64)) {
+pub fn round_trip(opened: &OpenCache, case: &Case, devices: &dyn Devices, drop_l1: &dyn Fn(u64)) {
     let spec = SpaceSpec {
         generation: 0,
         model: "m".to_owned(),
@@ -331,7 +331,7 @@ pub fn round_trip(opened: &Opened, case: &Case, devices: &dyn Devices, drop_l1: 
 }
 
 /// Tries as many layouts as `PROPTEST_CASES` says, or one of so many of those.
-pub fn try_layouts(opened: &Opened, devices: &dyn Devices, one_of: u32) {
+pub fn try_layouts(opened: &OpenCache, devices: &dyn Devices, one_of: u32) {
     let cases = random::number("PROPTEST_CASES", || 1000).div_ceil(u64::from(one_of)) as u32;
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let tried = proptest::test_runner::TestRunner::new(config).run(&cases_of_any_kind(), |case| {

@@ -11,7 +11,7 @@ use kvkeep::arena::Buffer;
 use kvkeep::error::{Error, Result};
 use kvkeep::key::{Key, ObjectKey, SpaceTag};
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
-use kvkeep::l2::object::Header;
+use kvkeep::l2::object_header::Header;
 use kvkeep::l2::{Backend, Found, Load, LoadSink, Lookup, Reply, Store, Stored, Usage};
 
 /// Against hangs only: no test expects to come near it.

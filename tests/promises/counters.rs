@@ -8,7 +8,7 @@ use std::time::Duration;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Mode, PrefetchRequest};
 use kvkeep::log::{Log, LogLevel};
-use kvkeep::metrics::{COUNTERS, GAUGES, LATENCIES, backlog};
+use kvkeep::prometheus::{COUNTERS, GAUGES, LATENCIES, backlog};
 use kvkeep::types::Stats;
 
 use crate::cache::{Cache, MIB, WATCHDOG, WATCHDOG_MS, key, keys, spec, until, views, watched};

@@ -43,7 +43,7 @@ enum Verb {
 type Outcome = Result<bool, String>;
 
 fn main() -> ExitCode {
-    kvkeep::ffi::schedule::defer_background();
+    kvkeep::threads::defer_background();
     let outcome = match Command::parse().verb {
         Verb::Serve(args) => serve::run(&args),
         Verb::Top(args) => top::run(&args),

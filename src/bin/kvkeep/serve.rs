@@ -8,10 +8,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use kvkeep::cache::Cache as _;
-use kvkeep::daemon::config::{Level, Settings};
-use kvkeep::daemon::descriptors::{self, Shares};
 use kvkeep::daemon::http::{Http, HttpOptions};
+use kvkeep::daemon::server::descriptors::{self, Shares};
 use kvkeep::daemon::server::{Access, Claim, Limits, Server};
+use kvkeep::daemon::settings::{Level, Settings};
 use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
 use sd_notify::NotifyState;

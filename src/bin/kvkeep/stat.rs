@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use kvkeep::key::{SpaceTag, hex};
-use kvkeep::metrics::{self, COUNTERS, GAUGES, LATENCIES, Latency, Value};
+use kvkeep::prometheus::{self, COUNTERS, GAUGES, LATENCIES, Latency, Value};
 use kvkeep::types::Stats;
 use serde_json::{Value as Json, json};
 
@@ -71,7 +71,7 @@ impl Sum {
 pub fn run(args: &Args) -> Outcome {
     if let Some(url) = args.of.to_str().filter(|of| of.starts_with("unix:")) {
         let stats = daemon::once(url, false, daemon::stats)?;
-        text::print(&if args.json { format!("{:#}\n", metrics::json(&stats)) } else { counted(&stats) });
+        text::print(&if args.json { format!("{:#}\n", prometheus::json(&stats)) } else { counted(&stats) });
         return Ok(true);
     }
     let directory = directory::read(&args.of)?;
@@ -100,7 +100,7 @@ fn counted(stats: &Stats) -> String {
         let _ =
             writeln!(report, "{:>14}  {name:<24}{help} Mean of {}.", format!("{mean:?}"), text::count(histogram.count));
     }
-    if let Some(sentence) = metrics::backlog(stats) {
+    if let Some(sentence) = prometheus::backlog(stats) {
         let _ = writeln!(report, "\n{sentence}");
     }
     report

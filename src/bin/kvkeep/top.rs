@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use kvkeep::cache::Cache as _;
-use kvkeep::metrics;
+use kvkeep::prometheus;
 use kvkeep::types::{Histogram, Stats};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -141,7 +141,7 @@ fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>) -> Strin
         "live    {} clients, {} sessions, {} jobs, {} shares, {} staged, {} writes waiting\n",
         stats.clients, stats.sessions, stats.jobs, stats.l1_shares, stats.l1_staged, stats.writes_pending
     );
-    if let Some(sentence) = metrics::backlog(stats) {
+    if let Some(sentence) = prometheus::backlog(stats) {
         let _ = writeln!(report, "{sentence}\n");
     }
     let _ = writeln!(report, "{:<24}{:>14}{:>14}", "", "now", "in all");

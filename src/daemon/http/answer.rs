@@ -15,8 +15,8 @@ use super::follow::{Answer, Follow};
 use super::history::{History, now_ms};
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_INVALID, KVKEEP_ERR_NOT_FOUND};
 use crate::key::{Key, unhex};
-use crate::metrics;
 use crate::node::Node;
+use crate::prometheus;
 use crate::types::Stats;
 
 const PAGE: &str = include_str!("../page.html");
@@ -174,7 +174,7 @@ impl Desk {
             "uptime_ms": self.began.elapsed().as_millis() as u64,
             "poisoned": self.node.is_poisoned(),
             "newest_event": self.node.l1.events().newest(),
-            "stats": metrics::json(&stats),
+            "stats": prometheus::json(&stats),
             "backends": self.node.backends(),
             "writes": writes(&stats),
         });
@@ -226,7 +226,7 @@ fn writes(stats: &Stats) -> serde_json::Value {
         "pending": stats.writes_pending,
         "pending_max": stats.writes_pending_max,
         "dropped_recently": stats.stores_dropped_recently,
-        "trouble": metrics::backlog(stats),
+        "trouble": prometheus::backlog(stats),
     })
 }
 

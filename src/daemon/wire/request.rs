@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::frame::{Field, Fields, Frame, malformed};
 use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
-use crate::control::chain::Ranks;
+use crate::control::tokens::Ranks;
 use crate::error::Result;
 use crate::key::Key;
 use crate::shape::Shape;

@@ -1,7 +1,7 @@
 use super::super::memory::Memory;
-use super::super::testing::*;
 use super::*;
 use crate::error::KVKEEP_ERR_CORRUPT;
+use crate::l2::tests::*;
 use crate::l2::{Change, Stored};
 
 const LENGTH: usize = 1000;

@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, mkdirat, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::core::Core;
+use super::object_io::Core;
 use super::path::{self, QUARANTINE, TMP};
-use super::scan;
+use super::recover;
 use crate::key::{ObjectKey, SpaceTag, hex};
 
 /// Directories of more than this part of the capacity are taken away as soon as they are empty, others now and then.
@@ -64,7 +64,7 @@ impl Core {
 
     /// Measures all directories.
     pub fn measure_directories(&self) {
-        for space in scan::spaces(&self.dir).unwrap_or_default() {
+        for space in recover::spaces(&self.dir).unwrap_or_default() {
             self.measure_space(space.space, false);
         }
         self.measure_base();
@@ -72,7 +72,7 @@ impl Core {
 
     /// Measures the directories of the next space, and takes away those that are empty.
     pub fn measure_some_directories(&self) {
-        let Ok(mut spaces) = scan::spaces(&self.dir) else { return };
+        let Ok(mut spaces) = recover::spaces(&self.dir) else { return };
         spaces.sort_unstable_by_key(|space| space.space);
         let last = self.directories.known.lock().last;
         let next = spaces.iter().find(|space| Some(space.space) > last).or(spaces.first());
@@ -94,9 +94,9 @@ impl Core {
 
     fn measure_space(&self, tag: SpaceTag, prune: bool) {
         let name = hex(&tag.0);
-        let place = scan::Place { space: tag, path: self.dir.join(&name) };
+        let place = recover::Place { space: tag, path: self.dir.join(&name) };
         // What cannot be listed cannot be measured either.
-        let shards = scan::shards(vec![place], |_, _| {});
+        let shards = recover::shards(vec![place], |_, _| {});
         let mut bytes = 0;
         for shard in shards {
             let file = shard.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

@@ -6,18 +6,18 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use self::room::Disk;
-use super::frame::disk_bytes;
-use super::scan::Seen;
-use super::slots::{Seal, Slot, Slots, State};
-use super::tidy::Overhead;
+use self::bounds::Disk;
+use super::cleanup::Overhead;
+use super::file_format::disk_bytes;
+use super::objects::{Seal, Slot, Slots, State};
+use super::recover::Seen;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
-use crate::l2::object::Known;
+use crate::l2::object_header::Known;
 use crate::l2::{Change, Found, Observer, Store, Usage};
 use crate::policy::{Meta, Policy, Removal};
 
-mod room;
+mod bounds;
 #[cfg(test)]
 mod tests;
 mod write;

@@ -6,14 +6,14 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::core::payload_of;
-use super::frame::BLOCK;
+use super::file_format::BLOCK;
+use super::object_io::payload_of;
 use super::path::{self, QUARANTINE, Writer};
-use super::scan::{Place, shards, spaces};
+use super::recover::{Place, shards, spaces};
 use super::writers::{gone_is_none, is_stale, temporaries};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
 use crate::key::ObjectKey;
-use crate::l2::object::{HEADER_BYTES, Header};
+use crate::l2::object_header::{HEADER_BYTES, Header};
 
 /// What a file is, by its place and name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

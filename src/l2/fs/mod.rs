@@ -17,49 +17,45 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
 use crate::arena::Buffer;
-use crate::background;
 use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Backend, Found, Health, Load, Lookup, Observer, Reply, Store, Usage};
 use crate::log::{Log, LogLevel};
 use crate::policy;
+use crate::threads;
 
-mod core;
-mod descriptors;
+mod cleanup;
+mod descriptor_wait;
 mod directories;
-mod flight;
-mod forget;
-mod frame;
+mod engine;
+mod failures;
+mod file_format;
+mod foreign;
+mod free_space;
 mod index;
 pub mod inspect;
-mod keeper;
+mod maintenance;
+mod object_io;
+mod objects;
 mod options;
 mod path;
-mod pool;
-mod queue;
-mod ring;
-mod scan;
+mod recover;
 mod shrink;
-mod slots;
-mod space;
 mod store;
 #[cfg(test)]
 mod tests;
-mod tidy;
-mod trouble;
-mod uring;
 mod writers;
 
 pub use options::{EngineKind, FsOptions, MinFree};
 
-use self::core::{Core, Engine};
-use self::forget::Sweep;
-use self::frame::BLOCK;
+use self::engine::thread_pool::Pool;
+use self::engine::uring::Uring;
+use self::file_format::BLOCK;
+use self::foreign::Sweep;
 use self::index::Index;
-use self::keeper::{Deletion, Job, Keeper};
+use self::maintenance::{Deletion, Job, Keeper};
+use self::object_io::{Core, Engine};
 use self::path::{Temporaries, Writer};
-use self::pool::Pool;
-use self::uring::Uring;
 
 /// A directory of objects.
 pub struct Fs {
@@ -92,7 +88,7 @@ impl Fs {
         let direct = tmp.and_then(|()| Ok(probe(&dirfd, &probed, options.direct)?));
 
         let mut index = Index::new(policy, options.capacity);
-        let mut scan = scan::scan(dir, &writer)?;
+        let mut scan = recover::scan(dir, &writer)?;
         index.restore(std::mem::take(&mut scan.seen));
         let core = Arc::new(Core::new(&options, dirfd, *direct.as_ref().unwrap_or(&false), index, names));
         core.set_unlisted(scan);
@@ -104,7 +100,7 @@ impl Fs {
         }
         let (engine, uring_refused) = start(&core, &options)?;
         let fs = Fs { core: Arc::clone(&core), keeper: Mutex::new(None), engine, uring_refused };
-        let keeper = background::spawn("kvkeep-fs-keep", move || Keeper::run(&core));
+        let keeper = threads::spawn("kvkeep-fs-keep", move || Keeper::run(&core));
         match keeper {
             Ok(thread) => *fs.keeper.lock() = Some(thread),
             Err(error) => return Err(Error::io("starting a thread of the fs backend", &error)),

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::core::Core;
+use super::free_space::size;
 use super::index::Index;
-use super::space::size;
+use super::object_io::Core;
 use crate::log::LogLevel;
 
 /// Files evicted before the next job's turn.

@@ -6,11 +6,11 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::core::{Core, Fault, in_time, patience};
-use super::frame::{Frame, Spare};
+use super::failures::EVICTING;
+use super::file_format::{Frame, Spare};
 use super::index::{Admit, Reservation};
+use super::object_io::{Core, Fault, in_time, patience};
 use super::path;
-use super::trouble::EVICTING;
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_IO, Result};
 use crate::key::ObjectKey;

@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock, statfs};
 
+use super::failures::file_error;
 use super::path::{self, TMP, Temporaries, Writer};
-use super::trouble::file_error;
 use crate::error::Error;
 
 /// A writer that cannot be asked, and has changed nothing for so long, is gone.

@@ -1,6 +1,6 @@
-use super::super::testing::*;
 use super::*;
 use crate::error::KVKEEP_ERR_INVALID;
+use crate::l2::tests::*;
 
 const LENGTH: usize = 1000;
 

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::driver::Handle;
 use super::gpu::Gpu;
 use super::mover::Mover;
-use super::pins::Stretch;
+use super::registration::Stretch;
 use crate::error::Result;
 use crate::transfer::copy::Way;
 

@@ -11,10 +11,10 @@
 
 mod driver;
 mod gpu;
-mod lane;
 mod measure;
 mod mover;
-mod pins;
+mod registration;
+mod streams;
 
 use std::sync::{Arc, Weak};
 
@@ -23,8 +23,8 @@ use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
 use self::gpu::Gpu;
-use self::lane::Lane;
-use self::pins::{Pinned, Pins};
+use self::registration::{Pinned, Pins};
+use self::streams::Lane;
 use super::copy::Way;
 use super::device::{Device, Event, Point, Work};
 use super::layout::Segment;

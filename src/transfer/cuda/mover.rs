@@ -10,7 +10,7 @@ use cudarc::driver::sys;
 
 use super::driver::{Handle, is_fatal};
 use super::gpu::Gpu;
-use super::pins::Stretch;
+use super::registration::Stretch;
 use crate::error::Result;
 use crate::transfer::copy::Way;
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::arena::Buffer;
 use crate::key::Key;
-use crate::l2::object::{HEADER_BYTES, Header};
+use crate::l2::object_header::{HEADER_BYTES, Header};
 use crate::l2::{Reply, Stored};
 use crate::policy;
 

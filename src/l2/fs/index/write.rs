@@ -1,12 +1,12 @@
 //! The index's part in a store: who may write, what has to go for it, and what follows when it ends.
 
 use super::Index;
-use super::room::Room;
+use super::bounds::Room;
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
 use crate::key::ObjectKey;
-use crate::l2::fs::frame::{disk_bytes, is_small};
-use crate::l2::fs::slots::{Seal, State};
-use crate::l2::object::Known;
+use crate::l2::fs::file_format::{disk_bytes, is_small};
+use crate::l2::fs::objects::{Seal, State};
+use crate::l2::object_header::Known;
 use crate::l2::{Store, Stored};
 
 /// The right to write one object.

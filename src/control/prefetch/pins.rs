@@ -1,0 +1,101 @@
+//! Pins on objects in backends. A lookup takes them; each is given back exactly once.
+//!
+//! [`Answers`] owns the pins of one lookup until its job takes them over, [`Pins`] owns those of a job. Both give back what they
+//! still own when they are dropped, so that no path of a job can forget one.
+
+use std::sync::Arc;
+
+use super::job::Job;
+use crate::control::backends::{Tier, TierList};
+use crate::key::ObjectKey;
+use crate::l2::Found;
+
+/// A job's pins: at most one for each of its keys.
+#[derive(Default)]
+pub struct Pins {
+    /// By key: the place of the backend that has pinned it, 0 for none. Empty until the first pin.
+    places: Vec<u8>,
+    count: usize,
+}
+
+impl Pins {
+    /// Takes over the pin that the backend at `place` has taken on key `index` of `keys`.
+    pub fn take_over(&mut self, index: usize, place: usize, keys: usize) {
+        if self.places.is_empty() {
+            self.places = vec![0; keys];
+        }
+        debug_assert_eq!(self.places[index], 0, "key {index} is pinned already");
+        self.count += 1;
+        self.places[index] = place as u8;
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The keys that are pinned.
+    pub fn iter(&self) -> impl Iterator<Item = usize> {
+        self.places.iter().enumerate().filter(|(_, place)| **place != 0).map(|(index, _)| index)
+    }
+
+    /// Gives back the pins on those keys that `which` chooses, in one call for each backend.
+    pub fn give_back(&mut self, tiers: &TierList, object: impl Fn(usize) -> ObjectKey, which: impl Fn(usize) -> bool) {
+        if self.count == 0 {
+            return;
+        }
+        for tier in tiers.iter() {
+            let mut keys = Vec::new();
+            for (index, place) in self.places.iter_mut().enumerate() {
+                if usize::from(*place) == tier.place && which(index) {
+                    *place = 0;
+                    keys.push(object(index));
+                }
+            }
+            if !keys.is_empty() {
+                self.count -= keys.len();
+                tier.backend.unpin(&keys);
+            }
+        }
+    }
+}
+
+/// A backend's answers to a lookup of a job. Pins that are not taken out are given back when it goes.
+pub struct Answers {
+    job: Arc<Job>,
+    tier: Arc<Tier>,
+    /// The job's keys that were asked for.
+    asked: Vec<u32>,
+    found: Vec<Found>,
+}
+
+impl Answers {
+    /// The answers of `tier` to a lookup of the keys `asked` of a job.
+    pub fn new(job: Arc<Job>, tier: Arc<Tier>, asked: Vec<u32>, found: Vec<Found>) -> Answers {
+        Answers { job, tier, asked, found }
+    }
+
+    /// The present keys that `wants` chooses, with their sizes. The caller owns their pins from now on.
+    pub fn take(&mut self, wants: impl Fn(usize) -> bool) -> Vec<(usize, u64)> {
+        let mut taken = Vec::new();
+        for (&index, found) in self.asked.iter().zip(&mut self.found) {
+            if let Found::Present(bytes) = *found
+                && wants(index as usize)
+            {
+                *found = Found::Absent;
+                taken.push((index as usize, bytes));
+            }
+        }
+        taken
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let present = self.asked.iter().zip(&self.found).filter(|(_, found)| matches!(found, Found::Present(_)));
+        let keys: Vec<ObjectKey> = present.map(|(&index, _)| self.job.object(index as usize)).collect();
+        if !keys.is_empty() {
+            self.tier.backend.unpin(&keys);
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! What a client knows of the jobs it submitted: pushed by the daemon, so that a query costs no round trip.
+
+use std::time::Instant;
+
+use hashbrown::HashMap;
+use parking_lot::{Condvar, Mutex};
+
+use crate::config::Notify;
+use crate::control::completion::Completions;
+use crate::control::prefetch::job::message_bytes;
+use crate::error::{
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK,
+    KVKEEP_PENDING, Result, Status,
+};
+use crate::types::PrefetchResult;
+
+struct Entry {
+    /// Its number, once the daemon has accepted it.
+    job: Option<u64>,
+    session: u64,
+    keys: usize,
+    lookup: Option<u32>,
+    answer: Option<(PrefetchResult, Vec<u8>)>,
+    /// How to tell; taken when it is accepted and done, so that there is one completion.
+    notify: Option<Notify>,
+    /// Its caller has forgotten it: only its completion is still to come.
+    released: bool,
+}
+
+impl Entry {
+    /// It ends without the daemon's word.
+    fn lose(mut self, status: Status, message: &str, completions: &Completions) {
+        if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
+            let (status, message) = (status as i32, message_bytes(message));
+            let result = PrefetchResult { status, message, ..PrefetchResult::default() };
+            tell(notify, job, self.session, &(result, Vec::new()), completions);
+        }
+    }
+}
+
+/// Tells of a job's end. An observer is told here and now, under the table's lock.
+fn tell(notify: Notify, job: u64, session: u64, answer: &(PrefetchResult, Vec<u8>), completions: &Completions) {
+    if let Notify::Observer(observer) = &notify {
+        let held: Vec<bool> = answer.1.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)).collect();
+        observer.done(&answer.0, &held);
+    }
+    completions.deliver(notify, answer.0.completion(job, session));
+}
+
+#[derive(Default)]
+struct Table {
+    last: u64,
+    by_ticket: HashMap<u64, Entry>,
+    /// Tickets of accepted jobs.
+    by_job: HashMap<u64, u64>,
+    /// How often all jobs were lost, and why the last time.
+    losses: u64,
+    lost_by: Option<Error>,
+}
+
+/// All jobs of a client.
+#[derive(Default)]
+pub struct Jobs {
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+fn no_job(job: u64) -> Error {
+    crate::control::prefetch::no_job(job)
+}
+
+impl Table {
+    fn of_job(&self, job: u64) -> Option<&Entry> {
+        self.by_ticket.get(self.by_job.get(&job)?)
+    }
+
+    fn of_job_mut(&mut self, job: u64) -> Option<&mut Entry> {
+        self.by_ticket.get_mut(self.by_job.get(&job)?)
+    }
+
+    fn remove(&mut self, ticket: u64) -> Option<Entry> {
+        let entry = self.by_ticket.remove(&ticket)?;
+        if let Some(job) = entry.job {
+            self.by_job.remove(&job);
+        }
+        Some(entry)
+    }
+}
+
+impl Jobs {
+    /// A job is about to be submitted: the ticket that names it meanwhile.
+    pub fn begin(&self, session: u64, keys: usize, notify: Notify) -> u64 {
+        let mut table = self.table.lock();
+        table.last += 1;
+        let ticket = table.last;
+        let notify = Some(notify);
+        let entry = Entry { job: None, session, keys, lookup: None, answer: None, notify, released: false };
+        table.by_ticket.insert(ticket, entry);
+        ticket
+    }
+
+    /// The daemon accepted the job, told what it knew of it by then; `id` is set before anyone is told of its end.
+    pub fn accepted(
+        &self,
+        ticket: u64,
+        job: u64,
+        lookup: Option<u32>,
+        answer: Option<(PrefetchResult, Vec<u8>)>,
+        id: &mut u64,
+        completions: &Completions,
+    ) {
+        let mut table = self.table.lock();
+        *id = job;
+        let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
+        entry.job = Some(job);
+        entry.lookup = entry.lookup.or(lookup);
+        entry.answer = entry.answer.take().or(answer);
+        if let Some(answer) = &entry.answer
+            && let Some(notify) = entry.notify.take()
+        {
+            tell(notify, job, entry.session, answer, completions);
+        }
+        if entry.released && entry.notify.is_none() {
+            table.by_ticket.remove(&ticket);
+        } else {
+            // Of one that its session's end made forgotten, the daemon still has to say how it ended.
+            table.by_job.insert(job, ticket);
+        }
+    }
+
+    /// The daemon did not accept the job: no completion comes.
+    pub fn refused(&self, ticket: u64) {
+        self.table.lock().by_ticket.remove(&ticket);
+    }
+
+    /// The daemon went away while it accepted this job.
+    pub fn disconnect_ticket(&self, ticket: u64, completions: &Completions) {
+        let entry = self.table.lock().remove(ticket);
+        if let Some(entry) = entry {
+            entry.lose(KVKEEP_ERR_DISCONNECTED, "the daemon went away", completions);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Pushed: the lookup's answer.
+    pub fn looked_up(&self, ticket: u64, chunks: u32) {
+        if let Some(entry) = self.table.lock().by_ticket.get_mut(&ticket) {
+            entry.lookup = Some(chunks);
+        }
+    }
+
+    /// Pushed: a job is done, as the reply that accepted it may have said.
+    pub fn done(&self, ticket: u64, result: PrefetchResult, bitmap: &[u8], completions: &Completions) {
+        let mut table = self.table.lock();
+        let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
+        entry.lookup = Some(result.lookup_chunks);
+        let answer = entry.answer.insert((result, bitmap.to_vec()));
+        if let Some(job) = entry.job
+            && let Some(notify) = entry.notify.take()
+        {
+            tell(notify, job, entry.session, answer, completions);
+        }
+        drop(table);
+        self.changed.notify_all();
+    }
+
+    /// Pushed: a job is forgotten. It was done before.
+    pub fn released(&self, ticket: u64) {
+        let mut table = self.table.lock();
+        match table.by_ticket.get_mut(&ticket) {
+            Some(entry) if entry.job.is_none() => entry.released = true,
+            _ => drop(table.remove(ticket)),
+        }
+        drop(table);
+        self.changed.notify_all();
+    }
+
+    /// Its caller forgets a job: only its completion is still to come.
+    pub fn forget(&self, job: u64) {
+        if let Some(entry) = self.table.lock().of_job_mut(job) {
+            entry.released = true;
+        }
+        self.changed.notify_all();
+    }
+
+    /// A session has ended: its jobs are forgotten.
+    pub fn forget_session(&self, session: u64) {
+        for entry in self.table.lock().by_ticket.values_mut() {
+            entry.released |= entry.session == session;
+        }
+        self.changed.notify_all();
+    }
+
+    /// The daemon is gone: every job ends now. Who waits for one is told `why`. Gives their numbers.
+    fn lose(&self, status: Status, message: &str, why: Error, completions: &Completions) -> Vec<u64> {
+        let mut table = self.table.lock();
+        table.losses += 1;
+        table.lost_by = Some(why);
+        let accepted: Vec<u64> =
+            table.by_ticket.iter().filter(|(_, entry)| entry.job.is_some()).map(|(ticket, _)| *ticket).collect();
+        let mut lost = Vec::new();
+        for ticket in accepted {
+            if let Some(entry) = table.remove(ticket) {
+                lost.extend(entry.job);
+                entry.lose(status, message, completions);
+            }
+        }
+        // Those not accepted are their submitters' to refuse.
+        drop(table);
+        self.changed.notify_all();
+        lost
+    }
+
+    /// The early answer of a job submitted here. None for one that was not.
+    pub fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Option<Result<Status>> {
+        self.ask(job, |entry| match entry.lookup {
+            Some(known) => {
+                *chunks = known;
+                Ok(KVKEEP_OK)
+            }
+            None => Ok(KVKEEP_PENDING),
+        })
+    }
+
+    /// The answer of a job submitted here.
+    pub fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Option<Result<Status>> {
+        self.ask(job, |entry| match &entry.answer {
+            Some((answer, _)) => {
+                let (struct_size, abi_version) = (result.struct_size, result.abi_version);
+                *result = PrefetchResult { struct_size, abi_version, ..*answer };
+                Ok(KVKEEP_OK)
+            }
+            None => Ok(KVKEEP_PENDING),
+        })
+    }
+
+    /// Which keys of a job submitted here are held.
+    pub fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Option<Result<Status>> {
+        self.ask(job, |entry| {
+            let needed = entry.keys.div_ceil(8);
+            if bitmap.len() < needed {
+                return Err(crate::control::prefetch::query::small_bitmap(job, entry.keys, bitmap.len()));
+            }
+            let Some((_, held)) = &entry.answer else { return Ok(KVKEEP_PENDING) };
+            bitmap.fill(0);
+            bitmap.iter_mut().zip(held).for_each(|(byte, held)| *byte = *held);
+            Ok(KVKEEP_OK)
+        })
+    }
+
+    fn ask(&self, job: u64, ask: impl FnOnce(&Entry) -> Result<Status>) -> Option<Result<Status>> {
+        let table = self.table.lock();
+        let entry = table.of_job(job)?;
+        Some(if entry.released { Err(no_job(job)) } else { ask(entry) })
+    }
+
+    /// Blocks until a job submitted here is done. None for one that was not, or whose daemon is gone.
+    pub fn wait(&self, job: u64, until: Instant) -> Option<Result<()>> {
+        let mut table = self.table.lock();
+        let losses = table.losses;
+        let mut known = false;
+        loop {
+            let Some(entry) = table.of_job(job) else {
+                let lost = table.lost_by.clone().filter(|_| table.losses != losses);
+                return known.then(|| Err(lost.unwrap_or_else(|| no_job(job))));
+            };
+            known = true;
+            if entry.released {
+                return Some(Err(no_job(job)));
+            }
+            if entry.answer.is_some() {
+                return Some(Ok(()));
+            }
+            if Instant::now() >= until {
+                return Some(Err(Error::new(
+                    KVKEEP_ERR_TIMEOUT,
+                    format!("job {job} is not done yet: wait longer, cancel it, or give it a deadline"),
+                )));
+            }
+            self.changed.wait_until(&mut table, until);
+        }
+    }
+
+    /// The cache closes: as [`lose`](Jobs::lose), cancelled.
+    pub fn close(&self, completions: &Completions) {
+        let why = Error::new(KVKEEP_ERR_CLOSED, "the cache was closed: open one, and submit the job again");
+        self.lose(KVKEEP_ERR_CANCELLED, "the cache was closed", why, completions);
+    }
+
+    /// The daemon went away, or the connection to it. Gives the numbers of the jobs that were lost.
+    pub fn disconnect(&self, why: Error, completions: &Completions) -> Vec<u64> {
+        let message = "the daemon went away: submit the job again when it is back";
+        self.lose(KVKEEP_ERR_DISCONNECTED, message, why, completions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros as _;
+
+    use super::*;
+    use crate::types::Completion;
+
+    #[test]
+    fn a_job_whose_session_ends_while_it_is_accepted_is_told_of_once() {
+        let result = PrefetchResult { status: KVKEEP_ERR_CANCELLED as i32, ..PrefetchResult::default() };
+        // How many of the two pushes come before the acceptance, and whether that knows the end, too.
+        for (early, knows) in [(0, false), (0, true), (1, true), (2, true)] {
+            let (jobs, completions) = (Jobs::default(), Completions::start().unwrap());
+            let ticket = jobs.begin(7, 1, Notify::EventFd);
+            let pushes: [&dyn Fn(); 2] = [&|| jobs.done(ticket, result, &[0], &completions), &|| jobs.released(ticket)];
+            pushes[..early].iter().for_each(|push| push());
+            jobs.forget_session(7);
+            jobs.accepted(ticket, 9, None, knows.then(|| (result, vec![0])), &mut 0, &completions);
+            assert!(jobs.query_prefetch(9, &mut PrefetchResult::default()).is_none_or(|answer| answer.is_err()));
+            pushes[early..].iter().for_each(|push| push());
+            assert_eq!(completions.drain(&mut [Completion::new_zeroed(); 2]), 1, "{early} pushes, {knows}");
+            assert!(jobs.table.lock().by_ticket.is_empty() && jobs.table.lock().by_job.is_empty());
+            completions.close();
+        }
+    }
+}

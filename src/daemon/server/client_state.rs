@@ -1,0 +1,265 @@
+//! One client as its daemon sees it: who it is, what it may do, and what dies with it.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use hashbrown::{HashMap, HashSet};
+use parking_lot::Mutex;
+
+use super::Limits;
+use super::descriptors::failed;
+use super::peer::Peer;
+use super::push::Outbox;
+use crate::cache::Cache;
+use crate::config::JobObserver;
+use crate::daemon::wire::{PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED, Request};
+use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, Result};
+use crate::node::Node;
+use crate::types::PrefetchResult;
+
+#[derive(Default)]
+struct Held {
+    gone: bool,
+    sessions: HashSet<u64>,
+    /// Jobs not released by ticket; 0 while one is being submitted.
+    jobs: HashMap<u64, u64>,
+}
+
+/// What a client may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Rights {
+    /// It may not write.
+    pub read_only: bool,
+    /// It may change what the whole node depends on.
+    pub admin: bool,
+    /// It may look at numbers and reasons, and nothing else.
+    pub observer: bool,
+}
+
+/// A connected client.
+pub struct Guest {
+    /// Its number.
+    pub number: u64,
+    /// Proves that a lane is this client's.
+    pub secret: u64,
+    /// Who it is.
+    pub peer: Peer,
+    /// It may not write.
+    pub read_only: bool,
+    /// It may change what the whole node depends on.
+    pub admin: bool,
+    /// It only looks at numbers and reasons, and holds nothing.
+    pub observer: bool,
+    /// What it is told unasked.
+    pub outbox: Outbox,
+    /// Readable once its process has ended.
+    pub process: Option<OwnedFd>,
+    lanes: AtomicUsize,
+    cut: AtomicBool,
+    held: Mutex<Held>,
+}
+
+fn gone() -> Error {
+    Error::new(KVKEEP_ERR_DISCONNECTED, "the client's connection is being ended")
+}
+
+fn limit(what: &str, most: u64, option: &str) -> Error {
+    Error::new(
+        KVKEEP_ERR_LIMIT,
+        format!(
+            "this client has {most} {what}, the most the daemon gives one: end some, or raise {option} of kvkeep serve"
+        ),
+    )
+}
+
+impl Guest {
+    /// A client that holds nothing yet.
+    pub fn new(number: u64, secret: u64, peer: Peer, rights: Rights) -> Result<Guest> {
+        let Rights { read_only, admin, observer } = rights;
+        let (lanes, cut, held) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::default());
+        let process = peer.watch().map_err(|error| failed("watching a client's process", &error))?;
+        Ok(Guest {
+            number,
+            secret,
+            peer,
+            read_only,
+            admin,
+            observer,
+            outbox: Outbox::new()?,
+            process,
+            lanes,
+            cut,
+            held,
+        })
+    }
+
+    /// It has one more lane.
+    pub fn enter_lane(&self) {
+        self.lanes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many lanes it has.
+    pub fn lanes(&self) -> usize {
+        self.lanes.load(Ordering::Relaxed)
+    }
+
+    /// A lane ended.
+    pub fn leave_lane(&self) {
+        self.lanes.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// It makes no calls any more.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it makes no calls any more.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has left.
+    pub fn is_gone(&self) -> bool {
+        self.held.lock().gone
+    }
+
+    /// Refuses a request that only a client that takes part may make.
+    pub fn may_ask(&self, request: &Request<'_>) -> Result<()> {
+        if self.observer && !request.only_looks() {
+            return Err(Error::new(
+                KVKEEP_ERR_PERMISSION,
+                "this connection only looks at numbers and reasons: open the cache without asking for that",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what a reader may not do.
+    pub fn may_write(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(
+                KVKEEP_ERR_PERMISSION,
+                "this client is a reader: open the cache without KVKEEP_FLAG_READ_ONLY, as a user whom the daemon lets write",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what concerns every client, unless it is the daemon's own user or root.
+    pub fn may_administer(&self) -> Result<()> {
+        if !self.admin {
+            return Err(Error::new(
+                KVKEEP_ERR_PERMISSION,
+                format!("user {} may not change what all clients share: do it as the daemon's user", self.peer.uid),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Begins a session that ends with this client.
+    pub fn begin_session(&self, node: &Node, limits: &Limits, begin: impl FnOnce() -> Result<u64>) -> Result<u64> {
+        let mut held = self.held.lock();
+        if held.gone {
+            return Err(gone());
+        }
+        if held.sessions.len() >= limits.sessions_per_client_max {
+            // Some may have been ended by others, or by their deadline.
+            held.sessions.retain(|&session| node.l1.session_lives(session).is_ok());
+            if held.sessions.len() >= limits.sessions_per_client_max {
+                let most = limits.sessions_per_client_max as u64;
+                return Err(limit("live sessions", most, "sessions_per_client_max"));
+            }
+        }
+        let session = begin()?;
+        held.sessions.insert(session);
+        Ok(session)
+    }
+
+    /// A session was ended.
+    pub fn end_session(&self, session: u64) {
+        self.held.lock().sessions.remove(&session);
+    }
+
+    /// Begins to follow a job that the client knows by `ticket`.
+    pub fn begin_job(self: &Arc<Self>, limits: &Limits, ticket: u64) -> Result<Arc<dyn JobObserver>> {
+        let mut held = self.held.lock();
+        if held.gone {
+            return Err(gone());
+        }
+        if held.jobs.len() >= limits.jobs_per_client_max {
+            return Err(limit("jobs not released", limits.jobs_per_client_max as u64, "jobs_per_client_max"));
+        }
+        if held.jobs.insert(ticket, 0).is_some() {
+            return Err(Error::invalid("malformed message: a ticket is used twice"));
+        }
+        Ok(Arc::new(Follower { guest: Arc::downgrade(self), ticket }))
+    }
+
+    /// The job of a ticket was accepted, or (0) refused. False if the client has left meanwhile: then it is to be released.
+    pub fn accept_job(&self, ticket: u64, job: u64) -> bool {
+        let mut held = self.held.lock();
+        if job == 0 {
+            held.jobs.remove(&ticket);
+        } else if let Some(known) = held.jobs.get_mut(&ticket) {
+            *known = job;
+        }
+        !held.gone
+    }
+
+    /// The client has left: everything that was its own ends. Says how many sessions that ended, and how many of them held
+    /// something.
+    pub fn leave(&self, node: &Node) -> (usize, usize) {
+        let held = {
+            let mut held = self.held.lock();
+            std::mem::replace(&mut *held, Held { gone: true, ..Held::default() })
+        };
+        for job in held.jobs.into_values().filter(|job| *job != 0) {
+            // One that was released meanwhile is gone as wished; so with sessions.
+            let _ = node.release_job(job);
+        }
+        let holding = held.sessions.iter().filter(|&&session| node.l1.session_holds(session)).count();
+        let ended = held.sessions.iter().filter(|&&session| node.abort_session(session).is_ok()).count();
+        // What it staged in the sessions of others.
+        node.l1.close_writer(self.number);
+        (ended, holding)
+    }
+}
+
+/// Tells a client of one of its jobs.
+struct Follower {
+    guest: Weak<Guest>,
+    ticket: u64,
+}
+
+impl JobObserver for Follower {
+    fn looked_up(&self, chunks: u32) {
+        if let Some(guest) = self.guest.upgrade() {
+            guest.outbox.push(PUSH_LOOKED_UP, |frame| {
+                frame.put(&self.ticket).put(&chunks);
+            });
+        }
+    }
+
+    fn done(&self, result: &PrefetchResult, held: &[bool]) {
+        if let Some(guest) = self.guest.upgrade() {
+            guest.outbox.push(PUSH_DONE, |frame| {
+                frame.put(&self.ticket).put(result).put(&bitmap(held).as_slice());
+            });
+        }
+    }
+
+    fn released(&self) {
+        if let Some(guest) = self.guest.upgrade() {
+            guest.held.lock().jobs.remove(&self.ticket);
+            guest.outbox.push(PUSH_RELEASED, |frame| {
+                frame.put(&self.ticket);
+            });
+        }
+    }
+}
+
+/// Bit i % 8 of byte i / 8 is key i.
+fn bitmap(held: &[bool]) -> Vec<u8> {
+    held.chunks(8).map(|eight| eight.iter().rev().fold(0, |byte, &held| byte << 1 | u8::from(held))).collect()
+}

@@ -1,0 +1,116 @@
+//! One socket of the daemon's, and its buffers.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::daemon::wire::frame::Inbox;
+use crate::daemon::wire::{FRAME_BYTES_MAX, Frame, Head};
+use crate::error::{Error, KVKEEP_ERR_LIMIT};
+
+/// A socket that must have said something by `until`, however slowly it says it.
+pub struct Until<'a> {
+    /// The socket.
+    pub stream: &'a UnixStream,
+    /// The end of patience.
+    pub until: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        // It fails when no time is left.
+        self.stream.set_read_timeout(Some(self.until.saturating_duration_since(Instant::now())))?;
+        let mut stream = self.stream;
+        stream.read(into)
+    }
+}
+
+/// What is heard of a client beside its calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Said {
+    /// Nothing: there is something to tell it.
+    Nothing,
+    /// It has lost its connection, and lives.
+    Lost,
+    /// It uses nothing any more, or is dead.
+    Gone,
+}
+
+/// Waits until a client that listens on `stream` says something there, its process ends, or there is something to tell it.
+pub fn wait_for(mut stream: &UnixStream, process: Option<&OwnedFd>, outbox: Option<BorrowedFd<'_>>) -> Said {
+    loop {
+        let fds = [Some(stream.as_fd()), process.map(AsFd::as_fd), outbox].into_iter().flatten();
+        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        if poll(&mut fds, None).is_err() {
+            continue;
+        }
+        if process.is_some() && !fds[1].revents().is_empty() {
+            return Said::Gone;
+        }
+        if fds[0].revents().is_empty() {
+            return Said::Nothing;
+        }
+        return if stream.read(&mut [0]).is_ok_and(|bytes| bytes == 1) { Said::Lost } else { Said::Gone };
+    }
+}
+
+/// One socket and its buffers.
+pub struct Connection {
+    /// The socket, shared with those who may shut it.
+    pub stream: Arc<UnixStream>,
+    /// What came last.
+    pub inbox: Inbox,
+    /// What goes next.
+    pub frame: Frame,
+}
+
+impl Connection {
+    /// Nothing was said yet.
+    pub fn new(stream: Arc<UnixStream>) -> Connection {
+        Connection { stream, inbox: Inbox::default(), frame: Frame::default() }
+    }
+
+    /// The kind of the next frame, whose fields are in the inbox; None when the peer is gone or sends too much.
+    pub fn receive(&mut self, bytes_max: u32, patient: bool) -> Option<u32> {
+        let Some(head) = self.inbox.receive(&mut &*self.stream, bytes_max, patient).ok()? else {
+            let message =
+                format!("a message has more than the {bytes_max} bytes that the daemon takes: split the batch");
+            self.refuse(&Error::new(KVKEEP_ERR_LIMIT, message));
+            return None;
+        };
+        Some(head.kind)
+    }
+
+    /// Whether the client has ended its half and waits for the daemon to end the other: it gave up the last call. One that is
+    /// gone has ended both.
+    pub fn is_given_up(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
+        let polled = poll(&mut fds, Some(&Timespec::default()));
+        polled.is_ok_and(|ready| ready == 1) && fds[0].revents() == PollFlags::RDHUP
+    }
+
+    /// Sends the frame. False if the peer does not take it.
+    pub fn send(&mut self) -> bool {
+        if self.frame.finish().len() - size_of::<Head>() > FRAME_BYTES_MAX as usize {
+            let message = "the answer is longer than a message may be: ask for less at a time";
+            self.frame.begin(KVKEEP_ERR_LIMIT as u32).put(&message);
+        }
+        (&*self.stream).write_all(self.frame.finish()).is_ok()
+    }
+
+    /// Gives back what a rare large message took.
+    pub fn trim(&mut self) {
+        self.inbox.trim();
+        self.frame.trim();
+    }
+
+    /// Says why not.
+    pub fn refuse(&mut self, error: &Error) {
+        self.frame.begin(error.status as u32).put(&error.message.as_str());
+        self.send();
+    }
+}

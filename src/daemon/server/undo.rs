@@ -1,0 +1,122 @@
+//! What the last answer on a lane gave, for the case that nobody took it.
+//!
+//! A client that gives up a call ends its half of the lane. What the answer gave would be held by a caller that was told
+//! TIMEOUT, so it is taken back. An answer was taken when the next request comes.
+
+use super::client_state::Guest;
+use crate::cache::Cache;
+use crate::error::KVKEEP_OK;
+use crate::key::Key;
+use crate::node::Node;
+use crate::types::View;
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum What {
+    #[default]
+    Nothing,
+    Session,
+    Backend,
+    Staging,
+    Shares,
+    Job,
+}
+
+/// What the last answer gave. Its memory is used again and again.
+#[derive(Default)]
+pub struct Granted {
+    what: What,
+    /// The session in which it was given.
+    session: u64,
+    /// The session, backend or job that was given.
+    number: u64,
+    extra: u32,
+    keys: Vec<Key>,
+}
+
+/// Keys kept for the next answer's memory.
+const KEYS_KEPT: usize = 1 << 16;
+
+impl Granted {
+    fn set(&mut self, what: What, session: u64, number: u64) {
+        (self.what, self.session, self.number) = (what, session, number);
+        self.keys.clear();
+        self.keys.shrink_to(KEYS_KEPT);
+    }
+
+    /// The last answer was taken, or gave nothing.
+    pub fn clear(&mut self) {
+        self.set(What::Nothing, 0, 0);
+    }
+
+    /// A session was begun.
+    pub fn session(&mut self, session: u64) {
+        self.set(What::Session, session, 0);
+    }
+
+    /// A backend was added.
+    pub fn backend(&mut self, backend: u64) {
+        self.set(What::Backend, 0, backend);
+    }
+
+    /// Keys were staged, where their views are OK.
+    pub fn staging(&mut self, session: u64, keys: &[Key], views: &[View]) {
+        self.set(What::Staging, session, 0);
+        self.take(keys, views);
+    }
+
+    /// Shares were taken, `1 + extra` of each key whose view is OK.
+    pub fn shares(&mut self, session: u64, keys: &[Key], views: &[View], extra: u32) {
+        self.set(What::Shares, session, 0);
+        self.extra = extra;
+        self.take(keys, views);
+    }
+
+    fn take(&mut self, keys: &[Key], views: &[View]) {
+        let given = keys.iter().zip(views).filter(|(_, view)| view.status == KVKEEP_OK as i32);
+        self.keys.extend(given.map(|(key, _)| *key));
+    }
+
+    /// A job was accepted.
+    pub fn job(&mut self, session: u64, job: u64, keys: &[Key], extra: u32) {
+        self.set(What::Job, session, job);
+        self.extra = extra;
+        self.keys.extend_from_slice(keys);
+    }
+
+    /// Takes it back. What has gone meanwhile, by its session's end or by others, is gone as wished.
+    pub fn take_back(&mut self, node: &Node, guest: &Guest) {
+        match self.what {
+            What::Nothing => {}
+            What::Session => {
+                let _ = node.abort_session(self.session);
+                guest.end_session(self.session);
+            }
+            What::Backend => {
+                let _ = node.remove_backend(self.number);
+            }
+            What::Staging => {
+                let _ = node.abort_write(self.session, &self.keys, None);
+            }
+            What::Shares => self.return_shares(node),
+            What::Job => {
+                let mut held = vec![0; self.keys.len().div_ceil(8)];
+                // One that was done keeps its shares; one that was not has none now.
+                let _ = node.cancel(self.number);
+                if matches!(node.query_bitmap(self.number, &mut held), Ok(KVKEEP_OK)) {
+                    let mut index = 0;
+                    self.keys.retain(|_| {
+                        index += 1;
+                        held[(index - 1) / 8] >> ((index - 1) % 8) & 1 == 1
+                    });
+                    self.return_shares(node);
+                }
+                let _ = node.release_job(self.number);
+            }
+        }
+        self.clear();
+    }
+
+    fn return_shares(&self, node: &Node) {
+        node.l1.take_back(self.session, self.keys.iter().copied(), self.extra + 1);
+    }
+}

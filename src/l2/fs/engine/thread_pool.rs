@@ -1,0 +1,200 @@
+//! The engine for where io_uring is not allowed: threads that read and write.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, fallocate, ftruncate, openat, unlinkat};
+use rustix::io::{Errno, preadv, pwritev};
+
+use super::backlog::Task;
+use crate::error::{Error, Result};
+use crate::l2::fs::failures::{EVICTING, OPENING, READING};
+use crate::l2::fs::file_format::{BLOCK, Frame, Spare};
+use crate::l2::fs::object_io::{Core, Engine, Fault};
+use crate::l2::fs::path;
+use crate::l2::fs::store::Writing;
+use crate::l2::{Load, Store, Stored};
+use crate::threads;
+
+/// Threads if not told: small objects want many reads under way.
+const THREADS: usize = 16;
+/// Bytes of one system call.
+const PIECE: u64 = 2 << 20;
+/// Bytes under way at once; more only makes each wait longer.
+const BYTES_MAX: u64 = 16 << 20;
+
+/// Bounds the bytes under way.
+struct Gate {
+    free: Mutex<u64>,
+    freed: Condvar,
+}
+
+impl Gate {
+    fn pass<T>(&self, bytes: u64, work: impl FnOnce() -> T) -> T {
+        let mut free = self.free.lock();
+        while *free < bytes {
+            self.freed.wait(&mut free);
+        }
+        *free -= bytes;
+        drop(free);
+        let result = work();
+        *self.free.lock() += bytes;
+        self.freed.notify_all();
+        result
+    }
+}
+
+/// The threads.
+pub struct Pool {
+    core: std::sync::Weak<Core>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Pool {
+    /// Starts `threads` threads, or the default for 0.
+    pub fn start(core: &Arc<Core>, threads: usize) -> Result<Arc<Pool>> {
+        let gate = Arc::new(Gate { free: Mutex::new(BYTES_MAX), freed: Condvar::new() });
+        let pool = Arc::new(Pool { core: Arc::downgrade(core), threads: Mutex::new(Vec::new()) });
+        for number in 0..if threads == 0 { THREADS } else { threads } {
+            let (theirs, gate) = (Arc::clone(core), Arc::clone(&gate));
+            let thread = threads::spawn(&format!("kvkeep-fs-{number}"), move || run(&theirs, &gate));
+            match thread {
+                Ok(thread) => pool.threads.lock().push(thread),
+                Err(error) => {
+                    core.queue.stop();
+                    pool.join();
+                    return Err(Error::io("starting a thread of the fs backend", &error));
+                }
+            }
+        }
+        Ok(pool)
+    }
+}
+
+impl Engine for Pool {
+    fn wake(&self, count: usize) {
+        if let Some(core) = self.core.upgrade() {
+            core.queue.notify(count.min(self.threads.lock().len()));
+        }
+    }
+
+    fn join(&self) {
+        for thread in self.threads.lock().drain(..) {
+            // A thread that panicked was reported by the panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(core: &Core, gate: &Gate) {
+    let mut spare = Spare::new();
+    while let Some(task) = core.queue.wait() {
+        match task {
+            Task::Load(load) => self::load(core, gate, load, &mut spare),
+            Task::Store(store) => self::store(core, gate, store, &mut spare),
+        }
+    }
+}
+
+fn load(core: &Core, gate: &Gate, load: Load, spare: &mut Spare) {
+    let Some((reading, mut frame)) = core.begin_load(load, spare) else { return };
+    let outcome = open(core, &reading.path, OFlags::RDONLY, reading.patience)
+        .map_err(|error| Fault::Io(OPENING, error.into()))
+        .and_then(|file| {
+            let result = read(gate, &file, &mut frame);
+            if frame.mistaken(result.is_ok()) { read(gate, &file, &mut frame) } else { result }
+        });
+    core.descriptors.freed();
+    core.end_load(reading, frame, outcome, spare);
+}
+
+fn open(core: &Core, path: &str, flags: OFlags, patience: Instant) -> rustix::io::Result<OwnedFd> {
+    let direct = if core.direct { OFlags::DIRECT } else { OFlags::empty() };
+    let flags = flags | direct | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    loop {
+        match openat(&core.dirfd, path, flags, Mode::from_raw_mode(path::FILE_MODE)) {
+            Err(error) if core.waits_for_descriptor(&error.into(), patience) => core.descriptors.wait(),
+            result => return result,
+        }
+    }
+}
+
+fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result<(), Fault> {
+    let (mut at, span, end) = (frame.start(), frame.span(), frame.file_bytes());
+    while at < end {
+        let to = span.min(at + PIECE);
+        match gate.pass(to - at, || preadv(file, &mut frame.slices_mut(at, to), at)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(Fault::Io(READING, error.into())),
+            Ok(count) => {
+                at += count as u64;
+                if count == 0 || (at < end && !at.is_multiple_of(BLOCK as u64)) {
+                    return Err(Fault::Short(at));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn store(core: &Core, gate: &Gate, store: Store, spare: &mut Spare) {
+    let mut next = core.begin_store(store, spare);
+    if let Some((writing, frame)) = next.take_if(|(writing, frame)| core.is_stored(writing, frame)) {
+        core.end_store(writing, frame, Ok(Stored::Already), spare);
+    }
+    while let Some((mut writing, frame)) = next {
+        let written = write(core, gate, &mut writing, &frame);
+        core.descriptors.freed();
+        next = match written {
+            Ok(()) => {
+                let renamed = core.rename(&mut writing);
+                core.conclude(writing, frame, renamed, spare)
+            }
+            Err((what, error)) => core.fail(writing, frame, Fault::Io(what, error), spare),
+        };
+    }
+}
+
+type Step<T> = std::result::Result<T, (&'static str, io::Error)>;
+
+fn write(core: &Core, gate: &Gate, writing: &mut Writing, frame: &Frame) -> Step<()> {
+    for victim in &writing.victims {
+        match unlinkat(&core.dirfd, victim.as_str(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err((EVICTING, error.into())),
+        }
+    }
+    core.settle(writing);
+    let file = create(core, writing).map_err(|error| ("creating", error.into()))?;
+    let given = fallocate(&file, FallocateFlags::empty(), 0, frame.span()).map_err(io::Error::from);
+    core.allocated(writing, given).map_err(|error| ("allocating", error))?;
+    let (mut at, span) = (0, frame.span());
+    while at < span {
+        let to = span.min(at + PIECE);
+        match gate.pass(to - at, || pwritev(&file, &frame.slices(at, to), at)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(("writing", error.into())),
+            Ok(0) => return Err(("writing", Errno::NOSPC.into())),
+            Ok(count) => at += count as u64,
+        }
+    }
+    if frame.file_bytes() < span {
+        ftruncate(&file, frame.file_bytes()).map_err(|error| ("trimming", error.into()))?;
+    }
+    Ok(())
+}
+
+fn create(core: &Core, writing: &Writing) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    match open(core, &writing.temporary, flags, writing.patience) {
+        Err(Errno::NOENT) => {
+            core.make_tmp().map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
+            open(core, &writing.temporary, flags, writing.patience)
+        }
+        result => result,
+    }
+}

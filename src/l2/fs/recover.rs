@@ -1,0 +1,218 @@
+//! What is in the directory when it is opened.
+
+use std::fs::{DirEntry, ReadDir, read_dir, remove_file};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use super::failures::file_error;
+use super::object_io::payload_of;
+use super::path;
+use super::path::Writer;
+use super::writers::{gone_is_none, is_stale};
+use crate::error::{Error, Result};
+use crate::key::{ObjectKey, SpaceTag};
+
+/// Threads that read directories: a cold scan waits for the disk, a warm one for the processor.
+const THREADS: usize = 4;
+
+/// One object found.
+pub struct Seen {
+    pub key: ObjectKey,
+    /// Bytes of payload.
+    pub size: u64,
+    /// Time of last use in nanoseconds.
+    pub used: u64,
+    /// When its file was made, where the file system tells, in nanoseconds.
+    pub made: u64,
+}
+
+/// A directory of objects.
+#[derive(Clone)]
+pub struct Place {
+    pub space: SpaceTag,
+    pub path: PathBuf,
+}
+
+/// What a scan found.
+#[derive(Default)]
+pub struct Scan {
+    /// The objects, in no order.
+    pub seen: Vec<Seen>,
+    /// Shards, or whole spaces, that could not be read to their end.
+    pub unlisted: Vec<Place>,
+    /// Why not, of one of them.
+    pub why: Option<Error>,
+    /// Why a file that nobody needs could not be removed, of one of them.
+    pub unremoved: Option<Error>,
+}
+
+impl Scan {
+    fn skip(&mut self, place: Place, error: &io::Error) {
+        self.why.get_or_insert_with(|| file_error("listing", &place.path, error));
+        self.unlisted.push(place);
+    }
+
+    fn append(&mut self, mut other: Scan) {
+        self.seen.append(&mut other.seen);
+        self.unlisted.append(&mut other.unlisted);
+        self.why = self.why.take().or(other.why);
+        self.unremoved = self.unremoved.take().or(other.unremoved);
+    }
+
+    /// A sentence about what could not be read, if anything.
+    pub fn missing(&self, dir: &Path) -> Option<String> {
+        let why = self.why.as_ref()?;
+        let what = if self.unlisted.len() == 1 { "directory" } else { "directories" };
+        let count = self.unlisted.len();
+        Some(format!("{count} {what} of objects in {} cannot be listed; one of them: {why}", dir.display()))
+    }
+}
+
+/// Reads `dir`, removes what dead writers left, and says what is there. Fails only if `dir` itself cannot be listed.
+pub fn scan(dir: &Path, this: &Writer) -> Result<Scan> {
+    let failed = |error: io::Error| Error::io(format!("scanning {}", dir.display()), &error);
+    let mut scan = Scan::default();
+    sweep(dir, this, &mut scan).map_err(failed)?;
+    scan.append(read(spaces(dir).map_err(failed)?, this));
+    Ok(scan)
+}
+
+/// Reads spaces and shards.
+pub fn read(places: Vec<Place>, this: &Writer) -> Scan {
+    let mut scan = Scan::default();
+    let shards = shards(places, |place, error| scan.skip(place, &error));
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(scan);
+    thread::scope(|scope| {
+        for _ in 0..THREADS.min(shards.len()) {
+            scope.spawn(|| {
+                let mut part = Scan::default();
+                while let Some(shard) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = scan_shard(shard, this, &mut part) {
+                        part.skip(shard.clone(), &error);
+                    }
+                }
+                all.lock().append(part);
+            });
+        }
+    });
+    all.into_inner()
+}
+
+fn name_of(entry: &DirEntry) -> Option<String> {
+    entry.file_name().into_string().ok()
+}
+
+/// The spaces of a directory.
+pub fn spaces(dir: &Path) -> io::Result<Vec<Place>> {
+    let mut spaces = Vec::new();
+    for entry in read_dir(dir)? {
+        let entry = entry?;
+        let Some(space) = name_of(&entry).and_then(|name| path::parse_space(&name)) else { continue };
+        spaces.push(Place { space, path: entry.path() });
+    }
+    Ok(spaces)
+}
+
+/// The shards of spaces, and those places that are shards themselves. Tells `failed` of each that cannot be listed.
+pub fn shards(places: Vec<Place>, mut failed: impl FnMut(Place, io::Error)) -> Vec<Place> {
+    let mut shards = Vec::new();
+    for place in places {
+        let name = place.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if path::is_shard(name) {
+            shards.push(place);
+        } else if let Err(error) = shards_of(&place, &mut shards) {
+            failed(place, error);
+        }
+    }
+    shards
+}
+
+fn shards_of(space: &Place, shards: &mut Vec<Place>) -> io::Result<()> {
+    let Some(entries) = listed(&space.path)? else { return Ok(()) };
+    for shard in entries {
+        let shard = shard?;
+        if name_of(&shard).is_some_and(|name| path::is_shard(&name)) {
+            shards.push(Place { space: space.space, path: shard.path() });
+        }
+    }
+    Ok(())
+}
+
+/// What is in a directory; none if it is away or no directory.
+fn listed(dir: &Path) -> io::Result<Option<ReadDir>> {
+    match read_dir(dir) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// Reads what it can of a shard, and fails with the first thing that it cannot.
+fn scan_shard(place: &Place, this: &Writer, scan: &mut Scan) -> io::Result<()> {
+    let shard = place.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let Some(entries) = listed(&place.path)? else { return Ok(()) };
+    let mut result = Ok(());
+    for entry in entries {
+        let entry = entry?;
+        let Some(name) = name_of(&entry) else { continue };
+        match gone_is_none(look(place.space, shard, &name, &entry, this)) {
+            Ok(Some(File::Object(seen))) => scan.seen.push(seen),
+            Ok(Some(File::Rubbish)) => {
+                if let Err(error) = gone_is_none(remove_file(entry.path())) {
+                    scan.unremoved.get_or_insert_with(|| file_error("removing", &entry.path(), &error));
+                }
+            }
+            Ok(Some(File::Other) | None) => {}
+            Err(error) => result = result.and(Err(error)),
+        }
+    }
+    result
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos().try_into().unwrap_or(u64::MAX))
+}
+
+/// Removes what died while it opened the directory left in it, and earlier builds at any time.
+fn sweep(dir: &Path, this: &Writer, scan: &mut Scan) -> io::Result<()> {
+    for entry in read_dir(dir)? {
+        let entry = entry?;
+        let Some(writer) = name_of(&entry).and_then(|name| path::parse_temporary(&name)) else { continue };
+        let stale = entry.metadata().and_then(|meta| is_stale(writer.as_ref(), &meta, this));
+        if stale.is_ok_and(|stale| stale)
+            && let Err(error) = gone_is_none(remove_file(entry.path()))
+        {
+            scan.unremoved.get_or_insert_with(|| file_error("removing", &entry.path(), &error));
+        }
+    }
+    Ok(())
+}
+
+/// What a file in a shard is.
+enum File {
+    Object(Seen),
+    /// Nobody needs it.
+    Rubbish,
+    Other,
+}
+
+fn look(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &Writer) -> io::Result<File> {
+    if let Some(writer) = path::parse_temporary(name) {
+        let stale = is_stale(writer.as_ref(), &entry.metadata()?, this)?;
+        return Ok(if stale { File::Rubbish } else { File::Other });
+    }
+    let Some(key) = path::parse_object(space, shard, name) else { return Ok(File::Other) };
+    let meta = entry.metadata()?;
+    if !meta.is_file() {
+        return Ok(File::Other);
+    }
+    let used = nanoseconds(meta.modified()?);
+    let made = meta.created().map_or(used, nanoseconds);
+    // Shorter than a header: what a power cut left of a new file.
+    Ok(payload_of(meta.len()).map_or(File::Rubbish, |size| File::Object(Seen { key, size, used, made })))
+}

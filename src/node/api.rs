@@ -1,0 +1,455 @@
+//! What callers ask of a node: each call goes to the part that does it.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::arena::Arena;
+use crate::arena_lease::ArenaLease;
+use crate::cache;
+use crate::cache::Cache;
+use crate::config::{PrefetchRequest, SpaceSpec};
+use crate::control::completion::Completions;
+use crate::control::tokens::Ranks;
+use crate::error::{Error, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::events::Event;
+use crate::key::{Key, ObjectKey};
+use crate::l1::Outcome;
+use crate::l1::staged_bytes::THIS_PROCESS;
+use crate::l2;
+use crate::log::{Log, LogLevel};
+use crate::node::Node;
+use crate::shape::Shape;
+use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
+
+/// Between two looks whether jobs are through with a backend that is removed.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(1);
+
+impl Node {
+    /// Begins a session for the process `owner_pid`.
+    pub fn begin_session_of(
+        &self,
+        owner_pid: u32,
+        space: u64,
+        request_id: &str,
+        timeout: Option<Duration>,
+    ) -> Result<u64> {
+        self.l1.begin_session(space, owner_pid, request_id, timeout.unwrap_or(self.session_timeout))
+    }
+
+    /// Begins a session of the process `owner_pid` that copies for another.
+    pub fn begin_copy_of(&self, owner_pid: u32, session: u64, space: u64, shapes: &[Shape]) -> Result<u64> {
+        self.l1.begin_copy(session, space, shapes, owner_pid)
+    }
+
+    /// Stages keys for a client of a daemon, whose account was opened.
+    pub fn reserve_write_by(
+        &self,
+        writer: u64,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool> {
+        self.l1.reserve_write_by(writer, session, keys, sizes, temporary, views)
+    }
+
+    /// Stages what fits for a writer that has an account, and waits for memory that is under way.
+    pub fn reserve_patiently_by(
+        &self,
+        writer: u64,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        wait: Duration,
+        views: &mut [View],
+    ) -> Result<Status> {
+        self.l1.reserve_patiently((session, writer), keys, sizes, wait, views)
+    }
+
+    fn leave(&self, session: u64, touch: bool) -> Result<()> {
+        self.l1.session_lives(session)?;
+        self.prefetcher.release_session(session);
+        let ended = self.l1.end_session(session, touch);
+        self.forget(session);
+        ended
+    }
+
+    /// Lets go of what belongs to a session that has ended, and of what a call that met its end left behind.
+    fn forget(&self, session: u64) {
+        self.prefetcher.release_session(session);
+        self.chains.forget(session);
+    }
+
+    /// Tells L1 whether anything is below it. Whoever is last here sees all changes of the list made before.
+    fn look_below(&self) {
+        let _turn = self.below.lock();
+        self.l1.set_has_l2(!self.tiers.list().is_empty());
+    }
+
+    fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
+        let tag = self.l1.space(space)?.tag;
+        Ok(keys.iter().map(|&key| ObjectKey { space: tag, key }).collect())
+    }
+}
+
+impl Cache for Node {
+    fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
+        self.l1.open_space(&spec)
+    }
+
+    fn add_backend(&self, url: &str) -> Result<u64> {
+        let number = self.tiers.add(l2::url::open(url, &self.log)?)?;
+        self.look_below();
+        self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
+        Ok(number)
+    }
+
+    fn remove_backend(&self, number: u64) -> Result<()> {
+        let deadline = Instant::now() + self.backend_timeout;
+        let tier = self.tiers.remove(number)?;
+        self.look_below();
+        self.writer.removed();
+        // Callers were told what jobs found in it.
+        while tier.usable() && self.prefetcher.plans_on(&tier) && Instant::now() < deadline {
+            thread::sleep(REMOVAL_PAUSE);
+        }
+        let retired = tier.retire(deadline.saturating_duration_since(Instant::now()));
+        self.tiers.keep_count(&tier);
+        retired
+    }
+
+    fn drain_writes(&self, timeout_ms: u32) -> Result<()> {
+        self.writer.drain(Duration::from_millis(u64::from(timeout_ms)))
+    }
+
+    fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64> {
+        self.begin_session_of(std::process::id(), space, request_id, timeout)
+    }
+
+    fn end_session(&self, session: u64) -> Result<()> {
+        self.leave(session, true)
+    }
+
+    fn abort_session(&self, session: u64) -> Result<()> {
+        self.leave(session, false)
+    }
+
+    fn declare_shapes(&self, space: u64, shapes: &[Shape]) -> Result<()> {
+        self.l1.declare_shapes(space, shapes)
+    }
+
+    fn begin_copy(&self, session: u64, space: u64, shapes: &[Shape]) -> Result<u64> {
+        self.begin_copy_of(std::process::id(), session, space, shapes)
+    }
+
+    fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64> {
+        let space = self.l1.session_space(session)?;
+        let chunks = self.chains.append(session, &space, tokens)?;
+        if let Err(error) = self.l1.session_lives(session) {
+            // It ended meanwhile.
+            self.chains.forget(session);
+            return Err(error);
+        }
+        Ok(chunks)
+    }
+
+    fn session_keys(
+        &self,
+        session: u64,
+        first_chunk: u64,
+        first_rank: u32,
+        rank_count: u32,
+        group_count: u32,
+        keys: &mut [Key],
+    ) -> Result<()> {
+        self.l1.session_space(session)?;
+        self.chains.keys(session, first_chunk, (first_rank, rank_count, group_count), keys)
+    }
+
+    fn reserve_write(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool> {
+        self.l1.reserve_write(session, keys, sizes, temporary, views)
+    }
+
+    fn store_wait(&self) -> Duration {
+        self.store_wait
+    }
+
+    fn reserve_patiently(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        wait: Duration,
+        views: &mut [View],
+    ) -> Result<Status> {
+        self.reserve_patiently_by(THIS_PROCESS, session, keys, sizes, wait, views)
+    }
+
+    fn explain_refusal(&self, session: u64, of_space: bool) -> Result<String> {
+        self.l1.largest_holder(session, of_space)
+    }
+
+    fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.l1.finish_write(session, keys, statuses)
+    }
+
+    fn abort_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.l1.abort_write(session, keys, statuses)
+    }
+
+    fn finish_write_and_reserve_read(
+        &self,
+        session: u64,
+        keys: &[Key],
+        extra: u32,
+        views: &mut [View],
+    ) -> Result<bool> {
+        self.l1.finish_write_and_reserve_read(session, keys, extra + 1, views)
+    }
+
+    fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool> {
+        self.l1.reserve_read(session, keys, extra + 1, views)
+    }
+
+    fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.l1.finish_read(session, keys, extra + 1, statuses)
+    }
+
+    fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
+        let space = self.l1.session_space(session)?;
+        let keys = self.chains.keys_of_tokens(session, &space, tokens, ranks)?;
+        self.l1.release(session, &keys, extra + 1)
+    }
+
+    fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
+        self.l1.unsafe_read(session, keys, views)
+    }
+
+    fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        let tiers = self.tiers.list();
+        if !tiers.is_empty() {
+            let mut objects = self.objects(space, keys)?;
+            objects.reverse();
+            self.writer.touch(&objects);
+        }
+        self.l1.touch(space, keys, statuses)
+    }
+
+    fn query_keys(&self, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()> {
+        self.l1.query_keys(space, keys, states)
+    }
+
+    fn retain(
+        &self,
+        space: u64,
+        keys: &[Key],
+        priority: u32,
+        ttl_ms: u32,
+        statuses: Option<&mut [i32]>,
+    ) -> Result<bool> {
+        self.l1.retain(space, keys, priority, ttl_ms, statuses)
+    }
+
+    fn evict(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        self.l1.evict(space, keys, statuses)
+    }
+
+    fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
+        let objects = self.objects(space, keys)?;
+        let committed = self.prefetcher.loads_committed();
+        // Looked at before and after, so that a load that ends or begins meanwhile is seen.
+        let before = self.prefetcher.loading(&objects);
+        let still: Vec<Key> = keys.iter().zip(&before).filter(|(_, loading)| !**loading).map(|(key, _)| *key).collect();
+        let mut of_l1 = self.l1.delete(space, &still)?.into_iter();
+        let after = self.prefetcher.loading(&objects);
+        let mut said = Vec::with_capacity(keys.len());
+        for (before, after) in before.into_iter().zip(after) {
+            let status = if before { None } else { of_l1.next() };
+            said.push(status.filter(|_| !after).unwrap_or(KVKEEP_ERR_LOCKED));
+        }
+        let free: Vec<usize> = (0..keys.len()).filter(|&i| said[i] != KVKEEP_ERR_LOCKED).collect();
+        let objects: Vec<ObjectKey> = free.iter().map(|&i| objects[i]).collect();
+        if !objects.is_empty() {
+            for (&i, known) in free.iter().zip(self.writer.delete(&objects)) {
+                if known && said[i] == KVKEEP_ERR_NOT_FOUND {
+                    said[i] = KVKEEP_OK;
+                }
+            }
+            // A job may have found an object after it was looked for in L1, and before it was gone below.
+            self.prefetcher.drop_deleted(&objects);
+            if self.prefetcher.loads_committed() != committed {
+                let gone: Vec<Key> = free.iter().map(|&i| keys[i]).collect();
+                self.l1.hide_all(space, &gone)?;
+            }
+        }
+        // A key is deleted once: where it stands again, nothing is left to delete, whichever tier had it.
+        let mut seen = HashSet::with_capacity(if keys.len() > 1 { keys.len() } else { 0 });
+        for (key, status) in keys.iter().zip(&mut said).filter(|_| keys.len() > 1) {
+            if !seen.insert(key) && *status == KVKEEP_OK {
+                *status = KVKEEP_ERR_NOT_FOUND;
+            }
+        }
+        let mut outcome = Outcome::new(statuses);
+        said.into_iter().enumerate().for_each(|(i, status)| outcome.set(i, status));
+        Ok(outcome.all_ok())
+    }
+
+    fn clear(&self, space: u64, force: bool) -> Result<(u64, bool)> {
+        let space = (space != 0).then_some(space);
+        if force {
+            let index = space.map(|space| self.l1.space(space)).transpose()?.map(|space| space.index);
+            self.prefetcher.cancel_space(index);
+        }
+        self.l1.clear(space, force)
+    }
+
+    fn forget_space(&self, space: u64) -> Result<u64> {
+        let (space, info) = match space {
+            0 => (None, None),
+            number => (Some(number), Some(self.l1.space(number)?)),
+        };
+        let (index, tag) = (info.map(|info| info.index), info.map(|info| info.tag));
+        let tiers = self.tiers.list();
+        // From here on no job finds anything of it below L1, and those that did are cancelled, so that nothing arrives in L1 later.
+        tiers.iter().for_each(|tier| tier.bars.raise(tag));
+        self.prefetcher.cancel_space(index);
+        let removed = self.l1.forget(space)?;
+        // Those that found something in L1 meanwhile.
+        self.prefetcher.cancel_space(index);
+        self.writer.forget(tag, &tiers);
+        Ok(removed)
+    }
+
+    fn submit_prefetch(&self, session: u64, keys: &[Key], request: PrefetchRequest, job: &mut u64) -> Result<()> {
+        self.prefetcher.submit(session, keys, request, job)
+    }
+
+    fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status> {
+        let began = Instant::now();
+        let status = self.prefetcher.query_lookup_hits(job, chunks);
+        self.meters.call_latency.add(began.elapsed());
+        status
+    }
+
+    fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
+        let began = Instant::now();
+        let status = self.prefetcher.query(job, result);
+        self.meters.call_latency.add(began.elapsed());
+        status
+    }
+
+    fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
+        self.prefetcher.query_bitmap(job, bitmap)
+    }
+
+    fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
+        self.prefetcher.wait(job, Duration::from_millis(u64::from(timeout_ms)))
+    }
+
+    fn cancel(&self, job: u64) -> Result<()> {
+        self.prefetcher.cancel(job)
+    }
+
+    fn release_job(&self, job: u64) -> Result<()> {
+        self.prefetcher.release(job)
+    }
+
+    fn event_fd(&self) -> i32 {
+        self.completions.fd()
+    }
+
+    fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
+        self.l1.drain_events(next, events)
+    }
+
+    fn drain_completions(&self, completions: &mut [Completion]) -> usize {
+        self.completions.drain(completions)
+    }
+
+    fn stats(&self, stats: &mut Stats) -> Result<()> {
+        Node::stats(self, stats);
+        Ok(())
+    }
+
+    fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()> {
+        self.l1.query_space(space, usage)
+    }
+
+    fn metrics(&self) -> Result<String> {
+        Ok(Node::metrics(self))
+    }
+
+    fn explain_key(&self, space: u64, key: &Key) -> Result<String> {
+        Node::explain_key(self, space, key)
+    }
+
+    fn explain_session(&self, session: u64) -> Result<String> {
+        Node::explain_session(self, session)
+    }
+
+    fn copy_out(&self, view: &View, into: &mut [u8]) -> Result<()> {
+        cache::copy_out(self.l1.arena(), view, into)
+    }
+
+    fn copy_in(&self, view: &View, from: &[u8]) -> Result<()> {
+        cache::copy_in(self.l1.arena(), view, from)
+    }
+
+    fn arena(&self) -> Option<Arc<Arena>> {
+        Some(self.l1.arena().clone())
+    }
+
+    fn arena_of(&self, view: &View) -> Option<ArenaLease> {
+        let arena = self.l1.arena();
+        arena.holds(view.data.cast(), view.size).then(|| ArenaLease::new(arena.clone(), None))
+    }
+
+    fn completions(&self) -> &Arc<Completions> {
+        &self.completions
+    }
+
+    fn note_refusal(&self, error: &Error) {
+        self.shortfall.refused(error);
+    }
+
+    fn log(&self) -> &Log {
+        &self.log
+    }
+
+    fn note_unregistered(&self, memlock: bool) {
+        self.meters.registrations_refused.add(1);
+        self.meters.memlock_refused.add(u64::from(memlock));
+    }
+
+    fn is_poisoned(&self) -> bool {
+        Node::is_poisoned(self)
+    }
+
+    fn poison(&self) {
+        Node::poison(self);
+    }
+
+    fn on_callback_thread(&self) -> bool {
+        self.completions.on_thread()
+    }
+
+    fn wake_waiters(&self) {
+        self.l1.stop_waiting();
+        self.prefetcher.close();
+    }
+
+    fn close(&self) {
+        Node::close(self);
+    }
+}

@@ -1,0 +1,232 @@
+//! The node seen from outside: statistics, Prometheus text, and why a key is where it is (P12).
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::error::Result;
+use crate::key::{Key, ObjectKey};
+use crate::l2::{Found, Usage};
+use crate::node::Node;
+use crate::prometheus;
+use crate::types::Stats;
+
+/// One backend.
+#[derive(Serialize, Debug)]
+pub struct BackendReport {
+    /// Its number.
+    pub backend: u64,
+    /// Its place among the tiers.
+    pub tier: usize,
+    /// The scheme of its URL.
+    pub scheme: &'static str,
+    /// Why it is not used now, if so.
+    pub trouble: Option<String>,
+    /// What an operator should know of it although it is used, if anything.
+    pub note: Option<String>,
+    /// The medium has less room than the capacity.
+    pub short: bool,
+    /// Objects in it.
+    pub objects: u64,
+    /// Bytes in it.
+    pub bytes: u64,
+    /// Most bytes it may take, 0 for no bound of its own.
+    pub capacity_bytes: u64,
+    /// Objects it evicted.
+    pub evictions: u64,
+    /// Writes that it was asked for: the sum of the next five.
+    pub writes_asked: u64,
+    /// Objects that it stored.
+    pub stores: u64,
+    /// Objects that it had.
+    pub stores_already: u64,
+    /// Writes to it that were dropped.
+    pub stores_dropped: u64,
+    /// Writes to it of objects that were deleted first.
+    pub writes_withdrawn: u64,
+    /// Writes to it that have not ended.
+    pub writes_pending: u64,
+    /// Pins of jobs on its objects: those may not be evicted.
+    pub pins: u64,
+}
+
+impl Node {
+    /// Fills in everything but the head.
+    pub fn stats(&self, stats: &mut Stats) {
+        let (counts, gauges) = self.l1.gauges();
+        let meters = &self.meters;
+        let usage =
+            self.tiers.list().iter().map(|tier| tier.backend.usage()).fold(Usage::default(), |sum, usage| Usage {
+                objects: sum.objects + usage.objects,
+                bytes: sum.bytes + usage.bytes,
+                pins: sum.pins + usage.pins,
+                io_uring_refused: sum.io_uring_refused + usage.io_uring_refused,
+                ..sum
+            });
+        // What is read without a prefetch asks no backend.
+        let (l2_hits, l2_misses) = (meters.l2_hits.get(), meters.l2_misses.get() + counts.read_misses);
+        *stats = Stats {
+            struct_size: stats.struct_size,
+            abi_version: stats.abi_version,
+            l1_bytes: gauges.capacity_bytes,
+            l1_used_bytes: gauges.used_bytes,
+            l1_locked_bytes: gauges.locked_bytes,
+            l1_objects: gauges.objects,
+            l1_staged: gauges.staged,
+            l1_shares: gauges.shares,
+            sessions: gauges.sessions,
+            jobs: self.prefetcher.count() as u64,
+            writes_pending: self.writer.writes_pending(),
+            read_hits: counts.read_hits + meters.l1_hits.get(),
+            read_misses: l2_hits + l2_misses,
+            commits: counts.commits,
+            commits_discarded: counts.commits_discarded,
+            evictions: counts.evictions,
+            evicted_bytes: counts.evicted_bytes,
+            refusals: counts.refused_memory + counts.refused_quota,
+            sessions_reclaimed: counts.sessions_reclaimed,
+            shares_revoked: counts.shares_revoked,
+            jobs_reclaimed: meters.jobs_reclaimed.get(),
+            clients: meters.clients.get(),
+            clients_lost: meters.clients_lost.get(),
+            jobs_submitted: meters.jobs_submitted.get(),
+            jobs_completed: meters.jobs_completed.get(),
+            jobs_cancelled: meters.jobs_cancelled.get(),
+            prefetch_hit_chunks: meters.prefetch_hit_chunks.get(),
+            prefetch_asked_chunks: meters.prefetch_asked_chunks.get(),
+            loads: meters.loads.get(),
+            loaded_bytes: meters.loaded_bytes.get(),
+            load_failures: meters.load_failures.get(),
+            corruptions: meters.corruptions.get(),
+            backend_timeouts: meters.backend_timeouts.get(),
+            stores: meters.stores.get(),
+            stored_bytes: meters.stored_bytes.get(),
+            stores_already: meters.stores_already.get(),
+            store_retries: meters.store_retries.get(),
+            stores_dropped: counts.writes_dropped() + meters.writes_dropped() + meters.deletions_dropped.get(),
+            writes_asked: counts.writes_asked + meters.writes_asked.get(),
+            writes_withdrawn: counts.writes_withdrawn + meters.writes_withdrawn.get(),
+            deletions_pending: self.writer.deletions_pending(),
+            commits_temporary: counts.commits_temporary,
+            dropped_queue: counts.dropped_queue,
+            dropped_evicted: counts.dropped_evicted,
+            dropped_failed: meters.dropped_failed.get(),
+            dropped_fenced: meters.dropped_fenced.get(),
+            dropped_closed: meters.dropped_closed.get(),
+            dropped_deletions: meters.deletions_dropped.get(),
+            l2_objects: usage.objects,
+            l2_bytes: usage.bytes,
+            l2_evictions: self.tiers.evicted(),
+            l2_hits,
+            l2_misses,
+            l2_pins: usage.pins,
+            uses_dropped: meters.uses_dropped.get() + counts.uses_dropped,
+            writes_pending_max: self.writes_pending_max,
+            stores_dropped_recently: self.shortfall.dropped_recently(&counts, meters),
+            io_uring_refused: usage.io_uring_refused,
+            huge_pages_refused: u64::from(self.l1.arena().joining_refused()),
+            registrations_refused: meters.registrations_refused.get(),
+            memlock_refused: meters.memlock_refused.get(),
+            lookup_latency: meters.lookup_latency.get(),
+            prefetch_latency: meters.prefetch_latency.get(),
+            load_latency: meters.load_latency.get(),
+            store_latency: meters.store_latency.get(),
+            call_latency: meters.call_latency.get(),
+        };
+    }
+
+    /// Prometheus text.
+    pub fn metrics(&self) -> String {
+        let mut stats = Stats::default();
+        self.stats(&mut stats);
+        prometheus::prometheus(&stats) + &prometheus::backends(&self.backends())
+    }
+
+    /// The backends, in the order they are asked.
+    pub fn backends(&self) -> Vec<BackendReport> {
+        let tiers = self.tiers.list();
+        let reports = tiers.iter().map(|tier| {
+            let usage = tier.backend.usage();
+            BackendReport {
+                backend: tier.number,
+                tier: tier.place,
+                scheme: tier.backend.name(),
+                trouble: tier.trouble(),
+                note: tier.note(),
+                short: usage.short,
+                objects: usage.objects,
+                bytes: usage.bytes,
+                capacity_bytes: usage.capacity,
+                evictions: usage.evicted,
+                writes_asked: tier.writes.asked.get(),
+                stores: tier.writes.stored.get(),
+                stores_already: tier.writes.already.get(),
+                stores_dropped: tier.writes.dropped.get(),
+                writes_withdrawn: tier.writes.withdrawn.get(),
+                writes_pending: tier.writes.pending.get(),
+                pins: usage.pins,
+            }
+        });
+        reports.collect()
+    }
+
+    /// Where a key is, who holds it, and why it cannot be evicted. JSON.
+    pub fn explain_key(&self, space: u64, key: &Key) -> Result<String> {
+        let in_l1 = self.l1.explain_key(space, key)?;
+        let object = ObjectKey { space: self.l1.space(space)?.tag, key: *key };
+        let backends: Vec<_> = self
+            .tiers
+            .list()
+            .iter()
+            .map(|tier| {
+                let state = match tier.peek(&[object])[..] {
+                    _ if tier.bars.stop(&object.space) => "not asked: it forgets the space",
+                    [Found::Present(_)] => "present",
+                    [Found::Absent] => "absent",
+                    _ => "not known without asking",
+                };
+                json!({
+                    "backend": tier.number,
+                    "scheme": tier.backend.name(),
+                    "state": state,
+                    "trouble": tier.trouble(),
+                })
+            })
+            .collect();
+        let state = in_l1.first().map_or("absent", |report| report.state);
+        // Others who stage the key, or hold what was cleared, do not keep what is ready.
+        let why: Vec<&String> = in_l1
+            .iter()
+            .filter(|report| report.state == state)
+            .flat_map(|report| &report.unevictable_because)
+            .collect();
+        Ok(json!({
+            "key": key.to_string(),
+            "state": state,
+            "evictable": state == "ready" && why.is_empty(),
+            "unevictable_because": why,
+            "l1": in_l1,
+            "backends": backends,
+        })
+        .to_string())
+    }
+
+    /// What a session holds, or for 0 every session that holds something. JSON.
+    pub fn explain_session(&self, session: u64) -> Result<String> {
+        let reports = self.l1.explain_sessions((session != 0).then_some(session))?;
+        let sessions: Vec<_> = reports
+            .into_iter()
+            .map(|report| {
+                let jobs: Vec<_> = self
+                    .prefetcher
+                    .of_session(report.session)
+                    .into_iter()
+                    .map(|(job, done)| json!({"job": job, "done": done}))
+                    .collect();
+                let mut value = json!(report);
+                value["jobs"] = json!(jobs);
+                value
+            })
+            .collect();
+        Ok(json!({ "sessions": sessions }).to_string())
+    }
+}

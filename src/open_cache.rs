@@ -1,0 +1,139 @@
+//! One open cache as its handle has it: the cache itself, and the transfers of this process.
+//!
+//! It gives way to [`Cache`] for all that a cache does alone; what concerns transfers too stands here.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::cache::Cache;
+use crate::config::SpaceSpec;
+use crate::error::{Result, Status};
+use crate::key::Key;
+use crate::store_wait;
+use crate::transfer::Transfers;
+use crate::transfer::registry::is_transfer;
+use crate::types::{PrefetchResult, View};
+
+/// A cache and its transfers.
+pub struct OpenCache {
+    cache: Arc<dyn Cache>,
+    transfers: Arc<Transfers>,
+    /// What was said last of a refusal of L1, and when: it costs a look at every session.
+    refusal: Mutex<Option<(Instant, String)>>,
+}
+
+/// What was said of a refusal is true enough for so long.
+const REFUSAL_KEPT: Duration = Duration::from_secs(1);
+
+impl Deref for OpenCache {
+    type Target = dyn Cache;
+
+    fn deref(&self) -> &(dyn Cache + 'static) {
+        &*self.cache
+    }
+}
+
+impl OpenCache {
+    /// A cache with no transfers yet.
+    pub fn new(cache: Arc<dyn Cache>) -> OpenCache {
+        let transfers = Transfers::new(cache.clone());
+        OpenCache { cache, transfers, refusal: Mutex::default() }
+    }
+
+    /// The transfers.
+    pub fn transfers(&self) -> &Transfers {
+        &self.transfers
+    }
+
+    /// Why a session was refused memory, for people.
+    pub fn why_refused(&self, session: u64, of_space: bool) -> String {
+        let now = Instant::now();
+        let mut last = self.refusal.lock();
+        if let Some((said, text)) = &*last
+            && !of_space
+            && now.duration_since(*said) < REFUSAL_KEPT
+        {
+            return text.clone();
+        }
+        let text = self.cache.explain_refusal(session, of_space).unwrap_or_else(|error| error.message);
+        if !of_space {
+            *last = Some((now, text.clone()));
+        }
+        text
+    }
+
+    /// Opens a space, which transfers then know.
+    pub fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
+        let number = self.cache.open_space(spec.clone())?;
+        self.transfers.note_space(number, &spec);
+        Ok(number)
+    }
+
+    /// Stages keys; waits for writes under way, if it is to, before what is still to be written is evicted.
+    pub fn reserve_write(
+        &self,
+        session: u64,
+        keys: &[Key],
+        sizes: &[u64],
+        temporary: bool,
+        views: &mut [View],
+    ) -> Result<bool> {
+        let wait = self.cache.store_wait();
+        if temporary || wait.is_zero() {
+            return self.cache.reserve_write(session, keys, sizes, temporary, views);
+        }
+        store_wait::reserve(&*self.cache, wait, session, keys, sizes, views)
+    }
+
+    /// Ends a session, touches nothing, and drops what is being copied for it.
+    pub fn abort_session(&self, session: u64) -> Result<()> {
+        self.cache.abort_session(session)?;
+        self.transfers.abort_session(session);
+        Ok(())
+    }
+
+    /// The early answer of a prefetch.
+    pub fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status> {
+        if is_transfer(job) { Err(self.transfers.no_lookup(job)) } else { self.cache.query_lookup_hits(job, chunks) }
+    }
+
+    /// The answer of a job.
+    pub fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
+        if is_transfer(job) { self.transfers.query(job, result) } else { self.cache.query_prefetch(job, result) }
+    }
+
+    /// Which keys of a prefetch are held.
+    pub fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
+        if is_transfer(job) { Err(self.transfers.no_lookup(job)) } else { self.cache.query_bitmap(job, bitmap) }
+    }
+
+    /// Blocks until a job is done.
+    pub fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
+        if is_transfer(job) { self.transfers.wait(job, timeout_ms) } else { self.cache.wait(job, timeout_ms) }
+    }
+
+    /// Cancels a job.
+    pub fn cancel(&self, job: u64) -> Result<()> {
+        if is_transfer(job) { self.transfers.cancel(job) } else { self.cache.cancel(job) }
+    }
+
+    /// Forgets a job.
+    pub fn release_job(&self, job: u64) -> Result<()> {
+        if is_transfer(job) { self.transfers.release(job) } else { self.cache.release_job(job) }
+    }
+
+    /// Ends every wait, because the cache closes.
+    pub fn wake_waiters(&self) {
+        self.transfers.begin_closing();
+        self.cache.wake_waiters();
+    }
+
+    /// Closes. Called once, when no other call is in flight.
+    pub fn close(&self) {
+        self.transfers.close();
+        self.cache.close();
+    }
+}

@@ -1,0 +1,185 @@
+//! Everything counted, by name: as Prometheus text and as JSON.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::node::explain::BackendReport;
+use crate::types::{Histogram, Stats};
+
+/// One number of the statistics.
+pub struct Value {
+    /// Its name, as in the C header.
+    pub name: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Takes it out.
+    pub of: fn(&Stats) -> u64,
+}
+
+/// One latency of the statistics.
+pub struct Latency {
+    /// Its name, as in the C header.
+    pub name: &'static str,
+    /// Its name in Prometheus text.
+    pub metric: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Takes it out.
+    pub of: fn(&Stats) -> &Histogram,
+}
+
+macro_rules! values {
+    ($($name:ident $help:literal),* $(,)?) => {
+        &[$(Value { name: stringify!($name), help: $help, of: |stats| stats.$name }),*]
+    };
+}
+
+macro_rules! latencies {
+    ($($name:ident $metric:literal $help:literal),* $(,)?) => {
+        &[$(Latency { name: stringify!($name), metric: $metric, help: $help, of: |stats| &stats.$name }),*]
+    };
+}
+
+/// What goes up and down.
+pub const GAUGES: &[Value] = values! {
+    l1_bytes "Size of L1.",
+    l1_used_bytes "Bytes of L1 in objects, staging and transfers.",
+    l1_locked_bytes "Bytes of L1 that cannot be evicted now.",
+    l1_objects "Committed objects in L1.",
+    l1_staged "Staged objects in L1.",
+    l1_shares "Shares held by all sessions.",
+    sessions "Live sessions.",
+    jobs "Jobs not yet released.",
+    writes_pending "Objects waiting to be written to L2.",
+    deletions_pending "Deletions that backends have not answered.",
+    writes_pending_max "Most objects that may wait to be written to L2.",
+    stores_dropped_recently "Writes given up in the last minute.",
+    clients "Clients connected to the daemon.",
+    l2_objects "Objects in all backends.",
+    l2_bytes "Bytes in all backends.",
+    l2_pins "Pins of jobs on objects in all backends.",
+    io_uring_refused "Backends fs that use threads because io_uring is refused.",
+    huge_pages_refused "1 where pages of L1 were not joined to huge ones.",
+};
+
+/// What only grows.
+pub const COUNTERS: &[Value] = values! {
+    read_hits "Keys asked for that L1 had.",
+    read_misses "Keys asked for that L1 had not.",
+    l2_hits "Keys asked for that L1 had not and a backend had.",
+    l2_misses "Keys asked for that no tier had.",
+    commits "Objects committed.",
+    commits_discarded "Commits that found the object there.",
+    commits_temporary "Commits of temporary objects.",
+    evictions "Objects evicted from L1.",
+    evicted_bytes "Bytes evicted from L1.",
+    refusals "Reservations refused for want of memory or quota.",
+    clients_lost "Clients that went without closing.",
+    sessions_reclaimed "Sessions ended by their deadline.",
+    shares_revoked "Shares taken after a deadline.",
+    jobs_reclaimed "Jobs released by their deadline.",
+    jobs_submitted "Jobs accepted.",
+    jobs_completed "Jobs completed.",
+    jobs_cancelled "Jobs that ended cancelled.",
+    prefetch_hit_chunks "Chunks that prefetches found.",
+    prefetch_asked_chunks "Chunks that prefetches needed.",
+    loads "Objects loaded from L2.",
+    loaded_bytes "Bytes loaded from L2.",
+    load_failures "Loads that failed.",
+    corruptions "Objects found corrupt and quarantined.",
+    backend_timeouts "Backend requests that passed their deadline.",
+    stores "Objects written to L2.",
+    stored_bytes "Bytes written to L2.",
+    stores_already "Writes not needed.",
+    store_retries "Writes and deletions tried again.",
+    stores_dropped "Writes and deletions given up.",
+    dropped_queue "Writes given up because too many waited.",
+    dropped_evicted "Writes given up because L1 evicted their objects first.",
+    dropped_failed "Writes given up because a backend failed or refused them.",
+    dropped_fenced "Writes given up because a backend was fenced or gone.",
+    dropped_closed "Writes given up because the cache closed.",
+    dropped_deletions "Deletions given up.",
+    writes_asked "Writes to backends asked for.",
+    writes_withdrawn "Writes not made because their objects were deleted first.",
+    l2_evictions "Objects evicted by backends.",
+    uses_dropped "Uses that backends were not told of.",
+    registrations_refused "Times that a GPU's driver refused to register L1.",
+    memlock_refused "Of these, for want of lockable memory (ulimit -l).",
+};
+
+/// How long things take.
+pub const LATENCIES: &[Latency] = latencies! {
+    lookup_latency "kvkeep_lookup_seconds" "Submit to lookup answer.",
+    prefetch_latency "kvkeep_prefetch_seconds" "Submit to completion.",
+    load_latency "kvkeep_load_seconds" "One object read from L2.",
+    store_latency "kvkeep_store_seconds" "One object written to L2.",
+    call_latency "kvkeep_call_seconds" "Calls that a scheduler makes.",
+};
+
+/// Why the backends do not keep up with what is committed, if so.
+pub fn backlog(stats: &Stats) -> Option<String> {
+    let Stats { writes_pending: pending, writes_pending_max: most, stores_dropped_recently: dropped, .. } = *stats;
+    let remedy = "use a faster disk, a larger L1, or store less";
+    if dropped > 0 {
+        return Some(format!("L2 does not keep up: {dropped} writes were dropped in the last minute; {remedy}"));
+    }
+    (pending > most / 2).then(|| format!("L2 does not keep up: {pending} writes wait, at most {most} may; {remedy}"))
+}
+
+/// Prometheus text (exposition format 0.0.4).
+pub fn prometheus(stats: &Stats) -> String {
+    let mut text = String::with_capacity(1 << 14);
+    for (kind, suffix, values) in [("gauge", "", GAUGES), ("counter", "_total", COUNTERS)] {
+        for Value { name, help, of } in values {
+            let (name, value) = (format!("kvkeep_{name}{suffix}"), of(stats));
+            // Writing to a string cannot fail.
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+        }
+    }
+    for latency in LATENCIES {
+        histogram(&mut text, latency.metric, latency.help, (latency.of)(stats));
+    }
+    text
+}
+
+/// Prometheus text about each backend, to follow that of the statistics.
+pub fn backends(reports: &[BackendReport]) -> String {
+    let mut text = String::new();
+    let mut gauge = |name: &str, help: &str, of: fn(&BackendReport) -> bool| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "# HELP kvkeep_backend_{name} {help}\n# TYPE kvkeep_backend_{name} gauge\n");
+        for report in reports {
+            let (number, scheme, value) = (report.backend, report.scheme, u8::from(of(report)));
+            let _ = writeln!(text, "kvkeep_backend_{name}{{backend=\"{number}\",scheme=\"{scheme}\"}} {value}");
+        }
+    };
+    if !reports.is_empty() {
+        gauge("trouble", "1 while the backend fails or is fenced.", |report| report.trouble.is_some());
+        gauge("short", "1 while the medium has less room than the backend's capacity.", |report| report.short);
+    }
+    text
+}
+
+/// One JSON object, by the names of the C header.
+pub fn json(stats: &Stats) -> Json {
+    let numbers = GAUGES.iter().chain(COUNTERS).map(|value| (value.name.to_owned(), json!((value.of)(stats))));
+    let latencies = LATENCIES.iter().map(|latency| {
+        let Histogram { count, sum_us, buckets } = (latency.of)(stats);
+        (latency.name.to_owned(), json!({"count": count, "sum_us": sum_us, "buckets": buckets}))
+    });
+    Json::Object(numbers.chain(latencies).collect::<Map<String, Json>>())
+}
+
+fn histogram(text: &mut String, name: &str, help: &str, histogram: &Histogram) {
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} histogram\n");
+    let mut sum = 0;
+    let last = histogram.buckets.len() - 1;
+    for (i, count) in histogram.buckets[..last].iter().enumerate() {
+        sum += count;
+        let bound = (1u64 << i) as f64 / 1e6;
+        let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {sum}");
+    }
+    let (count, seconds) = (histogram.count, histogram.sum_us as f64 / 1e6);
+    let _ = write!(text, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {seconds}\n{name}_count {count}\n");
+}

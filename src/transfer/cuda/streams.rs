@@ -1,0 +1,227 @@
+//! One direction of one pool: a stream, a thread that puts pieces on it, and one that notices when they have landed.
+//!
+//! They are two so that pieces are queued, and a caller's stream can be told to wait for them, while those before them still wait
+//! for the engine's own work.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::Reach;
+use super::driver::Handle;
+use super::gpu::{Gpu, Mark};
+use super::mover::Mover;
+use super::registration::Pinned;
+use crate::error::{Error, Result};
+use crate::transfer::copy::{Fragment, Way};
+use crate::transfer::device::{Piece, Point, Work};
+
+/// Pieces in flight: enough for the bus to have more to do while one is noticed.
+const DEPTH: usize = 16;
+const NON_BLOCKING: u32 = 1;
+
+/// A piece on its way.
+struct Flight {
+    work: Arc<dyn Work>,
+    piece: Piece,
+    /// Behind its copies; none where it could not be set.
+    mark: Option<Arc<Mark>>,
+    /// Whether all of it was put on the stream.
+    put: Result<()>,
+    /// What it comes from or goes to stays registered.
+    _pinned: Arc<Pinned>,
+}
+
+#[derive(Default)]
+struct Queue {
+    works: VecDeque<(Arc<dyn Work>, Point)>,
+    flights: VecDeque<Flight>,
+    closing: bool,
+    /// Nothing more will fly.
+    fed: bool,
+}
+
+struct Inner {
+    reach: Arc<Reach>,
+    gpu: Arc<Gpu>,
+    way: Way,
+    stream: Handle,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+/// A direction of a pool.
+pub struct Lane {
+    inner: Arc<Inner>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    closed: AtomicBool,
+}
+
+impl Lane {
+    /// Makes the stream and starts the threads.
+    pub fn open(reach: Arc<Reach>, way: Way) -> Result<Lane> {
+        let (gpu, mut stream) = (reach.gpu.clone(), 0);
+        {
+            let _inside = gpu.enter()?;
+            // SAFETY: destroyed by `close`. It is not to wait for the default stream, whose work is the engine's.
+            let code = unsafe { (gpu.driver.stream_create)(&raw mut stream, NON_BLOCKING) };
+            gpu.check(code, "creating a stream")?;
+        }
+        let (queue, changed) = (Mutex::default(), Condvar::new());
+        let inner = Arc::new(Inner { reach, gpu, way, stream, queue, changed });
+        let lane = Lane { inner, threads: Mutex::default(), closed: AtomicBool::new(false) };
+        lane.spawn("kvkeep-cuda", Inner::feed)?;
+        lane.spawn("kvkeep-landed", Inner::land)?;
+        Ok(lane)
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce(&Inner) + Send + 'static) -> Result<()> {
+        let inner = self.inner.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&inner));
+        let thread = thread.map_err(|error| Error::io("starting a thread that copies", &error))?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// There is work behind a point of a caller's stream.
+    pub fn push(&self, work: Arc<dyn Work>, after: Point) {
+        self.inner.queue.lock().works.push_back((work, after));
+        self.inner.changed.notify_all();
+    }
+
+    /// Ends the threads. Nothing is in flight any more.
+    pub fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.inner.queue.lock().closing = true;
+        self.inner.changed.notify_all();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            let _ = thread.join();
+        }
+        let Ok(_inside) = self.inner.gpu.enter() else { return };
+        // SAFETY: made in `open`, used by nobody any more.
+        unsafe { (self.inner.gpu.driver.stream_destroy)(self.inner.stream) };
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Inner {
+    fn feed(&self) {
+        let inside = self.gpu.enter();
+        let mut mover = Mover::new(self.gpu.clone(), self.way, self.stream, DEPTH);
+        let (mut fragments, mut number) = (Vec::new(), 0);
+        while let Some((work, after)) = self.told() {
+            let step = AssertUnwindSafe(|| self.feed_work(&mut mover, &work, &after, &mut fragments, &mut number));
+            if catch_unwind(step).is_err() {
+                work.broken();
+            }
+        }
+        let mut queue = self.queue.lock();
+        queue.fed = true;
+        self.changed.notify_all();
+        // The lists of kernels in flight are the mover's.
+        while !queue.flights.is_empty() {
+            self.changed.wait(&mut queue);
+        }
+        drop(queue);
+        drop(mover);
+        drop(inside);
+    }
+
+    fn told(&self) -> Option<(Arc<dyn Work>, Point)> {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(told) = queue.works.pop_front() {
+                return Some(told);
+            }
+            if queue.closing {
+                return None;
+            }
+            self.changed.wait(&mut queue);
+        }
+    }
+
+    fn feed_work(
+        &self,
+        mover: &mut Mover,
+        work: &Arc<dyn Work>,
+        after: &Point,
+        fragments: &mut Vec<Fragment>,
+        number: &mut usize,
+    ) {
+        let mut stood: Option<Result<()>> = None;
+        while let Some(piece) = work.next(fragments) {
+            drop(self.room());
+            let pinned = self.reach.of(&piece.arena);
+            *number += 1;
+            let behind = || after.0.as_ref().map_or(Ok(()), |event| self.gpu.wait_behind(self.stream, &**event));
+            let stood = stood.get_or_insert_with(behind).clone();
+            let put = self.gpu.lost().map_or(stood, Err).and_then(|()| {
+                let stretches = fragments.iter().flat_map(|fragment| pinned.cut(fragment));
+                mover.put(stretches, self.gpu.kernel_bytes_max(self.way), *number % DEPTH)
+            });
+            // Behind what was put on the stream before an error, too.
+            let mark = self.gpu.record(self.stream).ok();
+            if let (Ok(()), Some(mark)) = (&put, &mark) {
+                work.queued(&piece, mark.clone());
+            }
+            self.queue.lock().flights.push_back(Flight { work: work.clone(), piece, mark, put, _pinned: pinned });
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until another piece may fly.
+    fn room(&self) -> MutexGuard<'_, Queue> {
+        let mut queue = self.queue.lock();
+        while queue.flights.len() >= DEPTH {
+            self.changed.wait(&mut queue);
+        }
+        queue
+    }
+
+    fn land(&self) {
+        let _inside = self.gpu.enter();
+        while let Some(mark) = self.next_mark() {
+            let landed = self.wait(mark.as_deref());
+            let Some(flight) = self.queue.lock().flights.pop_front() else { return };
+            self.changed.notify_all();
+            let Flight { work, piece, put, .. } = flight;
+            if catch_unwind(AssertUnwindSafe(|| work.landed(piece, put.and(landed)))).is_err() {
+                work.broken();
+            }
+        }
+    }
+
+    /// The mark of the piece that lands next; it stays among the flights until it has.
+    fn next_mark(&self) -> Option<Option<Arc<Mark>>> {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(flight) = queue.flights.front() {
+                return Some(flight.mark.clone());
+            }
+            if queue.fed {
+                return None;
+            }
+            self.changed.wait(&mut queue);
+        }
+    }
+
+    /// Blocks until the device touches nothing of a piece any more.
+    fn wait(&self, mark: Option<&Mark>) -> Result<()> {
+        if mark.is_some_and(|mark| self.gpu.wait_for(mark).is_ok()) {
+            return Ok(());
+        }
+        // Who cannot wait for the piece waits for all of the stream. Where that fails too, the driver has given the device up.
+        self.gpu.wait_for_stream(self.stream).inspect_err(|error| self.gpu.lose(error.clone()))
+    }
+}

@@ -1,0 +1,454 @@
+//! The pools and transfers of one open cache, by number, and what may be asked of them.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+use super::cuda::{Cuda, Gpus};
+use super::device::Device;
+use super::host::Host;
+use super::large_store::Streams;
+use super::layout::Layout;
+use super::page_pool::{Pool, PoolSpec, cuda_device};
+use super::transfer_job::{Progress, Transfer, not_done};
+use crate::cache::Cache;
+use crate::config::SpaceSpec;
+use crate::error::{
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND,
+    KVKEEP_OK, KVKEEP_PENDING, Result, Status,
+};
+use crate::shape::Shape;
+use crate::types::PrefetchResult;
+
+/// Marks the numbers of transfers, together with upper 16 bits of 0: no prefetch job is ever given such a number.
+const TRANSFER: u64 = 1 << 47;
+/// Most transfers not released.
+const TRANSFERS_MAX: usize = 1 << 16;
+/// Most pools.
+const POOLS_MAX: usize = 1 << 10;
+/// An answer that nobody reads is kept so long.
+const KEPT: Duration = Duration::from_secs(300);
+
+/// Whether a job is a transfer.
+pub fn is_transfer(job: u64) -> bool {
+    job & !(TRANSFER - 1) == TRANSFER
+}
+
+#[derive(Default)]
+pub(super) struct Inner {
+    pools: HashMap<u64, Arc<Pool>>,
+    last_pool: u64,
+    transfers: HashMap<u64, Arc<Transfer>>,
+    last_transfer: u64,
+    /// Those that are done, oldest first.
+    done: VecDeque<(Instant, u64)>,
+    /// Tokens of a chunk, of the spaces opened here.
+    chunk_tokens: HashMap<u64, u32>,
+}
+
+/// All transfers of one open cache.
+pub struct Transfers {
+    cache: Arc<dyn Cache>,
+    host: Arc<dyn Device>,
+    gpus: Arc<Gpus>,
+    pub(super) inner: Mutex<Inner>,
+    closing: AtomicBool,
+    pub(super) streams: Streams,
+    pub(super) me: Weak<Transfers>,
+}
+
+fn no_pool(number: u64) -> Error {
+    Error::new(
+        KVKEEP_ERR_NOT_FOUND,
+        format!("pool {number} is not open: it was never opened by this handle, or was closed; open it first"),
+    )
+}
+
+fn no_transfer(id: u64) -> Error {
+    Error::new(
+        KVKEEP_ERR_NOT_FOUND,
+        format!(
+            "transfer {id} is not there: it was never given by this handle, was released, or was not asked for in time"
+        ),
+    )
+}
+
+/// Cancels transfers.
+fn stop(transfers: &[Arc<Transfer>], why: &str) {
+    transfers.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, why));
+}
+
+/// Waits until stopped transfers are done: the bytes in flight have landed.
+fn wait_for(transfers: &[Arc<Transfer>]) {
+    for transfer in transfers {
+        let mut progress = transfer.progress.lock();
+        while progress.answer.is_none() {
+            transfer.changed.wait(&mut progress);
+        }
+    }
+}
+
+impl Transfers {
+    /// None yet, of `cache`.
+    pub fn new(cache: Arc<dyn Cache>) -> Arc<Transfers> {
+        Transfers::by(cache, Host::new())
+    }
+
+    /// None yet, of `cache`, whose pages on the host are copied by `host`.
+    pub(super) fn by(cache: Arc<dyn Cache>, host: Arc<dyn Device>) -> Arc<Transfers> {
+        let told = cache.clone();
+        let gpus = Arc::new(Gpus::new(cache.log().clone(), move |memlock| told.note_unregistered(memlock)));
+        Arc::new_cyclic(|me| Transfers {
+            cache,
+            host,
+            gpus,
+            inner: Mutex::default(),
+            closing: AtomicBool::new(false),
+            streams: Streams::default(),
+            me: me.clone(),
+        })
+    }
+
+    /// The cache that it copies for.
+    pub fn cache(&self) -> &dyn Cache {
+        &*self.cache
+    }
+
+    /// A space was opened through this handle.
+    pub fn note_space(&self, number: u64, spec: &SpaceSpec) {
+        self.inner.lock().chunk_tokens.insert(number, spec.chunk_tokens);
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::new(KVKEEP_ERR_CLOSED, "the cache is closing: submit nothing more"));
+        }
+        Ok(())
+    }
+
+    /// Registers a pool of a space.
+    pub fn open_pool(&self, space: u64, spec: PoolSpec) -> Result<u64> {
+        let ordinal = cuda_device(spec.device)?;
+        let layout = Layout::new(spec.blocks, spec.blocks_per_chunk, &spec.segments)?;
+        self.check_pool(&self.inner.lock(), space, &layout)?;
+        // Opening a GPU takes its time, so nothing is locked meanwhile.
+        let device: Arc<dyn Device> = match ordinal {
+            None => {
+                self.host.open()?;
+                self.host.clone()
+            }
+            Some(ordinal) => {
+                let l1 = self.cache.arena();
+                Arc::new(Cuda::open(&self.gpus, ordinal, &spec.segments, spec.blocks, l1)?)
+            }
+        };
+        let entered = self
+            .declare(space, &layout.shapes(spec.rank))
+            .and_then(|()| self.enter_pool(space, &spec, layout, device.clone()));
+        if entered.is_err() {
+            self.close_device(&device);
+        }
+        entered
+    }
+
+    /// Refuses what a pool must not be. Gives the tokens of a chunk.
+    fn check_pool(&self, inner: &Inner, space: u64, layout: &Layout) -> Result<u32> {
+        self.check_open()?;
+        let chunk_tokens = *inner.chunk_tokens.get(&space).ok_or_else(|| {
+            Error::new(
+                KVKEEP_ERR_NOT_FOUND,
+                format!("space {space} was not opened by this handle: open it with kvkeep_open_space first"),
+            )
+        })?;
+        if !chunk_tokens.is_multiple_of(layout.blocks_per_chunk) {
+            return Err(Error::invalid(format!(
+                "blocks_per_chunk is {}, which does not divide the space's {chunk_tokens} tokens of a chunk: make chunk_tokens a \
+                 multiple of the tokens of a block",
+                layout.blocks_per_chunk
+            )));
+        }
+        if inner.pools.len() >= POOLS_MAX {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{} pools are open: close some first", inner.pools.len()),
+            ));
+        }
+        Ok(chunk_tokens)
+    }
+
+    /// Refuses a pool whose objects would look different from those of others, in whichever process. Without the daemon there is
+    /// nobody to ask: then its first transfer is refused, which asks again.
+    fn declare(&self, space: u64, shapes: &[Shape]) -> Result<()> {
+        match self.cache.declare_shapes(space, shapes) {
+            Err(error) if error.status == KVKEEP_ERR_DISCONNECTED => Ok(()),
+            declared => declared,
+        }
+    }
+
+    fn enter_pool(&self, space: u64, spec: &PoolSpec, layout: Layout, device: Arc<dyn Device>) -> Result<u64> {
+        let mut inner = self.inner.lock();
+        let chunk_tokens = self.check_pool(&inner, space, &layout)?;
+        inner.last_pool += 1;
+        let number = inner.last_pool;
+        let block_tokens = chunk_tokens / layout.blocks_per_chunk;
+        let (rank, promise, shapes) = (spec.rank, spec.promise, layout.shapes(spec.rank));
+        let pool = Pool { number, space, rank, block_tokens, layout, shapes, promise, device };
+        inner.pools.insert(number, Arc::new(pool));
+        Ok(number)
+    }
+
+    /// A pool's own device goes with it; the host is everybody's.
+    fn close_device(&self, device: &Arc<dyn Device>) {
+        if !Arc::ptr_eq(device, &self.host) {
+            device.close();
+        }
+    }
+
+    /// Forgets a pool: its transfers are cancelled, and its memory is not touched any more when this returns.
+    pub fn close_pool(&self, number: u64) -> Result<()> {
+        let (pool, of_pool): (_, Vec<Arc<Transfer>>) = {
+            let mut inner = self.inner.lock();
+            let pool = inner.pools.remove(&number).ok_or_else(|| no_pool(number))?;
+            (pool, inner.transfers.values().filter(|transfer| transfer.pool.number == number).cloned().collect())
+        };
+        stop(&of_pool, "its pool was closed");
+        wait_for(&of_pool);
+        self.close_device(&pool.device);
+        Ok(())
+    }
+
+    pub(super) fn pool(&self, number: u64) -> Result<Arc<Pool>> {
+        self.inner.lock().pools.get(&number).cloned().ok_or_else(|| no_pool(number))
+    }
+
+    /// Refuses a transfer that could not be entered, before anything is done for it.
+    pub(super) fn check_room(&self, pool: u64) -> Result<()> {
+        self.make_room(&mut self.inner.lock(), pool)
+    }
+
+    /// Forgets what nobody asks for any more, and refuses one more transfer where it may not be.
+    fn make_room(&self, inner: &mut Inner, pool: u64) -> Result<()> {
+        self.check_open()?;
+        let now = Instant::now();
+        while let Some(&(done, id)) = inner.done.front()
+            && (now - done >= KEPT || !inner.transfers.contains_key(&id))
+        {
+            inner.done.pop_front();
+            inner.transfers.remove(&id);
+        }
+        if inner.transfers.len() >= TRANSFERS_MAX {
+            return Err(Error::new(
+                KVKEEP_ERR_LIMIT,
+                format!("{} transfers are not released yet: release those that are done", inner.transfers.len()),
+            ));
+        }
+        if !inner.pools.contains_key(&pool) {
+            return Err(no_pool(pool));
+        }
+        Ok(())
+    }
+
+    /// Makes a transfer known, by a number of its own.
+    pub(super) fn enter(&self, pool: u64, make: impl FnOnce(u64) -> Arc<Transfer>) -> Result<Arc<Transfer>> {
+        let mut inner = self.inner.lock();
+        self.make_room(&mut inner, pool)?;
+        inner.last_transfer += 1;
+        let transfer = make(TRANSFER | inner.last_transfer);
+        inner.transfers.insert(transfer.id, transfer.clone());
+        Ok(transfer)
+    }
+
+    /// A transfer has its answer.
+    pub(super) fn is_done(&self, transfer: &Transfer) {
+        let mut inner = self.inner.lock();
+        if transfer.progress.lock().released {
+            inner.transfers.remove(&transfer.id);
+        } else {
+            inner.done.push_back((Instant::now(), transfer.id));
+        }
+    }
+
+    fn transfer(&self, id: u64) -> Result<Arc<Transfer>> {
+        if !is_transfer(id) {
+            return Err(Error::invalid(format!(
+                "job {id} is no transfer: pass the number that kvkeep_submit_store or kvkeep_submit_load gave"
+            )));
+        }
+        let transfer = self.inner.lock().transfers.get(&id).cloned();
+        transfer.filter(|transfer| !transfer.progress.lock().released).ok_or_else(|| no_transfer(id))
+    }
+
+    /// Blocks until a transfer is done.
+    pub fn wait(&self, id: u64, timeout_ms: u32) -> Result<()> {
+        let transfer = self.transfer(id)?;
+        let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
+        let mut progress = transfer.progress.lock();
+        while progress.answer.is_none() {
+            if transfer.changed.wait_until(&mut progress, until).timed_out() && progress.answer.is_none() {
+                return Err(not_done(id, "all"));
+            }
+            if progress.released {
+                return Err(no_transfer(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks until a layer of a transfer is done, and says whether all of it that was asked was there.
+    pub fn wait_layer(&self, id: u64, layer: u32, timeout_ms: u32) -> Result<Status> {
+        self.wait_until(id, layer, timeout_ms, Transfer::layer_done).map(|(_, _, status)| status)
+    }
+
+    /// Makes a caller's stream wait until a layer is done. Blocks until the copies are queued where the stream can wait for them,
+    /// and on a device without streams until the layer is done.
+    pub fn stream_wait_layer(&self, id: u64, layer: u32, stream: u64, timeout_ms: u32) -> Result<Status> {
+        if !self.transfer(id)?.pool.device.follow(stream, None)? {
+            return self.wait_layer(id, layer, timeout_ms);
+        }
+        let (transfer, place, status) = self.wait_until(id, layer, timeout_ms, Transfer::layer_queued)?;
+        let mark = {
+            let progress = transfer.progress.lock();
+            progress.marks[place].clone().filter(|_| progress.left[place] > 0)
+        };
+        transfer.pool.device.follow(stream, mark.as_deref())?;
+        Ok(status)
+    }
+
+    /// Blocks until something is true of a layer of a transfer. Gives the transfer and the layer's place, too.
+    fn wait_until(
+        &self,
+        id: u64,
+        layer: u32,
+        timeout_ms: u32,
+        is_true: fn(&Transfer, &Progress, usize) -> Option<Status>,
+    ) -> Result<(Arc<Transfer>, usize, Status)> {
+        let transfer = self.transfer(id)?;
+        let place = transfer.pool.layout.layers.binary_search(&layer).map_err(|_| {
+            Error::invalid(format!(
+                "no segment of the transfer's pool is of layer {layer}: pass a layer number of its segments"
+            ))
+        })?;
+        let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
+        let mut progress = transfer.progress.lock();
+        loop {
+            if progress.released {
+                return Err(no_transfer(id));
+            }
+            if let Some(status) = is_true(&transfer, &progress, place) {
+                drop(progress);
+                return if status as i32 >= 0 {
+                    Ok((transfer, place, status))
+                } else {
+                    Err(Error::new(
+                        status,
+                        format!("transfer {id} ended with {status:?}, some layers uncopied: submit it again"),
+                    ))
+                };
+            }
+            if transfer.changed.wait_until(&mut progress, until).timed_out()
+                && is_true(&transfer, &progress, place).is_none()
+            {
+                return Err(not_done(id, &format!("layer {layer}")));
+            }
+        }
+    }
+
+    /// Says that a transfer looks nothing up.
+    pub fn no_lookup(&self, id: u64) -> Error {
+        self.transfer(id).err().unwrap_or_else(|| {
+            Error::invalid(format!(
+                "job {id} is a transfer, which looks nothing up: ask kvkeep_query_blocks what became of it"
+            ))
+        })
+    }
+
+    /// The answer of a transfer.
+    pub fn query(&self, id: u64, result: &mut PrefetchResult) -> Result<Status> {
+        let transfer = self.transfer(id)?;
+        let progress = transfer.progress.lock();
+        let Some(answer) = progress.answer else { return Ok(KVKEEP_PENDING) };
+        let (struct_size, abi_version) = (result.struct_size, result.abi_version);
+        *result = PrefetchResult { struct_size, abi_version, ..answer };
+        Ok(KVKEEP_OK)
+    }
+
+    /// What became of each block of a transfer.
+    pub fn query_blocks(&self, id: u64, statuses: &mut [i32]) -> Result<Status> {
+        let transfer = self.transfer(id)?;
+        let per_chunk = transfer.pool.layout.blocks_per_chunk as usize;
+        let count = transfer.key_count() * per_chunk;
+        if statuses.len() != count {
+            return Err(Error::invalid(format!(
+                "count is {}, the transfer has {count} blocks: pass room for a status for each block number it was given",
+                statuses.len()
+            )));
+        }
+        let progress = transfer.progress.lock();
+        if progress.answer.is_none() {
+            return Ok(KVKEEP_PENDING);
+        }
+        for (key, of_key) in statuses.chunks_mut(per_chunk).enumerate() {
+            let said = transfer.block_statuses(&progress, key);
+            of_key.iter_mut().zip(said).for_each(|(place, status)| *place = status as i32);
+        }
+        Ok(KVKEEP_OK)
+    }
+
+    /// Cancels a transfer that is not done.
+    pub fn cancel(&self, id: u64) -> Result<()> {
+        self.transfer(id)?.stop(KVKEEP_ERR_CANCELLED, "cancelled by its caller");
+        Ok(())
+    }
+
+    /// Forgets a transfer.
+    pub fn release(&self, id: u64) -> Result<()> {
+        let transfer = self.transfer(id)?;
+        let done = {
+            let mut progress = transfer.progress.lock();
+            progress.released = true;
+            progress.answer.is_some()
+        };
+        if done {
+            self.inner.lock().transfers.remove(&id);
+        }
+        transfer.changed.notify_all();
+        transfer.stop(KVKEEP_ERR_CANCELLED, "released before it was done");
+        Ok(())
+    }
+
+    /// A session was aborted: its transfers are cancelled.
+    pub fn abort_session(&self, session: u64) {
+        let of_session: Vec<Arc<Transfer>> =
+            self.inner.lock().transfers.values().filter(|transfer| transfer.session == session).cloned().collect();
+        stop(&of_session, "its session was aborted");
+    }
+
+    /// Refuses new transfers and cancels those that are not done, which are given.
+    fn stop_for_good(&self) -> Vec<Arc<Transfer>> {
+        let all: Vec<Arc<Transfer>> = {
+            let inner = self.inner.lock();
+            self.closing.store(true, Ordering::Release);
+            inner.transfers.values().cloned().collect()
+        };
+        stop(&all, "the cache was closed");
+        all
+    }
+
+    /// Refuses new transfers and cancels those that are not done.
+    pub fn begin_closing(&self) {
+        self.stop_for_good();
+    }
+
+    /// Completes everything and ends the threads.
+    pub fn close(&self) {
+        wait_for(&self.stop_for_good());
+        self.close_streams();
+        let pools: Vec<Arc<Pool>> = self.inner.lock().pools.drain().map(|(_, pool)| pool).collect();
+        pools.iter().for_each(|pool| self.close_device(&pool.device));
+        self.host.close();
+    }
+}
