@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo::rerun-if-changed=src/ffi");
-    println!("cargo::rerun-if-changed=src/types.rs");
+    println!("cargo::rerun-if-changed=src/abi.rs");
     println!("cargo::rerun-if-changed=src/events.rs");
     println!("cargo::rerun-if-changed=src/error.rs");
     println!("cargo::rerun-if-changed=src/key.rs");
@@ -19,16 +19,23 @@ fn main() {
     let out = PathBuf::from(env::var("OUT_DIR").expect("set by cargo")).join("kvkeep.h");
     let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml reads");
     let version = format!(
-        "\n/* Version of the library that this header was made with. */\n#define KVKEEP_VERSION_MAJOR {major}\n#define KVKEEP_VERSION_MINOR {minor}\n#define KVKEEP_VERSION_PATCH {patch}\n#define KVKEEP_VERSION \"{major}.{minor}.{patch}\"\n"
+        r#"
+/* Version of the library that this header was made with. Of two, the later has the greater number. */
+#define KVKEEP_VERSION_MAJOR {major}
+#define KVKEEP_VERSION_MINOR {minor}
+#define KVKEEP_VERSION_PATCH {patch}
+#define KVKEEP_VERSION "{major}.{minor}.{patch}"
+#define KVKEEP_VERSION_NUMBER (KVKEEP_VERSION_MAJOR * 1000000 + KVKEEP_VERSION_MINOR * 1000 + KVKEEP_VERSION_PATCH)
+"#
     );
     config.after_includes = Some(format!("{version}{}", config.after_includes.unwrap_or_default()));
     // In the order of the header. Other sources have nothing to say in it.
     const SOURCES: [&str; 13] = [
         "ffi/version.rs",
-        "ffi/types.rs",
+        "ffi/options.rs",
         "error.rs",
         "key.rs",
-        "types.rs",
+        "abi.rs",
         "events.rs",
         "ffi/handle.rs",
         "ffi/cache.rs",

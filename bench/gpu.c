@@ -137,10 +137,10 @@ static void download(void *to, uint64_t from, size_t bytes) {
 }
 
 static void finish(uint64_t job) {
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
-    OK(kvkeep_wait(cache, job, 600000));
-    OK(kvkeep_query_prefetch(cache, job, &result));
+    OK(kvkeep_wait_job(cache, job, 600000));
+    OK(kvkeep_query_job(cache, job, &result));
     if (result.status != KVKEEP_OK) die("a transfer", result.message);
     OK(kvkeep_release_job(cache, job));
 }
@@ -300,7 +300,7 @@ static double registered_after(double began, size_t l1_bytes) {
     kvkeep_view view;
     key_of(&key, next());
     uint64_t size = l1_bytes - 4 * MIB;
-    OK(kvkeep_reserve_write(cache, session, &key, 1, &size, KVKEEP_RETENTION_TEMPORARY, &view));
+    OK(kvkeep_reserve_write(cache, session, &key, 1, &size, KVKEEP_LIFETIME_TEMPORARY, &view));
     struct timespec brief = {0, 1000000};
     for (uint64_t at = 0; at < size; at += 2 * MIB) {
         unsigned kind = 0;

@@ -27,16 +27,16 @@ static inline kvkeep *open_directory(const char *directory, const char *paramete
     return open_l2(4 * MIB, url);
 }
 
-static inline kvkeep_prefetch_result prefetch(uint32_t mode) {
+static inline kvkeep_job_result prefetch(uint32_t mode) {
     kvkeep_prefetch_options options;
     KVKEEP_INIT(&options);
     options.mode = mode;
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
     uint64_t job;
     OK(kvkeep_submit_prefetch(cache, session, keys, COUNT, &options, &job, NULL, NULL));
-    OK(kvkeep_wait(cache, job, 60000));
-    OK(kvkeep_query_prefetch(cache, job, &result));
+    OK(kvkeep_wait_job(cache, job, 60000));
+    OK(kvkeep_query_job(cache, job, &result));
     OK(result.status);
     CHECK_EQUAL(stats_of(cache).l1_shares, result.hit_chunks);
     if (mode == KVKEEP_PREFETCH_PREFIX && result.hit_chunks > 0) check_held(cache, session, keys, result.hit_chunks);

@@ -103,7 +103,7 @@ static inline uint64_t load_on(void *stream) {
     return job;
 }
 
-static inline kvkeep_prefetch_result result_of(uint64_t job) {
+static inline kvkeep_job_result result_of(uint64_t job) {
     return answer_of(cache, job);
 }
 

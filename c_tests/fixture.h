@@ -115,11 +115,11 @@ static inline int holds(const kvkeep_key *key, const kvkeep_view *view) {
 }
 
 static inline void stage_in(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count, uint64_t bytes,
-                            uint32_t retention) {
+                            uint32_t lifetime) {
     uint64_t sizes[BATCH_MAX];
     kvkeep_view views[BATCH_MAX];
     for (size_t i = 0; i < count; i++) sizes[i] = bytes;
-    OK(kvkeep_reserve_write(cache, session, keys, count, sizes, retention, views));
+    OK(kvkeep_reserve_write(cache, session, keys, count, sizes, lifetime, views));
     for (size_t i = 0; i < count; i++) {
         OK(views[i].status);
         CHECK_EQUAL(views[i].size, bytes);
@@ -128,7 +128,7 @@ static inline void stage_in(kvkeep *cache, uint64_t session, const kvkeep_key *k
 }
 
 static inline void put_in(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count, uint64_t bytes) {
-    stage_in(cache, session, keys, count, bytes, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, keys, count, bytes, KVKEEP_LIFETIME_CACHED);
     OK(kvkeep_finish_write(cache, session, keys, count, NULL));
 }
 
@@ -142,7 +142,7 @@ static inline void put(kvkeep *cache, uint64_t space, const kvkeep_key *keys, si
 // Stores objects so that only the backends have them.
 static inline void put_below(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, uint64_t bytes) {
     put(cache, space, keys, count, bytes);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     uint64_t removed = 0;
     CHECK(kvkeep_clear(cache, space, 0, &removed) >= 0);
     CHECK(removed >= count);
@@ -164,22 +164,22 @@ static inline int is_ready(kvkeep *cache, uint64_t space, const kvkeep_key *key)
 // Reads held objects and checks that the bytes are their own.
 static inline void check_held(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count) {
     kvkeep_view views[BATCH_MAX];
-    OK(kvkeep_unsafe_read(cache, session, keys, count, views));
+    OK(kvkeep_get_views(cache, session, keys, count, views));
     for (size_t i = 0; i < count; i++) CHECK(holds(&keys[i], &views[i]));
 }
 
-static inline kvkeep_prefetch_result answer_of(kvkeep *cache, uint64_t job) {
-    kvkeep_prefetch_result result;
+static inline kvkeep_job_result answer_of(kvkeep *cache, uint64_t job) {
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
-    OK(kvkeep_wait(cache, job, 60000));
-    OK(kvkeep_query_prefetch(cache, job, &result));
+    OK(kvkeep_wait_job(cache, job, 60000));
+    OK(kvkeep_query_job(cache, job, &result));
     return result;
 }
 
 static inline kvkeep_stats stats_of(kvkeep *cache) {
     kvkeep_stats stats;
     KVKEEP_INIT(&stats);
-    OK(kvkeep_get_stats(cache, &stats));
+    OK(kvkeep_query_stats(cache, &stats));
     return stats;
 }
 

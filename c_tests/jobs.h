@@ -36,8 +36,8 @@ static inline uint64_t submit(const kvkeep_key *keys, size_t count, const kvkeep
     return job;
 }
 
-static inline kvkeep_prefetch_result result_of(uint64_t job) {
-    kvkeep_prefetch_result result = answer_of(cache, job);
+static inline kvkeep_job_result result_of(uint64_t job) {
+    kvkeep_job_result result = answer_of(cache, job);
     uint32_t chunks = 0;
     OK(kvkeep_query_lookup_hits(cache, job, &chunks));
     CHECK_EQUAL(chunks, result.lookup_chunks);
@@ -58,7 +58,7 @@ static inline void check_hits(uint64_t job, const kvkeep_key *keys, const char *
     for (size_t i = 0; held[i]; i++) {
         CHECK_EQUAL(in_bitmap(job, i), held[i] == '1');
         kvkeep_view view;
-        kvkeep_unsafe_read(cache, session, &keys[i], 1, &view);
+        kvkeep_get_views(cache, session, &keys[i], 1, &view);
         CHECK_STATUS(view.status, held[i] == '1' ? KVKEEP_OK : KVKEEP_ERR_NOT_HELD);
         if (held[i] == '1') {
             CHECK(holds(&keys[i], &view));

@@ -19,7 +19,7 @@ static inline void teardown(void) {
 
 static inline int32_t write_status(uint64_t writer, const kvkeep_key *key, uint64_t bytes) {
     kvkeep_view view;
-    kvkeep_reserve_write(cache, writer, key, 1, &bytes, KVKEEP_RETENTION_KEEP, &view);
+    kvkeep_reserve_write(cache, writer, key, 1, &bytes, KVKEEP_LIFETIME_CACHED, &view);
     if (view.status == KVKEEP_OK) fill(key, &view);
     return view.status;
 }

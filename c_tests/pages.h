@@ -71,7 +71,7 @@ static inline uint64_t load(const kvkeep_key *keys, size_t count, const int32_t 
     return job;
 }
 
-static inline kvkeep_prefetch_result result_of(uint64_t job) {
+static inline kvkeep_job_result result_of(uint64_t job) {
     return answer_of(cache, job);
 }
 
@@ -91,16 +91,16 @@ static inline int block_is(int to, int from) {
 static inline void store_all(const kvkeep_key *keys, size_t count, int32_t first) {
     int32_t ids[BATCH_MAX];
     blocks_of(ids, first, count * PER_CHUNK);
-    kvkeep_prefetch_result result = result_of(store(keys, count, ids));
+    kvkeep_job_result result = result_of(store(keys, count, ids));
     CHECK_STATUS(result.status, KVKEEP_OK);
-    CHECK_EQUAL(result.hit_chunks, count);
+    CHECK_EQUAL(result.copied_keys, count);
 }
 
 // Objects that only a backend has which never answers a load.
 static inline void enter_with_hanging_loads(kvkeep_key *keys, size_t count) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.load_hang=1"));
     store_all(keys, count, 0);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_clear(cache, space, 0, NULL));
     memset(pages, 0xee, sizeof before);
 }

@@ -16,9 +16,9 @@ static inline void setup(void) {
     session = begin(cache, space);
     keys_of(keys, 1, 4);
     put_in(cache, session, keys, 2, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_reserve_read(cache, session, keys, 1, 0, views));
-    stage_in(cache, session, &keys[2], 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[2], 1, 4096, KVKEEP_LIFETIME_CACHED);
 }
 
 static inline void teardown(void) {

@@ -26,7 +26,7 @@ static void a_store_waits_for_what_writes_its_pages(void) {
         CHECK_EQUAL(cuLaunchHostFunc(stream, pass, NULL), 0);
         CHECK_EQUAL(cuMemsetD8Async(pages_at, 0xa5, PAGES_BYTES, stream), 0);
         uint64_t job = store_on(stream);
-        FAILS(kvkeep_wait(cache, job, 30), KVKEEP_ERR_TIMEOUT, "not done");
+        FAILS(kvkeep_wait_job(cache, job, 30), KVKEEP_ERR_TIMEOUT, "not done");
         sem_post(&gate);
         CHECK_STATUS(result_of(job).status, KVKEEP_OK);
         kvkeep_view views[KEYS];
@@ -47,7 +47,7 @@ static void a_load_waits_for_what_last_used_its_pages(void) {
     CHECK_EQUAL(cuLaunchHostFunc(stream, pass, NULL), 0);
     CHECK_EQUAL(cuMemsetD8Async(pages_at, 0, PAGES_BYTES, stream), 0);
     uint64_t job = load_on(stream);
-    FAILS(kvkeep_wait(cache, job, 30), KVKEEP_ERR_TIMEOUT, "not done");
+    FAILS(kvkeep_wait_job(cache, job, 30), KVKEEP_ERR_TIMEOUT, "not done");
     sem_post(&gate);
     CHECK_STATUS(result_of(job).status, KVKEEP_OK);
     check_pages_are_stored_ones();
@@ -85,7 +85,7 @@ static void a_stream_waits_for_layers_and_its_caller_does_not(void) {
     uint64_t job = load_on(busy), other = load_on(busy);
     // All of it is queued behind the busy stream, and so is what waits for it.
     use_layers_behind(other, next);
-    FAILS(kvkeep_wait(cache, job, 0), KVKEEP_ERR_TIMEOUT, "not done");
+    FAILS(kvkeep_wait_job(cache, job, 0), KVKEEP_ERR_TIMEOUT, "not done");
     FAILS(kvkeep_wait_layer(cache, job, 0, 0), KVKEEP_ERR_TIMEOUT, "layer 0");
     for (int layer = 0; layer < LAYERS; layer++) CHECK(!__atomic_load_n(&used[layer], __ATOMIC_SEQ_CST));
     sem_post(&gate);
@@ -105,7 +105,7 @@ static void a_stream_waits_for_what_is_still_below(void) {
     enter_with(open_l2(8 * MIB, "fault:memory:?fault.delay=0.5&fault.delay_ms=20&fault.seed=4"));
     OK(try_pool(0, pages_at, &pool));
     CHECK_STATUS(result_of(store_on(NULL)).status, KVKEEP_OK);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_clear(cache, space, 0, NULL));
     memset(pages, 0, PAGES_BYTES);
     void *stream = new_stream();
@@ -139,8 +139,8 @@ static void closing_waits_for_what_is_in_flight(void) {
     CHECK_EQUAL(cuLaunchHostFunc(stream, pass, NULL), 0);
     uint64_t job = store_on(stream);
     OK(kvkeep_stream_wait_layer(cache, job, LAYERS - 1, 0, 60000));
-    OK(kvkeep_cancel(cache, job));
-    FAILS(kvkeep_wait(cache, job, 30), KVKEEP_ERR_TIMEOUT, "not done");
+    OK(kvkeep_cancel_job(cache, job));
+    FAILS(kvkeep_wait_job(cache, job, 30), KVKEEP_ERR_TIMEOUT, "not done");
     sem_post(&gate);
     // Queued copies land; that it was cancelled all the same is its answer.
     CHECK_STATUS(result_of(job).status, KVKEEP_ERR_CANCELLED);

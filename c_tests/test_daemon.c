@@ -62,7 +62,7 @@ static void who_waits_for_a_daemon_connects_when_it_starts(void) {
 
 // What every function says that asks a daemon which is gone; the numbers are of its run.
 static void check_all_disconnected(uint64_t job, uint64_t transfer) {
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
     kvkeep_stats stats;
     KVKEEP_INIT(&stats);
@@ -87,20 +87,20 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     GONE(kvkeep_open_space(cache, &space_options, &number));
     GONE(kvkeep_add_backend(cache, "memory:", &number));
     GONE(kvkeep_remove_backend(cache, 1));
-    GONE(kvkeep_drain_writes(cache, 60000));
+    GONE(kvkeep_flush(cache, 60000));
     GONE(kvkeep_begin_session(cache, space, NULL, &number));
     GONE(kvkeep_end_session(cache, session));
     GONE(kvkeep_abort_session(cache, session));
     GONE(kvkeep_append_tokens(cache, session, tokens, 4, &number));
-    GONE(kvkeep_session_keys(cache, session, 0, 1, 0, 1, 1, &key, 1));
+    GONE(kvkeep_get_session_keys(cache, session, 0, 1, 0, 1, 1, &key, 1));
     GONE(kvkeep_reserve_write(cache, session, &key, 1, &size, 0, &view));
     GONE(kvkeep_finish_write(cache, session, &key, 1, NULL));
     GONE(kvkeep_abort_write(cache, session, &key, 1, NULL));
     GONE(kvkeep_finish_write_and_reserve_read(cache, session, &key, 1, 0, &view));
     GONE(kvkeep_reserve_read(cache, session, &key, 1, 0, &view));
     GONE(kvkeep_finish_read(cache, session, &key, 1, 0, NULL));
-    GONE(kvkeep_release_tokens(cache, session, 0, 16, 0, 1, 1, 0, NULL));
-    GONE(kvkeep_unsafe_read(cache, session, &key, 1, &view));
+    GONE(kvkeep_finish_read_tokens(cache, session, 0, 16, 0, 1, 1, 0, NULL));
+    GONE(kvkeep_get_views(cache, session, &key, 1, &view));
     GONE(kvkeep_touch(cache, space, &key, 1, NULL));
     GONE(kvkeep_query_keys(cache, space, &key, 1, &state));
     GONE(kvkeep_retain(cache, space, &key, 1, 50, 1000, NULL));
@@ -109,17 +109,17 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     GONE(kvkeep_clear(cache, space, 0, NULL));
     GONE(kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &number, NULL, NULL));
     GONE(kvkeep_query_lookup_hits(cache, job, &chunks));
-    GONE(kvkeep_query_prefetch(cache, job, &result));
+    GONE(kvkeep_query_job(cache, job, &result));
     GONE(kvkeep_query_bitmap(cache, job, &bits, 1));
-    GONE(kvkeep_wait(cache, job, 60000));
-    GONE(kvkeep_cancel(cache, job));
+    GONE(kvkeep_wait_job(cache, job, 60000));
+    GONE(kvkeep_cancel_job(cache, job));
     GONE(kvkeep_release_job(cache, job));
-    GONE(kvkeep_get_stats(cache, &stats));
+    GONE(kvkeep_query_stats(cache, &stats));
     GONE(kvkeep_query_space(cache, space, &usage));
-    GONE(kvkeep_metrics(cache, text, sizeof text, &length));
+    GONE(kvkeep_get_metrics(cache, text, sizeof text, &length));
     GONE(kvkeep_explain_key(cache, space, &key, text, sizeof text, &length));
     GONE(kvkeep_explain_session(cache, session, text, sizeof text, &length));
-    GONE(kvkeep_drain_events(cache, &number, &event, 1, &length));
+    GONE(kvkeep_read_events(cache, &number, &event, 1, &length));
     GONE(kvkeep_submit_store(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &number, NULL, NULL));
     GONE(kvkeep_submit_load(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &number, NULL, NULL));
 #undef GONE
@@ -127,7 +127,7 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     // A transfer is this process's own, and knows how it ended.
     FAILS(kvkeep_wait_layer(cache, transfer, 0, 60000), KVKEEP_ERR_DISCONNECTED, "ended with");
     FAILS(kvkeep_stream_wait_layer(cache, transfer, 0, 0, 60000), KVKEEP_ERR_DISCONNECTED, "ended with");
-    OK(kvkeep_query_prefetch(cache, transfer, &result));
+    OK(kvkeep_query_job(cache, transfer, &result));
     CHECK_STATUS(result.status, KVKEEP_ERR_DISCONNECTED);
     check_blocks(transfer, PER_CHUNK, KVKEEP_ERR_DISCONNECTED);
 }
@@ -139,7 +139,7 @@ static void p4_what_a_daemon_had_accepted_ends_with_it_and_the_client_goes_on_wi
     int32_t ids[PER_CHUNK];
     blocks_of(ids, 0, PER_CHUNK);
     store_all(&key, 1, 0);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_clear(cache, space, 0, NULL));
     struct told of_job = NOBODY_TOLD, of_transfer = NOBODY_TOLD;
     uint64_t job, transfer;
@@ -161,7 +161,7 @@ static void p4_what_a_daemon_had_accepted_ends_with_it_and_the_client_goes_on_wi
     uint64_t former = session;
     AWAIT(kvkeep_begin_session(cache, space, NULL, &session) == KVKEEP_OK);
     FAILS(kvkeep_end_session(cache, former), KVKEEP_ERR_DISCONNECTED, "went away");
-    FAILS(kvkeep_wait(cache, job, 0), KVKEEP_ERR_DISCONNECTED, "went away");
+    FAILS(kvkeep_wait_job(cache, job, 0), KVKEEP_ERR_DISCONNECTED, "went away");
     store_all(&key, 1, 0);
     OK(kvkeep_end_session(cache, session));
     begun_count = 0;
@@ -186,11 +186,11 @@ static void a_stopped_daemon_holds_no_call_longer_than_its_patience(void) {
     uint64_t late = 0;
     FAILS(kvkeep_begin_session(cache, space, NULL, &late), KVKEEP_ERR_TIMEOUT, "did not answer in time");
     FAILS(kvkeep_reserve_read(cache, session, &key, 1, 0, &view), KVKEEP_ERR_TIMEOUT, "patience_ms");
-    FAILS(kvkeep_drain_writes(cache, 100), KVKEEP_ERR_TIMEOUT, "stopped or overloaded");
+    FAILS(kvkeep_flush(cache, 100), KVKEEP_ERR_TIMEOUT, "stopped or overloaded");
     CHECK_EQUAL(late, 0);
     CHECK_EQUAL(kill(daemon_pid, SIGCONT), 0);
     // The session and its share are there, and what was given up left nothing.
-    AWAIT(kvkeep_drain_writes(cache, 30000) == KVKEEP_OK);
+    AWAIT(kvkeep_flush(cache, 30000) == KVKEEP_OK);
     AWAIT(stats_of(cache).sessions == 1 && stats_of(cache).l1_shares == 1);
     OK(kvkeep_finish_read(cache, session, &key, 1, 0, NULL));
     leave();
@@ -272,7 +272,7 @@ static kvkeep_status try_load(struct client *client, int32_t *statuses) {
     kvkeep_status status =
         kvkeep_submit_load(client->cache, client->pool, client->session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL);
     if (status != KVKEEP_OK) return status;
-    OK(kvkeep_wait(client->cache, job, 60000));
+    OK(kvkeep_wait_job(client->cache, job, 60000));
     OK(kvkeep_query_blocks(client->cache, job, statuses, PER_CHUNK));
     return KVKEEP_OK;
 }
@@ -288,7 +288,7 @@ static void clients_whose_pages_look_different_are_refused_before_and_after_a_re
     CHECK(strstr(kvkeep_last_error(), "layout of kvkeep_space_options") != NULL);
     kvkeep_key key = key_of(1);
     store_all(&key, 1, 0);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(try_pool(&other, BLOCK));
     OK(try_load(&other, statuses));
     for (int i = 0; i < PER_CHUNK; i++) OK(statuses[i]);

@@ -22,17 +22,17 @@ static void a_chunk_is_stored_and_loaded_elsewhere(void) {
     int32_t ids[16];
     for (int i = 0; i < 16; i++) ids[i] = 63 - 2 * i;
     uint64_t job = load(keys, 4, ids, NULL);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     CHECK_STATUS(result.status, KVKEEP_OK);
-    CHECK_EQUAL(result.hit_chunks, 4);
+    CHECK_EQUAL(result.copied_keys, 4);
     CHECK_EQUAL(result.failed_keys, 0);
-    CHECK_EQUAL(result.loaded_bytes, 4 * 2 * LAYERS * PER_CHUNK * BLOCK);
+    CHECK_EQUAL(result.copied_bytes, 4 * 2 * LAYERS * PER_CHUNK * BLOCK);
     check_blocks(job, 16, KVKEEP_OK);
     for (int i = 0; i < 16; i++) CHECK(block_is(63 - 2 * i, i));
     for (int i = 0; i < 32; i++) CHECK(block_is(i, i));
     for (int i = 32; i < 64; i += 2) CHECK(block_is(i, i));
     OK(kvkeep_release_job(cache, job));
-    FAILS(kvkeep_wait(cache, job, 0), KVKEEP_ERR_NOT_FOUND, "is not there");
+    FAILS(kvkeep_wait_job(cache, job, 0), KVKEEP_ERR_NOT_FOUND, "is not there");
     leave();
 }
 
@@ -73,13 +73,13 @@ static void tokens_that_are_there_are_skipped(void) {
     kvkeep_transfer_options options = transfer_options();
     options.skip_first_tokens = 6 * TOKENS;
     uint64_t job = load(keys, 3, ids, &options);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     CHECK_STATUS(result.status, KVKEEP_OK);
-    CHECK_EQUAL(result.loaded_bytes, 6 * 2 * LAYERS * BLOCK);
+    CHECK_EQUAL(result.copied_bytes, 6 * 2 * LAYERS * BLOCK);
     for (int i = 0; i < 12; i++) CHECK_EQUAL(block_is(i, i), i >= 6);
     options.skip_first_tokens = 1000 * TOKENS;
     job = load(keys, 3, ids, &options);
-    CHECK_EQUAL(result_of(job).loaded_bytes, 0);
+    CHECK_EQUAL(result_of(job).copied_bytes, 0);
     CHECK_STATUS(result_of(job).status, KVKEEP_OK);
     check_blocks(job, 12, KVKEEP_OK);
     leave();
@@ -138,7 +138,7 @@ static void what_is_below_is_loaded_and_copied_as_it_comes(void) {
     kvkeep_key keys[12];
     keys_of(keys, 1, 12);
     store_all(keys, 12, 0);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     uint64_t removed;
     OK(kvkeep_clear(cache, space, 0, &removed));
     CHECK_EQUAL(removed, 12);
@@ -168,14 +168,14 @@ static void corrupt_objects_are_failed_blocks(void) {
     kvkeep_key keys[4];
     keys_of(keys, 1, 4);
     store_all(keys, 4, 0);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_clear(cache, space, 0, NULL));
     memset(pages, 0xee, sizeof before);
     int32_t ids[16];
     blocks_of(ids, 0, 16);
     uint64_t job = load(keys, 4, ids, NULL);
     CHECK_STATUS(result_of(job).status, KVKEEP_PARTIAL);
-    CHECK_EQUAL(result_of(job).loaded_bytes, 0);
+    CHECK_EQUAL(result_of(job).copied_bytes, 0);
     check_blocks(job, 16, KVKEEP_ERR_IO);
     for (size_t i = 0; i < sizeof before; i++) CHECK_EQUAL(((uint8_t *)pages)[i], 0xee);
     leave();
@@ -204,10 +204,10 @@ static void what_is_stored_already_is_not_stored_again(void) {
     int32_t ids[16];
     blocks_of(ids, 0, 16);
     uint64_t job = store(keys, 4, ids);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     CHECK_STATUS(result.status, KVKEEP_OK);
-    CHECK_EQUAL(result.hit_chunks, 4);
-    CHECK_EQUAL(result.loaded_bytes, 2 * 2 * LAYERS * PER_CHUNK * BLOCK);
+    CHECK_EQUAL(result.copied_keys, 4);
+    CHECK_EQUAL(result.copied_bytes, 2 * 2 * LAYERS * PER_CHUNK * BLOCK);
     CHECK_EQUAL(stats_of(cache).commits, 4);
     leave();
 }
@@ -290,19 +290,19 @@ static void the_end_is_told_once_by_callback_or_descriptor(void) {
     CHECK_EQUAL(completion.job, job);
     CHECK_EQUAL(completion.session, session);
     CHECK_STATUS(completion.status, KVKEEP_OK);
-    CHECK_EQUAL(completion.hit_chunks, 2);
-    CHECK_EQUAL(completion.loaded_bytes, 2 * 2 * LAYERS * PER_CHUNK * BLOCK);
+    CHECK_EQUAL(completion.copied_keys, 2);
+    CHECK_EQUAL(completion.copied_bytes, 2 * 2 * LAYERS * PER_CHUNK * BLOCK);
     kvkeep_transfer_options options = transfer_options();
     options.notify = KVKEEP_NOTIFY_EVENT_FD;
     blocks_of(ids, 8, 8);
     OK(kvkeep_submit_load(cache, pool, session, keys, 2, ids, 8, &options, &other, NULL, NULL));
     CHECK(other != job);
-    OK(kvkeep_event_fd(cache, &fd));
+    OK(kvkeep_get_event_fd(cache, &fd));
     struct pollfd polled = {.fd = fd, .events = POLLIN};
     CHECK_EQUAL(poll(&polled, 1, 60000), 1);
     kvkeep_completion completions[4];
     size_t count;
-    OK(kvkeep_drain_completions(cache, completions, 4, &count));
+    OK(kvkeep_take_completions(cache, completions, 4, &count));
     CHECK_EQUAL(count, 1);
     CHECK_EQUAL(completions[0].job, other);
     FAILS(kvkeep_submit_load(cache, pool, session, keys, 2, ids, 8, &options, &other, tell, &told), KVKEEP_ERR_INVALID,
@@ -322,24 +322,24 @@ static void a_load_is_cancelled_while_it_waits(void) {
         struct told told = NOBODY_TOLD;
         uint64_t job;
         OK(kvkeep_submit_load(cache, pool, session, keys, 4, ids, 16, NULL, &job, tell, &told));
-        FAILS(kvkeep_wait(cache, job, 1), KVKEEP_ERR_TIMEOUT, "not done");
+        FAILS(kvkeep_wait_job(cache, job, 1), KVKEEP_ERR_TIMEOUT, "not done");
         FAILS(kvkeep_wait_layer(cache, job, 0, 1), KVKEEP_ERR_TIMEOUT, "layer 0");
         FAILS(kvkeep_stream_wait_layer(cache, job, 0, 0, 1), KVKEEP_ERR_TIMEOUT, "layer 0");
-        kvkeep_prefetch_result result;
+        kvkeep_job_result result;
         KVKEEP_INIT(&result);
         int32_t statuses[16];
-        CHECK_STATUS(kvkeep_query_prefetch(cache, job, &result), KVKEEP_PENDING);
+        CHECK_STATUS(kvkeep_query_job(cache, job, &result), KVKEEP_PENDING);
         CHECK_STATUS(kvkeep_query_blocks(cache, job, statuses, 16), KVKEEP_PENDING);
-        if (how == 0) OK(kvkeep_cancel(cache, job));
+        if (how == 0) OK(kvkeep_cancel_job(cache, job));
         if (how == 1) OK(kvkeep_release_job(cache, job));
         if (how == 2) OK(kvkeep_abort_session(cache, session));
         kvkeep_completion completion = await_told(&told, 1);
         CHECK_STATUS(completion.status, KVKEEP_ERR_CANCELLED);
         CHECK(strstr(completion.message, why[how]) != NULL);
         if (how == 1) {
-            FAILS(kvkeep_wait(cache, job, 0), KVKEEP_ERR_NOT_FOUND, "is not there");
+            FAILS(kvkeep_wait_job(cache, job, 0), KVKEEP_ERR_NOT_FOUND, "is not there");
         } else {
-            OK(kvkeep_wait(cache, job, 0));
+            OK(kvkeep_wait_job(cache, job, 0));
             check_blocks(job, 16, KVKEEP_ERR_CANCELLED);
             FAILS(kvkeep_wait_layer(cache, job, 0, 0), KVKEEP_ERR_CANCELLED, "ended with");
         }
@@ -360,7 +360,7 @@ static void a_pool_is_closed_while_loads_wait(void) {
     blocks_of(ids, 0, 16);
     uint64_t job = load(keys, 4, ids, NULL), refused = 77;
     OK(kvkeep_close_pool(cache, pool));
-    OK(kvkeep_wait(cache, job, 0));
+    OK(kvkeep_wait_job(cache, job, 0));
     CHECK_STATUS(result_of(job).status, KVKEEP_ERR_CANCELLED);
     FAILS(kvkeep_submit_load(cache, pool, session, keys, 4, ids, 16, NULL, &refused, NULL, NULL), KVKEEP_ERR_NOT_FOUND,
           "not open");
@@ -382,7 +382,7 @@ static void the_cache_is_closed_while_transfers_are_under_way(void) {
         OK(kvkeep_submit_store(cache, pool, session, keys + 4, 4, ids + 16, 16, NULL, &job, tell, &told));
         OK(kvkeep_close(cache));
         CHECK_EQUAL(told.count, 2);
-        CHECK_STATUS(kvkeep_wait(cache, job, 0), KVKEEP_ERR_CLOSED);
+        CHECK_STATUS(kvkeep_wait_job(cache, job, 0), KVKEEP_ERR_CLOSED);
     }
 }
 

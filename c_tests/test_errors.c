@@ -38,7 +38,7 @@ static void p6_null_pointers(void) {
     FAILS(kvkeep_add_backend(cache, NULL, NULL), KVKEEP_ERR_INVALID, "url is NULL");
     FAILS(kvkeep_begin_session(cache, space, NULL, NULL), KVKEEP_ERR_INVALID, "session is NULL");
     FAILS(kvkeep_append_tokens(cache, session, NULL, 4, &number), KVKEEP_ERR_INVALID, "tokens is NULL");
-    FAILS(kvkeep_session_keys(cache, session, 0, 4, 0, 1, 1, NULL, 4), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_get_session_keys(cache, session, 0, 4, 0, 1, 1, NULL, 4), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_reserve_write(cache, session, NULL, 4, sizes, 0, views), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_reserve_write(cache, session, keys, 4, NULL, 0, views), KVKEEP_ERR_INVALID, "sizes is NULL");
     FAILS(kvkeep_reserve_write(cache, session, keys, 4, sizes, 0, NULL), KVKEEP_ERR_INVALID, "views is NULL");
@@ -50,8 +50,8 @@ static void p6_null_pointers(void) {
     FAILS(kvkeep_reserve_read(cache, session, NULL, 4, 0, views), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_reserve_read(cache, session, keys, 4, 0, NULL), KVKEEP_ERR_INVALID, "views is NULL");
     FAILS(kvkeep_finish_read(cache, session, NULL, 4, 0, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
-    FAILS(kvkeep_unsafe_read(cache, session, NULL, 4, views), KVKEEP_ERR_INVALID, "keys is NULL");
-    FAILS(kvkeep_unsafe_read(cache, session, keys, 4, NULL), KVKEEP_ERR_INVALID, "views is NULL");
+    FAILS(kvkeep_get_views(cache, session, NULL, 4, views), KVKEEP_ERR_INVALID, "keys is NULL");
+    FAILS(kvkeep_get_views(cache, session, keys, 4, NULL), KVKEEP_ERR_INVALID, "views is NULL");
     FAILS(kvkeep_touch(cache, space, NULL, 4, statuses), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_query_keys(cache, space, NULL, 4, states), KVKEEP_ERR_INVALID, "keys is NULL");
     FAILS(kvkeep_query_keys(cache, space, keys, 4, NULL), KVKEEP_ERR_INVALID, "states is NULL");
@@ -62,20 +62,20 @@ static void p6_null_pointers(void) {
           "keys is NULL");
     FAILS(kvkeep_submit_prefetch(cache, session, keys, 4, NULL, NULL, NULL, NULL), KVKEEP_ERR_INVALID, "job is NULL");
     FAILS(kvkeep_query_lookup_hits(cache, 1, NULL), KVKEEP_ERR_INVALID, "chunks is NULL");
-    FAILS(kvkeep_query_prefetch(cache, 1, NULL), KVKEEP_ERR_INVALID, "result is NULL");
+    FAILS(kvkeep_query_job(cache, 1, NULL), KVKEEP_ERR_INVALID, "result is NULL");
     FAILS(kvkeep_query_bitmap(cache, 1, NULL, 8), KVKEEP_ERR_INVALID, "bitmap is NULL");
-    FAILS(kvkeep_event_fd(cache, NULL), KVKEEP_ERR_INVALID, "fd is NULL");
-    FAILS(kvkeep_drain_completions(cache, NULL, 1, &length), KVKEEP_ERR_INVALID, "completions is NULL");
-    FAILS(kvkeep_drain_completions(cache, &completion, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
-    FAILS(kvkeep_drain_events(cache, NULL, &event, 1, &length), KVKEEP_ERR_INVALID, "next_sequence is NULL");
-    FAILS(kvkeep_drain_events(cache, &number, NULL, 1, &length), KVKEEP_ERR_INVALID, "events is NULL");
-    FAILS(kvkeep_drain_events(cache, &number, &event, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
-    FAILS(kvkeep_get_stats(cache, NULL), KVKEEP_ERR_INVALID, "stats is NULL");
+    FAILS(kvkeep_get_event_fd(cache, NULL), KVKEEP_ERR_INVALID, "fd is NULL");
+    FAILS(kvkeep_take_completions(cache, NULL, 1, &length), KVKEEP_ERR_INVALID, "completions is NULL");
+    FAILS(kvkeep_take_completions(cache, &completion, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
+    FAILS(kvkeep_read_events(cache, NULL, &event, 1, &length), KVKEEP_ERR_INVALID, "next_sequence is NULL");
+    FAILS(kvkeep_read_events(cache, &number, NULL, 1, &length), KVKEEP_ERR_INVALID, "events is NULL");
+    FAILS(kvkeep_read_events(cache, &number, &event, 1, NULL), KVKEEP_ERR_INVALID, "count is NULL");
+    FAILS(kvkeep_query_stats(cache, NULL), KVKEEP_ERR_INVALID, "stats is NULL");
     FAILS(kvkeep_query_space(cache, space, NULL), KVKEEP_ERR_INVALID, "usage is NULL");
     length = 77;
-    FAILS(kvkeep_metrics(cache, NULL, 10, &length), KVKEEP_ERR_INVALID, "buffer is NULL");
+    FAILS(kvkeep_get_metrics(cache, NULL, 10, &length), KVKEEP_ERR_INVALID, "buffer is NULL");
     CHECK(length == 77);
-    FAILS(kvkeep_metrics(cache, NULL, 0, NULL), KVKEEP_ERR_INVALID, "length is NULL");
+    FAILS(kvkeep_get_metrics(cache, NULL, 0, NULL), KVKEEP_ERR_INVALID, "length is NULL");
     FAILS(kvkeep_explain_key(cache, space, NULL, NULL, 0, &length), KVKEEP_ERR_INVALID, "key is NULL");
     FAILS(kvkeep_explain_session(cache, session, NULL, 0, NULL), KVKEEP_ERR_INVALID, "length is NULL");
     teardown();
@@ -86,7 +86,7 @@ static void check_all_closed(kvkeep *closed) {
     kvkeep_space_options space_options;
     KVKEEP_INIT(&space_options);
     space_options.model = "model";
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
     kvkeep_stats stats;
     KVKEEP_INIT(&stats);
@@ -104,20 +104,20 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_open_space(closed, &space_options, &number));
     CLOSED(kvkeep_add_backend(closed, "memory:", &number));
     CLOSED(kvkeep_remove_backend(closed, 1));
-    CLOSED(kvkeep_drain_writes(closed, 1));
+    CLOSED(kvkeep_flush(closed, 1));
     CLOSED(kvkeep_begin_session(closed, 1, NULL, &number));
     CLOSED(kvkeep_end_session(closed, 1));
     CLOSED(kvkeep_abort_session(closed, 1));
     CLOSED(kvkeep_append_tokens(closed, 1, tokens, 4, &number));
-    CLOSED(kvkeep_session_keys(closed, 1, 0, 1, 0, 1, 1, keys, 1));
+    CLOSED(kvkeep_get_session_keys(closed, 1, 0, 1, 0, 1, 1, keys, 1));
     CLOSED(kvkeep_reserve_write(closed, 1, keys, 4, sizes, 0, views));
     CLOSED(kvkeep_finish_write(closed, 1, keys, 4, NULL));
     CLOSED(kvkeep_abort_write(closed, 1, keys, 4, NULL));
     CLOSED(kvkeep_finish_write_and_reserve_read(closed, 1, keys, 4, 0, views));
     CLOSED(kvkeep_reserve_read(closed, 1, keys, 4, 0, views));
     CLOSED(kvkeep_finish_read(closed, 1, keys, 4, 0, NULL));
-    CLOSED(kvkeep_release_tokens(closed, 1, 0, 16, 0, 1, 1, 0, NULL));
-    CLOSED(kvkeep_unsafe_read(closed, 1, keys, 4, views));
+    CLOSED(kvkeep_finish_read_tokens(closed, 1, 0, 16, 0, 1, 1, 0, NULL));
+    CLOSED(kvkeep_get_views(closed, 1, keys, 4, views));
     CLOSED(kvkeep_touch(closed, 1, keys, 4, NULL));
     CLOSED(kvkeep_query_keys(closed, 1, keys, 4, states));
     CLOSED(kvkeep_retain(closed, 1, keys, 4, 1, 1, NULL));
@@ -126,17 +126,17 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_clear(closed, 1, 0, NULL));
     CLOSED(kvkeep_submit_prefetch(closed, 1, keys, 4, NULL, &number, NULL, NULL));
     CLOSED(kvkeep_query_lookup_hits(closed, 1, &chunks));
-    CLOSED(kvkeep_query_prefetch(closed, 1, &result));
+    CLOSED(kvkeep_query_job(closed, 1, &result));
     CLOSED(kvkeep_query_bitmap(closed, 1, bits, 8));
-    CLOSED(kvkeep_wait(closed, 1, 1));
-    CLOSED(kvkeep_cancel(closed, 1));
+    CLOSED(kvkeep_wait_job(closed, 1, 1));
+    CLOSED(kvkeep_cancel_job(closed, 1));
     CLOSED(kvkeep_release_job(closed, 1));
-    CLOSED(kvkeep_event_fd(closed, &fd));
-    CLOSED(kvkeep_drain_completions(closed, &completion, 1, &length));
-    CLOSED(kvkeep_drain_events(closed, &number, &event, 1, &length));
-    CLOSED(kvkeep_get_stats(closed, &stats));
+    CLOSED(kvkeep_get_event_fd(closed, &fd));
+    CLOSED(kvkeep_take_completions(closed, &completion, 1, &length));
+    CLOSED(kvkeep_read_events(closed, &number, &event, 1, &length));
+    CLOSED(kvkeep_query_stats(closed, &stats));
     CLOSED(kvkeep_query_space(closed, 1, &usage));
-    CLOSED(kvkeep_metrics(closed, text, 8, &length));
+    CLOSED(kvkeep_get_metrics(closed, text, 8, &length));
     CLOSED(kvkeep_explain_key(closed, 1, keys, text, 8, &length));
     CLOSED(kvkeep_explain_session(closed, 1, text, 8, &length));
 #undef CLOSED
@@ -168,7 +168,7 @@ static void p6_counts(void) {
         FAILS(kvkeep_finish_write_and_reserve_read(cache, session, keys, count, 0, views), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_reserve_read(cache, session, keys, count, 0, views), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_finish_read(cache, session, keys, count, 0, statuses), KVKEEP_ERR_INVALID, words);
-        FAILS(kvkeep_unsafe_read(cache, session, keys, count, views), KVKEEP_ERR_INVALID, words);
+        FAILS(kvkeep_get_views(cache, session, keys, count, views), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_touch(cache, space, keys, count, statuses), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_query_keys(cache, space, keys, count, states), KVKEEP_ERR_INVALID, words);
         FAILS(kvkeep_retain(cache, space, keys, count, 50, 1000, statuses), KVKEEP_ERR_INVALID, words);
@@ -177,11 +177,11 @@ static void p6_counts(void) {
         FAILS(kvkeep_submit_prefetch(cache, session, keys, count, NULL, &number, NULL, NULL), KVKEEP_ERR_INVALID,
               words);
     }
-    FAILS(kvkeep_session_keys(cache, session, 0, 0, 0, 1, 1, keys, 0), KVKEEP_ERR_INVALID, "is 0");
-    FAILS(kvkeep_session_keys(cache, session, 0, UINT64_MAX, 0, UINT32_MAX, UINT32_MAX, keys, 4), KVKEEP_ERR_INVALID,
+    FAILS(kvkeep_get_session_keys(cache, session, 0, 0, 0, 1, 1, keys, 0), KVKEEP_ERR_INVALID, "is 0");
+    FAILS(kvkeep_get_session_keys(cache, session, 0, UINT64_MAX, 0, UINT32_MAX, UINT32_MAX, keys, 4), KVKEEP_ERR_INVALID,
           "key_count is 4");
-    FAILS(kvkeep_session_keys(cache, session, 0, 4, 0, 1, 1, keys, 4), KVKEEP_ERR_INVALID, "chunk");
-    FAILS(kvkeep_session_keys(cache, session, UINT64_MAX, 4, 0, 1, 1, keys, 4), KVKEEP_ERR_INVALID, "chunk");
+    FAILS(kvkeep_get_session_keys(cache, session, 0, 4, 0, 1, 1, keys, 4), KVKEEP_ERR_INVALID, "chunk");
+    FAILS(kvkeep_get_session_keys(cache, session, UINT64_MAX, 4, 0, 1, 1, keys, 4), KVKEEP_ERR_INVALID, "chunk");
     const uint64_t none[2] = {0, UINT64_MAX};
     CHECK_STATUS(kvkeep_reserve_write(cache, session, &keys[3], 1, &none[0], 0, views), KVKEEP_PARTIAL);
     CHECK_STATUS(views[0].status, KVKEEP_ERR_INVALID);
@@ -203,7 +203,7 @@ static void p6_extra_count(void) {
         FAILS(kvkeep_finish_read(cache, session, keys, 1, bad[i], statuses), KVKEEP_ERR_INVALID, "extra_count is");
         FAILS(kvkeep_finish_write_and_reserve_read(cache, session, &keys[2], 1, bad[i], views), KVKEEP_ERR_INVALID,
               "extra_count is");
-        FAILS(kvkeep_release_tokens(cache, session, 0, 16, 0, 1, 1, bad[i], NULL), KVKEEP_ERR_INVALID,
+        FAILS(kvkeep_finish_read_tokens(cache, session, 0, 16, 0, 1, 1, bad[i], NULL), KVKEEP_ERR_INVALID,
               "extra_count is");
         FAILS(kvkeep_submit_prefetch(cache, session, keys, 1, &options, &job, NULL, NULL), KVKEEP_ERR_INVALID,
               "extra_count is");
@@ -218,7 +218,7 @@ static void p6_ids_never_given(void) {
         uint64_t id = bad[i], number;
         uint32_t token = 1, chunks;
         uint8_t bits[8];
-        kvkeep_prefetch_result result;
+        kvkeep_job_result result;
         KVKEEP_INIT(&result);
         kvkeep_space_usage usage;
         KVKEEP_INIT(&usage);
@@ -237,21 +237,21 @@ static void p6_ids_never_given(void) {
         UNKNOWN(kvkeep_end_session(cache, id), "session");
         UNKNOWN(kvkeep_abort_session(cache, id), "session");
         UNKNOWN(kvkeep_append_tokens(cache, id, &token, 1, &number), "session");
-        UNKNOWN(kvkeep_session_keys(cache, id, 0, 1, 0, 1, 1, keys, 1), "session");
+        UNKNOWN(kvkeep_get_session_keys(cache, id, 0, 1, 0, 1, 1, keys, 1), "session");
         UNKNOWN(kvkeep_reserve_write(cache, id, keys, 4, sizes, 0, views), "session");
         UNKNOWN(kvkeep_finish_write(cache, id, keys, 4, statuses), "session");
         UNKNOWN(kvkeep_abort_write(cache, id, keys, 4, statuses), "session");
         UNKNOWN(kvkeep_finish_write_and_reserve_read(cache, id, keys, 4, 0, views), "session");
         UNKNOWN(kvkeep_reserve_read(cache, id, keys, 4, 0, views), "session");
         UNKNOWN(kvkeep_finish_read(cache, id, keys, 4, 0, statuses), "session");
-        UNKNOWN(kvkeep_release_tokens(cache, id, 0, 16, 0, 1, 1, 0, NULL), "session");
-        UNKNOWN(kvkeep_unsafe_read(cache, id, keys, 4, views), "session");
+        UNKNOWN(kvkeep_finish_read_tokens(cache, id, 0, 16, 0, 1, 1, 0, NULL), "session");
+        UNKNOWN(kvkeep_get_views(cache, id, keys, 4, views), "session");
         UNKNOWN(kvkeep_submit_prefetch(cache, id, keys, 4, NULL, &number, NULL, NULL), "session");
         UNKNOWN(kvkeep_query_lookup_hits(cache, id, &chunks), "job");
-        UNKNOWN(kvkeep_query_prefetch(cache, id, &result), "job");
+        UNKNOWN(kvkeep_query_job(cache, id, &result), "job");
         UNKNOWN(kvkeep_query_bitmap(cache, id, bits, 8), "job");
-        UNKNOWN(kvkeep_wait(cache, id, 1), "job");
-        UNKNOWN(kvkeep_cancel(cache, id), "job");
+        UNKNOWN(kvkeep_wait_job(cache, id, 1), "job");
+        UNKNOWN(kvkeep_cancel_job(cache, id), "job");
         UNKNOWN(kvkeep_release_job(cache, id), "job");
         if (id != 0) {
             UNKNOWN(kvkeep_clear(cache, id, 0, NULL), "space");
@@ -278,7 +278,7 @@ static void p6_struct_sizes(void) {
         kvkeep_prefetch_options prefetch_options;
         kvkeep_pool_options pool_options;
         kvkeep_transfer_options transfer_options;
-        kvkeep_prefetch_result result;
+        kvkeep_job_result result;
         kvkeep_stats stats;
         kvkeep_space_usage usage;
 #define OF_BAD_SIZE(s) (KVKEEP_INIT(&(s)), (s).struct_size = bad_size((s).struct_size, i))
@@ -305,8 +305,8 @@ static void p6_struct_sizes(void) {
         FAILS(kvkeep_open_pool(cache, space, &pool_options, &number), KVKEEP_ERR_INVALID, "struct_size is");
         FAILS(kvkeep_submit_store(cache, 1, session, keys, 1, &block, 1, &transfer_options, &number, NULL, NULL),
               KVKEEP_ERR_INVALID, "struct_size is");
-        FAILS(kvkeep_query_prefetch(cache, INVENTED_ID, &result), KVKEEP_ERR_INVALID, "struct_size is");
-        FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_query_job(cache, INVENTED_ID, &result), KVKEEP_ERR_INVALID, "struct_size is");
+        FAILS(kvkeep_query_stats(cache, &stats), KVKEEP_ERR_INVALID, "struct_size is");
         FAILS(kvkeep_query_space(cache, space, &usage), KVKEEP_ERR_INVALID, "struct_size is");
     }
     // A newer caller's struct, with a field that this library does not know: options must leave it 0, results keep it.
@@ -349,7 +349,7 @@ static void p6_arrays_that_overlap(void) {
     memset(&shared, 0, sizeof shared);
     for (int i = 0; i < 4; i++) shared.keys[i] = keys[i];
     FAILS(kvkeep_reserve_read(cache, session, shared.keys, 4, 0, shared.views), KVKEEP_ERR_INVALID, "overlap");
-    FAILS(kvkeep_unsafe_read(cache, session, shared.keys, 4, shared.views), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_get_views(cache, session, shared.keys, 4, shared.views), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_reserve_write(cache, session, shared.keys, 4, sizes, 0, shared.views), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_reserve_write(cache, session, keys, 4, shared.sizes, 0, shared.views), KVKEEP_ERR_INVALID, "overlap");
     FAILS(kvkeep_finish_write(cache, session, shared.keys, 4, shared.statuses), KVKEEP_ERR_INVALID, "overlap");
@@ -435,7 +435,7 @@ static void p9_a_full_disk_is_a_bound(void) {
     kvkeep_key many[64];
     keys_of(many, 100, 64);
     put(small, model, many, 64, 64 * KIB);
-    OK(kvkeep_drain_writes(small, 60000));
+    OK(kvkeep_flush(small, 60000));
     kvkeep_stats stats = stats_of(small);
     // The newest take the place of the oldest.
     CHECK_EQUAL(stats.stores, 64);
@@ -447,13 +447,13 @@ static void p9_a_full_disk_is_a_bound(void) {
     OK(kvkeep_clear(small, model, 0, NULL));
     kvkeep_prefetch_options options;
     KVKEEP_INIT(&options);
-    options.mode = KVKEEP_PREFETCH_ANY;
+    options.mode = KVKEEP_PREFETCH_EACH;
     uint64_t reader = begin(small, model), job;
     OK(kvkeep_submit_prefetch(small, reader, many, 64, &options, &job, NULL, NULL));
-    OK(kvkeep_wait(small, job, 30000));
-    kvkeep_prefetch_result result;
+    OK(kvkeep_wait_job(small, job, 30000));
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
-    OK(kvkeep_query_prefetch(small, job, &result));
+    OK(kvkeep_query_job(small, job, &result));
     CHECK_EQUAL(result.hit_chunks, stats.l2_objects);
     CHECK_EQUAL(stats_of(small).corruptions, 0);
     OK(kvkeep_end_session(small, reader));

@@ -12,7 +12,7 @@ static void setup(uint64_t l1_bytes, const char *url) {
     cache = url ? open_l2(l1_bytes, url) : open_l1(l1_bytes);
     next = 0;
     size_t count = 1;
-    OK(kvkeep_drain_events(cache, &next, events, SOME, &count));
+    OK(kvkeep_read_events(cache, &next, events, SOME, &count));
     CHECK_EQUAL(count, 0);
     CHECK_EQUAL(next, 1);
     space = open_space(cache, "model");
@@ -21,7 +21,7 @@ static void setup(uint64_t l1_bytes, const char *url) {
 
 static size_t drain(void) {
     size_t count;
-    OK(kvkeep_drain_events(cache, &next, events, SOME, &count));
+    OK(kvkeep_read_events(cache, &next, events, SOME, &count));
     return count;
 }
 
@@ -45,11 +45,11 @@ static void commits_and_removals_are_told_in_order(void) {
     kvkeep_key keys[4];
     kvkeep_view view;
     keys_of(keys, 1, 4);
-    stage_in(cache, session, keys, 3, 5000, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, keys, 3, 5000, KVKEEP_LIFETIME_CACHED);
     CHECK_EQUAL(drain(), 0);
     OK(kvkeep_abort_write(cache, session, &keys[2], 1, NULL));
     OK(kvkeep_finish_write(cache, session, keys, 2, NULL));
-    stage_in(cache, session, &keys[3], 1, 64, KVKEEP_RETENTION_TEMPORARY);
+    stage_in(cache, session, &keys[3], 1, 64, KVKEEP_LIFETIME_TEMPORARY);
     OK(kvkeep_finish_write_and_reserve_read(cache, session, &keys[3], 1, 0, &view));
     OK(kvkeep_finish_read(cache, session, &keys[3], 1, 0, NULL));
     OK(kvkeep_delete(cache, space, keys, 1, NULL));
@@ -71,8 +71,8 @@ static void a_discarded_commit_stores_nothing(void) {
     setup(MIB, NULL);
     kvkeep_key key = key_of(1);
     uint64_t other = begin(cache, space);
-    stage_in(cache, session, &key, 1, 4096, KVKEEP_RETENTION_KEEP);
-    stage_in(cache, other, &key, 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &key, 1, 4096, KVKEEP_LIFETIME_CACHED);
+    stage_in(cache, other, &key, 1, 4096, KVKEEP_LIFETIME_CACHED);
     OK(kvkeep_finish_write(cache, other, &key, 1, NULL));
     OK(kvkeep_finish_write(cache, session, &key, 1, NULL));
     CHECK_EQUAL(drain(), 1);
@@ -115,7 +115,7 @@ static void what_a_backend_stored_is_told_with_its_tier(void) {
     OK(kvkeep_add_backend(cache, url, &number));
     kvkeep_key key = key_of(1);
     put_in(cache, session, &key, 1, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(drain(), 3);
     check_l1(&events[0], KVKEEP_EVENT_STORED, &key, 4096);
     int seen = 0;
@@ -129,7 +129,7 @@ static void what_a_backend_stored_is_told_with_its_tier(void) {
     OK(kvkeep_evict(cache, space, &key, 1, NULL));
     uint64_t job;
     OK(kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &job, NULL, NULL));
-    OK(kvkeep_wait(cache, job, 60000));
+    OK(kvkeep_wait_job(cache, job, 60000));
     CHECK_EQUAL(drain(), 2);
     check_l1(&events[0], KVKEEP_EVENT_REMOVED, &key, 4096);
     check_l1(&events[1], KVKEEP_EVENT_STORED, &key, 4096);
@@ -151,7 +151,7 @@ static void what_a_backend_evicts_is_told(void) {
     kvkeep_key keys[20];
     keys_of(keys, 1, 20);
     put_in(cache, session, keys, 20, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     const size_t count = drain();
     uint64_t stored = 0, removed = 0;
     for (size_t i = 0; i < count; i++) {
@@ -197,12 +197,12 @@ static void bad_input_is_refused(void) {
     put_in(cache, session, &key, 1, 64);
     size_t count = 7;
     next = 3;
-    FAILS(kvkeep_drain_events(cache, &next, events, SOME, &count), KVKEEP_ERR_INVALID, "next_sequence is 3");
-    FAILS(kvkeep_drain_events(cache, NULL, events, SOME, &count), KVKEEP_ERR_INVALID, "next_sequence is NULL");
-    FAILS(kvkeep_drain_events(cache, &next, NULL, SOME, &count), KVKEEP_ERR_INVALID, "events is NULL");
-    FAILS(kvkeep_drain_events(cache, &next, events, 0, &count), KVKEEP_ERR_INVALID, "events is 0");
-    FAILS(kvkeep_drain_events(cache, &next, events, SOME, NULL), KVKEEP_ERR_INVALID, "count is NULL");
-    FAILS(kvkeep_drain_events(cache, (uint64_t *)(void *)events, events, SOME, &count), KVKEEP_ERR_INVALID, "overlap");
+    FAILS(kvkeep_read_events(cache, &next, events, SOME, &count), KVKEEP_ERR_INVALID, "next_sequence is 3");
+    FAILS(kvkeep_read_events(cache, NULL, events, SOME, &count), KVKEEP_ERR_INVALID, "next_sequence is NULL");
+    FAILS(kvkeep_read_events(cache, &next, NULL, SOME, &count), KVKEEP_ERR_INVALID, "events is NULL");
+    FAILS(kvkeep_read_events(cache, &next, events, 0, &count), KVKEEP_ERR_INVALID, "events is 0");
+    FAILS(kvkeep_read_events(cache, &next, events, SOME, NULL), KVKEEP_ERR_INVALID, "count is NULL");
+    FAILS(kvkeep_read_events(cache, (uint64_t *)(void *)events, events, SOME, &count), KVKEEP_ERR_INVALID, "overlap");
     CHECK_EQUAL(next, 3);
     CHECK_EQUAL(count, 7);
     next = 2;

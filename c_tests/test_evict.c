@@ -119,10 +119,10 @@ static void evict_drops_from_l1_alone_whatever_the_policy_says(void) {
     int32_t statuses[5];
     keys_of(keys, 1, 5);
     put_in(cache, session, keys, 3, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_retain(cache, space, keys, 3, 100, 60000, NULL));
     OK(kvkeep_reserve_read(cache, session, keys, 1, 0, &view));
-    stage_in(cache, session, &keys[3], 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[3], 1, 4096, KVKEEP_LIFETIME_CACHED);
     CHECK_STATUS(kvkeep_evict(cache, space, keys, 5, statuses), KVKEEP_PARTIAL);
     CHECK_STATUS(statuses[0], KVKEEP_ERR_LOCKED);
     OK(statuses[1]);
@@ -159,7 +159,7 @@ static void what_is_evicted_before_it_is_written_is_lost_and_counted(void) {
     kvkeep_key key = key_of(1);
     put_in(cache, session, &key, 1, 4096);
     OK(kvkeep_evict(cache, space, &key, 1, NULL));
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     kvkeep_stats stats = stats_of(cache);
     CHECK_EQUAL(stats.stores_dropped, 1);
     CHECK_EQUAL(stats.l1_objects + stats.l2_objects, 0);

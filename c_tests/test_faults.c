@@ -28,7 +28,7 @@ static void p7_a_truncated_object_is_a_miss(void) {
     char *directory = new_directory();
     enter(open_directory(directory, ""));
     put(cache, space, &keys[0], 1, SIZE);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     close_and_list(directory, 1);
     CHECK_EQUAL(truncate(object_paths[0], SIZE / 2), 0);
     enter(open_directory(directory, ""));
@@ -46,7 +46,7 @@ static void p7_a_changed_byte_on_disk_is_a_miss(void) {
     char *directory = new_directory();
     enter(open_directory(directory, ""));
     put(cache, space, &keys[0], 1, SIZE);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     close_and_list(directory, 1);
     int file = open(object_paths[0], O_RDWR);
     char byte;
@@ -56,7 +56,7 @@ static void p7_a_changed_byte_on_disk_is_a_miss(void) {
     CHECK_EQUAL(pwrite(file, &byte, 1, SIZE - 100), 1);
     close(file);
     enter(open_directory(directory, ""));
-    kvkeep_prefetch_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+    kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
     CHECK_EQUAL(result.lookup_chunks, 1);
     CHECK_EQUAL(result.hit_chunks, 0);
     CHECK_EQUAL(result.failed_keys, 1);
@@ -73,12 +73,12 @@ static void p7_an_object_of_another_model_under_this_name_is_a_miss(void) {
     char *directory = new_directory(), own[4096];
     enter(open_directory(directory, ""));
     put(cache, space, &keys[0], 1, SIZE);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     close_and_list(directory, 1);
     snprintf(own, sizeof own, "%s", object_paths[0]);
     enter(open_directory(directory, ""));
     put(cache, open_space(cache, "another model"), &keys[0], 1, SIZE);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     close_and_list(directory, 2);
     CHECK_EQUAL(rename(object_paths[strcmp(object_paths[0], own) == 0], own), 0);
     enter(open_directory(directory, ""));
@@ -93,7 +93,7 @@ static void p7_flipped_bits_never_reach_a_reader(void) {
     for (uint32_t round = 0; round < 20; round++) {
         keys_of(keys, 100 * round, COUNT);
         put_below(cache, space, keys, COUNT, SIZE);
-        kvkeep_prefetch_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+        kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
         CHECK_EQUAL(result.lookup_chunks, COUNT);
         if (result.hit_chunks > 0) OK(kvkeep_finish_read(cache, session, keys, result.hit_chunks, 0, NULL));
     }
@@ -121,13 +121,13 @@ static void p3_a_failed_read_ends_the_prefix_there(void) {
     for (uint32_t round = 0; round < 30; round++) {
         keys_of(keys, 100 * round, COUNT);
         put_below(cache, space, keys, COUNT, SIZE);
-        kvkeep_prefetch_result result;
+        kvkeep_job_result result;
         KVKEEP_INIT(&result);
         uint64_t job;
         uint8_t bits;
         OK(kvkeep_submit_prefetch(cache, session, keys, COUNT, &options, &job, NULL, NULL));
-        OK(kvkeep_wait(cache, job, 60000));
-        OK(kvkeep_query_prefetch(cache, job, &result));
+        OK(kvkeep_wait_job(cache, job, 60000));
+        OK(kvkeep_query_job(cache, job, &result));
         OK(kvkeep_query_bitmap(cache, job, &bits, 1));
         OK(result.status);
         CHECK_EQUAL(result.lookup_chunks, COUNT);
@@ -151,7 +151,7 @@ static void p3_a_failed_read_ends_the_prefix_there(void) {
 static void failed_writes_are_retried_then_dropped(void) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.store_error=0.5&fault.seed=5"));
     put(cache, space, keys, COUNT, SIZE);
-    OK(kvkeep_drain_writes(cache, 60000));
+    OK(kvkeep_flush(cache, 60000));
     kvkeep_stats stats = stats_of(cache);
     CHECK(stats.store_retries > 0);
     CHECK_EQUAL(stats.stores + stats.stores_dropped, COUNT);
@@ -161,7 +161,7 @@ static void failed_writes_are_retried_then_dropped(void) {
     // Each is tried four times.
     enter(open_l2(4 * MIB, "fault:memory:?fault.store_error=1"));
     put(cache, space, keys, COUNT, SIZE);
-    OK(kvkeep_drain_writes(cache, 60000));
+    OK(kvkeep_flush(cache, 60000));
     stats = stats_of(cache);
     CHECK_EQUAL(stats.store_retries, 3 * COUNT);
     CHECK_EQUAL(stats.stores, 0);
@@ -183,22 +183,22 @@ static uint64_t submit_hanging(uint32_t policy, uint32_t deadline_ms, kvkeep_cal
 static void p10_lookup_never_waits_for_loading(void) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.load_hang=1"));
     put_below(cache, space, keys, COUNT, SIZE);
-    uint64_t job = submit_hanging(KVKEEP_POLICY_WAIT, 0, NULL, NULL);
+    uint64_t job = submit_hanging(KVKEEP_PREFETCH_POLICY_WAIT, 0, NULL, NULL);
     uint32_t chunks = 0;
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
     AWAIT(kvkeep_query_lookup_hits(cache, job, &chunks) == KVKEEP_OK);
     CHECK_EQUAL(chunks, COUNT);
-    CHECK_STATUS(kvkeep_query_prefetch(cache, job, &result), KVKEEP_PENDING);
+    CHECK_STATUS(kvkeep_query_job(cache, job, &result), KVKEEP_PENDING);
     uint8_t bits;
     CHECK_STATUS(kvkeep_query_bitmap(cache, job, &bits, 1), KVKEEP_PENDING);
     // Everything else goes on meanwhile.
     kvkeep_key other = key_of(500);
     put(cache, space, &other, 1, SIZE);
     CHECK(is_ready(cache, space, &other));
-    OK(kvkeep_cancel(cache, job));
-    OK(kvkeep_wait(cache, job, 60000));
-    OK(kvkeep_query_prefetch(cache, job, &result));
+    OK(kvkeep_cancel_job(cache, job));
+    OK(kvkeep_wait_job(cache, job, 60000));
+    OK(kvkeep_query_job(cache, job, &result));
     CHECK_STATUS(result.status, KVKEEP_ERR_CANCELLED);
     CHECK_EQUAL(stats_of(cache).l1_shares, 0);
     OK(kvkeep_close(cache));
@@ -209,12 +209,12 @@ static void p4_a_hung_backend_does_not_hold_a_job_past_its_deadline(void) {
     put_below(cache, space, keys, COUNT, SIZE);
     put(cache, space, keys, 2, SIZE);
     struct told effort = NOBODY_TOLD, strict = NOBODY_TOLD;
-    submit_hanging(KVKEEP_POLICY_BEST_EFFORT, 50, tell, &effort);
+    submit_hanging(KVKEEP_PREFETCH_POLICY_BEST_EFFORT, 50, tell, &effort);
     kvkeep_completion completion = await_told(&effort, 1);
     OK(completion.status);
     CHECK_EQUAL(completion.hit_chunks, 2);
     OK(kvkeep_finish_read(cache, session, keys, 2, 0, NULL));
-    submit_hanging(KVKEEP_POLICY_DEADLINE, 50, tell, &strict);
+    submit_hanging(KVKEEP_PREFETCH_POLICY_DEADLINE, 50, tell, &strict);
     completion = await_told(&strict, 1);
     CHECK_STATUS(completion.status, KVKEEP_ERR_TIMEOUT);
     CHECK_EQUAL(completion.hit_chunks, 0);
@@ -233,7 +233,7 @@ static void p4_a_hung_backend_is_fenced_at_its_deadline(void) {
     enter(open_with(&options));
     put_below(cache, space, keys, COUNT, SIZE);
     struct told told = NOBODY_TOLD;
-    submit_hanging(KVKEEP_POLICY_WAIT, 0, tell, &told);
+    submit_hanging(KVKEEP_PREFETCH_POLICY_WAIT, 0, tell, &told);
     kvkeep_completion completion = await_told(&told, 1);
     OK(completion.status);
     CHECK_EQUAL(completion.hit_chunks, 0);
@@ -255,7 +255,7 @@ static void p4_close_does_not_wait_for_a_hung_load(void) {
     enter(open_with(&options));
     put_below(cache, space, keys, COUNT, SIZE);
     struct told told = NOBODY_TOLD;
-    submit_hanging(KVKEEP_POLICY_WAIT, 0, tell, &told);
+    submit_hanging(KVKEEP_PREFETCH_POLICY_WAIT, 0, tell, &told);
     OK(kvkeep_close(cache));
     CHECK_EQUAL(told.count, 1);
     CHECK(told.last.status == KVKEEP_ERR_CANCELLED || told.last.status == KVKEEP_OK);

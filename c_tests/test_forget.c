@@ -35,7 +35,7 @@ static uint32_t found(uint64_t of, const kvkeep_key *keys, size_t count) {
     uint64_t session = begin(cache, of), job = 0;
     kvkeep_prefetch_options options;
     KVKEEP_INIT(&options);
-    options.mode = KVKEEP_PREFETCH_ANY;
+    options.mode = KVKEEP_PREFETCH_EACH;
     OK(kvkeep_submit_prefetch(cache, session, keys, count, &options, &job, NULL, NULL));
     uint32_t hits = answer_of(cache, job).hit_chunks;
     OK(kvkeep_abort_session(cache, session));
@@ -47,7 +47,7 @@ static void put_new(uint64_t of, const kvkeep_key *keys, size_t count, uint64_t 
     uint64_t session = begin(cache, of), sizes[BATCH_MAX];
     kvkeep_view views[BATCH_MAX];
     for (size_t i = 0; i < count; i++) sizes[i] = bytes;
-    OK(kvkeep_reserve_write(cache, session, keys, count, sizes, KVKEEP_RETENTION_KEEP, views));
+    OK(kvkeep_reserve_write(cache, session, keys, count, sizes, KVKEEP_LIFETIME_CACHED, views));
     for (size_t i = 0; i < count; i++) memset(views[i].data, 0xa5, bytes);
     OK(kvkeep_finish_write(cache, session, keys, count, NULL));
     OK(kvkeep_end_session(cache, session));
@@ -80,7 +80,7 @@ static void two_generations_never_meet(void) {
     kvkeep_key keys[4];
     keys_of(keys, 1, 4);
     put(cache, space, keys, 4, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(open_generation("model", 0), space);
     uint64_t next = open_generation("model", 1);
     CHECK(next != space && open_generation("model", (uint64_t)1 << 63) != next);
@@ -116,7 +116,7 @@ static void nothing_stored_before_is_found_in_any_tier(void) {
     // What is stored anew is found at once in L1, and below when it has been written.
     put_new(space, keys, 32, 4096);
     CHECK_EQUAL(found(space, keys, 32), 32);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_finish_read(cache, reader, keys, 4, 0, NULL));
     OK(kvkeep_clear(cache, 0, 0, NULL));
     CHECK_EQUAL(stats_of(cache).l2_objects, 36);
@@ -128,10 +128,10 @@ static void nothing_stored_before_is_found_in_any_tier(void) {
     OK(kvkeep_submit_prefetch(cache, session, keys, 32, NULL, &job, NULL, NULL));
     CHECK_EQUAL(answer_of(cache, job).hit_chunks, 32);
     kvkeep_view all[32];
-    OK(kvkeep_unsafe_read(cache, session, keys, 32, all));
+    OK(kvkeep_get_views(cache, session, keys, 32, all));
     for (int i = 0; i < 32; i++) CHECK(is_new(&all[i]));
     OK(kvkeep_forget_space(cache, 0, NULL));
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(stats_of(cache).l2_objects, 0);
     CHECK_EQUAL(stats_of(cache).l2_bytes, 0);
     gone_from_disk();
@@ -142,8 +142,8 @@ static void what_is_staged_is_not_committed(void) {
     kvkeep_key keys[6];
     keys_of(keys, 1, 6);
     uint64_t writer = begin(cache, space), elsewhere = begin(cache, open_space(cache, "other"));
-    stage_in(cache, writer, keys, 4, 4096, KVKEEP_RETENTION_KEEP);
-    stage_in(cache, elsewhere, keys, 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, writer, keys, 4, 4096, KVKEEP_LIFETIME_CACHED);
+    stage_in(cache, elsewhere, keys, 1, 4096, KVKEEP_LIFETIME_CACHED);
     OK(kvkeep_forget_space(cache, space, NULL));
     // Another one stores one of them meanwhile.
     put_new(space, &keys[1], 1, 4096);
@@ -169,19 +169,19 @@ static void what_another_process_stored_is_removed(void) {
     kvkeep_key keys[8];
     keys_of(keys, 1, 8);
     put(cache, space, keys, 2, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     kvkeep *mine = cache;
     enter(open_l2(MIB, url));
     put(cache, space, &keys[2], 6, 4096);
     put(cache, open_space(cache, "other"), keys, 1, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     teardown();
     cache = mine;
     OK(kvkeep_forget_space(cache, space, NULL));
     CHECK_EQUAL(found(space, keys, 8), 0);
     // Of the same length, so that no look at the file tells old from new.
     put_new(space, &keys[3], 1, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_clear(cache, space, 1, NULL));
     CHECK_EQUAL(found(space, keys, 8), 1);
     teardown();

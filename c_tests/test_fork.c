@@ -24,7 +24,7 @@ static void p6_the_childs_handle_is_closed(void) {
         KVKEEP_INIT(&stats);
         watchdog();
         FAILS(kvkeep_reserve_read(cache, session, &key, 1, 0, &view), KVKEEP_ERR_CLOSED, "fork");
-        FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_CLOSED, "fork");
+        FAILS(kvkeep_query_stats(cache, &stats), KVKEEP_ERR_CLOSED, "fork");
         FAILS(kvkeep_end_session(cache, session), KVKEEP_ERR_CLOSED, "fork");
         FAILS(kvkeep_close(cache), KVKEEP_ERR_CLOSED, "fork");
         _exit(0);

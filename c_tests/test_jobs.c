@@ -47,10 +47,10 @@ static void p4_the_event_descriptor_gives_each_completion_once(void) {
     keys_of(keys, 1, 16);
     put_below(cache, space, keys, 16, SIZE);
     int32_t fd = -1;
-    OK(kvkeep_event_fd(cache, &fd));
+    OK(kvkeep_get_event_fd(cache, &fd));
     kvkeep_completion completions[16];
     size_t count = 9;
-    OK(kvkeep_drain_completions(cache, completions, 16, &count));
+    OK(kvkeep_take_completions(cache, completions, 16, &count));
     CHECK_EQUAL(count, 0);
     struct pollfd waiting = {fd, POLLIN, 0};
     CHECK_EQUAL(poll(&waiting, 1, 0), 0);
@@ -61,7 +61,7 @@ static void p4_the_event_descriptor_gives_each_completion_once(void) {
     int seen[16] = {0};
     for (int total = 0; total < 16;) {
         CHECK_EQUAL(poll(&waiting, 1, -1), 1);
-        OK(kvkeep_drain_completions(cache, completions, 3, &count));
+        OK(kvkeep_take_completions(cache, completions, 3, &count));
         CHECK(count <= 3);
         for (size_t i = 0; i < count; i++) {
             for (int job = 0; job < 16; job++) seen[job] += jobs[job] == completions[i].job;
@@ -70,7 +70,7 @@ static void p4_the_event_descriptor_gives_each_completion_once(void) {
         total += (int)count;
     }
     for (int i = 0; i < 16; i++) CHECK_EQUAL(seen[i], 1);
-    OK(kvkeep_drain_completions(cache, completions, 16, &count));
+    OK(kvkeep_take_completions(cache, completions, 16, &count));
     CHECK_EQUAL(count, 0);
     CHECK_EQUAL(poll(&waiting, 1, 0), 0);
     teardown();
@@ -97,20 +97,20 @@ static void a_released_job_is_gone_for_every_query_and_its_shares_stay(void) {
     uint64_t job = submit(keys, 2, NULL);
     uint32_t chunks;
     uint8_t bits;
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     OK(kvkeep_query_bitmap(cache, job, &bits, 1));
     CHECK_EQUAL(stats_of(cache).jobs, 1);
     OK(kvkeep_release_job(cache, job));
     FAILS(kvkeep_query_lookup_hits(cache, job, &chunks), KVKEEP_ERR_NOT_FOUND, "job");
-    FAILS(kvkeep_query_prefetch(cache, job, &result), KVKEEP_ERR_NOT_FOUND, "job");
+    FAILS(kvkeep_query_job(cache, job, &result), KVKEEP_ERR_NOT_FOUND, "job");
     FAILS(kvkeep_query_bitmap(cache, job, &bits, 1), KVKEEP_ERR_NOT_FOUND, "job");
-    FAILS(kvkeep_wait(cache, job, 1000), KVKEEP_ERR_NOT_FOUND, "job");
+    FAILS(kvkeep_wait_job(cache, job, 1000), KVKEEP_ERR_NOT_FOUND, "job");
     FAILS(kvkeep_release_job(cache, job), KVKEEP_ERR_NOT_FOUND, "job");
     CHECK_EQUAL(stats_of(cache).jobs, 0);
     check_held(cache, session, keys, 2);
     job = submit(keys, 2, NULL);
     OK(kvkeep_end_session(cache, session));
-    FAILS(kvkeep_query_prefetch(cache, job, &result), KVKEEP_ERR_NOT_FOUND, "job");
+    FAILS(kvkeep_query_job(cache, job, &result), KVKEEP_ERR_NOT_FOUND, "job");
     check_nothing_is_held(cache);
     teardown();
 }
@@ -167,10 +167,10 @@ static void p9_completions_that_nobody_takes_are_bounded(void) {
     }
     kvkeep_completion taken[4];
     size_t count;
-    OK(kvkeep_drain_completions(cache, taken, 1, &count));
+    OK(kvkeep_take_completions(cache, taken, 1, &count));
     CHECK_EQUAL(count, 1);
     submit(&key, 1, &by_event);
-    OK(kvkeep_drain_completions(cache, taken, 4, &count));
+    OK(kvkeep_take_completions(cache, taken, 4, &count));
     CHECK_EQUAL(count, 3);
     teardown();
 }
@@ -183,7 +183,7 @@ struct waiting {
 
 static void *wait_for_long(void *data) {
     struct waiting *waiting = data;
-    waiting->status = kvkeep_wait(cache, waiting->job, 1000000);
+    waiting->status = kvkeep_wait_job(cache, waiting->job, 1000000);
     snprintf(waiting->message, sizeof waiting->message, "%s", kvkeep_last_error());
     return NULL;
 }
@@ -212,13 +212,13 @@ static void polling_can_be_cancelled(void) {
     kvkeep_prefetch_options options = plain_options();
     options.lookup_timeout_ms = 100000;
     uint64_t job = submit(keys, 2, &options);
-    FAILS(kvkeep_wait(cache, job, 5), KVKEEP_ERR_TIMEOUT, "job");
-    OK(kvkeep_cancel(cache, job));
-    kvkeep_prefetch_result result = result_of(job);
+    FAILS(kvkeep_wait_job(cache, job, 5), KVKEEP_ERR_TIMEOUT, "job");
+    OK(kvkeep_cancel_job(cache, job));
+    kvkeep_job_result result = result_of(job);
     CHECK_STATUS(result.status, KVKEEP_ERR_CANCELLED);
     CHECK_EQUAL(result.hit_chunks, 0);
     check_nothing_is_held(cache);
-    OK(kvkeep_cancel(cache, job));
+    OK(kvkeep_cancel_job(cache, job));
     CHECK_EQUAL(stats_of(cache).jobs_cancelled, 1);
     CHECK_EQUAL(stats_of(cache).jobs_completed, 1);
     teardown();
@@ -229,7 +229,7 @@ static void a_done_job_is_not_cancelled(void) {
     kvkeep_key key = key_of(1);
     put(cache, space, &key, 1, SIZE);
     uint64_t job = submit(&key, 1, NULL);
-    OK(kvkeep_cancel(cache, job));
+    OK(kvkeep_cancel_job(cache, job));
     OK(result_of(job).status);
     check_hits(job, &key, "1", 1);
     teardown();
@@ -285,7 +285,7 @@ static void policies_at_the_deadline(void) {
     CHECK_EQUAL(told.last.hit_chunks, 1);
     CHECK_EQUAL(stats_of(cache).l1_shares, 1);
     OK(kvkeep_finish_read(cache, session, keys, 1, 0, NULL));
-    options.policy = KVKEEP_POLICY_DEADLINE;
+    options.policy = KVKEEP_PREFETCH_POLICY_DEADLINE;
     OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell_from_its_thread, &told));
     await_told(&told, 2);
     CHECK_STATUS(told.last.status, KVKEEP_ERR_TIMEOUT);

@@ -18,7 +18,7 @@ static int store_until_killed(const char *directory, uint32_t round) {
     for (;; round++) {
         keys_of_round(round);
         put(cache, space, keys, COUNT, SIZE);
-        OK(kvkeep_drain_writes(cache, 60000));
+        OK(kvkeep_flush(cache, 60000));
         CHECK_EQUAL(stats_of(cache).stores_dropped, 0);
         if (write(STDOUT_FILENO, &round, sizeof round) != sizeof round) return 1;
     }
@@ -64,7 +64,7 @@ static void p8_a_killed_process_loses_nothing_stored_and_leaves_nothing_half(voi
         CHECK(stats_of(cache).l2_bytes >= next * COUNT * SIZE);
         for (uint32_t round = 0; round <= next; round++) {
             keys_of_round(round);
-            kvkeep_prefetch_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+            kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
             if (round < next) CHECK_EQUAL(result.hit_chunks, COUNT);
             CHECK_EQUAL(result.failed_keys, 0);
             if (result.hit_chunks > 0) OK(kvkeep_finish_read(cache, session, keys, result.hit_chunks, 0, NULL));

@@ -20,7 +20,7 @@ static void p1_only_committed_bytes_are_read(void) {
     kvkeep_view view;
     int32_t status;
     CHECK_STATUS(read_status(session, &key, 0), KVKEEP_ERR_NOT_FOUND);
-    stage_in(cache, session, &key, 1, 5000, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &key, 1, 5000, KVKEEP_LIFETIME_CACHED);
     CHECK_STATUS(read_status(session, &key, 0), KVKEEP_ERR_NOT_FOUND);
     CHECK_STATUS(read_status(other, &key, 0), KVKEEP_ERR_NOT_FOUND);
     CHECK_STATUS(write_status(session, &key, 5000), KVKEEP_ERR_EXISTS);
@@ -41,8 +41,8 @@ static void p1_the_first_commit_wins_and_the_second_succeeds(void) {
     uint64_t other = begin(cache, space), size = 4096;
     kvkeep_key key = key_of(1);
     kvkeep_view first, second, read;
-    OK(kvkeep_reserve_write(cache, session, &key, 1, &size, KVKEEP_RETENTION_KEEP, &first));
-    OK(kvkeep_reserve_write(cache, other, &key, 1, &size, KVKEEP_RETENTION_KEEP, &second));
+    OK(kvkeep_reserve_write(cache, session, &key, 1, &size, KVKEEP_LIFETIME_CACHED, &first));
+    OK(kvkeep_reserve_write(cache, other, &key, 1, &size, KVKEEP_LIFETIME_CACHED, &second));
     CHECK(first.data != second.data);
     fill(&key, &first);
     memset(second.data, 0x5a, size);
@@ -63,8 +63,8 @@ static void p1_a_second_commit_that_keeps_makes_a_temporary_object_kept(void) {
     uint64_t other = begin(cache, space);
     kvkeep_key key = key_of(1);
     kvkeep_view view;
-    stage_in(cache, session, &key, 1, 4096, KVKEEP_RETENTION_TEMPORARY);
-    stage_in(cache, other, &key, 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &key, 1, 4096, KVKEEP_LIFETIME_TEMPORARY);
+    stage_in(cache, other, &key, 1, 4096, KVKEEP_LIFETIME_CACHED);
     OK(kvkeep_finish_write_and_reserve_read(cache, session, &key, 1, 0, &view));
     OK(kvkeep_finish_write(cache, other, &key, 1, NULL));
     OK(finish_status(session, &key, 0));
@@ -78,7 +78,7 @@ static void views_are_aligned(void) {
     kvkeep_key keys[7];
     kvkeep_view views[7];
     keys_of(keys, 1, 7);
-    OK(kvkeep_reserve_write(cache, session, keys, 7, sizes, KVKEEP_RETENTION_KEEP, views));
+    OK(kvkeep_reserve_write(cache, session, keys, 7, sizes, KVKEEP_LIFETIME_CACHED, views));
     for (int i = 0; i < 7; i++) {
         uintptr_t alignment = sizes[i] % 4096 == 0 ? 4096 : 64;
         CHECK_EQUAL((uintptr_t)views[i].data % alignment, 0);
@@ -99,7 +99,7 @@ static void a_key_fails_alone(void) {
     int32_t statuses[4];
     keys_of(keys, 1, 4);
     put_in(cache, session, &keys[1], 1, 100);
-    stage_in(cache, session, &keys[3], 1, 100, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[3], 1, 100, KVKEEP_LIFETIME_CACHED);
     CHECK_STATUS(kvkeep_reserve_read(cache, session, keys, 4, 0, views), KVKEEP_PARTIAL);
     CHECK_STATUS(views[0].status, KVKEEP_ERR_NOT_FOUND);
     OK(views[1].status);
@@ -127,7 +127,7 @@ static void what_is_given_back_unwritten_was_never_there(void) {
     kvkeep_key keys[2];
     int32_t statuses[2];
     keys_of(keys, 1, 2);
-    stage_in(cache, session, keys, 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, keys, 1, 4096, KVKEEP_LIFETIME_CACHED);
     CHECK_STATUS(kvkeep_abort_write(cache, session, keys, 2, statuses), KVKEEP_PARTIAL);
     OK(statuses[0]);
     CHECK_STATUS(statuses[1], KVKEEP_ERR_NOT_FOUND);
@@ -171,10 +171,10 @@ static void p3_another_sessions_share_is_never_taken(void) {
     put_in(cache, session, &key, 1, 4096);
     OK(read_status(session, &key, 0));
     CHECK_STATUS(finish_status(other, &key, 0), KVKEEP_ERR_NOT_HELD);
-    CHECK_STATUS(kvkeep_unsafe_read(cache, other, &key, 1, &view), KVKEEP_PARTIAL);
+    CHECK_STATUS(kvkeep_get_views(cache, other, &key, 1, &view), KVKEEP_PARTIAL);
     CHECK_STATUS(view.status, KVKEEP_ERR_NOT_HELD);
     CHECK(view.data == NULL);
-    OK(kvkeep_unsafe_read(cache, session, &key, 1, &view));
+    OK(kvkeep_get_views(cache, session, &key, 1, &view));
     CHECK(holds(&key, &view));
     CHECK_EQUAL(stats_of(cache).l1_shares, 1);
     OK(kvkeep_end_session(cache, other));
@@ -211,7 +211,7 @@ static void a_commit_that_takes_shares_leaves_eviction_no_gap(void) {
     kvkeep_key keys[8];
     kvkeep_view views[8];
     keys_of(keys, 1, 8);
-    stage_in(cache, session, keys, 8, 64 * KIB, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, keys, 8, 64 * KIB, KVKEEP_LIFETIME_CACHED);
     OK(kvkeep_finish_write_and_reserve_read(cache, session, keys, 8, 3, views));
     CHECK_EQUAL(stats_of(cache).l1_shares, 32);
     for (uint32_t i = 0; i < 32; i++) {
@@ -228,7 +228,7 @@ static void temporaries_go_with_their_last_share(void) {
     setup(MIB);
     kvkeep_key key = key_of(1);
     kvkeep_view view;
-    stage_in(cache, session, &key, 1, 4096, KVKEEP_RETENTION_TEMPORARY);
+    stage_in(cache, session, &key, 1, 4096, KVKEEP_LIFETIME_TEMPORARY);
     OK(kvkeep_finish_write_and_reserve_read(cache, session, &key, 1, 1, &view));
     OK(finish_status(session, &key, 0));
     CHECK(holds(&key, &view));
@@ -307,7 +307,7 @@ static void p2_clear_frees_what_is_in_use_when_its_last_share_goes(void) {
     kvkeep_view views[2];
     keys_of(keys, 1, 4);
     put_in(cache, session, keys, 3, 64 * KIB);
-    stage_in(cache, session, &keys[3], 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[3], 1, 4096, KVKEEP_LIFETIME_CACHED);
     OK(kvkeep_reserve_read(cache, session, keys, 1, 1, views));
     uint64_t removed = 77;
     CHECK_STATUS(kvkeep_clear(cache, space, 0, &removed), KVKEEP_PARTIAL);

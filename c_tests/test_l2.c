@@ -13,7 +13,7 @@ static kvkeep *open_mode(uint32_t store_mode) {
 static void write_through_writes_what_is_committed(void) {
     enter(open_mode(KVKEEP_STORE_WRITE_THROUGH));
     put(cache, space, keys, COUNT, SIZE);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     kvkeep_stats stats = stats_of(cache);
     CHECK_EQUAL(stats.stores, COUNT);
     CHECK_EQUAL(stats.l2_objects, COUNT);
@@ -28,14 +28,14 @@ static void what_the_l2_has_is_not_written_again(void) {
     enter(open_mode(KVKEEP_STORE_WRITE_THROUGH));
     put_below(cache, space, keys, COUNT, SIZE);
     put(cache, space, keys, COUNT, SIZE);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     kvkeep_stats stats = stats_of(cache);
     CHECK_EQUAL(stats.stores, COUNT);
     CHECK_EQUAL(stats.stores_already, COUNT);
     // What was loaded from there is not written back either.
     OK(kvkeep_clear(cache, space, 0, NULL));
     CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, COUNT);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(stats_of(cache).stores, COUNT);
     leave();
 }
@@ -51,16 +51,16 @@ static void write_back_writes_what_is_evicted(void) {
     enter(open_with(&options));
     kvkeep_key few = key_of(999);
     put(cache, space, &few, 1, 64 * KIB);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(stats_of(cache).stores, 0);
     // Above the high mark when they are committed, whatever eviction did while they were staged.
     put(cache, space, keys, COUNT, 68 * KIB);
     AWAIT(stats_of(cache).l1_used_bytes <= MIB / 4);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     kvkeep_stats stats = stats_of(cache);
     CHECK_EQUAL(stats.stores, stats.evictions);
     CHECK(stats.stores > 0);
-    kvkeep_prefetch_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+    kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
     CHECK_EQUAL(result.hit_chunks, COUNT);
     CHECK(result.tier_keys[1] > 0);
     leave();
@@ -76,13 +76,13 @@ static void after_uses_writes_what_is_read_often(void) {
     enter(open_with(&options));
     put(cache, space, keys, 2, SIZE);
     for (int use = 1; use <= 3; use++) {
-        OK(kvkeep_drain_writes(cache, 30000));
+        OK(kvkeep_flush(cache, 30000));
         CHECK_EQUAL(stats_of(cache).stores, 0);
         kvkeep_view view;
         OK(kvkeep_reserve_read(cache, session, &keys[0], 1, 0, &view));
         OK(kvkeep_finish_read(cache, session, &keys[0], 1, 0, NULL));
     }
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(stats_of(cache).stores, 1);
     leave();
 }
@@ -91,7 +91,7 @@ static void never_writes_nothing(void) {
     enter(open_mode(KVKEEP_STORE_NEVER));
     put(cache, space, keys, COUNT, SIZE);
     for (int i = 0; i < 4; i++) CHECK(is_ready(cache, space, &keys[0]));
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(stats_of(cache).stores, 0);
     CHECK_EQUAL(stats_of(cache).l2_objects, 0);
     leave();
@@ -100,10 +100,10 @@ static void never_writes_nothing(void) {
 static void temporary_objects_are_never_written(void) {
     enter(open_mode(KVKEEP_STORE_WRITE_THROUGH));
     kvkeep_view views[COUNT];
-    stage_in(cache, session, keys, COUNT, SIZE, KVKEEP_RETENTION_TEMPORARY);
+    stage_in(cache, session, keys, COUNT, SIZE, KVKEEP_LIFETIME_TEMPORARY);
     OK(kvkeep_finish_write_and_reserve_read(cache, session, keys, COUNT, 0, views));
     OK(kvkeep_finish_read(cache, session, keys, COUNT, 0, NULL));
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(stats_of(cache).stores, 0);
     leave();
 }
@@ -114,10 +114,10 @@ static void delete_reaches_the_backends(void) {
     put_below(cache, space, keys, COUNT, SIZE);
     put(cache, space, keys, 2, SIZE);
     // What is being written is locked.
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_delete(cache, space, keys, COUNT - 1, statuses));
-    CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_ANY).hit_chunks, 1);
-    OK(kvkeep_drain_writes(cache, 30000));
+    CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_EACH).hit_chunks, 1);
+    OK(kvkeep_flush(cache, 30000));
     CHECK_EQUAL(stats_of(cache).l2_objects, 1);
     CHECK_STATUS(kvkeep_delete(cache, space, keys, 1, statuses), KVKEEP_PARTIAL);
     CHECK_STATUS(statuses[0], KVKEEP_ERR_NOT_FOUND);
@@ -142,12 +142,12 @@ static void p8_a_restart_finds_the_objects(const char *parameters) {
     char *directory = new_directory();
     enter(open_directory(directory, parameters));
     put(cache, space, keys, COUNT, SIZE);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     leave();
     enter(open_directory(directory, parameters));
     CHECK_EQUAL(stats_of(cache).l2_objects, COUNT);
     CHECK(stats_of(cache).l2_bytes >= COUNT * SIZE);
-    kvkeep_prefetch_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+    kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
     CHECK_EQUAL(result.hit_chunks, COUNT);
     CHECK_EQUAL(result.tier_keys[1], COUNT);
     leave();
@@ -167,11 +167,11 @@ static void sizes_of_every_shape_come_back_from_disk(void) {
     char *directory = new_directory();
     enter(open_directory(directory, ""));
     for (int i = 0; i < COUNT; i++) put(cache, space, &keys[i], 1, shapes[i]);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_clear(cache, space, 0, NULL));
     kvkeep_view views[COUNT];
     CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, COUNT);
-    OK(kvkeep_unsafe_read(cache, session, keys, COUNT, views));
+    OK(kvkeep_get_views(cache, session, keys, COUNT, views));
     for (int i = 0; i < COUNT; i++) CHECK_EQUAL(views[i].size, shapes[i]);
     leave();
     remove_directory(directory);
@@ -182,7 +182,7 @@ static void another_model_finds_nothing(void) {
     enter(open_directory(directory, ""));
     put_below(cache, space, keys, COUNT, SIZE);
     session = begin(cache, open_space(cache, "another model"));
-    CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_ANY).hit_chunks, 0);
+    CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_EACH).hit_chunks, 0);
     CHECK_EQUAL(stats_of(cache).corruptions, 0);
     leave();
     remove_directory(directory);
@@ -195,10 +195,10 @@ static void two_jobs_that_want_the_same_object_load_it_once(void) {
     OK(kvkeep_submit_prefetch(cache, session, keys, COUNT, NULL, &jobs[0], NULL, NULL));
     OK(kvkeep_submit_prefetch(cache, other, keys, COUNT, NULL, &jobs[1], NULL, NULL));
     for (int i = 0; i < 2; i++) {
-        kvkeep_prefetch_result result;
+        kvkeep_job_result result;
         KVKEEP_INIT(&result);
-        OK(kvkeep_wait(cache, jobs[i], 60000));
-        OK(kvkeep_query_prefetch(cache, jobs[i], &result));
+        OK(kvkeep_wait_job(cache, jobs[i], 60000));
+        OK(kvkeep_query_job(cache, jobs[i], &result));
         CHECK_EQUAL(result.hit_chunks, COUNT);
     }
     check_held(cache, session, keys, COUNT);
@@ -211,8 +211,8 @@ static void two_jobs_that_want_the_same_object_load_it_once(void) {
 static void drain_says_how_much_is_left(void) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.delay=1&fault.delay_ms=2000"));
     put(cache, space, keys, COUNT, SIZE);
-    FAILS(kvkeep_drain_writes(cache, 1), KVKEEP_ERR_TIMEOUT, "8 writes are left");
-    OK(kvkeep_drain_writes(cache, 60000));
+    FAILS(kvkeep_flush(cache, 1), KVKEEP_ERR_TIMEOUT, "8 writes are left");
+    OK(kvkeep_flush(cache, 60000));
     CHECK_EQUAL(stats_of(cache).stores, COUNT);
     leave();
 }
@@ -222,7 +222,7 @@ static void p9_an_l2_keeps_to_its_capacity(void) {
     for (uint32_t i = 0; i < 64; i++) {
         kvkeep_key key = key_of(100 + i);
         put(cache, space, &key, 1, SIZE);
-        OK(kvkeep_drain_writes(cache, 30000));
+        OK(kvkeep_flush(cache, 30000));
         CHECK(stats_of(cache).l2_bytes <= 256 * KIB);
     }
     kvkeep_stats stats = stats_of(cache);
@@ -236,7 +236,7 @@ static void two_caches_may_share_a_directory(void) {
     kvkeep *reader = open_directory(directory, "");
     enter(open_directory(directory, ""));
     put(cache, space, keys, COUNT, SIZE);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     leave();
     enter(reader);
     CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, COUNT);

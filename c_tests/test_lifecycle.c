@@ -31,7 +31,7 @@ static void a_closed_handle_stays_closed(void) {
     CHECK(next != cache);
     kvkeep_stats stats;
     KVKEEP_INIT(&stats);
-    FAILS(kvkeep_get_stats(cache, &stats), KVKEEP_ERR_CLOSED, "not open");
+    FAILS(kvkeep_query_stats(cache, &stats), KVKEEP_ERR_CLOSED, "not open");
     OK(kvkeep_close(next));
     OK(kvkeep_close(NULL));
 }
@@ -170,7 +170,7 @@ static void p2_what_is_held_outlives_close(void) {
     put(cache, space, &keys[0], 1, 64 * KIB);
     OK(kvkeep_reserve_read(cache, session, &keys[0], 1, 0, &read));
     uint64_t size = 64 * KIB;
-    OK(kvkeep_reserve_write(cache, session, &keys[1], 1, &size, KVKEEP_RETENTION_KEEP, &write));
+    OK(kvkeep_reserve_write(cache, session, &keys[1], 1, &size, KVKEEP_LIFETIME_CACHED, &write));
     OK(kvkeep_close(cache));
     kvkeep *next = open_l1(MIB);
     uint64_t next_space = open_space(next, "model");

@@ -125,7 +125,7 @@ static void p6_texts_and_choices(void) {
     session_options.request_id = name;
     FAILS(kvkeep_begin_session(cache, space, &session_options, &number), KVKEEP_ERR_INVALID, "request_id has 256");
 
-    FAILS(kvkeep_reserve_write(cache, session, &keys[3], 1, sizes, 2, views), KVKEEP_ERR_INVALID, "retention is 2");
+    FAILS(kvkeep_reserve_write(cache, session, &keys[3], 1, sizes, 2, views), KVKEEP_ERR_INVALID, "lifetime is 2");
     FAILS(kvkeep_clear(cache, space, 2, NULL), KVKEEP_ERR_INVALID, "force is 2");
     FAILS(kvkeep_retain(cache, space, keys, 1, 101, 1000, NULL), KVKEEP_ERR_INVALID, "priority is 101");
 
@@ -140,7 +140,7 @@ static void p6_texts_and_choices(void) {
     REFUSE(mode, 3, "mode is 3");
     REFUSE(mode, KVKEEP_PREFETCH_WINDOW, "window_chunks is 0");
     REFUSE(policy, 3, "policy is 3");
-    REFUSE(retention, 2, "retention is 2");
+    REFUSE(lifetime, 2, "lifetime is 2");
     REFUSE(notify, 2, "notify is 2");
     REFUSE(reserved, 7, "reserved is 7");
     REFUSE(objects_per_chunk, 3, "objects_per_chunk");
@@ -148,7 +148,7 @@ static void p6_texts_and_choices(void) {
     REFUSE(group_rule_count, 65, "group_rule_count is 65");
     REFUSE(group_rule_count, 1, "group_rules is NULL");
 #undef REFUSE
-    kvkeep_group_rule rules[2] = {{0, KVKEEP_PREFETCH_ANY, 0, 0}, {1, KVKEEP_PREFETCH_WINDOW, 0, 0}};
+    kvkeep_group_rule rules[2] = {{0, KVKEEP_PREFETCH_EACH, 0, 0}, {1, KVKEEP_PREFETCH_WINDOW, 0, 0}};
     KVKEEP_INIT(&options);
     options.group_rules = rules;
     options.group_rule_count = 1;

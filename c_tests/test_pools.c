@@ -115,8 +115,8 @@ static void bad_transfers_are_refused_and_change_nothing(void) {
     options.stream = 77;
     BOTH(KVKEEP_ERR_INVALID, "stream", pool, session, 2, 8);
     options = transfer_options();
-    options.retention = 2;
-    BOTH(KVKEEP_ERR_INVALID, "retention", pool, session, 2, 8);
+    options.lifetime = 2;
+    BOTH(KVKEEP_ERR_INVALID, "lifetime", pool, session, 2, 8);
     options = transfer_options();
     options.notify = 2;
     BOTH(KVKEEP_ERR_INVALID, "notify", pool, session, 2, 8);
@@ -168,7 +168,7 @@ static void bad_transfers_are_refused_and_change_nothing(void) {
     uint8_t bitmap[8];
     FAILS(kvkeep_query_bitmap(cache, done, bitmap, 8), KVKEEP_ERR_INVALID, "is a transfer");
     FAILS(kvkeep_query_lookup_hits(cache, done + 1, &chunks), KVKEEP_ERR_NOT_FOUND, "is not there");
-    OK(kvkeep_cancel(cache, done));
+    OK(kvkeep_cancel_job(cache, done));
     CHECK_STATUS(result_of(done).status, KVKEEP_OK);
     leave();
 }
@@ -256,11 +256,11 @@ static void a_load_beyond_the_jobs_allowed_says_which_blocks(void) {
     int32_t ids[2 * PER_CHUNK];
     blocks_of(ids, 0, 2 * PER_CHUNK);
     uint64_t hangs = load(keys, 1, ids, NULL), job = load(keys + 1, 1, ids + PER_CHUNK, NULL);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     CHECK_STATUS(result.status, KVKEEP_PARTIAL);
     CHECK(strstr(result.message, "LIMIT") != NULL);
     check_blocks(job, PER_CHUNK, KVKEEP_ERR_LIMIT);
-    OK(kvkeep_cancel(cache, hangs));
+    OK(kvkeep_cancel_job(cache, hangs));
     CHECK_STATUS(result_of(hangs).status, KVKEEP_ERR_CANCELLED);
     OK(kvkeep_abort_session(cache, session));
     OK(kvkeep_close(cache));
@@ -284,9 +284,9 @@ static void a_store_beyond_its_spaces_quota_says_which_blocks(void) {
     int32_t ids[2 * PER_CHUNK], statuses[2 * PER_CHUNK];
     blocks_of(ids, 0, 2 * PER_CHUNK);
     OK(kvkeep_submit_store(cache, of_bounded, holder, keys, 2, ids, 2 * PER_CHUNK, NULL, &job, NULL, NULL));
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     CHECK_STATUS(result.status, KVKEEP_PARTIAL);
-    CHECK_EQUAL(result.hit_chunks, 1);
+    CHECK_EQUAL(result.copied_keys, 1);
     CHECK(strstr(result.message, "QUOTA") != NULL);
     OK(kvkeep_query_blocks(cache, job, statuses, 2 * PER_CHUNK));
     for (int i = 0; i < 2 * PER_CHUNK; i++) CHECK_STATUS(statuses[i], i < PER_CHUNK ? KVKEEP_OK : KVKEEP_ERR_QUOTA);
@@ -301,13 +301,13 @@ static void a_transfer_that_is_gone_is_not_found(void) {
     uint64_t done = store(&key, 1, ids);
     result_of(done);
     OK(kvkeep_release_job(cache, done));
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
     for (uint64_t job = done; job <= done + 1; job++) {
         FAILS(kvkeep_query_blocks(cache, job, status, PER_CHUNK), KVKEEP_ERR_NOT_FOUND, "is not there");
         FAILS(kvkeep_wait_layer(cache, job, 0, 0), KVKEEP_ERR_NOT_FOUND, "is not there");
-        FAILS(kvkeep_query_prefetch(cache, job, &result), KVKEEP_ERR_NOT_FOUND, "is not there");
-        FAILS(kvkeep_cancel(cache, job), KVKEEP_ERR_NOT_FOUND, "is not there");
+        FAILS(kvkeep_query_job(cache, job, &result), KVKEEP_ERR_NOT_FOUND, "is not there");
+        FAILS(kvkeep_cancel_job(cache, job), KVKEEP_ERR_NOT_FOUND, "is not there");
         FAILS(kvkeep_release_job(cache, job), KVKEEP_ERR_NOT_FOUND, "is not there");
     }
     FAILS(kvkeep_query_blocks(cache, done, NULL, PER_CHUNK), KVKEEP_ERR_INVALID, "statuses is NULL");

@@ -7,9 +7,9 @@ static void hits_in_l1_are_done_when_submit_returns(void) {
     keys_of(keys, 1, 8);
     put(cache, space, keys, 8, SIZE);
     uint64_t job = submit(keys, 8, NULL);
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
-    OK(kvkeep_query_prefetch(cache, job, &result));
+    OK(kvkeep_query_job(cache, job, &result));
     OK(result.status);
     CHECK_EQUAL(result.hit_chunks, 8);
     CHECK_EQUAL(result.lookup_chunks, 8);
@@ -27,7 +27,7 @@ static void hits_below_are_loaded(void) {
     put_below(cache, space, keys, 8, SIZE);
     put(cache, space, keys, 2, SIZE);
     uint64_t job = submit(keys, 8, NULL);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     OK(result.status);
     CHECK_EQUAL(result.hit_chunks, 8);
     CHECK_EQUAL(result.tier_keys[0], 2);
@@ -47,7 +47,7 @@ static void nothing_anywhere_is_no_hit(void) {
     kvkeep_key keys[4];
     keys_of(keys, 1, 4);
     uint64_t job = submit(keys, 4, NULL);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     OK(result.status);
     CHECK_EQUAL(result.hit_chunks, 0);
     check_hits(job, keys, "0000", 1);
@@ -61,7 +61,7 @@ static void a_gap_ends_a_prefix_and_nothing_beyond_is_loaded(void) {
     put_below(cache, space, keys, 5, SIZE);
     put_below(cache, space, &keys[6], 2, SIZE);
     uint64_t job = submit(keys, 8, NULL);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     CHECK_EQUAL(result.hit_chunks, 5);
     CHECK_EQUAL(stats_of(cache).loads, 5);
     check_hits(job, keys, "11111000", 1);
@@ -78,7 +78,7 @@ static void a_prefix_mixes_tiers(void) {
     put(cache, space, &keys[1], 1, SIZE);
     put(cache, space, &keys[4], 1, SIZE);
     uint64_t job = submit(keys, 6, NULL);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     CHECK_EQUAL(result.hit_chunks, 6);
     CHECK_EQUAL(result.tier_keys[0], 2);
     CHECK_EQUAL(result.tier_keys[1] + result.tier_keys[2], 4);
@@ -117,7 +117,7 @@ static void any_takes_each_chunk_for_itself(void) {
     put_below(cache, space, &keys[1], 1, SIZE);
     put_below(cache, space, &keys[4], 3, SIZE);
     kvkeep_prefetch_options options = plain_options();
-    options.mode = KVKEEP_PREFETCH_ANY;
+    options.mode = KVKEEP_PREFETCH_EACH;
     uint64_t job = submit(keys, 8, &options);
     CHECK_EQUAL(result_of(job).hit_chunks, 4);
     check_hits(job, keys, "01001110", 1);
@@ -133,7 +133,7 @@ static void a_chunk_is_a_hit_when_all_its_objects_are(void) {
     kvkeep_prefetch_options options = plain_options();
     options.objects_per_chunk = 4;
     uint64_t job = submit(keys, 16, &options);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     CHECK_EQUAL(result.hit_chunks, 2);
     CHECK_EQUAL(result.lookup_chunks, 2);
     check_hits(job, keys, "1111111100000000", 1);
@@ -192,7 +192,7 @@ static void temporary_loads_are_dropped_after_reading(void) {
     keys_of(keys, 1, 4);
     put_below(cache, space, keys, 4, SIZE);
     kvkeep_prefetch_options options = plain_options();
-    options.retention = KVKEEP_RETENTION_TEMPORARY;
+    options.lifetime = KVKEEP_LIFETIME_TEMPORARY;
     uint64_t job = submit(keys, 4, &options);
     CHECK_EQUAL(result_of(job).hit_chunks, 4);
     check_hits(job, keys, "1111", 1);
@@ -207,7 +207,7 @@ static void a_bitmap_must_have_room(void) {
     keys_of(keys, 1, 9);
     uint64_t job = submit(keys, 9, NULL);
     uint8_t bits[2];
-    OK(kvkeep_wait(cache, job, 60000));
+    OK(kvkeep_wait_job(cache, job, 60000));
     FAILS(kvkeep_query_bitmap(cache, job, bits, 1), KVKEEP_ERR_INVALID, "bitmap");
     OK(kvkeep_query_bitmap(cache, job, bits, 2));
     teardown();
@@ -227,7 +227,7 @@ static void p9_what_does_not_fit_l1_ends_the_prefix(void) {
     put_in(cache, holder, held, 8, 64 * KIB);
     OK(kvkeep_reserve_read(cache, holder, held, 8, 0, views));
     uint64_t job = submit(keys, 12, NULL);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     OK(result.status);
     CHECK_EQUAL(result.lookup_chunks, 12);
     CHECK(result.hit_chunks >= 7 && result.hit_chunks <= 8);
@@ -266,7 +266,7 @@ static void polling_ends_with_its_time(void) {
     options.lookup_timeout_ms = 30;
     options.lookup_interval_ms = 5;
     uint64_t job = submit(keys, 4, &options);
-    kvkeep_prefetch_result result = result_of(job);
+    kvkeep_job_result result = result_of(job);
     OK(result.status);
     CHECK_EQUAL(result.hit_chunks, 2);
     CHECK(result.lookup_us >= 30000);

@@ -33,7 +33,7 @@ static void keys_are_absent_until_they_are_committed(void) {
     memset(states, 0xff, sizeof states);
     keys_of(keys, 1, 3);
     put_in(cache, session, &keys[1], 1, 5000);
-    stage_in(cache, session, &keys[2], 1, 64, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[2], 1, 64, KVKEEP_LIFETIME_CACHED);
     OK(kvkeep_query_keys(cache, space, keys, 3, states));
     CHECK(memcmp(&states[0], &nothing, sizeof nothing) == 0);
     CHECK(memcmp(&states[2], &nothing, sizeof nothing) == 0);
@@ -66,7 +66,7 @@ static void shares_of_all_sessions_are_counted_and_lock(void) {
     CHECK(!has(keys, KVKEEP_KEY_EVICTABLE));
     OK(kvkeep_finish_read(cache, other, keys, 1, 0, NULL));
     CHECK_EQUAL(state_of(keys).flags, KVKEEP_KEY_EVICTABLE);
-    stage_in(cache, session, &keys[1], 1, 64, KVKEEP_RETENTION_TEMPORARY);
+    stage_in(cache, session, &keys[1], 1, 64, KVKEEP_LIFETIME_TEMPORARY);
     OK(kvkeep_finish_write_and_reserve_read(cache, session, &keys[1], 1, 0, views));
     CHECK_EQUAL(state_of(&keys[1]).flags, KVKEEP_KEY_TEMPORARY);
     OK(kvkeep_finish_read(cache, session, &keys[1], 1, 0, NULL));
@@ -107,7 +107,7 @@ static void what_is_written_says_so(void) {
 
     enter(open_l2(MIB, "memory:"));
     put_in(cache, session, &key, 1, 4096);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     AWAIT(state_of(&key).flags == (KVKEEP_KEY_EVICTABLE | KVKEEP_KEY_STORED));
     close_empty(cache);
 }
@@ -143,7 +143,7 @@ static void a_space_tells_its_usage_and_its_quota(void) {
     uint64_t writer = begin(cache, bounded);
     put_in(cache, writer, keys, 1, 4000);
     // Staging counts, since the quota bounds it.
-    stage_in(cache, writer, &keys[1], 1, 4000, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, writer, &keys[1], 1, 4000, KVKEEP_LIFETIME_CACHED);
     check_usage(space, 3, 15000, 0);
     check_usage(bounded, 1, 8000, 10000);
     OK(kvkeep_reserve_read(cache, writer, keys, 1, 0, &view));

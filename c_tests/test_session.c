@@ -21,7 +21,7 @@ static void end_returns_what_is_left(void) {
     keys_of(keys, 1, 3);
     put_in(cache, session, keys, 2, 4096);
     OK(kvkeep_reserve_read(cache, session, keys, 2, 5, views));
-    stage_in(cache, session, &keys[2], 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[2], 1, 4096, KVKEEP_LIFETIME_CACHED);
     CHECK_EQUAL(stats_of(cache).l1_shares, 12);
     OK(kvkeep_end_session(cache, session));
     check_nothing_is_held(cache);
@@ -40,7 +40,7 @@ static void abort_drops_staging_and_shares(void) {
     keys_of(keys, 1, 2);
     put_in(cache, session, keys, 1, 4096);
     OK(kvkeep_reserve_read(cache, session, keys, 1, 0, &view));
-    stage_in(cache, session, &keys[1], 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[1], 1, 4096, KVKEEP_LIFETIME_CACHED);
     OK(kvkeep_abort_session(cache, session));
     check_nothing_is_held(cache);
     CHECK(is_ready(cache, space, &keys[0]));
@@ -89,15 +89,15 @@ static void p5_an_idle_session_is_reclaimed(void) {
     size_t length;
 #define GONE(call) FAILS(call, KVKEEP_ERR_EXPIRED, "passed its deadline")
     GONE(kvkeep_append_tokens(cache, session, &token, 1, NULL));
-    GONE(kvkeep_session_keys(cache, session, 0, 1, 0, 1, 1, &key, 1));
+    GONE(kvkeep_get_session_keys(cache, session, 0, 1, 0, 1, 1, &key, 1));
     GONE(kvkeep_reserve_write(cache, session, &key, 1, &size, 0, &view));
     GONE(kvkeep_finish_write(cache, session, &key, 1, NULL));
     GONE(kvkeep_abort_write(cache, session, &key, 1, NULL));
     GONE(kvkeep_finish_write_and_reserve_read(cache, session, &key, 1, 0, &view));
     GONE(kvkeep_reserve_read(cache, session, &key, 1, 0, &view));
     GONE(kvkeep_finish_read(cache, session, &key, 1, 0, NULL));
-    GONE(kvkeep_release_tokens(cache, session, 0, 16, 0, 1, 1, 0, NULL));
-    GONE(kvkeep_unsafe_read(cache, session, &key, 1, &view));
+    GONE(kvkeep_finish_read_tokens(cache, session, 0, 16, 0, 1, 1, 0, NULL));
+    GONE(kvkeep_get_views(cache, session, &key, 1, &view));
     GONE(kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &job, NULL, NULL));
     GONE(kvkeep_explain_session(cache, session, text, sizeof text, &length));
     GONE(kvkeep_abort_session(cache, session));
@@ -123,7 +123,7 @@ static void use_revives_where_nothing_was_taken(void) {
     OK(kvkeep_reserve_read(cache, session, &key, 1, 0, &view));
     await_deadline(20);
     CHECK_EQUAL(stats_of(cache).l1_shares, 1);
-    OK(kvkeep_unsafe_read(cache, session, &key, 1, &view));
+    OK(kvkeep_get_views(cache, session, &key, 1, &view));
     CHECK(holds(&key, &view));
     OK(kvkeep_finish_read(cache, session, &key, 1, 0, NULL));
     CHECK_EQUAL(stats_of(cache).shares_revoked, 0);
@@ -157,12 +157,12 @@ static void p3_revocation_returns_shares_once(void) {
     put_in(cache, session, keys, 14, 64 * KIB);
     OK(kvkeep_reserve_read(cache, session, keys, 14, 1, views));
     // What it stages is never taken, so that it lives on when nothing else is left to it.
-    stage_in(cache, session, &keys[14], 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[14], 1, 4096, KVKEEP_LIFETIME_CACHED);
     take_room();
     kvkeep_stats stats = stats_of(cache);
     CHECK(stats.shares_revoked >= 2 * 7 && stats.shares_revoked % 2 == 0);
     CHECK_EQUAL(stats.l1_shares, 28 - stats.shares_revoked);
-    CHECK_STATUS(kvkeep_unsafe_read(cache, session, keys, 14, views), KVKEEP_PARTIAL);
+    CHECK_STATUS(kvkeep_get_views(cache, session, keys, 14, views), KVKEEP_PARTIAL);
     CHECK_STATUS(kvkeep_finish_read(cache, session, keys, 14, 1, statuses), KVKEEP_PARTIAL);
     uint64_t expired = 0;
     for (int i = 0; i < 14; i++) {
@@ -185,7 +185,7 @@ static void p2_staging_is_never_taken(void) {
     kvkeep_key key = key_of(1);
     kvkeep_view view;
     uint64_t size = 512 * KIB;
-    OK(kvkeep_reserve_write(cache, session, &key, 1, &size, KVKEEP_RETENTION_KEEP, &view));
+    OK(kvkeep_reserve_write(cache, session, &key, 1, &size, KVKEEP_LIFETIME_CACHED, &view));
     await_deadline(20);
     for (uint32_t i = 0; i < 40; i++) {
         kvkeep_key filler = key_of(100 + i);
@@ -228,8 +228,8 @@ static void tokens_become_keys(void) {
     OK(kvkeep_append_tokens(cache, two, tokens, 64, &chunks));
     CHECK_EQUAL(chunks, 4);
     kvkeep_key first[4], second[4];
-    OK(kvkeep_session_keys(cache, one, 0, 4, 0, 1, 1, first, 4));
-    OK(kvkeep_session_keys(cache, two, 0, 4, 0, 1, 1, second, 4));
+    OK(kvkeep_get_session_keys(cache, one, 0, 4, 0, 1, 1, first, 4));
+    OK(kvkeep_get_session_keys(cache, two, 0, 4, 0, 1, 1, second, 4));
     CHECK(memcmp(first, second, sizeof first) == 0);
     CHECK(memcmp(first[0].hash, first[1].hash, 32) != 0);
 
@@ -237,14 +237,14 @@ static void tokens_become_keys(void) {
     uint64_t three = begin(cache, space);
     tokens[20]++;
     OK(kvkeep_append_tokens(cache, three, tokens, 64, NULL));
-    OK(kvkeep_session_keys(cache, three, 0, 4, 0, 1, 1, second, 4));
+    OK(kvkeep_get_session_keys(cache, three, 0, 4, 0, 1, 1, second, 4));
     CHECK(memcmp(&first[0], &second[0], sizeof first[0]) == 0);
     for (int i = 1; i < 4; i++) CHECK(memcmp(first[i].hash, second[i].hash, 32) != 0);
 
     uint64_t elsewhere = begin(cache, open_space(cache, "another model"));
     tokens[20]--;
     OK(kvkeep_append_tokens(cache, elsewhere, tokens, 64, NULL));
-    OK(kvkeep_session_keys(cache, elsewhere, 0, 4, 0, 1, 1, second, 4));
+    OK(kvkeep_get_session_keys(cache, elsewhere, 0, 4, 0, 1, 1, second, 4));
     CHECK(memcmp(first[0].hash, second[0].hash, 32) != 0);
     teardown();
 }
@@ -272,15 +272,15 @@ static void keys_come_chunk_major(void) {
     uint64_t session = begin(cache, space);
     kvkeep_key keys[12], plain[3];
     OK(kvkeep_append_tokens(cache, session, tokens, 48, NULL));
-    OK(kvkeep_session_keys(cache, session, 0, 3, 0, 1, 1, plain, 3));
-    OK(kvkeep_session_keys(cache, session, 1, 2, 4, 3, 2, keys, 12));
+    OK(kvkeep_get_session_keys(cache, session, 0, 3, 0, 1, 1, plain, 3));
+    OK(kvkeep_get_session_keys(cache, session, 1, 2, 4, 3, 2, keys, 12));
     for (uint32_t i = 0; i < 12; i++) {
         CHECK(memcmp(keys[i].hash, plain[1 + i / 6].hash, 32) == 0);
         CHECK_EQUAL(keys[i].rank, 4 + i / 2 % 3);
         CHECK_EQUAL(keys[i].group, i % 2);
     }
-    FAILS(kvkeep_session_keys(cache, session, 2, 2, 0, 1, 1, keys, 2), KVKEEP_ERR_INVALID, "chunk");
-    FAILS(kvkeep_session_keys(cache, session, 0, 2, 0, 2, 2, keys, 7), KVKEEP_ERR_INVALID, "key_count is 7");
+    FAILS(kvkeep_get_session_keys(cache, session, 2, 2, 0, 1, 1, keys, 2), KVKEEP_ERR_INVALID, "chunk");
+    FAILS(kvkeep_get_session_keys(cache, session, 0, 2, 0, 2, 2, keys, 7), KVKEEP_ERR_INVALID, "key_count is 7");
     teardown();
 }
 
@@ -292,24 +292,24 @@ static void tokens_release_what_lies_wholly_in_their_range(void) {
     kvkeep_key keys[10];
     kvkeep_view views[10];
     OK(kvkeep_append_tokens(cache, session, tokens, 80, NULL));
-    OK(kvkeep_session_keys(cache, session, 0, 5, 0, 2, 1, keys, 10));
+    OK(kvkeep_get_session_keys(cache, session, 0, 5, 0, 2, 1, keys, 10));
     put_in(cache, session, keys, 10, 100);
     OK(kvkeep_reserve_read(cache, session, keys, 10, 1, views));
     CHECK_EQUAL(stats_of(cache).l1_shares, 20);
     // Of the tokens 10 to 69 the chunks 1, 2 and 3 are whole.
-    OK(kvkeep_release_tokens(cache, session, 10, 70, 0, 2, 1, 1, &returned));
+    OK(kvkeep_finish_read_tokens(cache, session, 10, 70, 0, 2, 1, 1, &returned));
     CHECK_EQUAL(returned, 6);
     CHECK_EQUAL(stats_of(cache).l1_shares, 8);
-    OK(kvkeep_release_tokens(cache, session, 0, 80, 0, 1, 1, 1, &returned));
+    OK(kvkeep_finish_read_tokens(cache, session, 0, 80, 0, 1, 1, 1, &returned));
     CHECK_EQUAL(returned, 2);
     CHECK_EQUAL(stats_of(cache).l1_shares, 4);
-    OK(kvkeep_release_tokens(cache, session, 0, 80, 0, 2, 1, 1, NULL));
+    OK(kvkeep_finish_read_tokens(cache, session, 0, 80, 0, 2, 1, 1, NULL));
     check_nothing_is_held(cache);
-    OK(kvkeep_release_tokens(cache, session, 0, 80, 0, 2, 1, 1, &returned));
+    OK(kvkeep_finish_read_tokens(cache, session, 0, 80, 0, 2, 1, 1, &returned));
     CHECK_EQUAL(returned, 0);
-    FAILS(kvkeep_release_tokens(cache, session, 16, 16, 0, 1, 1, 0, NULL), KVKEEP_ERR_INVALID, "token");
-    FAILS(kvkeep_release_tokens(cache, session, 32, 16, 0, 1, 1, 0, NULL), KVKEEP_ERR_INVALID, "token");
-    FAILS(kvkeep_release_tokens(cache, session, 1000, 2000, 0, 1, 1, 0, NULL), KVKEEP_ERR_INVALID, "token");
+    FAILS(kvkeep_finish_read_tokens(cache, session, 16, 16, 0, 1, 1, 0, NULL), KVKEEP_ERR_INVALID, "token");
+    FAILS(kvkeep_finish_read_tokens(cache, session, 32, 16, 0, 1, 1, 0, NULL), KVKEEP_ERR_INVALID, "token");
+    FAILS(kvkeep_finish_read_tokens(cache, session, 1000, 2000, 0, 1, 1, 0, NULL), KVKEEP_ERR_INVALID, "token");
     teardown();
 }
 

@@ -63,7 +63,7 @@ static void write_pages(struct engine *engine) {
 }
 
 static void wait_for(struct engine *engine, uint64_t job) {
-    OK(kvkeep_wait(engine->cache, job, 60000));
+    OK(kvkeep_wait_job(engine->cache, job, 60000));
 }
 
 static void store(struct engine *engine, size_t count) {
@@ -75,7 +75,7 @@ static void store(struct engine *engine, size_t count) {
     wait_for(engine, job);
     OK(kvkeep_query_blocks(engine->cache, job, statuses, count * PER_CHUNK));
     for (size_t i = 0; i < count * PER_CHUNK; i++) OK(statuses[i]);
-    OK(kvkeep_drain_writes(engine->cache, 30000));
+    OK(kvkeep_flush(engine->cache, 30000));
 }
 
 static void forget_l1(struct engine *engine) {
@@ -152,7 +152,7 @@ static void k_and_v_in_another_order_are_told_by_their_parts_or_layers(void) {
         load(&other, none);
         // So that the next way begins anew.
         for (int i = 0; i < KEYS; i++) CHECK(kvkeep_delete(other.cache, other.space, &keys[i], 1, NULL) >= 0);
-        OK(kvkeep_drain_writes(other.cache, 30000));
+        OK(kvkeep_flush(other.cache, 30000));
         leave(&other);
     }
 }

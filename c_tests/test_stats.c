@@ -42,10 +42,10 @@ static void counters_count(void) {
     CHECK_STATUS(kvkeep_reserve_read(cache, session, keys, 4, 1, views), KVKEEP_PARTIAL);
     CHECK_EQUAL(stats_of(cache).read_hits, 3);
     CHECK_EQUAL(stats_of(cache).read_misses, 1);
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     uint64_t job;
     OK(kvkeep_submit_prefetch(cache, session, keys, 4, NULL, &job, NULL, NULL));
-    OK(kvkeep_wait(cache, job, 60000));
+    OK(kvkeep_wait_job(cache, job, 60000));
     kvkeep_stats stats = stats_of(cache);
     CHECK_EQUAL(stats.l1_bytes, 4 * MIB);
     CHECK(stats.l1_used_bytes >= 3 * 4096);
@@ -70,7 +70,7 @@ static void counters_count(void) {
 }
 
 static kvkeep_status write_metrics(char *buffer, size_t capacity, size_t *length) {
-    return kvkeep_metrics(cache, buffer, capacity, length);
+    return kvkeep_get_metrics(cache, buffer, capacity, length);
 }
 
 static int is_name(const char *text, size_t length) {
@@ -179,10 +179,10 @@ static void p12_a_key_says_why_it_is_where_it_is(void) {
     setup();
     explained = key_of(1);
     check_key_says("\"absent\"");
-    stage_in(cache, session, &explained, 1, 5000, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &explained, 1, 5000, KVKEEP_LIFETIME_CACHED);
     check_key_says("stag");
     OK(kvkeep_finish_write(cache, session, &explained, 1, NULL));
-    OK(kvkeep_drain_writes(cache, 30000));
+    OK(kvkeep_flush(cache, 30000));
     check_key_says("\"ready\"");
     check_key_says("5000");
     kvkeep_session_options options;
@@ -219,7 +219,7 @@ static void p12_a_session_says_what_it_holds(void) {
     keys_of(keys, 1, 2);
     put_in(cache, session, keys, 1, 4096);
     OK(kvkeep_reserve_read(cache, session, keys, 1, 6, &view));
-    stage_in(cache, session, &keys[1], 1, 4096, KVKEEP_RETENTION_KEEP);
+    stage_in(cache, session, &keys[1], 1, 4096, KVKEEP_LIFETIME_CACHED);
     const uint64_t asked[2] = {session, 0};
     for (int i = 0; i < 2; i++) {
         explained_session = asked[i];

@@ -34,11 +34,11 @@ static void one_request(uint32_t *random) {
     for (size_t i = 0; i < count; i++) sizes[i] = 32 * KIB;
     uint64_t session = begin(cache, space);
     uint64_t job;
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
     OK(kvkeep_submit_prefetch(cache, session, keys, count, NULL, &job, NULL, NULL));
-    OK(kvkeep_wait(cache, job, 60000));
-    OK(kvkeep_query_prefetch(cache, job, &result));
+    OK(kvkeep_wait_job(cache, job, 60000));
+    OK(kvkeep_query_job(cache, job, &result));
     if (result.hit_chunks > 0) check_held(cache, session, keys, result.hit_chunks);
     size_t rest = count - result.hit_chunks;
     if (rest > 0) {
@@ -74,7 +74,7 @@ static void *look_on(void *unused) {
     kvkeep_key key = key_of(3);
     while (!atomic_load(&stop)) {
         stats_of(cache);
-        CHECK(kvkeep_metrics(cache, text, sizeof text, &length) >= 0);
+        CHECK(kvkeep_get_metrics(cache, text, sizeof text, &length) >= 0);
         CHECK(kvkeep_explain_key(cache, space, &key, text, sizeof text, &length) >= 0);
         CHECK(kvkeep_explain_session(cache, 0, text, sizeof text, &length) >= 0);
     }
@@ -92,7 +92,7 @@ static void p11_many_threads_at_once(void) {
     for (int i = 0; i < THREADS; i++) CHECK_EQUAL(pthread_join(threads[i], NULL), 0);
     atomic_store(&stop, 1);
     CHECK_EQUAL(pthread_join(onlooker, NULL), 0);
-    OK(kvkeep_drain_writes(cache, 60000));
+    OK(kvkeep_flush(cache, 60000));
     check_nothing_is_held(cache);
     kvkeep_stats stats = stats_of(cache);
     CHECK_EQUAL(stats.sessions, 0);
@@ -148,7 +148,7 @@ static void *call_until_closed(void *unused) {
         kvkeep_status status = kvkeep_begin_session(cache, space, NULL, &session);
         if (status == KVKEEP_OK) status = kvkeep_reserve_read(cache, session, &key, 1, 0, &view);
         if (status >= 0) status = kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &job, NULL, NULL);
-        if (status == KVKEEP_OK) status = kvkeep_get_stats(cache, &stats);
+        if (status == KVKEEP_OK) status = kvkeep_query_stats(cache, &stats);
         if (status == KVKEEP_OK) status = kvkeep_end_session(cache, session);
         atomic_fetch_add(&calls, 1);
         if (status == KVKEEP_OK) continue;
@@ -167,7 +167,7 @@ static void *wait_until_closed(void *unused) {
     uint64_t job, session = begin_for(cache, space, 1000000);
     OK(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, NULL, NULL));
     atomic_store(&waiting, 1);
-    kvkeep_status status = kvkeep_wait(cache, job, 1000000);
+    kvkeep_status status = kvkeep_wait_job(cache, job, 1000000);
     // Its job was cancelled; or it was told that the cache was closed before it had begun to wait.
     CHECK(status == KVKEEP_OK || status == KVKEEP_ERR_CLOSED);
     return NULL;

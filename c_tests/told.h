@@ -13,7 +13,7 @@ struct told {
     kvkeep_completion last;
 };
 
-#define NOBODY_TOLD {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, {0, 0, 0, 0, 0, {0}}}
+#define NOBODY_TOLD {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, {.job = 0}}
 
 // The callback, whose userdata is a struct told.
 static inline void tell(void *userdata, const kvkeep_completion *completion) {

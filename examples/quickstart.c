@@ -43,7 +43,7 @@ static void compute_and_store(kvkeep *cache, uint64_t session, const kvkeep_key 
     if (new_count == 0) return;
 
     for (size_t i = 0; i < new_count; i++) sizes[i] = CHUNK_BYTES;
-    must(kvkeep_reserve_write(cache, session, keys + first, new_count, sizes, KVKEEP_RETENTION_KEEP, views),
+    must(kvkeep_reserve_write(cache, session, keys + first, new_count, sizes, KVKEEP_LIFETIME_CACHED, views),
          "reserve_write");
     for (size_t i = 0; i < new_count; i++) {
         // A chunk without a view was stored by somebody else meanwhile, or found no room: either way, go on without.
@@ -64,7 +64,7 @@ static void serve(kvkeep *cache, uint64_t space, const char *name, const uint32_
     kvkeep_key keys[CHUNKS_MAX];
     uint64_t count;
     must(kvkeep_append_tokens(cache, session, tokens, token_count, &count), "append_tokens");
-    must(kvkeep_session_keys(cache, session, 0, count, 0, 1, 1, keys, count), "session_keys");
+    must(kvkeep_get_session_keys(cache, session, 0, count, 0, 1, 1, keys, count), "session_keys");
 
     // One job looks up every tier and loads. The scheduler learns the length early, and never waits for bytes.
     uint64_t job;
@@ -75,15 +75,15 @@ static void serve(kvkeep *cache, uint64_t space, const char *name, const uint32_
         known = kvkeep_query_lookup_hits(cache, job, &early);
         must(known, "query_lookup_hits");
     } while (known == KVKEEP_PENDING);
-    kvkeep_prefetch_result result;
+    kvkeep_job_result result;
     KVKEEP_INIT(&result);
-    int loaded = kvkeep_query_prefetch(cache, job, &result) == KVKEEP_OK;
+    int loaded = kvkeep_query_job(cache, job, &result) == KVKEEP_OK;
     printf("%s: %u of %u chunks will be hits (known %s)\n", name, early, (unsigned)count,
            loaded ? "at once" : "while their bytes are on the way");
 
     // An engine would be told by a callback or an eventfd; this program has nothing else to do.
-    must(kvkeep_wait(cache, job, WAIT_MS), "wait");
-    must(kvkeep_query_prefetch(cache, job, &result), "query_prefetch");
+    must(kvkeep_wait_job(cache, job, WAIT_MS), "wait");
+    must(kvkeep_query_job(cache, job, &result), "query_job");
     printf("%s: %u loaded: %u from memory, %u from below (%llu bytes in %llu us)\n", name, result.hit_chunks,
            result.tier_keys[0], result.tier_keys[1], (unsigned long long)result.loaded_bytes,
            (unsigned long long)result.total_us);
@@ -91,7 +91,7 @@ static void serve(kvkeep *cache, uint64_t space, const char *name, const uint32_
     // The session holds a share of each hit: its bytes stay where they are until the share is returned.
     if (result.hit_chunks > 0) {
         kvkeep_view views[CHUNKS_MAX];
-        must(kvkeep_unsafe_read(cache, session, keys, result.hit_chunks, views), "unsafe_read");
+        must(kvkeep_get_views(cache, session, keys, result.hit_chunks, views), "get_views");
         for (uint32_t i = 0; i < result.hit_chunks; i++) {
             if (views[i].status != KVKEEP_OK || !is_chunk(&keys[i], views[i].data)) {
                 fprintf(stderr, "%s: chunk %u is wrong\n", name, i);
@@ -147,7 +147,7 @@ int main(int argc, char **argv) {
     serve(cache, space, again ? "request 3" : "request 1", first, TOKENS);
     serve(cache, space, again ? "request 4" : "request 2", second, TOKENS);
 
-    must(kvkeep_drain_writes(cache, WAIT_MS), "drain_writes");
+    must(kvkeep_flush(cache, WAIT_MS), "flush");
     must(kvkeep_close(cache), "close");
     return 0;
 }

@@ -3,17 +3,43 @@
  *
  * This header is the specification. It is generated from the library's source: do not edit.
  *
- * Conventions. A function is kvkeep_verb_noun, handle first, outputs last, callback and userdata at the end. It returns a
- * kvkeep_status: 0 is success, a positive number is not an error, a negative one is, and then kvkeep_last_error() says cause
- * and remedy. A call that returns an error has changed nothing. Bad input (NULL, zero or huge counts, unknown numbers,
- * closed handles, text that is not UTF-8) is an error, never undefined; only a pointer that does not point to what its
- * type and count say is beyond checking. What the caller passes stays the caller's and is not kept after the call,
- * unless said. Nothing the library returns is to be freed by the caller. Times are in milliseconds or
- * microseconds as the name says, sizes in bytes. Sessions, jobs, spaces and backends are numbers, never 0, and never reused
- * while the cache is open; those of a daemon's sessions and jobs are not given again in its next 65534 runs. Memory of the
- * library's own that the system refuses is NO_MEMORY where a call may need much: L1, the events that are kept, a session's
- * tokens, the keys of a job or a transfer. Elsewhere (a batch's lists, some hundred bytes a key; pieces of tables, some hundred
- * kilobytes) a refusal ends the process.
+ * Nouns, from the outside in.
+ *
+ *   cache     One open kvkeep: L1, memory that is mapped into this process, over up to seven backends, together called L2.
+ *   tier      L1, or one backend.
+ *   space     A namespace in a cache: a model, a layout of its bytes, a tenant. Objects of two spaces never meet.
+ *   session   One request's use of a space: its tokens, the shares it holds, its staged writes, its jobs, its deadline.
+ *   chunk     So many tokens of a sequence that they are cached together: the `chunk_tokens` of the space.
+ *   rank      The slice of the KV cache that one worker has (tensor or pipeline parallel).
+ *   group     Layers that are cached alike (full attention, sliding window, state).
+ *   key       The name of an object in its space: the hash of all tokens up to the end of a chunk, a rank, a group.
+ *   object    The bytes under one key: one chunk, for one rank and one group. Once committed they never change.
+ *   share     A counted read lock on an object in L1, which a session takes and returns. Bytes under a share stay in place.
+ *   job       Work that goes on after the call that submits it: a prefetch, which brings objects into L1, or a transfer,
+ *             which copies them between L1 and an engine's pages: a load to the pages, a store from them.
+ *   pool      Paged memory of an engine, as it is registered for transfers.
+ *   block     A page of a pool: so many tokens that a chunk is a whole number of them. It has one piece in each segment.
+ *   segment   A stretch of a pool's memory with a place for every block: one tensor of one layer.
+ *
+ * A cache has spaces, a space has sessions and objects, a chunk has one object for each rank and group, an object of a pool's
+ * has the pieces of its blocks, segment by segment.
+ *
+ * Verbs. A session stages what it writes, then commits it or drops it. Shares are taken and returned; sessions begin and end;
+ * jobs are submitted, may be cancelled, and are released; caches, spaces and pools are opened and closed. A function query_
+ * answers about a state, in a struct or for each item; a function get_ hands out something to use: views, keys, a descriptor,
+ * a text. A sentence without a subject speaks of the function.
+ *
+ * Conventions. A function is kvkeep_verb_noun, handle first, outputs last, callback and userdata at the end. The count of an
+ * array is a size_t and is called after the array. A function returns a kvkeep_status: 0 is success, a positive number is not
+ * an error, a negative one is, and then kvkeep_last_error() says cause and remedy. A call that returns an error has changed
+ * nothing. Bad input (NULL, zero or huge counts, unknown numbers, closed handles, text that is not UTF-8) is an error, never
+ * undefined; only a pointer that does not point to as much as its type and count say is beyond checking. Memory that the caller
+ * passes stays the caller's and is not kept after the call, unless said. The caller frees nothing that the library returns.
+ * Times are in milliseconds or microseconds as the name says, sizes in bytes. Sessions, jobs, spaces and backends are numbers,
+ * never 0, and never reused while the cache is open; those of a daemon's sessions and jobs are not given again in its next 65534
+ * runs. If the system refuses memory to the library itself, the call is NO_MEMORY where it may need much: L1, the events that
+ * are kept, a session's tokens, the keys of a job or a transfer. Elsewhere (a batch's lists, some hundred bytes a key; pieces of
+ * tables, some hundred kilobytes) a refusal ends the process.
  */
 
 
@@ -24,11 +50,21 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Version of the library that this header was made with. */
+/* Version of the library that this header was made with. Of two, the later has the greater number. */
 #define KVKEEP_VERSION_MAJOR 0
 #define KVKEEP_VERSION_MINOR 1
 #define KVKEEP_VERSION_PATCH 0
 #define KVKEEP_VERSION "0.1.0"
+#define KVKEEP_VERSION_NUMBER (KVKEEP_VERSION_MAJOR * 1000000 + KVKEEP_VERSION_MINOR * 1000 + KVKEEP_VERSION_PATCH)
+
+/* Stands before every function, which the library exports. A program that wraps the library may define it first. */
+#ifndef KVKEEP_API
+#if defined(__GNUC__)
+#define KVKEEP_API __attribute__((visibility("default")))
+#else
+#define KVKEEP_API
+#endif
+#endif
 
 /* Prepares a versioned struct: zeroes it and tells the library which one the caller was built with. */
 #define KVKEEP_INIT(s) \
@@ -83,7 +119,7 @@
 /// their deadlines.
 #define KVKEEP_KEY_EVICTABLE 2
 
-/// In a key's state: a backend has it, as far as L1 knows. Taken back when the last backend that had it evicts, deletes or
+/// In a key's state: a backend has it, as far as L1 knows. Cleared when the last backend that had it evicts, deletes or
 /// quarantines it, or is removed; L1 then writes it again before it evicts it.
 #define KVKEEP_KEY_STORED 4
 
@@ -108,7 +144,7 @@
 /// Most events that are kept for readers.
 #define KVKEEP_EVENTS_MAX (1 << 16)
 
-/// What a call returns, and what stands for each key of a batch. 0 is success, a positive number is not an error, a
+/// The result of a call, and of each key of a batch. 0 is success, a positive number is not an error, a
 /// negative one is. Numbers are never reused.
 typedef enum {
     /// Done.
@@ -127,7 +163,7 @@ typedef enum {
     KVKEEP_ERR_EXISTS = -4,
     /// The session does not hold as many shares of the key; nothing was changed.
     KVKEEP_ERR_NOT_HELD = -5,
-    /// The session passed its deadline and what it held was taken.
+    /// The session passed its deadline and its shares were revoked.
     KVKEEP_ERR_EXPIRED = -6,
     /// The object is shared, or under a copy or a transfer.
     KVKEEP_ERR_LOCKED = -7,
@@ -151,10 +187,10 @@ typedef enum {
     KVKEEP_ERR_VERSION = -16,
     /// Not allowed, by file mode, a read-only file system or peer credentials.
     KVKEEP_ERR_PERMISSION = -17,
-    /// The daemon went away; what it held for this connection is lost.
+    /// The daemon went away; all that it held for this connection is lost.
     KVKEEP_ERR_DISCONNECTED = -18,
     /// A bug in kvkeep was caught; the cache refuses further work. Pools still close, jobs can be waited for, cancelled and
-    /// released, and completions drained.
+    /// released, and completions taken.
     KVKEEP_ERR_INTERNAL = -19,
     /// A GPU or its driver failed.
     KVKEEP_ERR_DEVICE = -20,
@@ -173,14 +209,14 @@ typedef enum {
     KVKEEP_STORE_NEVER = 3,
 } kvkeep_store_mode;
 
-/// What becomes of an object when its last share is returned.
+/// How long an object lives.
 typedef enum {
-    /// It stays until evicted or deleted. The default.
-    KVKEEP_RETENTION_KEEP = 0,
-    /// It is dropped; it is never written to L2. A job that gives back itself the shares it took (of chunks beyond its answer, or
-    /// cancelled) has not read it: an object that was committed so and that nobody has read stays.
-    KVKEEP_RETENTION_TEMPORARY = 1,
-} kvkeep_retention;
+    /// Until it is evicted or deleted. The default.
+    KVKEEP_LIFETIME_CACHED = 0,
+    /// Until its last share is returned; it is never written to L2. A job that returns shares itself (of chunks beyond its answer,
+    /// or because it is cancelled) has not read the object: one that was committed so and that nobody has read yet stays.
+    KVKEEP_LIFETIME_TEMPORARY = 1,
+} kvkeep_lifetime;
 
 /// Which chunks of a job count as hits.
 typedef enum {
@@ -189,24 +225,24 @@ typedef enum {
     /// The longest length whose last `window_chunks` chunks are there (sliding window and state groups).
     KVKEEP_PREFETCH_WINDOW = 1,
     /// Each chunk for itself.
-    KVKEEP_PREFETCH_ANY = 2,
+    KVKEEP_PREFETCH_EACH = 2,
 } kvkeep_prefetch_mode;
 
-/// What the deadline of a job does.
+/// The effect of a job's deadline.
 typedef enum {
     /// At the deadline the job ends with what is loaded by then. The default.
-    KVKEEP_POLICY_BEST_EFFORT = 0,
+    KVKEEP_PREFETCH_POLICY_BEST_EFFORT = 0,
     /// The job ends when everything that was planned is loaded or failed, however long the backends take.
-    KVKEEP_POLICY_WAIT = 1,
+    KVKEEP_PREFETCH_POLICY_WAIT = 1,
     /// Not done by the deadline: TIMEOUT, and nothing is held.
-    KVKEEP_POLICY_DEADLINE = 2,
+    KVKEEP_PREFETCH_POLICY_DEADLINE = 2,
 } kvkeep_prefetch_policy;
 
 /// How a job without a callback reports its end.
 typedef enum {
-    /// By `kvkeep_query_prefetch` or `kvkeep_wait` only.
+    /// By `kvkeep_query_job` or `kvkeep_wait_job` only.
     KVKEEP_NOTIFY_POLL = 0,
-    /// By `kvkeep_drain_completions`, the descriptor of `kvkeep_event_fd` becoming readable.
+    /// By `kvkeep_take_completions`, the descriptor of `kvkeep_get_event_fd` becoming readable.
     KVKEEP_NOTIFY_EVENT_FD = 1,
 } kvkeep_notify;
 
@@ -220,7 +256,17 @@ typedef enum {
     KVKEEP_PART_VALUE = 2,
 } kvkeep_part;
 
-/// What became of an object in one tier.
+/// What a job does.
+typedef enum {
+    /// It looks keys up and loads into L1 what L1 lacks: `kvkeep_submit_prefetch`.
+    KVKEEP_JOB_PREFETCH = 1,
+    /// A transfer into an engine's pages: `kvkeep_submit_load`.
+    KVKEEP_JOB_LOAD = 2,
+    /// A transfer from an engine's pages: `kvkeep_submit_store`.
+    KVKEEP_JOB_STORE = 3,
+} kvkeep_job_kind;
+
+/// A change of an object in one tier.
 typedef enum {
     /// It is there from now on: committed to L1, or written to a backend.
     KVKEEP_EVENT_STORED = 1,
@@ -228,13 +274,13 @@ typedef enum {
     KVKEEP_EVENT_REMOVED = 2,
 } kvkeep_event_kind;
 
-/// How much the log callback is told.
+/// How important a line of the log is.
 typedef enum {
     /// Something failed that a person should look at.
     KVKEEP_LOG_ERROR = 1,
     /// Something was refused, dropped or retried. The default.
     KVKEEP_LOG_WARN = 2,
-    /// Opened, closed, added, removed.
+    /// OpenCache, closed, added, removed.
     KVKEEP_LOG_INFO = 3,
 } kvkeep_log_level;
 
@@ -242,14 +288,14 @@ typedef enum {
 typedef enum {
     /// It has not. Staging is its session's alone: what is only staged, or on its way from a backend, is absent.
     KVKEEP_OBJECT_ABSENT = 0,
-    /// Committed: whoever takes shares of it can read it.
+    /// Committed: every session can take shares of it and read it.
     KVKEEP_OBJECT_READY = 1,
 } kvkeep_object_state;
 
 /// One open cache. Opaque.
 typedef struct kvkeep kvkeep;
 
-/// Told one line of text, not kept after the call. Runs on any library thread, or inside a call that opens or closes a
+/// Gets one line of text, valid during the call. Runs on any library thread, or inside a call that opens or closes a
 /// cache or a pool; must not call into kvkeep.
 typedef void (*kvkeep_log_callback)(void *userdata, int32_t level, const char *message);
 
@@ -277,7 +323,7 @@ typedef struct {
     uint32_t numa_node;
     /// "lru", "s3fifo", "mq" or "none". NULL: "lru".
     const char *eviction_policy;
-    /// Background eviction starts above this share of L1 … 0: 80. 100: never.
+    /// Background eviction starts above this part of L1 … 0: 80. 100: never.
     uint32_t watermark_high_percent;
     /// … and stops at this one. 0: 60. Not above the high one.
     uint32_t watermark_low_percent;
@@ -312,7 +358,7 @@ typedef struct {
     kvkeep_log_callback log;
     /// Passed to `log`.
     void *log_userdata;
-    /// A kvkeep_log_level; less important lines are not told. 0: KVKEEP_LOG_WARN.
+    /// A kvkeep_log_level; less important lines are left out. 0: KVKEEP_LOG_WARN.
     uint32_t log_level;
     /// Must be 0.
     uint32_t reserved;
@@ -379,7 +425,7 @@ typedef struct {
     uint32_t reserved;
 } kvkeep_view;
 
-/// What L1 says of one key.
+/// The state of one key in L1.
 typedef struct {
     /// Length of the object in bytes; 0 if absent.
     uint64_t size;
@@ -413,7 +459,7 @@ typedef struct {
     uint32_t abi_version;
     /// Each key found is held by 1 + extra_count shares. 0 to 127.
     int32_t extra_count;
-    /// Objects of one chunk (world size times groups); `count` must be a multiple. Keys are chunk-major. 0: 1.
+    /// Objects of one chunk (world size times groups); the key count must be a multiple. Keys are chunk-major. 0: 1.
     uint32_t objects_per_chunk;
     /// A kvkeep_prefetch_mode.
     uint32_t mode;
@@ -427,13 +473,13 @@ typedef struct {
     uint32_t policy;
     /// Deadline of the job, from submit; its answer can be read for as long again, from its end. 0: the session's timeout.
     uint32_t deadline_ms;
-    /// How long a missing chunk is asked for again, in the background; one committed to L1 meanwhile is noticed at once. 0: ask
-    /// once.
+    /// How long the backends are asked again for a missing chunk, in the background; one that is committed to L1 meanwhile is
+    /// noticed at once. 0: they are asked once.
     uint32_t lookup_timeout_ms;
-    /// Pause between two askings. 0: 10.
+    /// Pause between two requests of that kind. 0: 10.
     uint32_t lookup_interval_ms;
-    /// A kvkeep_retention, for objects that this job loads into L1.
-    uint32_t retention;
+    /// A kvkeep_lifetime, for objects that this job loads into L1.
+    uint32_t lifetime;
     /// Jobs of higher priority load first. Default 0.
     int32_t priority;
     /// A kvkeep_notify, for jobs without a callback.
@@ -442,29 +488,36 @@ typedef struct {
     uint32_t reserved;
 } kvkeep_prefetch_options;
 
-/// What became of one request; complete in itself, valid on any thread.
+/// The end of one job; complete in itself, valid on any thread. Fields of the other kind of job are 0.
 typedef struct {
-    /// The request: a job of `kvkeep_submit_prefetch`, or a transfer.
+    /// The job.
     uint64_t job;
     /// Its session.
     uint64_t session;
     /// A kvkeep_status: OK, PARTIAL (transfers only), or why it ended early (TIMEOUT, CANCELLED, EXPIRED, DISCONNECTED,
     /// DEVICE of transfers only, INTERNAL).
     int32_t status;
-    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`; of a transfer, objects copied.
+    /// Of a prefetch: chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`.
     uint32_t hit_chunks;
-    /// Bytes loaded into L1 by this request; of a transfer, bytes copied.
+    /// Of a prefetch: bytes loaded into L1.
     uint64_t loaded_bytes;
-    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
+    /// NUL-terminated UTF-8: empty if nothing fell short, else the shortfall and its cause.
     char message[KVKEEP_MESSAGE_BYTES];
+    /// A kvkeep_job_kind.
+    uint32_t kind;
+    /// Of a transfer: objects copied.
+    uint32_t copied_keys;
+    /// Of a transfer: bytes copied.
+    uint64_t copied_bytes;
+    /// Always 0.
+    uint64_t reserved[4];
 } kvkeep_completion;
 
-/// Told that a request ended. `completion` is valid during the call only. Runs on the library thread
-/// "kvkeep-callback", never inside a call of the submitter, with no lock held, exactly once. May call any function
-/// but `kvkeep_close`; must not throw.
+/// Gets the completion of a job, valid during the call only. Runs on the library thread "kvkeep-callback", never inside a
+/// call of the submitter, with no lock held, exactly once. May call any function but `kvkeep_close`; must not throw.
 typedef void (*kvkeep_callback)(void *userdata, const kvkeep_completion *completion);
 
-/// The answer of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT).
+/// The result of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT). Fields of the other kind of job are 0.
 typedef struct {
     /// sizeof of the caller's struct.
     uint32_t struct_size;
@@ -472,26 +525,41 @@ typedef struct {
     uint32_t abi_version;
     /// A kvkeep_status, as in the completion.
     int32_t status;
-    /// Chunks the session holds shares of. Prefix and window: the length the engine may continue from. Any: how many.
+    /// Of a prefetch: chunks the session holds shares of. PREFIX and WINDOW: the length the engine may continue from. EACH: how
+    /// many.
     uint32_t hit_chunks;
-    /// Chunks that the lookup promised, before any byte was loaded.
+    /// Of a prefetch: chunks that the lookup promised, before any byte was loaded.
     uint32_t lookup_chunks;
-    /// Planned objects that could not be loaded (failed, corrupt, no memory, late).
+    /// Objects that the job planned to load or copy and could not (failed, corrupt, no memory, late).
     uint32_t failed_keys;
-    /// Objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in the order in
-    /// which backends are added; once one was removed and none is left above the others, a new backend takes the lowest free.
+    /// Of a prefetch: objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in
+    /// the order in which backends are added; once one was removed and none is left above the others, a new backend takes the
+    /// lowest free.
     uint32_t tier_keys[KVKEEP_TIERS_MAX];
-    /// Bytes loaded into L1. What several jobs wait for is loaded once and counts for one of them, the first that is still there.
+    /// Of a prefetch: bytes loaded into L1. An object that several jobs wait for is loaded once and counts for one of them, the
+    /// first that is still there.
     uint64_t loaded_bytes;
-    /// Microseconds from submit to the lookup's answer.
+    /// Of a prefetch: microseconds from submit to the lookup's answer.
     uint64_t lookup_us;
-    /// Microseconds from the lookup's answer to the end.
+    /// Of a prefetch: microseconds from the lookup's answer to the end.
     uint64_t load_us;
     /// Microseconds from submit to the end.
     uint64_t total_us;
-    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
+    /// NUL-terminated UTF-8: empty if nothing fell short, else the shortfall and its cause.
     char message[KVKEEP_MESSAGE_BYTES];
-} kvkeep_prefetch_result;
+    /// A kvkeep_job_kind.
+    uint32_t kind;
+    /// Keys that the job was submitted with.
+    uint32_t asked_keys;
+    /// Of a transfer: objects copied.
+    uint32_t copied_keys;
+    /// Always 0.
+    uint32_t reserved;
+    /// Of a transfer: bytes copied.
+    uint64_t copied_bytes;
+    /// Of a transfer: microseconds from its first copy to the end.
+    uint64_t copy_us;
+} kvkeep_job_result;
 
 /// A stretch of paged memory with a place for every block of a pool: a layer's K, its V, both fused, a latent, or the like.
 typedef struct {
@@ -519,7 +587,7 @@ typedef struct {
     uint32_t rank;
     /// Blocks of each segment; their numbers go from 0 to one less.
     uint32_t block_count;
-    /// Blocks of a chunk: the space's `chunk_tokens` divided by the tokens of a block, without a rest. 0: 1.
+    /// Blocks of a chunk: the space's `chunk_tokens` divided by the tokens of a block, without a remainder. 0: 1.
     uint32_t blocks_per_chunk;
     /// The segments, copied, in the order in which their bytes lie in the objects.
     const kvkeep_segment *segments;
@@ -541,11 +609,11 @@ typedef struct {
     /// For a load: so many tokens from the first key on (in each group) keep their pages as they are. A multiple of a block's
     /// tokens, since blocks are copied whole. 0 for a store.
     uint32_t skip_first_tokens;
-    /// For a load: 1 gives back one share of each key that the session holds, when the transfer is over, however it ended;
+    /// For a load: 1 returns one share of each key that the session holds, when the transfer is over, however it ended;
     /// keys that the session holds no share of are passed over. 0 for a store.
     uint32_t return_shares;
-    /// A kvkeep_retention, for what a store commits or a load has to bring into L1 itself.
-    uint32_t retention;
+    /// A kvkeep_lifetime, for what a store commits or a load has to bring into L1 itself.
+    uint32_t lifetime;
     /// For a load: what it has to bring into L1 itself is loaded before that of lower priority. Default 0.
     int32_t priority;
     /// A kvkeep_notify, for transfers without a callback.
@@ -555,7 +623,7 @@ typedef struct {
 } kvkeep_transfer_options;
 
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
-/// counts the rest.
+/// counts all others.
 typedef struct {
     /// Samples.
     uint64_t count;
@@ -653,7 +721,7 @@ typedef struct {
     uint64_t l2_evictions;
     /// Gauge: clients connected to the daemon; 0 when embedded.
     uint64_t clients;
-    /// Clients that went without closing; what they held was returned.
+    /// Clients that went without closing; their shares were returned.
     uint64_t clients_lost;
     /// Submit to lookup answer.
     kvkeep_histogram lookup_latency;
@@ -672,7 +740,7 @@ typedef struct {
     uint64_t l2_misses;
     /// Gauge: pins on objects in all backends, by which jobs keep them from being evicted until they are loaded. 0 when there is no job.
     uint64_t l2_pins;
-    /// Uses that backends were not told of because too many waited.
+    /// Uses that were not passed on to backends because too many waited.
     uint64_t uses_dropped;
     /// Gauge: the bound of `writes_pending`, as the cache was opened with.
     uint64_t writes_pending_max;
@@ -689,7 +757,7 @@ typedef struct {
     uint64_t memlock_refused;
     /// Writes asked for: one for each backend that an object is to go to, and one for an object that is not sent to any. Always
     /// `writes_asked` = `stores` + `stores_already` + `stores_dropped` - `dropped_deletions` + `writes_withdrawn` + `writes_pending`.
-    /// With KVKEEP_STORE_THROUGH and one backend a commit asks for one write, unless it is counted by `commits_discarded` or
+    /// With KVKEEP_STORE_WRITE_THROUGH and one backend a commit asks for one write, unless it is counted by `commits_discarded` or
     /// `commits_temporary`; so does a commit that has a temporary object kept, and an object that was stored and that the backend lost.
     uint64_t writes_asked;
     /// Gauge: deletions that backends have not answered, as far as they are sent together: those of one call to one backend, and one
@@ -707,13 +775,13 @@ typedef struct {
     uint64_t dropped_failed;
     /// Writes dropped because their backend was fenced or removed, or there was none.
     uint64_t dropped_fenced;
-    /// Writes dropped because the cache closed, for the log alone: nobody can ask for them afterwards.
+    /// Writes dropped because the cache closed, for the log alone: no call can ask for them afterwards.
     uint64_t dropped_closed;
     /// Deletions given up.
     uint64_t dropped_deletions;
 } kvkeep_stats;
 
-/// What a space takes of L1. The caller sets `struct_size` and `abi_version`.
+/// The part of L1 that a space takes. The caller sets `struct_size` and `abi_version`.
 typedef struct {
     /// sizeof of the caller's struct.
     uint32_t struct_size;
@@ -727,7 +795,7 @@ typedef struct {
     uint64_t quota_bytes;
 } kvkeep_space_usage;
 
-/// What became of one object in one tier.
+/// A change of one object in one tier.
 typedef struct {
     /// Its number, from 1 on. Numbers rise by one; where they skip some, events were lost.
     uint64_t sequence;
@@ -752,25 +820,38 @@ extern "C" {
 #endif // __cplusplus
 
 /// Version of the library, as "major.minor.patch". Static; never NULL. Any thread.
-const char *kvkeep_version(void);
+/// Since: 0.1.
+KVKEEP_API const char *kvkeep_version(void);
 
 /// ABI version of the library that was loaded; compare with KVKEEP_ABI_VERSION. Any thread.
-uint32_t kvkeep_abi_version(void);
+/// Since: 0.1.
+KVKEEP_API uint32_t kvkeep_abi_version(void);
 
 /// Name of a kvkeep_status, such as "KVKEEP_ERR_NOT_HELD"; "unknown status" for a number that is none. Static; never
 /// NULL. Any thread.
-const char *kvkeep_status_name(int32_t status);
+/// Since: 0.1.
+KVKEEP_API const char *kvkeep_status_name(int32_t status);
 
-/// Message of the last call on this thread that returned an error, or refused memory for some keys: the cause, then the remedy. UTF-8, never NULL, ""
-/// if none failed, at most 2047 bytes. Owned by the library; valid until the next kvkeep call on this thread, and as long as
-/// the thread runs: destructors of its thread-local objects may read it, too.
+/// Message of the last call on this thread that returned an error, or refused memory for some keys: the cause, then the
+/// remedy. UTF-8, never NULL, "" if none failed, at most 2047 bytes. The library owns it; it is valid until the next kvkeep call
+/// on this thread, and as long as the thread runs: destructors of its thread-local objects may read it, too.
+/// Since: 0.1.
+KVKEEP_API
 const char *kvkeep_last_error(void);
 
-/// Extra readers of an object besides the one every share count includes. A model whose ranks each store their own
-/// object (`world_size` objects a chunk): 0. An MLA model, whose tensor-parallel workers all read one object, has a
-/// `world_size` already divided by `tp_size`: tp_size - 1. That is: tp_size <= 1 gives 0; tp_size > world_size gives
-/// tp_size - 1; else 0. Pipeline parallelism with MLA breaks the rule: give the number yourself there. Any thread.
-int kvkeep_extra_count(int tp_size, int world_size);
+/// The `extra_count` of a model: readers of an object besides the one that every share count includes. `world_size` is the
+/// number of objects of a chunk. Any thread.
+///
+/// | the model                                                                 | the numbers                  | result      |
+/// |---------------------------------------------------------------------------|------------------------------|-------------|
+/// | one worker                                                                | tp_size <= 1                 | 0           |
+/// | each rank stores an object of its own                                     | 1 < tp_size <= world_size    | 0           |
+/// | MLA: all ranks read one object, and world_size is divided by tp_size       | tp_size > world_size         | tp_size - 1 |
+/// | MLA with pipeline parallelism: the caller says itself how many read        | not told apart from the second | 0         |
+/// Since: 0.1.
+KVKEEP_API
+int kvkeep_extra_count(int tp_size,
+                       int world_size);
 
 /// ---- Cache ----
 ///
@@ -783,17 +864,19 @@ int kvkeep_extra_count(int tp_size, int world_size);
 /// A client of a daemon connects, and maps its L1. When the daemon goes away, every call says DISCONNECTED and every job
 /// not done completes so, at once; the client reconnects by itself. Sessions, jobs and shares of the former run are lost
 /// and keep saying DISCONNECTED; spaces keep their numbers. Views of the former run stay readable for one session
-/// timeout longer. So it is when only the connection is lost, because one side was stopped for long: then what this process
-/// held is nobody else's meanwhile, staging included, nor while copies are under way. A call for which this process or
+/// timeout longer. So it is when only the connection is lost, because one side was stopped for long: then memory that this process
+/// held is given to nobody else meanwhile, staging included, nor while copies are under way. A call for which this process or
 /// the daemon has no descriptor left is LIMIT, and nothing else is lost.
 /// A daemon that is stopped or overloaded holds a call no longer than `patience_ms` of `connect`, or than the call's own
 /// time; then the call is TIMEOUT, and the calls after it wait a part of that until the daemon has answered again. Such a
-/// call takes nothing: what it would have begun, reserved or submitted is given back when the daemon goes on. What it
-/// commits, returns, cancels, releases or ends counts as done, and is done when the daemon goes on, even where it could not
-/// be asked yet: the views must not be used any more. Sessions, shares and jobs stay as they are. Calls that add or remove
+/// call takes nothing: a session, reservation or job that it would have made is undone when the daemon goes on. A call that
+/// commits, returns, cancels, releases or ends counts as done, and is done when the daemon goes on, even where the daemon could
+/// not be asked yet: the views must not be used any more. Sessions, shares and jobs stay as they are. Calls that add or remove
 /// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
 /// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_open(const kvkeep_options *options,
                           kvkeep **cache);
 
@@ -801,15 +884,18 @@ kvkeep_status kvkeep_open(const kvkeep_options *options,
 /// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
 /// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
 /// the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1 go on, and what a
-/// view still shows may be replaced. Completions for the event descriptor that nobody drained before are gone. Blocks.
+/// view still shows may be replaced. Completions for the event descriptor that nobody took before are gone. Blocks.
 /// Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
-kvkeep_status kvkeep_close(kvkeep *cache);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_close(kvkeep *cache);
 
 /// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
-/// size and generation again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
-/// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
+/// size and generation again gives the same number and sets the quota anew; objects above it are evicted at once, but for those
+/// in use or still to be written to L2, which are evicted when they may be. Objects of two spaces never meet, in any tier.
 /// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
 /// of one in 2^64), LIMIT (65536 spaces).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_open_space(kvkeep *cache,
                                 const kvkeep_space_options *options,
                                 uint64_t *space);
@@ -821,31 +907,39 @@ kvkeep_status kvkeep_open_space(kvkeep *cache,
 /// 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest. A
 /// directory above its bounds is worked off in the background after it is opened.
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_add_backend(kvkeep *cache,
                                  const char *url,
                                  uint64_t *backend);
 
-/// Removes a backend: no new job asks it, what jobs have found in it is loaded, what else it accepted is answered, then it is
-/// closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
+/// Removes a backend: no new job asks it, objects that jobs have found in it are loaded, everything else it accepted is
+/// answered, then it is closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend
+/// that hangs longer is left fenced.
 /// Errors: NOT_FOUND, TIMEOUT (it did not close in time).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_remove_backend(kvkeep *cache,
                                     uint64_t backend);
 
 /// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
 /// `timeout_ms`.
 /// Errors: TIMEOUT (the message says how many objects are left).
-kvkeep_status kvkeep_drain_writes(kvkeep *cache, uint32_t timeout_ms);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_flush(kvkeep *cache, uint32_t timeout_ms);
 
 /// ---- Sessions ----
 ///
-/// A session is one request's hold on the cache, named by a number that is never reused: the keys it used, the shares
+/// A session is one request's use of a space, named by a number that is never reused: the keys it used, the shares
 /// it holds, its staged writes, its jobs and its deadline. Any use renews the deadline. Past it, a session that holds
-/// nothing is ended; what another one holds may be taken by eviction when memory runs short, and a later use of what
-/// was taken says EXPIRED. Where nothing was taken, the next use revives the session. Staged writes are never taken.
+/// nothing is ended; shares that it holds may be revoked by eviction when memory runs short, and a later use of their keys
+/// says EXPIRED. Where none was revoked, the next use revives the session. Staged writes are never revoked.
 /// When `sessions_max` are live, a new one takes the place of the session that expired first and stages nothing.
 ///
 /// Begins a session of `space` and sets `*session`. `options` may be NULL.
 /// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_begin_session(kvkeep *cache,
                                    uint64_t space,
                                    const kvkeep_session_options *options,
@@ -854,85 +948,99 @@ kvkeep_status kvkeep_begin_session(kvkeep *cache,
 /// Ends a session: returns its shares, drops its staging, cancels and releases its jobs, and touches every key it
 /// used, the last used first, so that the first chunk of a prefix is the most recent. Never blocks. Errors: NOT_FOUND
 /// (unknown, or ended before).
-kvkeep_status kvkeep_end_session(kvkeep *cache, uint64_t session);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_end_session(kvkeep *cache, uint64_t session);
 
 /// As `kvkeep_end_session`, but touches nothing. Never blocks. Errors: NOT_FOUND.
-kvkeep_status kvkeep_abort_session(kvkeep *cache, uint64_t session);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_abort_session(kvkeep *cache, uint64_t session);
 
-/// Appends `count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
+/// Appends `token_count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
 /// to the full chunks so far, unless NULL. The hash of chunk i is BLAKE3(hash of chunk i-1 || its token ids as
 /// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
 /// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
 /// chunk tokens as little-endian u32; a generation that is not 0 follows as little-endian u64.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (2^26 tokens a session; 4 GiB of
 /// hashes of all sessions, which are 32 bytes a chunk).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_append_tokens(kvkeep *cache,
                                    uint64_t session,
                                    const uint32_t *tokens,
-                                   size_t count,
-                                   uint64_t *chunk_count);
+                                   size_t token_count,
+                                   size_t *chunk_count);
 
 /// Writes the keys of `chunk_count` full chunks from `first_chunk` on, chunk-major: for each chunk, for each of
 /// `rank_count` ranks from `first_rank` on, for each group from 0 to `group_count` - 1. `keys` has room for
 /// `key_count` keys, which must be chunk_count * rank_count * group_count.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID (a chunk that is not full yet, a wrong count).
-kvkeep_status kvkeep_session_keys(kvkeep *cache,
-                                  uint64_t session,
-                                  uint64_t first_chunk,
-                                  uint64_t chunk_count,
-                                  uint32_t first_rank,
-                                  uint32_t rank_count,
-                                  uint32_t group_count,
-                                  kvkeep_key *keys,
-                                  size_t key_count);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_get_session_keys(kvkeep *cache,
+                                      uint64_t session,
+                                      uint64_t first_chunk,
+                                      size_t chunk_count,
+                                      uint32_t first_rank,
+                                      uint32_t rank_count,
+                                      uint32_t group_count,
+                                      kvkeep_key *keys,
+                                      size_t key_count);
 
 /// ---- Objects ----
 ///
-/// All functions of this part take a batch of `count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O, and are atomic:
+/// All functions of this part take a batch of `key_count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O, and are atomic:
 /// no other call sees half of one. A key fails alone: its status stands in its view, or in `statuses`, which may be
 /// NULL. The call returns OK when every key did, PARTIAL when one or more did not, and an error when nothing was done
 /// at all. Arrays must not overlap. A session works on keys of its own space.
 ///
-/// Reserves `sizes[i]` bytes of L1 for `keys[i]` and returns views to write to. `retention` is a kvkeep_retention.
+/// Reserves `sizes[i]` bytes of L1 for `keys[i]` and returns views to write to. `lifetime` is a kvkeep_lifetime.
 /// Nobody reads the bytes before they are committed; they stay the session's until `kvkeep_finish_write`,
 /// `kvkeep_abort_write`, or its end. Two sessions may stage one key. When L1 is full, objects not in use are evicted
 /// in the call. Memory is given in key order: after the first key that does not fit, later new keys do not either.
 /// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA (kvkeep_last_error() then names the session that holds
 /// most, and what to do), INVALID (a size of 0). Errors: NOT_FOUND (session), INVALID.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_reserve_write(kvkeep *cache,
                                    uint64_t session,
                                    const kvkeep_key *keys,
-                                   size_t count,
+                                   size_t key_count,
                                    const uint64_t *sizes,
-                                   uint32_t retention,
+                                   uint32_t lifetime,
                                    kvkeep_view *views);
 
 /// Commits staged keys: from now on every session can read them and they never change. If another session committed
 /// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
 /// one was to be kept). For eviction the last key of a call came first, so that a prompt goes from its end.
 /// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_finish_write(kvkeep *cache,
                                   uint64_t session,
                                   const kvkeep_key *keys,
-                                  size_t count,
+                                  size_t key_count,
                                   int32_t *statuses);
 
-/// Gives staged keys back unwritten. The views must not be used any more.
+/// Drops staged keys. The views must not be used any more.
 /// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_abort_write(kvkeep *cache,
                                  uint64_t session,
                                  const kvkeep_key *keys,
-                                 size_t count,
+                                 size_t key_count,
                                  int32_t *statuses);
 
 /// Commits staged keys and takes 1 + extra_count shares of each in one step, so that eviction cannot come between.
 /// Views are for reading, of whichever copy was committed first.
 /// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID
 /// (extra_count outside 0 to 127).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache,
                                                    uint64_t session,
                                                    const kvkeep_key *keys,
-                                                   size_t count,
+                                                   size_t key_count,
                                                    int32_t extra_count,
                                                    kvkeep_view *views);
 
@@ -940,187 +1048,230 @@ kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache,
 /// shares are returned.
 /// Per key: NOT_FOUND (absent from L1, or only staged), LIMIT (the object would have 2^24 shares). Errors: NOT_FOUND
 /// (session), INVALID (extra_count outside 0 to 127).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_reserve_read(kvkeep *cache,
                                   uint64_t session,
                                   const kvkeep_key *keys,
-                                  size_t count,
+                                  size_t key_count,
                                   int32_t extra_count,
                                   kvkeep_view *views);
 
-/// Returns 1 + extra_count shares of each key, whoever of the session's readers took them. When the last share of an
-/// object goes, a temporary object is dropped and any other is touched, once; of one call the last key first. Chunks that
-/// the engine decides to compute itself are given back by this call too, with the job's extra_count, for all readers
+/// Returns 1 + extra_count shares of each key, whichever of the session's readers took them. When the last share of an
+/// object is returned, a temporary object is dropped and any other is touched, once; of one call the last key first. Shares of
+/// chunks that the engine decides to compute itself are returned by this call too, with the job's extra_count, for all readers
 /// together.
-/// Per key: NOT_HELD (the session holds fewer shares; none is returned), EXPIRED (they were taken after the
+/// Per key: NOT_HELD (the session holds fewer shares; none is returned), EXPIRED (they were revoked after the
 /// deadline). Errors: NOT_FOUND (session), INVALID.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_finish_read(kvkeep *cache,
                                  uint64_t session,
                                  const kvkeep_key *keys,
-                                 size_t count,
+                                 size_t key_count,
                                  int32_t extra_count,
                                  int32_t *statuses);
 
 /// As `kvkeep_finish_read`, for the session's chunks whose tokens lie wholly within [first_token, last_token) of the
-/// tokens it appended, and ranks and groups as in `kvkeep_session_keys`. Sets `*returned` to the keys whose shares
+/// tokens it appended, and ranks and groups as in `kvkeep_get_session_keys`. Sets `*returned_count` to the keys whose shares
 /// were returned, unless NULL; chunks the session holds no shares of are passed over.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID (extra_count; an empty or unknown range).
-kvkeep_status kvkeep_release_tokens(kvkeep *cache,
-                                    uint64_t session,
-                                    uint64_t first_token,
-                                    uint64_t last_token,
-                                    uint32_t first_rank,
-                                    uint32_t rank_count,
-                                    uint32_t group_count,
-                                    int32_t extra_count,
-                                    uint64_t *returned);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_finish_read_tokens(kvkeep *cache,
+                                        uint64_t session,
+                                        uint64_t first_token,
+                                        uint64_t last_token,
+                                        uint32_t first_rank,
+                                        uint32_t rank_count,
+                                        uint32_t group_count,
+                                        int32_t extra_count,
+                                        uint64_t *returned_count);
 
-/// Views again, for keys whose shares the session holds; takes none.
+/// Fills in views again, for keys whose shares the session holds; takes none.
 /// Per key: NOT_HELD, EXPIRED. Errors: NOT_FOUND (session), INVALID.
-kvkeep_status kvkeep_unsafe_read(kvkeep *cache,
-                                 uint64_t session,
-                                 const kvkeep_key *keys,
-                                 size_t count,
-                                 kvkeep_view *views);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_get_views(kvkeep *cache,
+                               uint64_t session,
+                               const kvkeep_key *keys,
+                               size_t key_count,
+                               kvkeep_view *views);
 
 /// Marks ready keys as used now, in L1 and in backends that have them, last key first, so that the first is the most
 /// recent.
 /// Per key: NOT_FOUND (not in L1). Errors: NOT_FOUND (space), INVALID.
-kvkeep_status kvkeep_touch(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, int32_t *statuses);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_touch(kvkeep *cache,
+                           uint64_t space,
+                           const kvkeep_key *keys,
+                           size_t key_count,
+                           int32_t *statuses);
 
-/// Says what L1 has of each key, all of it at one instant: `states[i]` is that of `keys[i]`. Takes no shares, touches nothing
-/// and renews no deadline. Backends are not asked. What it says may be over when it returns: only shares keep an object. OK
-/// whatever the states are.
+/// Fills in `states[i]` with the state of `keys[i]` in L1, all of them at one instant. Takes no shares, touches nothing and
+/// renews no deadline. Backends are not asked. An answer may be out of date when the call returns: only shares keep an object.
+/// The call is OK whatever the states are.
 /// Errors: NOT_FOUND (space), INVALID.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_query_keys(kvkeep *cache,
                                 uint64_t space,
                                 const kvkeep_key *keys,
-                                size_t count,
+                                size_t key_count,
                                 kvkeep_key_state *states);
 
 /// Keeps keys longer: until `ttl_ms` from now, eviction passes each over up to ceil(priority / 25) times before it
-/// takes it. A bias, never a hard pin. `priority` is 0 (takes the bias back) to 100.
+/// takes it. A bias, never a hard pin. `priority` is 0 (removes the bias) to 100.
 /// Per key: NOT_FOUND (not ready in L1). Errors: NOT_FOUND (space), INVALID.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_retain(kvkeep *cache,
                             uint64_t space,
                             const kvkeep_key *keys,
-                            size_t count,
+                            size_t key_count,
                             uint32_t priority,
                             uint32_t ttl_ms,
                             int32_t *statuses);
 
 /// Evicts keys from L1 alone, at once and whatever the policy would choose; backends keep what they have. An object that is
-/// still to be written is dropped unwritten, and counted by `stores_dropped`: `kvkeep_drain_writes` first has those written
-/// that wait for it. It counts as an eviction, and is told as removed from L1.
+/// still to be written is dropped unwritten, and counted by `stores_dropped`: `kvkeep_flush` first has those written
+/// that wait for it. It counts as an eviction, with an event of its removal from L1.
 /// Per key: NOT_FOUND (not ready in L1), LOCKED (shared, or under a copy or a transfer). Errors: NOT_FOUND (space), INVALID,
 /// PERMISSION (a read-only client).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_evict(kvkeep *cache,
                            uint64_t space,
                            const kvkeep_key *keys,
-                           size_t count,
+                           size_t key_count,
                            int32_t *statuses);
 
 /// Deletes keys from L1 at once, and from every backend in the background (lookups through this cache miss at once;
-/// `kvkeep_drain_writes` waits for the rest). A backend that fails, or has no room for more work, is asked again; what is given
-/// up is logged, and counted as `stores_dropped`.
+/// `kvkeep_flush` waits for the backends). A backend that fails, or has no room for more work, is asked again; a deletion that is
+/// given up is logged, and counted by `stores_dropped`.
 /// Per key: LOCKED (shared, under a copy or a transfer, or found by a job that will load it; deleted nowhere), NOT_FOUND (in no
 /// tier that knows without I/O; named before in the same call). Errors: NOT_FOUND (space), INVALID.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_delete(kvkeep *cache,
                             uint64_t space,
                             const kvkeep_key *keys,
-                            size_t count,
+                            size_t key_count,
                             int32_t *statuses);
 
 /// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
 /// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled
-/// and objects in use are hidden from new lookups at once; their memory is freed when the last share goes. A session that
+/// and objects in use are hidden from new lookups at once; their memory is freed when the last share is returned. A session that
 /// comes to hold a key from before and from after holds two copies: the shares of one return are of one copy, so that more than it
 /// holds of either are NOT_HELD, and where either may be meant, both stay until it has returned all its shares of the key. Staged
-/// writes stay. Sets `*removed` to the objects gone or hidden, unless NULL.
+/// writes stay. Sets `*removed_count` to the objects gone or hidden, unless NULL.
 /// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_clear(kvkeep *cache,
                            uint64_t space,
                            uint32_t force,
-                           uint64_t *removed);
+                           uint64_t *removed_count);
 
 /// Forgets a space in every tier (every space for `space` 0), as is wanted when its weights have changed. When this returns, no
-/// call finds what was stored before, whichever client of a daemon makes it: jobs of the space are cancelled and L1 is emptied as
-/// by `kvkeep_clear` with `force`; what is staged or being stored from pages is not committed any more (its key is CANCELLED). In
-/// the backends it is deleted in the background, what other processes stored in them too. Until that is done, nothing of the space
-/// is looked up there, and what is stored anew waits in L1 to be written; `kvkeep_drain_writes` waits for all of it. A backend that
+/// call finds an object that was stored before, whichever client of a daemon makes it: jobs of the space are cancelled and L1 is
+/// emptied as by `kvkeep_clear` with `force`; objects that are staged or being stored from pages are not committed any more (their
+/// keys are CANCELLED). In the backends all of it is deleted in the background, objects of other processes too. Until that is
+/// done, nothing of the space is looked up there, and objects that are stored anew wait in L1 to be written; `kvkeep_flush` waits for all of it. A backend that
 /// cannot delete is not asked about the space any more until this was called again with success: logged as an error.
-/// Sets `*removed` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O.
-/// Two things are beyond it: another process that has the same directory open keeps what is in its own L1, and may store it
-/// again; and what is not deleted yet when the process ends is found by the next. Another `generation` of the space meets neither.
+/// Sets `*removed_count` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O.
+/// Two things are beyond it: another process that has the same directory open keeps the objects in its own L1, and may store
+/// them again; and objects that are not deleted yet when the process ends are found by the next. Another `generation` of the space meets neither.
 /// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_forget_space(kvkeep *cache,
                                   uint64_t space,
-                                  uint64_t *removed);
+                                  uint64_t *removed_count);
 
 /// ---- Prefetch ----
 ///
 /// A job looks its keys up in every tier, then loads into L1 what L1 lacks. Nothing here waits for I/O, except
-/// `kvkeep_wait`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
+/// `kvkeep_wait_job`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
 /// its session, or, once it is done, until its `deadline_ms` have passed again, whichever is first; then every query says
 /// NOT_FOUND. The shares it took belong to the session and outlive it. Every accepted job completes exactly once.
 ///
-/// Submits a job for `count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
+/// Submits a job for `key_count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
 /// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.
 /// `callback` may be NULL: the job then reports by `notify` of the options. A callback may run before this returns,
 /// on the library's thread; `*job` is set by then.
-/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (`jobs_max` jobs not released, or as many completions that no
-/// callback or drain has taken yet); then no completion comes.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (`jobs_max` jobs not released, or as
+/// many completions not taken yet); then no completion comes.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
                                      uint64_t session,
                                      const kvkeep_key *keys,
-                                     size_t count,
+                                     size_t key_count,
                                      const kvkeep_prefetch_options *options,
                                      uint64_t *job,
                                      kvkeep_callback callback,
                                      void *userdata);
 
 /// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
-/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the result of
-/// the job is the truth.
+/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the
+/// result of the job is final.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
-kvkeep_status kvkeep_query_lookup_hits(kvkeep *cache, uint64_t job, uint32_t *chunks);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_query_lookup_hits(kvkeep *cache, uint64_t job, uint32_t *chunks);
 
 /// The job's result. `result` is prepared by KVKEEP_INIT and filled in when the job is done. PENDING until then. Does
 /// not consume; any thread.
 /// Errors: NOT_FOUND (never given, or released).
-kvkeep_status kvkeep_query_prefetch(kvkeep *cache, uint64_t job, kvkeep_prefetch_result *result);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_query_job(kvkeep *cache, uint64_t job, kvkeep_job_result *result);
 
-/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has `bytes`
-/// bytes, at least (count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
+/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has
+/// `bitmap_bytes` bytes, at least (key_count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
 /// Errors: NOT_FOUND, INVALID (too small; a transfer).
-kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, size_t bytes);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, size_t bitmap_bytes);
 
 /// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
-/// wait, beside any other way of being told. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
+/// wait, whatever other way the job reports by. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
 /// cancelled and waited for again.
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
-kvkeep_status kvkeep_wait(kvkeep *cache,
-                          uint64_t job,
-                          uint32_t timeout_ms);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_wait_job(kvkeep *cache,
+                              uint64_t job,
+                              uint32_t timeout_ms);
 
-/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. What is under a
-/// transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be temporary,
-/// is freed. A job that is done already stays as it is, and keeps its shares: OK.
+/// Stops the work that has not begun, returns the job's shares, and completes it as CANCELLED; waits for nothing. An object
+/// under a transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be
+/// temporary, is freed. A job that is done already stays as it is, and its shares stay the session's: OK.
 /// Errors: NOT_FOUND.
-kvkeep_status kvkeep_cancel(kvkeep *cache,
-                            uint64_t job);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_cancel_job(kvkeep *cache,
+                                uint64_t job);
 
-/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
-/// pages until its completion, which after this only a callback or the event descriptor tells: wait before. Errors: NOT_FOUND.
+/// Releases a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
+/// pages until its completion, which after this only a callback or the event descriptor reports: wait before. Errors: NOT_FOUND.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_release_job(kvkeep *cache,
                                  uint64_t job);
 
-/// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
+/// Sets `*fd` to a descriptor that is readable while `kvkeep_take_completions` has something to give. Owned by the
 /// library, valid until close: poll it, do not read or close it. Any thread.
-kvkeep_status kvkeep_event_fd(kvkeep *cache, int32_t *fd);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_get_event_fd(kvkeep *cache, int32_t *fd);
 
-/// Takes up to `capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*count`.
+/// Takes up to `completion_capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*completion_count`.
 /// Each is given exactly once. Never blocks. Any thread.
-kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *completions, size_t capacity, size_t *count);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_take_completions(kvkeep *cache,
+                                      kvkeep_completion *completions,
+                                      size_t completion_capacity,
+                                      size_t *completion_count);
 
 /// ---- Device transfer ----
 ///
@@ -1135,21 +1286,20 @@ kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *complet
 /// CUstream (cudaStream_t) of the device's primary context, the one that the CUDA runtime uses; 0 is the default stream. Copies
 /// begin after what is on that stream by the call, and run on two streams of the pool's own, so that both directions overlap.
 /// libcuda.so.1 is loaded with the first such pool, and nothing else of CUDA is needed. L1 is registered with the driver in the
-/// background, once for all devices, what a copy needs first; where the machine does not allow that, copies are slower, and
+/// background, once for all devices, the parts first that a copy needs; where the machine does not allow that, copies are slower, and
 /// `kvkeep_stream_wait_layer` may wait for the stream. Blocks that are neighbours on both sides go as one; fragments are moved by
 /// the copy engines, in batches where the driver is of CUDA 12.8 or later, or, as far as that was measured to be faster, by a small
 /// kernel (CUDA 12.1 or later). When a device is lost, its transfers complete as DEVICE; it takes a new process to use it again. A
 /// pool must be closed before its device's primary context is reset.
 ///
-/// A transfer is a job: `kvkeep_wait`, `kvkeep_cancel`, `kvkeep_release_job`, `kvkeep_query_prefetch`, callbacks and the event
+/// A transfer is a job: `kvkeep_wait_job`, `kvkeep_cancel_job`, `kvkeep_release_job`, `kvkeep_query_job`, callbacks and the event
 /// descriptor work on it as on a prefetch. Its number is never a prefetch's; only this handle knows it. It has no deadline. It
-/// lives until `kvkeep_release_job`, or 300 s after it is done. Its completion and result count objects done as `hit_chunks`
-/// and bytes copied as `loaded_bytes`; the status is OK, PARTIAL (some blocks have a status of their own:
-/// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops what has not begun; the completion comes when
-/// what is in flight has landed, after which no page is touched any more: wait for it before pages are used anew.
+/// lives until `kvkeep_release_job`, or 300 s after it is done. The status of its completion and result is OK, PARTIAL (some blocks have a status of their own:
+/// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops the copies that have not begun; the completion
+/// comes when those in flight have landed, after which no page is touched any more: wait for it before pages are used anew.
 ///
 /// The memory of L1 under a transfer is held by a session of its own (explained as "copy for session n" with its request),
-/// not by the session it is for. When that one ends, its transfers finish, and what they store is committed; when it is
+/// not by the session it is for. When that one ends, its transfers finish, and their stores are committed; when it is
 /// aborted, by whichever process, they are cancelled or their stores dropped. A store's objects count as used by it.
 ///
 /// Pages of a store must be written before it is submitted, or by what is on its stream by then, and may be read but not changed
@@ -1161,14 +1311,14 @@ kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *complet
 /// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
 /// block to one group at a time).
 ///
-/// What objects look like is their shape: `blocks_per_chunk`, and for each segment of the group in order its layer, part and
+/// The shape of an object is how it looks: `blocks_per_chunk`, and for each segment of the group in order its layer, part and
 /// block_bytes. It is part of what objects are, in every process and tier. The first pool of a space, rank and group defines
 /// it until the cache is closed (of a daemon: until the daemon ends); a pool of another shape is INVALID, in whichever process, and
 /// so are the transfers of a pool once another process was first at a daemon that was started anew. Objects in a backend say
-/// their shape too: one of another shape is a miss (per block: IO), told in the log; what this cache stores under its key after
-/// that replaces it in the backend. Shapes are compared by a fingerprint of 128 bits.
-/// Not seen: dtypes, heads, the order of tokens or of K and V inside a segment, and segments of the same layer, part and size
-/// that are exchanged; say such things in the `layout` of the space, and tell K from V by `parts`. Objects that were written
+/// their shape too: one of another shape is a miss (per block: IO), with a line in the log; an object that this cache stores under its
+/// key after that replaces it in the backend. Shapes are compared by a fingerprint of 128 bits.
+/// The shape does not see dtypes, heads, the order of tokens or of K and V inside a segment, or segments of the same layer, part and
+/// size that are exchanged; say such things in the `layout` of the space, and tell K from V by `parts`. Objects that were written
 /// through views have no shape until they are written to a backend after a pool of their space, rank and group was opened:
 /// their writer answers for what they look like.
 /// Blocks while a CUDA device is opened, unless another pool of this handle has it open, and measured, once in a process.
@@ -1178,13 +1328,17 @@ kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *complet
 /// overlap; a stride below block_bytes; an address or block_bytes of 0; an address or size that is no multiple of 4; a chunk of
 /// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a shape that is not that of an earlier pool of the
 /// same space, rank and group, in whichever process), LIMIT (1024 pools open, or 65536 shapes remembered), IO (no thread can be started).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_open_pool(kvkeep *cache,
                                uint64_t space,
                                const kvkeep_pool_options *options,
                                uint64_t *pool);
 
-/// Forgets a pool: cancels its transfers and waits until what is in flight has landed (never for I/O, but for what is on the
-/// caller's stream before it). Its pages are not touched any more when this returns. Errors: NOT_FOUND.
+/// Closes a pool: cancels its transfers and waits until the copies in flight have landed (never for I/O, but for the work that
+/// is before them on the caller's stream). Its pages are not touched any more when this returns. Errors: NOT_FOUND.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_close_pool(kvkeep *cache,
                                 uint64_t pool);
 
@@ -1192,11 +1346,12 @@ kvkeep_status kvkeep_close_pool(kvkeep *cache,
 /// `*job`. `block_count` is `key_count` times `blocks_per_chunk`; both are 1 to KVKEEP_KEYS_MAX. The arrays are copied. The call
 /// waits for no I/O and no copy: memory is reserved in it, evicting where needed; the pages are gathered and the objects committed
 /// in the background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
-/// chunk, under a key of its own). Where L1 has not enough memory for all of them and writes to backends, the rest waits in the
-/// background for what writes and copies under way free, and goes on in the order of the keys; what was copied before is committed,
-/// written and evicted meanwhile, so that a prompt may be larger than L1. It gives up when nothing under way will free memory, or
-/// when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
-/// as for `kvkeep_submit_prefetch`.
+/// chunk, under a key of its own). Where L1 has not enough memory for all of them and writes to backends, the others wait
+/// in the background for memory that writes and copies under way free, and follow in the order of the keys; objects that were copied
+/// before are committed, written and evicted meanwhile, so that a prompt may be larger than L1. The store gives up when nothing
+/// under way will free memory, or when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session
+/// that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback as for
+/// `kvkeep_submit_prefetch`.
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
 /// aborted, or the space forgotten, meanwhile), DISCONNECTED, DEVICE.
 /// Errors: NOT_FOUND (pool, session), EXPIRED, INVALID (the counts; a key twice, or of another rank or group; a block that the pool
@@ -1205,6 +1360,8 @@ kvkeep_status kvkeep_close_pool(kvkeep *cache,
 /// host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a session of an
 /// earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO (no thread can be
 /// started); then no completion comes.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_submit_store(kvkeep *cache,
                                   uint64_t pool,
                                   uint64_t session,
@@ -1219,8 +1376,9 @@ kvkeep_status kvkeep_submit_store(kvkeep *cache,
 
 /// Loads `key_count` objects, each key once, into the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
 /// `*job`. Counts and arrays are as for `kvkeep_submit_store`; the call does not wait for I/O either. Blocks that are
-/// KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. What L1 has is held from this call on and copied
-/// layer by layer; the rest is waited for in the background (a prefetch that has it on its way is joined) and copied as it comes.
+/// KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. Objects that L1 has are held from this call on and
+/// copied layer by layer; the others are waited for in the background (a prefetch that loads one already is joined) and copied as
+/// they come.
 /// The session need not hold shares of the keys. A read-only client may load. `options` may be NULL. Callback as for
 /// `kvkeep_submit_prefetch`.
 /// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, was
@@ -1228,6 +1386,8 @@ kvkeep_status kvkeep_submit_store(kvkeep *cache,
 /// pages of a block that is not OK may hold anything.
 /// Errors: as for `kvkeep_submit_store`, but neither for a read-only client nor for missing blocks; also INVALID for a block named
 /// twice in a group, or a `skip_first_tokens` that is no multiple of a block's tokens; then no completion comes.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_submit_load(kvkeep *cache,
                                  uint64_t pool,
                                  uint64_t session,
@@ -1245,6 +1405,8 @@ kvkeep_status kvkeep_submit_load(kvkeep *cache,
 /// which. Any number of threads may wait.
 /// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, DEVICE, INVALID (not a transfer; a layer of none of the pool's
 /// segments).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_wait_layer(kvkeep *cache,
                                 uint64_t job,
                                 uint32_t layer,
@@ -1257,70 +1419,88 @@ kvkeep_status kvkeep_wait_layer(kvkeep *cache,
 /// failed later shows in the completion.
 /// Errors: as for `kvkeep_wait_layer`; also INVALID for a stream that on the host is not 0, or on a CUDA device is none or is
 /// capturing a graph, and NOT_FOUND for a CUDA device's pool that was closed.
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_stream_wait_layer(kvkeep *cache,
                                        uint64_t job,
                                        uint32_t layer,
                                        uint64_t stream,
                                        uint32_t timeout_ms);
 
-/// What became of each block of a transfer: a kvkeep_status for each block number it was given, in that order. `count` is that
-/// of its `block_ids`. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only when this returns
-/// OK. Does not consume; any thread.
+/// Fills in a kvkeep_status for each block number that the transfer was given, in that order. `status_count` is the
+/// `block_count` it was submitted with. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only
+/// when this returns OK. Does not consume; any thread.
 /// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_query_blocks(kvkeep *cache,
                                   uint64_t job,
                                   int32_t *statuses,
-                                  size_t count);
+                                  size_t status_count);
 
 /// ---- Seen from outside ----
 ///
-/// Texts are written as NUL-terminated UTF-8 into the caller's buffer of `capacity` bytes; `*length` is set to the
+/// Texts are written as NUL-terminated UTF-8 into the caller's buffer of `buffer_bytes` bytes; `*length` is set to the
 /// length the whole text has without the NUL. Where it does not fit, what fits is written and the result is PARTIAL:
-/// ask again with length + 1 bytes. `buffer` may be NULL when `capacity` is 0.
+/// ask again with length + 1 bytes. `buffer` may be NULL when `buffer_bytes` is 0.
 ///
 /// Fills in `stats`, prepared by KVKEEP_INIT. Counters are read one after another, not at one instant. Never blocks
 /// on I/O.
-kvkeep_status kvkeep_get_stats(kvkeep *cache, kvkeep_stats *stats);
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_query_stats(kvkeep *cache, kvkeep_stats *stats);
 
 /// Fills in `usage`, prepared by KVKEEP_INIT, with what a space takes of L1 and may take, all of it at one instant. Never
 /// blocks on I/O.
 /// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_query_space(kvkeep *cache,
                                  uint64_t space,
                                  kvkeep_space_usage *usage);
 
-/// Everything counted, as Prometheus text (exposition format 0.0.4).
-kvkeep_status kvkeep_metrics(kvkeep *cache, char *buffer, size_t capacity, size_t *length);
+/// Writes every counter as Prometheus text (exposition format 0.0.4).
+/// Since: 0.1.
+KVKEEP_API kvkeep_status kvkeep_get_metrics(kvkeep *cache, char *buffer, size_t buffer_bytes, size_t *length);
 
-/// Why a key is where it is: tier, state, size, who holds how many shares since when, and why it cannot be evicted.
-/// JSON.
+/// Writes, as JSON, why a key is where it is: tier, state, size, the holders of its shares and since when, and why it cannot be
+/// evicted.
 /// Errors: NOT_FOUND (space). A key that is nowhere is OK: its state is "absent".
+/// Since: 0.1.
+KVKEEP_API
 kvkeep_status kvkeep_explain_key(kvkeep *cache,
                                  uint64_t space,
                                  const kvkeep_key *key,
                                  char *buffer,
-                                 size_t capacity,
+                                 size_t buffer_bytes,
                                  size_t *length);
 
-/// What a session holds (for `session` 0: every session that holds something): owner, request id, age, deadline,
-/// shares per key, staged keys, jobs. JSON.
+/// Writes, as JSON, the state of a session (for `session` 0: of every session that holds something): owner, request id, age,
+/// deadline, shares per key, staged keys, jobs.
 /// Errors: NOT_FOUND (session).
-kvkeep_status kvkeep_explain_session(kvkeep *cache, uint64_t session, char *buffer, size_t capacity, size_t *length);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_explain_session(kvkeep *cache,
+                                     uint64_t session,
+                                     char *buffer,
+                                     size_t buffer_bytes,
+                                     size_t *length);
 
-/// Copies events to `events`, oldest first, at most `capacity` (1 to KVKEEP_KEYS_MAX) of them, from the number
-/// `*next_sequence` on, or from the oldest that is kept where that is 0. Sets `*count`, and `*next_sequence` to where to go
+/// Copies events to `events`, oldest first, at most `event_capacity` (1 to KVKEEP_KEYS_MAX) of them, from the number
+/// `*next_sequence` on, or from the oldest that is kept where that is 0. Sets `*event_count`, and `*next_sequence` to where to go
 /// on. The place is the caller's, so that there may be any number of readers. The newest KVKEEP_EVENTS_MAX events are kept,
 /// from the first call on; before it they are only counted. A reader that was too slow sees it: the first event it is given
-/// has a higher number than it asked for, and `*next_sequence` rises by more than `*count`. Events of L1 are in the order in
-/// which they happened, and so are those of one key in one backend. What another process does to a shared backend is told
-/// when this one notices; what a backend has when it is added, or when it is removed, is not told. Never blocks. Any thread.
+/// has a higher number than it asked for, and `*next_sequence` rises by more than `*event_count`. Events of L1 are in the order in
+/// which they happened, and so are those of one key in one backend. A change that another process makes in a shared
+/// backend has its event when this one notices; the objects of a backend that is added or removed have none. Never blocks. Any thread.
 /// Errors: INVALID (no event has the number before `*next_sequence` yet), NO_MEMORY (at the first call: the system refuses what
 /// the kept events need).
-kvkeep_status kvkeep_drain_events(kvkeep *cache,
-                                  uint64_t *next_sequence,
-                                  kvkeep_event *events,
-                                  size_t capacity,
-                                  size_t *count);
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_read_events(kvkeep *cache,
+                                 uint64_t *next_sequence,
+                                 kvkeep_event *events,
+                                 size_t event_capacity,
+                                 size_t *event_count);
 
 #ifdef __cplusplus
 }  // extern "C"

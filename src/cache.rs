@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::config::{PrefetchRequest, SpaceSpec};
@@ -14,7 +15,6 @@ use crate::events::Event;
 use crate::key::Key;
 use crate::log::Log;
 use crate::shape::Shape;
-use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 /// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.
 pub trait Cache: Send + Sync {
@@ -28,7 +28,7 @@ pub trait Cache: Send + Sync {
     fn remove_backend(&self, number: u64) -> Result<()>;
 
     /// Blocks until everything committed is in L2 or given up.
-    fn drain_writes(&self, timeout_ms: u32) -> Result<()>;
+    fn flush(&self, timeout_ms: u32) -> Result<()>;
 
     /// Begins a session.
     fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64>;
@@ -105,10 +105,10 @@ pub trait Cache: Send + Sync {
     fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool>;
 
     /// Returns shares of chunks by their tokens.
-    fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64>;
+    fn finish_read_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64>;
 
     /// Views of held keys.
-    fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool>;
+    fn get_views(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool>;
 
     /// Marks keys as used.
     fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
@@ -145,7 +145,7 @@ pub trait Cache: Send + Sync {
     fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status>;
 
     /// The answer of a job.
-    fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status>;
+    fn query_job(&self, job: u64, result: &mut JobResult) -> Result<Status>;
 
     /// Which keys of a job are held.
     fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status>;
@@ -163,10 +163,10 @@ pub trait Cache: Send + Sync {
     fn event_fd(&self) -> i32;
 
     /// Gives completions.
-    fn drain_completions(&self, completions: &mut [Completion]) -> usize;
+    fn take_completions(&self, completions: &mut [Completion]) -> usize;
 
     /// Copies events from number `next` on, sets `next` to where to go on, and says how many there were.
-    fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize>;
+    fn read_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize>;
 
     /// Fills in everything but the head.
     fn stats(&self, stats: &mut Stats) -> Result<()>;

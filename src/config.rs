@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::abi::{Completion, JobResult};
 use crate::log::Log;
-use crate::types::{Completion, PrefetchResult};
 
 /// When a committed object is written to L2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,7 +144,7 @@ pub trait JobObserver: Send + Sync {
     /// The lookup's answer is known. A daemon's client is not told.
     fn looked_up(&self, _chunks: u32) {}
     /// The job is done and holds the keys marked in `held` (which may go on unmarked). Called once.
-    fn done(&self, result: &PrefetchResult, held: &[bool]);
+    fn done(&self, result: &JobResult, held: &[bool]);
     /// The job is forgotten; it was done before. A daemon's client is not told.
     fn released(&self) {}
 }

@@ -1,6 +1,6 @@
 //! Status numbers and the error that carries one with its message.
 
-/// What a call returns, and what stands for each key of a batch. 0 is success, a positive number is not an error, a
+/// The result of a call, and of each key of a batch. 0 is success, a positive number is not an error, a
 /// negative one is. Numbers are never reused.
 #[repr(C)]
 #[allow(non_camel_case_types)]
@@ -22,7 +22,7 @@ pub enum Status {
     KVKEEP_ERR_EXISTS = -4,
     /// The session does not hold as many shares of the key; nothing was changed.
     KVKEEP_ERR_NOT_HELD = -5,
-    /// The session passed its deadline and what it held was taken.
+    /// The session passed its deadline and its shares were revoked.
     KVKEEP_ERR_EXPIRED = -6,
     /// The object is shared, or under a copy or a transfer.
     KVKEEP_ERR_LOCKED = -7,
@@ -46,10 +46,10 @@ pub enum Status {
     KVKEEP_ERR_VERSION = -16,
     /// Not allowed, by file mode, a read-only file system or peer credentials.
     KVKEEP_ERR_PERMISSION = -17,
-    /// The daemon went away; what it held for this connection is lost.
+    /// The daemon went away; all that it held for this connection is lost.
     KVKEEP_ERR_DISCONNECTED = -18,
     /// A bug in kvkeep was caught; the cache refuses further work. Pools still close, jobs can be waited for, cancelled and
-    /// released, and completions drained.
+    /// released, and completions taken.
     KVKEEP_ERR_INTERNAL = -19,
     /// A GPU or its driver failed.
     KVKEEP_ERR_DEVICE = -20,

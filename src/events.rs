@@ -13,7 +13,7 @@ use crate::key::{Key, ObjectKey, SpaceTag};
 /// Most events that are kept for readers.
 pub const KVKEEP_EVENTS_MAX: usize = 1 << 16;
 
-/// What became of one object in one tier.
+/// A change of one object in one tier.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Event {

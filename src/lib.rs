@@ -18,6 +18,7 @@ pub mod control;
 pub mod l1;
 pub mod l2;
 
+pub mod abi;
 pub mod arena;
 pub mod arena_lease;
 mod chunked;
@@ -36,4 +37,3 @@ pub mod prometheus;
 pub mod shape;
 mod slot_table;
 pub mod threads;
-pub mod types;

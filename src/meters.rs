@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::types::{Histogram, KVKEEP_HISTOGRAM_BUCKETS};
+use crate::abi::{Histogram, KVKEEP_HISTOGRAM_BUCKETS};
 
 /// A counter.
 #[derive(Default)]

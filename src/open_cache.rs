@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::abi::{JobResult, View};
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{Result, Status};
@@ -15,7 +16,6 @@ use crate::key::Key;
 use crate::store_wait;
 use crate::transfer::Transfers;
 use crate::transfer::registry::is_transfer;
-use crate::types::{PrefetchResult, View};
 
 /// A cache and its transfers.
 pub struct OpenCache {
@@ -101,8 +101,8 @@ impl OpenCache {
     }
 
     /// The answer of a job.
-    pub fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
-        if is_transfer(job) { self.transfers.query(job, result) } else { self.cache.query_prefetch(job, result) }
+    pub fn query_job(&self, job: u64, result: &mut JobResult) -> Result<Status> {
+        if is_transfer(job) { self.transfers.query(job, result) } else { self.cache.query_job(job, result) }
     }
 
     /// Which keys of a prefetch are held.

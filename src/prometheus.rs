@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value as Json, json};
 
+use crate::abi::{Histogram, Stats};
 use crate::node::explain::BackendReport;
-use crate::types::{Histogram, Stats};
 
 /// One number of the statistics.
 pub struct Value {

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::abi::View;
 use crate::cache::Cache;
 use crate::error::{KVKEEP_OK, KVKEEP_PARTIAL, Result};
 use crate::key::Key;
 use crate::l1::memory_wait::is_refused;
-use crate::types::View;
 
 /// Stages keys. Takes memory that is free or of what is written, and waits for more up to `wait`; for keys that are left then, or if
 /// no write is under way, evicts what is not. Says whether all were staged.

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
+use kvkeep::abi::JobResult;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::Client;
@@ -24,7 +25,6 @@ use kvkeep::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND};
 use kvkeep::key::Key;
 use kvkeep::l2::Backend as _;
 use kvkeep::l2::fs::{Fs, FsOptions, inspect};
-use kvkeep::types::PrefetchResult;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -109,12 +109,12 @@ fn serve(client: &Client, keys: &[Key]) -> Result<(u64, u64), Error> {
     let mut job = 0;
     client.submit_prefetch(session, keys, PrefetchRequest::default(), &mut job)?;
     client.wait(job, WATCHDOG_MS)?;
-    let mut result = PrefetchResult::default();
-    client.query_prefetch(job, &mut result)?;
+    let mut result = JobResult::default();
+    client.query_job(job, &mut result)?;
     let (found, missing) = keys.split_at(result.hit_chunks as usize);
     let mut held = views(found.len());
     if !found.is_empty() {
-        client.unsafe_read(session, found, &mut held)?;
+        client.get_views(session, found, &mut held)?;
         check(client, found, &held);
         client.finish_read(session, found, 0, None)?;
     }
@@ -273,7 +273,7 @@ fn day(dir: &Path, small_disk: bool, seconds: u64, seed: u64) {
         .map(|(part, daemon)| {
             let client = part.client();
             serve(&client, &prompt(0)).unwrap();
-            client.drain_writes(WATCHDOG_MS).unwrap();
+            client.flush(WATCHDOG_MS).unwrap();
             let fresh = resources(daemon);
             client.close();
             fresh
@@ -341,7 +341,7 @@ fn day(dir: &Path, small_disk: bool, seconds: u64, seed: u64) {
 
 /// Nobody is left who could hold anything.
 fn nothing_is_held(client: &Client) {
-    client.drain_writes(WATCHDOG_MS).unwrap();
+    client.flush(WATCHDOG_MS).unwrap();
     until("nothing is held", || {
         let stats = stats(client);
         (stats.sessions, stats.l1_shares, stats.l1_staged, stats.jobs, stats.l1_locked_bytes) == (0, 0, 0, 0, 0)
@@ -365,7 +365,7 @@ fn all_is_found_again(parts: &[DaemonPart]) {
         .collect();
     for keys in &prompts {
         serve(&clients[0], keys).unwrap();
-        clients[0].drain_writes(WATCHDOG_MS).unwrap();
+        clients[0].flush(WATCHDOG_MS).unwrap();
     }
     for client in clients.iter().rev() {
         for keys in &prompts {

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use device_common::{Case, Devices, Kind, Memory, OnHost, Random, round_trip, status, try_layouts};
+use kvkeep::abi::Stats;
 use kvkeep::config::{NodeConfig, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_UNSUPPORTED, KVKEEP_OK};
@@ -21,7 +22,6 @@ use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::submit::Asked;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
-use kvkeep::types::Stats;
 
 /// Says that a process is one that a test started, and what it is to do.
 const ROLE: &str = "KVKEEP_CUDA_ROLE";

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daemon_here::Daemon;
+use kvkeep::abi::{JobResult, KeyState, SpaceUsage, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Mode, NodeConfig, Notify, PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
 use kvkeep::key::Key;
-use kvkeep::types::{KeyState, PrefetchResult, SpaceUsage, View};
 use parking_lot::Mutex;
 
 const KIB: u64 = 1024;
@@ -91,7 +91,7 @@ fn a_job_is_answered_without_asking_and_completes_once() {
     let (space, keys) = (client.open_space(spec()).unwrap(), keys(8));
     let session = client.begin_session(space, "r", None).unwrap();
     write(&client, session, &keys[..5]);
-    client.drain_writes(WATCHDOG_MS).unwrap();
+    client.flush(WATCHDOG_MS).unwrap();
     assert_eq!(client.clear(space, false).unwrap(), (5, true));
     let told = Arc::new(Mutex::new(Vec::new()));
     let teller = told.clone();
@@ -100,9 +100,9 @@ fn a_job_is_answered_without_asking_and_completes_once() {
     let request = PrefetchRequest { mode: Mode::Prefix, notify, ..PrefetchRequest::default() };
     client.submit_prefetch(session, &keys, request, &mut job).unwrap();
     client.wait(job, WATCHDOG_MS).unwrap();
-    let (mut chunks, mut result) = (0, PrefetchResult::default());
+    let (mut chunks, mut result) = (0, JobResult::default());
     assert_eq!(client.query_lookup_hits(job, &mut chunks).unwrap(), KVKEEP_OK);
-    assert_eq!(client.query_prefetch(job, &mut result).unwrap(), KVKEEP_OK);
+    assert_eq!(client.query_job(job, &mut result).unwrap(), KVKEEP_OK);
     assert_eq!((chunks, result.hit_chunks, result.tier_keys[1]), (5, 5, 5));
     let mut bitmap = [0xff; 2];
     assert_eq!(client.query_bitmap(job, &mut bitmap).unwrap(), KVKEEP_OK);
@@ -160,7 +160,7 @@ fn after_a_restart_old_numbers_are_disconnected_and_l2_is_found() {
     let (space, keys) = (client.open_space(spec()).unwrap(), keys(5));
     let session = client.begin_session(space, "before", None).unwrap();
     write(&client, session, &keys);
-    client.drain_writes(WATCHDOG_MS).unwrap();
+    client.flush(WATCHDOG_MS).unwrap();
     daemon.restart();
     // Until the client is connected again every call says so, and for what is lost they go on to.
     let begun = loop {

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::*;
+use kvkeep::abi::JobResult;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Mode, PrefetchRequest};
 use kvkeep::daemon::client::Client;
@@ -18,7 +19,6 @@ use kvkeep::error::{
     Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK,
 };
 use kvkeep::key::Key;
-use kvkeep::types::PrefetchResult;
 use serde::{Deserialize, Serialize};
 
 const WORKERS: u32 = 8;
@@ -98,8 +98,8 @@ fn serve(client: &Client, request: usize, ids: &[u64], random: &mut Random) -> R
         client.cancel(job)?;
     }
     client.wait(job, WATCHDOG_MS)?;
-    let mut result = PrefetchResult::default();
-    client.query_prefetch(job, &mut result)?;
+    let mut result = JobResult::default();
+    client.query_job(job, &mut result)?;
     let hits = result.hit_chunks as usize * world as usize;
     // Each rank reads what is its own, then stages and commits what was not found.
     say(&format!("session {session} {request} {hits}"));
@@ -136,14 +136,14 @@ fn attend(client: &Client, session: u64, request: usize, objects: &[Key], hits: 
     let mine = of_rank(&objects[..hits], request, rank);
     if !mine.is_empty() {
         let mut held = views(mine.len());
-        client.unsafe_read(session, &mine, &mut held)?;
+        client.get_views(session, &mine, &mut held)?;
         for (key, view) in mine.iter().zip(&held) {
             assert_eq!(view.status, KVKEEP_OK as i32);
             let mut found = vec![0; size(key) as usize];
             client.copy_out(view, &mut found).unwrap();
             if found != bytes(key) {
                 // Only the scheduler's death may have taken the shares away meanwhile.
-                match client.unsafe_read(session, &[*key], &mut views(1)) {
+                match client.get_views(session, &[*key], &mut views(1)) {
                     Err(error) if error.status == KVKEEP_ERR_NOT_FOUND => return Err(error),
                     _ => panic!("other bytes than were committed: {key}"),
                 }
@@ -267,7 +267,7 @@ impl World {
     fn all_are_here(&self) {
         let (killed, client, clients) = (self.killed, &self.client, 2 + u64::from(WORKERS));
         until("every survivor is connected, and the dead are counted", || {
-            let mut stats = kvkeep::types::Stats::default();
+            let mut stats = kvkeep::abi::Stats::default();
             client.stats(&mut stats).is_ok() && stats.clients == clients && stats.clients_lost == killed
         });
     }
@@ -307,7 +307,7 @@ impl World {
     /// Nobody works: everything in L1 can be named, and what it weighs is what is used.
     fn books_agree(&self) {
         let client = &self.client;
-        client.drain_writes(WATCHDOG_MS).unwrap();
+        client.flush(WATCHDOG_MS).unwrap();
         until("no memory is locked", || stats(client).l1_locked_bytes == 0);
         let space = client.open_space(spec("chaos", "")).unwrap();
         let (mut objects, mut bytes) = (0, 0);

@@ -8,6 +8,7 @@ mod device_common;
 
 use daemon_here::Daemon;
 use device_common::{Case, Kind, OnHost, WAIT_MS, result, round_trip, status, try_layouts};
+use kvkeep::abi::{Completion, Stats};
 use kvkeep::config::{NodeConfig, Notify, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{
@@ -19,7 +20,6 @@ use kvkeep::node::Node;
 use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::TransferRequest;
 use kvkeep::transfer::submit::Asked;
-use kvkeep::types::{Completion, Stats};
 use zerocopy::FromZeros as _;
 
 #[test]
@@ -70,7 +70,7 @@ fn a_daemons_client_copies_itself() {
         round_trip(&opened, &Case { kind, seed: kind as u64, ..SMALL }, &OnHost, &|_| {});
         // From below, in several prefetches whose ends are pushed.
         round_trip(&opened, &Case { kind, seed: 9 + kind as u64, groups: 2, ..SMALL }, &OnHost, &|space| {
-            opened.drain_writes(WAIT_MS).unwrap();
+            opened.flush(WAIT_MS).unwrap();
             opened.clear(space, false).unwrap();
         });
     }
@@ -150,7 +150,7 @@ fn transfers_and_their_completions_are_counted() {
     assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
     assert!(refused.message.contains("drain"), "{refused}");
     let mut drained = vec![Completion::new_zeroed(); MOST];
-    assert_eq!(opened.drain_completions(&mut drained), MOST);
+    assert_eq!(opened.take_completions(&mut drained), MOST);
     let refused = submit().unwrap_err();
     assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
     assert!(refused.message.contains("release"), "{refused}");
@@ -186,7 +186,7 @@ fn loads_end_with_their_daemon() {
         opened.end_session(session).unwrap();
     };
     store(&writer, &keys);
-    writer.drain_writes(WAIT_MS).unwrap();
+    writer.flush(WAIT_MS).unwrap();
     writer.clear(space, false).unwrap();
     // Of what is there and what is not, the first is copied and the second waited for.
     store(&writer, &keys[..1]);

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
+use kvkeep::abi::{JobResult, Stats, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, PrefetchRequest, SpaceSpec};
 use kvkeep::error::{KVKEEP_OK, KVKEEP_PENDING};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::types::{PrefetchResult, Stats, View};
 
 const MIB: u64 = 1 << 20;
 
@@ -64,12 +64,12 @@ fn read_back(node: &Node, space: u64, chunks: usize, from_l2: bool) {
     let mut hits = 0;
     assert_eq!(node.query_lookup_hits(job, &mut hits).unwrap(), KVKEEP_OK);
     assert_eq!(hits, chunks as u32);
-    let mut answer = PrefetchResult::default();
-    assert_eq!(node.query_prefetch(job, &mut answer).unwrap(), KVKEEP_OK);
+    let mut answer = JobResult::default();
+    assert_eq!(node.query_job(job, &mut answer).unwrap(), KVKEEP_OK);
     assert_eq!(answer.hit_chunks, chunks as u32);
     assert_eq!(answer.tier_keys[usize::from(from_l2)], chunks as u32);
     let mut views = vec![empty(); chunks];
-    assert!(node.unsafe_read(session, &keys, &mut views).unwrap());
+    assert!(node.get_views(session, &keys, &mut views).unwrap());
     assert!(views.iter().enumerate().all(|(i, view)| holds(view, i as u8)));
     assert!(node.finish_read(session, &keys, 0, None).unwrap());
     assert!(node.finish_read(session, &keys, 0, None).unwrap());
@@ -93,7 +93,7 @@ fn a_prefix_is_found_in_l1_then_on_disk_by_another_cache() {
         let space = node.open_space(spec()).unwrap();
         store(&node, space, 20, size);
         read_back(&node, space, 20, false);
-        node.drain_writes(60_000).unwrap();
+        node.flush(60_000).unwrap();
         node.close();
 
         let node = open();

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fs_common::*;
+use kvkeep::abi::Stats;
 use kvkeep::config::NodeConfig;
 use kvkeep::error::KVKEEP_ERR_UNSUPPORTED;
 use kvkeep::l2::fs::{EngineKind, Fs};
 use kvkeep::l2::{Backend as _, Stored};
 use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
-use kvkeep::types::Stats;
 
 /// Has the kernel answer EPERM to the system call `number`, whenever this thread or one that it starts makes it.
 fn refuse(number: libc::c_long) -> io::Result<()> {

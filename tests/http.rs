@@ -6,13 +6,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvkeep::abi::View;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, SpaceSpec};
 use kvkeep::daemon::http::{Http, HttpOptions};
 use kvkeep::key::{Key, hex};
 use kvkeep::log::Log;
 use kvkeep::node::Node;
-use kvkeep::types::View;
 use serde_json::Value;
 
 /// Only a hang meets it.
@@ -193,7 +193,7 @@ fn head_is_get_without_a_body() {
 fn numbers_and_history_are_one_object() {
     let port = Port::open_with(options(), Some("memory:?capacity=1MiB"));
     port.store(0..3);
-    port.node.drain_writes(60_000).unwrap();
+    port.node.flush(60_000).unwrap();
     let numbers = port.json("/stats.json");
     assert_eq!((&numbers["stats"]["commits"], &numbers["stats"]["sessions"]), (&3.into(), &1.into()));
     assert_eq!(numbers["stats"]["store_latency"]["count"], 3);

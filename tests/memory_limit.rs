@@ -128,7 +128,7 @@ fn within_a_bound() {
     let (tokens, mut some) = (vec![0; 1 << 20], [EMPTY; 1]);
     let keys: Vec<Key> = (0..1 << 18).map(|rank| Key { hash: [1; 32], rank, group: 0 }).collect();
     let calls: [(&str, &mut dyn FnMut() -> Result<()>); 3] = [
-        ("events", &mut || node.drain_events(&mut 0, &mut some).map(drop)),
+        ("events", &mut || node.read_events(&mut 0, &mut some).map(drop)),
         ("tokens", &mut || node.append_tokens(session, &tokens).map(drop)),
         ("keys of a job", &mut || node.submit_prefetch(session, &keys, PrefetchRequest::default(), &mut 0)),
     ];

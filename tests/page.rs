@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kvkeep::abi::View;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::http::{Http, HttpOptions};
 use kvkeep::key::Key;
 use kvkeep::log::Log;
 use kvkeep::node::Node;
-use kvkeep::types::View;
 
 const BYTES: u64 = 16 << 10;
 const CHUNKS: u32 = 16;

@@ -9,12 +9,12 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvkeep::abi::View;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::SpaceSpec;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::KVKEEP_ERR_LIMIT;
 use kvkeep::key::Key;
-use kvkeep::types::View;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Only a hang meets it.
@@ -143,7 +143,7 @@ fn it_serves_until_told_to_end_and_writes_out_what_it_accepted() {
     let mut daemon = Daemon::start(dir.path(), &words);
     daemon.told();
     let client = daemon.client();
-    let mut stats = kvkeep::types::Stats::default();
+    let mut stats = kvkeep::abi::Stats::default();
     client.stats(&mut stats).unwrap();
     assert_eq!(stats.l2_objects, 1);
     client.close();
@@ -208,7 +208,7 @@ fn a_file_says_the_same_as_flags() {
     let daemon = Daemon::start(dir.path(), &format!("--l1 4MiB --config {}", config.display()));
     daemon.told();
     let client = daemon.client();
-    let mut stats = kvkeep::types::Stats::default();
+    let mut stats = kvkeep::abi::Stats::default();
     client.stats(&mut stats).unwrap();
     assert_eq!(stats.l1_bytes, 4 << 20);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&daemon.socket).unwrap().permissions());
@@ -267,7 +267,7 @@ fn the_other_subcommands_look_at_a_daemon() {
     let url = format!("unix://{}", daemon.socket.display());
     let client = daemon.client();
     let (space, session, key) = store(&client);
-    client.drain_writes(60_000).unwrap();
+    client.flush(60_000).unwrap();
     let mut view = [View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }];
     client.reserve_read(session, &[key], 6, &mut view).unwrap();
 
@@ -301,7 +301,7 @@ fn the_other_subcommands_look_at_a_daemon() {
     assert!(said.contains("backend 1 (memory): present"), "{said}");
     let (code, said) = ask(&format!("clear --all-tiers --space {space} {url}"));
     assert_eq!((code, &*said), (0, "0 objects went from L1; the backends delete theirs\n"));
-    client.drain_writes(60_000).unwrap();
+    client.flush(60_000).unwrap();
     let (_, said) = ask(&format!("explain {url} --space {space} {key}"));
     assert!(said.contains("backend 1 (memory): absent"), "{said}");
 

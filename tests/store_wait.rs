@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use daemon_here::Daemon;
+use kvkeep::abi::{JobResult, Stats, View};
 use kvkeep::config::{NodeConfig, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::KVKEEP_OK;
@@ -19,7 +20,6 @@ use kvkeep::transfer::TransferRequest;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::Asked;
-use kvkeep::types::{PrefetchResult, Stats, View};
 
 const WAIT_MS: u32 = 120_000;
 const OBJECT: u64 = 16 << 10;
@@ -79,7 +79,7 @@ fn burst(opened: &OpenCache) -> Stats {
     for first in (0..4 * ROOM).step_by(8) {
         assert_eq!(store(opened, space, first..first + 8), 8);
     }
-    opened.drain_writes(WAIT_MS).unwrap();
+    opened.flush(WAIT_MS).unwrap();
     stats(opened)
 }
 
@@ -195,9 +195,9 @@ fn a_transfer_waits_in_the_background_and_drops_nothing() {
         let asked = Asked { pool, session, keys: &keys, blocks: &blocks };
         opened.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
         opened.wait(job, WAIT_MS).unwrap();
-        let mut result = PrefetchResult::default();
-        opened.query_prefetch(job, &mut result).unwrap();
-        assert_eq!((result.status, u64::from(result.hit_chunks)), (KVKEEP_OK as i32, count));
+        let mut result = JobResult::default();
+        opened.query_job(job, &mut result).unwrap();
+        assert_eq!((result.status, u64::from(result.copied_keys)), (KVKEEP_OK as i32, count));
         assert_eq!(stats(&opened).stores_dropped > 0, drops);
         opened.end_session(session).unwrap();
         opened.release_job(job).unwrap();

@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::time::Duration;
 
 use daemon_here::Daemon;
+use kvkeep::abi::{JobResult, Stats, View};
 use kvkeep::config::{NodeConfig, SpaceSpec, StoreMode};
 use kvkeep::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, KVKEEP_OK, KVKEEP_PARTIAL};
 use kvkeep::key::Key;
@@ -16,7 +17,6 @@ use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::Asked;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
-use kvkeep::types::{PrefetchResult, Stats, View};
 
 const WAIT_MS: u32 = 120_000;
 const OBJECT: u64 = 64 << 10;
@@ -85,14 +85,14 @@ fn submit(opened: &OpenCache, pages: &Pages, session: u64, numbers: std::ops::Ra
     job
 }
 
-fn result(opened: &OpenCache, job: u64) -> PrefetchResult {
-    let mut result = PrefetchResult::default();
+fn result(opened: &OpenCache, job: u64) -> JobResult {
+    let mut result = JobResult::default();
     opened.wait(job, WAIT_MS).unwrap();
-    assert_eq!(opened.query_prefetch(job, &mut result).unwrap(), KVKEEP_OK);
+    assert_eq!(opened.query_job(job, &mut result).unwrap(), KVKEEP_OK);
     result
 }
 
-fn message(result: &PrefetchResult) -> String {
+fn message(result: &JobResult) -> String {
     // SAFETY: NUL-terminated, as the header says.
     unsafe { CStr::from_ptr(result.message.as_ptr()) }.to_str().unwrap().to_owned()
 }
@@ -114,9 +114,9 @@ fn larger_than_l1(opened: &OpenCache) {
     let session = opened.begin_session(pages.space, "long", None).unwrap();
     let job = submit(opened, &pages, session, 0..COUNT);
     let answer = result(opened, job);
-    assert_eq!((answer.status, answer.hit_chunks), (KVKEEP_OK as i32, COUNT as u32), "{}", message(&answer));
+    assert_eq!((answer.status, answer.copied_keys), (KVKEEP_OK as i32, COUNT as u32), "{}", message(&answer));
     assert_eq!(statuses(opened, job, COUNT), vec![0; COUNT]);
-    opened.drain_writes(WAIT_MS).unwrap();
+    opened.flush(WAIT_MS).unwrap();
     let said = stats(opened);
     assert_eq!((said.l2_objects, said.stores_dropped, said.l1_staged), (COUNT as u64, 0, 0));
     // All of it comes back, as much at a time as L1 holds.
@@ -218,7 +218,7 @@ fn a_quota_is_streamed_through_as_l1_is() {
     assert_eq!(result(&opened, submit(&opened, &pages, session, 0..COUNT)).status, KVKEEP_OK as i32);
     // Where shares fill it, the message says so.
     let held = keys(0..4);
-    opened.drain_writes(WAIT_MS).unwrap();
+    opened.flush(WAIT_MS).unwrap();
     opened.clear(pages.space, true).unwrap();
     while stats(&opened).l1_used_bytes > 0 {
         std::thread::yield_now();

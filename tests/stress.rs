@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode};
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 use random::Random;
 
 const MIB: u64 = 1 << 20;
@@ -192,9 +192,9 @@ impl World {
 
     /// Reads what a job that is done has got.
     fn take_up(&self, random: &mut Random, session: u64, keys: &[Key], job: u64, extra: u32) {
-        let mut result = PrefetchResult::default();
+        let mut result = JobResult::default();
         let mut bitmap = [0; 16];
-        let both = self.node.query_prefetch(job, &mut result).and(self.node.query_bitmap(job, &mut bitmap));
+        let both = self.node.query_job(job, &mut result).and(self.node.query_bitmap(job, &mut bitmap));
         match both {
             Ok(status) => assert_eq!(status, KVKEEP_OK),
             Err(error) => {
@@ -209,7 +209,7 @@ impl World {
         }
         let mut out = views(held.len());
         // Whoever revokes an expired session's shares may come first; this session has just been used.
-        assert!(self.node.unsafe_read(session, &held, &mut out).unwrap());
+        assert!(self.node.get_views(session, &held, &mut out).unwrap());
         self.check(&held, &out);
         if random.one_in(2) {
             assert!(self.node.finish_read(session, &held, extra, None).unwrap());
@@ -268,10 +268,10 @@ impl World {
     }
 
     fn drain(&self) {
-        let blank = Completion { job: 0, session: 0, status: 0, hit_chunks: 0, loaded_bytes: 0, message: [0; 128] };
+        let blank = JobResult::default().completion(0, 0);
         let mut some = [blank; 16];
         loop {
-            let count = self.node.drain_completions(&mut some);
+            let count = self.node.take_completions(&mut some);
             self.drained.fetch_add(count as u64, Ordering::SeqCst);
             if count == 0 {
                 return;
@@ -337,7 +337,7 @@ fn stress(seed: u64, seconds: f64, policy: &str, mode: StoreMode, urls: &[&str])
         assert!(began.elapsed() < WATCHDOG, "{} sessions, {} jobs are left", stats.sessions, stats.jobs);
         std::thread::sleep(Duration::from_millis(5));
     }
-    world.node.drain_writes(WATCHDOG_MS).unwrap();
+    world.node.flush(WATCHDOG_MS).unwrap();
     while world.stats().l1_locked_bytes > 0 {
         assert!(began.elapsed() < WATCHDOG, "memory stays locked");
         std::thread::sleep(Duration::from_millis(5));

@@ -4,21 +4,21 @@ use std::ffi::{CStr, CString};
 use std::ptr::{null, null_mut, without_provenance_mut};
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::{JobResult, View};
 use kvkeep::error::{KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Status};
-use kvkeep::ffi::cache::{kvkeep_close, kvkeep_drain_writes, kvkeep_open, kvkeep_open_space};
+use kvkeep::ffi::cache::{kvkeep_close, kvkeep_flush, kvkeep_open, kvkeep_open_space};
 use kvkeep::ffi::object::{
     kvkeep_clear, kvkeep_delete, kvkeep_finish_read, kvkeep_finish_write, kvkeep_reserve_read, kvkeep_reserve_write,
 };
-use kvkeep::ffi::prefetch::{
-    kvkeep_query_lookup_hits, kvkeep_query_prefetch, kvkeep_release_job, kvkeep_submit_prefetch, kvkeep_wait,
-};
-use kvkeep::ffi::session::{kvkeep_begin_session, kvkeep_end_session};
-use kvkeep::ffi::types::{
+use kvkeep::ffi::options::{
     KVKEEP_FLAG_NO_CHECKSUM, kvkeep_options, kvkeep_prefetch_mode, kvkeep_prefetch_options, kvkeep_space_options,
 };
+use kvkeep::ffi::prefetch::{
+    kvkeep_query_job, kvkeep_query_lookup_hits, kvkeep_release_job, kvkeep_submit_prefetch, kvkeep_wait_job,
+};
+use kvkeep::ffi::session::{kvkeep_begin_session, kvkeep_end_session};
 use kvkeep::ffi::version::{KVKEEP_ABI_VERSION, kvkeep_last_error};
 use kvkeep::key::Key;
-use kvkeep::types::{PrefetchResult, View};
 
 use crate::random::Random;
 
@@ -204,7 +204,7 @@ impl Cache {
     /// Waits until everything committed is stored.
     pub fn drain(&self) {
         // SAFETY: no pointers but the handle.
-        must(unsafe { kvkeep_drain_writes(without_provenance_mut(self.token), 120_000) });
+        must(unsafe { kvkeep_flush(without_provenance_mut(self.token), 120_000) });
     }
 
     #[inline]
@@ -235,18 +235,18 @@ impl Cache {
 
     /// The answer, None while it is not known.
     #[inline]
-    pub fn result(&self, job: u64) -> Option<PrefetchResult> {
+    pub fn result(&self, job: u64) -> Option<JobResult> {
         // SAFETY: plain data for which zero is a valid value, as KVKEEP_INIT makes it.
-        let mut result: PrefetchResult = unsafe { std::mem::zeroed() };
-        result.struct_size = size_of::<PrefetchResult>() as u32;
+        let mut result: JobResult = unsafe { std::mem::zeroed() };
+        result.struct_size = size_of::<JobResult>() as u32;
         result.abi_version = KVKEEP_ABI_VERSION;
         // SAFETY: `result` is a live local.
-        known(unsafe { kvkeep_query_prefetch(without_provenance_mut(self.token), job, &mut result) }).then_some(result)
+        known(unsafe { kvkeep_query_job(without_provenance_mut(self.token), job, &mut result) }).then_some(result)
     }
 
     pub fn wait(&self, job: u64) {
         // SAFETY: no pointers but the handle.
-        must(unsafe { kvkeep_wait(without_provenance_mut(self.token), job, 120_000) });
+        must(unsafe { kvkeep_wait_job(without_provenance_mut(self.token), job, 120_000) });
     }
 
     pub fn release(&self, job: u64) {

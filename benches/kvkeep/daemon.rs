@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use kvkeep::config::NodeConfig;
 use kvkeep::daemon::server::{Access, Claim, Limits, Server};
-use kvkeep::ffi::types::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
+use kvkeep::ffi::options::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 

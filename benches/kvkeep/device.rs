@@ -11,7 +11,7 @@ use kvkeep::arena::{Arena, MapOptions};
 use kvkeep::ffi::device::{
     kvkeep_close_pool, kvkeep_open_pool, kvkeep_query_blocks, kvkeep_submit_load, kvkeep_submit_store,
 };
-use kvkeep::ffi::types::{KVKEEP_DEVICE_HOST, kvkeep_pool_options, kvkeep_segment};
+use kvkeep::ffi::options::{KVKEEP_DEVICE_HOST, kvkeep_pool_options, kvkeep_segment};
 use kvkeep::ffi::version::KVKEEP_ABI_VERSION;
 use kvkeep::key::Key;
 

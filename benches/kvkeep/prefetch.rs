@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kvkeep::ffi::types::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
+use kvkeep::ffi::options::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
 use kvkeep::key::Key;
 
 use crate::cache::{Cache, Setup};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvkeep::error::KVKEEP_OK;
-use kvkeep::ffi::types::kvkeep_prefetch_mode::KVKEEP_PREFETCH_ANY;
+use kvkeep::ffi::options::kvkeep_prefetch_mode::KVKEEP_PREFETCH_EACH;
 use kvkeep::key::Key;
 
 use crate::RUNS;
@@ -59,7 +59,7 @@ fn loader(cache: &Cache, keys: &[Key], stop: &AtomicBool, mut random: Random) {
     while !stop.load(Ordering::Relaxed) {
         let from = random.below(keys.len() - JOB);
         let session = cache.begin();
-        let job = cache.submit(session, &keys[from..from + JOB], KVKEEP_PREFETCH_ANY);
+        let job = cache.submit(session, &keys[from..from + JOB], KVKEEP_PREFETCH_EACH);
         cache.wait(job);
         cache.end(session);
     }
@@ -76,7 +76,7 @@ fn schedule(cache: &Cache, keys: &[Key], random: &mut Random) -> [Vec<f64>; 3] {
             let from = random.below(keys.len() - JOB);
             let session = cache.begin();
             let call = Instant::now();
-            let job = cache.submit(session, &keys[from..from + JOB], KVKEEP_PREFETCH_ANY);
+            let job = cache.submit(session, &keys[from..from + JOB], KVKEEP_PREFETCH_EACH);
             timed(0, call);
             open.push((session, job));
         }

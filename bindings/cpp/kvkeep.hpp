@@ -91,7 +91,7 @@ public:
     }
 
     /// Forgets the space in every tier, as when its weights have changed: nothing stored before is found from now on. How many
-    /// objects of L1 went; backends delete theirs in the background, which Cache::drain_writes waits for.
+    /// objects of L1 went; backends delete theirs in the background, which Cache::flush waits for.
     std::uint64_t forget() const {
         std::uint64_t removed = 0;
         detail::check(kvkeep_forget_space(cache_, id_, &removed));
@@ -191,8 +191,8 @@ public:
     void remove_backend(std::uint64_t backend) const { detail::check(kvkeep_remove_backend(cache_, backend)); }
 
     /// Waits until everything committed before is written to L2 or given up; false where `timeout` passed first.
-    bool drain_writes(std::chrono::milliseconds timeout) const {
-        const auto status = kvkeep_drain_writes(cache_, detail::milliseconds(timeout));
+    bool flush(std::chrono::milliseconds timeout) const {
+        const auto status = kvkeep_flush(cache_, detail::milliseconds(timeout));
         return status != KVKEEP_ERR_TIMEOUT && detail::check(status) == Status::ok;
     }
 
@@ -202,20 +202,20 @@ public:
     /// Forgets every space in every tier.
     std::uint64_t forget() const { return Space(cache_, 0).forget(); }
 
-    /// Readable while `drain` has something to give. Owned by the library: poll it, do not read or close it.
+    /// Readable while `take_completions` has something to give. Owned by the library: poll it, do not read or close it.
     int event_fd() const {
         std::int32_t fd = -1;
-        detail::check(kvkeep_event_fd(cache_, &fd));
+        detail::check(kvkeep_get_event_fd(cache_, &fd));
         return fd;
     }
 
     /// All completions of jobs submitted with Notify::event_fd, oldest first, each once. Never blocks.
-    std::vector<Completion> drain() const {
+    std::vector<Completion> take_completions() const {
         std::array<kvkeep_completion, 64> batch;
         std::vector<Completion> all;
         std::size_t count = batch.size();
         while (count == batch.size()) {
-            detail::check(kvkeep_drain_completions(cache_, batch.data(), batch.size(), &count));
+            detail::check(kvkeep_take_completions(cache_, batch.data(), batch.size(), &count));
             std::transform(batch.begin(), batch.begin() + static_cast<std::ptrdiff_t>(count),
                            std::back_inserter(all), detail::copied);
         }
@@ -224,10 +224,10 @@ public:
 
     /// Up to `most` events, oldest first, from number `next` on (0: from the oldest that is kept), which then is where to
     /// go on. Where it rises by more than events came, some were lost. Never blocks.
-    std::vector<kvkeep_event> drain_events(std::uint64_t& next, std::size_t most = 1024) const {
+    std::vector<kvkeep_event> read_events(std::uint64_t& next, std::size_t most = 1024) const {
         std::vector<kvkeep_event> events(most);
         std::size_t count = 0;
-        detail::check(kvkeep_drain_events(cache_, &next, events.data(), events.size(), &count));
+        detail::check(kvkeep_read_events(cache_, &next, events.data(), events.size(), &count));
         events.resize(count);
         return events;
     }
@@ -235,14 +235,14 @@ public:
     /// Everything counted.
     kvkeep_stats stats() const {
         auto stats = detail::prepared<kvkeep_stats>();
-        detail::check(kvkeep_get_stats(cache_, &stats));
+        detail::check(kvkeep_query_stats(cache_, &stats));
         return stats;
     }
 
     /// Everything counted, as Prometheus text.
     std::string metrics() const {
         return detail::text([this](char* buffer, std::size_t capacity, std::size_t* length) {
-            return kvkeep_metrics(cache_, buffer, capacity, length);
+            return kvkeep_get_metrics(cache_, buffer, capacity, length);
         });
     }
 

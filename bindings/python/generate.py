@@ -42,9 +42,9 @@ class Header:
         """Takes comments and preprocessor lines out, and the defines in."""
         text = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.S).replace("\\\n", " ")
         text = re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.S)
-        for name, value in re.findall(r'^#define (\w+) +("[^"\n]*"|[-\w() <|+]+?) *$', text, flags=re.M):
+        for name, value in re.findall(r'^#define (\w+) +("[^"\n]*"|[-\w() <|+*]+?) *$', text, flags=re.M):
             self.defines[name] = value
-        return re.sub(r"^#.*$", "", text, flags=re.M)
+        return re.sub(r"^#.*$|^KVKEEP_API\b", "", text, flags=re.M)
 
     def declare(self, text: str) -> None:
         if found := re.fullmatch(r"typedef struct (\w+) (\w+)", text):

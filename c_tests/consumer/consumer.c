@@ -18,7 +18,7 @@ int main(void) {
     if (kvkeep_open(&options, &cache) != KVKEEP_OK) return 1;
     if (kvkeep_open_space(cache, &space_options, &space) != KVKEEP_OK) return 2;
     if (kvkeep_begin_session(cache, space, NULL, &session) != KVKEEP_OK) return 3;
-    if (kvkeep_reserve_write(cache, session, &key, 1, &size, KVKEEP_RETENTION_KEEP, &view) != KVKEEP_OK) return 4;
+    if (kvkeep_reserve_write(cache, session, &key, 1, &size, KVKEEP_LIFETIME_CACHED, &view) != KVKEEP_OK) return 4;
     memcpy(view.data, "kvkeeps!", 8);
     if (kvkeep_finish_write_and_reserve_read(cache, session, &key, 1, 0, &view) != KVKEEP_OK) return 5;
     if (memcmp(view.data, "kvkeeps!", 8) != 0) return 6;

@@ -11,12 +11,12 @@ use parking_lot::{Mutex, RwLock};
 use super::forget_space::Bars;
 use super::tier_sync::Losses;
 use super::write_counters::Writes;
+use crate::abi::KVKEEP_TIERS_MAX;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::events::{EventKind, Events};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Backend, Change, Found, Health};
 use crate::threads;
-use crate::types::KVKEEP_TIERS_MAX;
 
 /// One backend of a cache.
 pub struct Tier {

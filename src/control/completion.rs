@@ -12,9 +12,9 @@ use once_cell::sync::OnceCell;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::abi::Completion;
 use crate::config::{Callback, Notify};
 use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
-use crate::types::Completion;
 
 /// Most completions that wait to be taken, where nobody said how many jobs there may be.
 pub const WAITING_MAX: usize = 1 << 16;

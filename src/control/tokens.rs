@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use crate::abi::KVKEEP_KEYS_MAX;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
 use crate::hash::{chain_next, chain_seed};
 use crate::key::Key;
 use crate::l1::SpaceInfo;
-use crate::types::KVKEEP_KEYS_MAX;
 
 /// Most tokens of one session.
 const TOKENS_MAX: u64 = 1 << 26;

@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 
 use super::handle::{self, kvkeep};
-use super::types::{kvkeep_options, kvkeep_space_options};
+use super::options::{kvkeep_options, kvkeep_space_options};
 use super::{config, guard, input_struct, on, optional_output, output, text};
 use crate::error::{KVKEEP_OK, Status};
 use crate::threads;
@@ -19,17 +19,18 @@ use crate::threads;
 /// A client of a daemon connects, and maps its L1. When the daemon goes away, every call says DISCONNECTED and every job
 /// not done completes so, at once; the client reconnects by itself. Sessions, jobs and shares of the former run are lost
 /// and keep saying DISCONNECTED; spaces keep their numbers. Views of the former run stay readable for one session
-/// timeout longer. So it is when only the connection is lost, because one side was stopped for long: then what this process
-/// held is nobody else's meanwhile, staging included, nor while copies are under way. A call for which this process or
+/// timeout longer. So it is when only the connection is lost, because one side was stopped for long: then memory that this process
+/// held is given to nobody else meanwhile, staging included, nor while copies are under way. A call for which this process or
 /// the daemon has no descriptor left is LIMIT, and nothing else is lost.
 /// A daemon that is stopped or overloaded holds a call no longer than `patience_ms` of `connect`, or than the call's own
 /// time; then the call is TIMEOUT, and the calls after it wait a part of that until the daemon has answered again. Such a
-/// call takes nothing: what it would have begun, reserved or submitted is given back when the daemon goes on. What it
-/// commits, returns, cancels, releases or ends counts as done, and is done when the daemon goes on, even where it could not
-/// be asked yet: the views must not be used any more. Sessions, shares and jobs stay as they are. Calls that add or remove
+/// call takes nothing: a session, reservation or job that it would have made is undone when the daemon goes on. A call that
+/// commits, returns, cancels, releases or ends counts as done, and is done when the daemon goes on, even where the daemon could
+/// not be asked yet: the views must not be used any more. Sessions, shares and jobs stay as they are. Calls that add or remove
 /// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
 /// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut *mut kvkeep) -> Status {
     guard(|| {
@@ -45,18 +46,20 @@ pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut
 /// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
 /// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
 /// the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1 go on, and what a
-/// view still shows may be replaced. Completions for the event descriptor that nobody drained before are gone. Blocks.
+/// view still shows may be replaced. Completions for the event descriptor that nobody took before are gone. Blocks.
 /// Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_close(cache: *mut kvkeep) -> Status {
     guard(|| if cache.is_null() { Ok(KVKEEP_OK) } else { handle::close(cache).map(|()| KVKEEP_OK) })
 }
 
 /// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
-/// size and generation again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
-/// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
+/// size and generation again gives the same number and sets the quota anew; objects above it are evicted at once, but for those
+/// in use or still to be written to L2, which are evicted when they may be. Objects of two spaces never meet, in any tier.
 /// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
 /// of one in 2^64), LIMIT (65536 spaces).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open_space(
     cache: *mut kvkeep,
@@ -78,6 +81,7 @@ pub unsafe extern "C" fn kvkeep_open_space(
 /// 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest. A
 /// directory above its bounds is worked off in the background after it is opened.
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_char, backend: *mut u64) -> Status {
     on(cache, |cache| {
@@ -90,9 +94,11 @@ pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_ch
     })
 }
 
-/// Removes a backend: no new job asks it, what jobs have found in it is loaded, what else it accepted is answered, then it is
-/// closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
+/// Removes a backend: no new job asks it, objects that jobs have found in it are loaded, everything else it accepted is
+/// answered, then it is closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend
+/// that hangs longer is left fenced.
 /// Errors: NOT_FOUND, TIMEOUT (it did not close in time).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_remove_backend(cache: *mut kvkeep, backend: u64) -> Status {
     on(cache, |cache| cache.remove_backend(backend).map(|()| KVKEEP_OK))
@@ -101,7 +107,8 @@ pub unsafe extern "C" fn kvkeep_remove_backend(cache: *mut kvkeep, backend: u64)
 /// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
 /// `timeout_ms`.
 /// Errors: TIMEOUT (the message says how many objects are left).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_drain_writes(cache: *mut kvkeep, timeout_ms: u32) -> Status {
-    on(cache, |cache| cache.drain_writes(timeout_ms).map(|()| KVKEEP_OK))
+pub unsafe extern "C" fn kvkeep_flush(cache: *mut kvkeep, timeout_ms: u32) -> Status {
+    on(cache, |cache| cache.flush(timeout_ms).map(|()| KVKEEP_OK))
 }

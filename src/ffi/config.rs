@@ -4,13 +4,14 @@ use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::types::{
+use super::options::{
     KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_L1_PERCENT, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT,
     KVKEEP_FLAG_NUMA_NODE, KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_group_rule, kvkeep_log_callback,
     kvkeep_options, kvkeep_part, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options,
     kvkeep_space_options, kvkeep_transfer_options,
 };
 use super::{checked_extra_count, flag, input, text};
+use crate::abi::Completion;
 use crate::cache::Cache;
 use crate::config::{Callback, GroupRule, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode};
 use crate::daemon::client::{Client, ClientConfig};
@@ -21,7 +22,6 @@ use crate::node::Node;
 use crate::transfer::copy::Promise;
 use crate::transfer::layout::{SEGMENTS_MAX, Segment};
 use crate::transfer::{PoolSpec, TransferRequest};
-use crate::types::Completion;
 
 fn choice(value: u32, most: u32, name: &str) -> Result<u32> {
     if value <= most {
@@ -298,7 +298,7 @@ pub fn prefetch(
         deadline: (options.deadline_ms != 0).then(|| millis(options.deadline_ms, 1)),
         lookup_timeout: Duration::from_millis(u64::from(options.lookup_timeout_ms)),
         lookup_interval: millis(options.lookup_interval_ms, 10),
-        temporary: flag(options.retention, "retention")?,
+        temporary: flag(options.lifetime, "lifetime")?,
         priority: options.priority,
         notify,
     })
@@ -344,7 +344,7 @@ pub fn load(
         stream: options.stream,
         skip_first_tokens: options.skip_first_tokens,
         return_shares: flag(options.return_shares, "return_shares")?,
-        temporary: flag(options.retention, "retention")?,
+        temporary: flag(options.lifetime, "lifetime")?,
         priority: options.priority,
         notify: notify(options.notify, callback, userdata)?,
     })

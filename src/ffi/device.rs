@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::handle::kvkeep;
-use super::types::{kvkeep_callback, kvkeep_pool_options, kvkeep_transfer_options};
+use super::options::{kvkeep_callback, kvkeep_pool_options, kvkeep_transfer_options};
 use super::{config, input, input_struct, input_struct_or_default, on, on_even_poisoned, output, output_slice};
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
@@ -22,21 +22,20 @@ use crate::transfer::submit::Asked;
 /// CUstream (cudaStream_t) of the device's primary context, the one that the CUDA runtime uses; 0 is the default stream. Copies
 /// begin after what is on that stream by the call, and run on two streams of the pool's own, so that both directions overlap.
 /// libcuda.so.1 is loaded with the first such pool, and nothing else of CUDA is needed. L1 is registered with the driver in the
-/// background, once for all devices, what a copy needs first; where the machine does not allow that, copies are slower, and
+/// background, once for all devices, the parts first that a copy needs; where the machine does not allow that, copies are slower, and
 /// `kvkeep_stream_wait_layer` may wait for the stream. Blocks that are neighbours on both sides go as one; fragments are moved by
 /// the copy engines, in batches where the driver is of CUDA 12.8 or later, or, as far as that was measured to be faster, by a small
 /// kernel (CUDA 12.1 or later). When a device is lost, its transfers complete as DEVICE; it takes a new process to use it again. A
 /// pool must be closed before its device's primary context is reset.
 ///
-/// A transfer is a job: `kvkeep_wait`, `kvkeep_cancel`, `kvkeep_release_job`, `kvkeep_query_prefetch`, callbacks and the event
+/// A transfer is a job: `kvkeep_wait_job`, `kvkeep_cancel_job`, `kvkeep_release_job`, `kvkeep_query_job`, callbacks and the event
 /// descriptor work on it as on a prefetch. Its number is never a prefetch's; only this handle knows it. It has no deadline. It
-/// lives until `kvkeep_release_job`, or 300 s after it is done. Its completion and result count objects done as `hit_chunks`
-/// and bytes copied as `loaded_bytes`; the status is OK, PARTIAL (some blocks have a status of their own:
-/// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops what has not begun; the completion comes when
-/// what is in flight has landed, after which no page is touched any more: wait for it before pages are used anew.
+/// lives until `kvkeep_release_job`, or 300 s after it is done. The status of its completion and result is OK, PARTIAL (some blocks have a status of their own:
+/// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops the copies that have not begun; the completion
+/// comes when those in flight have landed, after which no page is touched any more: wait for it before pages are used anew.
 ///
 /// The memory of L1 under a transfer is held by a session of its own (explained as "copy for session n" with its request),
-/// not by the session it is for. When that one ends, its transfers finish, and what they store is committed; when it is
+/// not by the session it is for. When that one ends, its transfers finish, and their stores are committed; when it is
 /// aborted, by whichever process, they are cancelled or their stores dropped. A store's objects count as used by it.
 ///
 /// Pages of a store must be written before it is submitted, or by what is on its stream by then, and may be read but not changed
@@ -48,14 +47,14 @@ use crate::transfer::submit::Asked;
 /// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
 /// block to one group at a time).
 ///
-/// What objects look like is their shape: `blocks_per_chunk`, and for each segment of the group in order its layer, part and
+/// The shape of an object is how it looks: `blocks_per_chunk`, and for each segment of the group in order its layer, part and
 /// block_bytes. It is part of what objects are, in every process and tier. The first pool of a space, rank and group defines
 /// it until the cache is closed (of a daemon: until the daemon ends); a pool of another shape is INVALID, in whichever process, and
 /// so are the transfers of a pool once another process was first at a daemon that was started anew. Objects in a backend say
-/// their shape too: one of another shape is a miss (per block: IO), told in the log; what this cache stores under its key after
-/// that replaces it in the backend. Shapes are compared by a fingerprint of 128 bits.
-/// Not seen: dtypes, heads, the order of tokens or of K and V inside a segment, and segments of the same layer, part and size
-/// that are exchanged; say such things in the `layout` of the space, and tell K from V by `parts`. Objects that were written
+/// their shape too: one of another shape is a miss (per block: IO), with a line in the log; an object that this cache stores under its
+/// key after that replaces it in the backend. Shapes are compared by a fingerprint of 128 bits.
+/// The shape does not see dtypes, heads, the order of tokens or of K and V inside a segment, or segments of the same layer, part and
+/// size that are exchanged; say such things in the `layout` of the space, and tell K from V by `parts`. Objects that were written
 /// through views have no shape until they are written to a backend after a pool of their space, rank and group was opened:
 /// their writer answers for what they look like.
 /// Blocks while a CUDA device is opened, unless another pool of this handle has it open, and measured, once in a process.
@@ -65,6 +64,7 @@ use crate::transfer::submit::Asked;
 /// overlap; a stride below block_bytes; an address or block_bytes of 0; an address or size that is no multiple of 4; a chunk of
 /// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a shape that is not that of an earlier pool of the
 /// same space, rank and group, in whichever process), LIMIT (1024 pools open, or 65536 shapes remembered), IO (no thread can be started).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open_pool(
     cache: *mut kvkeep,
@@ -80,8 +80,9 @@ pub unsafe extern "C" fn kvkeep_open_pool(
     })
 }
 
-/// Forgets a pool: cancels its transfers and waits until what is in flight has landed (never for I/O, but for what is on the
-/// caller's stream before it). Its pages are not touched any more when this returns. Errors: NOT_FOUND.
+/// Closes a pool: cancels its transfers and waits until the copies in flight have landed (never for I/O, but for the work that
+/// is before them on the caller's stream). Its pages are not touched any more when this returns. Errors: NOT_FOUND.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Status {
     on_even_poisoned(cache, |cache| cache.transfers().close_pool(pool).map(|()| KVKEEP_OK))
@@ -91,11 +92,12 @@ pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Sta
 /// `*job`. `block_count` is `key_count` times `blocks_per_chunk`; both are 1 to KVKEEP_KEYS_MAX. The arrays are copied. The call
 /// waits for no I/O and no copy: memory is reserved in it, evicting where needed; the pages are gathered and the objects committed
 /// in the background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
-/// chunk, under a key of its own). Where L1 has not enough memory for all of them and writes to backends, the rest waits in the
-/// background for what writes and copies under way free, and goes on in the order of the keys; what was copied before is committed,
-/// written and evicted meanwhile, so that a prompt may be larger than L1. It gives up when nothing under way will free memory, or
-/// when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
-/// as for `kvkeep_submit_prefetch`.
+/// chunk, under a key of its own). Where L1 has not enough memory for all of them and writes to backends, the others wait
+/// in the background for memory that writes and copies under way free, and follow in the order of the keys; objects that were copied
+/// before are committed, written and evicted meanwhile, so that a prompt may be larger than L1. The store gives up when nothing
+/// under way will free memory, or when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session
+/// that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback as for
+/// `kvkeep_submit_prefetch`.
 /// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
 /// aborted, or the space forgotten, meanwhile), DISCONNECTED, DEVICE.
 /// Errors: NOT_FOUND (pool, session), EXPIRED, INVALID (the counts; a key twice, or of another rank or group; a block that the pool
@@ -104,6 +106,7 @@ pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Sta
 /// host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a session of an
 /// earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO (no thread can be
 /// started); then no completion comes.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_store(
     cache: *mut kvkeep,
@@ -129,8 +132,9 @@ pub unsafe extern "C" fn kvkeep_submit_store(
 
 /// Loads `key_count` objects, each key once, into the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
 /// `*job`. Counts and arrays are as for `kvkeep_submit_store`; the call does not wait for I/O either. Blocks that are
-/// KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. What L1 has is held from this call on and copied
-/// layer by layer; the rest is waited for in the background (a prefetch that has it on its way is joined) and copied as it comes.
+/// KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. Objects that L1 has are held from this call on and
+/// copied layer by layer; the others are waited for in the background (a prefetch that loads one already is joined) and copied as
+/// they come.
 /// The session need not hold shares of the keys. A read-only client may load. `options` may be NULL. Callback as for
 /// `kvkeep_submit_prefetch`.
 /// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, was
@@ -138,6 +142,7 @@ pub unsafe extern "C" fn kvkeep_submit_store(
 /// pages of a block that is not OK may hold anything.
 /// Errors: as for `kvkeep_submit_store`, but neither for a read-only client nor for missing blocks; also INVALID for a block named
 /// twice in a group, or a `skip_first_tokens` that is no multiple of a block's tokens; then no completion comes.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_load(
     cache: *mut kvkeep,
@@ -166,6 +171,7 @@ pub unsafe extern "C" fn kvkeep_submit_load(
 /// which. Any number of threads may wait.
 /// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, DEVICE, INVALID (not a transfer; a layer of none of the pool's
 /// segments).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: u32, timeout_ms: u32) -> Status {
     on(cache, |cache| cache.transfers().wait_layer(job, layer, timeout_ms))
@@ -178,6 +184,7 @@ pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: 
 /// failed later shows in the completion.
 /// Errors: as for `kvkeep_wait_layer`; also INVALID for a stream that on the host is not 0, or on a CUDA device is none or is
 /// capturing a graph, and NOT_FOUND for a CUDA device's pool that was closed.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_stream_wait_layer(
     cache: *mut kvkeep,
@@ -189,14 +196,20 @@ pub unsafe extern "C" fn kvkeep_stream_wait_layer(
     on(cache, |cache| cache.transfers().stream_wait_layer(job, layer, stream, timeout_ms))
 }
 
-/// What became of each block of a transfer: a kvkeep_status for each block number it was given, in that order. `count` is that
-/// of its `block_ids`. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only when this returns
-/// OK. Does not consume; any thread.
+/// Fills in a kvkeep_status for each block number that the transfer was given, in that order. `status_count` is the
+/// `block_count` it was submitted with. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only
+/// when this returns OK. Does not consume; any thread.
 /// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_query_blocks(cache: *mut kvkeep, job: u64, statuses: *mut i32, count: usize) -> Status {
+pub unsafe extern "C" fn kvkeep_query_blocks(
+    cache: *mut kvkeep,
+    job: u64,
+    statuses: *mut i32,
+    status_count: usize,
+) -> Status {
     on(cache, |cache| {
-        let statuses = output_slice(statuses, count, "statuses")?;
+        let statuses = output_slice(statuses, status_count, "statuses")?;
         cache.transfers().query_blocks(job, statuses)
     })
 }

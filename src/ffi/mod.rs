@@ -13,10 +13,10 @@ pub mod device;
 mod handle;
 pub mod object;
 pub mod observe;
+pub mod options;
 pub mod prefetch;
 pub mod session;
 mod text;
-pub mod types;
 pub mod version;
 mod versioned;
 mod visitor;
@@ -24,10 +24,10 @@ mod visitor;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::abi::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
 use crate::open_cache::OpenCache;
-use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 use versioned::{fill_struct, input_struct, input_struct_or_default};
 
 /// Runs an exported body: errors become a status and this thread's message, a panic becomes INTERNAL.
@@ -223,7 +223,7 @@ fn batch_status(all_ok: Result<bool>) -> Result<Status> {
 mod tests {
     use super::device::kvkeep_close_pool;
     use super::handle;
-    use super::prefetch::{kvkeep_cancel, kvkeep_event_fd, kvkeep_release_job, kvkeep_wait};
+    use super::prefetch::{kvkeep_cancel_job, kvkeep_get_event_fd, kvkeep_release_job, kvkeep_wait_job};
     use super::session::kvkeep_end_session;
     use crate::config::{NodeConfig, SpaceSpec};
     use crate::error::{KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
@@ -259,9 +259,9 @@ mod tests {
         // SAFETY: an open handle, and a place that lives for the call.
         unsafe {
             assert_eq!(kvkeep_end_session(cache, session), KVKEEP_ERR_INTERNAL);
-            assert_eq!(kvkeep_wait(cache, job, u32::MAX), KVKEEP_OK);
-            assert_eq!(kvkeep_event_fd(cache, &mut 0), KVKEEP_OK);
-            assert_eq!(kvkeep_cancel(cache, job), KVKEEP_OK);
+            assert_eq!(kvkeep_wait_job(cache, job, u32::MAX), KVKEEP_OK);
+            assert_eq!(kvkeep_get_event_fd(cache, &mut 0), KVKEEP_OK);
+            assert_eq!(kvkeep_cancel_job(cache, job), KVKEEP_OK);
             assert_eq!(kvkeep_release_job(cache, job), KVKEEP_OK);
             assert_eq!(kvkeep_close_pool(cache, pool), KVKEEP_OK);
             assert_eq!(kvkeep_close_pool(cache, pool), KVKEEP_ERR_NOT_FOUND);

@@ -4,21 +4,22 @@ use std::ffi::c_char;
 
 use super::handle::kvkeep;
 use super::{disjoint, fill_struct, input, on, output, output_slice, text};
+use crate::abi::{SpaceUsage, Stats};
 use crate::error::{KVKEEP_OK, Status};
 use crate::events::Event;
 use crate::key::Key;
-use crate::types::{SpaceUsage, Stats};
 
 /// ---- Seen from outside ----
 ///
-/// Texts are written as NUL-terminated UTF-8 into the caller's buffer of `capacity` bytes; `*length` is set to the
+/// Texts are written as NUL-terminated UTF-8 into the caller's buffer of `buffer_bytes` bytes; `*length` is set to the
 /// length the whole text has without the NUL. Where it does not fit, what fits is written and the result is PARTIAL:
-/// ask again with length + 1 bytes. `buffer` may be NULL when `capacity` is 0.
+/// ask again with length + 1 bytes. `buffer` may be NULL when `buffer_bytes` is 0.
 ///
 /// Fills in `stats`, prepared by KVKEEP_INIT. Counters are read one after another, not at one instant. Never blocks
 /// on I/O.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_get_stats(cache: *mut kvkeep, stats: *mut Stats) -> Status {
+pub unsafe extern "C" fn kvkeep_query_stats(cache: *mut kvkeep, stats: *mut Stats) -> Status {
     on(cache, |cache| {
         fill_struct(stats, "stats", |stats| cache.stats(stats))?;
         Ok(KVKEEP_OK)
@@ -28,6 +29,7 @@ pub unsafe extern "C" fn kvkeep_get_stats(cache: *mut kvkeep, stats: *mut Stats)
 /// Fills in `usage`, prepared by KVKEEP_INIT, with what a space takes of L1 and may take, all of it at one instant. Never
 /// blocks on I/O.
 /// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usage: *mut SpaceUsage) -> Status {
     on(cache, |cache| {
@@ -36,73 +38,77 @@ pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usag
     })
 }
 
-/// Everything counted, as Prometheus text (exposition format 0.0.4).
+/// Writes every counter as Prometheus text (exposition format 0.0.4).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_metrics(
+pub unsafe extern "C" fn kvkeep_get_metrics(
     cache: *mut kvkeep,
     buffer: *mut c_char,
-    capacity: usize,
+    buffer_bytes: usize,
     length: *mut usize,
 ) -> Status {
-    on(cache, |cache| text::write(&cache.metrics()?, buffer, capacity, length))
+    on(cache, |cache| text::write(&cache.metrics()?, buffer, buffer_bytes, length))
 }
 
-/// Why a key is where it is: tier, state, size, who holds how many shares since when, and why it cannot be evicted.
-/// JSON.
+/// Writes, as JSON, why a key is where it is: tier, state, size, the holders of its shares and since when, and why it cannot be
+/// evicted.
 /// Errors: NOT_FOUND (space). A key that is nowhere is OK: its state is "absent".
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_explain_key(
     cache: *mut kvkeep,
     space: u64,
     key: *const Key,
     buffer: *mut c_char,
-    capacity: usize,
+    buffer_bytes: usize,
     length: *mut usize,
 ) -> Status {
     on(cache, |cache| {
         let key = input(key, 1, "key")?[0];
-        text::write(&cache.explain_key(space, &key)?, buffer, capacity, length)
+        text::write(&cache.explain_key(space, &key)?, buffer, buffer_bytes, length)
     })
 }
 
-/// What a session holds (for `session` 0: every session that holds something): owner, request id, age, deadline,
-/// shares per key, staged keys, jobs. JSON.
+/// Writes, as JSON, the state of a session (for `session` 0: of every session that holds something): owner, request id, age,
+/// deadline, shares per key, staged keys, jobs.
 /// Errors: NOT_FOUND (session).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_explain_session(
     cache: *mut kvkeep,
     session: u64,
     buffer: *mut c_char,
-    capacity: usize,
+    buffer_bytes: usize,
     length: *mut usize,
 ) -> Status {
-    on(cache, |cache| text::write(&cache.explain_session(session)?, buffer, capacity, length))
+    on(cache, |cache| text::write(&cache.explain_session(session)?, buffer, buffer_bytes, length))
 }
 
-/// Copies events to `events`, oldest first, at most `capacity` (1 to KVKEEP_KEYS_MAX) of them, from the number
-/// `*next_sequence` on, or from the oldest that is kept where that is 0. Sets `*count`, and `*next_sequence` to where to go
+/// Copies events to `events`, oldest first, at most `event_capacity` (1 to KVKEEP_KEYS_MAX) of them, from the number
+/// `*next_sequence` on, or from the oldest that is kept where that is 0. Sets `*event_count`, and `*next_sequence` to where to go
 /// on. The place is the caller's, so that there may be any number of readers. The newest KVKEEP_EVENTS_MAX events are kept,
 /// from the first call on; before it they are only counted. A reader that was too slow sees it: the first event it is given
-/// has a higher number than it asked for, and `*next_sequence` rises by more than `*count`. Events of L1 are in the order in
-/// which they happened, and so are those of one key in one backend. What another process does to a shared backend is told
-/// when this one notices; what a backend has when it is added, or when it is removed, is not told. Never blocks. Any thread.
+/// has a higher number than it asked for, and `*next_sequence` rises by more than `*event_count`. Events of L1 are in the order in
+/// which they happened, and so are those of one key in one backend. A change that another process makes in a shared
+/// backend has its event when this one notices; the objects of a backend that is added or removed have none. Never blocks. Any thread.
 /// Errors: INVALID (no event has the number before `*next_sequence` yet), NO_MEMORY (at the first call: the system refuses what
 /// the kept events need).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_drain_events(
+pub unsafe extern "C" fn kvkeep_read_events(
     cache: *mut kvkeep,
     next_sequence: *mut u64,
     events: *mut Event,
-    capacity: usize,
-    count: *mut usize,
+    event_capacity: usize,
+    event_count: *mut usize,
 ) -> Status {
     on(cache, |node| {
         let next = output(next_sequence, "next_sequence")?;
-        let (events, count) = (output_slice(events, capacity, "events")?, output(count, "count")?);
+        let (events, count) = (output_slice(events, event_capacity, "events")?, output(event_count, "event_count")?);
         let (next_span, count_span) = (std::slice::from_ref(&*next), std::slice::from_ref(&*count));
         let events_span = events.as_ptr_range().into();
         disjoint(&[events_span, next_span.as_ptr_range().into(), count_span.as_ptr_range().into()])?;
-        *count = node.drain_events(next, events)?;
+        *count = node.read_events(next, events)?;
         Ok(KVKEEP_OK)
     })
 }

@@ -3,40 +3,41 @@
 use std::ffi::c_void;
 
 use super::handle::kvkeep;
-use super::types::{kvkeep_callback, kvkeep_prefetch_options};
+use super::options::{kvkeep_callback, kvkeep_prefetch_options};
 use super::{
     config, disjoint, fill_struct, input, input_struct_or_default, on, on_even_poisoned, output, output_slice,
 };
+use crate::abi::{Completion, JobResult};
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
-use crate::types::{Completion, PrefetchResult};
 
 /// ---- Prefetch ----
 ///
 /// A job looks its keys up in every tier, then loads into L1 what L1 lacks. Nothing here waits for I/O, except
-/// `kvkeep_wait`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
+/// `kvkeep_wait_job`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
 /// its session, or, once it is done, until its `deadline_ms` have passed again, whichever is first; then every query says
 /// NOT_FOUND. The shares it took belong to the session and outlive it. Every accepted job completes exactly once.
 ///
-/// Submits a job for `count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
+/// Submits a job for `key_count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
 /// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.
 /// `callback` may be NULL: the job then reports by `notify` of the options. A callback may run before this returns,
 /// on the library's thread; `*job` is set by then.
-/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (`jobs_max` jobs not released, or as many completions that no
-/// callback or drain has taken yet); then no completion comes.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (`jobs_max` jobs not released, or as
+/// many completions not taken yet); then no completion comes.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_submit_prefetch(
     cache: *mut kvkeep,
     session: u64,
     keys: *const Key,
-    count: usize,
+    key_count: usize,
     options: *const kvkeep_prefetch_options,
     job: *mut u64,
     callback: kvkeep_callback,
     userdata: *mut c_void,
 ) -> Status {
     on(cache, |cache| {
-        let keys = input(keys, count, "keys")?;
+        let keys = input(keys, key_count, "keys")?;
         let options = input_struct_or_default(options, "options")?;
         let job = output(job, "job")?;
         let request = config::prefetch(&options, callback, userdata)?;
@@ -46,9 +47,10 @@ pub unsafe extern "C" fn kvkeep_submit_prefetch(
 }
 
 /// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
-/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the result of
-/// the job is the truth.
+/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the
+/// result of the job is final.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, chunks: *mut u32) -> Status {
     on(cache, |cache| {
@@ -60,71 +62,83 @@ pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, 
 /// The job's result. `result` is prepared by KVKEEP_INIT and filled in when the job is done. PENDING until then. Does
 /// not consume; any thread.
 /// Errors: NOT_FOUND (never given, or released).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_query_prefetch(cache: *mut kvkeep, job: u64, result: *mut PrefetchResult) -> Status {
-    on(cache, |cache| fill_struct(result, "result", |result| cache.query_prefetch(job, result)))
+pub unsafe extern "C" fn kvkeep_query_job(cache: *mut kvkeep, job: u64, result: *mut JobResult) -> Status {
+    on(cache, |cache| fill_struct(result, "result", |result| cache.query_job(job, result)))
 }
 
-/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has `bytes`
-/// bytes, at least (count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
+/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has
+/// `bitmap_bytes` bytes, at least (key_count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
 /// Errors: NOT_FOUND, INVALID (too small; a transfer).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_query_bitmap(cache: *mut kvkeep, job: u64, bitmap: *mut u8, bytes: usize) -> Status {
+pub unsafe extern "C" fn kvkeep_query_bitmap(
+    cache: *mut kvkeep,
+    job: u64,
+    bitmap: *mut u8,
+    bitmap_bytes: usize,
+) -> Status {
     on(cache, |cache| {
-        let bitmap = output_slice(bitmap, bytes, "bitmap")?;
+        let bitmap = output_slice(bitmap, bitmap_bytes, "bitmap")?;
         cache.query_bitmap(job, bitmap)
     })
 }
 
 /// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
-/// wait, beside any other way of being told. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
+/// wait, whatever other way the job reports by. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
 /// cancelled and waited for again.
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_wait(cache: *mut kvkeep, job: u64, timeout_ms: u32) -> Status {
+pub unsafe extern "C" fn kvkeep_wait_job(cache: *mut kvkeep, job: u64, timeout_ms: u32) -> Status {
     on_even_poisoned(cache, |cache| cache.wait(job, timeout_ms).map(|()| KVKEEP_OK))
 }
 
-/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. What is under a
-/// transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be temporary,
-/// is freed. A job that is done already stays as it is, and keeps its shares: OK.
+/// Stops the work that has not begun, returns the job's shares, and completes it as CANCELLED; waits for nothing. An object
+/// under a transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be
+/// temporary, is freed. A job that is done already stays as it is, and its shares stay the session's: OK.
 /// Errors: NOT_FOUND.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_cancel(cache: *mut kvkeep, job: u64) -> Status {
+pub unsafe extern "C" fn kvkeep_cancel_job(cache: *mut kvkeep, job: u64) -> Status {
     on_even_poisoned(cache, |cache| cache.cancel(job).map(|()| KVKEEP_OK))
 }
 
-/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
-/// pages until its completion, which after this only a callback or the event descriptor tells: wait before. Errors: NOT_FOUND.
+/// Releases a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
+/// pages until its completion, which after this only a callback or the event descriptor reports: wait before. Errors: NOT_FOUND.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_release_job(cache: *mut kvkeep, job: u64) -> Status {
     on_even_poisoned(cache, |cache| cache.release_job(job).map(|()| KVKEEP_OK))
 }
 
-/// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
+/// Sets `*fd` to a descriptor that is readable while `kvkeep_take_completions` has something to give. Owned by the
 /// library, valid until close: poll it, do not read or close it. Any thread.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_event_fd(cache: *mut kvkeep, fd: *mut i32) -> Status {
+pub unsafe extern "C" fn kvkeep_get_event_fd(cache: *mut kvkeep, fd: *mut i32) -> Status {
     on_even_poisoned(cache, |cache| {
         *output(fd, "fd")? = cache.event_fd();
         Ok(KVKEEP_OK)
     })
 }
 
-/// Takes up to `capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*count`.
+/// Takes up to `completion_capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*completion_count`.
 /// Each is given exactly once. Never blocks. Any thread.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_drain_completions(
+pub unsafe extern "C" fn kvkeep_take_completions(
     cache: *mut kvkeep,
     completions: *mut Completion,
-    capacity: usize,
-    count: *mut usize,
+    completion_capacity: usize,
+    completion_count: *mut usize,
 ) -> Status {
     on_even_poisoned(cache, |cache| {
-        let completions = output_slice(completions, capacity, "completions")?;
-        let count = output(count, "count")?;
-        disjoint(&[completions.as_ptr_range().into(), std::slice::from_ref(&*count).as_ptr_range().into()])?;
-        *count = cache.drain_completions(completions);
+        let completions = output_slice(completions, completion_capacity, "completions")?;
+        let completion_count = output(completion_count, "completion_count")?;
+        disjoint(&[completions.as_ptr_range().into(), std::slice::from_ref(&*completion_count).as_ptr_range().into()])?;
+        *completion_count = cache.take_completions(completions);
         Ok(KVKEEP_OK)
     })
 }

@@ -1,21 +1,22 @@
 //! Sessions: exported functions.
 
 use super::handle::kvkeep;
-use super::types::kvkeep_session_options;
+use super::options::kvkeep_session_options;
 use super::{config, input, input_struct_or_default, on, optional_output, output, output_slice};
 use crate::error::{Error, KVKEEP_OK, Status};
 use crate::key::Key;
 
 /// ---- Sessions ----
 ///
-/// A session is one request's hold on the cache, named by a number that is never reused: the keys it used, the shares
+/// A session is one request's use of a space, named by a number that is never reused: the keys it used, the shares
 /// it holds, its staged writes, its jobs and its deadline. Any use renews the deadline. Past it, a session that holds
-/// nothing is ended; what another one holds may be taken by eviction when memory runs short, and a later use of what
-/// was taken says EXPIRED. Where nothing was taken, the next use revives the session. Staged writes are never taken.
+/// nothing is ended; shares that it holds may be revoked by eviction when memory runs short, and a later use of their keys
+/// says EXPIRED. Where none was revoked, the next use revives the session. Staged writes are never revoked.
 /// When `sessions_max` are live, a new one takes the place of the session that expired first and stages nothing.
 ///
 /// Begins a session of `space` and sets `*session`. `options` may be NULL.
 /// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_begin_session(
     cache: *mut kvkeep,
@@ -35,37 +36,41 @@ pub unsafe extern "C" fn kvkeep_begin_session(
 /// Ends a session: returns its shares, drops its staging, cancels and releases its jobs, and touches every key it
 /// used, the last used first, so that the first chunk of a prefix is the most recent. Never blocks. Errors: NOT_FOUND
 /// (unknown, or ended before).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_end_session(cache: *mut kvkeep, session: u64) -> Status {
     on(cache, |cache| cache.end_session(session).map(|()| KVKEEP_OK))
 }
 
 /// As `kvkeep_end_session`, but touches nothing. Never blocks. Errors: NOT_FOUND.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_abort_session(cache: *mut kvkeep, session: u64) -> Status {
     on(cache, |cache| cache.abort_session(session).map(|()| KVKEEP_OK))
 }
 
-/// Appends `count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
+/// Appends `token_count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
 /// to the full chunks so far, unless NULL. The hash of chunk i is BLAKE3(hash of chunk i-1 || its token ids as
 /// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
 /// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
 /// chunk tokens as little-endian u32; a generation that is not 0 follows as little-endian u64.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (2^26 tokens a session; 4 GiB of
 /// hashes of all sessions, which are 32 bytes a chunk).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_append_tokens(
     cache: *mut kvkeep,
     session: u64,
     tokens: *const u32,
-    count: usize,
-    chunk_count: *mut u64,
+    token_count: usize,
+    chunk_count: *mut usize,
 ) -> Status {
     on(cache, |cache| {
-        let (tokens, chunk_count) = (input(tokens, count, "tokens")?, optional_output(chunk_count, "chunk_count")?);
+        let (tokens, chunk_count) =
+            (input(tokens, token_count, "tokens")?, optional_output(chunk_count, "chunk_count")?);
         let chunks = cache.append_tokens(session, tokens)?;
         if let Some(chunk_count) = chunk_count {
-            *chunk_count = chunks;
+            *chunk_count = chunks as usize;
         }
         Ok(KVKEEP_OK)
     })
@@ -75,12 +80,13 @@ pub unsafe extern "C" fn kvkeep_append_tokens(
 /// `rank_count` ranks from `first_rank` on, for each group from 0 to `group_count` - 1. `keys` has room for
 /// `key_count` keys, which must be chunk_count * rank_count * group_count.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID (a chunk that is not full yet, a wrong count).
+/// Since: 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvkeep_session_keys(
+pub unsafe extern "C" fn kvkeep_get_session_keys(
     cache: *mut kvkeep,
     session: u64,
     first_chunk: u64,
-    chunk_count: u64,
+    chunk_count: usize,
     first_rank: u32,
     rank_count: u32,
     group_count: u32,
@@ -88,7 +94,7 @@ pub unsafe extern "C" fn kvkeep_session_keys(
     key_count: usize,
 ) -> Status {
     on(cache, |cache| {
-        let wanted = u128::from(chunk_count) * u128::from(rank_count) * u128::from(group_count);
+        let wanted = chunk_count as u128 * u128::from(rank_count) * u128::from(group_count);
         if wanted != key_count as u128 {
             return Err(Error::invalid(format!(
                 "key_count is {key_count}, but chunk_count * rank_count * group_count is {wanted}: pass room for exactly that many keys"

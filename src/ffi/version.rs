@@ -13,12 +13,14 @@ use super::text;
 pub const KVKEEP_ABI_VERSION: u32 = 1;
 
 /// Version of the library, as "major.minor.patch". Static; never NULL. Any thread.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvkeep_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
 /// ABI version of the library that was loaded; compare with KVKEEP_ABI_VERSION. Any thread.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvkeep_abi_version() -> u32 {
     KVKEEP_ABI_VERSION
@@ -26,23 +28,31 @@ pub extern "C" fn kvkeep_abi_version() -> u32 {
 
 /// Name of a kvkeep_status, such as "KVKEEP_ERR_NOT_HELD"; "unknown status" for a number that is none. Static; never
 /// NULL. Any thread.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvkeep_status_name(status: i32) -> *const c_char {
     text::status_name(status)
 }
 
-/// Message of the last call on this thread that returned an error, or refused memory for some keys: the cause, then the remedy. UTF-8, never NULL, ""
-/// if none failed, at most 2047 bytes. Owned by the library; valid until the next kvkeep call on this thread, and as long as
-/// the thread runs: destructors of its thread-local objects may read it, too.
+/// Message of the last call on this thread that returned an error, or refused memory for some keys: the cause, then the
+/// remedy. UTF-8, never NULL, "" if none failed, at most 2047 bytes. The library owns it; it is valid until the next kvkeep call
+/// on this thread, and as long as the thread runs: destructors of its thread-local objects may read it, too.
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvkeep_last_error() -> *const c_char {
     text::last_error()
 }
 
-/// Extra readers of an object besides the one every share count includes. A model whose ranks each store their own
-/// object (`world_size` objects a chunk): 0. An MLA model, whose tensor-parallel workers all read one object, has a
-/// `world_size` already divided by `tp_size`: tp_size - 1. That is: tp_size <= 1 gives 0; tp_size > world_size gives
-/// tp_size - 1; else 0. Pipeline parallelism with MLA breaks the rule: give the number yourself there. Any thread.
+/// The `extra_count` of a model: readers of an object besides the one that every share count includes. `world_size` is the
+/// number of objects of a chunk. Any thread.
+///
+/// | the model                                                                 | the numbers                  | result      |
+/// |---------------------------------------------------------------------------|------------------------------|-------------|
+/// | one worker                                                                | tp_size <= 1                 | 0           |
+/// | each rank stores an object of its own                                     | 1 < tp_size <= world_size    | 0           |
+/// | MLA: all ranks read one object, and world_size is divided by tp_size       | tp_size > world_size         | tp_size - 1 |
+/// | MLA with pipeline parallelism: the caller says itself how many read        | not told apart from the second | 0         |
+/// Since: 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvkeep_extra_count(tp_size: c_int, world_size: c_int) -> c_int {
     if tp_size > 1 && tp_size > world_size { tp_size - 1 } else { 0 }

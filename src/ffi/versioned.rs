@@ -1,13 +1,13 @@
 //! Structs that carry their size and version: what a caller of any version may pass.
 
-use super::types::{
+use super::options::{
     kvkeep_options, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
     kvkeep_transfer_options,
 };
 use super::version::KVKEEP_ABI_VERSION;
 use super::{misaligned, null, output};
+use crate::abi::{JobResult, SpaceUsage, Stats};
 use crate::error::{Error, KVKEEP_ERR_VERSION, Result};
-use crate::types::{PrefetchResult, SpaceUsage, Stats};
 
 /// A struct of the ABI that begins with its size and version.
 ///
@@ -39,7 +39,7 @@ versioned! {
     kvkeep_prefetch_options: 72;
     kvkeep_pool_options: 40, 48;
     kvkeep_transfer_options: 40;
-    PrefetchResult: 216;
+    JobResult: 216, 248;
     SpaceUsage: 32;
     Stats: 1440, 1600;
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{L1, State, WAKE_ROOM};
+use crate::abi::View;
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status};
 use crate::key::Key;
-use crate::types::View;
 
 /// Tells those that wait that memory may be had.
 #[derive(Default)]

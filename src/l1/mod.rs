@@ -397,7 +397,7 @@ impl L1 {
 
     /// Copies events as [`Events::drain`] does. They are kept from the first call on: begun under the lock, so that no event of L1 falls
     /// between those that are only counted and those that are kept.
-    pub fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
+    pub fn read_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
         self.keep_events()?;
         self.events.drain(next, events)
     }

@@ -2,12 +2,12 @@
 
 use super::slot::{BUSY, NONE, QUEUED, STORED, TEMPORARY};
 use super::{L1, State};
-use crate::error::Result;
-use crate::key::Key;
-use crate::types::{
+use crate::abi::{
     KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, ObjectState,
     SpaceUsage,
 };
+use crate::error::Result;
+use crate::key::Key;
 
 impl L1 {
     /// What each key is now. Takes no shares and touches nothing.

@@ -168,12 +168,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::abi::View;
     use crate::config::{SpaceSpec, StoreMode};
     use crate::error::KVKEEP_OK;
     use crate::key::Key;
     use crate::l1::L1;
     use crate::l1::tests::{commit, key, l1, session, space};
-    use crate::types::View;
 
     fn read(l1: &L1, session: u64, number: u32) {
         let mut views = [View::none(KVKEEP_OK)];

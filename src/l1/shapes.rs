@@ -144,10 +144,10 @@ mod tests {
     use super::super::tests::{key, l1, session, space};
     use super::super::{Landed, slot::Ref};
     use super::*;
+    use crate::abi::View;
     use crate::config::StoreMode;
     use crate::error::{KVKEEP_ERR_INVALID, KVKEEP_OK};
     use crate::shape::Piece;
-    use crate::types::View;
 
     fn shape(group: u32, block_bytes: u64) -> Shape {
         Shape::new(0, group, 1, [Piece { layer: 0, part: 0, block_bytes }].into_iter())
@@ -205,7 +205,7 @@ mod tests {
         l1.declare_shapes(space, &[shape(0, 64)]).unwrap();
         assert_eq!(objects(&l1), 0);
         // P2: the one that is held stays its reader's.
-        assert!(l1.unsafe_read(reader, &[key(1)], &mut [View::none(KVKEEP_OK)]).unwrap());
+        assert!(l1.get_views(reader, &[key(1)], &mut [View::none(KVKEEP_OK)]).unwrap());
         l1.finish_read(reader, &[key(1)], 1, None).unwrap();
         assert_eq!(l1.gauges().1.used_bytes, 0);
         assert!(lands(&l1, 3, shape(0, 64).tag));

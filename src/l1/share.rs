@@ -8,12 +8,12 @@ use super::slot::{
     BUSY, GIVEN_UP, HIDDEN, LISTED, LOST, NOBODY, NONE, QUEUED, READ, Ref, SHARES_MAX, STORED, Slot, TEMPORARY,
 };
 use super::{L1, Outcome, State};
+use crate::abi::View;
 use crate::config::StoreMode;
 use crate::error::{
     KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, KVKEEP_OK, Result, Status,
 };
 use crate::key::Key;
-use crate::types::View;
 
 /// Shares were taken of an object.
 #[derive(Clone, Copy)]
@@ -164,7 +164,7 @@ impl L1 {
     }
 
     /// Views of keys whose shares the session holds.
-    pub fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
+    pub fn get_views(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
         self.with(|state| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let mut all = true;

@@ -4,9 +4,9 @@ use super::L1;
 use super::counters::Read;
 use super::session::{Session, Single};
 use super::slot::NONE;
+use crate::abi::View;
 use crate::error::{Result, Status};
 use crate::key::Key;
-use crate::types::View;
 
 impl L1 {
     /// Takes `count` shares of a key, if it is ready.

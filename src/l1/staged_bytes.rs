@@ -88,11 +88,11 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::View;
     use crate::config::StoreMode;
     use crate::error::{KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
     use crate::key::Key;
     use crate::l1::tests::{key, l1, session, space};
-    use crate::types::View;
 
     const A: u64 = 11;
     const B: u64 = 12;

@@ -7,6 +7,7 @@ use super::slot::{
 };
 use super::staged_bytes::THIS_PROCESS;
 use super::{L1, Outcome, Space, State, WAKE_COMMITS, WAKE_FREED, WAKE_ROOM, WAKE_WRITES};
+use crate::abi::View;
 use crate::config::StoreMode;
 use crate::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXISTS, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY,
@@ -16,7 +17,6 @@ use crate::events::EventKind;
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::policy::Removal;
-use crate::types::View;
 
 impl L1 {
     /// Stages `sizes[i]` bytes for `keys[i]`, for this process.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::cache;
@@ -22,7 +23,6 @@ use crate::l2;
 use crate::log::{Log, LogLevel};
 use crate::node::Node;
 use crate::shape::Shape;
-use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 /// Between two looks whether jobs are through with a backend that is removed.
 const REMOVAL_PAUSE: Duration = Duration::from_millis(1);
@@ -122,7 +122,7 @@ impl Cache for Node {
         retired
     }
 
-    fn drain_writes(&self, timeout_ms: u32) -> Result<()> {
+    fn flush(&self, timeout_ms: u32) -> Result<()> {
         self.writer.drain(Duration::from_millis(u64::from(timeout_ms)))
     }
 
@@ -226,14 +226,14 @@ impl Cache for Node {
         self.l1.finish_read(session, keys, extra + 1, statuses)
     }
 
-    fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
+    fn finish_read_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
         let space = self.l1.session_space(session)?;
         let keys = self.chains.keys_of_tokens(session, &space, tokens, ranks)?;
         self.l1.release(session, &keys, extra + 1)
     }
 
-    fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
-        self.l1.unsafe_read(session, keys, views)
+    fn get_views(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
+        self.l1.get_views(session, keys, views)
     }
 
     fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
@@ -342,7 +342,7 @@ impl Cache for Node {
         status
     }
 
-    fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
+    fn query_job(&self, job: u64, result: &mut JobResult) -> Result<Status> {
         let began = Instant::now();
         let status = self.prefetcher.query(job, result);
         self.meters.call_latency.add(began.elapsed());
@@ -369,11 +369,11 @@ impl Cache for Node {
         self.completions.fd()
     }
 
-    fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
-        self.l1.drain_events(next, events)
+    fn read_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
+        self.l1.read_events(next, events)
     }
 
-    fn drain_completions(&self, completions: &mut [Completion]) -> usize {
+    fn take_completions(&self, completions: &mut [Completion]) -> usize {
         self.completions.drain(completions)
     }
 

@@ -3,12 +3,12 @@
 use serde::Serialize;
 use serde_json::json;
 
+use crate::abi::Stats;
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
 use crate::l2::{Found, Usage};
 use crate::node::Node;
 use crate::prometheus;
-use crate::types::Stats;
 
 /// One backend.
 #[derive(Serialize, Debug)]

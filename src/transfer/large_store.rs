@@ -10,10 +10,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::registry::Transfers;
 use super::transfer_job::Transfer;
+use crate::abi::View;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
 use crate::l1::memory_wait::is_refused;
-use crate::types::View;
 
 /// Keys for which memory is asked at a time.
 const WINDOW: usize = 64;

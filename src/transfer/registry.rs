@@ -15,6 +15,7 @@ use super::large_store::Streams;
 use super::layout::Layout;
 use super::page_pool::{Pool, PoolSpec, cuda_device};
 use super::transfer_job::{Progress, Transfer, not_done};
+use crate::abi::JobResult;
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{
@@ -22,7 +23,6 @@ use crate::error::{
     KVKEEP_OK, KVKEEP_PENDING, Result, Status,
 };
 use crate::shape::Shape;
-use crate::types::PrefetchResult;
 
 /// Marks the numbers of transfers, together with upper 16 bits of 0: no prefetch job is ever given such a number.
 const TRANSFER: u64 = 1 << 47;
@@ -367,12 +367,12 @@ impl Transfers {
     }
 
     /// The answer of a transfer.
-    pub fn query(&self, id: u64, result: &mut PrefetchResult) -> Result<Status> {
+    pub fn query(&self, id: u64, result: &mut JobResult) -> Result<Status> {
         let transfer = self.transfer(id)?;
         let progress = transfer.progress.lock();
         let Some(answer) = progress.answer else { return Ok(KVKEEP_PENDING) };
         let (struct_size, abi_version) = (result.struct_size, result.abi_version);
-        *result = PrefetchResult { struct_size, abi_version, ..answer };
+        *result = JobResult { struct_size, abi_version, ..answer };
         Ok(KVKEEP_OK)
     }
 

@@ -13,13 +13,13 @@ use super::large_store::Rest;
 use super::page_pool::Pool;
 use super::registry::Transfers;
 use super::transfer_job::{Follower, Plan, Transfer};
+use crate::abi::{KVKEEP_KEYS_MAX, View};
 use crate::config::{Mode, Notify, Policy, PrefetchRequest};
 use crate::control::completion::WAITING_MAX;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 use crate::key::Key;
 use crate::l1::memory_wait::is_refused;
 use crate::memory_bounds::ask_for;
-use crate::types::{KVKEEP_KEYS_MAX, View};
 
 /// What a transfer needs for each key, about.
 const KEY_BYTES: usize = 300;

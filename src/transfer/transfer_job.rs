@@ -17,6 +17,7 @@ use super::device::{Event, Piece, Point, Work};
 use super::page_pool::Pool;
 use super::pieces::{Batch, Cut, Place, Source};
 use super::registry::Transfers;
+use crate::abi::{JobResult, View};
 use crate::cache::Cache;
 use crate::config::{JobObserver, Notify};
 use crate::error::{
@@ -24,7 +25,6 @@ use crate::error::{
     KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
 };
 use crate::key::Key;
-use crate::types::{PrefetchResult, View};
 
 /// From so many bytes on a transfer goes past the caches: with its two sides it is larger than a core's own.
 const COLD_BYTES: u64 = 2 << 20;
@@ -76,7 +76,7 @@ pub struct Progress {
     /// How to tell; taken by the completion, so that there is one.
     notify: Option<Notify>,
     /// Its answer, once it is done.
-    pub answer: Option<PrefetchResult>,
+    pub answer: Option<JobResult>,
     /// Forgotten by its caller.
     pub released: bool,
 }
@@ -302,7 +302,7 @@ impl Transfer {
         let places: Vec<usize> = arrived.iter().flat_map(|arrival| &arrival.keys).copied().collect();
         let keys: Vec<Key> = places.iter().map(|&key| self.keys[key]).collect();
         let mut views = vec![View::none(KVKEEP_ERR_NOT_FOUND); keys.len()];
-        if let Err(error) = cache.unsafe_read(self.copy, &keys, &mut views) {
+        if let Err(error) = cache.get_views(self.copy, &keys, &mut views) {
             views.fill(View::none(error.status));
         }
         let absent = arrived.iter().flat_map(|arrival| arrival.keys.iter().map(|_| arrival.absent));
@@ -464,7 +464,7 @@ pub struct Follower {
 }
 
 impl JobObserver for Follower {
-    fn done(&self, result: &PrefetchResult, _held: &[bool]) {
+    fn done(&self, result: &JobResult, _held: &[bool]) {
         let absent = match Status::from_number(result.status).unwrap_or(KVKEEP_ERR_INTERNAL) {
             KVKEEP_OK if result.failed_keys > 0 => KVKEEP_ERR_IO,
             KVKEEP_OK => KVKEEP_ERR_NOT_FOUND,

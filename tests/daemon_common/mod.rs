@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::{Stats, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
@@ -18,7 +19,6 @@ use kvkeep::daemon::server::{Access, Claim, Limits, Server};
 use kvkeep::error::KVKEEP_OK;
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::types::{Stats, View};
 pub use random::{Random, mix, rounds, seed};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 use serde::de::DeserializeOwned;
@@ -341,7 +341,7 @@ pub fn store(client: &Client, space: u64, keys: &[Key]) {
     let session = client.begin_session(space, "store", None).unwrap();
     write(client, session, keys);
     client.end_session(session).unwrap();
-    client.drain_writes(WATCHDOG_MS).unwrap();
+    client.flush(WATCHDOG_MS).unwrap();
     client.clear(space, false).unwrap();
 }
 
@@ -358,7 +358,7 @@ pub fn check(client: &Client, keys: &[Key], views: &[View]) {
 /// Looks at held keys.
 pub fn look(client: &Client, session: u64, keys: &[Key]) {
     let mut out = views(keys.len());
-    assert!(client.unsafe_read(session, keys, &mut out).unwrap());
+    assert!(client.get_views(session, keys, &mut out).unwrap());
     check(client, keys, &out);
 }
 

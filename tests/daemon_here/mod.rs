@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvkeep::abi::Stats;
 use kvkeep::config::NodeConfig;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::daemon::server::{Access, Claim, Limits, Server};
 use kvkeep::node::Node;
-use kvkeep::types::Stats;
 
 pub struct Daemon {
     dir: tempfile::TempDir,

@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use kvkeep::abi::Stats;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Mode, PrefetchRequest};
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_OK};
 use kvkeep::key::Key;
-use kvkeep::types::Stats;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 

@@ -1,11 +1,11 @@
 //! Tensor parallelism: a scheduler process prefetches, worker processes attach by the session's number.
 
+use kvkeep::abi::JobResult;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::Client;
 use kvkeep::error::KVKEEP_ERR_NOT_HELD;
 use kvkeep::key::Key;
-use kvkeep::types::PrefetchResult;
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;
@@ -32,10 +32,10 @@ impl Scheduler {
         let session = client.begin_session(open_space(&client), "prompt", None).unwrap();
         let request =
             PrefetchRequest { extra_count: self.extra, objects_per_chunk: self.world, ..PrefetchRequest::default() };
-        let (mut job, mut result) = (0, PrefetchResult::default());
+        let (mut job, mut result) = (0, JobResult::default());
         client.submit_prefetch(session, &prompt(self.world), request, &mut job).unwrap();
         client.wait(job, WATCHDOG_MS).unwrap();
-        client.query_prefetch(job, &mut result).unwrap();
+        client.query_job(job, &mut result).unwrap();
         say(&format!("prefetched {session} {} {}", result.hit_chunks, result.tier_keys[1]));
         hear();
         client.end_session(session).unwrap();

@@ -4,11 +4,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvkeep::abi::JobResult;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND};
-use kvkeep::types::PrefetchResult;
 use parking_lot::Mutex;
 use rustix::net::{Shutdown, getpeername, shutdown};
 use serde::{Deserialize, Serialize};
@@ -157,7 +157,7 @@ fn p2_what_a_client_held_stays_its_own_for_a_session_timeout_after_it_lost_its_c
         until("connected again", || client.begin_session(space, "probe", None).is_ok());
         is_disconnected(client.finish_write(session, &keys(0..1), None));
         is_disconnected(client.end_session(session));
-        is_disconnected(client.query_prefetch(job, &mut PrefetchResult::default()));
+        is_disconnected(client.query_job(job, &mut JobResult::default()));
         is_disconnected(client.wait(job, 0));
         // Not those of others, nor what there never was.
         client.append_tokens(others, &[1]).unwrap();

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::JobResult;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Notify, PrefetchRequest};
 use kvkeep::daemon::client::Client;
 use kvkeep::error::{Error, KVKEEP_ERR_DISCONNECTED};
-use kvkeep::types::{Completion, PrefetchResult};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
@@ -27,9 +27,9 @@ fn callback(told: &Told) -> Notify {
 }
 
 fn drain(client: &Client) -> Vec<(u64, i32)> {
-    let blank = Completion { job: 0, session: 0, status: 0, hit_chunks: 0, loaded_bytes: 0, message: [0; 128] };
+    let blank = JobResult::default().completion(0, 0);
     let mut some = [blank; 64];
-    let count = client.drain_completions(&mut some);
+    let count = client.take_completions(&mut some);
     some[..count].iter().map(|completion| (completion.job, completion.status)).collect()
 }
 
@@ -82,7 +82,7 @@ fn every_call_is_disconnected_at_once_and_l2_is_found_again() {
                     "wait" => client.wait(jobs[0], WATCHDOG_MS),
                     // Of a job that another client submitted.
                     "wait there" => other.wait(jobs[1], WATCHDOG_MS),
-                    "drain" => client.drain_writes(WATCHDOG_MS),
+                    "drain" => client.flush(WATCHDOG_MS),
                     _ => loop {
                         if let Err(error) = other.begin_session(space, "next", None) {
                             break Err(error);
@@ -112,20 +112,20 @@ fn every_call_is_disconnected_at_once_and_l2_is_found_again() {
     assert_eq!(drain(&client), [(jobs[2], KVKEEP_ERR_DISCONNECTED as i32)]);
     until("the callback came", || !told.lock().unwrap().is_empty());
     is_disconnected(client.begin_session(space, "no daemon", None));
-    is_disconnected(client.query_prefetch(jobs[0], &mut PrefetchResult::default()));
+    is_disconnected(client.query_job(jobs[0], &mut JobResult::default()));
 
     let _again = daemon(&plain);
     until("connected again", || client.begin_session(space, "probe", None).is_ok());
     for job in jobs {
         is_disconnected(client.query_lookup_hits(job, &mut 0));
-        is_disconnected(client.query_prefetch(job, &mut PrefetchResult::default()));
+        is_disconnected(client.query_job(job, &mut JobResult::default()));
         is_disconnected(client.query_bitmap(job, &mut [0; 3]));
         is_disconnected(client.wait(job, 0));
         is_disconnected(client.cancel(job));
         is_disconnected(client.release_job(job));
     }
     is_disconnected(client.end_session(session));
-    is_disconnected(client.unsafe_read(session, &keys(0..1), &mut views(1)));
+    is_disconnected(client.get_views(session, &keys(0..1), &mut views(1)));
     let session = client.begin_session(space, "after", None).unwrap();
     let job = submit(&client, session, callback(&told)).unwrap();
     client.wait(job, WATCHDOG_MS).unwrap();

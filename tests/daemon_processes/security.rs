@@ -3,11 +3,11 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use kvkeep::abi::{KeyState, SpaceUsage, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Status};
-use kvkeep::types::{KeyState, SpaceUsage, View};
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;
@@ -71,7 +71,7 @@ impl Reader {
         reader(client.retain(space, &some, 100, 1000, None));
         reader(client.clear(space, true).map(|_| true));
         let mut held = views(some.len());
-        client.unsafe_read(session, &some, &mut held).unwrap();
+        client.get_views(session, &some, &mut held).unwrap();
         assert!(client.copy_in(&held[0], &[1; 8]).is_err());
         self.attack(&held[0]);
         look(&client, session, &some);
@@ -155,7 +155,7 @@ impl Stranger {
         kept_out(client.delete(space, &some, None).map(u64::from));
         kept_out(client.clear(space, true).map(|_| 0));
         kept_out(client.explain_key(space, &one).map(|_| 0));
-        kept_out(client.unsafe_read(session, &some, &mut views(5)).map(u64::from));
+        kept_out(client.get_views(session, &some, &mut views(5)).map(u64::from));
         kept_out(client.reserve_read(session, &some, 0, &mut views(5)).map(u64::from));
         kept_out(client.finish_read(session, &some, 0, None).map(u64::from));
         kept_out(client.end_session(session).map(|()| 0));
@@ -273,7 +273,7 @@ fn every_bound_of_a_client_says_what_it_is() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let error = client.drain_writes(200).unwrap_err();
+                let error = client.flush(200).unwrap_err();
                 assert_eq!(error.status, KVKEEP_ERR_TIMEOUT, "{error}");
                 let asked = error.message.contains("writes are left");
                 assert!(asked || error.message.contains("raise lanes_per_client_max"), "{error}");

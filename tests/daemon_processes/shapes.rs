@@ -145,7 +145,7 @@ fn p7_after_a_restart_the_directory_gives_an_engine_none_of_anothers_objects() {
     one.expect("opened");
     assert_eq!(have(&mut one, "store"), BLOCKS);
     let client = part.client();
-    client.drain_writes(WATCHDOG_MS).unwrap();
+    client.flush(WATCHDOG_MS).unwrap();
     drop(first);
     client.close();
     let _next = daemon(&part);

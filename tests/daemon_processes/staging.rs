@@ -1,7 +1,7 @@
 //! Staging of one client in the session of another: whose it is when the key is committed, evicted and staged anew.
 
+use kvkeep::abi::View;
 use kvkeep::cache::Cache as _;
-use kvkeep::types::View;
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;
@@ -52,7 +52,7 @@ fn ends_and_drops_its_own_staging(end: impl FnOnce(Process)) {
     stage_by(&mut other, 1);
     stage_by(&mut other, 2);
     assert!(client.finish_write(session, &keys(1..2), None).unwrap());
-    client.drain_writes(WATCHDOG_MS).unwrap();
+    client.flush(WATCHDOG_MS).unwrap();
     assert!(client.evict(space, &keys(1..2), None).unwrap());
     let mine: Vec<View> = stage(&client, session, &keys(1..2));
     end(other);

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvkeep::abi::{JobResult, KeyState, Stats};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_PENDING};
 use kvkeep::key::Key;
-use kvkeep::types::{KeyState, PrefetchResult, Stats};
 use rustix::process::Signal;
 
 use crate::common::*;
@@ -92,7 +92,7 @@ fn a_call_waits_no_longer_than_its_patience_and_everything_is_as_it_was_when_the
                     late(client.reserve_read(session, mine, thread, &mut views(mine.len())));
                     late(client.open_space(spec("new", "")));
                     // This process knows what it was told before, and waits by itself.
-                    assert_eq!(client.query_prefetch(job, &mut PrefetchResult::default()).unwrap(), KVKEEP_PENDING);
+                    assert_eq!(client.query_job(job, &mut JobResult::default()).unwrap(), KVKEEP_PENDING);
                     let error = client.wait(job, 1).unwrap_err();
                     assert!(error.status == KVKEEP_ERR_TIMEOUT && error.message.contains("not done yet"), "{error}");
                 }
@@ -249,7 +249,7 @@ fn a_call_with_a_time_of_its_own_waits_that_time() {
         // One of them was told of the job, the other has to ask.
         assert_eq!(client.wait(job, 300).unwrap_err().status, KVKEEP_ERR_TIMEOUT);
         assert_eq!(client.wait(job, 0).unwrap_err().status, KVKEEP_ERR_TIMEOUT);
-        late(client.drain_writes(300));
+        late(client.flush(300));
     }
     scene.go_on();
     assert_eq!(worker.wait(job, 1).unwrap_err().status, KVKEEP_ERR_TIMEOUT);

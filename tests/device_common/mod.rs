@@ -5,6 +5,7 @@
 #[path = "../random/mod.rs"]
 mod random;
 
+use kvkeep::abi::{JobResult, Stats};
 use kvkeep::config::SpaceSpec;
 use kvkeep::error::{KVKEEP_OK, Status};
 use kvkeep::key::Key;
@@ -13,7 +14,6 @@ use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::Asked;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
-use kvkeep::types::{PrefetchResult, Stats};
 use proptest::prelude::*;
 pub use random::Random;
 
@@ -240,10 +240,10 @@ impl Pages {
     }
 }
 
-pub fn result(opened: &OpenCache, job: u64) -> PrefetchResult {
-    let mut result = PrefetchResult::default();
+pub fn result(opened: &OpenCache, job: u64) -> JobResult {
+    let mut result = JobResult::default();
     opened.wait(job, WAIT_MS).unwrap();
-    assert_eq!(opened.query_prefetch(job, &mut result).unwrap(), KVKEEP_OK);
+    assert_eq!(opened.query_job(job, &mut result).unwrap(), KVKEEP_OK);
     result
 }
 
@@ -338,7 +338,7 @@ pub fn try_layouts(opened: &OpenCache, devices: &dyn Devices, one_of: u32) {
         round_trip(opened, &case, devices, &|space| {
             // Every other time they come from below.
             if case.seed % 2 == 0 {
-                opened.drain_writes(WAIT_MS).unwrap();
+                opened.flush(WAIT_MS).unwrap();
                 opened.clear(space, false).unwrap();
             }
         });

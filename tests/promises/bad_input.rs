@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char};
 use std::ops::{Deref, DerefMut};
 use std::ptr::{null, null_mut, without_provenance_mut};
 
+use kvkeep::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
 use kvkeep::error::{
     KVKEEP_ERR_CLOSED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_INVALID, KVKEEP_ERR_VERSION, KVKEEP_OK, Status,
 };
@@ -11,12 +12,11 @@ use kvkeep::events::Event;
 use kvkeep::ffi::cache::*;
 use kvkeep::ffi::object::*;
 use kvkeep::ffi::observe::*;
+use kvkeep::ffi::options::*;
 use kvkeep::ffi::prefetch::*;
 use kvkeep::ffi::session::*;
-use kvkeep::ffi::types::*;
 use kvkeep::ffi::version::{KVKEEP_ABI_VERSION, kvkeep_last_error};
 use kvkeep::key::Key;
-use kvkeep::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 use crate::cache::{KIB, MIB, key, views, watched};
 use crate::random::{Random, number, rounds};
@@ -194,7 +194,7 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
             let mut before: Stats = init();
             // SAFETY: as above. Counts beyond the arrays' are beyond what any call takes.
             let status = unsafe {
-                kvkeep_get_stats(cache, &mut before);
+                kvkeep_query_stats(cache, &mut before);
                 match function {
                     0 => {
                         let mut options: kvkeep_session_options = init();
@@ -209,17 +209,23 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                     }
                     1 => kvkeep_end_session(handle, session),
                     2 => kvkeep_abort_session(handle, session),
-                    3 => kvkeep_append_tokens(handle, session, random.pointer(tokens.as_mut_ptr()), count, place),
-                    4 => kvkeep_session_keys(handle, session, r1, r2, r3 as u32, r4 as u32, 1, keys, count),
-                    5 => kvkeep_session_keys(handle, session, 0, count as u64, 0, 1, 1, keys, count),
+                    3 => {
+                        kvkeep_append_tokens(handle, session, random.pointer(tokens.as_mut_ptr()), count, place.cast())
+                    }
+                    4 => {
+                        kvkeep_get_session_keys(handle, session, r1, r2 as usize, r3 as u32, r4 as u32, 1, keys, count)
+                    }
+                    5 => kvkeep_get_session_keys(handle, session, 0, count, 0, 1, 1, keys, count),
                     6 | 7 => kvkeep_reserve_write(handle, session, keys, count, sized, random.below(3) as u32, data),
                     8 => kvkeep_finish_write(handle, session, keys, count, said),
                     9 => kvkeep_abort_write(handle, session, keys, count, said),
                     10 => kvkeep_finish_write_and_reserve_read(handle, session, keys, count, extra, data),
                     11 | 12 => kvkeep_reserve_read(handle, session, keys, count, extra, data),
                     13 => kvkeep_finish_read(handle, session, keys, count, extra, said),
-                    14 => kvkeep_release_tokens(handle, session, 0, r2, r3 as u32, r4 as u32, r1 as u32, extra, place),
-                    15 => kvkeep_unsafe_read(handle, session, keys, count, data),
+                    14 => {
+                        kvkeep_finish_read_tokens(handle, session, 0, r2, r3 as u32, r4 as u32, r1 as u32, extra, place)
+                    }
+                    15 => kvkeep_get_views(handle, session, keys, count, data),
                     16 => kvkeep_touch(handle, space, keys, count, said),
                     17 => kvkeep_retain(handle, space, keys, count, r1 as u32, r2 as u32, said),
                     18 => kvkeep_delete(handle, space, keys, count, said),
@@ -239,7 +245,7 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                         options.group_rule_count = if random.wild { random.of(&[0, 1, 65, usize::MAX]) } else { 0 };
                         options.group_rules = random.pointer(rules.as_ptr().cast_mut());
                         options.policy = random.below(4) as u32;
-                        options.retention = random.below(3) as u32;
+                        options.lifetime = random.below(3) as u32;
                         options.priority = r4 as i32;
                         options.notify = random.of(&[0, 0, 0, 1, 2]);
                         let options = random.spoil(options);
@@ -251,27 +257,27 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                         status
                     }
                     22 => {
-                        let mut result = random.spoil(init::<PrefetchResult>());
-                        kvkeep_query_prefetch(handle, job, &mut result);
+                        let mut result = random.spoil(init::<JobResult>());
+                        kvkeep_query_job(handle, job, &mut result);
                         kvkeep_query_lookup_hits(handle, job, random.pointer(&raw mut small))
                     }
                     23 => {
                         let bytes = random.of(&[0, 1, KEYS * 24 - 1, usize::MAX]);
-                        kvkeep_wait(handle, job, 0);
+                        kvkeep_wait_job(handle, job, 0);
                         kvkeep_query_bitmap(handle, job, random.pointer(out.as_mut_ptr().cast::<u8>()), bytes)
                     }
                     24 => {
                         let mut completions = [std::mem::zeroed::<Completion>(); 2];
                         let capacity = random.of(&[0, 1, 2, usize::MAX]);
-                        kvkeep_drain_completions(handle, completions.as_mut_ptr(), capacity, &mut length);
-                        if random.one_in(2) { kvkeep_release_job(handle, job) } else { kvkeep_cancel(handle, job) }
+                        kvkeep_take_completions(handle, completions.as_mut_ptr(), capacity, &mut length);
+                        if random.one_in(2) { kvkeep_release_job(handle, job) } else { kvkeep_cancel_job(handle, job) }
                     }
                     25 => {
                         let mut events = [std::mem::zeroed::<Event>(); 2];
                         let capacity = random.of(&[0, 1, 2, usize::MAX]);
                         number = random.of(&[0, 1, number, u64::MAX]);
                         let next = random.pointer(&raw mut number);
-                        kvkeep_drain_events(handle, next, events.as_mut_ptr(), capacity, &mut length)
+                        kvkeep_read_events(handle, next, events.as_mut_ptr(), capacity, &mut length)
                     }
                     26 => kvkeep_evict(handle, space, keys, count, said),
                     27 => {
@@ -297,7 +303,7 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                 assert!(text.len() > 10, "{} says {text:?}", context());
                 let mut after: Stats = init();
                 // SAFETY: a valid handle and struct.
-                unsafe { kvkeep_get_stats(cache, &mut after) };
+                unsafe { kvkeep_query_stats(cache, &mut after) };
                 // Two of the cases are two calls, of which the first may have done its work.
                 if function != 24 {
                     assert_eq!(books(&before), books(&after), "{}", context());
@@ -313,11 +319,11 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
         // SAFETY: the handle is closed once, then used as a closed one.
         unsafe {
             let mut stats: Stats = init();
-            assert_eq!(kvkeep_get_stats(cache, &mut stats), KVKEEP_OK);
+            assert_eq!(kvkeep_query_stats(cache, &mut stats), KVKEEP_OK);
             assert!(stats.commits > 100 && stats.jobs_submitted > 100 && stats.read_hits > 100);
             assert_eq!(kvkeep_close(cache), KVKEEP_OK);
             assert_eq!(kvkeep_close(cache), KVKEEP_ERR_CLOSED);
-            assert_eq!(kvkeep_get_stats(cache, &mut stats), KVKEEP_ERR_CLOSED);
+            assert_eq!(kvkeep_query_stats(cache, &mut stats), KVKEEP_ERR_CLOSED);
             assert_eq!(kvkeep_end_session(cache, 1), KVKEEP_ERR_CLOSED);
         }
     });

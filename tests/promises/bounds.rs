@@ -93,7 +93,7 @@ fn p9_the_write_queue_and_l2() {
         cache.node.add_backend("memory:?capacity=64KiB").unwrap();
         for first in (1000..1200).step_by(8) {
             cache.store(first..first + 8, 4096);
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             assert!(cache.stats().l2_bytes <= 64 * KIB);
         }
         assert!(cache.stats().l2_evictions > 0);

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::{JobResult, Stats, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, Notify, PrefetchRequest, SpaceSpec};
 use kvkeep::error::{KVKEEP_OK, KVKEEP_PENDING, Status};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::types::{PrefetchResult, Stats, View};
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
@@ -57,7 +57,7 @@ pub fn views(count: usize) -> Vec<View> {
     vec![View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }; count]
 }
 
-pub fn result() -> PrefetchResult {
+pub fn result() -> JobResult {
     // SAFETY: plain data for which zero is a valid value.
     unsafe { std::mem::zeroed() }
 }
@@ -124,7 +124,7 @@ impl Cache {
     /// Objects that are in L2 and not in L1.
     pub fn store_below(&self, numbers: std::ops::Range<u32>, size: u64) {
         self.store(numbers, size);
-        self.node.drain_writes(WATCHDOG_MS).unwrap();
+        self.node.flush(WATCHDOG_MS).unwrap();
         self.node.clear(0, true).unwrap();
     }
 
@@ -148,16 +148,16 @@ impl Cache {
     }
 
     /// Prefetches and waits for the answer.
-    pub fn prefetch(&self, session: u64, numbers: std::ops::Range<u32>) -> PrefetchResult {
+    pub fn prefetch(&self, session: u64, numbers: std::ops::Range<u32>) -> JobResult {
         let job = self.submit(session, numbers, PrefetchRequest::default());
         self.node.wait(job, WATCHDOG_MS).unwrap();
         self.answer(job).unwrap()
     }
 
     /// A job's answer, if it is there.
-    pub fn answer(&self, job: u64) -> Option<PrefetchResult> {
+    pub fn answer(&self, job: u64) -> Option<JobResult> {
         let mut answer = result();
-        match self.node.query_prefetch(job, &mut answer).unwrap() {
+        match self.node.query_job(job, &mut answer).unwrap() {
             KVKEEP_OK => Some(answer),
             status => {
                 assert_eq!(status, KVKEEP_PENDING);
@@ -174,7 +174,7 @@ impl Cache {
 
     /// Nobody holds anything, in L1's books and in the jobs'.
     pub fn at_rest(&self) {
-        self.node.drain_writes(WATCHDOG_MS).unwrap();
+        self.node.flush(WATCHDOG_MS).unwrap();
         let stats = self.stats();
         assert_eq!((stats.l1_shares, stats.l1_staged, stats.l1_locked_bytes), (0, 0, 0));
         assert_eq!((stats.sessions, stats.jobs), (0, 0));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::Completion;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Notify, Policy, PrefetchRequest};
 use kvkeep::error::{
@@ -12,7 +13,6 @@ use kvkeep::error::{
     KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING,
 };
 use kvkeep::log::{Log, LogLevel};
-use kvkeep::types::Completion;
 
 use crate::cache::{Cache, MIB, WATCHDOG_MS, by_event, key, keys, said, until, views, watched};
 
@@ -86,7 +86,7 @@ fn cache_with(url: &str, timeout_ms: u64) -> Cache {
     });
     cache.store(0..256, 4096);
     // What a backend that hangs did not take is given up, and counted.
-    let _ = cache.node.drain_writes(WATCHDOG_MS);
+    let _ = cache.node.flush(WATCHDOG_MS);
     cache.node.clear(0, true).unwrap();
     cache
 }
@@ -145,13 +145,13 @@ fn p4_one_completion_per_job_by_the_event_descriptor() {
                 let mut poll = libc::pollfd { fd: cache.node.event_fd(), events: libc::POLLIN, revents: 0 };
                 // SAFETY: one descriptor, open until the cache is closed.
                 assert_eq!(unsafe { libc::poll(&mut poll, 1, WATCHDOG_MS as i32) }, 1, "{url}: no completion comes");
-                let count = cache.node.drain_completions(&mut some);
+                let count = cache.node.take_completions(&mut some);
                 assert!(count > 0, "the descriptor was readable for nothing");
                 for completion in &some[..count] {
                     *told.entry(completion.job).or_insert(0) += 1;
                 }
             }
-            assert_eq!(cache.node.drain_completions(&mut some), 0);
+            assert_eq!(cache.node.take_completions(&mut some), 0);
             assert!(jobs.iter().all(|job| told[job] == 1));
             cache.node.close();
         });
@@ -219,7 +219,7 @@ fn what_a_fenced_backend_misses_is_counted() {
         cache.prefetch(cache.session(), 0..1);
         until("the fence", || cache.stats().backend_timeouts == 1);
         cache.store(0..4, 4096);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         assert_eq!((cache.stats().stores, cache.stats().stores_dropped), (4, 4));
         let _ = cache.node.remove_backend(2);
         cache.node.close();
@@ -352,7 +352,7 @@ fn p5_completions_that_nobody_drains_are_bounded() {
     let refused = cache.node.submit_prefetch(session, &[key(0)], by_event(), &mut 0);
     assert_eq!(refused.unwrap_err().status, KVKEEP_ERR_LIMIT);
     cache.submit(session, 0..1, PrefetchRequest::default());
-    assert_eq!(cache.node.drain_completions(&mut [none(); 3]), 3);
+    assert_eq!(cache.node.take_completions(&mut [none(); 3]), 3);
     cache.submit(session, 0..1, by_event());
     cache.node.close();
 }
@@ -440,7 +440,7 @@ fn p4_jobs_cancelled_while_they_are_submitted_complete_once_and_hold_what_they_s
         });
         until("all jobs to be done", || cache.stats().jobs_completed >= 3000);
         let mut some = vec![none(); 4000];
-        assert_eq!(cache.node.drain_completions(&mut some), 3000);
+        assert_eq!(cache.node.take_completions(&mut some), 3000);
         assert_eq!(cache.stats().jobs_completed, 3000);
         // What the jobs said they hold can be returned, and is all.
         for completion in &some[..3000] {
@@ -470,7 +470,7 @@ fn p5_a_session_that_ends_while_it_is_used_leaves_no_job() {
                 cache.node.end_session(session).unwrap();
             });
             assert_eq!(cache.stats().jobs, 0);
-            while cache.node.drain_completions(&mut [none(); 64]) > 0 {}
+            while cache.node.take_completions(&mut [none(); 64]) > 0 {}
         }
         until("the last loads", || cache.stats().jobs_completed == cache.stats().jobs_submitted);
         until("their buffers", || cache.stats().l1_locked_bytes == 0);

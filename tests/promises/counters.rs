@@ -5,11 +5,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kvkeep::abi::Stats;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Mode, PrefetchRequest};
 use kvkeep::log::{Log, LogLevel};
 use kvkeep::prometheus::{COUNTERS, GAUGES, LATENCIES, backlog};
-use kvkeep::types::Stats;
 
 use crate::cache::{Cache, MIB, WATCHDOG, WATCHDOG_MS, key, keys, spec, until, views, watched};
 
@@ -326,12 +326,12 @@ fn in_backends(driven: &mut Driven) {
     driven.by(&cache, &said, || {
         cache.node.clear(0, true).unwrap();
         cache.store(0..8, SIZE);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
     });
     let said = [("stores", 80), ("l2_evictions", 40 + 8 - 14)];
     driven.by(&cache, &said, || {
         cache.store(100..140, SIZE);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
     });
     // Whatever is removed, what it did is counted.
     driven.by(&cache, &[("l2_evictions", 0), ("stores", 0)], || cache.node.remove_backend(1).unwrap());
@@ -356,7 +356,7 @@ fn when_backends_fail(driven: &mut Driven) {
     ];
     driven.by(&cache, &said, || {
         cache.store(0..4, SIZE);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
     });
     balanced(&cache);
     cache.node.close();
@@ -374,12 +374,12 @@ fn when_backends_fail(driven: &mut Driven) {
     let said = [("backend_timeouts", 1), ("dropped_failed", 1), ("stores_dropped", 1), ("writes_pending", 0)];
     driven.by(&cache, &said, || {
         cache.store(0..1, SIZE);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
     });
     let said = [("writes_asked", 3), ("dropped_fenced", 3), ("stores_dropped", 3)];
     driven.by(&cache, &said, || {
         cache.store(1..4, SIZE);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
     });
     balanced(&cache);
     cache.node.close();

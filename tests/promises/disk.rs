@@ -3,9 +3,9 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use kvkeep::abi::Stats;
 use kvkeep::cache::Cache as _;
 use kvkeep::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND};
-use kvkeep::types::Stats;
 
 use crate::cache::{Cache, MIB, WATCHDOG_MS, intact, key, keys, said, until, watched};
 
@@ -19,7 +19,7 @@ fn damaged(params: &str) {
 
     let cache = open(&format!("fault:{plain}&{params}"));
     cache.store(0..8, SIZE);
-    cache.node.drain_writes(WATCHDOG_MS).unwrap();
+    cache.node.flush(WATCHDOG_MS).unwrap();
     cache.node.clear(0, true).unwrap();
     let session = cache.session();
     let answer = cache.prefetch(session, 0..8);
@@ -74,7 +74,7 @@ fn store_forever(dir: &str) {
     let cache = Cache::open(4 * MIB, &[&format!("fs://{dir}?capacity=256MiB")], |_| {});
     for round in 0u32.. {
         cache.store(round * 8..round * 8 + 8, SIZE);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         println!("stored {round}");
     }
 }
@@ -126,7 +126,7 @@ fn p8_a_cache_dropped_without_close_leaves_what_it_had_stored() {
         let url = format!("fs://{}?capacity=64MiB", dir.path().display());
         let left = Cache::open(4 * MIB, &[&url], |_| {});
         left.store(0..16, SIZE);
-        left.node.drain_writes(WATCHDOG_MS).unwrap();
+        left.node.flush(WATCHDOG_MS).unwrap();
         drop(left);
         let cache = Cache::open(4 * MIB, &[&url], |_| {});
         until("the index", || cache.stats().l2_objects == 16);
@@ -143,11 +143,11 @@ fn what_was_deleted_is_gone_however_many_keys_were_named() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(MIB, &[&format!("fs://{}", dir.path().display())], |_| {});
         cache.store(0..4, 4096);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         let mut statuses = vec![9; 200_000];
         cache.node.delete(cache.space, &keys(0..200_000), Some(&mut statuses)).unwrap();
         assert_eq!(statuses[..4], [0; 4]);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         let (session, stats) = (cache.session(), cache.stats());
         assert_eq!((stats.l2_objects, stats.stores_dropped), (0, 0));
         assert_eq!(cache.prefetch(session, 0..4).hit_chunks, 0);
@@ -162,7 +162,7 @@ fn a_prefetch_finds_what_another_process_stored_however_many_keys_it_names() {
         let url = format!("fs://{}", dir.path().display());
         let [one, two] = [(); 2].map(|()| Cache::open(MIB, &[&url], |_| {}));
         one.store(0..4, 4096);
-        one.node.drain_writes(WATCHDOG_MS).unwrap();
+        one.node.flush(WATCHDOG_MS).unwrap();
         let answer = two.prefetch(two.session(), 0..200_000);
         assert_eq!((answer.hit_chunks, answer.tier_keys[1]), (4, 4));
         one.node.close();
@@ -177,7 +177,7 @@ fn a_key_that_is_named_twice_is_deleted_once_whichever_tier_has_it() {
             let cache = Cache::open(MIB, urls, |_| {});
             for in_l1 in [true, false] {
                 cache.store(0..2, 4096);
-                cache.node.drain_writes(WATCHDOG_MS).unwrap();
+                cache.node.flush(WATCHDOG_MS).unwrap();
                 if !in_l1 {
                     cache.node.evict(cache.space, &keys(0..2), None).unwrap();
                 }
@@ -187,7 +187,7 @@ fn a_key_that_is_named_twice_is_deleted_once_whichever_tier_has_it() {
                 let absent = said(KVKEEP_ERR_NOT_FOUND);
                 let first = if there { 0 } else { absent };
                 assert_eq!(statuses, [first, first, absent, absent], "{urls:?}, in L1: {in_l1}");
-                cache.node.drain_writes(WATCHDOG_MS).unwrap();
+                cache.node.flush(WATCHDOG_MS).unwrap();
             }
             cache.node.close();
         }

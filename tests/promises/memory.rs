@@ -112,7 +112,7 @@ fn p2_an_expired_session_is_revived_where_nothing_was_taken() {
         short();
         until("the idle session to be reclaimed", || cache.stats().sessions_reclaimed == 1);
         assert!(held.iter().zip(0..).all(|(view, number)| intact(view, number)));
-        assert!(cache.node.unsafe_read(holder, &keys(0..4), &mut views(4)).unwrap());
+        assert!(cache.node.get_views(holder, &keys(0..4), &mut views(4)).unwrap());
         assert_eq!(cache.finish(holder, 0..4, 0), [0; 4]);
         cache.node.close();
     });
@@ -168,7 +168,7 @@ fn p2_memory_that_a_hung_backend_may_write_is_quarantined_until_it_answers() {
         // The job is over; the bytes are not free.
         assert_eq!((cache.stats().l1_locked_bytes, cache.stats().l1_objects), (8 * 4096, 0));
         flood(&cache, 1000);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         assert_eq!(cache.stats().l1_locked_bytes, 8 * 4096);
         cache.node.remove_backend(1).unwrap();
         until("the hung backend's buffers", || cache.stats().l1_locked_bytes == 0);
@@ -196,7 +196,7 @@ fn p2_an_object_being_written_to_l2_is_neither_deleted_nor_evicted() {
         assert!(cache.read(session, 0..4, 0).iter().zip(0..).all(|(view, number)| intact(view, number)));
         cache.node.end_session(session).unwrap();
         cache.node.remove_backend(1).unwrap();
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         cache.at_rest();
         cache.node.close();
     });

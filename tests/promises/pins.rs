@@ -38,7 +38,7 @@ fn slow_backends(test: impl Fn(&Cache)) {
         // Room for one load at a time, so that what a job has found waits.
         let cache = Cache::open(MIB, &[&url], |config| config.loading_bytes_max = SIZE);
         test(&cache);
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         no_pin_is_left(&cache);
         cache.node.close();
     }
@@ -85,12 +85,12 @@ fn an_object_that_is_in_l1_by_the_time_it_is_loaded_keeps_no_pin() {
             assert_eq!((cache.answer(second).unwrap().hit_chunks, pins(cache)), (1, 0));
             cache.node.end_session(session).unwrap();
             // So a deletion ends, and what was deleted does not come back.
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             assert!(cache.node.delete(cache.space, &keys(0..2), None).unwrap());
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             let session = cache.session();
             assert_eq!(write(cache, session, 1, 9, SIZE), KVKEEP_OK as i32);
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             assert!(cache.node.evict(cache.space, &keys(1..2), None).unwrap());
             assert_eq!(cache.prefetch(session, 1..2).hit_chunks, 1);
             assert_eq!(word(cache, session, 1), Some(9));
@@ -167,9 +167,9 @@ fn what_is_deleted_while_a_cleared_copy_is_being_written_does_not_come_back() {
             let mut statuses = [9; 4];
             cache.node.delete(cache.space, &keys(0..4), Some(&mut statuses)).unwrap();
             assert_eq!(statuses, [KVKEEP_ERR_LOCKED as i32; 4]);
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             cache.node.delete(cache.space, &keys(0..4), None).unwrap();
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             let session = cache.session();
             assert_eq!((cache.prefetch(session, 0..4).hit_chunks, cache.stats().l2_objects), (0, 0));
             cache.node.end_session(session).unwrap();

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use kvkeep::abi::KeyState;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Policy, PrefetchRequest};
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD};
-use kvkeep::types::KeyState;
 
 use crate::cache::{Cache, KIB, MIB, WATCHDOG_MS, fill, intact, key, keys, said, until, views, watched};
 
@@ -137,7 +137,7 @@ fn p3_by_revocation_after_expiry_and_a_late_return_is_told() {
         assert_eq!((stats.shares_revoked, stats.l1_shares), (16, 2));
         assert!(kept.iter().zip(0..).all(|(view, number)| intact(view, number)));
         let mut again = views(1);
-        if let Ok(all) = cache.node.unsafe_read(late, &[key(7)], &mut again) {
+        if let Ok(all) = cache.node.get_views(late, &[key(7)], &mut again) {
             assert!(!all);
             assert_eq!(again[0].status, said(KVKEEP_ERR_EXPIRED));
             assert_eq!(cache.finish(late, 0..8, 1), [said(KVKEEP_ERR_EXPIRED); 8]);
@@ -165,9 +165,9 @@ fn p3_by_release_of_tokens_for_all_readers_together() {
     cache.node.session_keys(session, 0, 0, 1, 1, &mut chunk_keys).unwrap();
     assert!(cache.node.reserve_write(session, &chunk_keys, &[4096; 10], false, &mut views(10)).unwrap());
     cache.node.finish_write_and_reserve_read(session, &chunk_keys, 3, &mut views(10)).unwrap();
-    assert_eq!(cache.node.release_tokens(session, 70..160, (0, 1, 1), 3).unwrap(), 5);
-    assert_eq!(cache.node.release_tokens(session, 0..160, (0, 1, 1), 3).unwrap(), 5);
-    assert_eq!(cache.node.release_tokens(session, 0..160, (0, 1, 1), 3).unwrap(), 0);
+    assert_eq!(cache.node.finish_read_tokens(session, 70..160, (0, 1, 1), 3).unwrap(), 5);
+    assert_eq!(cache.node.finish_read_tokens(session, 0..160, (0, 1, 1), 3).unwrap(), 5);
+    assert_eq!(cache.node.finish_read_tokens(session, 0..160, (0, 1, 1), 3).unwrap(), 0);
     cache.node.end_session(session).unwrap();
     cache.at_rest();
     cache.node.close();

@@ -1,8 +1,8 @@
 //! What the tiers know of each other: uses in L1 reach the backends, and L1 hears what they lost.
 
+use kvkeep::abi::{KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KeyState};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::StoreMode;
-use kvkeep::types::{KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KeyState};
 
 use crate::cache::{Cache, MIB, WATCHDOG_MS, key, keys, until, watched};
 
@@ -31,7 +31,7 @@ fn below(cache: &Cache, numbers: std::ops::Range<u32>) -> Vec<u32> {
 
 fn put_below(cache: &Cache, numbers: std::ops::Range<u32>) {
     cache.store(numbers, SIZE);
-    cache.node.drain_writes(WATCHDOG_MS).unwrap();
+    cache.node.flush(WATCHDOG_MS).unwrap();
 }
 
 fn read(cache: &Cache, numbers: std::ops::Range<u32>) {
@@ -88,7 +88,7 @@ fn a_touch_and_a_write_of_what_is_there_are_uses_below() {
             let cache = Cache::open(MIB, &[url], |_| {});
             put_below(&cache, 0..16);
             assert!(cache.node.touch(cache.space, &keys(0..3), None).unwrap());
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             cache.node.evict(cache.space, &keys(3..6), None).unwrap();
             // Found in the index, and by the backend itself.
             put_below(&cache, 3..6);
@@ -136,14 +136,14 @@ fn what_a_backend_evicts_is_stored_no_more_and_written_again_before_l1_evicts_it
             assert_eq!(below(&cache, 0..16), stored(&cache, 0..16));
             assert_eq!((stored(&cache, 0..16).len(), cache.stats().stores), (8, 16));
             // Not at once: a backend that is full would be given the same objects in turn.
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             assert_eq!((cache.stats().stores, cache.stats().stores_dropped), (16, 0));
             // With L1 full, the next ones make it evict what backends lost: that is written first, or counted as dropped.
             cache.store(1000..1112, SIZE);
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             assert_eq!((cache.stats().stores, cache.stats().evictions), (128, 0));
             cache.store(2000..2008, SIZE);
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             let stats = cache.stats();
             assert!(stats.stores > 136, "nothing was written again");
             assert!(stats.stores <= 136 + 8 * 8 && stats.stores_dropped <= 8, "{stats:?}");
@@ -191,7 +191,7 @@ fn what_a_removed_backend_alone_had_is_stored_no_more() {
         cache.node.add_backend("memory:").unwrap();
         put_below(&cache, 100..116);
         until("what was met by eviction", || {
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             put_below(&cache, 200..208);
             let stats = cache.stats();
             stats.stores + stats.stores_dropped >= 8 + 16 + 8 + 8
@@ -208,7 +208,7 @@ fn a_write_that_was_given_up_is_not_said_to_be_stored() {
         assert_eq!((stored(&cache, 0..4), cache.stats().stores_dropped), (vec![], 4));
         // Nor is it tried, or counted, again.
         assert!(cache.node.evict(cache.space, &keys(0..4), None).unwrap());
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         assert_eq!((cache.stats().stores_dropped, cache.stats().store_retries), (4, 12));
         cache.node.close();
         // One of two is enough.
@@ -245,10 +245,10 @@ fn a_backend_that_keeps_nothing_is_not_written_to_without_end() {
             let cache = Cache::open(64 * SIZE, &["memory:?capacity=9KiB"], |config| config.store_mode = mode);
             for round in 0..8 {
                 cache.store(round * 100..round * 100 + 40, SIZE);
-                cache.node.drain_writes(WATCHDOG_MS).unwrap();
+                cache.node.flush(WATCHDOG_MS).unwrap();
             }
             until("L1 to be below its watermark", || cache.stats().l1_used_bytes <= 52 * SIZE);
-            cache.node.drain_writes(WATCHDOG_MS).unwrap();
+            cache.node.flush(WATCHDOG_MS).unwrap();
             let stats = cache.stats();
             assert!(stats.stores <= 2 * 320, "{} writes of 320 objects", stats.stores);
             cache.node.close();

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use kvkeep::abi::{KVKEEP_KEY_EVICTABLE, KeyState};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::PrefetchRequest;
-use kvkeep::types::{KVKEEP_KEY_EVICTABLE, KeyState};
 use serde_json::Value;
 
 use crate::cache::{Cache, MIB, WATCHDOG_MS, key, until, views, watched};
@@ -54,7 +54,7 @@ fn p12_a_key_names_its_holders_and_why_it_is_unevictable() {
         cache.node.end_session(reader).unwrap();
         cache.node.end_session(writer).unwrap();
         cache.node.remove_backend(1).unwrap();
-        cache.node.drain_writes(WATCHDOG_MS).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
         assert_eq!(why(&cache, 0)["state"], "absent");
         cache.node.close();
     });

@@ -46,7 +46,7 @@ inline const char* text_or_null(const std::string& text) noexcept { return text.
 
 inline Completion copied(const kvkeep_completion& from) {
     return {from.job, from.session, static_cast<Status>(from.status), from.hit_chunks, from.loaded_bytes,
-            from.message};
+            from.message, static_cast<JobKind>(from.kind), from.copied_keys, from.copied_bytes};
 }
 
 // What C calls: nothing may leave it, so a callback that throws is on its own.
@@ -85,9 +85,9 @@ Result with_future(kvkeep* cache, Submit&& submit) {
 
 // Cancels a job and blocks until it has ended: of a transfer, until no page is touched any more. A job that is gone has ended.
 inline void cancel_and_wait(kvkeep* cache, std::uint64_t job) noexcept {
-    if (kvkeep_wait(cache, job, 0) != KVKEEP_ERR_TIMEOUT) return;
-    kvkeep_cancel(cache, job);
-    while (kvkeep_wait(cache, job, std::numeric_limits<std::uint32_t>::max()) == KVKEEP_ERR_TIMEOUT) {
+    if (kvkeep_wait_job(cache, job, 0) != KVKEEP_ERR_TIMEOUT) return;
+    kvkeep_cancel_job(cache, job);
+    while (kvkeep_wait_job(cache, job, std::numeric_limits<std::uint32_t>::max()) == KVKEEP_ERR_TIMEOUT) {
     }
 }
 

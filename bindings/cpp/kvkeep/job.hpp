@@ -28,9 +28,9 @@ public:
     }
 
     /// The result, whatever its status; empty until the job is done.
-    std::optional<kvkeep_prefetch_result> query() const {
-        auto result = detail::prepared<kvkeep_prefetch_result>();
-        if (detail::check(kvkeep_query_prefetch(cache_, id_, &result)) == Status::pending) return std::nullopt;
+    std::optional<kvkeep_job_result> query() const {
+        auto result = detail::prepared<kvkeep_job_result>();
+        if (detail::check(kvkeep_query_job(cache_, id_, &result)) == Status::pending) return std::nullopt;
         return result;
     }
 
@@ -47,12 +47,12 @@ public:
     /// Blocks until the job is done; false where `timeout` passed first. The job then goes on, and so does a transfer's copy: wait
     /// again, or cancel it and wait, before its pages are used anew.
     bool wait(std::chrono::milliseconds timeout) const {
-        const auto status = kvkeep_wait(cache_, id_, detail::milliseconds(timeout));
+        const auto status = kvkeep_wait_job(cache_, id_, detail::milliseconds(timeout));
         return status != KVKEEP_ERR_TIMEOUT && detail::check(status) == Status::ok;
     }
 
     /// Stops what has not started; waits for nothing. The job still completes.
-    void cancel() const { detail::check(kvkeep_cancel(cache_, id_)); }
+    void cancel() const { detail::check(kvkeep_cancel_job(cache_, id_)); }
 
     /// Forgets the job; its shares stay the session's.
     void release() const { detail::check(kvkeep_release_job(cache_, id_)); }
@@ -67,7 +67,7 @@ protected:
     std::size_t key_count_;
 };
 
-/// One store or load. Of its result, `hit_chunks` counts objects, and the status is partial where blocks have a status of
+/// One store or load. Of its result, `copied_keys` counts objects, and the status is partial where blocks have a status of
 /// their own. Pages are the library's until it is done. A Transfer that tells its end neither to a callback, nor by a future, nor by
 /// the event descriptor owns the copy: destroyed before it is done, by an exception or on purpose, it cancels the transfer and waits
 /// until the copy has landed. The others may be dropped at any time.

@@ -67,7 +67,7 @@ struct PrefetchOptions {
     std::chrono::milliseconds deadline{0};
     std::chrono::milliseconds lookup_timeout{0};
     std::chrono::milliseconds lookup_interval{0};
-    Retention retention = Retention::keep;
+    Lifetime lifetime = Lifetime::cached;
     std::int32_t priority = 0;
     Notify notify = Notify::poll;
 };
@@ -169,7 +169,7 @@ struct TransferOptions {
     std::uint64_t stream = 0;
     std::uint32_t skip_first_tokens = 0;
     bool return_shares = false;
-    Retention retention = Retention::keep;
+    Lifetime lifetime = Lifetime::cached;
     std::int32_t priority = 0;
     Notify notify = Notify::poll;
 };

@@ -65,7 +65,7 @@ private:
         options.stream = from.stream;
         options.skip_first_tokens = from.skip_first_tokens;
         options.return_shares = from.return_shares ? 1 : 0;
-        options.retention = static_cast<std::uint32_t>(from.retention);
+        options.lifetime = static_cast<std::uint32_t>(from.lifetime);
         options.priority = from.priority;
         options.notify = static_cast<std::uint32_t>(from.notify);
         std::uint64_t job = 0;

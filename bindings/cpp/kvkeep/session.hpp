@@ -50,7 +50,7 @@ public:
         if (each != 0 && chunk_count > KVKEEP_KEYS_MAX / each)
             throw Error(Status::invalid, "at most KVKEEP_KEYS_MAX keys can be asked for in one call");
         std::vector<Key> keys(static_cast<std::size_t>(chunk_count * each));
-        detail::check(kvkeep_session_keys(cache_, id_, first_chunk, chunk_count, range.first_rank, range.rank_count,
+        detail::check(kvkeep_get_session_keys(cache_, id_, first_chunk, chunk_count, range.first_rank, range.rank_count,
                                           range.group_count, keys.data(), keys.size()));
         return keys;
     }
@@ -58,16 +58,16 @@ public:
     /// Reserves `sizes[i]` bytes for `keys[i]`. Each batch function has this form, which allocates nothing: ok, or
     /// partial where a key failed; and one that returns a vector.
     Status reserve_write(Span<const Key> keys, Span<const std::uint64_t> sizes, Span<View> views,
-                         Retention retention = Retention::keep) {
+                         Lifetime lifetime = Lifetime::cached) {
         fits(keys, sizes.size());
         fits(keys, views.size());
         return detail::check(kvkeep_reserve_write(cache_, id_, keys.data(), keys.size(), sizes.data(),
-                                                  static_cast<std::uint32_t>(retention), views.data()));
+                                                  static_cast<std::uint32_t>(lifetime), views.data()));
     }
     std::vector<View> reserve_write(Span<const Key> keys, Span<const std::uint64_t> sizes,
-                                    Retention retention = Retention::keep) {
+                                    Lifetime lifetime = Lifetime::cached) {
         std::vector<View> views(keys.size());
-        reserve_write(keys, sizes, views, retention);
+        reserve_write(keys, sizes, views, lifetime);
         return views;
     }
 
@@ -116,21 +116,21 @@ public:
     }
 
     /// Views again, for keys whose shares the session holds; takes none.
-    Status unsafe_read(Span<const Key> keys, Span<View> views) {
+    Status get_views(Span<const Key> keys, Span<View> views) {
         fits(keys, views.size());
-        return detail::check(kvkeep_unsafe_read(cache_, id_, keys.data(), keys.size(), views.data()));
+        return detail::check(kvkeep_get_views(cache_, id_, keys.data(), keys.size(), views.data()));
     }
-    std::vector<View> unsafe_read(Span<const Key> keys) {
+    std::vector<View> get_views(Span<const Key> keys) {
         std::vector<View> views(keys.size());
-        unsafe_read(keys, views);
+        get_views(keys, views);
         return views;
     }
 
     /// Returns the shares of the chunks wholly within [first_token, last_token); the number of keys given back.
-    std::uint64_t release_tokens(std::uint64_t first_token, std::uint64_t last_token, KeyRange range = {},
+    std::uint64_t finish_read_tokens(std::uint64_t first_token, std::uint64_t last_token, KeyRange range = {},
                                  std::int32_t extra_count = 0) {
         std::uint64_t returned = 0;
-        detail::check(kvkeep_release_tokens(cache_, id_, first_token, last_token, range.first_rank, range.rank_count,
+        detail::check(kvkeep_finish_read_tokens(cache_, id_, first_token, last_token, range.first_rank, range.rank_count,
                                             range.group_count, extra_count, &returned));
         return returned;
     }
@@ -196,7 +196,7 @@ private:
         options.deadline_ms = detail::milliseconds(from.deadline);
         options.lookup_timeout_ms = detail::milliseconds(from.lookup_timeout);
         options.lookup_interval_ms = detail::milliseconds(from.lookup_interval);
-        options.retention = static_cast<std::uint32_t>(from.retention);
+        options.lifetime = static_cast<std::uint32_t>(from.lifetime);
         options.priority = from.priority;
         options.notify = static_cast<std::uint32_t>(from.notify);
         std::uint64_t job = 0;

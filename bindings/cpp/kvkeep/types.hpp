@@ -52,21 +52,21 @@ enum class StoreMode : std::uint32_t {
     never = KVKEEP_STORE_NEVER,
 };
 
-enum class Retention : std::uint32_t {
-    keep = KVKEEP_RETENTION_KEEP,
-    temporary = KVKEEP_RETENTION_TEMPORARY,
+enum class Lifetime : std::uint32_t {
+    cached = KVKEEP_LIFETIME_CACHED,
+    temporary = KVKEEP_LIFETIME_TEMPORARY,
 };
 
 enum class PrefetchMode : std::uint32_t {
     prefix = KVKEEP_PREFETCH_PREFIX,
     window = KVKEEP_PREFETCH_WINDOW,
-    any = KVKEEP_PREFETCH_ANY,
+    each = KVKEEP_PREFETCH_EACH,
 };
 
 enum class PrefetchPolicy : std::uint32_t {
-    best_effort = KVKEEP_POLICY_BEST_EFFORT,
-    wait = KVKEEP_POLICY_WAIT,
-    deadline = KVKEEP_POLICY_DEADLINE,
+    best_effort = KVKEEP_PREFETCH_POLICY_BEST_EFFORT,
+    wait = KVKEEP_PREFETCH_POLICY_WAIT,
+    deadline = KVKEEP_PREFETCH_POLICY_DEADLINE,
 };
 
 enum class Notify : std::uint32_t {
@@ -163,7 +163,13 @@ static_assert(sizeof(KeyState) == sizeof(kvkeep_key_state) && std::is_standard_l
 static_assert(sizeof(View) == sizeof(kvkeep_view) && std::is_standard_layout_v<View> &&
               std::is_trivially_copyable_v<View>);
 
-/// What became of one job.
+enum class JobKind : std::uint32_t {
+    prefetch = KVKEEP_JOB_PREFETCH,
+    load = KVKEEP_JOB_LOAD,
+    store = KVKEEP_JOB_STORE,
+};
+
+/// What became of one job. Fields of the other kind of job are 0.
 struct Completion {
     std::uint64_t job = 0;
     std::uint64_t session = 0;
@@ -171,6 +177,9 @@ struct Completion {
     std::uint32_t hit_chunks = 0;
     std::uint64_t loaded_bytes = 0;
     std::string message;
+    JobKind kind = JobKind::prefetch;
+    std::uint32_t copied_keys = 0;
+    std::uint64_t copied_bytes = 0;
 };
 
 /// Runs on the library's callback thread, exactly once. May call anything but close. What it throws is dropped.

@@ -26,7 +26,7 @@ static void bad_arguments_change_nothing() {
           kvk::Status::invalid);
     CHECK(thrown([&] { session.keys(0, std::uint64_t{1} << 62); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { session.keys(0, 1); }).status() == kvk::Status::invalid);
-    CHECK(thrown([&] { cache.drain_writes(std::chrono::milliseconds(-1)); }).status() == kvk::Status::invalid);
+    CHECK(thrown([&] { cache.flush(std::chrono::milliseconds(-1)); }).status() == kvk::Status::invalid);
     CHECK(cache.stats().l1_shares == 0 && cache.stats().l1_staged == 0);
 }
 

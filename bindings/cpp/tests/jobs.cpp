@@ -57,10 +57,10 @@ static void the_descriptor_tells_of_many() {
     while (drained.size() < submitted.size()) {
         pollfd ready{cache.event_fd(), POLLIN, 0};
         CHECK(poll(&ready, 1, static_cast<int>(std::chrono::milliseconds(watchdog).count())) == 1);
-        for (const auto& completion : cache.drain()) drained.push_back(completion.job);
+        for (const auto& completion : cache.take_completions()) drained.push_back(completion.job);
     }
     std::sort(drained.begin(), drained.end());
-    CHECK(drained == submitted && cache.drain().empty());
+    CHECK(drained == submitted && cache.take_completions().empty());
 }
 
 static void a_hung_lookup_is_cancelled() {
@@ -95,14 +95,14 @@ static void a_new_cache_finds_what_an_old_one_wrote() {
         kvk::Cache cache(options);
         auto session = space_of(cache).session();
         store(session, keys, 8192);
-        CHECK(cache.drain_writes(watchdog));
+        CHECK(cache.flush(watchdog));
     }
     kvk::Cache cache(options);
     auto session = space_of(cache).session();
     auto submitted = session.prefetch_future(keys);
     CHECK(submitted.completion.get().hit_chunks == 6);
     CHECK(submitted.job.query().value().tier_keys[1] == 6);
-    const auto views = session.unsafe_read(keys);
+    const auto views = session.get_views(keys);
     for (std::size_t i = 0; i < keys.size(); ++i) check_content(views[i], i, 8192);
 }
 

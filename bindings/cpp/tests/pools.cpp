@@ -128,8 +128,8 @@ static void blocks_go_and_come_back_elsewhere() {
     auto stored = pool.store_future(session, keys, std::vector<std::int32_t>{0, 1, 2, 3, 4, 5});
     CHECK(stored.completion.wait_for(watchdog) == std::future_status::ready);
     const auto completion = stored.completion.get();
-    CHECK(completion.status == kvk::Status::ok && completion.hit_chunks == 3);
-    CHECK(completion.loaded_bytes == 6 * 4 * Pages::block_bytes && completion.job == stored.transfer.id());
+    CHECK(completion.status == kvk::Status::ok && completion.copied_keys == 3);
+    CHECK(completion.copied_bytes == 6 * 4 * Pages::block_bytes && completion.job == stored.transfer.id());
     kvk::TransferOptions options;
     options.skip_first_tokens = 8;
     const auto load = pool.load(session, keys, std::vector<std::int32_t>{11, 10, 9, 8, 7, 6}, options);
@@ -227,10 +227,10 @@ struct Landing {
     }
 
     // Whether no page is touched any more.
-    bool over(std::uint64_t job) const { return kvkeep_wait(cache.handle(), job, 0) == KVKEEP_OK; }
+    bool over(std::uint64_t job) const { return kvkeep_wait_job(cache.handle(), job, 0) == KVKEEP_OK; }
     kvk::Status status(std::uint64_t job) const {
-        auto result = kvk::detail::prepared<kvkeep_prefetch_result>();
-        kvk::detail::check(kvkeep_query_prefetch(cache.handle(), job, &result));
+        auto result = kvk::detail::prepared<kvkeep_job_result>();
+        kvk::detail::check(kvkeep_query_job(cache.handle(), job, &result));
         return static_cast<kvk::Status>(result.status);
     }
 };
@@ -286,7 +286,7 @@ static void a_transfer_that_is_dropped_leaves_no_copy() {
         CHECK(kept->wait(watchdog) && test.status(kept->id()) == kvk::Status::ok);
     }
     job = test.pool.load(test.session, test.keys, test.ids).detach();
-    CHECK(kvkeep_wait(test.cache.handle(), job, 60000) == KVKEEP_OK && test.status(job) == kvk::Status::ok);
+    CHECK(kvkeep_wait_job(test.cache.handle(), job, 60000) == KVKEEP_OK && test.status(job) == kvk::Status::ok);
     std::promise<kvk::Completion> told;
     test.pool.load(test.session, test.keys, test.ids, {},
                    [&](const kvk::Completion& completion) { told.set_value(completion); });

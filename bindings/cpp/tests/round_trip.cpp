@@ -10,7 +10,7 @@ static void bytes_come_back_where_they_were_written() {
     auto reader = space.session("reader");
     const auto views = reader.reserve_read(keys, 1);
     for (std::size_t i = 0; i < keys.size(); ++i) check_content(views[i], i, 4096);
-    const auto again = reader.unsafe_read(keys);
+    const auto again = reader.get_views(keys);
     CHECK(again[3].data == views[3].data);
 
     // Two shares a key: one for each of two readers.
@@ -43,7 +43,7 @@ static void staging_is_given_back() {
     for (const auto status : session.abort_write(keys)) CHECK(status == kvk::Status::ok);
     for (const auto& view : session.reserve_read(keys)) CHECK(view.result() == kvk::Status::not_found);
 
-    session.reserve_write(keys, std::vector<std::uint64_t>{64, 64}, kvk::Retention::temporary);
+    session.reserve_write(keys, std::vector<std::uint64_t>{64, 64}, kvk::Lifetime::temporary);
     for (const auto& view : session.finish_write_and_reserve_read(keys)) CHECK(view.ok());
     session.finish_read(keys);
     for (const auto& view : session.reserve_read(keys)) CHECK(view.result() == kvk::Status::not_found);
@@ -59,7 +59,7 @@ static void tokens_become_keys() {
     CHECK(keys.size() == 4 && keys[1].rank == 1 && keys[0] != keys[2]);
     store(session, keys, 512);
     session.reserve_read(keys);
-    CHECK(session.release_tokens(16, 32, two_ranks) == 2);
+    CHECK(session.finish_read_tokens(16, 32, two_ranks) == 2);
     CHECK(session.finish_read(keys)[0] == kvk::Status::ok);
 }
 
@@ -121,20 +121,20 @@ static void a_space_rules_its_keys() {
 static void events_are_told_to_any_reader() {
     kvk::Cache cache(small());
     std::uint64_t next = 0;
-    CHECK(cache.drain_events(next).empty() && next == 1);
+    CHECK(cache.read_events(next).empty() && next == 1);
     auto space = space_of(cache);
     auto session = space.session();
     const auto keys = some_keys(2);
     store(session, keys, 128);
     space.clear();
-    const auto first = cache.drain_events(next, 3);
+    const auto first = cache.read_events(next, 3);
     CHECK(first.size() == 3 && next == 4);
     CHECK(first[0].sequence == 1 && first[0].kind == KVKEEP_EVENT_STORED && first[0].space == space.id());
     CHECK(first[0].key.hash[0] == keys[0].hash[0] && first[0].size == 128 && first[0].tier == 0);
     CHECK(first[2].kind == KVKEEP_EVENT_REMOVED);
-    CHECK(cache.drain_events(next).size() == 1 && next == 5);
+    CHECK(cache.read_events(next).size() == 1 && next == 5);
     next = 9;
-    CHECK(thrown([&] { cache.drain_events(next); }).status() == kvk::Status::invalid);
+    CHECK(thrown([&] { cache.read_events(next); }).status() == kvk::Status::invalid);
 }
 
 int main() {

@@ -23,12 +23,13 @@ from ._ffi import (
 )
 from ._ffi import (
     EventKind,
+    JobKind,
+    Lifetime,
     LogLevel,
     Notify,
     Part,
     PrefetchMode,
     PrefetchPolicy,
-    Retention,
     Status,
     StoreMode,
 )
@@ -59,7 +60,7 @@ from .errors import (
     VersionError,
 )
 from .event import Event
-from .job import Job, PrefetchResult
+from .job import Job, JobResult
 from .key import Key, Keys, keys
 from .pages import Pages, Segment, pages
 from .pool import Pool, Transfer
@@ -101,10 +102,13 @@ __all__ = [
     "InvalidError",
     "IoError",
     "Job",
+    "JobKind",
+    "JobResult",
     "Key",
     "KeyState",
     "Keys",
     "KvkeepError",
+    "Lifetime",
     "LimitError",
     "LockedError",
     "LogLevel",
@@ -117,9 +121,7 @@ __all__ = [
     "Pool",
     "PrefetchMode",
     "PrefetchPolicy",
-    "PrefetchResult",
     "QuotaError",
-    "Retention",
     "Segment",
     "Session",
     "Space",

@@ -23,6 +23,7 @@ KVKEEP_VERSION_MAJOR = 0
 KVKEEP_VERSION_MINOR = 1
 KVKEEP_VERSION_PATCH = 0
 KVKEEP_VERSION = "0.1.0"
+KVKEEP_VERSION_NUMBER = (KVKEEP_VERSION_MAJOR * 1000000 + KVKEEP_VERSION_MINOR * 1000 + KVKEEP_VERSION_PATCH)
 KVKEEP_ABI_VERSION = 1
 KVKEEP_FLAG_HUGE_PAGES = 1
 KVKEEP_FLAG_NUMA_NODE = 2
@@ -77,15 +78,15 @@ class StoreMode(enum.IntEnum):
     NEVER = 3
 
 
-class Retention(enum.IntEnum):
-    KEEP = 0
+class Lifetime(enum.IntEnum):
+    CACHED = 0
     TEMPORARY = 1
 
 
 class PrefetchMode(enum.IntEnum):
     PREFIX = 0
     WINDOW = 1
-    ANY = 2
+    EACH = 2
 
 
 class PrefetchPolicy(enum.IntEnum):
@@ -103,6 +104,12 @@ class Part(enum.IntEnum):
     UNSAID = 0
     KEY = 1
     VALUE = 2
+
+
+class JobKind(enum.IntEnum):
+    PREFETCH = 1
+    LOAD = 2
+    STORE = 3
 
 
 class EventKind(enum.IntEnum):
@@ -221,6 +228,10 @@ class kvkeep_completion(Structure):
     hit_chunks: int
     loaded_bytes: int
     message: bytes
+    kind: int
+    copied_keys: int
+    copied_bytes: int
+    reserved: Any
     _fields_ = [
         ("job", c_uint64),
         ("session", c_uint64),
@@ -228,10 +239,14 @@ class kvkeep_completion(Structure):
         ("hit_chunks", c_uint32),
         ("loaded_bytes", c_uint64),
         ("message", c_char * KVKEEP_MESSAGE_BYTES),
+        ("kind", c_uint32),
+        ("copied_keys", c_uint32),
+        ("copied_bytes", c_uint64),
+        ("reserved", c_uint64 * 4),
     ]
 
 
-class kvkeep_prefetch_result(Structure):
+class kvkeep_job_result(Structure):
     struct_size: int
     abi_version: int
     status: int
@@ -244,6 +259,12 @@ class kvkeep_prefetch_result(Structure):
     load_us: int
     total_us: int
     message: bytes
+    kind: int
+    asked_keys: int
+    copied_keys: int
+    reserved: int
+    copied_bytes: int
+    copy_us: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -257,6 +278,12 @@ class kvkeep_prefetch_result(Structure):
         ("load_us", c_uint64),
         ("total_us", c_uint64),
         ("message", c_char * KVKEEP_MESSAGE_BYTES),
+        ("kind", c_uint32),
+        ("asked_keys", c_uint32),
+        ("copied_keys", c_uint32),
+        ("reserved", c_uint32),
+        ("copied_bytes", c_uint64),
+        ("copy_us", c_uint64),
     ]
 
 
@@ -281,7 +308,7 @@ class kvkeep_transfer_options(Structure):
     stream: int
     skip_first_tokens: int
     return_shares: int
-    retention: int
+    lifetime: int
     priority: int
     notify: int
     reserved: int
@@ -291,7 +318,7 @@ class kvkeep_transfer_options(Structure):
         ("stream", c_uint64),
         ("skip_first_tokens", c_uint32),
         ("return_shares", c_uint32),
-        ("retention", c_uint32),
+        ("lifetime", c_uint32),
         ("priority", c_int32),
         ("notify", c_uint32),
         ("reserved", c_uint32),
@@ -393,7 +420,7 @@ class kvkeep_prefetch_options(Structure):
     deadline_ms: int
     lookup_timeout_ms: int
     lookup_interval_ms: int
-    retention: int
+    lifetime: int
     priority: int
     notify: int
     reserved: int
@@ -410,7 +437,7 @@ class kvkeep_prefetch_options(Structure):
         ("deadline_ms", c_uint32),
         ("lookup_timeout_ms", c_uint32),
         ("lookup_interval_ms", c_uint32),
-        ("retention", c_uint32),
+        ("lifetime", c_uint32),
         ("priority", c_int32),
         ("notify", c_uint32),
         ("reserved", c_uint32),
@@ -663,7 +690,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_uint64,
         ),
     ),
-    "kvkeep_drain_writes": (
+    "kvkeep_flush": (
         c_int,
         (
             c_void_p,
@@ -700,16 +727,16 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_uint64,
             POINTER(c_uint32),
             c_size_t,
-            POINTER(c_uint64),
+            POINTER(c_size_t),
         ),
     ),
-    "kvkeep_session_keys": (
+    "kvkeep_get_session_keys": (
         c_int,
         (
             c_void_p,
             c_uint64,
             c_uint64,
-            c_uint64,
+            c_size_t,
             c_uint32,
             c_uint32,
             c_uint32,
@@ -782,7 +809,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_int32),
         ),
     ),
-    "kvkeep_release_tokens": (
+    "kvkeep_finish_read_tokens": (
         c_int,
         (
             c_void_p,
@@ -796,7 +823,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_uint64),
         ),
     ),
-    "kvkeep_unsafe_read": (
+    "kvkeep_get_views": (
         c_int,
         (
             c_void_p,
@@ -896,12 +923,12 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_uint32),
         ),
     ),
-    "kvkeep_query_prefetch": (
+    "kvkeep_query_job": (
         c_int,
         (
             c_void_p,
             c_uint64,
-            POINTER(kvkeep_prefetch_result),
+            POINTER(kvkeep_job_result),
         ),
     ),
     "kvkeep_query_bitmap": (
@@ -913,7 +940,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_size_t,
         ),
     ),
-    "kvkeep_wait": (
+    "kvkeep_wait_job": (
         c_int,
         (
             c_void_p,
@@ -921,7 +948,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_uint32,
         ),
     ),
-    "kvkeep_cancel": (
+    "kvkeep_cancel_job": (
         c_int,
         (
             c_void_p,
@@ -935,14 +962,14 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_uint64,
         ),
     ),
-    "kvkeep_event_fd": (
+    "kvkeep_get_event_fd": (
         c_int,
         (
             c_void_p,
             POINTER(c_int32),
         ),
     ),
-    "kvkeep_drain_completions": (
+    "kvkeep_take_completions": (
         c_int,
         (
             c_void_p,
@@ -1027,7 +1054,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_size_t,
         ),
     ),
-    "kvkeep_get_stats": (
+    "kvkeep_query_stats": (
         c_int,
         (
             c_void_p,
@@ -1042,7 +1069,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(kvkeep_space_usage),
         ),
     ),
-    "kvkeep_metrics": (
+    "kvkeep_get_metrics": (
         c_int,
         (
             c_void_p,
@@ -1072,7 +1099,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_size_t),
         ),
     ),
-    "kvkeep_drain_events": (
+    "kvkeep_read_events": (
         c_int,
         (
             c_void_p,

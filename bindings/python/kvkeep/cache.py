@@ -143,9 +143,9 @@ class Cache:
         """Removes a backend; what it stored stays where it is. Blocks while it closes."""
         call(lib.kvkeep_remove_backend, self.pointer, number(ctypes.c_uint64, "the backend", backend))
 
-    def drain_writes(self, timeout: float = 60.0) -> None:
+    def flush(self, timeout: float = 60.0) -> None:
         """Waits until everything committed before is written to L2 or given up; TimedOutError after `timeout` s."""
-        call(lib.kvkeep_drain_writes, self.pointer, number(ctypes.c_uint32, "timeout", round(timeout * 1000)))
+        call(lib.kvkeep_flush, self.pointer, number(ctypes.c_uint32, "timeout", round(timeout * 1000)))
 
     def clear(self, force: bool = False, space: int = 0) -> int:
         """Empties L1 of one space, or of all; with `force` also hides objects in use. How many went."""
@@ -156,39 +156,39 @@ class Cache:
     def forget(self, space: int = 0) -> int:
         """Forgets one space, or all, in every tier: nothing stored before is found from now on. How many objects of L1 went.
 
-        Backends delete theirs in the background, which `drain_writes` waits for.
+        Backends delete theirs in the background, which `flush` waits for.
         """
         removed = ctypes.c_uint64()
         call(lib.kvkeep_forget_space, self.pointer, space, ctypes.byref(removed))
         return removed.value
 
     def event_fd(self) -> int:
-        """Readable while `drain_completions` has something to give. Owned by the library: do not close."""
+        """Readable while `take_completions` has something to give. Owned by the library: do not close."""
         return self.completions.fd()
 
-    def drain_completions(self) -> list[Completion]:
+    def take_completions(self) -> list[Completion]:
         """The ends of jobs submitted with Notify.EVENT_FD and no loop, each once. Never blocks."""
-        return self.completions.drain()
+        return self.completions.take()
 
-    def drain_events(self, next: int = 0, most: int = 1024) -> tuple[list[Event], int]:
+    def read_events(self, next: int = 0, most: int = 1024) -> tuple[list[Event], int]:
         """Up to `most` events from number `next` on (0: from the oldest that is kept), and where to go on.
 
         Where that is further than events came, some were lost. Never blocks.
         """
         batch = (_ffi.kvkeep_event * max(most, 0))()
         cursor, count = ctypes.c_uint64(number(ctypes.c_uint64, "next", next)), ctypes.c_size_t()
-        call(lib.kvkeep_drain_events, self.pointer, ctypes.byref(cursor), batch, len(batch), ctypes.byref(count))
+        call(lib.kvkeep_read_events, self.pointer, ctypes.byref(cursor), batch, len(batch), ctypes.byref(count))
         return [copied(record) for record in batch[: count.value]], cursor.value
 
     def stats(self) -> _ffi.kvkeep_stats:
         """Everything counted, by the names in kvkeep.h."""
         stats = prepared(_ffi.kvkeep_stats)
-        call(lib.kvkeep_get_stats, self.pointer, ctypes.byref(stats))
+        call(lib.kvkeep_query_stats, self.pointer, ctypes.byref(stats))
         return stats
 
     def metrics(self) -> str:
         """Everything counted, as Prometheus text."""
-        return text(lib.kvkeep_metrics, self.pointer)
+        return text(lib.kvkeep_get_metrics, self.pointer)
 
     def explain(self) -> Any:
         """What every session holds that holds something."""

@@ -19,7 +19,10 @@ DRAIN_BATCH = 64
 
 
 class Completion(NamedTuple):
-    """What became of one job; `message` is empty on success."""
+    """What became of one job; `message` is empty on success. Fields of the other kind of job are 0.
+
+    `kind` is None where the cache was closed before the library told of the job.
+    """
 
     job: int
     session: int
@@ -27,6 +30,9 @@ class Completion(NamedTuple):
     hit_chunks: int
     loaded_bytes: int
     message: str
+    kind: Optional[_ffi.JobKind] = None
+    copied_keys: int = 0
+    copied_bytes: int = 0
 
 
 def copied(record: Any) -> Completion:
@@ -38,6 +44,9 @@ def copied(record: Any) -> Completion:
         record.hit_chunks,
         record.loaded_bytes,
         record.message.decode("utf-8", "replace"),
+        _ffi.JobKind(record.kind),
+        record.copied_keys,
+        record.copied_bytes,
     )
 
 
@@ -86,13 +95,13 @@ class Completions:
         self._pending: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Future[Completion]]] = {}
         self._awaited: dict[asyncio.AbstractEventLoop, int] = {}
         self._unclaimed: list[Completion] = []
-        # Held over submit and drain, so that a job is known here before its completion is.
+        # Held over submit and take, so that a job is known here before its completion is.
         self.lock = threading.Lock()
 
     def fd(self) -> int:
-        """The descriptor that is readable while there is something to drain."""
+        """The descriptor that is readable while there is something to take."""
         fd = ctypes.c_int32()
-        call(lib.kvkeep_event_fd, self._pointer, ctypes.byref(fd))
+        call(lib.kvkeep_get_event_fd, self._pointer, ctypes.byref(fd))
         return fd.value
 
     def expect(self, job: int, loop: asyncio.AbstractEventLoop, cache: object) -> asyncio.Future[Completion]:
@@ -102,13 +111,13 @@ class Completions:
         self._in(loop, self._watch, loop, cache)
         return future
 
-    def drain(self) -> list[Completion]:
+    def take(self) -> list[Completion]:
         """Delivers what has come to its loops and returns the rest."""
         batch = (_ffi.kvkeep_completion * DRAIN_BATCH)()
         count = ctypes.c_size_t(DRAIN_BATCH)
         with self.lock:
             while count.value == DRAIN_BATCH:
-                call(lib.kvkeep_drain_completions, self._pointer, batch, DRAIN_BATCH, ctypes.byref(count))
+                call(lib.kvkeep_take_completions, self._pointer, batch, DRAIN_BATCH, ctypes.byref(count))
                 for completion in map(copied, batch[: count.value]):
                     self._deliver(completion)
             rest, self._unclaimed = self._unclaimed, []
@@ -138,7 +147,7 @@ class Completions:
 
     def _on_readable(self, *_: object) -> None:
         try:
-            rest = self.drain()
+            rest = self.take()
         except ClosedError:
             return
         with self.lock:

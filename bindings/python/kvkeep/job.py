@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from .cache import Cache
 
 
-class PrefetchResult(NamedTuple):
-    """The answer of a job. `tier_keys[0]` counts L1, `tier_keys[i]` the i-th backend."""
+class JobResult(NamedTuple):
+    """The result of a job. Fields of the other kind of job are 0. `tier_keys[0]` counts L1, `tier_keys[i]` the i-th backend."""
 
+    kind: _ffi.JobKind
     status: _ffi.Status
     hit_chunks: int
     lookup_chunks: int
@@ -30,6 +31,10 @@ class PrefetchResult(NamedTuple):
     lookup_us: int
     load_us: int
     total_us: int
+    asked_keys: int
+    copied_keys: int
+    copied_bytes: int
+    copy_us: int
     message: str
 
 
@@ -48,7 +53,7 @@ def in_slices(timeout: Optional[float], wait: Callable[[int], int]) -> int:
 class Job:
     """One prefetch. It lives until its release, its session's end or its deadline; any thread may ask it.
 
-    `await job` gives its PrefetchResult, on the event loop it was submitted for. A job that ended with an error
+    `await job` gives its JobResult, on the event loop it was submitted for. A job that ended with an error
     raises the exception of its status, from `await` and from `wait`. A task that is cancelled while it awaits a job cancels the
     job, unless other tasks await it too, and goes on when the job has ended.
     """
@@ -70,13 +75,14 @@ class Job:
         status = call(lib.kvkeep_query_lookup_hits, self._cache.pointer, self.id, ctypes.byref(chunks))
         return None if status == _ffi.Status.PENDING else chunks.value
 
-    def query(self) -> Optional[PrefetchResult]:
+    def query(self) -> Optional[JobResult]:
         """The result, whatever its status; None until the job is done."""
-        result = prepared(_ffi.kvkeep_prefetch_result)
-        status = call(lib.kvkeep_query_prefetch, self._cache.pointer, self.id, ctypes.byref(result))
+        result = prepared(_ffi.kvkeep_job_result)
+        status = call(lib.kvkeep_query_job, self._cache.pointer, self.id, ctypes.byref(result))
         if status == _ffi.Status.PENDING:
             return None
-        return PrefetchResult(
+        return JobResult(
+            _ffi.JobKind(result.kind),
             _ffi.Status(result.status),
             result.hit_chunks,
             result.lookup_chunks,
@@ -86,6 +92,10 @@ class Job:
             result.lookup_us,
             result.load_us,
             result.total_us,
+            result.asked_keys,
+            result.copied_keys,
+            result.copied_bytes,
+            result.copy_us,
             result.message.decode(errors="replace"),
         )
 
@@ -101,14 +111,14 @@ class Job:
             return None
         return [bool(bits[i // 8] >> i % 8 & 1) for i in range(self._key_count)]
 
-    def wait(self, timeout: Optional[float] = None) -> PrefetchResult:
+    def wait(self, timeout: Optional[float] = None) -> JobResult:
         """Blocks until the job is done, at most `timeout` seconds; then TimedOutError while `done()` is False.
 
         After TimedOutError the job goes on, and so does its copy: wait again, or cancel it and wait, before its pages are used
         anew. Any other exception that ends the wait, such as KeyboardInterrupt, cancels the job, and is raised when no page is
         touched any more.
         """
-        self._in_slices(timeout, lambda ms: call(lib.kvkeep_wait, self._cache.pointer, self.id, ms))
+        self._in_slices(timeout, lambda ms: call(lib.kvkeep_wait_job, self._cache.pointer, self.id, ms))
         result = self.query()
         assert result is not None, "a job that was waited for is never pending"
         if result.status < 0:
@@ -117,7 +127,7 @@ class Job:
 
     def cancel(self) -> None:
         """Stops what has not started; waits for nothing. The job still completes."""
-        call(lib.kvkeep_cancel, self._cache.pointer, self.id)
+        call(lib.kvkeep_cancel_job, self._cache.pointer, self.id)
 
     def release(self) -> None:
         """Forgets the job; its shares stay the session's."""
@@ -137,9 +147,9 @@ class Job:
         if self._touches_pages:
             cancel_and_wait(self._cache.pointer, self.id)
         else:
-            lib.kvkeep_cancel(self._cache.pointer, self.id)
+            lib.kvkeep_cancel_job(self._cache.pointer, self.id)
 
-    def __await__(self) -> Generator[object, None, PrefetchResult]:
+    def __await__(self) -> Generator[object, None, JobResult]:
         if self._future is None:
             raise RuntimeError("a job is awaited on the event loop that it was submitted on or for")
         completion = yield from self._completion(self._future)
@@ -164,7 +174,7 @@ class Job:
                         cancelled = error
                         self._awaiting -= 1
                         if not self._awaiting:
-                            lib.kvkeep_cancel(self._cache.pointer, self.id)
+                            lib.kvkeep_cancel_job(self._cache.pointer, self.id)
                         elif not self._touches_pages:
                             raise
                 except GeneratorExit:

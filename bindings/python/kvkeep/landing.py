@@ -17,7 +17,7 @@ PRUNE_ABOVE = 64
 
 def is_over(pointer: ctypes.c_void_p, job: int) -> bool:
     """Whether a job has ended: of a transfer, whether it touches no page any more."""
-    return bool(lib.kvkeep_wait(pointer, job, 0) != _ffi.Status.ERR_TIMEOUT)
+    return bool(lib.kvkeep_wait_job(pointer, job, 0) != _ffi.Status.ERR_TIMEOUT)
 
 
 def wait_until_over(pointer: ctypes.c_void_p, job: int) -> None:
@@ -26,7 +26,7 @@ def wait_until_over(pointer: ctypes.c_void_p, job: int) -> None:
     over = False
     while not over:
         try:
-            over = lib.kvkeep_wait(pointer, job, WAIT_SLICE_MS) != _ffi.Status.ERR_TIMEOUT
+            over = lib.kvkeep_wait_job(pointer, job, WAIT_SLICE_MS) != _ffi.Status.ERR_TIMEOUT
         except BaseException as error:
             interruption = error
     if interruption is not None:
@@ -35,7 +35,7 @@ def wait_until_over(pointer: ctypes.c_void_p, job: int) -> None:
 
 def cancel_and_wait(pointer: ctypes.c_void_p, job: int) -> None:
     """Cancels a job and blocks until it has ended. A job that is gone has ended."""
-    lib.kvkeep_cancel(pointer, job)
+    lib.kvkeep_cancel_job(pointer, job)
     wait_until_over(pointer, job)
 
 

@@ -31,7 +31,7 @@ Blocks = Union[Iterable[Optional[int]], Numbers]
 
 
 class Transfer(Job):
-    """One store or load. Awaited and waited for like any job; `hit_chunks` of its result counts objects, and its status
+    """One store or load. Awaited and waited for like any job; `copied_keys` of its result counts objects, and its status
     is PARTIAL where blocks have a status of their own.
 
     Pages are the library's until the transfer is done. Every way out of waiting for it, but a timeout, keeps to that: a cancelled
@@ -151,7 +151,7 @@ class Pool:
         blocks: Blocks,
         *,
         stream: int = 0,
-        retention: _ffi.Retention = _ffi.Retention.KEEP,
+        lifetime: _ffi.Lifetime = _ffi.Lifetime.CACHED,
         callback: Optional[Callable[[Completion], object]] = None,
         loop: Optional[asyncio.AbstractEventLoop] = None,
         notify: Optional[_ffi.Notify] = None,
@@ -162,7 +162,7 @@ class Pool:
         """
         told = callback, loop, notify
         return self._submit(
-            lib.kvkeep_submit_store, session, keys, blocks, told, stream=stream, retention=retention
+            lib.kvkeep_submit_store, session, keys, blocks, told, stream=stream, lifetime=lifetime
         )
 
     def load(
@@ -174,7 +174,7 @@ class Pool:
         stream: int = 0,
         skip_first_tokens: int = 0,
         return_shares: bool = False,
-        retention: _ffi.Retention = _ffi.Retention.KEEP,
+        lifetime: _ffi.Lifetime = _ffi.Lifetime.CACHED,
         priority: int = 0,
         callback: Optional[Callable[[Completion], object]] = None,
         loop: Optional[asyncio.AbstractEventLoop] = None,
@@ -190,7 +190,7 @@ class Pool:
             stream=stream,
             skip_first_tokens=skip_first_tokens,
             return_shares=int(return_shares),
-            retention=retention,
+            lifetime=lifetime,
             priority=priority,
         )
 

@@ -56,7 +56,7 @@ class Session:
         count = number(ctypes.c_uint32, "the number of keys", chunk_count * rank_count * group_count)
         array = (_ffi.kvkeep_key * count)()
         call(
-            lib.kvkeep_session_keys,
+            lib.kvkeep_get_session_keys,
             *(self._cache.pointer, self.id, number(ctypes.c_uint64, "first_chunk", first_chunk), chunk_count),
             *(number(ctypes.c_uint32, "first_rank", first_rank), rank_count, group_count, array, count),
         )
@@ -66,14 +66,14 @@ class Session:
         self,
         keys: AnyKeys,
         sizes: Union[int, Numbers],
-        retention: _ffi.Retention = _ffi.Retention.KEEP,
+        lifetime: _ffi.Lifetime = _ffi.Lifetime.CACHED,
     ) -> Views:
         """Reserves bytes to write to: `sizes` for each key, or one size for all."""
         batch = as_keys(keys)
         array = integers(ctypes.c_uint64, "sizes", [sizes] * len(batch) if isinstance(sizes, int) else sizes)
         if len(array) != len(batch):
             raise ValueError(f"{len(batch)} keys, but {len(array)} sizes")
-        return self._views(lib.kvkeep_reserve_write, batch, array, retention, writable=True)
+        return self._views(lib.kvkeep_reserve_write, batch, array, lifetime, writable=True)
 
     def finish_write(self, keys: AnyKeys) -> Statuses:
         """Commits staged keys: from now on every session can read them."""
@@ -95,11 +95,11 @@ class Session:
         """Returns 1 + extra_count shares of each key."""
         return self._statuses(lib.kvkeep_finish_read, keys, shares(extra_count))
 
-    def unsafe_read(self, keys: AnyKeys) -> Views:
+    def get_views(self, keys: AnyKeys) -> Views:
         """Views again, for keys whose shares the session holds; takes none."""
-        return self._views(lib.kvkeep_unsafe_read, as_keys(keys))
+        return self._views(lib.kvkeep_get_views, as_keys(keys))
 
-    def release_tokens(
+    def finish_read_tokens(
         self,
         first_token: int,
         last_token: int,
@@ -114,7 +114,7 @@ class Session:
         tokens = [number(ctypes.c_uint64, "a token", token) for token in (first_token, last_token)]
         ranks = [number(ctypes.c_uint32, "a rank or group", n) for n in (first_rank, rank_count, group_count)]
         call(
-            lib.kvkeep_release_tokens,
+            lib.kvkeep_finish_read_tokens,
             *(self._cache.pointer, self.id, *tokens, *ranks, shares(extra_count), ctypes.byref(returned)),
         )
         return returned.value
@@ -132,7 +132,7 @@ class Session:
         deadline_ms: int = 0,
         lookup_timeout_ms: int = 0,
         lookup_interval_ms: int = 0,
-        retention: _ffi.Retention = _ffi.Retention.KEEP,
+        lifetime: _ffi.Lifetime = _ffi.Lifetime.CACHED,
         priority: int = 0,
         callback: Optional[Callable[[Completion], object]] = None,
         loop: Optional[asyncio.AbstractEventLoop] = None,
@@ -158,7 +158,7 @@ class Session:
             deadline_ms=deadline_ms,
             lookup_timeout_ms=lookup_timeout_ms,
             lookup_interval_ms=lookup_interval_ms,
-            retention=retention,
+            lifetime=lifetime,
             priority=priority,
             notify=telling.notify,
         )

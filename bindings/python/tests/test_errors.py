@@ -43,10 +43,10 @@ class Errors(CacheTest):
             lambda: session.append_tokens(array.array("q", [1 << 32])),
             lambda: session.reserve_write(keys, -1),
             lambda: session.keys(0, 1 << 40),
-            lambda: session.release_tokens(0, -1),
+            lambda: session.finish_read_tokens(0, -1),
             lambda: self.space.session(timeout_ms=1 << 32),
             lambda: self.space.retain(keys, 1 << 32, 1),
-            lambda: self.cache.drain_writes(-1),
+            lambda: self.cache.flush(-1),
             lambda: kvkeep.Cache(1 << 64),
         ):
             with self.assertRaises(kvkeep.InvalidError):
@@ -73,8 +73,8 @@ class Errors(CacheTest):
             self.cache.stats,
             self.cache.metrics,
             self.cache.event_fd,
-            self.cache.drain_completions,
-            self.cache.drain_events,
+            self.cache.take_completions,
+            self.cache.read_events,
             self.space.session,
             session.end,
             job.query,

@@ -18,7 +18,7 @@ class Forgetting(CacheTest):
         space, keys = cache.space("m"), some_keys(6)
         with space.session() as session:
             self.store(session, keys)
-        cache.drain_writes()
+        cache.flush()
         later = cache.space("m", generation=1)
         self.assertEqual((self.found(space, keys), self.found(later, keys)), (6, 0))
         with later.session() as session, space.session() as staging:
@@ -27,10 +27,10 @@ class Forgetting(CacheTest):
             self.assertEqual(space.forget(), 6)
             self.assertEqual(list(staging.finish_write(some_keys(1, "staged"))), [Status.ERR_CANCELLED])
         self.assertEqual((self.found(space, keys), self.found(later, keys)), (0, 6))
-        cache.drain_writes()
+        cache.flush()
         self.assertEqual(cache.stats().l2_objects, 6)
         with self.assertRaises(kvkeep.NotFoundError):
             cache.forget(12345)
         self.assertEqual(cache.forget(), 6)
-        cache.drain_writes()
+        cache.flush()
         self.assertEqual((self.found(later, keys), cache.stats().l2_objects), (0, 0))

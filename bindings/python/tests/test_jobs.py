@@ -31,7 +31,7 @@ class Jobs(CacheTest):
         keys = some_keys(4)
         session = self.space.session()
         self.store(session, kvkeep.keys([keys[1], keys[2]]))
-        any_chunk = session.prefetch(keys, mode=kvkeep.PrefetchMode.ANY, extra_count=3).wait(WATCHDOG_S)
+        any_chunk = session.prefetch(keys, mode=kvkeep.PrefetchMode.EACH, extra_count=3).wait(WATCHDOG_S)
         self.assertEqual(any_chunk.hit_chunks, 2)
         self.assertEqual(self.cache.stats().l1_shares, 8)
         rules = [kvkeep.GroupRule(0, kvkeep.PrefetchMode.WINDOW, 2)]
@@ -58,7 +58,7 @@ class Jobs(CacheTest):
         self.assertEqual(sorted(completion.job for completion in told), sorted(job.id for job in jobs))
         self.assertEqual({completion.hit_chunks for completion in told}, {2})
         self.assertNotIn(threading.get_ident(), threads)
-        self.assertEqual(told[0]._replace(job=0), (0, session.id, Status.OK, 2, 0, ""))
+        self.assertEqual(told[0]._replace(job=0), (0, session.id, Status.OK, 2, 0, "", kvkeep.JobKind.PREFETCH, 0, 0))
 
     def test_a_callback_may_call_back(self) -> None:
         session = self.space.session()
@@ -104,7 +104,7 @@ class Jobs(CacheTest):
         drained: list[int] = []
         while len(drained) < len(jobs):
             self.assertTrue(select.select([self.cache.event_fd()], [], [], WATCHDOG_S)[0])
-            drained += [completion.job for completion in self.cache.drain_completions()]
+            drained += [completion.job for completion in self.cache.take_completions()]
         self.assertEqual(sorted(drained), [job.id for job in jobs])
         self.assertFalse(select.select([self.cache.event_fd()], [], [], 0)[0])
 
@@ -113,11 +113,11 @@ class Jobs(CacheTest):
         keys = some_keys(6)
         with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
             self.store(session, keys)
-            cache.drain_writes()
+            cache.flush()
         with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
             result = session.prefetch(keys).wait(WATCHDOG_S)
             self.assertEqual((result.hit_chunks, result.tier_keys[1]), (6, 6))
-            for index, view in enumerate(session.unsafe_read(keys)):
+            for index, view in enumerate(session.get_views(keys)):
                 self.assertEqual(view, content(index, 4096))
 
 
@@ -133,7 +133,7 @@ class Awaited(CacheTest):
         keys = some_keys(100)
         with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
             self.store(session, keys)
-            cache.drain_writes()
+            cache.flush()
 
         async def main() -> None:
             with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
@@ -149,7 +149,7 @@ class Awaited(CacheTest):
         async def main() -> None:
             job = self.space.session().prefetch(some_keys(1))
 
-            async def ask() -> kvkeep.PrefetchResult:
+            async def ask() -> kvkeep.JobResult:
                 return await job
 
             impatient = asyncio.ensure_future(ask())

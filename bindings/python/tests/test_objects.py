@@ -69,7 +69,7 @@ class Objects(CacheTest):
     def test_temporaries_go_with_their_last_share(self) -> None:
         keys = some_keys(2)
         session = self.space.session()
-        session.reserve_write(keys, 64, kvkeep.Retention.TEMPORARY)
+        session.reserve_write(keys, 64, kvkeep.Lifetime.TEMPORARY)
         session.finish_write_and_reserve_read(keys)
         self.assertTrue(session.finish_read(keys).ok)
         self.assertEqual(session.reserve_read(keys).statuses, [Status.ERR_NOT_FOUND] * 2)
@@ -94,7 +94,7 @@ class Objects(CacheTest):
         self.assertEqual([key.rank for key in keys], [0, 1] * 3)
         self.store(session, keys, 64)
         session.reserve_read(keys)
-        self.assertEqual(session.release_tokens(16, 48, rank_count=2), 4)
+        self.assertEqual(session.finish_read_tokens(16, 48, rank_count=2), 4)
         self.assertTrue(session.finish_read(keys[:2]).ok)
 
     def test_a_space_rules_its_keys(self) -> None:
@@ -122,12 +122,12 @@ class Objects(CacheTest):
         self.assertIn("# TYPE", self.cache.metrics())
 
     def test_events_are_told_to_any_reader(self) -> None:
-        self.assertEqual(self.cache.drain_events(), ([], 1))
+        self.assertEqual(self.cache.read_events(), ([], 1))
         keys = some_keys(2)
         session = self.space.session()
         self.store(session, keys, 64)
         self.space.clear()
-        first, next = self.cache.drain_events(1, most=3)
+        first, next = self.cache.read_events(1, most=3)
         self.assertEqual(next, 4)
         self.assertEqual([event.sequence for event in first], [1, 2, 3])
         self.assertEqual([event.key for event in first[:2]], list(keys))
@@ -135,11 +135,11 @@ class Objects(CacheTest):
         self.assertEqual([event.kind for event in first], [stored, stored, kvkeep.EventKind.REMOVED])
         told = (first[0].space, first[0].backend, first[0].size, first[0].tier)
         self.assertEqual(told, (self.space.id, 0, 64, 0))
-        self.assertEqual(len(self.cache.drain_events(next)[0]), 1)
-        self.assertEqual(len(self.cache.drain_events()[0]), 4)
+        self.assertEqual(len(self.cache.read_events(next)[0]), 1)
+        self.assertEqual(len(self.cache.read_events()[0]), 4)
         for bad in ({"next": 6}, {"next": -1}, {"most": 0}):
             with self.assertRaises(kvkeep.InvalidError):
-                self.cache.drain_events(**bad)
+                self.cache.read_events(**bad)
 
     def test_a_block_that_raises_aborts_its_session(self) -> None:
         keys = some_keys(1)

@@ -201,7 +201,7 @@ class Transfers(CacheTest):
         keys = some_keys(3)
         with self.space.session() as session:
             stored = self.pool.store(session, keys, range(6)).wait(WATCHDOG_S)
-            self.assertEqual((stored.status, stored.hit_chunks, stored.loaded_bytes), (Status.OK, 3, 6 * 256))
+            self.assertEqual((stored.status, stored.copied_keys, stored.copied_bytes), (Status.OK, 3, 6 * 256))
             transfer = self.pool.load(session, keys, array.array("i", range(11, 5, -1)))
             self.assertEqual(transfer.wait_layer(1, WATCHDOG_S), Status.OK)
             self.assertEqual(transfer.wait(WATCHDOG_S).status, Status.OK)
@@ -223,12 +223,12 @@ class Transfers(CacheTest):
                 self.assertTrue(views.ok)
                 self.assertEqual(bytes(views[1]), b"".join(self.half(half) for half in range(4)))
                 result = await self.pool.load(session, keys[:1], [8, 9], return_shares=True)
-                self.assertEqual((result.hit_chunks, self.cache.stats().l1_shares), (1, 3))
+                self.assertEqual((result.copied_keys, self.cache.stats().l1_shares), (1, 3))
                 # Two at once.
                 loads = [
                     self.pool.load(session, keys[i : i + 1], [6 + 2 * i, 7 + 2 * i], return_shares=True) for i in (1, 2)
                 ]
-                self.assertEqual([result.hit_chunks for result in await asyncio.gather(*loads)], [1, 1])
+                self.assertEqual([result.copied_keys for result in await asyncio.gather(*loads)], [1, 1])
                 self.assertEqual(self.cache.stats().l1_shares, 1)
                 for block in range(2, 6):
                     self.assertEqual(self.loaded(6 + block), self.block(self.before, block))
@@ -259,7 +259,7 @@ class Transfers(CacheTest):
             transfer.wait(WATCHDOG_S)
             # Callbacks run in the order in which jobs ended.
             self.cache.close()
-        self.assertEqual([(one.job, one.status, one.hit_chunks) for one in told], [(transfer.id, Status.OK, 1)])
+        self.assertEqual([(one.job, one.status, one.copied_keys) for one in told], [(transfer.id, Status.OK, 1)])
 
     def test_what_is_refused(self) -> None:
         with self.space.session() as session:
@@ -298,7 +298,7 @@ class Transfers(CacheTest):
         for tensor, first in zip(pages, (0x10, 0x20)):
             tensor[:] = b"".join(bytes([first + block]) * 4096 for block in range(4))
         self.assertEqual(pool.store(session, keys, range(4)).wait(WATCHDOG_S).status, Status.OK)
-        cache.drain_writes(WATCHDOG_S)
+        cache.flush(WATCHDOG_S)
         with self.assertRaisesRegex(kvkeep.InvalidError, "earlier pool"):
             cache.space("halves", chunk_tokens=64).pool(
                 [Segment(4096, 4096, part=v), Segment(1 << 20, 4096, part=k)], blocks_per_chunk=4, block_count=4

@@ -107,7 +107,7 @@ class Wheel(unittest.TestCase):
             "    session.reserve_write([bytes(32)], 3)[0][:] = b'abc'\n"
             "    session.finish_write([bytes(32)])\n"
             "    assert session.prefetch([bytes(32)]).wait(60).hit_chunks == 1\n"
-            "    sys.stdout.write(bytes(session.unsafe_read([bytes(32)])[0]).decode())\n"
+            "    sys.stdout.write(bytes(session.get_views([bytes(32)])[0]).decode())\n"
         )
         bare = {name: value for name, value in os.environ.items() if not name.startswith(("KVKEEP", "PYTHON", "LD_"))}
         done = subprocess.run(

@@ -47,14 +47,14 @@ class Reset(EngineTest):
         for workers in (1, 2):
             engine = self.engine(model=f"of {workers}", workers=workers)
             self.assertEqual((self.found(engine, "1"), self.found(engine, "2")), (0, 3 * CHUNK))
-            self.cache.drain_writes()
+            self.cache.flush()
             for again in range(4):
                 engine.change_weights()
                 self.assertEqual(self.found(engine, f"{again} new"), 0)
                 self.assertEqual(self.found(engine, f"{again} stored"), 3 * CHUNK)
             self.check_nothing_is_held()
         # What was left is not kept anywhere: one generation of each engine has objects, three chunks of each rank.
-        self.cache.drain_writes()
+        self.cache.flush()
         self.assertEqual(self.cache.stats().l2_objects, 3 + 6)
 
     def test_an_engine_that_starts_anew_finds_nothing_old_either(self) -> None:

@@ -121,7 +121,7 @@ class Sides(CacheTest):
         self.cache = self.open(backends=[f"fault:fs://{directory}?capacity=8MiB&fault.load_error=1"])
         engine = self.engine()
         self.store(engine)
-        self.cache.drain_writes()
+        self.cache.flush()
         self.cache.clear()
         request = engine.add("second", PROMPT)
         found, beside = engine.ask(request)

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use kvkeep::abi::Stats;
 use kvkeep::cache::Cache;
 use kvkeep::daemon::client::{Client, ClientConfig};
-use kvkeep::types::Stats;
 
 /// Connects to a daemon by its URL. A command that `changes` nothing is let in also when as many clients as may be are there.
 pub fn connect(url: &str, changes: bool) -> Result<Arc<Client>, String> {

@@ -121,7 +121,7 @@ pub fn run(args: &Args) -> Outcome {
     log.say(LogLevel::Info, || format!("signal {signal}: writing out what was accepted; another signal ends at once"));
     tell(&log, &[NotifyState::Stopping, NotifyState::Status("writing out what was accepted")]);
     server.stop();
-    let drained = node.drain_writes(timeout_ms);
+    let drained = node.flush(timeout_ms);
     if let Err(error) = &drained {
         log.say(LogLevel::Error, || format!("not everything was written: {error}"));
     }

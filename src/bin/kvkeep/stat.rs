@@ -5,9 +5,9 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use kvkeep::abi::Stats;
 use kvkeep::key::{SpaceTag, hex};
 use kvkeep::prometheus::{self, COUNTERS, GAUGES, LATENCIES, Latency, Value};
-use kvkeep::types::Stats;
 use serde_json::{Value as Json, json};
 
 use crate::directory::{self, Directory};

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use kvkeep::types::Histogram;
+use kvkeep::abi::Histogram;
 
 /// A number with its thousands apart.
 pub fn count(number: u64) -> String {

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::{Histogram, Stats};
 use kvkeep::cache::Cache as _;
 use kvkeep::prometheus;
-use kvkeep::types::{Histogram, Stats};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::{Outcome, daemon, text};

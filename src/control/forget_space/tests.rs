@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use super::WAITING_MAX;
+use crate::abi::{JobResult, KeyState, View};
 use crate::cache::Cache as _;
 use crate::control::tests::{
     Loses, WATCHDOG_MS, faulty, keys, many, open, stats, store, store_below, store_many, submit, until,
@@ -12,7 +13,6 @@ use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_IO, Result};
 use crate::key::Key;
 use crate::l2::memory::Memory;
 use crate::node::Node;
-use crate::types::{KeyState, PrefetchResult, View};
 
 /// How many of the first `count` keys are found, in whichever tier.
 fn found(node: &Node, space: u64, count: u8) -> u32 {
@@ -24,10 +24,10 @@ fn found(node: &Node, space: u64, count: u8) -> u32 {
     chunks
 }
 
-fn result_of(node: &Node, job: u64) -> PrefetchResult {
-    let mut result = PrefetchResult::default();
+fn result_of(node: &Node, job: u64) -> JobResult {
+    let mut result = JobResult::default();
     node.wait(job, WATCHDOG_MS).unwrap();
-    node.query_prefetch(job, &mut result).unwrap();
+    node.query_job(job, &mut result).unwrap();
     result
 }
 
@@ -65,7 +65,7 @@ fn writes_under_way_are_deleted_when_they_have_landed_and_new_ones_follow_them()
     let job = submit(&node, session, 4, false);
     assert_eq!(result_of(&node, job).hit_chunks, 4);
     let mut views = vec![View::none(crate::error::KVKEEP_OK); 4];
-    node.unsafe_read(session, &keys(4), &mut views).unwrap();
+    node.get_views(session, &keys(4), &mut views).unwrap();
     for view in &views {
         let mut bytes = [0; 4096];
         node.copy_out(view, &mut bytes).unwrap();
@@ -83,7 +83,7 @@ fn a_write_that_is_answered_too_late_is_deleted_as_well() {
     until("the fence", || tier.late() == 4);
     node.forget_space(space).unwrap();
     fault.release_hangs();
-    node.drain_writes(WATCHDOG_MS).unwrap();
+    node.flush(WATCHDOG_MS).unwrap();
     assert_eq!((found(&node, space, 4), stats(&node).l2_objects), (0, 0));
     node.close();
 }
@@ -98,7 +98,7 @@ fn loads_under_way_leave_nothing() {
     until("the loads", || fault.hung() == 4);
     node.forget_space(space).unwrap();
     assert_eq!(result_of(&node, job).status, KVKEEP_ERR_CANCELLED as i32);
-    node.drain_writes(WATCHDOG_MS).unwrap();
+    node.flush(WATCHDOG_MS).unwrap();
     fault.release_hangs();
     until("the buffers", || stats(&node).l1_locked_bytes == 0);
     let mut states = vec![KeyState::default(); 4];
@@ -115,16 +115,16 @@ fn a_backend_that_cannot_delete_is_not_asked_until_it_can() -> Result<()> {
     store_below(&node, space, 4);
     node.forget_space(space)?;
     assert_eq!(found(&node, space, 4), 0);
-    node.drain_writes(WATCHDOG_MS)?;
+    node.flush(WATCHDOG_MS)?;
     assert_eq!((found(&node, space, 4), stats(&node).l2_objects, stats(&node).store_retries), (0, 4, 3));
     assert!(node.backends()[0].trouble.as_ref().is_some_and(|why| why.contains("forget")));
     // It keeps nothing new either, which is counted; L1 does.
     store(&node, space, 4, 4096);
-    node.drain_writes(WATCHDOG_MS)?;
+    node.flush(WATCHDOG_MS)?;
     assert_eq!((found(&node, space, 4), stats(&node).stores_dropped), (4, 4));
     // It was refused four times, and now it can.
     node.forget_space(space)?;
-    node.drain_writes(WATCHDOG_MS)?;
+    node.flush(WATCHDOG_MS)?;
     assert_eq!((found(&node, space, 4), stats(&node).l2_objects), (0, 0));
     assert!(node.backends()[0].trouble.is_none());
     store_below(&node, space, 4);

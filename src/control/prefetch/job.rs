@@ -8,12 +8,12 @@ use parking_lot::{Condvar, Mutex};
 
 use super::pins::Pins;
 use super::plan::{Plan, Question};
+use crate::abi::{Completion, JobKind, JobResult, KVKEEP_MESSAGE_BYTES, KVKEEP_TIERS_MAX};
 use crate::config::{JobObserver, Notify, PrefetchRequest};
 use crate::control::backends::{Tier, TierList};
 use crate::error::Status;
 use crate::key::{Key, ObjectKey};
 use crate::l1::{Landed, SpaceInfo};
-use crate::types::{Completion, KVKEEP_MESSAGE_BYTES, KVKEEP_TIERS_MAX, PrefetchResult};
 
 /// Where a key was found: not yet.
 pub const NOWHERE: u8 = u8::MAX;
@@ -73,7 +73,7 @@ pub struct Progress {
     /// What went wrong last, for the message.
     pub trouble: Option<String>,
     /// Its answer.
-    pub result: Option<PrefetchResult>,
+    pub result: Option<JobResult>,
     /// How to tell; taken by the completion, so that there is one.
     pub notify: Option<Notify>,
     /// When it was done.
@@ -212,8 +212,8 @@ impl Job {
             }
         }
         let since = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
-        let result = PrefetchResult {
-            struct_size: size_of::<PrefetchResult>() as u32,
+        let result = JobResult {
+            struct_size: size_of::<JobResult>() as u32,
             abi_version: 0,
             status: status as i32,
             hit_chunks: chunks,
@@ -225,6 +225,9 @@ impl Job {
             load_us: since(now, lookup_at),
             total_us: since(now, self.submitted),
             message: message_bytes(progress.trouble.as_deref().unwrap_or("")),
+            kind: JobKind::KVKEEP_JOB_PREFETCH as u32,
+            asked_keys: self.keys.len() as u32,
+            ..JobResult::default()
         };
         progress.result = Some(result);
         result.completion(self.id, self.session)

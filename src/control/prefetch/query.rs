@@ -7,11 +7,11 @@ use hashbrown::HashSet;
 
 use super::job::{Job, Phase};
 use super::{Prefetcher, no_job};
+use crate::abi::JobResult;
 use crate::control::backends::Tier;
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status};
 use crate::key::ObjectKey;
 use crate::l1::SpaceInfo;
-use crate::types::PrefetchResult;
 
 /// The error of a bitmap that is too short for a job's keys.
 pub fn small_bitmap(job: u64, keys: usize, bytes: usize) -> Error {
@@ -34,13 +34,13 @@ impl Prefetcher {
     }
 
     /// The answer.
-    pub fn query(&self, id: u64, result: &mut PrefetchResult) -> Result<Status> {
+    pub fn query(&self, id: u64, result: &mut JobResult) -> Result<Status> {
         let job = self.job(id)?;
         let progress = job.progress.lock();
         match progress.result {
             Some(answer) => {
                 let (struct_size, abi_version) = (result.struct_size, result.abi_version);
-                *result = PrefetchResult { struct_size, abi_version, ..answer };
+                *result = JobResult { struct_size, abi_version, ..answer };
                 Ok(KVKEEP_OK)
             }
             None => Ok(KVKEEP_PENDING),

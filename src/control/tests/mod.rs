@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::prefetch::loader::FLIGHTS_MAX;
+use crate::abi::{JobResult, Stats, View};
 use crate::cache::Cache as _;
 use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
 use crate::control::writeback::OPEN_MAX;
@@ -14,7 +15,6 @@ use crate::l2::fault::Fault;
 use crate::l2::memory::Memory;
 use crate::l2::{Backend, Found, Health, Load, Lookup, Reply, Store, Usage};
 use crate::node::Node;
-use crate::types::{PrefetchResult, Stats, View};
 
 /// Long enough for any machine; only a hang meets it.
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -60,7 +60,7 @@ pub(super) fn store(node: &Node, space: u64, count: u8, size: u64) {
 /// Objects that only the backend has.
 pub(super) fn store_below(node: &Node, space: u64, count: u8) {
     store(node, space, count, 4096);
-    node.drain_writes(WATCHDOG_MS).unwrap();
+    node.flush(WATCHDOG_MS).unwrap();
     node.clear(0, true).unwrap();
 }
 
@@ -190,7 +190,7 @@ fn what_l2_has_already_does_not_stop_the_writer() {
     let (node, space) = open(1 << 20, 30_000, memory);
     // More than may be written at once, in one batch that wakes the writer once.
     store(&node, space, 12, 64 << 10);
-    node.drain_writes(WATCHDOG_MS).unwrap();
+    node.flush(WATCHDOG_MS).unwrap();
     node.clear(0, true).unwrap();
     store(&node, space, 12, 64 << 10);
     until("the queue to empty by itself", || stats(&node).writes_pending == 0);
@@ -225,7 +225,7 @@ fn a_backend_added_while_another_is_removed_is_written_to() {
             node.add_backend("memory:").unwrap();
         });
         store(&node, space, 1, 4096);
-        node.drain_writes(WATCHDOG_MS).unwrap();
+        node.flush(WATCHDOG_MS).unwrap();
         assert_eq!(stats(&node).stores, round);
         node.clear(0, true).unwrap();
     }
@@ -318,7 +318,7 @@ fn a_deletion_that_a_backend_refuses_is_sent_again_and_counted_if_given_up() -> 
         let (node, space) = open(1 << 20, 30_000, Arc::new(backend));
         store_below(&node, space, 4);
         assert!(node.delete(space, &keys(4), None)?);
-        node.drain_writes(WATCHDOG_MS)?;
+        node.flush(WATCHDOG_MS)?;
         let stats = stats(&node);
         assert_eq!((stats.store_retries, stats.stores_dropped, stats.l2_objects), (retries, dropped, left));
         assert_eq!((stats.dropped_deletions, stats.deletions_pending), (dropped, 0));
@@ -347,7 +347,7 @@ fn p9_objects_being_loaded() {
     let (node, space) = open(64 << 20, 60_000, fault.clone());
     let keys = many(20_000);
     store_many(&node, space, &keys);
-    node.drain_writes(WATCHDOG_MS).unwrap();
+    node.flush(WATCHDOG_MS).unwrap();
     node.clear(0, true).unwrap();
     let session = node.begin_session(space, "r", None).unwrap();
     let mut job = 0;
@@ -399,8 +399,8 @@ fn bytes_that_several_jobs_wait_for_are_counted_once() {
     fault.release_hangs();
     let answers = jobs.map(|job| {
         node.wait(job, WATCHDOG_MS).unwrap();
-        let mut answer = PrefetchResult::default();
-        node.query_prefetch(job, &mut answer).unwrap();
+        let mut answer = JobResult::default();
+        node.query_job(job, &mut answer).unwrap();
         (answer.loaded_bytes, answer.tier_keys[1])
     });
     // Each was given objects that the backend had.

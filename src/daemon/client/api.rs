@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Client;
 use super::daemon_link::Link;
+use crate::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::cache;
@@ -21,7 +22,6 @@ use crate::events::Event;
 use crate::key::Key;
 use crate::log::Log;
 use crate::shape::Shape;
-use crate::types::{Completion, KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 /// What a call of its own may take, of one that waits for longer.
 const SLICE_MS: u32 = 500;
@@ -117,8 +117,8 @@ impl Cache for Client {
         self.link()?.call_while_it_works(&Request::RemoveBackend { backend }, nothing)
     }
 
-    fn drain_writes(&self, timeout_ms: u32) -> Result<()> {
-        self.in_slices(&*self.link()?, timeout_ms, |timeout_ms| Request::DrainWrites { timeout_ms })
+    fn flush(&self, timeout_ms: u32) -> Result<()> {
+        self.in_slices(&*self.link()?, timeout_ms, |timeout_ms| Request::Flush { timeout_ms })
     }
 
     fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64> {
@@ -232,14 +232,14 @@ impl Cache for Client {
         self.give_back(&self.link_of(session)?, &request, read_statuses(statuses))
     }
 
-    fn release_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
+    fn finish_read_tokens(&self, session: u64, tokens: Range<u64>, ranks: Ranks, extra: u32) -> Result<u64> {
         let (first_token, last_token, extra) = (tokens.start, tokens.end, Extra(extra));
-        let request = Request::ReleaseTokens { session, first_token, last_token, ranks, extra };
+        let request = Request::FinishReadTokens { session, first_token, last_token, ranks, extra };
         self.give_back(&self.link_of(session)?, &request, number)
     }
 
-    fn unsafe_read(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
-        self.views(&*self.link_of(session)?, &Request::UnsafeRead { session, keys }, views)
+    fn get_views(&self, session: u64, keys: &[Key], views: &mut [View]) -> Result<bool> {
+        self.views(&*self.link_of(session)?, &Request::GetViews { session, keys }, views)
     }
 
     fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
@@ -323,13 +323,13 @@ impl Cache for Client {
         })
     }
 
-    fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Result<Status> {
-        self.jobs.query_prefetch(job, result).unwrap_or_else(|| {
-            self.call(&*self.link_of(job)?, &Request::QueryPrefetch { job }, |status, fields| {
-                let answer: PrefetchResult = fields.take()?;
+    fn query_job(&self, job: u64, result: &mut JobResult) -> Result<Status> {
+        self.jobs.query_job(job, result).unwrap_or_else(|| {
+            self.call(&*self.link_of(job)?, &Request::QueryJob { job }, |status, fields| {
+                let answer: JobResult = fields.take()?;
                 if status == KVKEEP_OK {
                     let (struct_size, abi_version) = (result.struct_size, result.abi_version);
-                    *result = PrefetchResult { struct_size, abi_version, ..answer };
+                    *result = JobResult { struct_size, abi_version, ..answer };
                 }
                 Ok(status)
             })
@@ -370,12 +370,12 @@ impl Cache for Client {
         self.completions.fd()
     }
 
-    fn drain_completions(&self, completions: &mut [Completion]) -> usize {
+    fn take_completions(&self, completions: &mut [Completion]) -> usize {
         self.completions.drain(completions)
     }
 
-    fn drain_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
-        let request = Request::DrainEvents { next: *next, count: events.len() as u64 };
+    fn read_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
+        let request = Request::ReadEvents { next: *next, count: events.len() as u64 };
         self.call(&*self.link()?, &request, |_, fields| {
             let (cursor, some) = (fields.take()?, fields.array::<Event>()?);
             let places = events.get_mut(..some.len()).ok_or_else(wrong_answer)?;

@@ -5,6 +5,7 @@ use std::time::Instant;
 use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
 
+use crate::abi::{JobKind, JobResult};
 use crate::config::Notify;
 use crate::control::completion::Completions;
 use crate::control::prefetch::job::message_bytes;
@@ -12,7 +13,6 @@ use crate::error::{
     Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK,
     KVKEEP_PENDING, Result, Status,
 };
-use crate::types::PrefetchResult;
 
 struct Entry {
     /// Its number, once the daemon has accepted it.
@@ -20,7 +20,7 @@ struct Entry {
     session: u64,
     keys: usize,
     lookup: Option<u32>,
-    answer: Option<(PrefetchResult, Vec<u8>)>,
+    answer: Option<(JobResult, Vec<u8>)>,
     /// How to tell; taken when it is accepted and done, so that there is one completion.
     notify: Option<Notify>,
     /// Its caller has forgotten it: only its completion is still to come.
@@ -32,14 +32,15 @@ impl Entry {
     fn lose(mut self, status: Status, message: &str, completions: &Completions) {
         if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
             let (status, message) = (status as i32, message_bytes(message));
-            let result = PrefetchResult { status, message, ..PrefetchResult::default() };
+            let kind = JobKind::KVKEEP_JOB_PREFETCH as u32;
+            let result = JobResult { status, message, kind, ..JobResult::default() };
             tell(notify, job, self.session, &(result, Vec::new()), completions);
         }
     }
 }
 
 /// Tells of a job's end. An observer is told here and now, under the table's lock.
-fn tell(notify: Notify, job: u64, session: u64, answer: &(PrefetchResult, Vec<u8>), completions: &Completions) {
+fn tell(notify: Notify, job: u64, session: u64, answer: &(JobResult, Vec<u8>), completions: &Completions) {
     if let Notify::Observer(observer) = &notify {
         let held: Vec<bool> = answer.1.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)).collect();
         observer.done(&answer.0, &held);
@@ -105,7 +106,7 @@ impl Jobs {
         ticket: u64,
         job: u64,
         lookup: Option<u32>,
-        answer: Option<(PrefetchResult, Vec<u8>)>,
+        answer: Option<(JobResult, Vec<u8>)>,
         id: &mut u64,
         completions: &Completions,
     ) {
@@ -150,7 +151,7 @@ impl Jobs {
     }
 
     /// Pushed: a job is done, as the reply that accepted it may have said.
-    pub fn done(&self, ticket: u64, result: PrefetchResult, bitmap: &[u8], completions: &Completions) {
+    pub fn done(&self, ticket: u64, result: JobResult, bitmap: &[u8], completions: &Completions) {
         let mut table = self.table.lock();
         let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
         entry.lookup = Some(result.lookup_chunks);
@@ -223,11 +224,11 @@ impl Jobs {
     }
 
     /// The answer of a job submitted here.
-    pub fn query_prefetch(&self, job: u64, result: &mut PrefetchResult) -> Option<Result<Status>> {
+    pub fn query_job(&self, job: u64, result: &mut JobResult) -> Option<Result<Status>> {
         self.ask(job, |entry| match &entry.answer {
             Some((answer, _)) => {
                 let (struct_size, abi_version) = (result.struct_size, result.abi_version);
-                *result = PrefetchResult { struct_size, abi_version, ..*answer };
+                *result = JobResult { struct_size, abi_version, ..*answer };
                 Ok(KVKEEP_OK)
             }
             None => Ok(KVKEEP_PENDING),
@@ -299,11 +300,11 @@ mod tests {
     use zerocopy::FromZeros as _;
 
     use super::*;
-    use crate::types::Completion;
+    use crate::abi::Completion;
 
     #[test]
     fn a_job_whose_session_ends_while_it_is_accepted_is_told_of_once() {
-        let result = PrefetchResult { status: KVKEEP_ERR_CANCELLED as i32, ..PrefetchResult::default() };
+        let result = JobResult { status: KVKEEP_ERR_CANCELLED as i32, ..JobResult::default() };
         // How many of the two pushes come before the acceptance, and whether that knows the end, too.
         for (early, knows) in [(0, false), (0, true), (1, true), (2, true)] {
             let (jobs, completions) = (Jobs::default(), Completions::start().unwrap());
@@ -312,7 +313,7 @@ mod tests {
             pushes[..early].iter().for_each(|push| push());
             jobs.forget_session(7);
             jobs.accepted(ticket, 9, None, knows.then(|| (result, vec![0])), &mut 0, &completions);
-            assert!(jobs.query_prefetch(9, &mut PrefetchResult::default()).is_none_or(|answer| answer.is_err()));
+            assert!(jobs.query_job(9, &mut JobResult::default()).is_none_or(|answer| answer.is_err()));
             pushes[early..].iter().for_each(|push| push());
             assert_eq!(completions.drain(&mut [Completion::new_zeroed(); 2]), 1, "{early} pushes, {knows}");
             assert!(jobs.table.lock().by_ticket.is_empty() && jobs.table.lock().by_job.is_empty());

@@ -13,11 +13,11 @@ use tokio::sync::{Semaphore, watch};
 
 use super::follow::{Answer, Follow};
 use super::history::{History, now_ms};
+use crate::abi::Stats;
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_INVALID, KVKEEP_ERR_NOT_FOUND};
 use crate::key::{Key, unhex};
 use crate::node::Node;
 use crate::prometheus;
-use crate::types::Stats;
 
 const PAGE: &str = include_str!("../page.html");
 const PATHS: &str = "/ (a page for people), /metrics, /healthz, /stats.json, /events?from=N, /explain/session/N and \

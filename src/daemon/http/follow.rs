@@ -67,7 +67,7 @@ impl Follow {
             if *self.closing.borrow() {
                 return Poll::Ready(None);
             }
-            let Ok(count) = self.node.l1.drain_events(&mut self.next, &mut self.some) else {
+            let Ok(count) = self.node.l1.read_events(&mut self.next, &mut self.some) else {
                 return Poll::Ready(None);
             };
             let mut lines = String::new();

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::types::Stats;
+use crate::abi::Stats;
 
 /// Between two samples.
 pub const INTERVAL: Duration = Duration::from_secs(1);

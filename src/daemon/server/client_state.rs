@@ -11,12 +11,12 @@ use super::Limits;
 use super::descriptors::failed;
 use super::peer::Peer;
 use super::push::Outbox;
+use crate::abi::JobResult;
 use crate::cache::Cache;
 use crate::config::JobObserver;
 use crate::daemon::wire::{PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED, Request};
 use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, Result};
 use crate::node::Node;
-use crate::types::PrefetchResult;
 
 #[derive(Default)]
 struct Held {
@@ -241,7 +241,7 @@ impl JobObserver for Follower {
         }
     }
 
-    fn done(&self, result: &PrefetchResult, held: &[bool]) {
+    fn done(&self, result: &JobResult, held: &[bool]) {
         if let Some(guest) = self.guest.upgrade() {
             guest.outbox.push(PUSH_DONE, |frame| {
                 frame.put(&self.ticket).put(result).put(&bitmap(held).as_slice());

@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 use super::Limits;
 use super::client_state::Guest;
 use super::undo::Granted;
+use crate::abi::{JobResult, KeyState, SpaceUsage, Stats, View};
 use crate::cache::Cache;
 use crate::config::{Notify, PrefetchRequest, SpaceSpec};
 use crate::daemon::wire::frame::malformed;
@@ -20,7 +21,6 @@ use crate::error::{
 use crate::events;
 use crate::key::Key;
 use crate::node::Node;
-use crate::types::{KeyState, PrefetchResult, SpaceUsage, Stats, View};
 
 /// Longest time that a request waits: a client asks again for the rest of its own time.
 const WAIT_MS_MAX: u32 = 1000;
@@ -116,8 +116,8 @@ impl Desk {
                 node.remove_backend(backend)?;
                 done(frame)
             }
-            Request::DrainWrites { timeout_ms } => {
-                node.drain_writes(timeout_ms.min(WAIT_MS_MAX))?;
+            Request::Flush { timeout_ms } => {
+                node.flush(timeout_ms.min(WAIT_MS_MAX))?;
                 done(frame)
             }
             Request::BeginSession { space, request_id, timeout_ms } => {
@@ -179,10 +179,10 @@ impl Desk {
                 frame.begin(status as u32).put(&chunks);
                 Ok(())
             }
-            Request::QueryPrefetch { job } => {
+            Request::QueryJob { job } => {
                 self.check_job(guest, job)?;
-                let mut result = PrefetchResult::default();
-                let status = node.query_prefetch(job, &mut result)?;
+                let mut result = JobResult::default();
+                let status = node.query_job(job, &mut result)?;
                 frame.begin(status as u32).put(&result);
                 Ok(())
             }
@@ -237,9 +237,9 @@ impl Desk {
                 self.check_session(guest, session)?;
                 self.text(frame, &Node::explain_session(node, session)?)
             }
-            Request::DrainEvents { mut next, count } => {
+            Request::ReadEvents { mut next, count } => {
                 let mut events = vec![events::EMPTY; check_count(count)?.min(EVENTS_MAX)];
-                let count = node.drain_events(&mut next, &mut events)?;
+                let count = node.read_events(&mut next, &mut events)?;
                 events.truncate(count);
                 events.retain(|event| self.check_space(guest, event.space).is_ok());
                 frame.begin(KVKEEP_OK as u32).put(&next).array(&events);
@@ -313,10 +313,10 @@ impl Desk {
                 scratch.granted.shares(session, keys, &scratch.views, extra.0);
                 self.views(frame, batch(all_ok), &scratch.views)
             }
-            Request::UnsafeRead { session, keys } => {
+            Request::GetViews { session, keys } => {
                 self.check_session(guest, session)?;
                 let views = scratch.views(keys.len());
-                let all_ok = node.unsafe_read(session, keys, views)?;
+                let all_ok = node.get_views(session, keys, views)?;
                 self.views(frame, batch(all_ok), views)
             }
             Request::FinishRead { session, keys, extra, statuses } => {
@@ -324,9 +324,9 @@ impl Desk {
                 let all_ok = node.finish_read(session, keys, extra.0, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
-            Request::ReleaseTokens { session, first_token, last_token, ranks, extra } => {
+            Request::FinishReadTokens { session, first_token, last_token, ranks, extra } => {
                 self.check_session(guest, session)?;
-                number(frame, node.release_tokens(session, first_token..last_token, ranks, extra.0)?)
+                number(frame, node.finish_read_tokens(session, first_token..last_token, ranks, extra.0)?)
             }
             Request::Touch { space, keys, statuses } => {
                 self.check_space(guest, space)?;
@@ -419,7 +419,7 @@ impl Desk {
 
     /// A job's number and all that is known of it already.
     fn state_of(&self, job: u64, keys: usize, frame: &mut Frame) -> Result<()> {
-        let (mut chunks, mut result) = (0, PrefetchResult::default());
+        let (mut chunks, mut result) = (0, JobResult::default());
         let known = |status: Result<Status>| matches!(status, Ok(status) if status != KVKEEP_PENDING);
         let looked_up = known(self.node.prefetcher.query_lookup_hits(job, &mut chunks));
         let mut bitmap = vec![0; keys.div_ceil(8)];

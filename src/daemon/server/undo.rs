@@ -4,11 +4,11 @@
 //! TIMEOUT, so it is taken back. An answer was taken when the next request comes.
 
 use super::client_state::Guest;
+use crate::abi::View;
 use crate::cache::Cache;
 use crate::error::KVKEEP_OK;
 use crate::key::Key;
 use crate::node::Node;
-use crate::types::View;
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum What {

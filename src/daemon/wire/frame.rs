@@ -6,10 +6,10 @@ use std::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::Head;
+use crate::abi::{JobResult, KVKEEP_KEYS_MAX, SpaceUsage, Stats};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::shape::Shape;
-use crate::types::{KVKEEP_KEYS_MAX, PrefetchResult, SpaceUsage, Stats};
 
 const WORD: usize = size_of::<u64>();
 /// Buffers that grew beyond this for one message are not kept for the next.
@@ -219,7 +219,7 @@ macro_rules! records {
     )*};
 }
 
-records!(PrefetchResult, SpaceUsage, Stats, Key);
+records!(JobResult, SpaceUsage, Stats, Key);
 
 /// Where frames are received: whole words, so that arrays lie aligned.
 #[derive(Default)]

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use rustix::net::{RecvFlags, recv};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::abi::View;
 use crate::arena::Arena;
-use crate::types::View;
 
 /// Raised with every change of the messages.
 pub const WIRE_VERSION: u32 = 12;

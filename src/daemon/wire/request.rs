@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::frame::{Field, Fields, Frame, malformed};
+use crate::abi::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
 use crate::control::tokens::Ranks;
 use crate::error::Result;
 use crate::key::Key;
 use crate::shape::Shape;
-use crate::types::{KVKEEP_EXTRA_COUNT_MAX, KVKEEP_KEYS_MAX};
 
 const RULES_MAX: usize = 64;
 
@@ -54,7 +54,7 @@ requests! {
     4 OpenSpace { spec: SpaceSpec },
     5 AddBackend { url: &'a str },
     6 RemoveBackend { backend: u64 },
-    7 DrainWrites { timeout_ms: u32 },
+    7 Flush { timeout_ms: u32 },
     8 BeginSession { space: u64, request_id: &'a str, timeout_ms: u32 },
     9 EndSession { session: u64 },
     10 AbortSession { session: u64 },
@@ -66,15 +66,15 @@ requests! {
     16 FinishWriteAndReserveRead { session: u64, keys: &'a [Key], extra: Extra },
     17 ReserveRead { session: u64, keys: &'a [Key], extra: Extra },
     18 FinishRead { session: u64, keys: &'a [Key], extra: Extra, statuses: bool },
-    19 ReleaseTokens { session: u64, first_token: u64, last_token: u64, ranks: Ranks, extra: Extra },
-    20 UnsafeRead { session: u64, keys: &'a [Key] },
+    19 FinishReadTokens { session: u64, first_token: u64, last_token: u64, ranks: Ranks, extra: Extra },
+    20 GetViews { session: u64, keys: &'a [Key] },
     21 Touch { space: u64, keys: &'a [Key], statuses: bool },
     22 Retain { space: u64, keys: &'a [Key], priority: u32, ttl_ms: u32, statuses: bool },
     23 Delete { space: u64, keys: &'a [Key], statuses: bool },
     24 Clear { space: u64, force: bool },
     25 SubmitPrefetch { session: u64, keys: &'a [Key], request: PrefetchRequest, ticket: u64 },
     26 QueryLookupHits { job: u64 },
-    27 QueryPrefetch { job: u64 },
+    27 QueryJob { job: u64 },
     28 QueryBitmap { job: u64, bytes: u64 },
     29 Wait { job: u64, timeout_ms: u32 },
     30 Cancel { job: u64 },
@@ -83,7 +83,7 @@ requests! {
     33 Metrics {},
     34 ExplainKey { space: u64, key: Key },
     35 ExplainSession { session: u64 },
-    36 DrainEvents { next: u64, count: u64 },
+    36 ReadEvents { next: u64, count: u64 },
     37 BeginCopy { session: u64, space: u64, shapes: &'a [Shape] },
     38 Evict { space: u64, keys: &'a [Key], statuses: bool },
     39 QueryKeys { space: u64, keys: &'a [Key] },

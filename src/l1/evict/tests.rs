@@ -1,11 +1,11 @@
 use std::sync::atomic::Ordering;
 
 use super::Eviction;
+use crate::abi::View;
 use crate::config::{SpaceSpec, StoreMode};
 use crate::error::{KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use crate::l1::L1;
 use crate::l1::tests::{commit, key, l1, session, space, write_all};
-use crate::types::View;
 
 fn evict_all(l1: &L1) {
     while l1.evict_slice(true) == Eviction::More {}

@@ -57,10 +57,10 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
+    use crate::abi::View;
     use crate::config::StoreMode;
     use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
     use crate::l1::tests::{commit, key, l1, session, space};
-    use crate::types::View;
 
     fn staged_copy(l1: &Arc<L1>) -> (u64, u64, u64) {
         let space = space(l1, 0);

@@ -1,11 +1,11 @@
 use std::sync::atomic::Ordering;
 
+use crate::abi::View;
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_EXPIRED, KVKEEP_OK};
 use crate::key::Key;
 use crate::l1::L1;
 use crate::l1::tests::{commit, key, l1, session, space};
-use crate::types::View;
 
 fn views(count: usize) -> Vec<View> {
     vec![View::none(KVKEEP_OK); count]

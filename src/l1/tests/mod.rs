@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::evict::Eviction;
 use super::slot::{LEAVING, SHARES_MAX};
 use super::*;
+use crate::abi::View;
 use crate::arena::MapOptions;
 use crate::config::SpaceSpec;
 use crate::error::{
@@ -16,7 +17,6 @@ use crate::error::{
 };
 use crate::key::Key;
 use crate::shape::ShapeTag;
-use crate::types::View;
 
 const PAGES: usize = 100;
 

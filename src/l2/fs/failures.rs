@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::abi::KVKEEP_MESSAGE_BYTES;
 use crate::error::{Error, remedy};
 use crate::l2::Health;
-use crate::types::KVKEEP_MESSAGE_BYTES;
 
 /// Reads that fail in a row before the backend counts as unhealthy: fewer may be a few bad files.
 const READS_MAX: u32 = 8;

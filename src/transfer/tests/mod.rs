@@ -14,6 +14,7 @@ use super::layout::Segment;
 use super::registry::Transfers;
 use super::submit::{Asked, Checked};
 use super::{PoolSpec, TransferRequest};
+use crate::abi::{Completion, JobResult, Stats, View};
 use crate::cache::Cache;
 use crate::config::{NodeConfig, Notify, PrefetchRequest, SpaceSpec, StoreMode};
 use crate::error::{
@@ -22,7 +23,6 @@ use crate::error::{
 };
 use crate::key::Key;
 use crate::node::Node;
-use crate::types::{Completion, PrefetchResult, Stats, View};
 
 const BLOCK: u64 = 4096;
 const PER_CHUNK: u32 = 2;
@@ -179,7 +179,7 @@ impl Fixture {
     }
 
     fn status(&self, job: u64) -> Option<Status> {
-        let mut result = PrefetchResult::default();
+        let mut result = JobResult::default();
         let known = self.transfers.query(job, &mut result).unwrap() == KVKEEP_OK;
         known.then(|| Status::from_number(result.status).unwrap())
     }
@@ -314,7 +314,7 @@ fn a_transfer_that_is_stopped_while_it_is_submitted_ends_once_and_after_that() {
     assert!(fixture.slow.begin().is_empty());
     assert_eq!(fixture.status(job), Some(KVKEEP_ERR_CANCELLED));
     let mut completions = [Completion::new_zeroed(); 2];
-    assert_eq!(fixture.cache.drain_completions(&mut completions), 1);
+    assert_eq!(fixture.cache.take_completions(&mut completions), 1);
     assert!(!fixture.is_there());
     fixture.cache.end_session(session).unwrap();
     fixture.close();
@@ -331,7 +331,7 @@ fn a_piece_that_fails_spoils_no_key_that_is_not_in_it() {
     let fixture = fixture_of(config);
     let (session, keys) = (fixture.session(), [1, 2, 3].map(key));
     fixture.commit(session, &keys);
-    fixture.cache.drain_writes(60_000).unwrap();
+    fixture.cache.flush(60_000).unwrap();
     fixture.cache.clear(0, false).unwrap();
     fixture.commit(session, &[keys[0], keys[2]]);
     let (mut job, blocks) = (0, [0, 1, 2, 3, 4, 5]);
@@ -422,7 +422,7 @@ fn what_a_load_needs_counts_as_asked_once() {
     let evict = |number| assert!(fixture.cache.evict(fixture.space, &[key(number)], None).unwrap());
     let session = fixture.session();
     fixture.commit(session, &[key(1), key(2)]);
-    fixture.cache.drain_writes(60_000).unwrap();
+    fixture.cache.flush(60_000).unwrap();
     evict(2);
     // One of L1 and one of the backend, for which the load has a job of its own.
     load(session, [1, 2]);

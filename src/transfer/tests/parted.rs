@@ -72,7 +72,7 @@ fn p2_a_store_in_flight_overwrites_nobody_though_its_connection_is_lost() {
 
     // The device goes on. With its last byte the memory is the daemon's again.
     land(begun);
-    let mut result = PrefetchResult::default();
+    let mut result = JobResult::default();
     until("the store ends", || transfers.query(job, &mut result).unwrap() == KVKEEP_OK);
     assert_eq!(result.status, KVKEEP_ERR_DISCONNECTED as i32);
     assert!(b.reserve_read(other, keys, 0, views).unwrap());

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::{Progress, Transfer};
+use crate::abi::View;
 use crate::cache::Cache;
 use crate::error::{KVKEEP_ERR_EXISTS, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PENDING, Status};
 use crate::key::Key;
 use crate::transfer::device::Piece;
-use crate::types::View;
 
 /// Keys that were staged together, and how many bytes of them are not copied yet.
 pub(in crate::transfer::transfer_job) struct Part {

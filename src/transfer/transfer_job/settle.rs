@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{Progress, Transfer};
+use crate::abi::{JobKind, JobResult};
 use crate::cache::Cache;
 use crate::control::prefetch::job::message_bytes;
 use crate::error::{
@@ -13,7 +14,6 @@ use crate::key::Key;
 use crate::transfer::Transfers;
 use crate::transfer::copy::Way;
 use crate::transfer::device::Point;
-use crate::types::PrefetchResult;
 
 impl Transfer {
     /// Ends it, if nothing is left to do.
@@ -84,17 +84,18 @@ impl Transfer {
         };
         let began = progress.began.unwrap_or(now);
         let micros = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
-        let answer = PrefetchResult {
+        let kind = if self.way == Way::Gather { JobKind::KVKEEP_JOB_STORE } else { JobKind::KVKEEP_JOB_LOAD };
+        let answer = JobResult {
             status: status as i32,
-            hit_chunks: done,
-            lookup_chunks: self.keys.len() as u32,
             failed_keys: failed,
-            loaded_bytes: progress.moved,
-            lookup_us: micros(began, self.submitted),
-            load_us: micros(now, began),
             total_us: micros(now, self.submitted),
             message: message_bytes(&message),
-            ..PrefetchResult::default()
+            kind: kind as u32,
+            asked_keys: self.keys.len() as u32,
+            copied_keys: done,
+            copied_bytes: progress.moved,
+            copy_us: micros(now, began),
+            ..JobResult::default()
         };
         let completion = answer.completion(self.id, self.session);
         progress.answer = Some(answer);

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::{JobResult, KVKEEP_TIERS_MAX, Stats, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Mode, NodeConfig, Policy, PrefetchRequest, SpaceSpec};
 use kvkeep::error::{Error, KVKEEP_ERR_EXISTS, KVKEEP_ERR_NO_MEMORY, KVKEEP_OK, Result};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
-use kvkeep::types::{KVKEEP_TIERS_MAX, PrefetchResult, Stats, View};
 
 use super::content;
 
@@ -112,8 +112,8 @@ impl Engine {
         let request = PrefetchRequest { mode, policy: Policy::Wait, ..Default::default() };
         self.node.submit_prefetch(session, keys, request, &mut job)?;
         self.node.wait(job, PATIENCE.as_millis() as u32)?;
-        let mut answer = PrefetchResult::default();
-        let status = self.node.query_prefetch(job, &mut answer)?;
+        let mut answer = JobResult::default();
+        let status = self.node.query_job(job, &mut answer)?;
         if status != KVKEEP_OK || answer.status != KVKEEP_OK as i32 {
             return Err(Error::new(status, format!("a prefetch ended with status {}", answer.status)));
         }
@@ -131,7 +131,7 @@ impl Engine {
     fn read(&mut self, session: u64, ids: &[u64], keys: &[Key]) -> Result<()> {
         let began = Instant::now();
         let mut views = vec![View::none(KVKEEP_OK); keys.len()];
-        self.node.unsafe_read(session, keys, &mut views)?;
+        self.node.get_views(session, keys, &mut views)?;
         for (&id, view) in ids.iter().zip(&views) {
             let length = self.block.len() as u64;
             let wrong = if view.size == length && view.status == KVKEEP_OK as i32 {
@@ -180,7 +180,7 @@ impl Engine {
         if self.stats().writes_pending <= backlog {
             return Ok(());
         }
-        self.node.drain_writes(PATIENCE.as_millis() as u32)
+        self.node.flush(PATIENCE.as_millis() as u32)
     }
 
     /// What the cache counted.
@@ -192,7 +192,7 @@ impl Engine {
 
     /// Has everything written to L2 and returns what the cache counted.
     pub fn finish(&self) -> Result<Stats> {
-        self.node.drain_writes(PATIENCE.as_millis() as u32)?;
+        self.node.flush(PATIENCE.as_millis() as u32)?;
         Ok(self.stats())
     }
 }

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvkeep::abi::{KVKEEP_TIERS_MAX, Stats};
 use kvkeep::config::NodeConfig;
-use kvkeep::types::{KVKEEP_TIERS_MAX, Stats};
 
 use super::engine::{Engine, Tally};
 use super::trace::{Request, blocks};

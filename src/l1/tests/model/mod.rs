@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
+use crate::abi::{KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, View};
 use crate::arena::{Buffer, MapOptions};
 use crate::config::SpaceSpec;
 use crate::error::{
@@ -16,7 +17,6 @@ use crate::error::{
 use crate::key::{Key, ObjectKey};
 use crate::l1::slot::{HIDDEN, Slot};
 use crate::l1::*;
-use crate::types::{KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, View};
 
 mod audit;
 mod steps;

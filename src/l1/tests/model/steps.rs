@@ -133,7 +133,7 @@ impl World {
             Op::Again { session, keys } => {
                 let Some((session, space)) = self.using(session) else { return };
                 let mut out = views(keys.len());
-                self.l1.unsafe_read(session, &keys_of(&keys), &mut out).unwrap();
+                self.l1.get_views(session, &keys_of(&keys), &mut out).unwrap();
                 for (&name, view) in keys.iter().zip(&out) {
                     let current = self.ready.get(&(space, name)).copied();
                     let holder = &self.sessions[&session];

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use crate::types::Completion;
+use crate::abi::Completion;
 
 /// ---- Types ----
 ///
@@ -41,15 +41,15 @@ pub enum kvkeep_store_mode {
     KVKEEP_STORE_NEVER = 3,
 }
 
-/// What becomes of an object when its last share is returned.
+/// How long an object lives.
 #[repr(C)]
 #[allow(non_camel_case_types)]
-pub enum kvkeep_retention {
-    /// It stays until evicted or deleted. The default.
-    KVKEEP_RETENTION_KEEP = 0,
-    /// It is dropped; it is never written to L2. A job that gives back itself the shares it took (of chunks beyond its answer, or
-    /// cancelled) has not read it: an object that was committed so and that nobody has read stays.
-    KVKEEP_RETENTION_TEMPORARY = 1,
+pub enum kvkeep_lifetime {
+    /// Until it is evicted or deleted. The default.
+    KVKEEP_LIFETIME_CACHED = 0,
+    /// Until its last share is returned; it is never written to L2. A job that returns shares itself (of chunks beyond its answer,
+    /// or because it is cancelled) has not read the object: one that was committed so and that nobody has read yet stays.
+    KVKEEP_LIFETIME_TEMPORARY = 1,
 }
 
 /// Which chunks of a job count as hits.
@@ -61,32 +61,32 @@ pub enum kvkeep_prefetch_mode {
     /// The longest length whose last `window_chunks` chunks are there (sliding window and state groups).
     KVKEEP_PREFETCH_WINDOW = 1,
     /// Each chunk for itself.
-    KVKEEP_PREFETCH_ANY = 2,
+    KVKEEP_PREFETCH_EACH = 2,
 }
 
-/// What the deadline of a job does.
+/// The effect of a job's deadline.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 pub enum kvkeep_prefetch_policy {
     /// At the deadline the job ends with what is loaded by then. The default.
-    KVKEEP_POLICY_BEST_EFFORT = 0,
+    KVKEEP_PREFETCH_POLICY_BEST_EFFORT = 0,
     /// The job ends when everything that was planned is loaded or failed, however long the backends take.
-    KVKEEP_POLICY_WAIT = 1,
+    KVKEEP_PREFETCH_POLICY_WAIT = 1,
     /// Not done by the deadline: TIMEOUT, and nothing is held.
-    KVKEEP_POLICY_DEADLINE = 2,
+    KVKEEP_PREFETCH_POLICY_DEADLINE = 2,
 }
 
 /// How a job without a callback reports its end.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 pub enum kvkeep_notify {
-    /// By `kvkeep_query_prefetch` or `kvkeep_wait` only.
+    /// By `kvkeep_query_job` or `kvkeep_wait_job` only.
     KVKEEP_NOTIFY_POLL = 0,
-    /// By `kvkeep_drain_completions`, the descriptor of `kvkeep_event_fd` becoming readable.
+    /// By `kvkeep_take_completions`, the descriptor of `kvkeep_get_event_fd` becoming readable.
     KVKEEP_NOTIFY_EVENT_FD = 1,
 }
 
-/// What became of an object in one tier.
+/// A change of an object in one tier.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 pub enum kvkeep_event_kind {
@@ -96,7 +96,7 @@ pub enum kvkeep_event_kind {
     KVKEEP_EVENT_REMOVED = 2,
 }
 
-/// How much the log callback is told.
+/// How important a line of the log is.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 pub enum kvkeep_log_level {
@@ -108,14 +108,13 @@ pub enum kvkeep_log_level {
     KVKEEP_LOG_INFO = 3,
 }
 
-/// Told one line of text, not kept after the call. Runs on any library thread, or inside a call that opens or closes a
+/// Gets one line of text, valid during the call. Runs on any library thread, or inside a call that opens or closes a
 /// cache or a pool; must not call into kvkeep.
 #[allow(non_camel_case_types)]
 pub type kvkeep_log_callback = Option<unsafe extern "C" fn(userdata: *mut c_void, level: i32, message: *const c_char)>;
 
-/// Told that a request ended. `completion` is valid during the call only. Runs on the library thread
-/// "kvkeep-callback", never inside a call of the submitter, with no lock held, exactly once. May call any function
-/// but `kvkeep_close`; must not throw.
+/// Gets the completion of a job, valid during the call only. Runs on the library thread "kvkeep-callback", never inside a
+/// call of the submitter, with no lock held, exactly once. May call any function but `kvkeep_close`; must not throw.
 #[allow(non_camel_case_types)]
 pub type kvkeep_callback = Option<unsafe extern "C" fn(userdata: *mut c_void, completion: *const Completion)>;
 
@@ -145,7 +144,7 @@ pub struct kvkeep_options {
     pub numa_node: u32,
     /// "lru", "s3fifo", "mq" or "none". NULL: "lru".
     pub eviction_policy: *const c_char,
-    /// Background eviction starts above this share of L1 … 0: 80. 100: never.
+    /// Background eviction starts above this part of L1 … 0: 80. 100: never.
     pub watermark_high_percent: u32,
     /// … and stops at this one. 0: 60. Not above the high one.
     pub watermark_low_percent: u32,
@@ -180,7 +179,7 @@ pub struct kvkeep_options {
     pub log: kvkeep_log_callback,
     /// Passed to `log`.
     pub log_userdata: *mut c_void,
-    /// A kvkeep_log_level; less important lines are not told. 0: KVKEEP_LOG_WARN.
+    /// A kvkeep_log_level; less important lines are left out. 0: KVKEEP_LOG_WARN.
     pub log_level: u32,
     /// Must be 0.
     pub reserved: u32,
@@ -253,7 +252,7 @@ pub struct kvkeep_prefetch_options {
     pub abi_version: u32,
     /// Each key found is held by 1 + extra_count shares. 0 to 127.
     pub extra_count: i32,
-    /// Objects of one chunk (world size times groups); `count` must be a multiple. Keys are chunk-major. 0: 1.
+    /// Objects of one chunk (world size times groups); the key count must be a multiple. Keys are chunk-major. 0: 1.
     pub objects_per_chunk: u32,
     /// A kvkeep_prefetch_mode.
     pub mode: u32,
@@ -267,13 +266,13 @@ pub struct kvkeep_prefetch_options {
     pub policy: u32,
     /// Deadline of the job, from submit; its answer can be read for as long again, from its end. 0: the session's timeout.
     pub deadline_ms: u32,
-    /// How long a missing chunk is asked for again, in the background; one committed to L1 meanwhile is noticed at once. 0: ask
-    /// once.
+    /// How long the backends are asked again for a missing chunk, in the background; one that is committed to L1 meanwhile is
+    /// noticed at once. 0: they are asked once.
     pub lookup_timeout_ms: u32,
-    /// Pause between two askings. 0: 10.
+    /// Pause between two requests of that kind. 0: 10.
     pub lookup_interval_ms: u32,
-    /// A kvkeep_retention, for objects that this job loads into L1.
-    pub retention: u32,
+    /// A kvkeep_lifetime, for objects that this job loads into L1.
+    pub lifetime: u32,
     /// Jobs of higher priority load first. Default 0.
     pub priority: i32,
     /// A kvkeep_notify, for jobs without a callback.
@@ -331,7 +330,7 @@ pub struct kvkeep_pool_options {
     pub rank: u32,
     /// Blocks of each segment; their numbers go from 0 to one less.
     pub block_count: u32,
-    /// Blocks of a chunk: the space's `chunk_tokens` divided by the tokens of a block, without a rest. 0: 1.
+    /// Blocks of a chunk: the space's `chunk_tokens` divided by the tokens of a block, without a remainder. 0: 1.
     pub blocks_per_chunk: u32,
     /// The segments, copied, in the order in which their bytes lie in the objects.
     pub segments: *const kvkeep_segment,
@@ -355,11 +354,11 @@ pub struct kvkeep_transfer_options {
     /// For a load: so many tokens from the first key on (in each group) keep their pages as they are. A multiple of a block's
     /// tokens, since blocks are copied whole. 0 for a store.
     pub skip_first_tokens: u32,
-    /// For a load: 1 gives back one share of each key that the session holds, when the transfer is over, however it ended;
+    /// For a load: 1 returns one share of each key that the session holds, when the transfer is over, however it ended;
     /// keys that the session holds no share of are passed over. 0 for a store.
     pub return_shares: u32,
-    /// A kvkeep_retention, for what a store commits or a load has to bring into L1 itself.
-    pub retention: u32,
+    /// A kvkeep_lifetime, for what a store commits or a load has to bring into L1 itself.
+    pub lifetime: u32,
     /// For a load: what it has to bring into L1 itself is loaded before that of lower priority. Default 0.
     pub priority: i32,
     /// A kvkeep_notify, for transfers without a callback.

@@ -31,7 +31,7 @@ impl View {
 pub enum ObjectState {
     /// It has not. Staging is its session's alone: what is only staged, or on its way from a backend, is absent.
     KVKEEP_OBJECT_ABSENT = 0,
-    /// Committed: whoever takes shares of it can read it.
+    /// Committed: every session can take shares of it and read it.
     KVKEEP_OBJECT_READY = 1,
 }
 
@@ -40,13 +40,13 @@ pub const KVKEEP_KEY_TEMPORARY: u32 = 1;
 /// In a key's state: eviction may take it now. It is under no copy or transfer, and its shares, if it has any, are of sessions past
 /// their deadlines.
 pub const KVKEEP_KEY_EVICTABLE: u32 = 2;
-/// In a key's state: a backend has it, as far as L1 knows. Taken back when the last backend that had it evicts, deletes or
+/// In a key's state: a backend has it, as far as L1 knows. Cleared when the last backend that had it evicts, deletes or
 /// quarantines it, or is removed; L1 then writes it again before it evicts it.
 pub const KVKEEP_KEY_STORED: u32 = 4;
 /// In a key's state: it waits to be written to the backends, or is being written.
 pub const KVKEEP_KEY_STORING: u32 = 8;
 
-/// What L1 says of one key.
+/// The state of one key in L1.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct KeyState {
@@ -77,71 +77,119 @@ pub const KVKEEP_MESSAGE_BYTES: usize = 128;
 /// Buckets of a histogram.
 pub const KVKEEP_HISTOGRAM_BUCKETS: usize = 26;
 
-/// What became of one request; complete in itself, valid on any thread.
+/// What a job does.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JobKind {
+    /// It looks keys up and loads into L1 what L1 lacks: `kvkeep_submit_prefetch`.
+    KVKEEP_JOB_PREFETCH = 1,
+    /// A transfer into an engine's pages: `kvkeep_submit_load`.
+    KVKEEP_JOB_LOAD = 2,
+    /// A transfer from an engine's pages: `kvkeep_submit_store`.
+    KVKEEP_JOB_STORE = 3,
+}
+
+/// The end of one job; complete in itself, valid on any thread. Fields of the other kind of job are 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Completion {
-    /// The request: a job of `kvkeep_submit_prefetch`, or a transfer.
+    /// The job.
     pub job: u64,
     /// Its session.
     pub session: u64,
     /// A kvkeep_status: OK, PARTIAL (transfers only), or why it ended early (TIMEOUT, CANCELLED, EXPIRED, DISCONNECTED,
     /// DEVICE of transfers only, INTERNAL).
     pub status: i32,
-    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`; of a transfer, objects copied.
+    /// Of a prefetch: chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`.
     pub hit_chunks: u32,
-    /// Bytes loaded into L1 by this request; of a transfer, bytes copied.
+    /// Of a prefetch: bytes loaded into L1.
     pub loaded_bytes: u64,
-    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
+    /// NUL-terminated UTF-8: empty if nothing fell short, else the shortfall and its cause.
     pub message: [std::ffi::c_char; KVKEEP_MESSAGE_BYTES],
+    /// A kvkeep_job_kind.
+    pub kind: u32,
+    /// Of a transfer: objects copied.
+    pub copied_keys: u32,
+    /// Of a transfer: bytes copied.
+    pub copied_bytes: u64,
+    /// Always 0.
+    pub reserved: [u64; 4],
 }
 
-/// The answer of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT).
+/// The result of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT). Fields of the other kind of job are 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct PrefetchResult {
+pub struct JobResult {
     /// sizeof of the caller's struct.
     pub struct_size: u32,
     /// KVKEEP_ABI_VERSION of the caller's header.
     pub abi_version: u32,
     /// A kvkeep_status, as in the completion.
     pub status: i32,
-    /// Chunks the session holds shares of. Prefix and window: the length the engine may continue from. Any: how many.
+    /// Of a prefetch: chunks the session holds shares of. PREFIX and WINDOW: the length the engine may continue from. EACH: how
+    /// many.
     pub hit_chunks: u32,
-    /// Chunks that the lookup promised, before any byte was loaded.
+    /// Of a prefetch: chunks that the lookup promised, before any byte was loaded.
     pub lookup_chunks: u32,
-    /// Planned objects that could not be loaded (failed, corrupt, no memory, late).
+    /// Objects that the job planned to load or copy and could not (failed, corrupt, no memory, late).
     pub failed_keys: u32,
-    /// Objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in the order in
-    /// which backends are added; once one was removed and none is left above the others, a new backend takes the lowest free.
+    /// Of a prefetch: objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in
+    /// the order in which backends are added; once one was removed and none is left above the others, a new backend takes the
+    /// lowest free.
     pub tier_keys: [u32; KVKEEP_TIERS_MAX],
-    /// Bytes loaded into L1. What several jobs wait for is loaded once and counts for one of them, the first that is still there.
+    /// Of a prefetch: bytes loaded into L1. An object that several jobs wait for is loaded once and counts for one of them, the
+    /// first that is still there.
     pub loaded_bytes: u64,
-    /// Microseconds from submit to the lookup's answer.
+    /// Of a prefetch: microseconds from submit to the lookup's answer.
     pub lookup_us: u64,
-    /// Microseconds from the lookup's answer to the end.
+    /// Of a prefetch: microseconds from the lookup's answer to the end.
     pub load_us: u64,
     /// Microseconds from submit to the end.
     pub total_us: u64,
-    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
+    /// NUL-terminated UTF-8: empty if nothing fell short, else the shortfall and its cause.
     pub message: [std::ffi::c_char; KVKEEP_MESSAGE_BYTES],
+    /// A kvkeep_job_kind.
+    pub kind: u32,
+    /// Keys that the job was submitted with.
+    pub asked_keys: u32,
+    /// Of a transfer: objects copied.
+    pub copied_keys: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// Of a transfer: bytes copied.
+    pub copied_bytes: u64,
+    /// Of a transfer: microseconds from its first copy to the end.
+    pub copy_us: u64,
 }
 
-impl Default for PrefetchResult {
-    fn default() -> PrefetchResult {
-        PrefetchResult::new_zeroed()
+impl Default for JobResult {
+    fn default() -> JobResult {
+        JobResult::new_zeroed()
     }
 }
 
-impl PrefetchResult {
-    /// What is told of the job whose answer this is.
+impl JobResult {
+    /// The completion of the job whose result this is.
     pub fn completion(&self, job: u64, session: u64) -> Completion {
-        let PrefetchResult { status, hit_chunks, loaded_bytes, message, .. } = *self;
-        Completion { job, session, status, hit_chunks, loaded_bytes, message }
+        let JobResult { status, hit_chunks, loaded_bytes, message, kind, copied_keys, copied_bytes, .. } = *self;
+        let reserved = [0; 4];
+        Completion {
+            job,
+            session,
+            status,
+            hit_chunks,
+            loaded_bytes,
+            message,
+            kind,
+            copied_keys,
+            copied_bytes,
+            reserved,
+        }
     }
 }
 
-/// What a space takes of L1. The caller sets `struct_size` and `abi_version`.
+/// The part of L1 that a space takes. The caller sets `struct_size` and `abi_version`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SpaceUsage {
@@ -158,7 +206,7 @@ pub struct SpaceUsage {
 }
 
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
-/// counts the rest.
+/// counts all others.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Histogram {
@@ -260,7 +308,7 @@ pub struct Stats {
     pub l2_evictions: u64,
     /// Gauge: clients connected to the daemon; 0 when embedded.
     pub clients: u64,
-    /// Clients that went without closing; what they held was returned.
+    /// Clients that went without closing; their shares were returned.
     pub clients_lost: u64,
     /// Submit to lookup answer.
     pub lookup_latency: Histogram,
@@ -279,7 +327,7 @@ pub struct Stats {
     pub l2_misses: u64,
     /// Gauge: pins on objects in all backends, by which jobs keep them from being evicted until they are loaded. 0 when there is no job.
     pub l2_pins: u64,
-    /// Uses that backends were not told of because too many waited.
+    /// Uses that were not passed on to backends because too many waited.
     pub uses_dropped: u64,
     /// Gauge: the bound of `writes_pending`, as the cache was opened with.
     pub writes_pending_max: u64,
@@ -296,7 +344,7 @@ pub struct Stats {
     pub memlock_refused: u64,
     /// Writes asked for: one for each backend that an object is to go to, and one for an object that is not sent to any. Always
     /// `writes_asked` = `stores` + `stores_already` + `stores_dropped` - `dropped_deletions` + `writes_withdrawn` + `writes_pending`.
-    /// With KVKEEP_STORE_THROUGH and one backend a commit asks for one write, unless it is counted by `commits_discarded` or
+    /// With KVKEEP_STORE_WRITE_THROUGH and one backend a commit asks for one write, unless it is counted by `commits_discarded` or
     /// `commits_temporary`; so does a commit that has a temporary object kept, and an object that was stored and that the backend lost.
     pub writes_asked: u64,
     /// Gauge: deletions that backends have not answered, as far as they are sent together: those of one call to one backend, and one
@@ -314,7 +362,7 @@ pub struct Stats {
     pub dropped_failed: u64,
     /// Writes dropped because their backend was fenced or removed, or there was none.
     pub dropped_fenced: u64,
-    /// Writes dropped because the cache closed, for the log alone: nobody can ask for them afterwards.
+    /// Writes dropped because the cache closed, for the log alone: no call can ask for them afterwards.
     pub dropped_closed: u64,
     /// Deletions given up.
     pub dropped_deletions: u64,
@@ -322,8 +370,8 @@ pub struct Stats {
 
 const _: () = assert!(size_of::<View>() == 24);
 const _: () = assert!(size_of::<KeyState>() == 24);
-const _: () = assert!(size_of::<Completion>() == 160);
-const _: () = assert!(size_of::<PrefetchResult>() == 216);
+const _: () = assert!(size_of::<Completion>() == 208);
+const _: () = assert!(size_of::<JobResult>() == 248);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 224);
 const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 20 * 8);

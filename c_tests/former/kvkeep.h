@@ -1,0 +1,1329 @@
+/*
+ * kvkeep: the KV cache of language-model requests, kept outside the GPU.
+ *
+ * This header is the specification. It is generated from the library's source: do not edit.
+ *
+ * Conventions. A function is kvkeep_verb_noun, handle first, outputs last, callback and userdata at the end. It returns a
+ * kvkeep_status: 0 is success, a positive number is not an error, a negative one is, and then kvkeep_last_error() says cause
+ * and remedy. A call that returns an error has changed nothing. Bad input (NULL, zero or huge counts, unknown numbers,
+ * closed handles, text that is not UTF-8) is an error, never undefined; only a pointer that does not point to what its
+ * type and count say is beyond checking. What the caller passes stays the caller's and is not kept after the call,
+ * unless said. Nothing the library returns is to be freed by the caller. Times are in milliseconds or
+ * microseconds as the name says, sizes in bytes. Sessions, jobs, spaces and backends are numbers, never 0, and never reused
+ * while the cache is open; those of a daemon's sessions and jobs are not given again in its next 65534 runs. Memory of the
+ * library's own that the system refuses is NO_MEMORY where a call may need much: L1, the events that are kept, a session's
+ * tokens, the keys of a job or a transfer. Elsewhere (a batch's lists, some hundred bytes a key; pieces of tables, some hundred
+ * kilobytes) a refusal ends the process.
+ */
+
+
+#ifndef KVKEEP_H
+#define KVKEEP_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Version of the library that this header was made with. */
+#define KVKEEP_VERSION_MAJOR 0
+#define KVKEEP_VERSION_MINOR 1
+#define KVKEEP_VERSION_PATCH 0
+#define KVKEEP_VERSION "0.1.0"
+
+/* Prepares a versioned struct: zeroes it and tells the library which one the caller was built with. */
+#define KVKEEP_INIT(s) \
+    (memset((s), 0, sizeof *(s)), (s)->struct_size = (uint32_t)sizeof *(s), (s)->abi_version = KVKEEP_ABI_VERSION, (void)0)
+
+
+/// ---- Version ----
+///
+/// The ABI version changes only when a caller built before could break. While the major version is 0, the minor
+/// version is part of the SONAME.
+///
+/// Version of the ABI that this header describes.
+#define KVKEEP_ABI_VERSION 1
+
+/// ---- Types ----
+///
+/// Every struct whose first fields are struct_size and abi_version is prepared by KVKEEP_INIT(&s), which zeroes it
+/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only
+/// what it wants, and a caller built with an older, shorter struct keeps working: of an option struct the missing fields
+/// are 0, of a result struct only the fields it has are filled in. A struct_size that no version of the struct had is
+/// INVALID. One larger than the library's is a newer caller's: options beyond what the library knows must be 0 (VERSION
+/// otherwise), results beyond it are left as they were.
+///
+/// Back L1 with reserved huge pages; opening fails where too few are reserved.
+#define KVKEEP_FLAG_HUGE_PAGES 1
+
+/// Bind L1 to the node in `numa_node`.
+#define KVKEEP_FLAG_NUMA_NODE 2
+
+/// Do not touch L1's pages in the background after opening; each first use of a page then pays for it.
+#define KVKEEP_FLAG_NO_PREFAULT 4
+
+/// Neither compute nor verify checksums of L2 objects. Identity and length are always verified.
+#define KVKEEP_FLAG_NO_CHECKSUM 8
+
+/// For a daemon's client: its L1 is mapped so that this process cannot write it; calls that write are PERMISSION.
+#define KVKEEP_FLAG_READ_ONLY 16
+
+/// `l1_bytes` is a percentage, 1 to 100, of the machine's memory or of the control group's limit, whichever is less.
+#define KVKEEP_FLAG_L1_PERCENT 32
+
+/// The CPU's own memory, as the device of a pool.
+#define KVKEEP_DEVICE_HOST -1
+
+/// In place of a block's number: there is none.
+#define KVKEEP_BLOCK_NONE -1
+
+/// In a key's state: it is dropped when its last share is returned.
+#define KVKEEP_KEY_TEMPORARY 1
+
+/// In a key's state: eviction may take it now. It is under no copy or transfer, and its shares, if it has any, are of sessions past
+/// their deadlines.
+#define KVKEEP_KEY_EVICTABLE 2
+
+/// In a key's state: a backend has it, as far as L1 knows. Taken back when the last backend that had it evicts, deletes or
+/// quarantines it, or is removed; L1 then writes it again before it evicts it.
+#define KVKEEP_KEY_STORED 4
+
+/// In a key's state: it waits to be written to the backends, or is being written.
+#define KVKEEP_KEY_STORING 8
+
+/// Most tiers a cache has: L1 and up to seven backends.
+#define KVKEEP_TIERS_MAX 8
+
+/// Most keys in one call.
+#define KVKEEP_KEYS_MAX (1 << 20)
+
+/// Largest extra_count.
+#define KVKEEP_EXTRA_COUNT_MAX 127
+
+/// Length of the message inside a completion, its NUL included.
+#define KVKEEP_MESSAGE_BYTES 128
+
+/// Buckets of a histogram.
+#define KVKEEP_HISTOGRAM_BUCKETS 26
+
+/// Most events that are kept for readers.
+#define KVKEEP_EVENTS_MAX (1 << 16)
+
+/// What a call returns, and what stands for each key of a batch. 0 is success, a positive number is not an error, a
+/// negative one is. Numbers are never reused.
+typedef enum {
+    /// Done.
+    KVKEEP_OK = 0,
+    /// Not known yet: ask again, or wait for the completion.
+    KVKEEP_PENDING = 1,
+    /// The batch was carried out and at least one key has a status of its own that is not OK.
+    KVKEEP_PARTIAL = 2,
+    /// An argument is outside what the function takes; nothing was changed.
+    KVKEEP_ERR_INVALID = -1,
+    /// The handle was never given out, is closed, or was opened by the parent of a fork.
+    KVKEEP_ERR_CLOSED = -2,
+    /// No such key, session, space, job or backend (or the key is only staged).
+    KVKEEP_ERR_NOT_FOUND = -3,
+    /// The key is ready already, or staged by the same session.
+    KVKEEP_ERR_EXISTS = -4,
+    /// The session does not hold as many shares of the key; nothing was changed.
+    KVKEEP_ERR_NOT_HELD = -5,
+    /// The session passed its deadline and what it held was taken.
+    KVKEEP_ERR_EXPIRED = -6,
+    /// The object is shared, or under a copy or a transfer.
+    KVKEEP_ERR_LOCKED = -7,
+    /// L1 is full of memory in use, or the system refuses memory.
+    KVKEEP_ERR_NO_MEMORY = -8,
+    /// The space's quota is full of memory in use.
+    KVKEEP_ERR_QUOTA = -9,
+    /// A bound of the cache (sessions, jobs, spaces, backends, queue) is reached.
+    KVKEEP_ERR_LIMIT = -10,
+    /// The deadline passed first, or a daemon's client got no answer in time.
+    KVKEEP_ERR_TIMEOUT = -11,
+    /// Cancelled by the caller, by its session's abort, or by close.
+    KVKEEP_ERR_CANCELLED = -12,
+    /// The operating system or a backend failed.
+    KVKEEP_ERR_IO = -13,
+    /// Stored bytes do not match their identity or checksum.
+    KVKEEP_ERR_CORRUPT = -14,
+    /// This build, kernel or backend cannot do it.
+    KVKEEP_ERR_UNSUPPORTED = -15,
+    /// The header the caller was built with does not fit the library that was loaded.
+    KVKEEP_ERR_VERSION = -16,
+    /// Not allowed, by file mode, a read-only file system or peer credentials.
+    KVKEEP_ERR_PERMISSION = -17,
+    /// The daemon went away; what it held for this connection is lost.
+    KVKEEP_ERR_DISCONNECTED = -18,
+    /// A bug in kvkeep was caught; the cache refuses further work. Pools still close, jobs can be waited for, cancelled and
+    /// released, and completions drained.
+    KVKEEP_ERR_INTERNAL = -19,
+    /// A GPU or its driver failed.
+    KVKEEP_ERR_DEVICE = -20,
+} kvkeep_status;
+
+/// When a committed object is written to the L2 backends.
+typedef enum {
+    /// After its commit, in the background. The default.
+    KVKEEP_STORE_WRITE_THROUGH = 0,
+    /// When background eviction chooses it. Inline eviction prefers objects already written, and drops others
+    /// unwritten.
+    KVKEEP_STORE_WRITE_BACK = 1,
+    /// After it was read `store_after_uses` times.
+    KVKEEP_STORE_AFTER_USES = 2,
+    /// Never.
+    KVKEEP_STORE_NEVER = 3,
+} kvkeep_store_mode;
+
+/// What becomes of an object when its last share is returned.
+typedef enum {
+    /// It stays until evicted or deleted. The default.
+    KVKEEP_RETENTION_KEEP = 0,
+    /// It is dropped; it is never written to L2. A job that gives back itself the shares it took (of chunks beyond its answer, or
+    /// cancelled) has not read it: an object that was committed so and that nobody has read stays.
+    KVKEEP_RETENTION_TEMPORARY = 1,
+} kvkeep_retention;
+
+/// Which chunks of a job count as hits.
+typedef enum {
+    /// The longest run from the first chunk; a gap ends it and nothing beyond is loaded.
+    KVKEEP_PREFETCH_PREFIX = 0,
+    /// The longest length whose last `window_chunks` chunks are there (sliding window and state groups).
+    KVKEEP_PREFETCH_WINDOW = 1,
+    /// Each chunk for itself.
+    KVKEEP_PREFETCH_ANY = 2,
+} kvkeep_prefetch_mode;
+
+/// What the deadline of a job does.
+typedef enum {
+    /// At the deadline the job ends with what is loaded by then. The default.
+    KVKEEP_POLICY_BEST_EFFORT = 0,
+    /// The job ends when everything that was planned is loaded or failed, however long the backends take.
+    KVKEEP_POLICY_WAIT = 1,
+    /// Not done by the deadline: TIMEOUT, and nothing is held.
+    KVKEEP_POLICY_DEADLINE = 2,
+} kvkeep_prefetch_policy;
+
+/// How a job without a callback reports its end.
+typedef enum {
+    /// By `kvkeep_query_prefetch` or `kvkeep_wait` only.
+    KVKEEP_NOTIFY_POLL = 0,
+    /// By `kvkeep_drain_completions`, the descriptor of `kvkeep_event_fd` becoming readable.
+    KVKEEP_NOTIFY_EVENT_FD = 1,
+} kvkeep_notify;
+
+/// Which tensor of its layer a segment is: for `parts` of kvkeep_pool_options. Any other number is the engine's own.
+typedef enum {
+    /// Not said. The default.
+    KVKEEP_PART_UNSAID = 0,
+    /// K.
+    KVKEEP_PART_KEY = 1,
+    /// V.
+    KVKEEP_PART_VALUE = 2,
+} kvkeep_part;
+
+/// What became of an object in one tier.
+typedef enum {
+    /// It is there from now on: committed to L1, or written to a backend.
+    KVKEEP_EVENT_STORED = 1,
+    /// It is not there any more: evicted, deleted, cleared, dropped with its last share, or quarantined.
+    KVKEEP_EVENT_REMOVED = 2,
+} kvkeep_event_kind;
+
+/// How much the log callback is told.
+typedef enum {
+    /// Something failed that a person should look at.
+    KVKEEP_LOG_ERROR = 1,
+    /// Something was refused, dropped or retried. The default.
+    KVKEEP_LOG_WARN = 2,
+    /// Opened, closed, added, removed.
+    KVKEEP_LOG_INFO = 3,
+} kvkeep_log_level;
+
+/// Whether L1 has an object.
+typedef enum {
+    /// It has not. Staging is its session's alone: what is only staged, or on its way from a backend, is absent.
+    KVKEEP_OBJECT_ABSENT = 0,
+    /// Committed: whoever takes shares of it can read it.
+    KVKEEP_OBJECT_READY = 1,
+} kvkeep_object_state;
+
+/// One open cache. Opaque.
+typedef struct kvkeep kvkeep;
+
+/// Told one line of text, not kept after the call. Runs on any library thread, or inside a call that opens or closes a
+/// cache or a pool; must not call into kvkeep.
+typedef void (*kvkeep_log_callback)(void *userdata, int32_t level, const char *message);
+
+/// How a cache is opened.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// NULL: embedded, in this process. "unix:///path/of/the.sock": a client of the daemon that serves this socket
+    /// (`kvkeep serve`), whose L1 is mapped here. A client leaves everything below 0 or NULL (INVALID otherwise), except
+    /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: the rest is the
+    /// daemon's. "unix:///path?spin_us=50": a call looks for its answer so long before it sleeps, and the
+    /// daemon for the next call (at most 50 us): quicker, at the price of a busy core. Default 0. "?wait_ms=5000":
+    /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0. "?patience_ms=2000": so long a call
+    /// that has no time of its own waits for a daemon that does not answer, then it is TIMEOUT. Default 2000.
+    const char *connect;
+    /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
+    /// memory and the limit of the process's control group and of those above it (cgroup v1 and v2; NO_MEMORY beyond).
+    /// What else the process needs is not set aside.
+    uint64_t l1_bytes;
+    /// KVKEEP_FLAG_…, or'ed.
+    uint32_t flags;
+    /// The node to bind L1 to when KVKEEP_FLAG_NUMA_NODE is given.
+    uint32_t numa_node;
+    /// "lru", "s3fifo", "mq" or "none". NULL: "lru".
+    const char *eviction_policy;
+    /// Background eviction starts above this share of L1 … 0: 80. 100: never.
+    uint32_t watermark_high_percent;
+    /// … and stops at this one. 0: 60. Not above the high one.
+    uint32_t watermark_low_percent;
+    /// A kvkeep_store_mode.
+    uint32_t store_mode;
+    /// For KVKEEP_STORE_AFTER_USES: reads before an object is written, at most 65535. 0: 2.
+    uint32_t store_after_uses;
+    /// URLs of the backends, in the order they are asked; see `kvkeep_add_backend`. NULL if none.
+    const char *const *backend_urls;
+    /// How many URLs.
+    size_t backend_count;
+    /// Most live sessions, at most 1048575. 0: 65536.
+    uint32_t sessions_max;
+    /// Most jobs not yet released. 0: 65536.
+    uint32_t jobs_max;
+    /// Most objects waiting to be written to L2; those beyond are dropped and counted. 0: 65536.
+    uint32_t writes_pending_max;
+    /// Default deadline of a session, renewed by any use. 0: 300000 (300 s).
+    uint32_t session_timeout_ms;
+    /// Deadline of one request to a backend; past it the backend is fenced until it answers. 0: 30000.
+    uint32_t backend_timeout_ms;
+    /// How long a reservation to write waits for writes under way before L1 evicts what no backend has yet, and drops its writes. Also
+    /// while as many writes wait as `writes_pending_max` allows. `kvkeep_reserve_write` then blocks its caller up to so long;
+    /// `kvkeep_submit_store` never blocks, and what it finds no memory for waits in the background. Objects that are loaded, or are
+    /// temporary, do not wait, nor does anything with KVKEEP_STORE_AFTER_USES or KVKEEP_STORE_NEVER. 0: 0, or with `connect` that
+    /// of the daemon (`--store-wait-ms`).
+    uint32_t store_wait_ms;
+    /// Most bytes being loaded from L2 at once, and never more than about 16384 objects; further loads wait in order of priority.
+    /// 0: a quarter of L1, at most 1 GiB, so that what waits in a backend is read before `backend_timeout_ms`.
+    uint64_t loading_bytes_max;
+    /// Where log lines go. NULL: nowhere.
+    kvkeep_log_callback log;
+    /// Passed to `log`.
+    void *log_userdata;
+    /// A kvkeep_log_level; less important lines are not told. 0: KVKEEP_LOG_WARN.
+    uint32_t log_level;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_options;
+
+/// How a space is opened. All texts are UTF-8 and copied.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// The model, required and not empty: name and revision, or a hash of the weights.
+    const char *model;
+    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". What a pool says of its pages
+    /// is compared besides (`kvkeep_open_pool`).
+    const char *layout;
+    /// Salt that keeps tenants apart. NULL: "".
+    const char *tenant;
+    /// Tokens of a chunk. 0: 256.
+    uint32_t chunk_tokens;
+    /// Must be 0.
+    uint32_t reserved;
+    /// Most bytes of L1 that objects of this space may take. 0: no bound but L1.
+    uint64_t quota_bytes;
+    /// Which weights, where the model's name stays the same when they change: a count, a step, a hash. Spaces of two generations
+    /// never meet, so that the former's objects need not be removed before they are out of reach. 0 is one like any other.
+    uint64_t generation;
+} kvkeep_space_options;
+
+/// How a session begins.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// The request's id, for people (logs, explain). UTF-8, copied, at most 255 bytes. NULL: "".
+    const char *request_id;
+    /// Deadline, renewed by any use. 0: the cache's `session_timeout_ms`.
+    uint32_t timeout_ms;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_session_options;
+
+/// Names an object inside a space. Plain data, 40 bytes, so that arrays of it cross the ABI uncopied.
+typedef struct {
+    /// Hash of all tokens up to the end of the chunk.
+    uint8_t hash[32];
+    /// Slice of the KV cache (tensor or pipeline parallel rank) that the object holds.
+    uint32_t rank;
+    /// Set of layers cached alike (full attention, sliding window, state).
+    uint32_t group;
+} kvkeep_key;
+
+/// One object's bytes in L1, as a reservation returns it.
+typedef struct {
+    /// First byte, NULL unless `status` is OK. Write only what `kvkeep_reserve_write` returned; read otherwise.
+    /// Aligned to 4096 when `size` is a multiple of 4096, else to 64.
+    void *data;
+    /// Length of the object in bytes.
+    uint64_t size;
+    /// A kvkeep_status for this key alone.
+    int32_t status;
+    /// Always 0.
+    uint32_t reserved;
+} kvkeep_view;
+
+/// What L1 says of one key.
+typedef struct {
+    /// Length of the object in bytes; 0 if absent.
+    uint64_t size;
+    /// A kvkeep_object_state.
+    uint32_t state;
+    /// Shares of it, held by all sessions.
+    uint32_t shares;
+    /// KVKEEP_KEY_…, or'ed; 0 if absent.
+    uint32_t flags;
+    /// Always 0.
+    uint32_t reserved;
+} kvkeep_key_state;
+
+/// How the objects of one group count in a job, where it differs from the job's own mode (hybrid models).
+typedef struct {
+    /// The `group` of the keys it is for.
+    uint32_t group;
+    /// KVKEEP_PREFETCH_PREFIX or KVKEEP_PREFETCH_WINDOW.
+    uint32_t mode;
+    /// For a window: how many chunks.
+    uint32_t window_chunks;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_group_rule;
+
+/// How a prefetch is done.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// Each key found is held by 1 + extra_count shares. 0 to 127.
+    int32_t extra_count;
+    /// Objects of one chunk (world size times groups); `count` must be a multiple. Keys are chunk-major. 0: 1.
+    uint32_t objects_per_chunk;
+    /// A kvkeep_prefetch_mode.
+    uint32_t mode;
+    /// For KVKEEP_PREFETCH_WINDOW: how many chunks, at least 1.
+    uint32_t window_chunks;
+    /// Rules of single groups, copied. A job's length is the longest at which every group can continue. NULL if none.
+    const kvkeep_group_rule *group_rules;
+    /// How many rules, at most 64.
+    size_t group_rule_count;
+    /// A kvkeep_prefetch_policy.
+    uint32_t policy;
+    /// Deadline of the job, from submit; its answer can be read for as long again, from its end. 0: the session's timeout.
+    uint32_t deadline_ms;
+    /// How long a missing chunk is asked for again, in the background; one committed to L1 meanwhile is noticed at once. 0: ask
+    /// once.
+    uint32_t lookup_timeout_ms;
+    /// Pause between two askings. 0: 10.
+    uint32_t lookup_interval_ms;
+    /// A kvkeep_retention, for objects that this job loads into L1.
+    uint32_t retention;
+    /// Jobs of higher priority load first. Default 0.
+    int32_t priority;
+    /// A kvkeep_notify, for jobs without a callback.
+    uint32_t notify;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_prefetch_options;
+
+/// What became of one request; complete in itself, valid on any thread.
+typedef struct {
+    /// The request: a job of `kvkeep_submit_prefetch`, or a transfer.
+    uint64_t job;
+    /// Its session.
+    uint64_t session;
+    /// A kvkeep_status: OK, PARTIAL (transfers only), or why it ended early (TIMEOUT, CANCELLED, EXPIRED, DISCONNECTED,
+    /// DEVICE of transfers only, INTERNAL).
+    int32_t status;
+    /// Chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`; of a transfer, objects copied.
+    uint32_t hit_chunks;
+    /// Bytes loaded into L1 by this request; of a transfer, bytes copied.
+    uint64_t loaded_bytes;
+    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
+    char message[KVKEEP_MESSAGE_BYTES];
+} kvkeep_completion;
+
+/// Told that a request ended. `completion` is valid during the call only. Runs on the library thread
+/// "kvkeep-callback", never inside a call of the submitter, with no lock held, exactly once. May call any function
+/// but `kvkeep_close`; must not throw.
+typedef void (*kvkeep_callback)(void *userdata, const kvkeep_completion *completion);
+
+/// The answer of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT).
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// A kvkeep_status, as in the completion.
+    int32_t status;
+    /// Chunks the session holds shares of. Prefix and window: the length the engine may continue from. Any: how many.
+    uint32_t hit_chunks;
+    /// Chunks that the lookup promised, before any byte was loaded.
+    uint32_t lookup_chunks;
+    /// Planned objects that could not be loaded (failed, corrupt, no memory, late).
+    uint32_t failed_keys;
+    /// Objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in the order in
+    /// which backends are added; once one was removed and none is left above the others, a new backend takes the lowest free.
+    uint32_t tier_keys[KVKEEP_TIERS_MAX];
+    /// Bytes loaded into L1. What several jobs wait for is loaded once and counts for one of them, the first that is still there.
+    uint64_t loaded_bytes;
+    /// Microseconds from submit to the lookup's answer.
+    uint64_t lookup_us;
+    /// Microseconds from the lookup's answer to the end.
+    uint64_t load_us;
+    /// Microseconds from submit to the end.
+    uint64_t total_us;
+    /// NUL-terminated UTF-8: empty if nothing fell short, else what did, and why.
+    char message[KVKEEP_MESSAGE_BYTES];
+} kvkeep_prefetch_result;
+
+/// A stretch of paged memory with a place for every block of a pool: a layer's K, its V, both fused, a latent, or the like.
+typedef struct {
+    /// Address of block 0; a multiple of 4.
+    uint64_t address;
+    /// Bytes of one block in this segment; a multiple of 4, at least 4.
+    uint64_t block_bytes;
+    /// Bytes from one block to the next; a multiple of 4. 0: block_bytes.
+    uint64_t block_stride;
+    /// The `group` of the keys whose objects hold this segment.
+    uint32_t group;
+    /// The layer, for `kvkeep_wait_layer`; layers are copied in rising order.
+    uint32_t layer;
+} kvkeep_segment;
+
+/// How a pool is opened.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// KVKEEP_DEVICE_HOST, or the ordinal of a CUDA device.
+    int32_t device;
+    /// The `rank` of the keys whose objects the pages hold. Where all ranks read one object (MLA), its rank, not the worker's.
+    uint32_t rank;
+    /// Blocks of each segment; their numbers go from 0 to one less.
+    uint32_t block_count;
+    /// Blocks of a chunk: the space's `chunk_tokens` divided by the tokens of a block, without a rest. 0: 1.
+    uint32_t blocks_per_chunk;
+    /// The segments, copied, in the order in which their bytes lie in the objects.
+    const kvkeep_segment *segments;
+    /// How many, at most 4096.
+    size_t segment_count;
+    /// What each segment is, in the order of `segments`: a kvkeep_part. Copied. It tells pools apart whose segments have the same
+    /// sizes, as K before V from V before K. NULL: all KVKEEP_PART_UNSAID.
+    const uint32_t *parts;
+} kvkeep_pool_options;
+
+/// How a store or a load is done.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// The caller's stream that the copy follows: a CUstream, or 0 for the default stream. 0 for the host, which has none.
+    uint64_t stream;
+    /// For a load: so many tokens from the first key on (in each group) keep their pages as they are. A multiple of a block's
+    /// tokens, since blocks are copied whole. 0 for a store.
+    uint32_t skip_first_tokens;
+    /// For a load: 1 gives back one share of each key that the session holds, when the transfer is over, however it ended;
+    /// keys that the session holds no share of are passed over. 0 for a store.
+    uint32_t return_shares;
+    /// A kvkeep_retention, for what a store commits or a load has to bring into L1 itself.
+    uint32_t retention;
+    /// For a load: what it has to bring into L1 itself is loaded before that of lower priority. Default 0.
+    int32_t priority;
+    /// A kvkeep_notify, for transfers without a callback.
+    uint32_t notify;
+    /// Must be 0.
+    uint32_t reserved;
+} kvkeep_transfer_options;
+
+/// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
+/// counts the rest.
+typedef struct {
+    /// Samples.
+    uint64_t count;
+    /// Their sum in microseconds.
+    uint64_t sum_us;
+    /// Samples by size.
+    uint64_t buckets[KVKEEP_HISTOGRAM_BUCKETS];
+} kvkeep_histogram;
+
+/// Everything a cache counts. Counters only grow; gauges are marked. The caller sets `struct_size` and `abi_version`.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// Gauge: size of L1 in bytes.
+    uint64_t l1_bytes;
+    /// Gauge: bytes of L1 given to objects, staging and transfers.
+    uint64_t l1_used_bytes;
+    /// Gauge: bytes of L1 in use (shares, staging, transfers). They cannot be evicted, but for those under shares of sessions that
+    /// are past their deadline.
+    uint64_t l1_locked_bytes;
+    /// Gauge: committed objects in L1.
+    uint64_t l1_objects;
+    /// Gauge: staged objects of all sessions, loads in flight included.
+    uint64_t l1_staged;
+    /// Gauge: shares held by all sessions.
+    uint64_t l1_shares;
+    /// Gauge: live sessions.
+    uint64_t sessions;
+    /// Gauge: jobs not yet released.
+    uint64_t jobs;
+    /// Gauge: writes to L2 that wait or are under way: one for each backend that an object is to go to, and one for an object that was
+    /// not sent to any yet.
+    uint64_t writes_pending;
+    /// Keys that requests asked for and L1 had. Those that a prefetch needs (as in `prefetch_asked_chunks`) count when its lookup is
+    /// answered, those that `kvkeep_reserve_read` or a load names in its call. A request asks once: reading what it holds, or loading
+    /// what it prefetches, counts nothing more. The hit rate of L1 is `read_hits / (read_hits + read_misses)`.
+    uint64_t read_hits;
+    /// Keys that requests asked for and L1 had not: `l2_hits` + `l2_misses`.
+    uint64_t read_misses;
+    /// Objects committed by their writers.
+    uint64_t commits;
+    /// Commits that found the object already there and discarded their copy.
+    uint64_t commits_discarded;
+    /// Objects evicted from L1.
+    uint64_t evictions;
+    /// Bytes evicted from L1.
+    uint64_t evicted_bytes;
+    /// Reservations refused for want of memory or quota.
+    uint64_t refusals;
+    /// Sessions ended by their deadline because nobody came back.
+    uint64_t sessions_reclaimed;
+    /// Shares taken from sessions past their deadline.
+    uint64_t shares_revoked;
+    /// Jobs released by their deadline because nobody read them.
+    uint64_t jobs_reclaimed;
+    /// Jobs accepted.
+    uint64_t jobs_submitted;
+    /// Jobs completed, whatever their status.
+    uint64_t jobs_completed;
+    /// Jobs that ended cancelled.
+    uint64_t jobs_cancelled;
+    /// Chunks that prefetches found and took shares of, all tiers. Of a window, those in it: what lies before it counts neither here
+    /// nor below.
+    uint64_t prefetch_hit_chunks;
+    /// Chunks that prefetches needed: those of their answers, `prefetch_hit_chunks`, and those that were missing beyond. Counted
+    /// together when a job ends; one that ends cancelled counts in neither.
+    uint64_t prefetch_asked_chunks;
+    /// Objects loaded from L2.
+    uint64_t loads;
+    /// Bytes loaded from L2.
+    uint64_t loaded_bytes;
+    /// Loads that failed, corrupt ones not counted.
+    uint64_t load_failures;
+    /// Objects whose bytes or identity were wrong: treated as a miss and quarantined.
+    uint64_t corruptions;
+    /// Requests to a backend that passed their deadline; the backend is fenced until it answers.
+    uint64_t backend_timeouts;
+    /// Objects written to L2.
+    uint64_t stores;
+    /// Bytes written to L2.
+    uint64_t stored_bytes;
+    /// Writes not needed because the L2 had the object.
+    uint64_t stores_already;
+    /// Writes and deletions tried again.
+    uint64_t store_retries;
+    /// Writes given up, and deletions: the sum of the `dropped_…` below.
+    uint64_t stores_dropped;
+    /// Gauge: objects in all backends, where they know.
+    uint64_t l2_objects;
+    /// Gauge: bytes in all backends, where they know.
+    uint64_t l2_bytes;
+    /// Objects evicted by the backends themselves.
+    uint64_t l2_evictions;
+    /// Gauge: clients connected to the daemon; 0 when embedded.
+    uint64_t clients;
+    /// Clients that went without closing; what they held was returned.
+    uint64_t clients_lost;
+    /// Submit to lookup answer.
+    kvkeep_histogram lookup_latency;
+    /// Submit to completion.
+    kvkeep_histogram prefetch_latency;
+    /// One object read from L2, from request to verified.
+    kvkeep_histogram load_latency;
+    /// One object written to L2, from request to stored.
+    kvkeep_histogram store_latency;
+    /// Time inside calls that a scheduler makes (submit, query).
+    kvkeep_histogram call_latency;
+    /// Of `read_misses`, keys that a backend had.
+    uint64_t l2_hits;
+    /// Of `read_misses`, keys that no backend had. `kvkeep_reserve_read` asks none. Behind the first gap of a prefix a backend need
+    /// not be asked: what it has there counts as missing too.
+    uint64_t l2_misses;
+    /// Gauge: pins on objects in all backends, by which jobs keep them from being evicted until they are loaded. 0 when there is no job.
+    uint64_t l2_pins;
+    /// Uses that backends were not told of because too many waited.
+    uint64_t uses_dropped;
+    /// Gauge: the bound of `writes_pending`, as the cache was opened with.
+    uint64_t writes_pending_max;
+    /// Gauge: of `stores_dropped`, those of the last minute. While there are any, or more than half of `writes_pending_max` is pending,
+    /// the backends do not keep up.
+    uint64_t stores_dropped_recently;
+    /// Gauge: `fs` backends that read and write with threads because the kernel refuses io_uring.
+    uint64_t io_uring_refused;
+    /// Gauge: 1 where the kernel refused to join pages of L1 to huge ones: transfers to disks and GPUs are slower.
+    uint64_t huge_pages_refused;
+    /// Times that the driver of a GPU refused to register L1 in a process of the cache: its copies are slower.
+    uint64_t registrations_refused;
+    /// Of `registrations_refused`, those for want of lockable memory: the limit on it (`ulimit -l`) is too small for L1.
+    uint64_t memlock_refused;
+    /// Writes asked for: one for each backend that an object is to go to, and one for an object that is not sent to any. Always
+    /// `writes_asked` = `stores` + `stores_already` + `stores_dropped` - `dropped_deletions` + `writes_withdrawn` + `writes_pending`.
+    /// With KVKEEP_STORE_THROUGH and one backend a commit asks for one write, unless it is counted by `commits_discarded` or
+    /// `commits_temporary`; so does a commit that has a temporary object kept, and an object that was stored and that the backend lost.
+    uint64_t writes_asked;
+    /// Gauge: deletions that backends have not answered, as far as they are sent together: those of one call to one backend, and one
+    /// for a space that a backend is to forget.
+    uint64_t deletions_pending;
+    /// Writes not made because their object was deleted, cleared or forgotten first.
+    uint64_t writes_withdrawn;
+    /// Commits of temporary objects, which are not written. Those that were discarded are not among them.
+    uint64_t commits_temporary;
+    /// Writes dropped because as many waited as `writes_pending_max` allows.
+    uint64_t dropped_queue;
+    /// Writes dropped because L1 evicted their objects before a backend had them.
+    uint64_t dropped_evicted;
+    /// Writes dropped because a backend refused them, failed to the end, or did not answer in time.
+    uint64_t dropped_failed;
+    /// Writes dropped because their backend was fenced or removed, or there was none.
+    uint64_t dropped_fenced;
+    /// Writes dropped because the cache closed, for the log alone: nobody can ask for them afterwards.
+    uint64_t dropped_closed;
+    /// Deletions given up.
+    uint64_t dropped_deletions;
+} kvkeep_stats;
+
+/// What a space takes of L1. The caller sets `struct_size` and `abi_version`.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// Its committed objects.
+    uint64_t objects;
+    /// Bytes that its quota counts: objects, staging, loads on their way, and what was removed and is still in use.
+    uint64_t used_bytes;
+    /// Its quota; 0: no bound but L1.
+    uint64_t quota_bytes;
+} kvkeep_space_usage;
+
+/// What became of one object in one tier.
+typedef struct {
+    /// Its number, from 1 on. Numbers rise by one; where they skip some, events were lost.
+    uint64_t sequence;
+    /// When it was recorded, in microseconds since 1970.
+    uint64_t time_us;
+    /// The object's space.
+    uint64_t space;
+    /// Number of the backend, 0 for L1.
+    uint64_t backend;
+    /// Length of the object in bytes.
+    uint64_t size;
+    /// The object's key.
+    kvkeep_key key;
+    /// A kvkeep_event_kind.
+    uint32_t kind;
+    /// 0 for L1, else the place of the backend, as in `tier_keys` of a result.
+    uint32_t tier;
+} kvkeep_event;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/// Version of the library, as "major.minor.patch". Static; never NULL. Any thread.
+const char *kvkeep_version(void);
+
+/// ABI version of the library that was loaded; compare with KVKEEP_ABI_VERSION. Any thread.
+uint32_t kvkeep_abi_version(void);
+
+/// Name of a kvkeep_status, such as "KVKEEP_ERR_NOT_HELD"; "unknown status" for a number that is none. Static; never
+/// NULL. Any thread.
+const char *kvkeep_status_name(int32_t status);
+
+/// Message of the last call on this thread that returned an error, or refused memory for some keys: the cause, then the remedy. UTF-8, never NULL, ""
+/// if none failed, at most 2047 bytes. Owned by the library; valid until the next kvkeep call on this thread, and as long as
+/// the thread runs: destructors of its thread-local objects may read it, too.
+const char *kvkeep_last_error(void);
+
+/// Extra readers of an object besides the one every share count includes. A model whose ranks each store their own
+/// object (`world_size` objects a chunk): 0. An MLA model, whose tensor-parallel workers all read one object, has a
+/// `world_size` already divided by `tp_size`: tp_size - 1. That is: tp_size <= 1 gives 0; tp_size > world_size gives
+/// tp_size - 1; else 0. Pipeline parallelism with MLA breaks the rule: give the number yourself there. Any thread.
+int kvkeep_extra_count(int tp_size, int world_size);
+
+/// ---- Cache ----
+///
+/// A cache is one open kvkeep. Every function may be called from any thread at any time, at once with any other,
+/// except `kvkeep_close`, which must be the last call on its handle to begin. A handle is a token, not an address:
+/// using a closed or invented one is `KVKEEP_ERR_CLOSED`. After fork, the child's copy of a handle is closed.
+///
+/// Opens a cache. `options` is read during the call only; `*cache` is set on success and left alone on failure.
+/// Blocks while the backends open (a directory's index is rebuilt). Close with `kvkeep_close`.
+/// A client of a daemon connects, and maps its L1. When the daemon goes away, every call says DISCONNECTED and every job
+/// not done completes so, at once; the client reconnects by itself. Sessions, jobs and shares of the former run are lost
+/// and keep saying DISCONNECTED; spaces keep their numbers. Views of the former run stay readable for one session
+/// timeout longer. So it is when only the connection is lost, because one side was stopped for long: then what this process
+/// held is nobody else's meanwhile, staging included, nor while copies are under way. A call for which this process or
+/// the daemon has no descriptor left is LIMIT, and nothing else is lost.
+/// A daemon that is stopped or overloaded holds a call no longer than `patience_ms` of `connect`, or than the call's own
+/// time; then the call is TIMEOUT, and the calls after it wait a part of that until the daemon has answered again. Such a
+/// call takes nothing: what it would have begun, reserved or submitted is given back when the daemon goes on. What it
+/// commits, returns, cancels, releases or ends counts as done, and is done when the daemon goes on, even where it could not
+/// be asked yet: the views must not be used any more. Sessions, shares and jobs stay as they are. Calls that add or remove
+/// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
+/// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
+/// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
+kvkeep_status kvkeep_open(const kvkeep_options *options,
+                          kvkeep **cache);
+
+/// Closes a cache: refuses new calls, cancels its jobs (each still completes once; callbacks have returned when this
+/// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
+/// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
+/// the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1 go on, and what a
+/// view still shows may be replaced. Completions for the event descriptor that nobody drained before are gone. Blocks.
+/// Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
+kvkeep_status kvkeep_close(kvkeep *cache);
+
+/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
+/// size and generation again gives the same number and sets the quota anew; what is above it is evicted at once, but for what is in use or
+/// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
+/// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
+/// of one in 2^64), LIMIT (65536 spaces).
+kvkeep_status kvkeep_open_space(kvkeep *cache,
+                                const kvkeep_space_options *options,
+                                uint64_t *space);
+
+/// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
+/// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
+/// the backend opens. A directory may be open in several processes; its capacity bounds what each of them knows to be there,
+/// not what all of them write. "fs:" also leaves `min_free=` of the file system free, a size or a share such as 5% (by default
+/// 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest. A
+/// directory above its bounds is worked off in the background after it is opened.
+/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
+kvkeep_status kvkeep_add_backend(kvkeep *cache,
+                                 const char *url,
+                                 uint64_t *backend);
+
+/// Removes a backend: no new job asks it, what jobs have found in it is loaded, what else it accepted is answered, then it is
+/// closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
+/// Errors: NOT_FOUND, TIMEOUT (it did not close in time).
+kvkeep_status kvkeep_remove_backend(kvkeep *cache,
+                                    uint64_t backend);
+
+/// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
+/// `timeout_ms`.
+/// Errors: TIMEOUT (the message says how many objects are left).
+kvkeep_status kvkeep_drain_writes(kvkeep *cache, uint32_t timeout_ms);
+
+/// ---- Sessions ----
+///
+/// A session is one request's hold on the cache, named by a number that is never reused: the keys it used, the shares
+/// it holds, its staged writes, its jobs and its deadline. Any use renews the deadline. Past it, a session that holds
+/// nothing is ended; what another one holds may be taken by eviction when memory runs short, and a later use of what
+/// was taken says EXPIRED. Where nothing was taken, the next use revives the session. Staged writes are never taken.
+/// When `sessions_max` are live, a new one takes the place of the session that expired first and stages nothing.
+///
+/// Begins a session of `space` and sets `*session`. `options` may be NULL.
+/// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).
+kvkeep_status kvkeep_begin_session(kvkeep *cache,
+                                   uint64_t space,
+                                   const kvkeep_session_options *options,
+                                   uint64_t *session);
+
+/// Ends a session: returns its shares, drops its staging, cancels and releases its jobs, and touches every key it
+/// used, the last used first, so that the first chunk of a prefix is the most recent. Never blocks. Errors: NOT_FOUND
+/// (unknown, or ended before).
+kvkeep_status kvkeep_end_session(kvkeep *cache, uint64_t session);
+
+/// As `kvkeep_end_session`, but touches nothing. Never blocks. Errors: NOT_FOUND.
+kvkeep_status kvkeep_abort_session(kvkeep *cache, uint64_t session);
+
+/// Appends `count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
+/// to the full chunks so far, unless NULL. The hash of chunk i is BLAKE3(hash of chunk i-1 || its token ids as
+/// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is
+/// the first half of BLAKE3 over model, layout and tenant, each preceded by its length as little-endian u64, and
+/// chunk tokens as little-endian u32; a generation that is not 0 follows as little-endian u64.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (2^26 tokens a session; 4 GiB of
+/// hashes of all sessions, which are 32 bytes a chunk).
+kvkeep_status kvkeep_append_tokens(kvkeep *cache,
+                                   uint64_t session,
+                                   const uint32_t *tokens,
+                                   size_t count,
+                                   uint64_t *chunk_count);
+
+/// Writes the keys of `chunk_count` full chunks from `first_chunk` on, chunk-major: for each chunk, for each of
+/// `rank_count` ranks from `first_rank` on, for each group from 0 to `group_count` - 1. `keys` has room for
+/// `key_count` keys, which must be chunk_count * rank_count * group_count.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID (a chunk that is not full yet, a wrong count).
+kvkeep_status kvkeep_session_keys(kvkeep *cache,
+                                  uint64_t session,
+                                  uint64_t first_chunk,
+                                  uint64_t chunk_count,
+                                  uint32_t first_rank,
+                                  uint32_t rank_count,
+                                  uint32_t group_count,
+                                  kvkeep_key *keys,
+                                  size_t key_count);
+
+/// ---- Objects ----
+///
+/// All functions of this part take a batch of `count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O, and are atomic:
+/// no other call sees half of one. A key fails alone: its status stands in its view, or in `statuses`, which may be
+/// NULL. The call returns OK when every key did, PARTIAL when one or more did not, and an error when nothing was done
+/// at all. Arrays must not overlap. A session works on keys of its own space.
+///
+/// Reserves `sizes[i]` bytes of L1 for `keys[i]` and returns views to write to. `retention` is a kvkeep_retention.
+/// Nobody reads the bytes before they are committed; they stay the session's until `kvkeep_finish_write`,
+/// `kvkeep_abort_write`, or its end. Two sessions may stage one key. When L1 is full, objects not in use are evicted
+/// in the call. Memory is given in key order: after the first key that does not fit, later new keys do not either.
+/// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA (kvkeep_last_error() then names the session that holds
+/// most, and what to do), INVALID (a size of 0). Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_reserve_write(kvkeep *cache,
+                                   uint64_t session,
+                                   const kvkeep_key *keys,
+                                   size_t count,
+                                   const uint64_t *sizes,
+                                   uint32_t retention,
+                                   kvkeep_view *views);
+
+/// Commits staged keys: from now on every session can read them and they never change. If another session committed
+/// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
+/// one was to be kept). For eviction the last key of a call came first, so that a prompt goes from its end.
+/// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_finish_write(kvkeep *cache,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t count,
+                                  int32_t *statuses);
+
+/// Gives staged keys back unwritten. The views must not be used any more.
+/// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_abort_write(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
+                                 int32_t *statuses);
+
+/// Commits staged keys and takes 1 + extra_count shares of each in one step, so that eviction cannot come between.
+/// Views are for reading, of whichever copy was committed first.
+/// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID
+/// (extra_count outside 0 to 127).
+kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache,
+                                                   uint64_t session,
+                                                   const kvkeep_key *keys,
+                                                   size_t count,
+                                                   int32_t extra_count,
+                                                   kvkeep_view *views);
+
+/// Takes 1 + extra_count shares of each ready key and returns views to read. The bytes stay where they are until the
+/// shares are returned.
+/// Per key: NOT_FOUND (absent from L1, or only staged), LIMIT (the object would have 2^24 shares). Errors: NOT_FOUND
+/// (session), INVALID (extra_count outside 0 to 127).
+kvkeep_status kvkeep_reserve_read(kvkeep *cache,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t count,
+                                  int32_t extra_count,
+                                  kvkeep_view *views);
+
+/// Returns 1 + extra_count shares of each key, whoever of the session's readers took them. When the last share of an
+/// object goes, a temporary object is dropped and any other is touched, once; of one call the last key first. Chunks that
+/// the engine decides to compute itself are given back by this call too, with the job's extra_count, for all readers
+/// together.
+/// Per key: NOT_HELD (the session holds fewer shares; none is returned), EXPIRED (they were taken after the
+/// deadline). Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_finish_read(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
+                                 int32_t extra_count,
+                                 int32_t *statuses);
+
+/// As `kvkeep_finish_read`, for the session's chunks whose tokens lie wholly within [first_token, last_token) of the
+/// tokens it appended, and ranks and groups as in `kvkeep_session_keys`. Sets `*returned` to the keys whose shares
+/// were returned, unless NULL; chunks the session holds no shares of are passed over.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID (extra_count; an empty or unknown range).
+kvkeep_status kvkeep_release_tokens(kvkeep *cache,
+                                    uint64_t session,
+                                    uint64_t first_token,
+                                    uint64_t last_token,
+                                    uint32_t first_rank,
+                                    uint32_t rank_count,
+                                    uint32_t group_count,
+                                    int32_t extra_count,
+                                    uint64_t *returned);
+
+/// Views again, for keys whose shares the session holds; takes none.
+/// Per key: NOT_HELD, EXPIRED. Errors: NOT_FOUND (session), INVALID.
+kvkeep_status kvkeep_unsafe_read(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
+                                 kvkeep_view *views);
+
+/// Marks ready keys as used now, in L1 and in backends that have them, last key first, so that the first is the most
+/// recent.
+/// Per key: NOT_FOUND (not in L1). Errors: NOT_FOUND (space), INVALID.
+kvkeep_status kvkeep_touch(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, int32_t *statuses);
+
+/// Says what L1 has of each key, all of it at one instant: `states[i]` is that of `keys[i]`. Takes no shares, touches nothing
+/// and renews no deadline. Backends are not asked. What it says may be over when it returns: only shares keep an object. OK
+/// whatever the states are.
+/// Errors: NOT_FOUND (space), INVALID.
+kvkeep_status kvkeep_query_keys(kvkeep *cache,
+                                uint64_t space,
+                                const kvkeep_key *keys,
+                                size_t count,
+                                kvkeep_key_state *states);
+
+/// Keeps keys longer: until `ttl_ms` from now, eviction passes each over up to ceil(priority / 25) times before it
+/// takes it. A bias, never a hard pin. `priority` is 0 (takes the bias back) to 100.
+/// Per key: NOT_FOUND (not ready in L1). Errors: NOT_FOUND (space), INVALID.
+kvkeep_status kvkeep_retain(kvkeep *cache,
+                            uint64_t space,
+                            const kvkeep_key *keys,
+                            size_t count,
+                            uint32_t priority,
+                            uint32_t ttl_ms,
+                            int32_t *statuses);
+
+/// Evicts keys from L1 alone, at once and whatever the policy would choose; backends keep what they have. An object that is
+/// still to be written is dropped unwritten, and counted by `stores_dropped`: `kvkeep_drain_writes` first has those written
+/// that wait for it. It counts as an eviction, and is told as removed from L1.
+/// Per key: NOT_FOUND (not ready in L1), LOCKED (shared, or under a copy or a transfer). Errors: NOT_FOUND (space), INVALID,
+/// PERMISSION (a read-only client).
+kvkeep_status kvkeep_evict(kvkeep *cache,
+                           uint64_t space,
+                           const kvkeep_key *keys,
+                           size_t count,
+                           int32_t *statuses);
+
+/// Deletes keys from L1 at once, and from every backend in the background (lookups through this cache miss at once;
+/// `kvkeep_drain_writes` waits for the rest). A backend that fails, or has no room for more work, is asked again; what is given
+/// up is logged, and counted as `stores_dropped`.
+/// Per key: LOCKED (shared, under a copy or a transfer, or found by a job that will load it; deleted nowhere), NOT_FOUND (in no
+/// tier that knows without I/O; named before in the same call). Errors: NOT_FOUND (space), INVALID.
+kvkeep_status kvkeep_delete(kvkeep *cache,
+                            uint64_t space,
+                            const kvkeep_key *keys,
+                            size_t count,
+                            int32_t *statuses);
+
+/// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
+/// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled
+/// and objects in use are hidden from new lookups at once; their memory is freed when the last share goes. A session that
+/// comes to hold a key from before and from after holds two copies: the shares of one return are of one copy, so that more than it
+/// holds of either are NOT_HELD, and where either may be meant, both stay until it has returned all its shares of the key. Staged
+/// writes stay. Sets `*removed` to the objects gone or hidden, unless NULL.
+/// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
+kvkeep_status kvkeep_clear(kvkeep *cache,
+                           uint64_t space,
+                           uint32_t force,
+                           uint64_t *removed);
+
+/// Forgets a space in every tier (every space for `space` 0), as is wanted when its weights have changed. When this returns, no
+/// call finds what was stored before, whichever client of a daemon makes it: jobs of the space are cancelled and L1 is emptied as
+/// by `kvkeep_clear` with `force`; what is staged or being stored from pages is not committed any more (its key is CANCELLED). In
+/// the backends it is deleted in the background, what other processes stored in them too. Until that is done, nothing of the space
+/// is looked up there, and what is stored anew waits in L1 to be written; `kvkeep_drain_writes` waits for all of it. A backend that
+/// cannot delete is not asked about the space any more until this was called again with success: logged as an error.
+/// Sets `*removed` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O.
+/// Two things are beyond it: another process that has the same directory open keeps what is in its own L1, and may store it
+/// again; and what is not deleted yet when the process ends is found by the next. Another `generation` of the space meets neither.
+/// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
+kvkeep_status kvkeep_forget_space(kvkeep *cache,
+                                  uint64_t space,
+                                  uint64_t *removed);
+
+/// ---- Prefetch ----
+///
+/// A job looks its keys up in every tier, then loads into L1 what L1 lacks. Nothing here waits for I/O, except
+/// `kvkeep_wait`. A job is named by a number that is never reused. It lives until `kvkeep_release_job`, the end of
+/// its session, or, once it is done, until its `deadline_ms` have passed again, whichever is first; then every query says
+/// NOT_FOUND. The shares it took belong to the session and outlive it. Every accepted job completes exactly once.
+///
+/// Submits a job for `count` keys (copied) and sets `*job`. L1 hits, and backends whose index needs no I/O, are
+/// answered inside the call; if nothing is left to load, the job is done when it returns. `options` may be NULL.
+/// `callback` may be NULL: the job then reports by `notify` of the options. A callback may run before this returns,
+/// on the library's thread; `*job` is set by then.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (`jobs_max` jobs not released, or as many completions that no
+/// callback or drain has taken yet); then no completion comes.
+kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
+                                     uint64_t session,
+                                     const kvkeep_key *keys,
+                                     size_t count,
+                                     const kvkeep_prefetch_options *options,
+                                     uint64_t *job,
+                                     kvkeep_callback callback,
+                                     void *userdata);
+
+/// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
+/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the result of
+/// the job is the truth.
+/// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
+kvkeep_status kvkeep_query_lookup_hits(kvkeep *cache, uint64_t job, uint32_t *chunks);
+
+/// The job's result. `result` is prepared by KVKEEP_INIT and filled in when the job is done. PENDING until then. Does
+/// not consume; any thread.
+/// Errors: NOT_FOUND (never given, or released).
+kvkeep_status kvkeep_query_prefetch(kvkeep *cache, uint64_t job, kvkeep_prefetch_result *result);
+
+/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has `bytes`
+/// bytes, at least (count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
+/// Errors: NOT_FOUND, INVALID (too small; a transfer).
+kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, size_t bytes);
+
+/// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
+/// wait, beside any other way of being told. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
+/// cancelled and waited for again.
+/// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
+kvkeep_status kvkeep_wait(kvkeep *cache,
+                          uint64_t job,
+                          uint32_t timeout_ms);
+
+/// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. What is under a
+/// transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be temporary,
+/// is freed. A job that is done already stays as it is, and keeps its shares: OK.
+/// Errors: NOT_FOUND.
+kvkeep_status kvkeep_cancel(kvkeep *cache,
+                            uint64_t job);
+
+/// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
+/// pages until its completion, which after this only a callback or the event descriptor tells: wait before. Errors: NOT_FOUND.
+kvkeep_status kvkeep_release_job(kvkeep *cache,
+                                 uint64_t job);
+
+/// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
+/// library, valid until close: poll it, do not read or close it. Any thread.
+kvkeep_status kvkeep_event_fd(kvkeep *cache, int32_t *fd);
+
+/// Takes up to `capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*count`.
+/// Each is given exactly once. Never blocks. Any thread.
+kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *completions, size_t capacity, size_t *count);
+
+/// ---- Device transfer ----
+///
+/// Objects go to and from an engine's paged memory. A pool registers the pages once. An object has the bytes of one chunk
+/// for one rank and group: for each segment of the group in the order registered, for each block of the chunk, the segment's
+/// `block_bytes` of that block. All else of a layout (heads or tokens first, K and V apart or fused, one latent, all layers of a
+/// block together) is in the segments' addresses, sizes and strides. Groups whose blocks have different numbers of tokens take
+/// a pool each. This process copies, embedded or as a daemon's client, on threads of the library; there are none before the first
+/// pool.
+///
+/// On the host ("kvkeep-copy") a transfer's stream is always 0. On a CUDA device, addresses are device pointers and `stream` is a
+/// CUstream (cudaStream_t) of the device's primary context, the one that the CUDA runtime uses; 0 is the default stream. Copies
+/// begin after what is on that stream by the call, and run on two streams of the pool's own, so that both directions overlap.
+/// libcuda.so.1 is loaded with the first such pool, and nothing else of CUDA is needed. L1 is registered with the driver in the
+/// background, once for all devices, what a copy needs first; where the machine does not allow that, copies are slower, and
+/// `kvkeep_stream_wait_layer` may wait for the stream. Blocks that are neighbours on both sides go as one; fragments are moved by
+/// the copy engines, in batches where the driver is of CUDA 12.8 or later, or, as far as that was measured to be faster, by a small
+/// kernel (CUDA 12.1 or later). When a device is lost, its transfers complete as DEVICE; it takes a new process to use it again. A
+/// pool must be closed before its device's primary context is reset.
+///
+/// A transfer is a job: `kvkeep_wait`, `kvkeep_cancel`, `kvkeep_release_job`, `kvkeep_query_prefetch`, callbacks and the event
+/// descriptor work on it as on a prefetch. Its number is never a prefetch's; only this handle knows it. It has no deadline. It
+/// lives until `kvkeep_release_job`, or 300 s after it is done. Its completion and result count objects done as `hit_chunks`
+/// and bytes copied as `loaded_bytes`; the status is OK, PARTIAL (some blocks have a status of their own:
+/// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops what has not begun; the completion comes when
+/// what is in flight has landed, after which no page is touched any more: wait for it before pages are used anew.
+///
+/// The memory of L1 under a transfer is held by a session of its own (explained as "copy for session n" with its request),
+/// not by the session it is for. When that one ends, its transfers finish, and what they store is committed; when it is
+/// aborted, by whichever process, they are cancelled or their stores dropped. A store's objects count as used by it.
+///
+/// Pages of a store must be written before it is submitted, or by what is on its stream by then, and may be read but not changed
+/// until it is done; pages of a load must not be touched until it is done (or their layer, by `kvkeep_wait_layer` or, on a
+/// stream, after `kvkeep_stream_wait_layer`).
+///
+/// Registers the pages of `space`, which was opened by this handle, and sets `*pool` to its number. `options` and its segments
+/// are copied; the pages stay the caller's and must stay where they are until the pool is closed. Two segments of a group may
+/// lie interleaved with one stride, but no block of theirs may overlap; segments of different groups may (an engine gives a
+/// block to one group at a time).
+///
+/// What objects look like is their shape: `blocks_per_chunk`, and for each segment of the group in order its layer, part and
+/// block_bytes. It is part of what objects are, in every process and tier. The first pool of a space, rank and group defines
+/// it until the cache is closed (of a daemon: until the daemon ends); a pool of another shape is INVALID, in whichever process, and
+/// so are the transfers of a pool once another process was first at a daemon that was started anew. Objects in a backend say
+/// their shape too: one of another shape is a miss (per block: IO), told in the log; what this cache stores under its key after
+/// that replaces it in the backend. Shapes are compared by a fingerprint of 128 bits.
+/// Not seen: dtypes, heads, the order of tokens or of K and V inside a segment, and segments of the same layer, part and size
+/// that are exchanged; say such things in the `layout` of the space, and tell K from V by `parts`. Objects that were written
+/// through views have no shape until they are written to a backend after a pool of their space, rank and group was opened:
+/// their writer answers for what they look like.
+/// Blocks while a CUDA device is opened, unless another pool of this handle has it open, and measured, once in a process.
+/// Errors: UNSUPPORTED (a CUDA device, but no NVIDIA driver, one older than CUDA 11.4, no device, or one without unified addresses:
+/// the message says what to install), DEVICE (the driver failed, as the message says), NOT_FOUND (space), INVALID (no such device;
+/// pages that are not its memory; a `segment_count` of 0 or above 4096; a `block_count` or `blocks_per_chunk` out of range;
+/// overlap; a stride below block_bytes; an address or block_bytes of 0; an address or size that is no multiple of 4; a chunk of
+/// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a shape that is not that of an earlier pool of the
+/// same space, rank and group, in whichever process), LIMIT (1024 pools open, or 65536 shapes remembered), IO (no thread can be started).
+kvkeep_status kvkeep_open_pool(kvkeep *cache,
+                               uint64_t space,
+                               const kvkeep_pool_options *options,
+                               uint64_t *pool);
+
+/// Forgets a pool: cancels its transfers and waits until what is in flight has landed (never for I/O, but for what is on the
+/// caller's stream before it). Its pages are not touched any more when this returns. Errors: NOT_FOUND.
+kvkeep_status kvkeep_close_pool(kvkeep *cache,
+                                uint64_t pool);
+
+/// Stores `key_count` objects, each key once, from the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
+/// `*job`. `block_count` is `key_count` times `blocks_per_chunk`; both are 1 to KVKEEP_KEYS_MAX. The arrays are copied. The call
+/// waits for no I/O and no copy: memory is reserved in it, evicting where needed; the pages are gathered and the objects committed
+/// in the background. The last blocks of a key may be KVKEEP_BLOCK_NONE: the object is that much shorter (an engine's last, partial
+/// chunk, under a key of its own). Where L1 has not enough memory for all of them and writes to backends, the rest waits in the
+/// background for what writes and copies under way free, and goes on in the order of the keys; what was copied before is committed,
+/// written and evicted meanwhile, so that a prompt may be larger than L1. It gives up when nothing under way will free memory, or
+/// when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback
+/// as for `kvkeep_submit_prefetch`.
+/// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
+/// aborted, or the space forgotten, meanwhile), DISCONNECTED, DEVICE.
+/// Errors: NOT_FOUND (pool, session), EXPIRED, INVALID (the counts; a key twice, or of another rank or group; a block that the pool
+/// does not have, or that is missing before one that is not; a session of another space; a pool of
+/// another shape than the daemon, which was started anew, has of its space; a stream that is none or is capturing a graph, or on the
+/// host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a session of an
+/// earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO (no thread can be
+/// started); then no completion comes.
+kvkeep_status kvkeep_submit_store(kvkeep *cache,
+                                  uint64_t pool,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t key_count,
+                                  const int32_t *block_ids,
+                                  size_t block_count,
+                                  const kvkeep_transfer_options *options,
+                                  uint64_t *job,
+                                  kvkeep_callback callback,
+                                  void *userdata);
+
+/// Loads `key_count` objects, each key once, into the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
+/// `*job`. Counts and arrays are as for `kvkeep_submit_store`; the call does not wait for I/O either. Blocks that are
+/// KVKEEP_BLOCK_NONE are passed over; no block of a group may be named twice. What L1 has is held from this call on and copied
+/// layer by layer; the rest is waited for in the background (a prefetch that has it on its way is joined) and copied as it comes.
+/// The session need not hold shares of the keys. A read-only client may load. `options` may be NULL. Callback as for
+/// `kvkeep_submit_prefetch`.
+/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, was
+/// corrupt, or has another shape), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The
+/// pages of a block that is not OK may hold anything.
+/// Errors: as for `kvkeep_submit_store`, but neither for a read-only client nor for missing blocks; also INVALID for a block named
+/// twice in a group, or a `skip_first_tokens` that is no multiple of a block's tokens; then no completion comes.
+kvkeep_status kvkeep_submit_load(kvkeep *cache,
+                                 uint64_t pool,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t key_count,
+                                 const int32_t *block_ids,
+                                 size_t block_count,
+                                 const kvkeep_transfer_options *options,
+                                 uint64_t *job,
+                                 kvkeep_callback callback,
+                                 void *userdata);
+
+/// Blocks until every page of `layer` (a segment's number) is copied, at most `timeout_ms`: a load's may be used then, a
+/// store's overwritten, though other layers are not done. PARTIAL if some objects could not be had: wait for the whole and ask
+/// which. Any number of threads may wait.
+/// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, DEVICE, INVALID (not a transfer; a layer of none of the pool's
+/// segments).
+kvkeep_status kvkeep_wait_layer(kvkeep *cache,
+                                uint64_t job,
+                                uint32_t layer,
+                                uint32_t timeout_ms);
+
+/// Makes `stream` wait until every page of `layer` is copied, so that what is put on it from now on may use a load's pages, or
+/// overwrite a store's. The caller itself waits, at most `timeout_ms`, only until the copies are in the device's own queue: at
+/// once for what L1 has, and for the rest when that has been loaded. The layer with the greatest number ends a transfer. On the
+/// host, `stream` is 0 and this is `kvkeep_wait_layer`. PARTIAL if some objects could not be had by then; whether the device
+/// failed later shows in the completion.
+/// Errors: as for `kvkeep_wait_layer`; also INVALID for a stream that on the host is not 0, or on a CUDA device is none or is
+/// capturing a graph, and NOT_FOUND for a CUDA device's pool that was closed.
+kvkeep_status kvkeep_stream_wait_layer(kvkeep *cache,
+                                       uint64_t job,
+                                       uint32_t layer,
+                                       uint64_t stream,
+                                       uint32_t timeout_ms);
+
+/// What became of each block of a transfer: a kvkeep_status for each block number it was given, in that order. `count` is that
+/// of its `block_ids`. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only when this returns
+/// OK. Does not consume; any thread.
+/// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
+kvkeep_status kvkeep_query_blocks(kvkeep *cache,
+                                  uint64_t job,
+                                  int32_t *statuses,
+                                  size_t count);
+
+/// ---- Seen from outside ----
+///
+/// Texts are written as NUL-terminated UTF-8 into the caller's buffer of `capacity` bytes; `*length` is set to the
+/// length the whole text has without the NUL. Where it does not fit, what fits is written and the result is PARTIAL:
+/// ask again with length + 1 bytes. `buffer` may be NULL when `capacity` is 0.
+///
+/// Fills in `stats`, prepared by KVKEEP_INIT. Counters are read one after another, not at one instant. Never blocks
+/// on I/O.
+kvkeep_status kvkeep_get_stats(kvkeep *cache, kvkeep_stats *stats);
+
+/// Fills in `usage`, prepared by KVKEEP_INIT, with what a space takes of L1 and may take, all of it at one instant. Never
+/// blocks on I/O.
+/// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
+kvkeep_status kvkeep_query_space(kvkeep *cache,
+                                 uint64_t space,
+                                 kvkeep_space_usage *usage);
+
+/// Everything counted, as Prometheus text (exposition format 0.0.4).
+kvkeep_status kvkeep_metrics(kvkeep *cache, char *buffer, size_t capacity, size_t *length);
+
+/// Why a key is where it is: tier, state, size, who holds how many shares since when, and why it cannot be evicted.
+/// JSON.
+/// Errors: NOT_FOUND (space). A key that is nowhere is OK: its state is "absent".
+kvkeep_status kvkeep_explain_key(kvkeep *cache,
+                                 uint64_t space,
+                                 const kvkeep_key *key,
+                                 char *buffer,
+                                 size_t capacity,
+                                 size_t *length);
+
+/// What a session holds (for `session` 0: every session that holds something): owner, request id, age, deadline,
+/// shares per key, staged keys, jobs. JSON.
+/// Errors: NOT_FOUND (session).
+kvkeep_status kvkeep_explain_session(kvkeep *cache, uint64_t session, char *buffer, size_t capacity, size_t *length);
+
+/// Copies events to `events`, oldest first, at most `capacity` (1 to KVKEEP_KEYS_MAX) of them, from the number
+/// `*next_sequence` on, or from the oldest that is kept where that is 0. Sets `*count`, and `*next_sequence` to where to go
+/// on. The place is the caller's, so that there may be any number of readers. The newest KVKEEP_EVENTS_MAX events are kept,
+/// from the first call on; before it they are only counted. A reader that was too slow sees it: the first event it is given
+/// has a higher number than it asked for, and `*next_sequence` rises by more than `*count`. Events of L1 are in the order in
+/// which they happened, and so are those of one key in one backend. What another process does to a shared backend is told
+/// when this one notices; what a backend has when it is added, or when it is removed, is not told. Never blocks. Any thread.
+/// Errors: INVALID (no event has the number before `*next_sequence` yet), NO_MEMORY (at the first call: the system refuses what
+/// the kept events need).
+kvkeep_status kvkeep_drain_events(kvkeep *cache,
+                                  uint64_t *next_sequence,
+                                  kvkeep_event *events,
+                                  size_t capacity,
+                                  size_t *count);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* KVKEEP_H */
