@@ -532,7 +532,7 @@ typedef struct {
     uint32_t lookup_chunks;
     /// Objects that the job planned to load or copy and could not (failed, corrupt, no memory, late).
     uint32_t failed_keys;
-    /// Of a prefetch: objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in
+    /// Of a prefetch: objects of the answer by where they were found: `[0]` L1, `[i]` the backend with place i. Places rise from 1 in
     /// the order in which backends are added; once one was removed and none is left above the others, a new backend takes the
     /// lowest free.
     uint32_t tier_keys[KVKEEP_TIERS_MAX];

@@ -134,7 +134,7 @@ pub struct JobResult {
     pub lookup_chunks: u32,
     /// Objects that the job planned to load or copy and could not (failed, corrupt, no memory, late).
     pub failed_keys: u32,
-    /// Of a prefetch: objects of the answer by where they were found: [0] L1, [i] the backend with place i. Places rise from 1 in
+    /// Of a prefetch: objects of the answer by where they were found: `[0]` L1, `[i]` the backend with place i. Places rise from 1 in
     /// the order in which backends are added; once one was removed and none is left above the others, a new backend takes the
     /// lowest free.
     pub tier_keys: [u32; KVKEEP_TIERS_MAX],

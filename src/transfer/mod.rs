@@ -1,8 +1,9 @@
 //! Device transfer: objects between L1 and the paged memory of an engine.
 //!
-//! It stands above the trait [`Cache`](crate::cache::Cache), so that whoever holds the handle copies, whether L1 is its own or a
-//! daemon's. [`pool`] is what an engine registered, [`layout`] where its bytes are, [`job`] one store or load, [`pieces`] in
-//! which order its bytes go, [`stream`] a store that is larger than L1's room for it, [`device`] what moves them; [`host`] and [`copy`] do so on the CPU, [`cuda`] on NVIDIA's GPUs.
+//! It stands above the trait [`Cache`](crate::cache::Cache), so that the process that holds the handle copies, whether L1 is its
+//! own or a daemon's. [`page_pool`] is the memory that an engine registered, [`layout`] the place of its bytes, [`transfer_job`]
+//! one store or load, [`pieces`] the order of its bytes, [`large_store`] a store that is larger than the free part of L1.
+//! [`device`] moves the pieces: [`host`] and [`copy`] on the CPU, [`cuda`] on NVIDIA's GPUs.
 
 pub mod copy;
 mod cuda;

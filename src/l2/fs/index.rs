@@ -1,7 +1,7 @@
 //! What this process knows of the directory: which objects, how large, pinned how often, used when; and how full it is.
 //!
 //! Present and reserved bytes never exceed the capacity by this process's doing: a write reserves its bytes before it begins. What is
-//! found in the directory beyond that is evicted in the background ([`room`]).
+//! found in the directory beyond that is evicted in the background ([`bounds`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,11 +1,11 @@
 //! The `fs` backend: one file per object in a directory, on a local disk or a shared file system.
 //!
-//! A file is a block of 4096 bytes that begins with the header, then the payload. It is written under a temporary name
-//! and renamed when whole, so that whoever dies, and whenever, leaves either an object or rubbish that the next open
-//! removes. Nothing is synced: a power cut may cost the newest objects, and the seal finds what it left half.
+//! A file is a block of 4096 bytes that begins with the header, then the payload ([`file_format`]). It is written under a
+//! temporary name and renamed when it is whole. A process that dies at any instant leaves either an object or rubbish that the
+//! next open removes. Nothing is synced: a power cut may cost the newest objects, and the header's checksums find what it tore.
 //!
-//! Bytes are moved by one of two engines, [`uring`] or [`pool`]; what both do before and after is in [`core`]. The
-//! [`index`] answers lookups without I/O, the [`keeper`] is a thread for what needs I/O but moves no payload.
+//! One of two engines moves the bytes ([`engine`]): io_uring or threads. [`object_io`] and [`store`] do what both need before and
+//! after. The [`index`] answers lookups without I/O. [`maintenance`] is a thread for work that needs I/O but moves no payload.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! NVIDIA's GPUs as devices, through the driver that the machine has, if it has one.
 //!
 //! Nothing of CUDA is needed to build or to load. [`driver`] is libcuda.so.1, opened with the first pool of a GPU; [`gpu`] one
-//! device in this process; [`pins`] makes L1 reachable for it; [`mover`] puts the copies of a piece on a stream; [`lane`] has one
+//! device in this process; [`registration`] makes L1 reachable for it; [`mover`] puts the copies of a piece on a stream; [`streams`] has one
 //! stream and direction of a pool, with a thread that feeds it and one that notices what has landed; [`measure`] finds out which
 //! fragments a kernel moves faster than the copy engines.
 //!
