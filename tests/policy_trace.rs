@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-use kvkeep::policy::{Meta, NAMES, Policy, Removal, by_name};
+use kvkeep::policy::{EvictionPolicy, Meta, NAMES, Removal, by_name};
 
 const PERCENTS: [usize; 5] = [1, 5, 10, 20, 50];
 /// Unique blocks of the slice.
@@ -38,7 +38,7 @@ fn trace() -> Vec<Vec<u64>> {
 
 /// A cache of `capacity` blocks of one size.
 struct Cache {
-    policy: Box<dyn Policy>,
+    policy: Box<dyn EvictionPolicy>,
     slots: HashMap<u64, u32>,
     blocks: Vec<(u64, u32)>,
     locked: Vec<bool>,

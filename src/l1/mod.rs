@@ -52,7 +52,7 @@ use crate::error::{Error, KVKEEP_OK, Result, Status};
 use crate::events::{Event, EventKind, Events};
 use crate::fingerprint::Fingerprinter;
 use crate::key::SpaceTag;
-use crate::policy::{Policy, Removal};
+use crate::policy::{EvictionPolicy, Removal};
 use crate::slot_table::Table;
 use alloc::Alloc;
 use session::Sessions;
@@ -148,7 +148,7 @@ struct Space {
 /// Objects that compete for room: those of all spaces without a quota, or those of one space with one.
 struct Pool {
     /// Calls that run side by side lock it to touch what they read.
-    policy: Mutex<Box<dyn Policy>>,
+    policy: Mutex<Box<dyn EvictionPolicy>>,
     bytes: u64,
 }
 

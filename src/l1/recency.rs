@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::counters::{PARTS, part_of};
 use super::slot::Slots;
 use super::{Pool, State, patiently};
-use crate::policy::{Meta, Policy};
+use crate::policy::{EvictionPolicy, Meta};
 
 /// A policy is told at once of so many used by one call that has the state alone …
 const BATCH: usize = 16;
@@ -46,7 +46,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn tell(&mut self, policy: &mut dyn Policy, metas: Metas) {
+    fn tell(&mut self, policy: &mut dyn EvictionPolicy, metas: Metas) {
         policy.touch_all(&self.ids, &|id| metas.of(id));
         self.ids.clear();
     }
@@ -84,7 +84,7 @@ impl Metas<'_> {
 impl State {
     /// The policy of a pool, told of all uses, and what it may know.
     #[inline]
-    pub(super) fn policy(&mut self, pool: usize) -> (&mut dyn Policy, Metas<'_>) {
+    pub(super) fn policy(&mut self, pool: usize) -> (&mut dyn EvictionPolicy, Metas<'_>) {
         self.settle_touched();
         (self.pools[pool].policy.get_mut().as_mut(), Metas { slots: &self.slots, now_ms: self.now_ms })
     }

@@ -16,7 +16,7 @@ use crate::error::{
 use crate::hash::KeyHasher;
 use crate::key::{ObjectKey, SpaceTag};
 use crate::memory_bounds::MemoryBounds;
-use crate::policy::{self, Meta, Policy, Removal};
+use crate::policy::{self, EvictionPolicy, Meta, Removal};
 use crate::threads;
 
 const DEFAULT_CAPACITY: u64 = 1 << 30;
@@ -39,7 +39,7 @@ struct Objects {
     index: HashMap<ObjectKey, u32>,
     entries: Vec<Option<Entry>>,
     spare: Vec<u32>,
-    policy: Box<dyn Policy>,
+    policy: Box<dyn EvictionPolicy>,
     usage: Usage,
     observer: Option<Observer>,
 }

@@ -15,7 +15,7 @@ const GROWTH: u32 = 4;
 const SECOND: u32 = 0x9e37_79b9;
 
 #[derive(Clone, Copy, Default)]
-struct Memory {
+struct Remembered {
     /// 24 bits of fingerprint and 8 of uses; 0 for none.
     fingerprint: u32,
     since: u32,
@@ -26,7 +26,7 @@ struct Memory {
 ///
 /// It grows by linear hashing (Litwin, VLDB 1980), a few buckets at a time: the next bucket takes its part of that which has half its number.
 pub(super) struct Ghost {
-    buckets: Chunked<[Memory; WAYS]>,
+    buckets: Chunked<[Remembered; WAYS]>,
     len: u32,
     wanted: u32,
     span: u32,
@@ -78,7 +78,7 @@ impl Ghost {
     pub(super) fn remember(&mut self, tag: u32, uses: u8, since: u32, now: u32) {
         self.grow();
         let Some(choices) = self.choices(tag) else { return };
-        let age = |memory: &Memory| match memory.fingerprint {
+        let age = |memory: &Remembered| match memory.fingerprint {
             0 => u32::MAX,
             _ => now.wrapping_sub(memory.since),
         };
@@ -91,7 +91,7 @@ impl Ghost {
         if let Some(bucket) = choices.into_iter().min_by_key(fullness)
             && let Some(memory) = self.buckets[bucket].iter_mut().max_by_key(|memory| age(memory))
         {
-            *memory = Memory { fingerprint: fingerprint(tag, uses), since };
+            *memory = Remembered { fingerprint: fingerprint(tag, uses), since };
         }
     }
 
@@ -101,7 +101,7 @@ impl Ghost {
         let mut youngest = None;
         for bucket in self.choices(tag)? {
             if let Some(memory) = self.buckets[bucket].iter_mut().find(|memory| memory.fingerprint & !0xff == wanted) {
-                let Memory { fingerprint, since } = std::mem::take(memory);
+                let Remembered { fingerprint, since } = std::mem::take(memory);
                 let recalled = (now.wrapping_sub(since), fingerprint as u8);
                 youngest = Some(youngest.map_or(recalled, |other| recalled.min(other)));
             }

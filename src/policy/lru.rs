@@ -1,18 +1,18 @@
 //! Least recently used first, exactly.
 
-use super::queue::{Places, Queue};
-use super::{Meta, Policy, Removal};
+use super::eviction_policy::{EvictionPolicy, Meta, Removal};
+use super::queue::{AppendQueue, QueuePlaces};
 
 /// One queue; a touch moves to its end.
 pub struct Lru {
-    places: Places,
-    queue: Queue,
+    places: QueuePlaces,
+    queue: AppendQueue,
 }
 
 impl Lru {
     /// An empty one.
     pub fn new() -> Lru {
-        Lru { places: Places::new(), queue: Queue::default() }
+        Lru { places: QueuePlaces::new(), queue: AppendQueue::default() }
     }
 }
 
@@ -22,7 +22,7 @@ impl Default for Lru {
     }
 }
 
-impl Policy for Lru {
+impl EvictionPolicy for Lru {
     fn name(&self) -> &'static str {
         "lru"
     }
@@ -71,7 +71,7 @@ impl Policy for Lru {
 
 #[cfg(test)]
 mod tests {
-    use super::super::contract::{Step::*, run};
+    use super::super::tests::contract::{Step::*, run};
     use super::*;
 
     #[test]

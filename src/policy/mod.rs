@@ -1,5 +1,6 @@
-//! Which object goes first when room is needed. One file per policy, one trait, chosen by name.
+//! Which object is evicted first. One file for each policy, one trait, chosen by name.
 
+mod eviction_policy;
 mod ghost;
 mod lru;
 mod mq;
@@ -8,68 +9,19 @@ mod queue;
 mod s3fifo;
 
 #[cfg(test)]
-mod contract;
+mod tests;
 
+pub use eviction_policy::{EvictionPolicy, Meta, Removal};
 pub use lru::Lru;
 pub use mq::Mq;
 pub use none::Never;
 pub use s3fifo::S3Fifo;
 
-/// What a policy may know of an object.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Meta {
-    /// Hash of the object's identity, stable across eviction and reinsertion (for ghost lists).
-    pub tag: u64,
-    /// Bytes of payload.
-    pub size: u64,
-    /// Place of the object in its prompt, 0 for the first, as far as its writer's session tells.
-    pub depth: u32,
-    /// Times the object was read since it was inserted.
-    pub uses: u32,
-    /// Live retention priority, 0 (none) to 100.
-    pub priority: u8,
-}
-
-/// Why an object leaves a policy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Removal {
-    /// Chosen as a victim: a ghost list may remember it.
-    Evicted,
-    /// Deleted by its user: forget it.
-    Deleted,
-}
-
-/// An eviction policy over dense slot numbers that the tier assigns (and reuses after `remove`).
-///
-/// Locked objects stay known to the policy. When `victim` meets one, `usable` refuses it and the policy
-/// sets it aside; it comes back by `touch` or `release`, and is not offered before.
-pub trait Policy: Send {
-    /// The name it is chosen by.
-    fn name(&self) -> &'static str;
-    /// A new object. `id` is not known to the policy. `meta` may have to look far for its answer, here and below.
-    fn insert(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta);
-    /// The object was used; ends being set aside.
-    fn touch(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta);
-    /// Objects were used, one after another.
-    fn touch_all(&mut self, ids: &[u32], meta: &dyn Fn(u32) -> Meta) {
-        ids.iter().for_each(|&id| self.touch(id, meta));
-    }
-    /// The object is gone. Works for known objects in any state, set aside or not.
-    fn remove(&mut self, id: u32, why: Removal);
-    /// The next object to go, first to last, that `usable` accepts; each one it refuses is set aside, and so is the
-    /// accepted one, until `remove`, `touch` or `release` says what became of it. `None`: nothing usable is left.
-    fn victim(&mut self, usable: &mut dyn FnMut(u32) -> bool) -> Option<u32>;
-    /// A set-aside object may be offered again, at about the place it had (first to go). No-op if not set aside.
-    fn release(&mut self, id: u32);
-    /// Bytes of memory the policy itself holds (capacity, not length).
-    fn memory_bytes(&self) -> usize;
-}
-
 /// Names that [`by_name`] knows.
 pub const NAMES: [&str; 4] = ["lru", "s3fifo", "mq", "none"];
 
 /// The policy of this name, empty.
-pub fn by_name(name: &str) -> Option<Box<dyn Policy>> {
+pub fn by_name(name: &str) -> Option<Box<dyn EvictionPolicy>> {
     match name {
         "lru" => Some(Box::new(Lru::new())),
         "s3fifo" => Some(Box::new(S3Fifo::new())),

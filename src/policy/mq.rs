@@ -4,9 +4,9 @@
 //! The lifetime follows the workload, not the cache: it is a multiple of the distance at which objects are typically used
 //! again, seen in the queues and in the memory.
 
+use super::eviction_policy::{EvictionPolicy, Meta, Removal};
 use super::ghost::{Ghost, short};
-use super::queue::{Places, Queue};
-use super::{Meta, Policy, Removal};
+use super::queue::{AppendQueue, QueuePlaces};
 use crate::chunked::Chunked;
 
 const QUEUES: usize = 8;
@@ -19,7 +19,7 @@ const GHOST_FACTOR: usize = 5;
 const TYPICAL_STEPS: u32 = 64;
 
 #[derive(Clone, Copy, Default)]
-struct State {
+struct MqObject {
     tag: u32,
     /// Time of the last use.
     since: u32,
@@ -32,9 +32,9 @@ struct State {
 
 /// Eight LRU queues.
 pub struct Mq {
-    states: Chunked<State>,
-    places: Places,
-    queues: [Queue; QUEUES],
+    states: Chunked<MqObject>,
+    places: QueuePlaces,
+    queues: [AppendQueue; QUEUES],
     ghost: Ghost,
     residents: usize,
     /// Uses so far, wrapping.
@@ -52,7 +52,7 @@ impl Mq {
     pub fn new() -> Mq {
         Mq {
             states: Chunked::new(),
-            places: Places::new(),
+            places: QueuePlaces::new(),
             queues: Default::default(),
             ghost: Ghost::new(),
             residents: 0,
@@ -98,14 +98,14 @@ impl Default for Mq {
     }
 }
 
-impl Policy for Mq {
+impl EvictionPolicy for Mq {
     fn name(&self) -> &'static str {
         "mq"
     }
 
     fn insert(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
         self.places.reach(id);
-        self.states.reach(id, State::default);
+        self.states.reach(id, MqObject::default);
         self.now = self.now.wrapping_add(1);
         self.residents += 1;
         let tag = short(meta(id).tag);
@@ -117,7 +117,7 @@ impl Policy for Mq {
             None => 1,
         };
         let queue = queue_of(uses);
-        self.states[id] = State { tag, since: self.now, before: uses, uses, queue };
+        self.states[id] = MqObject { tag, since: self.now, before: uses, uses, queue };
         self.queues[usize::from(queue)].push(&mut self.places, id);
     }
 
@@ -153,7 +153,7 @@ impl Policy for Mq {
         if !self.places.knows(id) {
             return;
         }
-        let State { tag, uses, queue, since, .. } = self.states[id];
+        let MqObject { tag, uses, queue, since, .. } = self.states[id];
         self.queues[usize::from(queue)].remove(&mut self.places, id);
         if why == Removal::Evicted {
             self.ghost.set_span(self.residents * GHOST_FACTOR);
@@ -184,14 +184,14 @@ impl Policy for Mq {
         size_of::<Mq>()
             + self.states.memory_bytes()
             + self.places.memory_bytes()
-            + self.queues.iter().map(Queue::memory_bytes).sum::<usize>()
+            + self.queues.iter().map(AppendQueue::memory_bytes).sum::<usize>()
             + self.ghost.memory_bytes()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::contract::{Step::*, run};
+    use super::super::tests::contract::{Step::*, run};
     use super::*;
 
     #[test]

@@ -1,11 +1,11 @@
 //! Nothing is ever evicted: a full tier refuses.
 
-use super::{Meta, Policy, Removal};
+use super::eviction_policy::{EvictionPolicy, Meta, Removal};
 
 /// The policy that has no victims.
 pub struct Never;
 
-impl Policy for Never {
+impl EvictionPolicy for Never {
     fn name(&self) -> &'static str {
         "none"
     }

@@ -27,23 +27,23 @@ const ASIDE: u32 = u32::MAX - 1;
 const TICKETS: u32 = 1 << 31;
 
 /// Where every id stands, and the memory of all queues of one policy.
-pub(super) struct Places {
+pub(super) struct QueuePlaces {
     place: Chunked<u32, 4096>,
     tickets: u32,
     segments: u32,
-    spare: Vec<Segment>,
+    spare: Vec<QueueSegment>,
 }
 
 /// A stretch of entries; entry `n` has the place `base + n`.
 #[derive(Default)]
-struct Segment {
+struct QueueSegment {
     base: u32,
     ids: Box<[u32]>,
 }
 
-impl Places {
-    pub(super) fn new() -> Places {
-        Places { place: Chunked::new(), tickets: 0, segments: 0, spare: Vec::new() }
+impl QueuePlaces {
+    pub(super) fn new() -> QueuePlaces {
+        QueuePlaces { place: Chunked::new(), tickets: 0, segments: 0, spare: Vec::new() }
     }
 
     /// Makes room for `id`.
@@ -77,7 +77,7 @@ impl Places {
     pub(super) fn memory_bytes(&self) -> usize {
         self.place.memory_bytes()
             + self.segments as usize * SEGMENT * size_of::<u32>()
-            + self.spare.capacity() * size_of::<Segment>()
+            + self.spare.capacity() * size_of::<QueueSegment>()
     }
 
     fn ticket(&mut self) -> u32 {
@@ -86,11 +86,11 @@ impl Places {
         ticket
     }
 
-    fn segment(&mut self) -> Segment {
+    fn segment(&mut self) -> QueueSegment {
         self.spare.pop().unwrap_or_else(|| {
             let base = self.segments * SEGMENT as u32;
             self.segments += 1;
-            Segment { base, ids: vec![0; SEGMENT].into_boxed_slice() }
+            QueueSegment { base, ids: vec![0; SEGMENT].into_boxed_slice() }
         })
     }
 }
@@ -98,9 +98,9 @@ impl Places {
 /// Segments read at the front and written at the back.
 #[derive(Default)]
 struct Run {
-    full: VecDeque<Segment>,
+    full: VecDeque<QueueSegment>,
     /// The last segment, written up to `fill`.
-    last: Segment,
+    last: QueueSegment,
     fill: usize,
     /// What of the first segment was read.
     head: usize,
@@ -109,7 +109,7 @@ struct Run {
 impl Run {
     /// Begins a segment when the last one is full, and says whether it did.
     #[inline]
-    fn make_room(&mut self, places: &mut Places) -> bool {
+    fn make_room(&mut self, places: &mut QueuePlaces) -> bool {
         let full = self.fill == self.last.ids.len();
         if full {
             self.begin(places);
@@ -118,7 +118,7 @@ impl Run {
     }
 
     #[cold]
-    fn begin(&mut self, places: &mut Places) {
+    fn begin(&mut self, places: &mut QueuePlaces) {
         let full = std::mem::replace(&mut self.last, places.segment());
         if !full.ids.is_empty() {
             self.full.push_back(full);
@@ -135,7 +135,7 @@ impl Run {
     }
 
     /// Passes over the first entry.
-    fn skip(&mut self, places: &mut Places) {
+    fn skip(&mut self, places: &mut QueuePlaces) {
         self.head += 1;
         if self.full.is_empty() {
             if self.head == self.fill {
@@ -148,7 +148,7 @@ impl Run {
     }
 
     /// Takes the first segment whole: it, and its entries not read yet. The last one too if `even_last`.
-    fn take(&mut self, even_last: bool) -> Option<(Segment, std::ops::Range<usize>)> {
+    fn take(&mut self, even_last: bool) -> Option<(QueueSegment, std::ops::Range<usize>)> {
         let head = std::mem::take(&mut self.head);
         if let Some(segment) = self.full.pop_front() {
             return Some((segment, head..SEGMENT));
@@ -164,7 +164,7 @@ impl Run {
 
 /// One order of ids, first to go in front.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(super) struct AppendQueue {
     /// Ids that were set aside and come first again, each with its ticket.
     returned: VecDeque<(u32, u32)>,
     /// What the sweep has packed, what it packed the time before, and what was appended since.
@@ -176,21 +176,21 @@ pub(super) struct Queue {
     sweeping: bool,
 }
 
-impl Queue {
+impl AppendQueue {
     /// Ids that stand in the queue.
     pub(super) fn len(&self) -> usize {
         self.live
     }
 
     /// Puts an id that stands in no queue at the end.
-    pub(super) fn push(&mut self, places: &mut Places, id: u32) {
+    pub(super) fn push(&mut self, places: &mut QueuePlaces, id: u32) {
         self.live += 1;
         self.append(places, id);
     }
 
     /// Moves an id to the end that stands in this queue or was set aside from it; false for an id that no queue knows.
     #[inline]
-    pub(super) fn renew(&mut self, places: &mut Places, id: u32) -> bool {
+    pub(super) fn renew(&mut self, places: &mut QueuePlaces, id: u32) -> bool {
         let place = places.get(id);
         if place >= ASIDE {
             if place == ABSENT {
@@ -203,7 +203,7 @@ impl Queue {
     }
 
     #[inline]
-    fn append(&mut self, places: &mut Places, id: u32) {
+    fn append(&mut self, places: &mut QueuePlaces, id: u32) {
         let began = self.recent.make_room(places);
         self.recent.last.ids[self.recent.fill] = id;
         places.set(id, self.recent.last.base + self.recent.fill as u32);
@@ -215,7 +215,7 @@ impl Queue {
     }
 
     /// Takes an id out, wherever it stands. The id is unknown to every queue then.
-    pub(super) fn remove(&mut self, places: &mut Places, id: u32) {
+    pub(super) fn remove(&mut self, places: &mut QueuePlaces, id: u32) {
         if places.get(id) < ASIDE {
             self.live -= 1;
         }
@@ -223,7 +223,7 @@ impl Queue {
     }
 
     /// The first id.
-    pub(super) fn first(&mut self, places: &mut Places) -> Option<u32> {
+    pub(super) fn first(&mut self, places: &mut QueuePlaces) -> Option<u32> {
         while let Some(&(id, ticket)) = self.returned.front() {
             if places.get(id) == ticket {
                 return Some(id);
@@ -243,7 +243,7 @@ impl Queue {
     }
 
     /// The first id, set aside: it keeps its state and stands nowhere.
-    pub(super) fn set_aside(&mut self, places: &mut Places) -> Option<u32> {
+    pub(super) fn set_aside(&mut self, places: &mut QueuePlaces) -> Option<u32> {
         let id = self.first(places)?;
         self.live -= 1;
         places.set(id, ASIDE);
@@ -251,23 +251,23 @@ impl Queue {
     }
 
     /// Puts an id that was set aside in front.
-    pub(super) fn put_back(&mut self, places: &mut Places, id: u32) {
+    pub(super) fn put_back(&mut self, places: &mut QueuePlaces, id: u32) {
         self.live += 1;
         let ticket = places.ticket();
         places.set(id, ticket);
         self.returned.push_back((id, ticket));
     }
 
-    /// Bytes beside those that [`Places`] counts.
+    /// Bytes beside those that [`QueuePlaces`] counts.
     pub(super) fn memory_bytes(&self) -> usize {
         let runs = [&self.packed, &self.before, &self.recent];
         self.returned.capacity() * size_of::<(u32, u32)>()
-            + runs.iter().map(|run| run.full.capacity()).sum::<usize>() * size_of::<Segment>()
+            + runs.iter().map(|run| run.full.capacity()).sum::<usize>() * size_of::<QueueSegment>()
     }
 
     /// Once per segment appended: packs the live entries of a few segments, when too many are stale.
     #[cold]
-    fn sweep(&mut self, places: &mut Places) {
+    fn sweep(&mut self, places: &mut QueuePlaces) {
         if !self.sweeping {
             if self.entries <= STALE_FACTOR * self.live + 2 * SEGMENT {
                 return;
@@ -307,13 +307,13 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn drain(queue: &mut Queue, places: &mut Places) -> Vec<u32> {
+    fn drain(queue: &mut AppendQueue, places: &mut QueuePlaces) -> Vec<u32> {
         std::iter::from_fn(|| queue.set_aside(places)).collect()
     }
 
     #[test]
     fn it_keeps_the_order_of_a_plain_list_through_sweeps() {
-        let (mut places, mut queue) = (Places::new(), Queue::default());
+        let (mut places, mut queue) = (QueuePlaces::new(), AppendQueue::default());
         let mut model = VecDeque::new();
         let mut seed = 7u64;
         places.reach(4000);
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn what_was_put_back_into_another_queue_since_is_that_queue_s() {
-        let (mut places, mut one, mut other) = (Places::new(), Queue::default(), Queue::default());
+        let (mut places, mut one, mut other) = (QueuePlaces::new(), AppendQueue::default(), AppendQueue::default());
         places.reach(2);
         (0..2).for_each(|id| one.push(&mut places, id));
         assert_eq!(one.set_aside(&mut places), Some(0));
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn what_is_put_back_comes_first() {
-        let (mut places, mut queue) = (Places::new(), Queue::default());
+        let (mut places, mut queue) = (QueuePlaces::new(), AppendQueue::default());
         places.reach(10);
         (0..4).for_each(|id| queue.push(&mut places, id));
         assert_eq!(queue.set_aside(&mut places), Some(0));

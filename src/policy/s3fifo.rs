@@ -1,9 +1,9 @@
 //! S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi, SOSP 2023): a small queue for what is new, a main one for what was used
 //! again, and a memory of what left the small one.
 
+use super::eviction_policy::{EvictionPolicy, Meta, Removal};
 use super::ghost::{Ghost, short};
-use super::queue::{Places, Queue};
-use super::{Meta, Policy, Removal};
+use super::queue::{AppendQueue, QueuePlaces};
 use crate::chunked::Chunked;
 
 /// The small queue's share of the residents is one in this many.
@@ -14,7 +14,7 @@ const MOST_USES: u8 = 3;
 const PROMOTED: u8 = 2;
 
 #[derive(Clone, Copy, Default)]
-struct State {
+struct S3FifoObject {
     tag: u32,
     /// `Meta::uses` as last seen: a touch counts only if a read raised it.
     seen: u32,
@@ -24,10 +24,10 @@ struct State {
 
 /// Two queues in order of arrival.
 pub struct S3Fifo {
-    states: Chunked<State>,
-    places: Places,
-    small: Queue,
-    main: Queue,
+    states: Chunked<S3FifoObject>,
+    places: QueuePlaces,
+    small: AppendQueue,
+    main: AppendQueue,
     ghost: Ghost,
     residents: usize,
     /// Objects remembered so far, wrapping.
@@ -39,9 +39,9 @@ impl S3Fifo {
     pub fn new() -> S3Fifo {
         S3Fifo {
             states: Chunked::new(),
-            places: Places::new(),
-            small: Queue::default(),
-            main: Queue::default(),
+            places: QueuePlaces::new(),
+            small: AppendQueue::default(),
+            main: AppendQueue::default(),
             ghost: Ghost::new(),
             residents: 0,
             remembered: 0,
@@ -55,7 +55,7 @@ impl Default for S3Fifo {
     }
 }
 
-impl Policy for S3Fifo {
+impl EvictionPolicy for S3Fifo {
     fn name(&self) -> &'static str {
         "s3fifo"
     }
@@ -63,10 +63,10 @@ impl Policy for S3Fifo {
     fn insert(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
         let meta = meta(id);
         self.places.reach(id);
-        self.states.reach(id, State::default);
+        self.states.reach(id, S3FifoObject::default);
         let tag = short(meta.tag);
         let main = self.ghost.recall(tag, self.remembered).is_some();
-        self.states[id] = State { tag, seen: meta.uses, uses: 0, main };
+        self.states[id] = S3FifoObject { tag, seen: meta.uses, uses: 0, main };
         self.residents += 1;
         let queue = if main { &mut self.main } else { &mut self.small };
         queue.push(&mut self.places, id);
@@ -93,7 +93,7 @@ impl Policy for S3Fifo {
         }
         let queue = if self.states[id].main { &mut self.main } else { &mut self.small };
         queue.remove(&mut self.places, id);
-        let State { tag, main, .. } = self.states[id];
+        let S3FifoObject { tag, main, .. } = self.states[id];
         if why == Removal::Evicted && !main {
             self.remembered = self.remembered.wrapping_add(1);
             self.ghost.set_span(self.residents - self.residents / SMALL_SHARE);
@@ -141,7 +141,7 @@ impl Policy for S3Fifo {
 
 #[cfg(test)]
 mod tests {
-    use super::super::contract::{Step::*, run};
+    use super::super::tests::contract::{Step::*, run};
     use super::*;
 
     #[test]

@@ -15,7 +15,7 @@ use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::object_header::Known;
 use crate::l2::{Change, Found, Observer, Store, Usage};
-use crate::policy::{Meta, Policy, Removal};
+use crate::policy::{EvictionPolicy, Meta, Removal};
 
 mod bounds;
 #[cfg(test)]
@@ -31,7 +31,7 @@ const NEAR: u32 = 256;
 /// Everything known of the directory.
 pub struct Index {
     slots: Slots,
-    policy: Box<dyn Policy>,
+    policy: Box<dyn EvictionPolicy>,
     capacity: u64,
     /// Bytes of disk of present objects.
     present: u64,
@@ -86,7 +86,7 @@ fn meta(slots: &Slots, id: u32) -> Meta {
 }
 
 impl Index {
-    pub fn new(policy: Box<dyn Policy>, capacity: u64) -> Index {
+    pub fn new(policy: Box<dyn EvictionPolicy>, capacity: u64) -> Index {
         Index {
             slots: Slots::new(),
             policy,

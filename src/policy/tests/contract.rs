@@ -1,11 +1,11 @@
 //! What every policy owes its tier, told as lists of steps.
 
-use super::{Meta, NAMES, Policy, Removal, by_name};
+use crate::policy::{EvictionPolicy, Meta, NAMES, Removal, by_name};
 use Step::*;
 
 /// One call and, for a victim, its expected answer.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Step {
+pub(in crate::policy) enum Step {
     /// A new object whose tag is its number.
     Insert(u32),
     /// A use that is no read.
@@ -27,7 +27,7 @@ fn meta(id: u32, uses: u32) -> Meta {
     Meta { tag: u64::from(id), size: 1, uses, ..Meta::default() }
 }
 
-pub(super) fn run(policy: &mut dyn Policy, steps: &[Step]) {
+pub(in crate::policy) fn run(policy: &mut dyn EvictionPolicy, steps: &[Step]) {
     for (at, step) in steps.iter().enumerate() {
         match *step {
             Insert(id) => policy.insert(id, &|id| meta(id, 0)),
