@@ -39,7 +39,7 @@ test-bindings: build $(CMAKE) ## the tests of the C++ and Python bindings
 
 test-page: ## the daemon's page in headless Chromium, fetched with npm where none is installed; pictures in build/page
 	@if chromium=$$(scripts/chromium.sh build/chromium); then \
-		KVKEEP_CHROMIUM=$$chromium cargo test --locked --test page -- --nocapture; \
+		KVKEEP_CHROMIUM=$$chromium cargo test --locked --test integration page:: -- --ignored --nocapture; \
 	else echo "test-page is skipped: no Chromium can be had"; fi
 
 test-daemon: test-c test-bindings ## the tests of the bindings once more, a daemon behind each cache
@@ -69,13 +69,13 @@ bench-device: ## measure transfers to and from pages into target/bench/results-d
 	cargo bench --locked --bench kvkeep -- --device
 
 soak: ## the long campaigns: kills by the hundred, random operations and garbage by the million
-	KVKEEP_KILL_ROUNDS=200 cargo test --locked --release --test fs_kill -- --nocapture
-	KVKEEP_CHAOS_KILLS=50 cargo test --locked --release --test daemon_chaos -- --nocapture
-	KVKEEP_KILL_ROUNDS=200 KVKEEP_FUZZ_ROUNDS=5000 cargo test --locked --release --test daemon_processes
+	KVKEEP_KILL_ROUNDS=200 cargo test --locked --release --test integration fs::kill:: -- --nocapture
+	KVKEEP_CHAOS_KILLS=50 cargo test --locked --release --test campaigns chaos:: -- --nocapture
+	KVKEEP_KILL_ROUNDS=200 KVKEEP_FUZZ_ROUNDS=5000 cargo test --locked --release --test integration processes::
 	PROPTEST_CASES=4000 cargo test --locked --release --lib
-	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test promises
-	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test stress -- --nocapture
-	KVKEEP_BAD_DAY_SECONDS=1800 cargo test --locked --release --test bad_day -- --nocapture
+	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test integration promises::
+	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test campaigns stress:: -- --nocapture
+	KVKEEP_BAD_DAY_SECONDS=1800 cargo test --locked --release --test campaigns bad_day:: -- --nocapture
 
 install: $(CMAKE) ## libraries, headers, CMake and pkg-config files and the command, into PREFIX
 	$(CMAKE) -S cmake -B build/package $(TARGET_DIR)

@@ -44,7 +44,7 @@ if command -v pkg-config >/dev/null; then
         "$lib/libkvkeep.a" $(pkg-config --static --libs-only-l kvkeep | sed 's/-lkvkeep//')
     "$work/by_pkg_config_static"
 else
-    echo "skipped: no pkg-config"
+    "$source/scripts/skipped.sh" "consumers that use pkg-config" "it is not installed"
 fi
 test -x "$work/prefix/bin/kvkeep"
 

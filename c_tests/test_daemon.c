@@ -333,7 +333,7 @@ static void p9_clients_are_bounded(void) {
 
 static void a_daemon_that_does_not_let_one_in_says_so(void) {
     if (geteuid() != 0) {
-        printf("skipped: only root can be another user\n");
+        skipped(__func__, "only root can be another user");
         return;
     }
     CHECK_EQUAL(chmod(directory, 0755), 0);

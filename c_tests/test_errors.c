@@ -425,7 +425,7 @@ static void p6_a_directory_that_may_not_be_used(void) {
 static void p9_a_full_disk_is_a_bound(void) {
     char *directory = new_directory(), url[5000];
     if (mount("tmpfs", directory, "tmpfs", 0, "size=1m") != 0) {
-        printf("skipped: no tmpfs can be mounted (%s)\n", strerror(errno));
+        skipped(__func__, "no tmpfs can be mounted");
         remove_directory(directory);
         return;
     }

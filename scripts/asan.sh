@@ -5,6 +5,6 @@ set -eu
 target=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="-Zsanitizer=address${RUSTFLAGS:+ $RUSTFLAGS}"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/asan"
-for name in ${*:-promises stress}; do
-    cargo +nightly test --target "$target" --test "$name" -- --nocapture
+for name in ${*:-promises:: stress::}; do
+    cargo +nightly test --target "$target" --test integration --test campaigns "$name" -- --nocapture
 done

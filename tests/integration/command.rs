@@ -1,0 +1,310 @@
+//! The `kvkeep` command, run as a user runs it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const SLICE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/conversation_slice.jsonl");
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn kvkeep(args: &[&str]) -> Ran {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_kvkeep")).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: status.code().unwrap(), out: text(stdout), err: text(stderr) }
+}
+
+/// The first number of the report's line `name`.
+fn number(ran: &Ran, name: &str) -> u64 {
+    let line = ran.out.lines().find(|line| line.starts_with(&format!("{name}  ")));
+    let line = line.unwrap_or_else(|| panic!("no line {name:?} in\n{}\n{}", ran.out, ran.err));
+    line[name.len()..].split_whitespace().next().unwrap().replace(',', "").parse().unwrap()
+}
+
+/// A directory that a replay of the slice filled.
+fn filled(dir: &Path) -> Ran {
+    let ran = kvkeep(&["replay", SLICE, "--l1", "4MiB", "--limit", "300", "--l2", &format!("fs://{}", dir.display())]);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    ran
+}
+
+fn objects(dir: &Path) -> Vec<PathBuf> {
+    let list = |dir: &Path| -> Vec<PathBuf> { fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect() };
+    let mut files: Vec<PathBuf> =
+        list(dir).iter().flat_map(|space| list(space)).flat_map(|shard| list(&shard)).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_replay_through_l1_alone_hits_and_reads_every_byte_right() {
+    let ran = kvkeep(&["replay", SLICE, "--l1", "256MiB"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(number(&ran, "requests"), 1000);
+    assert_eq!(number(&ran, "blocks asked"), 27_305);
+    // All of it fits, so that each block misses once.
+    assert_eq!(number(&ran, "hits in L1"), 27_305 - 21_514);
+    assert_eq!(number(&ran, "prefix hits"), 27_305 - 21_514);
+    assert_eq!(number(&ran, "wrong bytes"), 0);
+    assert!(ran.err.is_empty(), "no bar where there is no terminal: {}", ran.err);
+}
+
+#[test]
+fn what_l1_evicts_is_found_in_a_directory_also_by_the_next_replay() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = filled(dir.path());
+    assert!(number(&ran, "hits in fs") > 0 && number(&ran, "L1 evictions") > 0);
+    assert_eq!(number(&ran, "wrong bytes"), 0);
+    let first = number(&ran, "L2 stores");
+    assert_eq!(objects(dir.path()).len() as u64, first);
+
+    let again = filled(dir.path());
+    assert_eq!(number(&again, "L2 stores"), 0);
+    assert_eq!(number(&again, "hits"), number(&again, "blocks asked"));
+}
+
+#[test]
+fn wrong_bytes_are_counted_and_are_an_exit_status() {
+    let flips = ["replay", SLICE, "--l1", "1MiB", "--limit", "400", "--l2", "fault:memory:?fault.flip=1"];
+    let ran = kvkeep(&[&flips[..], &["--no-checksum"]].concat());
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    assert!(number(&ran, "wrong bytes") > 0);
+
+    let ran = kvkeep(&flips);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert_eq!(number(&ran, "wrong bytes"), 0);
+    assert!(number(&ran, "corrupt objects") > 0);
+}
+
+#[test]
+fn a_table_has_a_row_for_each_policy_and_a_plot() {
+    let dir = tempfile::tempdir().unwrap();
+    let plot = dir.path().join("rates.svg");
+    let row = |out: &str, policy: &str| -> Vec<f64> {
+        let line = out.lines().find(|line| line.starts_with(&format!("| {policy} "))).unwrap();
+        line.split('|')
+            .skip(2)
+            .filter(|cell| !cell.trim().is_empty())
+            .map(|cell| cell.trim().parse().unwrap())
+            .collect()
+    };
+    let args = ["replay", SLICE, "--policy", "all", "--sizes", "1%,20%,100%", "--svg", plot.to_str().unwrap()];
+    let ran = kvkeep(&args);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains(" 0 wrong bytes"), "{}", ran.out);
+    let mut less = false;
+    for policy in ["lru", "mq", "s3fifo", "none"] {
+        let rates = row(&ran.out, policy);
+        assert_eq!(rates.len(), 3);
+        assert!(rates.is_sorted(), "{policy}: {rates:?}");
+        // An L1 that holds every block hits all but the first asking.
+        assert_eq!(rates[2], 21.21);
+        // What an engine can use is no more than that, and the same where no block is missing.
+        let (_, of_prefixes) = ran.out.split_once("Prefix hit rate").unwrap();
+        let prefixes = row(of_prefixes, policy);
+        assert!(prefixes.iter().zip(&rates).all(|(prefix, block)| prefix <= block), "{prefixes:?} {rates:?}");
+        assert_eq!(prefixes[2], 21.21);
+        less |= prefixes[1] < rates[1];
+    }
+    assert!(less, "no prefix had a hole: {}", ran.out);
+    let svg = fs::read_to_string(&plot).unwrap();
+    well_formed(&svg);
+    assert_eq!(svg.matches("<polyline ").count(), 4);
+    assert!(svg.contains(">mq</text>") && svg.contains(">20 %</text>"));
+
+    // Every run hits the same.
+    let single = kvkeep(&["replay", SLICE, "--policy", "s3fifo", "--sizes", "20%", "--svg", plot.to_str().unwrap()]);
+    assert_eq!(row(&single.out, "s3fifo"), [row(&ran.out, "s3fifo")[1]]);
+    assert_eq!(fs::read_to_string(&plot).unwrap().matches("<polyline ").count(), 1);
+}
+
+/// Every tag is closed, in order, every attribute is quoted, and no number went wrong.
+fn well_formed(xml: &str) {
+    let mut open = Vec::new();
+    for part in xml.split('<').skip(1) {
+        let (tag, text) = part.split_once('>').unwrap();
+        assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+        assert!(!text.contains('>') && !part.contains("NaN") && !part.contains("inf"), "{part}");
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop(), Some(name.to_owned()));
+        } else if !tag.ends_with('/') {
+            open.push(tag.split(' ').next().unwrap().to_owned());
+        }
+    }
+    assert!(open.is_empty() && xml.starts_with("<svg ") && xml.ends_with("</svg>\n"), "{open:?}");
+}
+
+#[test]
+fn p7_verify_finds_a_flipped_byte_a_truncated_file_and_a_renamed_one() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let path = dir.path().to_str().unwrap();
+    let whole = kvkeep(&["verify", path]);
+    assert_eq!(whole.code, 0, "{}{}", whole.out, whole.err);
+    let files = objects(dir.path());
+    assert!(whole.out.contains("0  corrupt objects") && whole.out.contains("in 1 space"), "{}", whole.out);
+
+    let mut bytes = fs::read(&files[0]).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&files[0], &bytes).unwrap();
+    fs::File::options().write(true).open(&files[1]).unwrap().set_len(5000).unwrap();
+    fs::File::options().write(true).open(&files[2]).unwrap().set_len(100).unwrap();
+    let hash = files[3].file_name().unwrap().to_str().unwrap();
+    let other = files[3].with_file_name(hash.replace("-0-0", "-0-1"));
+    fs::rename(&files[3], &other).unwrap();
+    fs::write(files[4].with_file_name(".tmp-ab-1-1-0.0"), b"half").unwrap();
+
+    let ran = kvkeep(&["verify", path]);
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    assert!(ran.out.contains("4  corrupt objects"), "{}", ran.out);
+    let reason = |file: &Path| {
+        let start = format!("corrupt: {}: ", file.display());
+        ran.out.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("{start}\n{}", ran.out))
+    };
+    assert!(reason(&files[0]).contains("do not match their checksum"));
+    assert!(reason(&files[1]).contains("904 were read"));
+    assert!(reason(&files[2]).contains("ends after 100 bytes"));
+    assert!(reason(&other).contains("is that of key"));
+    assert!(ran.out.contains("1  being written now"), "{}", ran.out);
+}
+
+#[test]
+fn quarantine_lists_what_is_wrong_and_clears_it() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let path = dir.path().to_str().unwrap();
+    let empty = kvkeep(&["quarantine", path]);
+    assert!(empty.code == 0 && empty.out.contains("0  objects in quarantine"), "{}{}", empty.out, empty.err);
+
+    // As a load that finds a flipped byte leaves it.
+    let file = objects(dir.path()).remove(0);
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let space = file.parent().unwrap().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let quarantine = dir.path().join("quarantine");
+    fs::create_dir_all(&quarantine).unwrap();
+    let moved = quarantine.join(format!("{space}-{}", file.file_name().unwrap().to_str().unwrap()));
+    fs::rename(&file, &moved).unwrap();
+
+    let ran = kvkeep(&["quarantine", path]);
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    assert!(
+        ran.out.contains("1  objects in quarantine") && ran.out.contains("do not match their checksum"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.contains(moved.to_str().unwrap()), "{}", ran.out);
+    assert!(kvkeep(&["stat", path]).out.contains("see kvkeep quarantine"));
+    let ran = kvkeep(&["quarantine", "--clear", path]);
+    assert!(ran.code == 0 && ran.out.contains("1 objects removed") && !moved.exists(), "{}{}", ran.out, ran.err);
+    let ran = kvkeep(&["quarantine", dir.path().join("nothing").to_str().unwrap()]);
+    assert!(ran.code == 2 && ran.err.contains("is not a directory"), "{}", ran.err);
+}
+
+#[test]
+fn stat_counts_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let path = dir.path().to_str().unwrap();
+    let files = objects(dir.path());
+    fs::write(files[0].with_file_name("notes.txt"), b"mine").unwrap();
+    let ran = kvkeep(&["stat", "--json", path]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let value: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let count = files.len() as u64;
+    assert_eq!((value["objects"].as_u64(), value["bytes"].as_u64()), (Some(count), Some(count * 4096)));
+    assert_eq!(value["spaces"][0]["objects"].as_u64(), Some(count));
+    assert_eq!(value["spaces"].as_array().unwrap().len(), 1);
+    assert_eq!(value["sizes"], serde_json::json!([{"at_most_bytes": 4096, "objects": count}]));
+    assert_eq!(value["foreign"], 1);
+    assert!(value["oldest_use"].as_u64() <= value["newest_use"].as_u64());
+
+    let ran = kvkeep(&["stat", path]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.out.contains("1  foreign files") && ran.out.contains(" UTC"), "{}", ran.out);
+
+    let empty = tempfile::tempdir().unwrap();
+    let ran = kvkeep(&["stat", empty.path().to_str().unwrap()]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.out.contains("0  objects"), "{}", ran.out);
+}
+
+#[test]
+fn wrong_usage_names_its_cause_and_exits_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("nothing");
+    let missing = missing.to_str().unwrap();
+    for (args, says) in [
+        (&["replay"][..], "<TRACE>"),
+        (&["replay", missing], "cannot be opened"),
+        (&["replay", SLICE, "--policy", "clock"], "lru, s3fifo, mq, none and all"),
+        (&["replay", SLICE, "--l1", "12 apples"], "write 4096, 64MiB or 200GiB"),
+        (&["replay", SLICE, "--l1", "0"], "0 bytes is no size"),
+        (&["replay", SLICE, "--l1", "1000", "--block-bytes", "64"], "at least 4096 bytes"),
+        (&["replay", SLICE, "--l1", "4096TiB"], "make L1 smaller"),
+        (&["replay", SLICE, "--l1", "1MiB", "--block-bytes", "2MiB"], "no block of 2 MiB fits an L1 of 1 MiB"),
+        (&["replay", SLICE, "--block-bytes", "9000000TiB"], "at most 64 GiB"),
+        (&["replay", SLICE, "--l2", "fsx:///x"], "fsx"),
+        (&["replay", SLICE, "--l2", "fs://relative"], "not absolute"),
+        (&["replay", SLICE, "--sizes", "5"], "such as 5%"),
+        (&["replay", SLICE, "--sizes", "0%"], "above 0%"),
+        (&["replay", SLICE, "--sizes", "5%", "--l1", "1GiB"], "cannot be used with"),
+        (&["replay", SLICE, "--policy", "all", "--l1", "1GiB"], "leave out --l1"),
+        (&["replay", SLICE, "--svg", "x.svg"], "give --sizes"),
+        (&["replay", SLICE, "--policy", "all", "--block-bytes", "4GiB"], "smaller --block-bytes"),
+        (&["verify", missing], "is not a directory"),
+        (&["stat", SLICE], "is not a directory"),
+        (&["mend"], "unrecognized subcommand"),
+    ] {
+        let ran = kvkeep(args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
+        assert!(ran.err.contains(says), "{args:?}: {}", ran.err);
+        assert!(ran.out.is_empty(), "{args:?}: {}", ran.out);
+    }
+}
+
+#[test]
+fn a_malformed_line_is_named_by_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace.jsonl");
+    let good = r#"{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1, 2]}"#;
+    fs::write(&trace, format!("{good}\n\n{good}\n{{\"timestamp\": 3}}\n")).unwrap();
+    let path = trace.to_str().unwrap();
+    let ran = kvkeep(&["replay", path]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("line 4") && ran.err.contains("input_length"), "{}", ran.err);
+
+    let ran = kvkeep(&["replay", path, "--limit", "2"]);
+    assert_eq!((ran.code, number(&ran, "hits")), (0, 2));
+
+    fs::write(&trace, "").unwrap();
+    assert!(kvkeep(&["replay", path]).err.contains("asks for no block"));
+}
+
+#[test]
+fn real_time_takes_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace.jsonl");
+    let line = |ms| format!("{{\"timestamp\": {ms}, \"input_length\": 5, \"output_length\": 1, \"hash_ids\": [1]}}\n");
+    fs::write(&trace, line(1000) + &line(1300)).unwrap();
+    let began = std::time::Instant::now();
+    let ran = kvkeep(&["replay", trace.to_str().unwrap(), "--speed", "realtime"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(began.elapsed().as_millis() >= 300);
+}
+
+#[test]
+fn help_has_examples_and_the_version_is_the_library_s() {
+    let ran = kvkeep(&["--version"]);
+    assert_eq!((ran.code, ran.out.trim()), (0, concat!("kvkeep ", env!("CARGO_PKG_VERSION"))));
+    for verb in ["replay", "verify", "stat"] {
+        let ran = kvkeep(&[verb, "--help"]);
+        assert!(ran.code == 0 && ran.out.contains("Example") && ran.out.contains("kvkeep "), "{}", ran.out);
+    }
+}

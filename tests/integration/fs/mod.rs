@@ -1,0 +1,13 @@
+//! The `fs` backend, by what its callers and its directory see.
+
+mod bounds;
+mod directory;
+mod disk_full;
+mod fallback;
+mod kill;
+mod known;
+mod leftovers;
+mod observer;
+mod processes;
+mod round_trip;
+mod trouble;

@@ -1,0 +1,16 @@
+//! The promises, P1 to P12, each held to its words.
+#![allow(unsafe_code)]
+
+mod backends;
+mod bad_input;
+mod bounds;
+mod cache;
+mod completions;
+mod counters;
+mod disk;
+mod memory;
+mod order;
+mod pins;
+mod shares;
+mod tiers;
+mod visible;

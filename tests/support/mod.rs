@@ -1,0 +1,19 @@
+//! What tests share: servers, processes, stores, layouts, random numbers.
+#![allow(dead_code, reason = "each test binary uses what it needs")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+pub mod daemon;
+pub mod device;
+pub mod fs;
+pub mod process;
+pub mod random;
+pub mod skip;
+
+/// The name under which the test harness knows the test `name` of the module whose `module_path!()` this is: a process that starts
+/// its own program again asks for one test by it.
+pub fn test_name(module: &str, name: &str) -> String {
+    match module.split_once("::") {
+        Some((_, module)) => format!("{module}::{name}"),
+        None => name.to_owned(),
+    }
+}
