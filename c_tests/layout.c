@@ -91,6 +91,7 @@ int main(void) {
     FIELD(kvkeep_segment, block_stride);
     FIELD(kvkeep_segment, group);
     FIELD(kvkeep_segment, layer);
+    FIELD(kvkeep_segment, reserved);
     STRUCT(kvkeep_pool_options);
     FIELD(kvkeep_pool_options, struct_size);
     FIELD(kvkeep_pool_options, abi_version);
@@ -101,6 +102,7 @@ int main(void) {
     FIELD(kvkeep_pool_options, segments);
     FIELD(kvkeep_pool_options, segment_count);
     FIELD(kvkeep_pool_options, parts);
+    FIELD(kvkeep_pool_options, reserved);
     STRUCT(kvkeep_transfer_options);
     FIELD(kvkeep_transfer_options, struct_size);
     FIELD(kvkeep_transfer_options, abi_version);
@@ -156,6 +158,7 @@ int main(void) {
     FIELD(kvkeep_event, key);
     FIELD(kvkeep_event, kind);
     FIELD(kvkeep_event, tier);
+    FIELD(kvkeep_event, reserved);
     STRUCT(kvkeep_histogram);
     FIELD(kvkeep_histogram, count);
     FIELD(kvkeep_histogram, sum_us);

@@ -138,12 +138,63 @@ static void counters_are_where_they_were(void) {
     CHECK_EQUAL(usage.value.quota_bytes, 1 << 20);
 }
 
+static void pages_go_and_come_back(void) {
+    static unsigned char pages[2][8][256];
+    static const uint32_t parts[2] = {KVKEEP_PART_KEY, KVKEEP_PART_VALUE};
+    kvkeep_segment segments[2];
+    memset(segments, 0, sizeof segments);
+    for (int i = 0; i < 2; i++) {
+        segments[i].address = (uint64_t)(uintptr_t)pages[i];
+        segments[i].block_bytes = 256;
+        for (int block = 0; block < 4; block++) memset(pages[i][block], 16 * i + block, 256);
+    }
+    kvkeep_pool_options options;
+    KVKEEP_INIT(&options);
+    options.device = KVKEEP_DEVICE_HOST;
+    options.block_count = 8;
+    options.segments = segments;
+    options.segment_count = 2;
+    options.parts = parts;
+    uint64_t pool = 0, job = 0;
+    OK(kvkeep_open_pool(cache, space, &options, &pool));
+    kvkeep_key paged[4];
+    for (int i = 0; i < 4; i++) {
+        paged[i] = keys[i];
+        paged[i].hash[0] ^= 0xff;
+    }
+    const int32_t from[4] = {0, 1, 2, 3}, to[4] = {7, 6, 5, 4};
+    OK(kvkeep_submit_store(cache, pool, session, paged, 4, from, 4, NULL, &job, NULL, NULL));
+    OK(kvkeep_wait(cache, job, 60000));
+    OK(kvkeep_release_job(cache, job));
+    OK(kvkeep_submit_load(cache, pool, session, paged, 4, to, 4, NULL, &job, NULL, NULL));
+    OK(kvkeep_wait(cache, job, 60000));
+    OK(kvkeep_release_job(cache, job));
+    for (int i = 0; i < 2; i++) {
+        for (int block = 0; block < 4; block++) CHECK_EQUAL(memcmp(pages[i][block], pages[i][7 - block], 256), 0);
+    }
+    kvkeep_group_rule rules[2] = {{0, KVKEEP_PREFETCH_PREFIX, 0, 0}, {1, KVKEEP_PREFETCH_WINDOW, 1, 0}};
+    kvkeep_key grouped[4] = {paged[0], paged[0], paged[1], paged[1]};
+    grouped[1].group = grouped[3].group = 1;
+    kvkeep_prefetch_options prefetch;
+    KVKEEP_INIT(&prefetch);
+    prefetch.objects_per_chunk = 2;
+    prefetch.group_rules = rules;
+    prefetch.group_rule_count = 2;
+    OK(kvkeep_submit_prefetch(cache, session, grouped, 4, &prefetch, &job, NULL, NULL));
+    OK(kvkeep_wait(cache, job, 60000));
+    uint32_t hits = 9;
+    OK(kvkeep_query_lookup_hits(cache, job, &hits));
+    CHECK_EQUAL(hits, 0);
+    OK(kvkeep_close_pool(cache, pool));
+}
+
 int main(void) {
     watchdog();
     RUN(a_cache_opens_with_the_former_options);
     RUN(keys_are_written_and_read);
     RUN(a_job_loads_and_tells);
     RUN(counters_are_where_they_were);
+    RUN(pages_go_and_come_back);
     OK(kvkeep_end_session(cache, session));
     OK(kvkeep_close(cache));
     return 0;

@@ -142,13 +142,14 @@ static void p6_texts_and_choices(void) {
     REFUSE(policy, 3, "policy is 3");
     REFUSE(lifetime, 2, "lifetime is 2");
     REFUSE(notify, 2, "notify is 2");
-    REFUSE(reserved, 7, "reserved is 7");
+    REFUSE(reserved[0], 7, "reserved is 7");
+    REFUSE(reserved[2], 7, "reserved is 7");
     REFUSE(objects_per_chunk, 3, "objects_per_chunk");
     REFUSE(objects_per_chunk, 5, "objects_per_chunk");
     REFUSE(group_rule_count, 65, "group_rule_count is 65");
     REFUSE(group_rule_count, 1, "group_rules is NULL");
 #undef REFUSE
-    kvkeep_group_rule rules[2] = {{0, KVKEEP_PREFETCH_EACH, 0, 0}, {1, KVKEEP_PREFETCH_WINDOW, 0, 0}};
+    kvkeep_group_rule rules[2] = {{.mode = KVKEEP_PREFETCH_EACH}, {.group = 1, .mode = KVKEEP_PREFETCH_WINDOW}};
     KVKEEP_INIT(&options);
     options.group_rules = rules;
     options.group_rule_count = 1;

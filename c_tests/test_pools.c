@@ -30,6 +30,8 @@ static void bad_pools_are_refused(void) {
     REFUSED(options.segment_count = 0, KVKEEP_ERR_INVALID, "segments");
     REFUSED(options.segment_count = SIZE_MAX, KVKEEP_ERR_INVALID, "segment_count");
     REFUSED(options.segments = NULL, KVKEEP_ERR_INVALID, "segments is NULL");
+    REFUSED(segments[1].reserved[1] = 1, KVKEEP_ERR_INVALID, "reserved is 1");
+    REFUSED(options.reserved = 1, KVKEEP_ERR_INVALID, "reserved is 1");
     REFUSED(segments[0].address = 0, KVKEEP_ERR_INVALID, "address 0");
     REFUSED(segments[0].address += 2, KVKEEP_ERR_INVALID, "multiple of 4");
     REFUSED(segments[0].address = UINT64_MAX - 3, KVKEEP_ERR_INVALID, "beyond");
@@ -51,8 +53,14 @@ static void bad_pools_are_refused(void) {
     REFUSED(options.parts = parts, KVKEEP_ERR_INVALID, "earlier pool");
     REFUSED(options.parts = (const uint32_t *)(uintptr_t)2, KVKEEP_ERR_INVALID, "parts");
 #undef REFUSED
-    // A caller of the time before parts says none.
+    // A caller of the time before parts says none, and its segments are shorter.
+    struct {
+        uint64_t address, block_bytes, block_stride;
+        uint32_t group, layer;
+    } former[2 * LAYERS];
     options = pool_options(segments);
+    for (int i = 0; i < 2 * LAYERS; i++) memcpy(&former[i], &segments[i], sizeof *former);
+    options.segments = (const kvkeep_segment *)(const void *)former;
     options.struct_size = offsetof(kvkeep_pool_options, parts);
     options.parts = (const uint32_t *)(uintptr_t)2;
     OK(kvkeep_open_pool(cache, space, &options, &other));

@@ -152,7 +152,7 @@ static void a_hybrid_model_continues_where_every_group_can(void) {
     for (int i = 0; i < 3; i++) state[i] = keys[2 * (3 + i) + 1];
     put_below(cache, space, full, 7, SIZE);
     put_below(cache, space, state, 3, SIZE);
-    kvkeep_group_rule rule = {1, KVKEEP_PREFETCH_WINDOW, 2, 0};
+    kvkeep_group_rule rule = {.group = 1, .mode = KVKEEP_PREFETCH_WINDOW, .window_chunks = 2};
     kvkeep_prefetch_options options = plain_options();
     options.objects_per_chunk = 2;
     options.group_rules = &rule;

@@ -69,6 +69,36 @@ static void counters_count(void) {
     teardown();
 }
 
+// A struct shorter than any version was, up to a place inside a histogram.
+static void a_shorter_struct_is_filled_up_to_its_size(void) {
+    setup();
+    kvkeep_key keys[4];
+    keys_of(keys, 1, 4);
+    put_in(cache, session, keys, 4, 4096);
+    OK(kvkeep_flush(cache, 30000));
+    const size_t shorter[] = {8, offsetof(kvkeep_stats, commits), offsetof(kvkeep_stats, stored_bytes) + 3,
+                              offsetof(kvkeep_stats, store_latency) + sizeof(uint64_t), sizeof(kvkeep_stats) - 8};
+    for (size_t i = 0; i < sizeof shorter / sizeof *shorter; i++) {
+        kvkeep_stats stats, whole = stats_of(cache);
+        memset(&stats, 0xa5, sizeof stats);
+        stats.struct_size = (uint32_t)shorter[i];
+        stats.abi_version = KVKEEP_ABI_VERSION;
+        OK(kvkeep_query_stats(cache, &stats));
+        const unsigned char *bytes = (const unsigned char *)&stats;
+        for (size_t at = shorter[i]; at < sizeof stats; at++) CHECK_EQUAL(bytes[at], 0xa5);
+        if (shorter[i] > offsetof(kvkeep_stats, commits)) CHECK_EQUAL(stats.commits, 4);
+        if (shorter[i] > offsetof(kvkeep_stats, store_latency)) CHECK_EQUAL(stats.store_latency.count, 4);
+        if (shorter[i] > offsetof(kvkeep_stats, l1_bytes)) CHECK_EQUAL(stats.l1_bytes, whole.l1_bytes);
+    }
+    kvkeep_stats stats;
+    KVKEEP_INIT(&stats);
+    for (uint32_t size = 0; size < 8; size++) {
+        stats.struct_size = size;
+        FAILS(kvkeep_query_stats(cache, &stats), KVKEEP_ERR_INVALID, "struct_size");
+    }
+    teardown();
+}
+
 static kvkeep_status write_metrics(char *buffer, size_t capacity, size_t *length) {
     return kvkeep_get_metrics(cache, buffer, capacity, length);
 }
@@ -235,6 +265,7 @@ static void p12_a_session_says_what_it_holds(void) {
 int main(void) {
     watchdog();
     RUN(counters_count);
+    RUN(a_shorter_struct_is_filled_up_to_its_size);
     RUN(metrics_are_prometheus_text);
     RUN(p12_a_key_says_why_it_is_where_it_is);
     RUN(p12_a_session_says_what_it_holds);

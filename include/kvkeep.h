@@ -82,11 +82,18 @@
 /// ---- Types ----
 ///
 /// Every struct whose first fields are struct_size and abi_version is prepared by KVKEEP_INIT(&s), which zeroes it
-/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only
-/// what it wants, and a caller built with an older, shorter struct keeps working: of an option struct the missing fields
-/// are 0, of a result struct only the fields it has are filled in. A struct_size that no version of the struct had is
-/// INVALID. One larger than the library's is a newer caller's: options beyond what the library knows must be 0 (VERSION
-/// otherwise), results beyond it are left as they were.
+/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only the
+/// fields it needs. Fields are added at the end and never moved, so that a caller built with an older, shorter struct keeps
+/// working.
+/// A result struct is filled in up to the caller's struct_size, whatever it is; bytes beyond the library's own struct are left
+/// as they were. A struct_size that does not even hold its first two fields is INVALID.
+/// Of an option struct, fields that the caller's version does not have are 0. A struct_size that no version had is INVALID:
+/// options are never guessed. One larger than the library's is a newer caller's: fields that the library does not know must be 0
+/// (VERSION otherwise).
+/// Elements of arrays have no size of their own. Those that an option struct points to (kvkeep_group_rule, kvkeep_segment) have
+/// the size that they had together with the caller's version of that struct. kvkeep_key, kvkeep_view and kvkeep_key_state keep
+/// their sizes for good, kvkeep_completion and kvkeep_event from this version on: their reserved fields are there to grow into.
+/// An array inside a struct keeps its length for good, and its last element stands for all that come after.
 ///
 /// Back L1 with reserved huge pages; opening fails where too few are reserved.
 #define KVKEEP_FLAG_HUGE_PAGES 1
@@ -106,7 +113,8 @@
 /// `l1_bytes` is a percentage, 1 to 100, of the machine's memory or of the control group's limit, whichever is less.
 #define KVKEEP_FLAG_L1_PERCENT 32
 
-/// The CPU's own memory, as the device of a pool.
+/// The CPU's own memory, as the device of a pool. It is not 0, so that a device that was left out is refused where there is no
+/// CUDA device, and pages of a GPU are never taken for the CPU's.
 #define KVKEEP_DEVICE_HOST -1
 
 /// In place of a block's number: there is none.
@@ -448,7 +456,7 @@ typedef struct {
     /// For a window: how many chunks.
     uint32_t window_chunks;
     /// Must be 0.
-    uint32_t reserved;
+    uint32_t reserved[5];
 } kvkeep_group_rule;
 
 /// How a prefetch is done.
@@ -485,7 +493,7 @@ typedef struct {
     /// A kvkeep_notify, for jobs without a callback.
     uint32_t notify;
     /// Must be 0.
-    uint32_t reserved;
+    uint32_t reserved[3];
 } kvkeep_prefetch_options;
 
 /// The end of one job; complete in itself, valid on any thread. Fields of the other kind of job are 0.
@@ -573,6 +581,8 @@ typedef struct {
     uint32_t group;
     /// The layer, for `kvkeep_wait_layer`; layers are copied in rising order.
     uint32_t layer;
+    /// Must be 0.
+    uint64_t reserved[2];
 } kvkeep_segment;
 
 /// How a pool is opened.
@@ -596,6 +606,8 @@ typedef struct {
     /// What each segment is, in the order of `segments`: a kvkeep_part. Copied. It tells pools apart whose segments have the same
     /// sizes, as K before V from V before K. NULL: all KVKEEP_PART_UNSAID.
     const uint32_t *parts;
+    /// Must be 0.
+    uint64_t reserved;
 } kvkeep_pool_options;
 
 /// How a store or a load is done.
@@ -813,6 +825,8 @@ typedef struct {
     uint32_t kind;
     /// 0 for L1, else the place of the backend, as in `tier_keys` of a result.
     uint32_t tier;
+    /// Always 0.
+    uint64_t reserved[4];
 } kvkeep_event;
 
 #ifdef __cplusplus

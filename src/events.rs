@@ -33,9 +33,11 @@ pub struct Event {
     pub kind: u32,
     /// 0 for L1, else the place of the backend, as in `tier_keys` of a result.
     pub tier: u32,
+    /// Always 0.
+    pub reserved: [u64; 4],
 }
 
-const _: () = assert!(size_of::<Event>() == 88);
+const _: () = assert!(size_of::<Event>() == 120);
 
 /// Events copied under one lock, so that a reader holds up nobody who records.
 const SLICE: usize = 256;
@@ -160,6 +162,7 @@ pub const EMPTY: Event = Event {
     key: Key { hash: [0; 32], rank: 0, group: 0 },
     kind: 0,
     tier: 0,
+    reserved: [0; 4],
 };
 
 #[cfg(test)]

@@ -121,6 +121,7 @@ fn pool(cache: &Cache, pages: &Pages, per_chunk: usize) -> u64 {
             block_stride: 0,
             group: 0,
             layer: i as u32 / 2,
+            reserved: [0; 2],
         })
         .collect();
     let options = kvkeep_pool_options {
@@ -133,6 +134,7 @@ fn pool(cache: &Cache, pages: &Pages, per_chunk: usize) -> u64 {
         segments: segments.as_ptr(),
         segment_count: segments.len(),
         parts: std::ptr::null(),
+        reserved: 0,
     };
     let mut pool = 0;
     // SAFETY: options, segments and pool are live locals; the pages outlive the pool and are touched by nobody meanwhile.

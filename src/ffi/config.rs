@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::options::{
     KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_L1_PERCENT, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT,
-    KVKEEP_FLAG_NUMA_NODE, KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_group_rule, kvkeep_log_callback,
-    kvkeep_options, kvkeep_part, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options,
-    kvkeep_space_options, kvkeep_transfer_options,
+    KVKEEP_FLAG_NUMA_NODE, KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_log_callback, kvkeep_options, kvkeep_part,
+    kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
+    kvkeep_transfer_options,
 };
+use super::versioned::input_elements;
 use super::{checked_extra_count, flag, input, text};
 use crate::abi::Completion;
 use crate::cache::Cache;
@@ -31,12 +32,15 @@ fn choice(value: u32, most: u32, name: &str) -> Result<u32> {
     }
 }
 
-fn zero(value: u32, name: &str) -> Result<()> {
-    if value == 0 {
-        Ok(())
-    } else {
-        Err(Error::invalid(format!("{name} is {value}, it must be 0: prepare the struct with KVKEEP_INIT")))
+fn zero(value: impl Into<u64>, name: &str) -> Result<()> {
+    match value.into() {
+        0 => Ok(()),
+        value => Err(Error::invalid(format!("{name} is {value}, it must be 0: prepare the struct with KVKEEP_INIT"))),
     }
+}
+
+fn all_zero<T: Copy + Into<u64>>(values: &[T], name: &str) -> Result<()> {
+    values.iter().try_for_each(|&value| zero(value, name))
 }
 
 fn or(value: u32, default: u32) -> u32 {
@@ -221,7 +225,8 @@ pub fn session(options: &kvkeep_session_options) -> Result<(&str, Option<Duratio
     Ok((request_id, (options.timeout_ms != 0).then_some(timeout)))
 }
 
-fn group_rules(first: *const kvkeep_group_rule, count: usize) -> Result<Vec<GroupRule>> {
+fn group_rules(options: &kvkeep_prefetch_options) -> Result<Vec<GroupRule>> {
+    let count = options.group_rule_count;
     if count == 0 {
         return Ok(Vec::new());
     }
@@ -230,11 +235,11 @@ fn group_rules(first: *const kvkeep_group_rule, count: usize) -> Result<Vec<Grou
             "group_rule_count is {count}, it may be 64: merge groups that are cached alike"
         )));
     }
-    let rules = input(first, count, "group_rules")?;
+    let rules = input_elements(options.group_rules, count, options.struct_size, "group_rules")?;
     rules
         .iter()
         .map(|rule| {
-            zero(rule.reserved, "group_rules[i].reserved")?;
+            all_zero(&rule.reserved, "group_rules[i].reserved")?;
             let mode = match choice(rule.mode, 1, "group_rules[i].mode")? {
                 0 => Mode::Prefix,
                 _ => Mode::Window(window(rule.window_chunks, "group_rules[i].window_chunks")?),
@@ -274,13 +279,13 @@ pub fn prefetch(
     callback: kvkeep_callback,
     userdata: *mut c_void,
 ) -> Result<PrefetchRequest> {
-    zero(options.reserved, "reserved")?;
+    all_zero(&options.reserved, "reserved")?;
     let mode = match choice(options.mode, 2, "mode")? {
         0 => Mode::Prefix,
         1 => Mode::Window(window(options.window_chunks, "window_chunks")?),
         _ => Mode::Any,
     };
-    let group_rules = group_rules(options.group_rules, options.group_rule_count)?;
+    let group_rules = group_rules(options)?;
     if mode == Mode::Any && !group_rules.is_empty() {
         return Err(Error::invalid("group_rules are for jobs that look for a length: use mode PREFIX or WINDOW"));
     }
@@ -312,7 +317,9 @@ pub fn pool(options: &kvkeep_pool_options) -> Result<PoolSpec> {
             options.segment_count
         )));
     }
-    let segments = input(options.segments, options.segment_count, "segments")?;
+    zero(options.reserved, "reserved")?;
+    let segments = input_elements(options.segments, options.segment_count, options.struct_size, "segments")?;
+    segments.iter().try_for_each(|segment| all_zero(&segment.reserved, "segments[i].reserved"))?;
     let parts = if options.parts.is_null() { &[][..] } else { input(options.parts, options.segment_count, "parts")? };
     let segments = segments.iter().enumerate().map(|(i, segment)| Segment {
         address: segment.address,

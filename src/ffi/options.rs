@@ -2,16 +2,25 @@
 
 use std::ffi::{c_char, c_void};
 
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
 use crate::abi::Completion;
 
 /// ---- Types ----
 ///
 /// Every struct whose first fields are struct_size and abi_version is prepared by KVKEEP_INIT(&s), which zeroes it
-/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only
-/// what it wants, and a caller built with an older, shorter struct keeps working: of an option struct the missing fields
-/// are 0, of a result struct only the fields it has are filled in. A struct_size that no version of the struct had is
-/// INVALID. One larger than the library's is a newer caller's: options beyond what the library knows must be 0 (VERSION
-/// otherwise), results beyond it are left as they were.
+/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only the
+/// fields it needs. Fields are added at the end and never moved, so that a caller built with an older, shorter struct keeps
+/// working.
+/// A result struct is filled in up to the caller's struct_size, whatever it is; bytes beyond the library's own struct are left
+/// as they were. A struct_size that does not even hold its first two fields is INVALID.
+/// Of an option struct, fields that the caller's version does not have are 0. A struct_size that no version had is INVALID:
+/// options are never guessed. One larger than the library's is a newer caller's: fields that the library does not know must be 0
+/// (VERSION otherwise).
+/// Elements of arrays have no size of their own. Those that an option struct points to (kvkeep_group_rule, kvkeep_segment) have
+/// the size that they had together with the caller's version of that struct. kvkeep_key, kvkeep_view and kvkeep_key_state keep
+/// their sizes for good, kvkeep_completion and kvkeep_event from this version on: their reserved fields are there to grow into.
+/// An array inside a struct keeps its length for good, and its last element stands for all that come after.
 ///
 /// Back L1 with reserved huge pages; opening fails where too few are reserved.
 pub const KVKEEP_FLAG_HUGE_PAGES: u32 = 1;
@@ -230,7 +239,7 @@ pub struct kvkeep_session_options {
 /// How the objects of one group count in a job, where it differs from the job's own mode (hybrid models).
 #[repr(C)]
 #[allow(non_camel_case_types)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
 pub struct kvkeep_group_rule {
     /// The `group` of the keys it is for.
     pub group: u32,
@@ -239,7 +248,7 @@ pub struct kvkeep_group_rule {
     /// For a window: how many chunks.
     pub window_chunks: u32,
     /// Must be 0.
-    pub reserved: u32,
+    pub reserved: [u32; 5],
 }
 
 /// How a prefetch is done.
@@ -278,10 +287,11 @@ pub struct kvkeep_prefetch_options {
     /// A kvkeep_notify, for jobs without a callback.
     pub notify: u32,
     /// Must be 0.
-    pub reserved: u32,
+    pub reserved: [u32; 3],
 }
 
-/// The CPU's own memory, as the device of a pool.
+/// The CPU's own memory, as the device of a pool. It is not 0, so that a device that was left out is refused where there is no
+/// CUDA device, and pages of a GPU are never taken for the CPU's.
 pub const KVKEEP_DEVICE_HOST: i32 = -1;
 
 /// In place of a block's number: there is none.
@@ -302,7 +312,7 @@ pub enum kvkeep_part {
 /// A stretch of paged memory with a place for every block of a pool: a layer's K, its V, both fused, a latent, or the like.
 #[repr(C)]
 #[allow(non_camel_case_types)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
 pub struct kvkeep_segment {
     /// Address of block 0; a multiple of 4.
     pub address: u64,
@@ -314,6 +324,8 @@ pub struct kvkeep_segment {
     pub group: u32,
     /// The layer, for `kvkeep_wait_layer`; layers are copied in rising order.
     pub layer: u32,
+    /// Must be 0.
+    pub reserved: [u64; 2],
 }
 
 /// How a pool is opened.
@@ -339,6 +351,8 @@ pub struct kvkeep_pool_options {
     /// What each segment is, in the order of `segments`: a kvkeep_part. Copied. It tells pools apart whose segments have the same
     /// sizes, as K before V from V before K. NULL: all KVKEEP_PART_UNSAID.
     pub parts: *const u32,
+    /// Must be 0.
+    pub reserved: u64,
 }
 
 /// How a store or a load is done.
@@ -370,8 +384,8 @@ pub struct kvkeep_transfer_options {
 const _: () = assert!(size_of::<kvkeep_options>() == 128);
 const _: () = assert!(size_of::<kvkeep_space_options>() == 56);
 const _: () = assert!(size_of::<kvkeep_session_options>() == 24);
-const _: () = assert!(size_of::<kvkeep_group_rule>() == 16);
-const _: () = assert!(size_of::<kvkeep_prefetch_options>() == 72);
-const _: () = assert!(size_of::<kvkeep_segment>() == 32);
-const _: () = assert!(size_of::<kvkeep_pool_options>() == 48);
+const _: () = assert!(size_of::<kvkeep_group_rule>() == 32);
+const _: () = assert!(size_of::<kvkeep_prefetch_options>() == 80);
+const _: () = assert!(size_of::<kvkeep_segment>() == 48);
+const _: () = assert!(size_of::<kvkeep_pool_options>() == 56);
 const _: () = assert!(size_of::<kvkeep_transfer_options>() == 40);

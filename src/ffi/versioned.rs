@@ -1,47 +1,103 @@
 //! Structs that carry their size and version: what a caller of any version may pass.
 
+use zerocopy::FromBytes;
+
 use super::options::{
-    kvkeep_options, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
-    kvkeep_transfer_options,
+    kvkeep_group_rule, kvkeep_options, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_segment,
+    kvkeep_session_options, kvkeep_space_options, kvkeep_transfer_options,
 };
 use super::version::KVKEEP_ABI_VERSION;
-use super::{misaligned, null, output};
+use super::{input, misaligned, null, output};
 use crate::abi::{JobResult, SpaceUsage, Stats};
 use crate::error::{Error, KVKEEP_ERR_VERSION, Result};
 
-/// A struct of the ABI that begins with its size and version.
+/// A struct of the ABI that begins with its size and version. Fields are appended at the end.
 ///
 /// # Safety
 ///
 /// It is plain data that begins with [`Head`], and all zeroes are a valid value of it.
-pub unsafe trait Versioned {
-    /// The sizes that versions of the struct had, in rising order; the last is the size today. Fields are appended at the
-    /// end, and the former size stays in the list.
+pub unsafe trait Versioned {}
+
+/// A versioned struct that callers fill in.
+pub trait Options: Versioned {
+    /// The sizes that versions of the struct had, in rising order; the last is the size today.
     const SIZES: &[usize];
 }
 
-macro_rules! versioned {
+macro_rules! options {
     ($($struct:ident: $($size:literal),+;)*) => {
         $(
             // SAFETY: `repr(C)`, plain data, and its first two fields are those of `Head`.
-            unsafe impl Versioned for $struct {
+            unsafe impl Versioned for $struct {}
+            impl Options for $struct {
                 const SIZES: &[usize] = &[$($size),+];
             }
-            const _: () = assert!(is_history(<$struct as Versioned>::SIZES, size_of::<$struct>(), align_of::<$struct>()));
+            const _: () = assert!(is_history(<$struct as Options>::SIZES, size_of::<$struct>(), align_of::<$struct>()));
         )*
     };
 }
 
-versioned! {
+options! {
     kvkeep_options: 128;
     kvkeep_space_options: 48, 56;
     kvkeep_session_options: 24;
-    kvkeep_prefetch_options: 72;
-    kvkeep_pool_options: 40, 48;
+    kvkeep_prefetch_options: 72, 80;
+    kvkeep_pool_options: 40, 48, 56;
     kvkeep_transfer_options: 40;
-    JobResult: 216, 248;
-    SpaceUsage: 32;
-    Stats: 1440, 1600;
+}
+
+// SAFETY: `repr(C)`, plain data, and its first two fields are those of `Head`.
+unsafe impl Versioned for JobResult {}
+// SAFETY: as above.
+unsafe impl Versioned for SpaceUsage {}
+// SAFETY: as above.
+unsafe impl Versioned for Stats {}
+
+/// A type whose elements stand in arrays that an option struct points to. Fields are appended at the end.
+pub trait Element: FromBytes + Copy {
+    /// The option struct.
+    type Owner: Options;
+
+    /// Its size in a caller whose option struct has `owner_size` bytes.
+    fn size(owner_size: usize) -> usize;
+}
+
+impl Element for kvkeep_group_rule {
+    type Owner = kvkeep_prefetch_options;
+
+    fn size(owner_size: usize) -> usize {
+        if owner_size < 80 { 16 } else { size_of::<kvkeep_group_rule>() }
+    }
+}
+
+impl Element for kvkeep_segment {
+    type Owner = kvkeep_pool_options;
+
+    fn size(owner_size: usize) -> usize {
+        if owner_size < 56 { 32 } else { size_of::<kvkeep_segment>() }
+    }
+}
+
+/// Copies of the `count` elements that an option struct, itself a copy of the caller's of `owner_size` bytes, points to.
+pub fn input_elements<T: Element>(first: *const T, count: usize, owner_size: u32, name: &str) -> Result<Vec<T>> {
+    let size = T::size(owner_size as usize);
+    if size == size_of::<T>() {
+        return input(first, count, name).map(<[T]>::to_vec);
+    }
+    super::checked_count(count, name)?;
+    if !first.is_null() && !first.is_aligned() {
+        return Err(misaligned::<T>(name));
+    }
+    let bytes = input(first.cast::<u8>(), count * size, name)?;
+    Ok(bytes
+        .chunks_exact(size)
+        .map(|bytes| {
+            let mut element = T::new_zeroed();
+            // SAFETY: `size` bytes of a struct of plain data that has at least as many.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut element).cast::<u8>(), size) };
+            element
+        })
+        .collect())
 }
 
 /// Whether the sizes rise to the size of today and can be sizes of such a struct.
@@ -78,8 +134,8 @@ fn unknown_size(size: usize, sizes: &[usize], name: &str) -> Error {
     ))
 }
 
-/// The size of a caller's struct, which a version of it has or may come to have.
-fn check_head<T: Versioned>(address: *const T, name: &str) -> Result<usize> {
+/// The head of a caller's struct, whose version must be the library's.
+fn head<T: Versioned>(address: *const T, name: &str) -> Result<Head> {
     if address.is_null() {
         return Err(null(name));
     }
@@ -87,21 +143,45 @@ fn check_head<T: Versioned>(address: *const T, name: &str) -> Result<usize> {
         return Err(misaligned::<T>(name));
     }
     // SAFETY: not NULL and aligned; every versioned struct has at least its head by the caller's promise.
-    let head = unsafe { *address.cast::<Head>() };
+    Ok(unsafe { *address.cast::<Head>() })
+}
+
+fn check_version(head: Head, name: &str) -> Result<()> {
+    if head.abi_version == KVKEEP_ABI_VERSION {
+        return Ok(());
+    }
+    Err(Error::new(
+        KVKEEP_ERR_VERSION,
+        format!(
+            "{name}->abi_version is {}, the library has {KVKEEP_ABI_VERSION}: build against the header of the library that is loaded",
+            head.abi_version
+        ),
+    ))
+}
+
+/// The size of a caller's option struct, which a version of it has or may come to have.
+fn options_size<T: Options>(address: *const T, name: &str) -> Result<usize> {
+    let head = head(address, name)?;
     let size = head.struct_size as usize;
     let newer = size > size_of::<T>() && size <= SIZE_MAX && size.is_multiple_of(align_of::<T>());
     if !newer && !T::SIZES.contains(&size) {
         return Err(unknown_size(size, T::SIZES, name));
     }
-    if head.abi_version != KVKEEP_ABI_VERSION {
-        return Err(Error::new(
-            KVKEEP_ERR_VERSION,
-            format!(
-                "{name}->abi_version is {}, the library has {KVKEEP_ABI_VERSION}: build against the header of the library that is loaded",
-                head.abi_version
-            ),
-        ));
+    check_version(head, name)?;
+    Ok(size)
+}
+
+/// The size of a caller's result struct, whatever it is.
+fn result_size<T: Versioned>(address: *const T, name: &str) -> Result<usize> {
+    let head = head(address, name)?;
+    let size = head.struct_size as usize;
+    if !(size_of::<Head>()..=SIZE_MAX).contains(&size) {
+        return Err(Error::invalid(format!(
+            "{name}->struct_size is {size}, and must be {} to {SIZE_MAX}: prepare it with KVKEEP_INIT",
+            size_of::<Head>()
+        )));
     }
+    check_version(head, name)?;
     Ok(size)
 }
 
@@ -120,8 +200,8 @@ unsafe fn copied<T: Versioned>(address: *const T, size: usize) -> T {
 }
 
 /// A copy of a caller's option struct: as much as the caller's version has, zeroes for the rest.
-pub fn input_struct<T: Versioned>(address: *const T, name: &str) -> Result<T> {
-    let size = check_head(address, name)?;
+pub fn input_struct<T: Options>(address: *const T, name: &str) -> Result<T> {
+    let size = options_size(address, name)?;
     if let Some(newer) = size.checked_sub(size_of::<T>()) {
         // SAFETY: the struct has `size` bytes by the caller's promise.
         let rest = unsafe { std::slice::from_raw_parts(address.cast::<u8>().add(size_of::<T>()), newer) };
@@ -139,7 +219,7 @@ pub fn input_struct<T: Versioned>(address: *const T, name: &str) -> Result<T> {
 }
 
 /// As [`input_struct`], all defaults for NULL.
-pub fn input_struct_or_default<T: Versioned>(address: *const T, name: &str) -> Result<T> {
+pub fn input_struct_or_default<T: Options>(address: *const T, name: &str) -> Result<T> {
     if address.is_null() {
         // SAFETY: zero is a valid value of every versioned struct.
         return Ok(unsafe { std::mem::zeroed() });
@@ -147,9 +227,9 @@ pub fn input_struct_or_default<T: Versioned>(address: *const T, name: &str) -> R
     input_struct(address, name)
 }
 
-/// Has `fill` fill in a caller's result struct, or as much of it as the caller's version has.
+/// Fills in a caller's result struct by `fill`, up to the size that the caller's has.
 pub fn fill_struct<T: Versioned, R>(address: *mut T, name: &str, fill: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
-    let size = check_head(address, name)?;
+    let size = result_size(address, name)?;
     if size >= size_of::<T>() {
         return fill(output(address, name)?);
     }
@@ -187,7 +267,9 @@ mod tests {
     }
 
     // SAFETY: plain data that begins with size and version.
-    unsafe impl Versioned for Known {
+    unsafe impl Versioned for Known {}
+
+    impl Options for Known {
         const SIZES: &[usize] = &[16, 24];
     }
 
@@ -210,6 +292,50 @@ mod tests {
             assert!(error.message.starts_with(&format!("options->struct_size is {size}, ")), "{error}");
             assert!(error.message.contains("(known: 16, 24)") && error.message.contains("KVKEEP_INIT"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_result_of_any_size_is_filled_up_to_it() {
+        for size in (0..1 << 17).filter(|size| !(8..=1 << 16).contains(size)) {
+            let error = fill_struct(address(&mut caller(size)), "result", |_| Ok(())).unwrap_err();
+            assert_eq!(error.status, KVKEEP_ERR_INVALID, "{size}: {error}");
+            assert!(error.message.starts_with(&format!("result->struct_size is {size}, ")), "{error}");
+            assert!(error.message.contains("KVKEEP_INIT"), "{error}");
+        }
+        let fill = |known: &mut Known| {
+            (known.first, known.second) = (u64::MAX, u64::MAX);
+            Ok(())
+        };
+        for size in 8..=24 {
+            let mut shorter = caller(size);
+            fill_struct(address(&mut shorter), "result", fill).unwrap();
+            let bytes = |value: u64, field: u32| {
+                let filled = size.saturating_sub(field).min(8) as usize;
+                let mut bytes = value.to_le_bytes();
+                bytes[..filled].fill(0xff);
+                u64::from_le_bytes(bytes)
+            };
+            assert_eq!(shorter, Grown { first: bytes(1, 8), second: bytes(2, 16), ..caller(size) }, "{size}");
+        }
+    }
+
+    #[test]
+    fn elements_have_the_size_of_their_caller_s_version() {
+        let former: [u64; 8] = std::array::from_fn(|i| i as u64 + 1);
+        let segments = input_elements(former.as_ptr().cast::<kvkeep_segment>(), 2, 48, "segments").unwrap();
+        let [first, second] = segments[..] else { panic!("{segments:?}") };
+        assert_eq!((first.address, first.block_bytes, first.block_stride, first.group, first.layer), (1, 2, 3, 4, 0));
+        assert_eq!((second.address, second.reserved), (5, [0; 2]));
+        let rules: [u32; 8] = std::array::from_fn(|i| i as u32 + 1);
+        let rules = input_elements(rules.as_ptr().cast::<kvkeep_group_rule>(), 2, 72, "group_rules").unwrap();
+        assert_eq!(
+            (rules[1].group, rules[1].mode, rules[1].window_chunks, rules[1].reserved),
+            (5, 6, 7, [8, 0, 0, 0, 0])
+        );
+        let same = input_elements(segments.as_ptr(), 2, 56, "segments").unwrap();
+        assert_eq!(same[1].address, 5);
+        let null = input_elements(std::ptr::null::<kvkeep_segment>(), 1, 48, "segments").unwrap_err();
+        assert!(null.message.contains("segments is NULL"), "{null}");
     }
 
     #[test]

@@ -134,7 +134,8 @@ inline std::vector<kvkeep_segment> segments_of(const Tensor& tensor) {
     for (std::uint64_t i = 0; i < layers; ++i) {
         const std::uint64_t at = tensor.address + i * (tensor.layer_axis ? strides[*tensor.layer_axis] : 0);
         for (const std::uint64_t offset : offsets)
-            segments.push_back({at + offset, piece, stride, tensor.group, tensor.layer + static_cast<std::uint32_t>(i)});
+            segments.push_back(
+                {at + offset, piece, stride, tensor.group, tensor.layer + static_cast<std::uint32_t>(i), {}});
     }
     return segments;
 }

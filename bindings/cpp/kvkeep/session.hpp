@@ -184,7 +184,7 @@ private:
     Job submit(Span<const Key> keys, const PrefetchOptions& from, kvkeep_callback callback, void* userdata) {
         std::vector<kvkeep_group_rule> rules;
         for (const auto& rule : from.group_rules)
-            rules.push_back({rule.group, static_cast<std::uint32_t>(rule.mode), rule.window_chunks, 0});
+            rules.push_back({rule.group, static_cast<std::uint32_t>(rule.mode), rule.window_chunks, {}});
         auto options = detail::prepared<kvkeep_prefetch_options>();
         options.extra_count = from.extra_count;
         options.objects_per_chunk = from.objects_per_chunk;

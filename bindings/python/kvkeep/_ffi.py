@@ -212,12 +212,12 @@ class kvkeep_group_rule(Structure):
     group: int
     mode: int
     window_chunks: int
-    reserved: int
+    reserved: Any
     _fields_ = [
         ("group", c_uint32),
         ("mode", c_uint32),
         ("window_chunks", c_uint32),
-        ("reserved", c_uint32),
+        ("reserved", c_uint32 * 5),
     ]
 
 
@@ -293,12 +293,14 @@ class kvkeep_segment(Structure):
     block_stride: int
     group: int
     layer: int
+    reserved: Any
     _fields_ = [
         ("address", c_uint64),
         ("block_bytes", c_uint64),
         ("block_stride", c_uint64),
         ("group", c_uint32),
         ("layer", c_uint32),
+        ("reserved", c_uint64 * 2),
     ]
 
 
@@ -423,7 +425,7 @@ class kvkeep_prefetch_options(Structure):
     lifetime: int
     priority: int
     notify: int
-    reserved: int
+    reserved: Any
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -440,7 +442,7 @@ class kvkeep_prefetch_options(Structure):
         ("lifetime", c_uint32),
         ("priority", c_int32),
         ("notify", c_uint32),
-        ("reserved", c_uint32),
+        ("reserved", c_uint32 * 3),
     ]
 
 
@@ -454,6 +456,7 @@ class kvkeep_pool_options(Structure):
     segments: Any
     segment_count: int
     parts: Any
+    reserved: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -464,6 +467,7 @@ class kvkeep_pool_options(Structure):
         ("segments", POINTER(kvkeep_segment)),
         ("segment_count", c_size_t),
         ("parts", POINTER(c_uint32)),
+        ("reserved", c_uint64),
     ]
 
 
@@ -613,6 +617,7 @@ class kvkeep_event(Structure):
     key: Any
     kind: int
     tier: int
+    reserved: Any
     _fields_ = [
         ("sequence", c_uint64),
         ("time_us", c_uint64),
@@ -622,6 +627,7 @@ class kvkeep_event(Structure):
         ("key", kvkeep_key),
         ("kind", c_uint32),
         ("tier", c_uint32),
+        ("reserved", c_uint64 * 4),
     ]
 
 

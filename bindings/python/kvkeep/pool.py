@@ -123,7 +123,8 @@ class Pool:
         array = (_ffi.kvkeep_segment * len(plain))()
         for place, segment in zip(array, plain):
             for name, kind, *_ in _ffi.kvkeep_segment._fields_:
-                setattr(place, name, number(kind, name, getattr(segment, name)))
+                if name != "reserved":
+                    setattr(place, name, number(kind, name, getattr(segment, name)))
         parts = (ctypes.c_uint32 * len(plain))(*(number(ctypes.c_uint32, "part", segment.part) for segment in plain))
         options = prepared(
             _ffi.kvkeep_pool_options,

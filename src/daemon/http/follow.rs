@@ -98,7 +98,7 @@ fn gap(lines: &mut String, expected: Option<u64>, found: u64) {
 }
 
 fn line(lines: &mut String, event: &Event) {
-    let Event { sequence, time_us, space, backend, size, key, kind, tier } = event;
+    let Event { sequence, time_us, space, backend, size, key, kind, tier, reserved: _ } = event;
     let kind = if *kind == EventKind::Stored as u32 { "stored" } else { "removed" };
     let _ = writeln!(
         lines,

@@ -236,7 +236,7 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                             group: r1 as u32,
                             mode: random.below(3) as u32,
                             window_chunks: r2 as u32,
-                            reserved: 0,
+                            reserved: [0; 5],
                         }];
                         options.extra_count = extra;
                         options.objects_per_chunk = if random.wild { random.of(&[0, 1, 2, 3, u32::MAX]) } else { 1 };

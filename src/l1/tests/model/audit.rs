@@ -96,6 +96,7 @@ impl World {
             key: Key { hash: [0; 32], rank: 0, group: 0 },
             kind: 0,
             tier: 0,
+            reserved: [0; 4],
         };
         let mut events = vec![NONE; 4096];
         let count = self.l1.events().drain(&mut 0, &mut events).unwrap();
