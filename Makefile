@@ -9,7 +9,7 @@ CTEST := build/tools/bin/ctest
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check test test-rust test-c test-bindings test-daemon test-page test-kernel demo e2e-vllm bench bench-device soak install clean
+.PHONY: help build check docs test test-rust test-c test-bindings test-daemon test-page test-kernel demo e2e-vllm bench bench-device soak install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -20,6 +20,11 @@ build: ## the libraries and the kvkeep command, into target/release
 check: ## formatting and lints
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+docs: ## the documents, the header and the Rust modules as HTML in build/docs; cargo installs mdBook into build/tools
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	scripts/docs.sh build/tools build/docs
+	cp -r $(CARGO_TARGET_DIR)/doc build/docs/html/rust
 
 test: check test-kernel test-rust test-page test-c test-bindings test-daemon ## everything that must pass
 

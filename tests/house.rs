@@ -1,11 +1,13 @@
 //! Rules of this house that no compiler checks.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const LINES_MAX: usize = 500;
 const FUNCTIONS_MAX: usize = 70;
+const README_LINES_MAX: usize = 150;
 
 /// Where `unsafe` may live: the C ABI, raw memory, the ring, foreign code and shared mappings.
 const UNSAFE_ROOMS: [&str; 9] = [
@@ -209,4 +211,102 @@ fn every_function_that_can_fail_says_how() {
         .map(|(name, _)| name)
         .collect();
     assert!(silent.is_empty(), "functions without words on errors: {silent:#?}");
+}
+
+/// The pages that people read. What changed is told in the words of its time.
+fn pages() -> Vec<(String, String)> {
+    let mut pages = files("docs", &["md"]);
+    for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"] {
+        pages.push((name.to_owned(), fs::read_to_string(root().join(name)).unwrap()));
+    }
+    pages.extend(files("bindings", &["md"]));
+    pages
+}
+
+/// The words of a text that begin with `kvkeep_` or `KVKEEP_`.
+fn own_words(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.to_ascii_lowercase().starts_with("kvkeep_") && !word.ends_with('_'))
+}
+
+#[test]
+fn the_readme_fits_in_a_few_screens() {
+    let lines = fs::read_to_string(root().join("README.md")).unwrap().lines().count();
+    assert!(lines <= README_LINES_MAX, "README.md has {lines} lines, {README_LINES_MAX} are allowed");
+}
+
+#[test]
+fn pages_link_only_to_what_is_there() {
+    let mut dead = Vec::new();
+    for (name, text) in pages() {
+        let folder = root().join(&name).parent().unwrap().to_owned();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = target.split('#').next().unwrap();
+            if !target.contains("://") && !path.is_empty() && !folder.join(path).exists() {
+                dead.push(format!("{name}: {target}"));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "links to nothing: {dead:#?}");
+}
+
+#[test]
+fn pages_name_only_files_that_are_there() {
+    const FOLDERS: [&str; 13] = [
+        "src/",
+        "tests/",
+        "c_tests/",
+        "docs/",
+        "bindings/",
+        "scripts/",
+        "examples/",
+        "bench/",
+        "benches/",
+        "e2e/",
+        "cmake/",
+        "include/",
+        "fuzz/",
+    ];
+    let mut dead = Vec::new();
+    for (name, text) in pages() {
+        // What stands between two backticks of one line.
+        let quoted = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+        // In the pages of bindings, `tests/` is their own.
+        let near = root().join(&name).parent().unwrap().to_owned();
+        for quoted in quoted {
+            let is_path =
+                FOLDERS.iter().any(|folder| quoted.starts_with(folder)) && !quoted.contains([' ', '…', '*', '<']);
+            if is_path && !root().join(quoted).exists() && !near.join(quoted).exists() {
+                dead.push(format!("{name}: {quoted}"));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "files that are not there: {dead:#?}");
+}
+
+#[test]
+fn pages_name_only_what_the_header_and_the_metrics_have() {
+    let header = fs::read_to_string(root().join("include/kvkeep.h")).unwrap();
+    let mut known: HashSet<&str> = own_words(&header).collect();
+    // Names of the environment, and of the build.
+    let others: Vec<(String, String)> = ["tests", "src", "bindings", "scripts", "bench", "c_tests"]
+        .iter()
+        .flat_map(|folder| files(folder, &["rs", "py", "sh", "c", "h", "txt"]))
+        .collect();
+    known.extend(others.iter().flat_map(|(_, text)| own_words(text)).filter(|word| word.starts_with("KVKEEP_")));
+    let metrics = fs::read_to_string(root().join("src/prometheus.rs")).unwrap();
+    let is_metric = |word: &str| {
+        let name = word.trim_start_matches("kvkeep_");
+        let value = name.strip_suffix("_total").unwrap_or(name);
+        let of_backend = name.strip_prefix("backend_").unwrap_or(name);
+        [format!("\n    {value} \""), format!("\"{word}\""), format!("gauge(\"{of_backend}\"")]
+            .iter()
+            .any(|text| metrics.contains(text))
+    };
+    let mut dead = Vec::new();
+    for (name, text) in pages() {
+        let strange = own_words(&text).filter(|word| !known.contains(word) && !is_metric(word));
+        dead.extend(strange.map(|word| format!("{name}: {word}")));
+    }
+    assert!(dead.is_empty(), "names that are not there: {dead:#?}");
 }
