@@ -18,7 +18,7 @@ use crate::key::ObjectKey;
 use crate::l1::slot::Ref;
 use crate::l1::{L1, Write};
 use crate::l2::object_header::Header;
-use crate::l2::{Found, Reply, Store, Stored};
+use crate::l2::{Found, Reply, StoreRequest, Stored};
 use crate::log::{Log, LogLevel};
 use crate::meters::Meters;
 
@@ -316,7 +316,7 @@ impl Writer {
             me.answered(&its_journey, &its_tier);
         });
         let (key, header, deadline) = (journey.key, journey.header, self.watch.deadline());
-        tier.backend.store(vec![Store { key, header, buffer, deadline, reply }]);
+        tier.backend.store(vec![StoreRequest { key, header, buffer, deadline, reply }]);
     }
 
     /// A write failed: try again later, or give up. What is not allowed now is not allowed a moment later.

@@ -14,13 +14,13 @@ use parking_lot::{Condvar, Mutex};
 
 use super::object_header::Header;
 use super::url::Options;
-use super::{Backend, Found, Health, Load, LoadSink, Lookup, Observer, Reply, Store, Usage};
+use super::{Backend, Found, Health, LoadRequest, LoadSink, LookupRequest, Observer, Reply, StoreRequest, Usage};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_IO, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::threads;
 
-/// What may befall one kind of request.
+/// The probabilities with which requests of one kind fail.
 struct Chances {
     kind: u64,
     what: &'static str,
@@ -31,7 +31,7 @@ struct Chances {
     asked: AtomicU64,
 }
 
-/// What befalls one request.
+/// The failures drawn for one request.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Fate {
     hang: bool,
@@ -39,41 +39,41 @@ struct Fate {
     delay: bool,
     torn: bool,
     flip: bool,
-    /// Picks the bit to flip.
+    /// Random bits that choose the bit to flip.
     luck: u64,
 }
 
-enum Request {
-    Lookup(Lookup),
-    Load(Load),
-    Store(Store),
+enum FaultRequest {
+    Lookup(LookupRequest),
+    Load(LoadRequest),
+    Store(StoreRequest),
 }
 
-/// A request that waits for its time, in the order of `at`, then of `number`.
-struct Held {
+/// A request held back until `at`; ordered by `at`, then by `number`.
+struct DelayedRequest {
     at: Instant,
     number: u64,
-    request: Request,
+    request: FaultRequest,
     error: Option<Error>,
 }
 
 #[derive(Default)]
-struct Waiting {
-    due: BinaryHeap<Reverse<Held>>,
-    hung: Vec<Request>,
+struct DelayQueue {
+    due: BinaryHeap<Reverse<DelayedRequest>>,
+    hung: Vec<FaultRequest>,
     held: u64,
     closed: bool,
 }
 
-struct Shared {
+struct FaultState {
     inner: Arc<dyn Backend>,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<DelayQueue>,
     wake: Condvar,
 }
 
 /// The `fault:` backend.
-pub struct Fault {
-    shared: Arc<Shared>,
+pub struct FaultBackend {
+    shared: Arc<FaultState>,
     seed: u64,
     lookups: Chances,
     loads: Chances,
@@ -91,54 +91,54 @@ fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-impl PartialEq for Held {
-    fn eq(&self, other: &Held) -> bool {
+impl PartialEq for DelayedRequest {
+    fn eq(&self, other: &DelayedRequest) -> bool {
         self.number == other.number
     }
 }
 
-impl Eq for Held {}
+impl Eq for DelayedRequest {}
 
-impl PartialOrd for Held {
-    fn partial_cmp(&self, other: &Held) -> Option<std::cmp::Ordering> {
+impl PartialOrd for DelayedRequest {
+    fn partial_cmp(&self, other: &DelayedRequest) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Held {
-    fn cmp(&self, other: &Held) -> std::cmp::Ordering {
+impl Ord for DelayedRequest {
+    fn cmp(&self, other: &DelayedRequest) -> std::cmp::Ordering {
         (self.at, self.number).cmp(&(other.at, other.number))
     }
 }
 
-impl Request {
+impl FaultRequest {
     fn fail(self, error: Error) {
         match self {
-            Request::Lookup(lookup) => lookup.reply.send(Err(error)),
-            Request::Load(load) => load.sink.loaded(load.index, load.buffer, Err(error)),
-            Request::Store(store) => store.answer(Err(error)),
+            FaultRequest::Lookup(lookup) => lookup.reply.send(Err(error)),
+            FaultRequest::Load(load) => load.sink.loaded(load.index, load.buffer, Err(error)),
+            FaultRequest::Store(store) => store.answer(Err(error)),
         }
     }
 
     fn forward(self, inner: &dyn Backend) {
         match self {
-            Request::Lookup(lookup) => inner.lookup(lookup),
-            Request::Load(load) => inner.load(vec![load]),
-            Request::Store(store) => inner.store(vec![store]),
+            FaultRequest::Lookup(lookup) => inner.lookup(lookup),
+            FaultRequest::Load(load) => inner.load(vec![load]),
+            FaultRequest::Store(store) => inner.store(vec![store]),
         }
     }
 
-    /// Damages the bytes on their way, as `fate` says.
-    fn spoil(self, fate: Fate) -> Request {
+    /// Damages the request's bytes on their way, as `fate` has it.
+    fn spoil(self, fate: Fate) -> FaultRequest {
         if !fate.torn && !fate.flip {
             return self;
         }
         match self {
-            Request::Load(mut load) => {
+            FaultRequest::Load(mut load) => {
                 load.sink = Arc::new(Spoiled { sink: load.sink, fate });
-                Request::Load(load)
+                FaultRequest::Load(load)
             }
-            Request::Store(store) => Request::Store(tear(store)),
+            FaultRequest::Store(store) => FaultRequest::Store(tear(store)),
             lookup => lookup,
         }
     }
@@ -169,8 +169,8 @@ impl LoadSink for Spoiled {
 }
 
 /// The same store of a payload whose second half never reached the medium. The caller's buffer is held meanwhile.
-fn tear(store: Store) -> Store {
-    let Store { key, header, buffer, deadline, reply } = store;
+fn tear(store: StoreRequest) -> StoreRequest {
+    let StoreRequest { key, header, buffer, deadline, reply } = store;
     match Buffer::heap(buffer.len()) {
         Ok(mut torn) => {
             let half = buffer.len() / 2;
@@ -179,10 +179,10 @@ fn tear(store: Store) -> Store {
                 drop(buffer);
                 reply.send(result);
             });
-            Store { key, header, buffer: torn, deadline, reply }
+            StoreRequest { key, header, buffer: torn, deadline, reply }
         }
         // Without memory for the torn copy the store goes through whole.
-        Err(_) => Store { key, header, buffer, deadline, reply },
+        Err(_) => StoreRequest { key, header, buffer, deadline, reply },
     }
 }
 
@@ -202,8 +202,8 @@ impl Chances {
     }
 }
 
-impl Shared {
-    /// Answers or forwards what has come due, until close; then all that is left.
+impl FaultState {
+    /// The thread: answers or forwards each delayed request in its time, and after close all that are left.
     fn run(&self) {
         let mut waiting = self.waiting.lock();
         loop {
@@ -223,7 +223,7 @@ impl Shared {
         }
     }
 
-    fn hold(&self, at: Instant, request: Request, error: Option<Error>) {
+    fn hold(&self, at: Instant, request: FaultRequest, error: Option<Error>) {
         let mut waiting = self.waiting.lock();
         if waiting.closed {
             drop(waiting);
@@ -232,18 +232,18 @@ impl Shared {
         }
         let number = waiting.held;
         waiting.held += 1;
-        waiting.due.push(Reverse(Held { at, number, request, error }));
+        waiting.due.push(Reverse(DelayedRequest { at, number, request, error }));
         drop(waiting);
         self.wake.notify_one();
     }
 }
 
-impl Fault {
+impl FaultBackend {
     /// Wraps `inner`. Parameters: `fault.seed`; the probabilities `fault.lookup_error`, `fault.load_error`,
     /// `fault.store_error`, `fault.lookup_hang`, `fault.load_hang`, `fault.store_hang`, `fault.delay` (by
     /// `fault.delay_ms`, 10 if not given), `fault.torn` (loads lose their second half, stores write only the first) and
     /// `fault.flip` (one bit of a load).
-    pub fn wrap(inner: Arc<dyn Backend>, params: &[(String, String)]) -> Result<Arc<Fault>> {
+    pub fn wrap(inner: Arc<dyn Backend>, params: &[(String, String)]) -> Result<Arc<FaultBackend>> {
         let mut options = Options::new("fault", params);
         let seed = options.number("fault.seed", 0)?;
         let torn = options.chance("fault.torn")?;
@@ -263,19 +263,28 @@ impl Fault {
         let delay = options.chance("fault.delay")?;
         let delay_by = options.milliseconds("fault.delay_ms", 10)?;
         options.finish()?;
-        let shared = Arc::new(Shared { inner, waiting: Mutex::new(Waiting::default()), wake: Condvar::new() });
+        let shared = Arc::new(FaultState { inner, waiting: Mutex::new(DelayQueue::default()), wake: Condvar::new() });
         let timer = shared.clone();
         let thread = threads::spawn("kvkeep-fault", move || timer.run())
             .map_err(|error| Error::io("starting the fault backend's thread", &error))?;
-        Ok(Arc::new(Fault { shared, seed, lookups, loads, stores, delay, delay_by, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(FaultBackend {
+            shared,
+            seed,
+            lookups,
+            loads,
+            stores,
+            delay,
+            delay_by,
+            thread: Mutex::new(Some(thread)),
+        }))
     }
 
-    /// Requests that hang now.
+    /// The number of requests that hang now.
     pub fn hung(&self) -> usize {
         self.shared.waiting.lock().hung.len()
     }
 
-    /// Lets every request that hangs go on to the wrapped backend, and says how many did.
+    /// Forwards every request that hangs to the wrapped backend. Gives their number.
     pub fn release_hangs(&self) -> usize {
         let hung = std::mem::take(&mut self.shared.waiting.lock().hung);
         let count = hung.len();
@@ -283,8 +292,8 @@ impl Fault {
         count
     }
 
-    /// Does to a request what the seed says; gives it back if it goes on at once.
-    fn meet(&self, chances: &Chances, request: Request) -> Option<Request> {
+    /// Delays, hangs or fails a request as its seed decides; gives it back if it goes on at once.
+    fn meet(&self, chances: &Chances, request: FaultRequest) -> Option<FaultRequest> {
         let fate = chances.draw(self.seed, self.delay);
         let request = request.spoil(fate);
         if fate.hang {
@@ -305,7 +314,7 @@ impl Fault {
     }
 }
 
-impl Backend for Fault {
+impl Backend for FaultBackend {
     fn name(&self) -> &'static str {
         "fault"
     }
@@ -319,8 +328,8 @@ impl Backend for Fault {
         }
     }
 
-    fn lookup(&self, lookup: Lookup) {
-        if let Some(request) = self.meet(&self.lookups, Request::Lookup(lookup)) {
+    fn lookup(&self, lookup: LookupRequest) {
+        if let Some(request) = self.meet(&self.lookups, FaultRequest::Lookup(lookup)) {
             request.forward(&*self.shared.inner);
         }
     }
@@ -329,9 +338,9 @@ impl Backend for Fault {
         self.shared.inner.unpin(keys);
     }
 
-    fn load(&self, loads: Vec<Load>) {
-        let through = |load| match self.meet(&self.loads, Request::Load(load)) {
-            Some(Request::Load(load)) => Some(load),
+    fn load(&self, loads: Vec<LoadRequest>) {
+        let through = |load| match self.meet(&self.loads, FaultRequest::Load(load)) {
+            Some(FaultRequest::Load(load)) => Some(load),
             _ => None,
         };
         let loads: Vec<_> = loads.into_iter().filter_map(through).collect();
@@ -340,9 +349,9 @@ impl Backend for Fault {
         }
     }
 
-    fn store(&self, stores: Vec<Store>) {
-        let through = |store| match self.meet(&self.stores, Request::Store(store)) {
-            Some(Request::Store(store)) => Some(store),
+    fn store(&self, stores: Vec<StoreRequest>) {
+        let through = |store| match self.meet(&self.stores, FaultRequest::Store(store)) {
+            Some(FaultRequest::Store(store)) => Some(store),
             _ => None,
         };
         let stores: Vec<_> = stores.into_iter().filter_map(through).collect();
@@ -394,7 +403,7 @@ impl Backend for Fault {
                 let error = Error::new(KVKEEP_ERR_CANCELLED, "the fault backend was closed while the request hung");
                 let number = waiting.held;
                 waiting.held += 1;
-                waiting.due.push(Reverse(Held { at: now, number, request, error: Some(error) }));
+                waiting.due.push(Reverse(DelayedRequest { at: now, number, request, error: Some(error) }));
             }
         }
         self.shared.wake.notify_one();
@@ -408,11 +417,12 @@ impl Backend for Fault {
     }
 }
 
-impl Drop for Fault {
+impl Drop for FaultBackend {
     fn drop(&mut self) {
         self.close();
     }
 }
 
 #[cfg(test)]
+#[path = "tests/fault.rs"]
 mod tests;

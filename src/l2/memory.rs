@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::object_header::{HEADER_BYTES, Header};
 use super::url::Options;
-use super::{Backend, Change, Found, Health, Load, Lookup, Observer, Reply, Store, Stored, Usage};
+use super::{Backend, Change, Found, Health, LoadRequest, LookupRequest, Observer, Reply, StoreRequest, Stored, Usage};
 use crate::error::{
     Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result,
 };
@@ -22,10 +22,10 @@ use crate::threads;
 const DEFAULT_CAPACITY: u64 = 1 << 30;
 /// Most keys waiting in the queue.
 const QUEUE_MAX: usize = 1 << 16;
-/// What an object takes beside its payload: the seal, its entry, and its share of the index.
-const OVERHEAD: u64 = (HEADER_BYTES + size_of::<Entry>() + size_of::<ObjectKey>() + 16) as u64;
+/// Bytes that an object takes besides its payload: the header, its entry, and its part of the index.
+const OVERHEAD: u64 = (HEADER_BYTES + size_of::<MemoryObject>() + size_of::<ObjectKey>() + 16) as u64;
 
-struct Entry {
+struct MemoryObject {
     key: ObjectKey,
     header: Header,
     payload: Arc<Vec<u8>>,
@@ -37,38 +37,38 @@ struct Entry {
 
 struct Objects {
     index: HashMap<ObjectKey, u32>,
-    entries: Vec<Option<Entry>>,
+    entries: Vec<Option<MemoryObject>>,
     spare: Vec<u32>,
     policy: Box<dyn EvictionPolicy>,
     usage: Usage,
     observer: Option<Observer>,
 }
 
-enum Work {
-    Lookup(Lookup),
-    Load(Load),
-    Store(Store),
+enum MemoryRequest {
+    Lookup(LookupRequest),
+    Load(LoadRequest),
+    Store(StoreRequest),
     Deleted(Reply<u64>, u64),
 }
 
 #[derive(Default)]
-struct Queue {
-    work: VecDeque<Work>,
-    /// Keys that `work` is about.
+struct RequestQueue {
+    work: VecDeque<MemoryRequest>,
+    /// The number of keys in `work`.
     keys: usize,
     closed: bool,
 }
 
-struct Shared {
+struct MemoryState {
     objects: Mutex<Objects>,
-    queue: Mutex<Queue>,
+    queue: Mutex<RequestQueue>,
     wake: Condvar,
 }
 
 /// The `memory:` backend. One thread, `kvkeep-memory`, answers all requests, so that callers see them answered late as by
 /// any other backend.
-pub struct Memory {
-    shared: Arc<Shared>,
+pub struct MemoryBackend {
+    shared: Arc<MemoryState>,
     /// Lookups need the thread too, as if they needed I/O.
     slow: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -85,26 +85,26 @@ fn late(deadline: Instant) -> Result<()> {
     Err(Error::new(KVKEEP_ERR_TIMEOUT, "the deadline passed before the memory backend came to the request"))
 }
 
-impl Work {
+impl MemoryRequest {
     fn keys(&self) -> usize {
         match self {
-            Work::Lookup(lookup) => lookup.keys.len(),
-            Work::Load(_) | Work::Store(_) | Work::Deleted(..) => 1,
+            MemoryRequest::Lookup(lookup) => lookup.keys.len(),
+            MemoryRequest::Load(_) | MemoryRequest::Store(_) | MemoryRequest::Deleted(..) => 1,
         }
     }
 
     fn fail(self, error: Error) {
         match self {
-            Work::Lookup(lookup) => lookup.reply.send(Err(error)),
-            Work::Load(load) => load.sink.loaded(load.index, load.buffer, Err(error)),
-            Work::Store(store) => store.answer(Err(error)),
-            Work::Deleted(reply, _) => reply.send(Err(error)),
+            MemoryRequest::Lookup(lookup) => lookup.reply.send(Err(error)),
+            MemoryRequest::Load(load) => load.sink.loaded(load.index, load.buffer, Err(error)),
+            MemoryRequest::Store(store) => store.answer(Err(error)),
+            MemoryRequest::Deleted(reply, _) => reply.send(Err(error)),
         }
     }
 }
 
-impl Queue {
-    /// Says whether work about so many more keys is taken, and if not, why.
+impl RequestQueue {
+    /// Fails with the reason if requests of `keys` more keys do not fit the queue.
     fn admits(&self, keys: usize) -> Result<()> {
         if self.closed {
             return Err(closed());
@@ -117,7 +117,7 @@ impl Queue {
     }
 }
 
-impl Entry {
+impl MemoryObject {
     fn bytes(&self) -> u64 {
         self.payload.len() as u64 + OVERHEAD
     }
@@ -130,12 +130,12 @@ impl Entry {
 }
 
 impl Objects {
-    fn find(&mut self, key: &ObjectKey) -> Option<(u32, &mut Entry)> {
+    fn find(&mut self, key: &ObjectKey) -> Option<(u32, &mut MemoryObject)> {
         let slot = *self.index.get(key)?;
         Some((slot, self.entries.get_mut(slot as usize)?.as_mut()?))
     }
 
-    fn tell(&self, change: Change, slot: u32) {
+    fn notify(&self, change: Change, slot: u32) {
         if let (Some(observer), Some(entry)) = (&self.observer, &self.entries[slot as usize]) {
             observer(change, &entry.key, entry.payload.len() as u64);
         }
@@ -165,7 +165,7 @@ impl Objects {
         }
     }
 
-    /// Marks an object as used. False if it is not there.
+    /// Marks an object as used. False if there is no such object.
     fn touch(&mut self, key: &ObjectKey) -> bool {
         let Some((slot, entry)) = self.find(key).filter(|(_, entry)| !entry.hidden) else { return false };
         let meta = entry.meta();
@@ -173,12 +173,12 @@ impl Objects {
         true
     }
 
-    /// Drops an object. Of one that is pinned the pins are left. Says whether it was there.
+    /// Removes an object; a pinned one leaves an entry that counts its pins. True if the object was there.
     fn delete(&mut self, key: &ObjectKey) -> bool {
         let Some((slot, _)) = self.find(key).filter(|(_, entry)| !entry.hidden) else { return false };
         self.policy.remove(slot, Removal::Deleted);
         self.usage.objects -= 1;
-        self.tell(Change::Vanished, slot);
+        self.notify(Change::Vanished, slot);
         match &mut self.entries[slot as usize] {
             Some(entry) if entry.pins > 0 => {
                 self.usage.bytes -= entry.bytes();
@@ -190,7 +190,7 @@ impl Objects {
         true
     }
 
-    /// Drops an entry that the policy does not know any more.
+    /// Removes an entry that the policy has forgotten already.
     fn forget(&mut self, slot: u32) {
         let Some(entry) = self.entries.get_mut(slot as usize).and_then(Option::take) else { return };
         self.usage.bytes -= if entry.hidden { 0 } else { entry.bytes() };
@@ -198,7 +198,7 @@ impl Objects {
         self.spare.push(slot);
     }
 
-    /// Takes `bytes` of the capacity, evicting what is not pinned.
+    /// Takes `bytes` of the capacity, evicting unpinned objects.
     fn reserve(&mut self, bytes: u64) -> Result<()> {
         let capacity = self.usage.capacity;
         if bytes > capacity {
@@ -213,7 +213,7 @@ impl Objects {
                 return Err(Error::new(KVKEEP_ERR_NO_MEMORY, "the memory backend is full of objects it may not evict"));
             };
             self.policy.remove(slot, Removal::Evicted);
-            self.tell(Change::Vanished, slot);
+            self.notify(Change::Vanished, slot);
             self.forget(slot);
             self.usage.objects -= 1;
             self.usage.evicted += 1;
@@ -222,9 +222,9 @@ impl Objects {
         Ok(())
     }
 
-    /// Makes an object visible whose bytes are reserved.
+    /// Makes an object visible; the caller has reserved its bytes.
     fn publish(&mut self, key: ObjectKey, header: Header, payload: Arc<Vec<u8>>) {
-        let mut entry = Entry { key, header, payload, pins: 0, uses: 0, hidden: false };
+        let mut entry = MemoryObject { key, header, payload, pins: 0, uses: 0, hidden: false };
         let slot = match self.find(&key) {
             // Deleted while pinned, and stored anew: the pins count against the new object.
             Some((slot, old)) => {
@@ -240,11 +240,11 @@ impl Objects {
         self.usage.objects += 1;
         self.index.insert(key, slot);
         self.entries[slot as usize] = Some(entry);
-        self.tell(Change::Appeared, slot);
+        self.notify(Change::Appeared, slot);
     }
 }
 
-impl Shared {
+impl MemoryState {
     fn run(&self) {
         loop {
             let mut queue = self.queue.lock();
@@ -258,25 +258,25 @@ impl Shared {
         }
     }
 
-    fn answer(&self, work: Work) {
+    fn answer(&self, work: MemoryRequest) {
         match work {
-            Work::Lookup(lookup) => {
+            MemoryRequest::Lookup(lookup) => {
                 let found = late(lookup.deadline).map(|()| self.look_up(&lookup));
                 lookup.reply.send(found);
             }
-            Work::Load(mut load) => {
+            MemoryRequest::Load(mut load) => {
                 let result = late(load.deadline).and_then(|()| self.read(&mut load));
                 load.sink.loaded(load.index, load.buffer, result);
             }
-            Work::Store(store) => {
+            MemoryRequest::Store(store) => {
                 let result = late(store.deadline).and_then(|()| self.write(&store));
                 store.answer(result);
             }
-            Work::Deleted(reply, count) => reply.send(Ok(count)),
+            MemoryRequest::Deleted(reply, count) => reply.send(Ok(count)),
         }
     }
 
-    fn look_up(&self, lookup: &Lookup) -> Vec<Found> {
+    fn look_up(&self, lookup: &LookupRequest) -> Vec<Found> {
         let mut objects = self.objects.lock();
         let mut over = false;
         let mut pin = |key| {
@@ -287,7 +287,7 @@ impl Shared {
         lookup.keys.iter().map(&mut pin).collect()
     }
 
-    fn read(&self, load: &mut Load) -> Result<Header> {
+    fn read(&self, load: &mut LoadRequest) -> Result<Header> {
         let mut objects = self.objects.lock();
         let Some((slot, entry)) = objects.find(&load.key).filter(|(_, entry)| !entry.hidden) else {
             return Err(Error::new(KVKEEP_ERR_NOT_FOUND, format!("the memory backend has no object {}", load.key.key)));
@@ -305,7 +305,7 @@ impl Shared {
         Ok(header)
     }
 
-    fn write(&self, store: &Store) -> Result<Stored> {
+    fn write(&self, store: &StoreRequest) -> Result<Stored> {
         let bytes = store.buffer.len() as u64 + OVERHEAD;
         {
             let mut objects = self.objects.lock();
@@ -326,10 +326,10 @@ impl Shared {
     }
 }
 
-impl Memory {
+impl MemoryBackend {
     /// Opens an empty one. Parameters: `capacity` (1GiB), `policy` (lru), `lookup` (`cached`, or `slow` to answer lookups
     /// from the thread only).
-    pub fn open_url(params: &[(String, String)]) -> Result<Arc<Memory>> {
+    pub fn open_url(params: &[(String, String)]) -> Result<Arc<MemoryBackend>> {
         let mut options = Options::new("memory", params);
         let capacity = options.capacity(DEFAULT_CAPACITY)?;
         MemoryBounds::of_process(false).check("capacity", "the memory backend", capacity)?;
@@ -347,21 +347,21 @@ impl Memory {
         let usage = Usage { capacity, ..Usage::default() };
         let (index, entries, spare) = (HashMap::new(), Vec::new(), Vec::new());
         let objects = Objects { index, entries, spare, policy, usage, observer: None };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(MemoryState {
             objects: Mutex::new(objects),
-            queue: Mutex::new(Queue::default()),
+            queue: Mutex::new(RequestQueue::default()),
             wake: Condvar::new(),
         });
         let worker = shared.clone();
         let thread = threads::spawn("kvkeep-memory", move || worker.run())
             .map_err(|error| Error::io("starting the memory backend's thread", &error))?;
-        Ok(Arc::new(Memory { shared, slow, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(MemoryBackend { shared, slow, thread: Mutex::new(Some(thread)) }))
     }
 
     /// Queues all of `work`, or fails all of it on the caller's thread.
-    fn submit(&self, work: Vec<Work>) {
+    fn submit(&self, work: Vec<MemoryRequest>) {
         let mut queue = self.shared.queue.lock();
-        let keys = work.iter().map(Work::keys).sum();
+        let keys = work.iter().map(MemoryRequest::keys).sum();
         match queue.admits(keys) {
             Ok(()) => {
                 queue.keys += keys;
@@ -377,7 +377,7 @@ impl Memory {
     }
 }
 
-impl Backend for Memory {
+impl Backend for MemoryBackend {
     fn name(&self) -> &'static str {
         "memory"
     }
@@ -393,8 +393,8 @@ impl Backend for Memory {
         }
     }
 
-    fn lookup(&self, lookup: Lookup) {
-        self.submit(vec![Work::Lookup(lookup)]);
+    fn lookup(&self, lookup: LookupRequest) {
+        self.submit(vec![MemoryRequest::Lookup(lookup)]);
     }
 
     fn unpin(&self, keys: &[ObjectKey]) {
@@ -402,12 +402,12 @@ impl Backend for Memory {
         keys.iter().for_each(|key| objects.unpin(key));
     }
 
-    fn load(&self, loads: Vec<Load>) {
-        self.submit(loads.into_iter().map(Work::Load).collect());
+    fn load(&self, loads: Vec<LoadRequest>) {
+        self.submit(loads.into_iter().map(MemoryRequest::Load).collect());
     }
 
-    fn store(&self, stores: Vec<Store>) {
-        self.submit(stores.into_iter().map(Work::Store).collect());
+    fn store(&self, stores: Vec<StoreRequest>) {
+        self.submit(stores.into_iter().map(MemoryRequest::Store).collect());
     }
 
     fn touch(&self, keys: &[ObjectKey]) {
@@ -428,7 +428,7 @@ impl Backend for Memory {
         let count = keys.iter().filter(|key| objects.delete(key)).count();
         drop(objects);
         queue.keys += 1;
-        queue.work.push_back(Work::Deleted(reply, count as u64));
+        queue.work.push_back(MemoryRequest::Deleted(reply, count as u64));
         drop(queue);
         self.shared.wake.notify_one();
     }
@@ -468,11 +468,12 @@ impl Backend for Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for MemoryBackend {
     fn drop(&mut self) {
         self.close();
     }
 }
 
 #[cfg(test)]
+#[path = "tests/memory.rs"]
 mod tests;

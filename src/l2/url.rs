@@ -1,14 +1,8 @@
-//! Backends by URL: `scheme:path?name=value&…`, percent-encoded, every name checked.
+//! The URLs that name backends: `scheme:path?name=value&…`, percent-encoded, every name checked.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::Backend;
-use super::fault::Fault;
-use super::fs::Fs;
-use super::memory::Memory;
 use crate::error::{Error, Result};
-use crate::log::Log;
 
 /// A URL in its parts, decoded.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,58 +15,15 @@ pub struct Url {
     pub params: Vec<(String, String)>,
 }
 
-type Open = fn(&Url, &Log) -> Result<Arc<dyn Backend>>;
-
-/// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
-const SCHEMES: [(&str, &str, Open); 2] = [
-    ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log| Ok(Fs::open_url(&url.path, &url.params, log)?)),
-    ("memory", "memory:?capacity=1GiB", |url, _| {
-        if !url.path.is_empty() {
-            return Err(Error::invalid(format!(
-                "memory: takes no path, but was given {:?}; write memory:?…",
-                url.path
-            )));
-        }
-        Ok(Memory::open_url(&url.params)?)
-    }),
-];
-
-/// Opens the backend that a URL names. What it has to say while it is open goes to `log`.
-pub fn open(url: &str, log: &Log) -> Result<Arc<dyn Backend>> {
-    if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
-        let (inner, faults) = split_faults(inner)?;
-        if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
-            return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
-        }
-        return Ok(Fault::wrap(open(&inner, log)?, &faults)?);
-    }
-    let url = Url::parse(url)?;
-    match SCHEMES.iter().find(|(scheme, ..)| *scheme == url.scheme) {
-        Some((_, _, open)) => open(&url, log),
-        None => {
-            let known: Vec<_> = SCHEMES.iter().map(|(_, example, _)| *example).chain(["fault:<URL>"]).collect();
-            let message = format!("no backend has the scheme {:?}; known are {}", url.scheme, known.join(", "));
-            Err(Error::invalid(message))
-        }
-    }
-}
-
-fn split_scheme(url: &str) -> Option<(String, &str)> {
+/// The scheme in lower case, and everything after its colon; none where `url` does not begin with a scheme.
+pub(super) fn split_scheme(url: &str) -> Option<(String, &str)> {
     let (scheme, rest) = url.split_once(':')?;
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
     (!scheme.is_empty() && scheme.bytes().all(fits)).then(|| (scheme.to_ascii_lowercase(), rest))
 }
 
-/// Takes the `fault.` parameters out of a URL and leaves the rest as it is written.
-fn split_faults(url: &str) -> Result<(String, Vec<(String, String)>)> {
-    let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), Vec::new())) };
-    let (faults, rest): (Vec<_>, Vec<_>) =
-        query.split('&').filter(|pair| !pair.is_empty()).partition(|pair| pair.starts_with("fault."));
-    let inner = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
-    Ok((inner, parse_pairs(faults.into_iter())?))
-}
-
-fn parse_pairs<'a>(pairs: impl Iterator<Item = &'a str>) -> Result<Vec<(String, String)>> {
+/// Decodes parameters written as `name=value`.
+pub(super) fn parse_pairs<'a>(pairs: impl Iterator<Item = &'a str>) -> Result<Vec<(String, String)>> {
     pairs
         .map(|pair| match pair.split_once('=') {
             Some((name, value)) => Ok((decode(name)?, decode_value(value)?)),
@@ -238,10 +189,6 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    fn refusal(url: &str) -> String {
-        open(url, &Log::none()).map(|_| ()).unwrap_err().message
-    }
-
     #[test]
     fn a_url_comes_apart() {
         assert_eq!(parts("memory:"), ("memory".into(), String::new(), vec![]));
@@ -274,30 +221,5 @@ mod tests {
         for text in ["", "GiB", "-1", "1.5G", "1 X", "16777216TiB", "99999999999999999999"] {
             assert!(size(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn an_error_names_the_cause_and_the_remedy() {
-        assert_eq!(
-            refusal("nfs:///x"),
-            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, fault:<URL>"
-        );
-        assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
-        assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));
-        assert!(refusal("memory:?capacity=0").contains("room for nothing"));
-        assert!(refusal("memory:/x").contains("takes no path"));
-        assert!(refusal("fault:memory:?fault.what=1").contains("fault.load_error"));
-        assert!(refusal("fault:memory:?fault.flip=2").contains("0 to 1"));
-        assert!(refusal("fault:").contains("is no URL"));
-        assert!(refusal(&format!("{}memory:", "fault:".repeat(60_000))).contains("write it once"));
-    }
-
-    #[test]
-    fn faults_are_taken_out_and_the_rest_is_the_inner_url() {
-        let (inner, faults) = split_faults("fs:///a%20b?fault.seed=7&capacity=1G&fault.flip=0.5").unwrap();
-        assert_eq!(inner, "fs:///a%20b?capacity=1G");
-        assert_eq!(faults, pairs(&[("fault.seed", "7"), ("fault.flip", "0.5")]));
-        let backend = open("fault:memory:?fault.seed=7&capacity=1MiB", &Log::none()).unwrap();
-        assert_eq!((backend.name(), backend.usage().capacity), ("fault", 1 << 20));
     }
 }

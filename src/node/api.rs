@@ -102,7 +102,7 @@ impl Cache for Node {
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {
-        let number = self.tiers.add(l2::url::open(url, &self.log)?)?;
+        let number = self.tiers.add(l2::registry::open(url, &self.log)?)?;
         self.look_below();
         self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
         Ok(number)

@@ -206,7 +206,7 @@ impl Node {
             }
         });
         for url in &config.backend_urls {
-            self.tiers.add(l2::url::open(url, &self.log)?)?;
+            self.tiers.add(l2::registry::open(url, &self.log)?)?;
         }
         self.l1.set_has_l2(writes && !config.backend_urls.is_empty());
 

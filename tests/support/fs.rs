@@ -11,7 +11,7 @@ use kvkeep::error::{Error, Result};
 use kvkeep::key::{Key, ObjectKey, SpaceTag};
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
 use kvkeep::l2::object_header::Header;
-use kvkeep::l2::{Backend, Found, Load, LoadSink, Lookup, Reply, Store, Stored, Usage};
+use kvkeep::l2::{Backend, Found, LoadRequest, LoadSink, LookupRequest, Reply, StoreRequest, Stored, Usage};
 
 use super::skip::skipped;
 
@@ -87,12 +87,12 @@ pub fn wait_until(fs: &Fs, done: impl Fn(&Usage) -> bool) {
 }
 
 /// A store request, and what it answers.
-pub fn storing(number: u64, buffer: Buffer, to: &Sender<(u64, Result<Stored>)>) -> Store {
+pub fn storing(number: u64, buffer: Buffer, to: &Sender<(u64, Result<Stored>)>) -> StoreRequest {
     let key = key(number);
     let header = Header::seal(&key, &LAYOUT, buffer.bytes(), true);
     let to = to.clone();
     let reply = Reply::new(move |result| to.send((number, result)).unwrap_or_default());
-    Store { key, header, buffer, deadline: deadline(), reply }
+    StoreRequest { key, header, buffer, deadline: deadline(), reply }
 }
 
 /// Stores objects of these numbers and lengths in one batch; answers in their order.
@@ -118,7 +118,7 @@ pub fn lookup(fs: &Fs, numbers: &[u64], in_order: bool) -> Result<Vec<Found>> {
     let (to, answers) = mpsc::channel();
     let reply = Reply::new(move |result| to.send(result).unwrap_or_default());
     let keys = numbers.iter().map(|&number| key(number)).collect();
-    fs.lookup(Lookup { keys, in_order, deadline: deadline(), reply });
+    fs.lookup(LookupRequest { keys, in_order, deadline: deadline(), reply });
     wait(&answers)
 }
 
@@ -158,7 +158,7 @@ pub fn load_verified(fs: &Fs, objects: Vec<(u64, Buffer)>, checksum: bool) -> Ve
     let numbers: Vec<u64> = objects.iter().map(|(number, _)| *number).collect();
     let loads = objects.into_iter().enumerate().map(|(index, (number, buffer))| {
         let sink = Arc::clone(&sink);
-        Load { key: key(number), buffer, checksum, deadline: deadline(), sink, index: index as u32 }
+        LoadRequest { key: key(number), buffer, checksum, deadline: deadline(), sink, index: index as u32 }
     });
     fs.load(loads.collect());
     drop(sink);

@@ -11,7 +11,7 @@ use crate::control::tests::{
 };
 use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_IO, Result};
 use crate::key::Key;
-use crate::l2::memory::Memory;
+use crate::l2::memory::MemoryBackend;
 use crate::node::Node;
 
 /// How many of the first `count` keys are found, in whichever tier.
@@ -110,7 +110,7 @@ fn loads_under_way_leave_nothing() {
 
 #[test]
 fn a_backend_that_cannot_delete_is_not_asked_until_it_can() -> Result<()> {
-    let backend = Arc::new(Loses(Memory::open_url(&[])?, AtomicU32::new(4), KVKEEP_ERR_IO));
+    let backend = Arc::new(Loses(MemoryBackend::open_url(&[])?, AtomicU32::new(4), KVKEEP_ERR_IO));
     let (node, space) = open(1 << 20, 30_000, backend);
     store_below(&node, space, 4);
     node.forget_space(space)?;

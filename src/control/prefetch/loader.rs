@@ -20,7 +20,7 @@ use crate::key::{Key, ObjectKey};
 use crate::l1::slot::Ref;
 use crate::l1::{L1, Landed};
 use crate::l2::object_header::Header;
-use crate::l2::{Load, LoadSink};
+use crate::l2::{LoadRequest, LoadSink};
 use crate::log::{Log, LogLevel};
 use crate::meters::Meters;
 use crate::shape::ShapeTag;
@@ -324,7 +324,7 @@ impl Loader {
             .into_iter()
             .map(|(buffer, index)| {
                 let key = batch.items[index as usize].object;
-                Load { key, buffer, checksum: self.checksum, deadline, sink: sink.clone(), index }
+                LoadRequest { key, buffer, checksum: self.checksum, deadline, sink: sink.clone(), index }
             })
             .collect();
         tier.backend.load(loads);

@@ -31,7 +31,7 @@ use crate::error::{
 };
 use crate::key::{Key, ObjectKey};
 use crate::l1::L1;
-use crate::l2::{Found, Lookup, Reply};
+use crate::l2::{Found, LookupRequest, Reply};
 use crate::memory_bounds::ask_for;
 use crate::meters::Meters;
 
@@ -303,7 +303,7 @@ impl Prefetcher {
                 me.answered(&job, &answered_tier, answers);
             }
         });
-        tier.backend.lookup(Lookup { keys, in_order, deadline: self.watch.deadline(), reply });
+        tier.backend.lookup(LookupRequest { keys, in_order, deadline: self.watch.deadline(), reply });
     }
 
     /// Takes in a backend's answer.

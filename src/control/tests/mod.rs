@@ -11,9 +11,9 @@ use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
 use crate::control::writeback::OPEN_MAX;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result, Status};
 use crate::key::{Key, ObjectKey, SpaceTag};
-use crate::l2::fault::Fault;
-use crate::l2::memory::Memory;
-use crate::l2::{Backend, Found, Health, Load, Lookup, Reply, Store, Usage};
+use crate::l2::fault::FaultBackend;
+use crate::l2::memory::MemoryBackend;
+use crate::l2::{Backend, Found, Health, LoadRequest, LookupRequest, Reply, StoreRequest, Usage};
 use crate::node::Node;
 
 /// Long enough for any machine; only a hang meets it.
@@ -77,8 +77,8 @@ pub(super) fn submit(node: &Node, session: u64, count: u8, temporary: bool) -> u
     job
 }
 
-pub(super) fn faulty(chance: &str) -> Arc<Fault> {
-    Fault::wrap(Memory::open_url(&[]).unwrap(), &[(chance.to_owned(), "1".to_owned())]).unwrap()
+pub(super) fn faulty(chance: &str) -> Arc<FaultBackend> {
+    FaultBackend::wrap(MemoryBackend::open_url(&[]).unwrap(), &[(chance.to_owned(), "1".to_owned())]).unwrap()
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn an_object_that_a_job_will_load_is_not_deleted_behind_its_back() {
 
 #[test]
 fn what_l2_has_already_does_not_stop_the_writer() {
-    let memory = Memory::open_url(&[]).unwrap();
+    let memory = MemoryBackend::open_url(&[]).unwrap();
     let (node, space) = open(1 << 20, 30_000, memory);
     // More than may be written at once, in one batch that wakes the writer once.
     store(&node, space, 12, 64 << 10);
@@ -200,7 +200,7 @@ fn what_l2_has_already_does_not_stop_the_writer() {
 
 #[test]
 fn places_rise_in_the_order_of_adding_while_there_are_some() {
-    let (node, _) = open(1 << 20, 30_000, Memory::open_url(&[]).unwrap());
+    let (node, _) = open(1 << 20, 30_000, MemoryBackend::open_url(&[]).unwrap());
     let places = |node: &Node| node.tiers.list().iter().map(|tier| tier.place).collect::<Vec<_>>();
     let add = || node.add_backend("memory:").unwrap();
     let second = add();
@@ -217,7 +217,7 @@ fn places_rise_in_the_order_of_adding_while_there_are_some() {
 
 #[test]
 fn a_backend_added_while_another_is_removed_is_written_to() {
-    let (node, space) = open(1 << 20, 30_000, Memory::open_url(&[]).unwrap());
+    let (node, space) = open(1 << 20, 30_000, MemoryBackend::open_url(&[]).unwrap());
     for round in 1..=1000 {
         std::thread::scope(|scope| {
             // The one that the round before added.
@@ -251,7 +251,7 @@ fn whoever_waits_for_a_job_that_is_released_is_told_so() {
 }
 
 /// A backend with a bug: loads are lost. It refuses its first deletions.
-pub(super) struct Loses(pub Arc<Memory>, pub AtomicU32, pub Status);
+pub(super) struct Loses(pub Arc<MemoryBackend>, pub AtomicU32, pub Status);
 
 impl Backend for Loses {
     fn name(&self) -> &'static str {
@@ -260,16 +260,16 @@ impl Backend for Loses {
     fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
         self.0.lookup_cached(keys, found);
     }
-    fn lookup(&self, lookup: Lookup) {
+    fn lookup(&self, lookup: LookupRequest) {
         self.0.lookup(lookup);
     }
     fn unpin(&self, keys: &[ObjectKey]) {
         self.0.unpin(keys);
     }
-    fn load(&self, loads: Vec<Load>) {
+    fn load(&self, loads: Vec<LoadRequest>) {
         drop(loads);
     }
-    fn store(&self, stores: Vec<Store>) {
+    fn store(&self, stores: Vec<StoreRequest>) {
         self.0.store(stores);
     }
     fn touch(&self, keys: &[ObjectKey]) {
@@ -300,7 +300,8 @@ impl Backend for Loses {
 
 #[test]
 fn a_job_ends_though_its_backend_loses_the_loads() -> Result<()> {
-    let (node, space) = open(1 << 20, 50, Arc::new(Loses(Memory::open_url(&[])?, AtomicU32::new(0), KVKEEP_ERR_IO)));
+    let (node, space) =
+        open(1 << 20, 50, Arc::new(Loses(MemoryBackend::open_url(&[])?, AtomicU32::new(0), KVKEEP_ERR_IO)));
     store_below(&node, space, 4);
     let session = node.begin_session(space, "r", None)?;
     let job = submit(&node, session, 4, false);
@@ -314,7 +315,7 @@ fn a_job_ends_though_its_backend_loses_the_loads() -> Result<()> {
 fn a_deletion_that_a_backend_refuses_is_sent_again_and_counted_if_given_up() -> Result<()> {
     // One that has too much to do is asked until its time is up, one that fails four times.
     for (refusals, why, retries, dropped, left) in [(4, KVKEEP_ERR_LIMIT, 4, 0, 0), (1000, KVKEEP_ERR_IO, 3, 4, 4)] {
-        let backend = Loses(Memory::open_url(&[])?, AtomicU32::new(refusals), why);
+        let backend = Loses(MemoryBackend::open_url(&[])?, AtomicU32::new(refusals), why);
         let (node, space) = open(1 << 20, 30_000, Arc::new(backend));
         store_below(&node, space, 4);
         assert!(node.delete(space, &keys(4), None)?);

@@ -14,7 +14,7 @@ use super::recover::Seen;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::object_header::Known;
-use crate::l2::{Change, Found, Observer, Store, Usage};
+use crate::l2::{Change, Found, Observer, StoreRequest, Usage};
 use crate::policy::{EvictionPolicy, Meta, Removal};
 
 mod bounds;
@@ -60,9 +60,9 @@ pub struct Index {
     /// Keys whose files are being taken away, and the bytes of each in `excess` that are no reservation's.
     leaving: HashMap<ObjectKey, u64>,
     /// Stores that wait for their own key.
-    parked: HashMap<ObjectKey, Vec<Store>>,
+    parked: HashMap<ObjectKey, Vec<StoreRequest>>,
     /// Stores that wait for room.
-    crowded: VecDeque<Store>,
+    crowded: VecDeque<StoreRequest>,
     writing: u32,
     dirty: Vec<u32>,
     clock: u64,
@@ -252,7 +252,7 @@ impl Index {
     }
 
     /// Takes one pin off each key. Says which stores may try again.
-    pub fn unpin(&mut self, keys: &[ObjectKey]) -> Vec<Store> {
+    pub fn unpin(&mut self, keys: &[ObjectKey]) -> Vec<StoreRequest> {
         let mut freed = false;
         for key in keys {
             let Some(id) = self.slots.find(key) else { continue };
@@ -307,7 +307,7 @@ impl Index {
     }
 
     /// The file of `key` has been taken away. Says which stores may try again.
-    pub fn left(&mut self, key: &ObjectKey) -> Vec<Store> {
+    pub fn left(&mut self, key: &ObjectKey) -> Vec<StoreRequest> {
         // A write that was under way when it was deleted may have published it since.
         self.lost(key);
         self.leave_ended(key);
@@ -315,7 +315,7 @@ impl Index {
     }
 
     /// The file of `key`, which was to be taken away, cannot be. Says which stores may try again.
-    pub fn stays(&mut self, key: &ObjectKey, size: u64, used: u64) -> Vec<Store> {
+    pub fn stays(&mut self, key: &ObjectKey, size: u64, used: u64) -> Vec<StoreRequest> {
         self.leave_ended(key);
         self.present_again(*key, size, used);
         self.retry(key)
@@ -332,14 +332,14 @@ impl Index {
         id
     }
 
-    fn retry(&mut self, key: &ObjectKey) -> Vec<Store> {
+    fn retry(&mut self, key: &ObjectKey) -> Vec<StoreRequest> {
         let mut stores = self.parked.remove(key).unwrap_or_default();
         stores.extend(self.uncrowd());
         stores
     }
 
     /// A few of the stores that wait for room, or all where no write or unlink is left to call them later.
-    fn uncrowd(&mut self) -> Vec<Store> {
+    fn uncrowd(&mut self) -> Vec<StoreRequest> {
         let most = if self.writing == 0 && self.excess == 0 { usize::MAX } else { 4 };
         let mut stores = Vec::new();
         while stores.len() < most

@@ -20,7 +20,7 @@ use super::path;
 use crate::doorbell::Doorbell;
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
-use crate::l2::{Found, Lookup, Reply};
+use crate::l2::{Found, LookupRequest, Reply};
 
 /// While so many keys wait for the keeper, no more are taken. One job is taken whole, however many keys it is about.
 const KEYS_MAX: usize = 1 << 17;
@@ -67,7 +67,7 @@ pub type Departure = (ObjectKey, Arc<Deletion>);
 /// One piece of work.
 pub enum Job {
     /// Ask the file system.
-    Lookup(Lookup),
+    Lookup(LookupRequest),
     /// Unlink objects that are hidden already, for these deletions.
     Unlink(Vec<Departure>),
     /// Move a hidden object away.
@@ -213,8 +213,8 @@ impl Keeper {
 }
 
 impl Core {
-    fn look_up(&self, lookup: Lookup) {
-        let Lookup { keys, in_order, deadline, reply } = lookup;
+    fn look_up(&self, lookup: LookupRequest) {
+        let LookupRequest { keys, in_order, deadline, reply } = lookup;
         let mut found = vec![Found::Absent; keys.len()];
         let other = if self.shared { Found::Unknown } else { Found::Absent };
         self.index(|index| index.lookup(&keys, &mut found, other));

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{ObjectKey, SpaceTag};
-use crate::l2::{Backend, Found, Health, Load, Lookup, Observer, Reply, Store, Usage};
+use crate::l2::{Backend, Found, Health, LoadRequest, LookupRequest, Observer, Reply, StoreRequest, Usage};
 use crate::log::{Log, LogLevel};
 use crate::policy;
 use crate::threads;
@@ -189,7 +189,7 @@ impl Backend for Fs {
         self.core.index(|index| index.lookup(keys, found, other));
     }
 
-    fn lookup(&self, lookup: Lookup) {
+    fn lookup(&self, lookup: LookupRequest) {
         if let Err((Job::Lookup(lookup), error)) = self.core.keeper.offer(Job::Lookup(lookup)) {
             lookup.reply.send(Err(error));
         }
@@ -199,7 +199,7 @@ impl Backend for Fs {
         self.core.unpin(keys);
     }
 
-    fn load(&self, loads: Vec<Load>) {
+    fn load(&self, loads: Vec<LoadRequest>) {
         let count = loads.len();
         match self.core.queue.accept_loads(loads) {
             Ok(()) => self.core.wake(count),
@@ -211,7 +211,7 @@ impl Backend for Fs {
         }
     }
 
-    fn store(&self, stores: Vec<Store>) {
+    fn store(&self, stores: Vec<StoreRequest>) {
         let count = stores.len();
         match self.core.queue.accept_stores(stores) {
             Ok(()) => self.core.wake(count),

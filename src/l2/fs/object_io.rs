@@ -32,7 +32,7 @@ use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::object_header::Header;
-use crate::l2::{Load, LoadSink, Store};
+use crate::l2::{LoadRequest, LoadSink, StoreRequest};
 use crate::log::{Log, LogLevel};
 
 /// Moves bytes between files and buffers on threads of its own, taking its work from the core's queue.
@@ -138,7 +138,7 @@ impl Core {
     }
 
     /// Gives stores that waited in the index back to the engine.
-    pub fn again(&self, stores: Vec<Store>) {
+    pub fn again(&self, stores: Vec<StoreRequest>) {
         if !stores.is_empty() {
             let count = stores.len();
             self.queue.again(stores);
@@ -211,8 +211,8 @@ impl Core {
     }
 
     /// Prepares a load, or answers it.
-    pub fn begin_load(&self, load: Load, spare: &mut Spare) -> Option<(Reading, Frame)> {
-        let Load { key, buffer, checksum, deadline, sink, index } = load;
+    pub fn begin_load(&self, load: LoadRequest, spare: &mut Spare) -> Option<(Reading, Frame)> {
+        let LoadRequest { key, buffer, checksum, deadline, sink, index } = load;
         let mut reading = Reading { path: path::object(&key), patience: patience(deadline), key, born: 0, sink, index };
         let checked = in_time(deadline, "load").and_then(|()| self.index(|index| index.begin_load(&key, buffer.len())));
         let error = match checked {

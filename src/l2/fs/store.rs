@@ -14,7 +14,7 @@ use super::path;
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_IO, Result};
 use crate::key::ObjectKey;
-use crate::l2::{Reply, Store, Stored};
+use crate::l2::{Reply, StoreRequest, Stored};
 
 /// A store under way.
 pub struct Writing {
@@ -41,7 +41,7 @@ const SHARDS_MADE_MAX: u32 = 8;
 
 impl Core {
     /// Prepares a store, or answers it, or leaves it in the index to come back.
-    pub fn begin_store(&self, store: Store, spare: &mut Spare) -> Option<(Writing, Frame)> {
+    pub fn begin_store(&self, store: StoreRequest, spare: &mut Spare) -> Option<(Writing, Frame)> {
         if let Err(error) = in_time(store.deadline, "store") {
             self.answer_store(store, Err(error));
             return None;
@@ -66,7 +66,7 @@ impl Core {
                 return None;
             }
         };
-        let Store { key, header, buffer, deadline, reply } = store;
+        let StoreRequest { key, header, buffer, deadline, reply } = store;
         self.space.reserve(reservation.bytes);
         let writing = Writing {
             unallocated: reservation.bytes,
@@ -261,7 +261,7 @@ impl Core {
         self.queue.answered();
     }
 
-    fn answer_store(&self, store: Store, outcome: Result<Stored>) {
+    fn answer_store(&self, store: StoreRequest, outcome: Result<Stored>) {
         store.answer(outcome);
         self.queue.answered();
     }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::object_header::Header;
-use super::{Backend, Change, Found, Load, LoadSink, Lookup, Reply, Store, Stored};
+use super::{Backend, Change, Found, LoadRequest, LoadSink, LookupRequest, Reply, StoreRequest, Stored};
 use crate::arena::Buffer;
 use crate::error::Result;
 use crate::key::{Key, ObjectKey, SpaceTag};
@@ -58,7 +58,7 @@ pub(crate) fn send_store(backend: &dyn Backend, number: u32, length: usize) -> R
     let (reply, receiver) = reply();
     let header = Header::seal(&key(number), &LAYOUT, &bytes, true);
     let deadline = Instant::now() + WATCHDOG;
-    backend.store(vec![Store { key: key(number), header, buffer: buffer(&bytes), deadline, reply }]);
+    backend.store(vec![StoreRequest { key: key(number), header, buffer: buffer(&bytes), deadline, reply }]);
     receiver
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn store(backend: &dyn Backend, number: u32, length: usize) -> Result
 pub(crate) fn send_lookup(backend: &dyn Backend, numbers: &[u32], in_order: bool) -> Receiver<Result<Vec<Found>>> {
     let (reply, receiver) = reply();
     let keys = numbers.iter().map(|&number| key(number)).collect();
-    backend.lookup(Lookup { keys, in_order, deadline: Instant::now() + WATCHDOG, reply });
+    backend.lookup(LookupRequest { keys, in_order, deadline: Instant::now() + WATCHDOG, reply });
     receiver
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn lookup(backend: &dyn Backend, numbers: &[u32], in_order: bool) -> 
 pub(crate) fn send_loads(backend: &dyn Backend, numbers: &[u32], length: usize) -> Receiver<Loaded> {
     let (sender, receiver) = channel();
     let sink = Arc::new(Sink(sender));
-    let load = |(index, &number)| Load {
+    let load = |(index, &number)| LoadRequest {
         key: key(number),
         buffer: Buffer::heap(length).unwrap(),
         checksum: true,

@@ -9,7 +9,7 @@ use kvkeep::arena::{Buffer, Hold};
 use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, Result};
 use kvkeep::l2::fs::inspect::Kind;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
-use kvkeep::l2::{Backend, Found, Lookup, Reply, Stored};
+use kvkeep::l2::{Backend, Found, LookupRequest, Reply, Stored};
 use kvkeep::log::Log;
 
 use crate::support::fs::*;
@@ -292,7 +292,7 @@ fn p7_what_is_damaged_is_moved_away_however_much_waits() {
     store(&fs, 1, LEN).unwrap();
     let (go, wait) = mpsc::channel::<()>();
     let ask = |numbers: std::ops::Range<u64>, reply| {
-        fs.lookup(Lookup { keys: numbers.map(key).collect(), in_order: true, deadline: deadline(), reply });
+        fs.lookup(LookupRequest { keys: numbers.map(key).collect(), in_order: true, deadline: deadline(), reply });
     };
     // Holds the keeper's thread, behind which more waits than it takes.
     ask(1000..1001, Reply::new(move |_| wait.recv().unwrap_or_default()));

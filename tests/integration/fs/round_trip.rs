@@ -10,7 +10,7 @@ use kvkeep::error::{
     KVKEEP_ERR_CLOSED, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Status,
 };
 use kvkeep::l2::fs::{Fs, FsOptions};
-use kvkeep::l2::{Backend, Found, Reply, Store, Stored};
+use kvkeep::l2::{Backend, Found, Reply, StoreRequest, Stored};
 
 use crate::support::fs::*;
 
@@ -69,7 +69,7 @@ fn answer(fs: &Fs, number: u64, len: usize, deadline: Instant) -> Result<Stored,
     let reply = Reply::new(move |result: kvkeep::error::Result<Stored>| {
         to.send((result, given_back.0.load(Ordering::SeqCst))).unwrap();
     });
-    fs.store(vec![Store { deadline, reply, ..storing(number, buffer, &channel().0) }]);
+    fs.store(vec![StoreRequest { deadline, reply, ..storing(number, buffer, &channel().0) }]);
     let (result, first) = answers.recv_timeout(WATCHDOG).unwrap();
     assert!(first, "the buffer of a store was held when it was answered: {result:?}");
     result.map_err(|error| error.status)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT};
-use crate::l2::{Load, Store};
+use crate::l2::{LoadRequest, StoreRequest};
 
 /// Most loads and stores accepted and not answered.
 pub const QUEUE_MAX: usize = 1 << 16;
@@ -23,8 +23,8 @@ pub fn full(most: usize) -> Error {
 
 #[derive(Default)]
 struct Work {
-    loads: VecDeque<Load>,
-    stores: VecDeque<Store>,
+    loads: VecDeque<LoadRequest>,
+    stores: VecDeque<StoreRequest>,
     closed: bool,
     stopped: bool,
 }
@@ -55,17 +55,17 @@ impl Queue {
     }
 
     /// Accepts all of `loads`, or none.
-    pub fn accept_loads(&self, loads: Vec<Load>) -> Result<(), (Vec<Load>, Error)> {
+    pub fn accept_loads(&self, loads: Vec<LoadRequest>) -> Result<(), (Vec<LoadRequest>, Error)> {
         self.accept(loads, |work, loads| work.loads.extend(loads))
     }
 
     /// Accepts all of `stores`, or none.
-    pub fn accept_stores(&self, stores: Vec<Store>) -> Result<(), (Vec<Store>, Error)> {
+    pub fn accept_stores(&self, stores: Vec<StoreRequest>) -> Result<(), (Vec<StoreRequest>, Error)> {
         self.accept(stores, |work, stores| work.stores.extend(stores))
     }
 
     /// Puts back stores that were accepted before.
-    pub fn again(&self, stores: Vec<Store>) {
+    pub fn again(&self, stores: Vec<StoreRequest>) {
         self.work.lock().stores.extend(stores);
     }
 
@@ -77,14 +77,14 @@ impl Queue {
     }
 
     /// Takes the next load, up to `most` of them.
-    pub fn take_loads(&self, most: usize, into: &mut Vec<Load>) {
+    pub fn take_loads(&self, most: usize, into: &mut Vec<LoadRequest>) {
         let mut work = self.work.lock();
         let count = most.min(work.loads.len());
         into.extend(work.loads.drain(..count));
     }
 
     /// Takes the next stores, up to `most` of them.
-    pub fn take_stores(&self, most: usize, into: &mut Vec<Store>) {
+    pub fn take_stores(&self, most: usize, into: &mut Vec<StoreRequest>) {
         let mut work = self.work.lock();
         let count = most.min(work.stores.len());
         into.extend(work.stores.drain(..count));
@@ -148,7 +148,7 @@ impl Queue {
 /// One piece of work.
 pub enum Task {
     /// Read an object.
-    Load(Load),
+    Load(LoadRequest),
     /// Write an object.
-    Store(Store),
+    Store(StoreRequest),
 }

@@ -17,7 +17,7 @@ use crate::l2::fs::file_format::{BLOCK, Frame, Spare};
 use crate::l2::fs::object_io::{Core, Engine, Fault};
 use crate::l2::fs::path;
 use crate::l2::fs::store::Writing;
-use crate::l2::{Load, Store, Stored};
+use crate::l2::{LoadRequest, StoreRequest, Stored};
 use crate::threads;
 
 /// Threads if not told: small objects want many reads under way.
@@ -100,7 +100,7 @@ fn run(core: &Core, gate: &Gate) {
     }
 }
 
-fn load(core: &Core, gate: &Gate, load: Load, spare: &mut Spare) {
+fn load(core: &Core, gate: &Gate, load: LoadRequest, spare: &mut Spare) {
     let Some((reading, mut frame)) = core.begin_load(load, spare) else { return };
     let outcome = open(core, &reading.path, OFlags::RDONLY, reading.patience)
         .map_err(|error| Fault::Io(OPENING, error.into()))
@@ -141,7 +141,7 @@ fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result
     Ok(())
 }
 
-fn store(core: &Core, gate: &Gate, store: Store, spare: &mut Spare) {
+fn store(core: &Core, gate: &Gate, store: StoreRequest, spare: &mut Spare) {
     let mut next = core.begin_store(store, spare);
     if let Some((writing, frame)) = next.take_if(|(writing, frame)| core.is_stored(writing, frame)) {
         core.end_store(writing, frame, Ok(Stored::Already), spare);

@@ -21,10 +21,10 @@ fn index(blocks: u64) -> Index {
 }
 
 /// A store whose file takes `blocks` blocks.
-fn store(number: u8, blocks: u64) -> Store {
+fn store(number: u8, blocks: u64) -> StoreRequest {
     let buffer = Buffer::heap(((blocks - 1) * BLOCK) as usize).unwrap();
     let reply = Reply::new(|_| ());
-    Store { key: key(number), header: Header([0; HEADER_BYTES]), buffer, deadline: Instant::now(), reply }
+    StoreRequest { key: key(number), header: Header([0; HEADER_BYTES]), buffer, deadline: Instant::now(), reply }
 }
 
 fn go(index: &mut Index, number: u8, blocks: u64) -> Reservation {
@@ -245,7 +245,7 @@ impl Model {
         (self.capacity * BLOCK).min(self.measured).min(self.refused)
     }
 
-    fn admit(&mut self, stores: Vec<Store>) {
+    fn admit(&mut self, stores: Vec<StoreRequest>) {
         for store in stores {
             let (key, blocks) = (store.key, 1 + store.buffer.len() as u64 / BLOCK);
             let (held, before, target) = (self.index.held(), self.index.on_disk(), self.target());
@@ -269,7 +269,7 @@ impl Model {
         }
     }
 
-    fn again(&mut self, stores: Vec<Store>) {
+    fn again(&mut self, stores: Vec<StoreRequest>) {
         self.waiting -= stores.len();
         self.admit(stores);
     }

@@ -7,7 +7,7 @@ use crate::key::ObjectKey;
 use crate::l2::fs::file_format::{disk_bytes, is_small};
 use crate::l2::fs::objects::{Seal, State};
 use crate::l2::object_header::Known;
-use crate::l2::{Store, Stored};
+use crate::l2::{StoreRequest, Stored};
 
 /// The right to write one object.
 pub struct Reservation {
@@ -24,18 +24,18 @@ pub struct Reservation {
 /// Whether an object may be written now.
 pub enum Admit {
     /// Write it.
-    Go(Store, Reservation),
+    Go(StoreRequest, Reservation),
     /// It is there.
-    Already(Store),
+    Already(StoreRequest),
     /// It cannot be written.
-    Refused(Store, Error),
+    Refused(StoreRequest, Error),
     /// It waits in the index for a write or an unlink to end, and comes back from the call that ends it.
     Parked,
 }
 
 impl Index {
     /// Reserves room for a store, evicting what has to go.
-    pub fn admit(&mut self, store: Store) -> Admit {
+    pub fn admit(&mut self, store: StoreRequest) -> Admit {
         let key = store.key;
         if self.leaving.contains_key(&key) {
             self.parked.entry(key).or_default().push(store);
@@ -102,7 +102,7 @@ impl Index {
     }
 
     /// The reservation's victims are unlinked: the disk has room for it. Says which stores may try again.
-    pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<Store> {
+    pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<StoreRequest> {
         self.excess -= std::mem::take(&mut reservation.excess);
         self.parting -= std::mem::take(&mut reservation.freed);
         let victims = std::mem::take(&mut reservation.victims);
@@ -110,7 +110,7 @@ impl Index {
     }
 
     /// The write ended; `published`: the object is there, by whose doing. Says which stores may try again.
-    pub fn finish(&mut self, mut reservation: Reservation, published: Option<&Stored>) -> Vec<Store> {
+    pub fn finish(&mut self, mut reservation: Reservation, published: Option<&Stored>) -> Vec<StoreRequest> {
         let mut stores = self.settle(&mut reservation);
         let id = reservation.slot;
         let key = self.slots.name(id);

@@ -1,11 +1,13 @@
+//! Tests of the `memory:` backend, as a child of its module.
+
 use super::*;
 use crate::error::KVKEEP_ERR_INVALID;
 use crate::l2::tests::*;
 
 const LENGTH: usize = 1000;
 
-fn memory(pairs: &[(&str, &str)]) -> Arc<Memory> {
-    Memory::open_url(&params(pairs)).unwrap()
+fn memory(pairs: &[(&str, &str)]) -> Arc<MemoryBackend> {
+    MemoryBackend::open_url(&params(pairs)).unwrap()
 }
 
 /// A capacity for this many objects of `LENGTH` bytes.
@@ -13,13 +15,13 @@ fn room_for(objects: u64) -> String {
     (objects * (LENGTH as u64 + OVERHEAD)).to_string()
 }
 
-fn cached(memory: &Memory, number: u32) -> Found {
+fn cached(memory: &MemoryBackend, number: u32) -> Found {
     let mut found = [Found::Unknown];
     memory.lookup_cached(&[key(number)], &mut found);
     found[0]
 }
 
-fn look(memory: &Memory, number: u32) -> Found {
+fn look(memory: &MemoryBackend, number: u32) -> Found {
     let found = cached(memory, number);
     if matches!(found, Found::Present(_)) {
         memory.unpin(&[key(number)]);
@@ -148,7 +150,7 @@ fn what_comes_after_its_deadline_is_not_done() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let reply = Reply::new(move |result: Result<Stored>| sender.send(result).unwrap());
     let header = Header::seal(&key(1), &LAYOUT, &[1], true);
-    memory.store(vec![Store { key: key(1), header, buffer: buffer(&[1]), deadline: Instant::now(), reply }]);
+    memory.store(vec![StoreRequest { key: key(1), header, buffer: buffer(&[1]), deadline: Instant::now(), reply }]);
     assert_eq!(answer(&receiver).unwrap_err().status, KVKEEP_ERR_TIMEOUT);
     assert_eq!(memory.usage(), Usage { capacity: DEFAULT_CAPACITY, ..Usage::default() });
 }
@@ -164,7 +166,7 @@ fn p9_a_full_queue_refuses_and_takes_work_again_later() {
             receiver.recv().unwrap();
         });
         let deadline = Instant::now() + std::time::Duration::from_secs(60);
-        memory.lookup(Lookup { keys: Vec::new(), in_order: false, deadline, reply });
+        memory.lookup(LookupRequest { keys: Vec::new(), in_order: false, deadline, reply });
         begun
     };
     // The thread is busy with an answer, so that everything after it waits.
@@ -214,7 +216,7 @@ fn the_last_handle_may_go_in_an_answer() {
         sender.send(result).unwrap();
     });
     let deadline = Instant::now() + std::time::Duration::from_secs(60);
-    memory.lookup(Lookup { keys: vec![key(1)], in_order: false, deadline, reply });
+    memory.lookup(LookupRequest { keys: vec![key(1)], in_order: false, deadline, reply });
     drop(memory);
     assert_eq!(answer(&receiver).unwrap(), [Found::Absent]);
 }
@@ -222,7 +224,7 @@ fn the_last_handle_may_go_in_an_answer() {
 #[test]
 fn parameters_are_checked() {
     for (name, value) in [("policy", "fifo"), ("lookup", "fast"), ("capacity", "much"), ("size", "1")] {
-        let error = Memory::open_url(&params(&[(name, value)])).map(|_| ()).unwrap_err();
+        let error = MemoryBackend::open_url(&params(&[(name, value)])).map(|_| ()).unwrap_err();
         assert!(error.message.contains(name), "{}", error.message);
     }
 }

@@ -1,4 +1,6 @@
-use super::super::memory::Memory;
+//! Tests of the `fault:` backend, as a child of its module.
+
+use super::super::memory::MemoryBackend;
 use super::*;
 use crate::error::KVKEEP_ERR_CORRUPT;
 use crate::l2::tests::*;
@@ -8,15 +10,15 @@ const LENGTH: usize = 1000;
 const COUNT: u32 = 200;
 
 /// A faulty backend around one that holds `COUNT` objects.
-fn fault(pairs: &[(&str, &str)]) -> Arc<Fault> {
-    let inner = Memory::open_url(&[]).unwrap();
+fn fault(pairs: &[(&str, &str)]) -> Arc<FaultBackend> {
+    let inner = MemoryBackend::open_url(&[]).unwrap();
     let stores: Vec<_> = (0..COUNT).map(|number| send_store(&*inner, number, LENGTH)).collect();
     stores.iter().for_each(|store| assert_eq!(answer(store).unwrap(), Stored::Written));
-    Fault::wrap(inner, &params(pairs)).unwrap()
+    FaultBackend::wrap(inner, &params(pairs)).unwrap()
 }
 
 /// Loads every object and says what came of each: intact, spoiled, failed.
-fn load_all(fault: &Fault) -> Vec<&'static str> {
+fn load_all(fault: &FaultBackend) -> Vec<&'static str> {
     (0..COUNT)
         .map(|number| {
             let (result, buffer) = load(fault, number, LENGTH);
@@ -144,9 +146,9 @@ fn p4_close_answers_what_hangs_and_what_is_delayed() {
 
 #[test]
 fn parameters_are_checked() {
-    let inner = || Memory::open_url(&[]).unwrap();
+    let inner = || MemoryBackend::open_url(&[]).unwrap();
     for (name, value) in [("fault.flip", "1.5"), ("fault.seed", "x"), ("fault.delay_ms", "-1"), ("fault.none", "1")] {
-        let error = Fault::wrap(inner(), &params(&[(name, value)])).map(|_| ()).unwrap_err();
+        let error = FaultBackend::wrap(inner(), &params(&[(name, value)])).map(|_| ()).unwrap_err();
         assert!(error.message.contains(name), "{}", error.message);
     }
 }

@@ -1,0 +1,95 @@
+//! Opens backends by the scheme of their URL.
+
+use std::sync::Arc;
+
+use super::backend::Backend;
+use super::fault::FaultBackend;
+use super::fs::Fs;
+use super::memory::MemoryBackend;
+use super::url::{Url, parse_pairs, split_scheme};
+use crate::error::{Error, Result};
+use crate::log::Log;
+
+/// Opens the backend of one scheme.
+type Open = fn(&Url, &Log) -> Result<Arc<dyn Backend>>;
+
+/// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
+const SCHEMES: [(&str, &str, Open); 2] = [
+    ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log| Ok(Fs::open_url(&url.path, &url.params, log)?)),
+    ("memory", "memory:?capacity=1GiB", |url, _| {
+        if !url.path.is_empty() {
+            return Err(Error::invalid(format!(
+                "memory: takes no path, but was given {:?}; write memory:?…",
+                url.path
+            )));
+        }
+        Ok(MemoryBackend::open_url(&url.params)?)
+    }),
+];
+
+/// Opens the backend that a URL names. The backend logs to `log` while it is open.
+pub fn open(url: &str, log: &Log) -> Result<Arc<dyn Backend>> {
+    if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
+        let (inner, faults) = split_faults(inner)?;
+        if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
+            return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
+        }
+        return Ok(FaultBackend::wrap(open(&inner, log)?, &faults)?);
+    }
+    let url = Url::parse(url)?;
+    match SCHEMES.iter().find(|(scheme, ..)| *scheme == url.scheme) {
+        Some((_, _, open)) => open(&url, log),
+        None => {
+            let known: Vec<_> = SCHEMES.iter().map(|(_, example, _)| *example).chain(["fault:<URL>"]).collect();
+            let message = format!("no backend has the scheme {:?}; known are {}", url.scheme, known.join(", "));
+            Err(Error::invalid(message))
+        }
+    }
+}
+
+/// Takes the `fault.` parameters out of a URL and leaves the rest as it is written.
+fn split_faults(url: &str) -> Result<(String, Vec<(String, String)>)> {
+    let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), Vec::new())) };
+    let (faults, rest): (Vec<_>, Vec<_>) =
+        query.split('&').filter(|pair| !pair.is_empty()).partition(|pair| pair.starts_with("fault."));
+    let inner = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
+    Ok((inner, parse_pairs(faults.into_iter())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(url: &str) -> String {
+        open(url, &Log::none()).map(|_| ()).unwrap_err().message
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_error_names_the_cause_and_the_remedy() {
+        assert_eq!(
+            refusal("nfs:///x"),
+            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, fault:<URL>"
+        );
+        assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
+        assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));
+        assert!(refusal("memory:?capacity=0").contains("room for nothing"));
+        assert!(refusal("memory:/x").contains("takes no path"));
+        assert!(refusal("fault:memory:?fault.what=1").contains("fault.load_error"));
+        assert!(refusal("fault:memory:?fault.flip=2").contains("0 to 1"));
+        assert!(refusal("fault:").contains("is no URL"));
+        assert!(refusal(&format!("{}memory:", "fault:".repeat(60_000))).contains("write it once"));
+    }
+
+    #[test]
+    fn faults_are_taken_out_and_the_rest_is_the_inner_url() {
+        let (inner, faults) = split_faults("fs:///a%20b?fault.seed=7&capacity=1G&fault.flip=0.5").unwrap();
+        assert_eq!(inner, "fs:///a%20b?capacity=1G");
+        assert_eq!(faults, pairs(&[("fault.seed", "7"), ("fault.flip", "0.5")]));
+        let backend = open("fault:memory:?fault.seed=7&capacity=1MiB", &Log::none()).unwrap();
+        assert_eq!((backend.name(), backend.usage().capacity), ("fault", 1 << 20));
+    }
+}
