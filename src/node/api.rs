@@ -337,24 +337,24 @@ impl Cache for Node {
 
     fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status> {
         let began = Instant::now();
-        let status = self.prefetcher.query_lookup_hits(job, chunks);
+        let status = self.prefetcher.table().query_lookup_hits(job, chunks);
         self.meters.call_latency.add(began.elapsed());
         status
     }
 
     fn query_job(&self, job: u64, result: &mut JobResult) -> Result<Status> {
         let began = Instant::now();
-        let status = self.prefetcher.query(job, result);
+        let status = self.prefetcher.table().query(job, result);
         self.meters.call_latency.add(began.elapsed());
         status
     }
 
     fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
-        self.prefetcher.query_bitmap(job, bitmap)
+        self.prefetcher.table().query_bitmap(job, bitmap)
     }
 
     fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
-        self.prefetcher.wait(job, Duration::from_millis(u64::from(timeout_ms)))
+        self.prefetcher.table().wait(job, Duration::from_millis(u64::from(timeout_ms)))
     }
 
     fn cancel(&self, job: u64) -> Result<()> {

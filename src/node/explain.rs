@@ -74,7 +74,7 @@ impl Node {
             l1_staged: gauges.staged,
             l1_shares: gauges.shares,
             sessions: gauges.sessions,
-            jobs: self.prefetcher.count() as u64,
+            jobs: self.prefetcher.table().count() as u64,
             writes_pending: self.writer.writes_pending(),
             read_hits: counts.read_hits + meters.l1_hits.get(),
             read_misses: l2_hits + l2_misses,
@@ -218,7 +218,8 @@ impl Node {
             .map(|report| {
                 let jobs: Vec<_> = self
                     .prefetcher
-                    .of_session(report.session)
+                    .table()
+                    .states_of_session(report.session)
                     .into_iter()
                     .map(|(job, done)| json!({"job": job, "done": done}))
                     .collect();

@@ -17,7 +17,7 @@ use crate::control::backends::Tiers;
 use crate::control::completion::Completions;
 use crate::control::deadline::Watch;
 use crate::control::prefetch::loader::Loader;
-use crate::control::prefetch::{JobBounds, Prefetcher};
+use crate::control::prefetch::{JobTable, Prefetcher};
 use crate::control::shortfall::Shortfall;
 use crate::control::tier_sync::Upkeep;
 use crate::control::tokens::Chains;
@@ -125,17 +125,12 @@ impl Node {
         let watch = Arc::new(Watch::new(config.backend_timeout));
         let completions = Completions::start()?;
         let (log, checksum) = (config.log.clone(), config.checksum);
-        let loader = Loader::new(l1.clone(), watch.clone(), meters.clone(), log.clone(), checksum, loading_max.max(1));
+        let jobs = JobTable::new(l1.clone(), meters.clone(), completions.clone(), config.jobs_max as usize);
+        let loading_max = loading_max.max(1);
+        let loader = Loader::new(jobs, l1.clone(), watch.clone(), meters.clone(), log.clone(), checksum, loading_max);
         let upkeep = Upkeep::new(l1.clone(), tiers.clone(), loader.clone(), meters.clone());
-        let prefetcher = Prefetcher::new(
-            l1.clone(),
-            tiers.clone(),
-            loader,
-            watch.clone(),
-            completions.clone(),
-            meters.clone(),
-            JobBounds { jobs_max: config.jobs_max, boot: config.boot },
-        );
+        let (its_tiers, its_meters) = (tiers.clone(), meters.clone());
+        let prefetcher = Prefetcher::new(l1.clone(), its_tiers, loader, watch.clone(), its_meters, config.boot);
         let writer = Writer::new(upkeep, watch.clone(), meters.clone(), log.clone(), checksum, writing_max);
         let node = Arc::new(Node {
             l1,
@@ -323,7 +318,7 @@ impl Housekeeping {
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             let (_, late) = self.watch.expire(now);
-            let due = self.prefetcher.turn();
+            let due = self.prefetcher.run_due();
             self.log.say_repeated();
             self.shortfall.look(now, &self.log, || self.l1.counts(), &self.meters);
             // A new session or request may be due before this; it is looked for at least this often.

@@ -1,32 +1,37 @@
-//! One prefetch job: what it asked, what is known of each key, and its answer.
+//! One prefetch job: its request, its state by phase, and every transition between the phases.
+//!
+//! A job is in `Lookup` while tiers are asked, in `Load` while bytes are loaded or wait for their turn, and `Done` at its end. All
+//! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::issue`], [`Job::landed`], [`Job::finish`],
+//! [`Job::mark_released`]. Each runs under the lock of the job's state. The table of jobs is locked after it, never before.
 
-use std::ffi::c_char;
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::pins::Pins;
-use super::plan::{Plan, Question};
-use crate::abi::{Completion, JobKind, JobResult, KVKEEP_MESSAGE_BYTES, KVKEEP_TIERS_MAX};
+use super::hit_counters::{count_chunks, count_lookup};
+use super::phases::{DonePhase, JobState, LoadPhase, LookupPhase, Phase, Search};
+use super::plan::{NOWHERE, Plan, Question};
+use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX};
 use crate::config::{JobObserver, Notify, PrefetchRequest};
-use crate::control::backends::{Tier, TierList};
-use crate::error::Status;
+use crate::control::completion::{Completions, message_bytes};
+use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_OK, Status};
 use crate::key::{Key, ObjectKey};
-use crate::l1::{Landed, SpaceInfo};
+use crate::l1::{L1, Landed, SpaceInfo};
+use crate::meters::Meters;
 
-/// Where a key was found: not yet.
-pub const NOWHERE: u8 = u8::MAX;
-
-/// Where a job is in its life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Phase {
-    /// Tiers are being asked.
-    Lookup,
-    /// Bytes are being loaded, or wait for their turn.
-    Load,
-    /// Over.
-    Done,
+/// The cache around a job, as far as the job's transitions act on it.
+pub trait JobHost {
+    /// The L1 that the job's session holds shares in.
+    fn l1(&self) -> &L1;
+    /// The counters that jobs add to.
+    fn meters(&self) -> &Meters;
+    /// The queues that deliver completions to callers.
+    fn completions(&self) -> &Completions;
+    /// Has the control thread look the job up again at `at`.
+    fn look_up_again(&self, job: u64, at: Instant);
+    /// Has the control thread look through the job after a commit, or no longer. Called once for each change.
+    fn await_commits(&self, job: u64, awaits: bool);
 }
 
 /// How a key of a job came into L1.
@@ -38,87 +43,34 @@ pub enum Arrival {
     There,
 }
 
-/// What changes while a job lives.
-pub struct Progress {
-    /// Its phase.
-    pub phase: Phase,
-    /// Keys whose shares its session holds.
-    pub held: Vec<bool>,
-    /// Where each key was found: 0 for L1, the tier's place for a backend, or [`NOWHERE`].
-    pub found: Vec<u8>,
-    /// Payload sizes of the keys found in a backend.
-    pub sizes: Vec<u64>,
-    /// The backends it asked.
-    pub tiers: TierList,
-    /// Pins on its objects in those backends.
-    pub pins: Pins,
-    /// Lookups on their way.
-    pub asking: usize,
-    /// Until when missing chunks are asked for again.
-    pub ask_until: Option<Instant>,
-    /// Whether it waits for commits.
-    pub awaiting: bool,
-    /// The lookup's answer.
-    pub lookup: Option<(u32, Instant)>,
-    /// Keys still to be loaded, in order; those before `cursor` are on their way or over.
-    pub to_load: Vec<u32>,
-    /// How far `to_load` has been issued.
-    pub cursor: usize,
-    /// Keys on their way.
-    pub loading: usize,
-    /// Planned keys that could not be loaded.
-    pub failed: u32,
-    /// Bytes loaded.
-    pub loaded_bytes: u64,
-    /// What went wrong last, for the message.
-    pub trouble: Option<String>,
-    /// Its answer.
-    pub result: Option<JobResult>,
-    /// How to tell; taken by the completion, so that there is one.
-    pub notify: Option<Notify>,
-    /// When it was done.
-    pub done_at: Option<Instant>,
-    /// Forgotten by its caller.
-    pub released: bool,
-}
-
-/// One job.
+/// One job. All but `state` stays as it was submitted.
 pub struct Job {
-    /// Its number.
+    /// The job's number, never used again.
     pub id: u64,
-    /// Its session.
+    /// The session that holds the job's shares.
     pub session: u64,
-    /// Its space.
+    /// The space of that session.
     pub space: SpaceInfo,
-    /// Its keys, chunk-major.
+    /// The keys asked for, chunk-major.
     pub keys: Vec<Key>,
-    /// What it asked, less how to tell.
+    /// The request as submitted, less how to notify.
     pub request: PrefetchRequest,
     /// Of the job of a load: the keys that its request asked for before. Empty if there are none.
     pub asked_before: Vec<bool>,
-    /// Who follows it.
-    pub observer: Option<Arc<dyn JobObserver>>,
+    /// The observer that follows the job, if the request names one.
+    observer: Option<Arc<dyn JobObserver>>,
     /// When it was submitted.
     pub submitted: Instant,
-    /// Its deadline.
+    /// When it ends as its policy says.
     pub deadline: Instant,
-    /// What changes.
-    pub progress: Mutex<Progress>,
-    /// Told when it is done or released.
+    /// The state of the job. Locked before the table of jobs, never after.
+    pub state: Mutex<JobState>,
+    /// Notified under the lock of the state when the job is done or released.
     pub done: Condvar,
 }
 
-impl Progress {
-    /// Keys found in a backend that has not been asked for their bytes yet.
-    pub fn to_ask(&self) -> impl Iterator<Item = usize> {
-        let found = (self.phase == Phase::Lookup).then(|| self.pins.iter()).into_iter().flatten();
-        let planned = if self.phase == Phase::Load { &self.to_load[self.cursor..] } else { &[] };
-        found.chain(planned.iter().map(|&index| index as usize))
-    }
-}
-
 impl Job {
-    /// A job just submitted.
+    /// → `Lookup`. Called by the thread that submits, which asks the tiers next.
     pub fn new(
         id: u64,
         session: u64,
@@ -133,40 +85,202 @@ impl Job {
             Notify::Observer(observer) => Some(observer.clone()),
             _ => None,
         };
-        let progress = Progress {
-            phase: Phase::Lookup,
-            held: vec![false; keys.len()],
-            found: vec![NOWHERE; keys.len()],
-            sizes: Vec::new(),
-            tiers: TierList::default(),
-            pins: Pins::default(),
-            asking: 0,
-            ask_until: None,
-            awaiting: false,
-            lookup: None,
-            to_load: Vec::new(),
-            cursor: 0,
-            loading: 0,
-            failed: 0,
-            loaded_bytes: 0,
-            trouble: None,
-            result: None,
-            notify: Some(notify),
-            done_at: None,
-            released: false,
-        };
-        let (progress, done) = (Mutex::new(progress), Condvar::new());
+        let search = Search { found: vec![NOWHERE; keys.len()], notify: Some(notify), ..Search::default() };
+        let ask_until = (!request.lookup_timeout.is_zero()).then(|| submitted + request.lookup_timeout);
+        let phase = Phase::Lookup(LookupPhase { search, asking: 0, ask_until, awaiting: false });
+        let (state, done) = (Mutex::new(JobState { held: vec![false; keys.len()], phase }), Condvar::new());
         let keys = keys.to_vec();
         let asked_before = Vec::new();
-        Job { id, session, space, keys, request, asked_before, observer, submitted, deadline, progress, done }
+        Job { id, session, space, keys, request, asked_before, observer, submitted, deadline, state, done }
     }
 
-    /// Shares of each key it takes.
+    /// Has a commit answer the job in `Lookup`, if it may. Called by the thread that submits, under the lock of the state, before L1 is
+    /// asked, so that no commit comes between.
+    pub fn await_commits(&self, lookup: &mut LookupPhase, host: &impl JobHost) {
+        if lookup.ask_until.is_some() {
+            lookup.awaiting = true;
+            host.await_commits(self.id, true);
+        }
+    }
+
+    /// No commit changes the answer any more.
+    fn await_no_more(&self, lookup: &mut LookupPhase, host: &impl JobHost) {
+        if std::mem::take(&mut lookup.awaiting) {
+            host.await_commits(self.id, false);
+        }
+    }
+
+    /// Takes the next `count` planned keys of `Load`, which are on their way from now on. Called by the loader when the job's turn comes,
+    /// under the lock of the state.
+    pub fn issue(load: &mut LoadPhase, count: usize) -> Vec<u32> {
+        let issued = load.planned()[..count].to_vec();
+        load.cursor += count;
+        load.loading += count;
+        issued
+    }
+
+    /// `Lookup` → `Load`: every backend has answered, or a commit made the answer complete. `Lookup` → `Done`, if nothing is to be
+    /// loaded. The job stays in `Lookup` if missing chunks are to be asked for again.
+    ///
+    /// Called under the lock of the state, by the thread that submits, by the control thread, and by a backend's thread with the last
+    /// answer. True if the caller is to queue the job in the loader, under the same lock.
+    pub fn looked_up(self: &Arc<Self>, state: &mut JobState, host: &impl JobHost) -> bool {
+        let Some((held, lookup)) = state.lookup_mut() else { return false };
+        let now = Instant::now();
+        let plan = self.answer(&lookup.search.there());
+        if let Some(until) = lookup.ask_until.filter(|until| !plan.complete && now < *until) {
+            host.look_up_again(self.id, (now + self.request.lookup_interval).min(until));
+            return false;
+        }
+        self.await_no_more(lookup, host);
+        self.count_lookup(&lookup.search, &plan, host.meters());
+        if let Some(observer) = &self.observer {
+            observer.looked_up(plan.chunks);
+        }
+        host.meters().lookup_latency.add(now - self.submitted);
+        self.unpin(&mut lookup.search, |i| !plan.wanted[i]);
+        self.return_shares(held, &plan.wanted, host.l1());
+        let to_load: Vec<u32> =
+            (0..self.keys.len() as u32).filter(|&i| plan.wanted[i as usize] && !held[i as usize]).collect();
+        let (nothing, search) = (to_load.is_empty(), std::mem::take(&mut lookup.search));
+        let lookup = (plan.chunks, now);
+        state.phase =
+            Phase::Load(LoadPhase { search, lookup, to_load, cursor: 0, loading: 0, failed: 0, loaded_bytes: 0 });
+        if nothing {
+            self.finish(state, KVKEEP_OK, None, host);
+        }
+        !nothing
+    }
+
+    /// `Load` → `Load`, or → `Done` with the last key: a key has come, or will not. Called by the loader with no lock held, on the thread
+    /// of a backend, of the control thread or of a caller. False if the job was over, and the key's shares are returned.
+    pub fn landed(
+        self: &Arc<Self>,
+        index: usize,
+        outcome: std::result::Result<Arrival, String>,
+        host: &impl JobHost,
+    ) -> bool {
+        let mut state = self.state.lock();
+        let JobState { held, phase: Phase::Load(load) } = &mut *state else {
+            if outcome.is_ok() {
+                host.l1().take_back(self.session, std::iter::once(self.keys[index]), self.shares());
+            }
+            return false;
+        };
+        load.loading -= 1;
+        match outcome {
+            Ok(arrival) => {
+                held[index] = true;
+                match arrival {
+                    Arrival::Loaded(bytes) => load.loaded_bytes += bytes,
+                    Arrival::There => load.search.found[index] = 0,
+                }
+            }
+            Err(why) => {
+                load.failed += 1;
+                load.search.trouble = Some(why);
+            }
+        }
+        if load.loading == 0 && load.all_issued() {
+            self.finish(&mut state, KVKEEP_OK, None, host);
+        }
+        true
+    }
+
+    /// `Lookup` or `Load` → `Done`, with what the job holds, or with nothing unless `status` is OK. A job that is done stays as it is.
+    ///
+    /// Called under the lock of the state by every way that a job ends: by the two transitions above, by the control thread at the
+    /// deadline, and by callers that cancel or release it, end its session, clear its space or close the cache.
+    pub fn finish(&self, state: &mut JobState, status: Status, trouble: Option<String>, host: &impl JobHost) {
+        if state.is_done() {
+            return;
+        }
+        let plan = self.answer(&state.held);
+        let given = if status == KVKEEP_OK { plan } else { Plan::nothing(self.keys.len()) };
+        self.return_shares(&mut state.held, &given.wanted, host.l1());
+        let (mut search, lookup, failed, loaded_bytes) = match &mut state.phase {
+            Phase::Lookup(lookup) => {
+                self.unpin(&mut lookup.search, |_| true);
+                self.await_no_more(lookup, host);
+                (std::mem::take(&mut lookup.search), None, 0, 0)
+            }
+            Phase::Load(load) => {
+                self.unpin(&mut load.search, |_| true);
+                (std::mem::take(&mut load.search), Some(load.lookup), load.failed, load.loaded_bytes)
+            }
+            Phase::Done(_) => return,
+        };
+        debug_assert!(search.pins.is_empty(), "job {} ends with a pin", self.id);
+        if trouble.is_some() {
+            search.trouble = trouble;
+        }
+        if lookup.is_none() && status != KVKEEP_ERR_CANCELLED {
+            self.count_lookup(&search, &given, host.meters());
+        }
+        host.l1().end_job(self.session);
+        let now = Instant::now();
+        let (lookup_chunks, looked_up) = lookup.unwrap_or((given.chunks, now));
+        let since = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
+        let result = JobResult {
+            struct_size: size_of::<JobResult>() as u32,
+            abi_version: 0,
+            status: status as i32,
+            hit_chunks: given.chunks,
+            lookup_chunks,
+            failed_keys: failed,
+            tier_keys: tier_keys(&state.held, &search.found),
+            loaded_bytes,
+            lookup_us: since(looked_up, self.submitted),
+            load_us: since(now, looked_up),
+            total_us: since(now, self.submitted),
+            message: message_bytes(search.trouble.as_deref().unwrap_or("")),
+            kind: JobKind::KVKEEP_JOB_PREFETCH as u32,
+            asked_keys: self.keys.len() as u32,
+            ..JobResult::default()
+        };
+        state.phase = Phase::Done(DonePhase { lookup_chunks, result, at: now, released: false });
+        self.notify_end(search.notify, &given, &result, &state.held, host);
+    }
+
+    /// Counts a job that is done, and notifies its observer, its caller and those that wait for it.
+    fn notify_end(&self, notify: Option<Notify>, given: &Plan, result: &JobResult, held: &[bool], host: &impl JobHost) {
+        let completion = result.completion(self.id, self.session);
+        let meters = host.meters();
+        meters.jobs_completed.add(1);
+        if result.status == KVKEEP_ERR_CANCELLED as i32 {
+            meters.jobs_cancelled.add(1);
+        } else {
+            count_chunks(meters, &self.question(), given, &self.asked_before);
+        }
+        meters.prefetch_latency.add(self.submitted.elapsed());
+        if let Some(observer) = &self.observer {
+            observer.done(result, held);
+        }
+        if let Some(notify) = notify {
+            host.completions().deliver(notify, completion);
+        }
+        self.done.notify_all();
+    }
+
+    /// `Done` → `Done`, released: nobody finds the job any more. Called under the lock of the state by the thread that has taken the job
+    /// out of the table and finished it: that of a release, of a session's end, of the deadline, or of a submission that met its
+    /// session's end.
+    pub fn mark_released(&self, state: &mut JobState) {
+        if let Phase::Done(done) = &mut state.phase {
+            done.released = true;
+        }
+        self.done.notify_all();
+        if let Some(observer) = &self.observer {
+            observer.released();
+        }
+    }
+
+    /// Shares of each key that the job takes.
     pub fn shares(&self) -> u32 {
         self.request.extra_count + 1
     }
 
-    /// Its part in a load.
+    /// The job's part in a load, for the commit of the object.
     pub fn reader(&self) -> Landed {
         Landed { session: self.session, count: self.shares(), keep: !self.request.temporary }
     }
@@ -176,8 +290,7 @@ impl Job {
         ObjectKey { space: self.space.tag, key: self.keys[index] }
     }
 
-    /// What it asks for.
-    pub fn question(&self) -> Question<'_> {
+    fn question(&self) -> Question<'_> {
         Question {
             keys: &self.keys,
             per_chunk: self.request.objects_per_chunk as usize,
@@ -186,68 +299,51 @@ impl Job {
         }
     }
 
-    /// The answer when the keys marked in `there` can be had.
-    pub fn answer(&self, there: &[bool]) -> Plan {
+    fn answer(&self, there: &[bool]) -> Plan {
         self.question().answer(there)
     }
 
+    /// Whether the answer would be complete with the keys that were found so far.
+    pub fn is_answered(&self, lookup: &LookupPhase) -> bool {
+        self.answer(&lookup.search.there()).complete
+    }
+
+    fn count_lookup(&self, search: &Search, plan: &Plan, meters: &Meters) {
+        count_lookup(meters, &self.question(), plan, &search.found, &self.asked_before);
+    }
+
     /// Unpins the pinned keys that `which` chooses.
-    pub fn unpin(&self, progress: &mut Progress, which: impl Fn(usize) -> bool) {
-        progress.pins.give_back(&progress.tiers, |index| self.object(index), which);
+    fn unpin(&self, search: &mut Search, which: impl Fn(usize) -> bool) {
+        search.pins.give_back(&search.tiers, |index| self.object(index), which);
     }
 
-    /// The backend that `place` names.
-    pub fn tier<'a>(&self, progress: &'a Progress, place: u8) -> Option<&'a Arc<Tier>> {
-        progress.tiers.iter().find(|tier| tier.place == place as usize)
-    }
-
-    /// Writes the answer of a job that holds what `progress.held` says.
-    pub fn conclude(&self, progress: &mut Progress, chunks: u32, status: Status) -> Completion {
-        let now = Instant::now();
-        let (lookup_chunks, lookup_at) = progress.lookup.unwrap_or((0, now));
-        let mut tier_keys = [0; KVKEEP_TIERS_MAX];
-        for (&held, &found) in progress.held.iter().zip(&progress.found) {
-            if held && let Some(count) = tier_keys.get_mut(found as usize) {
-                *count += 1;
-            }
+    /// Returns the shares of held keys that are not wanted.
+    fn return_shares(&self, held: &mut [bool], wanted: &[bool], l1: &L1) {
+        let extra: Vec<usize> = (0..self.keys.len()).filter(|&i| held[i] && !wanted[i]).collect();
+        if extra.is_empty() {
+            return;
         }
-        let since = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
-        let result = JobResult {
-            struct_size: size_of::<JobResult>() as u32,
-            abi_version: 0,
-            status: status as i32,
-            hit_chunks: chunks,
-            lookup_chunks,
-            failed_keys: progress.failed,
-            tier_keys,
-            loaded_bytes: progress.loaded_bytes,
-            lookup_us: since(lookup_at, self.submitted),
-            load_us: since(now, lookup_at),
-            total_us: since(now, self.submitted),
-            message: message_bytes(progress.trouble.as_deref().unwrap_or("")),
-            kind: JobKind::KVKEEP_JOB_PREFETCH as u32,
-            asked_keys: self.keys.len() as u32,
-            ..JobResult::default()
-        };
-        progress.result = Some(result);
-        result.completion(self.id, self.session)
+        l1.take_back(self.session, extra.iter().map(|&i| self.keys[i]), self.shares());
+        extra.into_iter().for_each(|i| held[i] = false);
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        let Job { keys, space, progress, .. } = self;
-        let Progress { pins, tiers, .. } = progress.get_mut();
-        pins.give_back(tiers, |index| ObjectKey { space: space.tag, key: keys[index] }, |_| true);
+        let Job { keys, space, state, .. } = self;
+        if let Some(Search { pins, tiers, .. }) = state.get_mut().search_mut() {
+            pins.give_back(tiers, |index| ObjectKey { space: space.tag, key: keys[index] }, |_| true);
+        }
     }
 }
 
-/// A message as completions carry it, cut to what fits.
-pub fn message_bytes(message: &str) -> [c_char; KVKEEP_MESSAGE_BYTES] {
-    let mut bytes = [0; KVKEEP_MESSAGE_BYTES];
-    let fits = message.floor_char_boundary(KVKEEP_MESSAGE_BYTES - 1);
-    for (place, byte) in bytes.iter_mut().zip(message[..fits].bytes()) {
-        *place = byte as c_char;
+/// How many of the held keys each tier had.
+fn tier_keys(held: &[bool], found: &[u8]) -> [u32; KVKEEP_TIERS_MAX] {
+    let mut tier_keys = [0; KVKEEP_TIERS_MAX];
+    for (&held, &found) in held.iter().zip(found) {
+        if held && let Some(count) = tier_keys.get_mut(found as usize) {
+            *count += 1;
+        }
     }
-    bytes
+    tier_keys
 }

@@ -10,8 +10,9 @@ use hashbrown::HashMap;
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
-use super::Prefetcher;
-use super::job::{Arrival, Job, Phase, Progress};
+use super::job::{Arrival, Job};
+use super::job_table::JobTable;
+use super::phases::{LoadPhase, Phase};
 use crate::arena::Buffer;
 use crate::control::backends::Tier;
 use crate::control::deadline::{Ticket, Watch};
@@ -70,7 +71,8 @@ pub struct Loader {
     /// Loads that ended with a commit.
     committed: AtomicU64,
     queue: Mutex<Queue>,
-    prefetcher: OnceCell<std::sync::Weak<Prefetcher>>,
+    /// The jobs that are told what landed, and the bell of the control thread.
+    table: Arc<JobTable>,
 }
 
 struct Item {
@@ -99,8 +101,9 @@ struct Batch {
 }
 
 impl Loader {
-    /// At most `bytes_max` bytes on their way at once.
+    /// A loader for the jobs of `table`, with at most `bytes_max` bytes on their way at once.
     pub fn new(
+        table: Arc<JobTable>,
         l1: Arc<L1>,
         watch: Arc<Watch>,
         meters: Arc<Meters>,
@@ -120,16 +123,16 @@ impl Loader {
             flights: Mutex::default(),
             committed: AtomicU64::new(0),
             queue: Mutex::default(),
-            prefetcher: OnceCell::new(),
+            table,
         })
     }
 
-    /// Whom to tell what landed. Set once.
-    pub fn set_prefetcher(&self, prefetcher: &Arc<Prefetcher>) {
-        let _ = self.prefetcher.set(Arc::downgrade(prefetcher));
+    /// The jobs that it loads for.
+    pub fn table(&self) -> &Arc<JobTable> {
+        &self.table
     }
 
-    /// Queues a job whose `to_load` is set. False if it waits for loads on their way: when enough of them end, the control thread is
+    /// Queues a job that has keys to load. False if it waits for loads on their way: when enough of them end, the control thread is
     /// told.
     pub fn enqueue(&self, job: &Arc<Job>) -> bool {
         {
@@ -171,14 +174,10 @@ impl Loader {
 
     /// Issues a batch of a job's loads. True if none is left.
     fn issue_some(self: &Arc<Loader>, job: &Arc<Job>) -> bool {
-        let mut progress = job.progress.lock();
-        if progress.phase != Phase::Load {
-            return true;
-        }
-        let batch = self.choose(&progress);
-        progress.cursor += batch.len();
-        progress.loading += batch.len();
-        let last = progress.cursor == progress.to_load.len();
+        let mut state = job.state.lock();
+        let Phase::Load(load) = &mut state.phase else { return true };
+        let batch = Job::issue(load, self.choose(load));
+        let (last, search) = (load.all_issued(), &load.search);
         let mut failed: Vec<(u32, String)> = Vec::new();
         let mut batches: Vec<Outgoing> = Vec::new();
 
@@ -201,11 +200,11 @@ impl Loader {
         let landed: Vec<u32> = fresh.iter().zip(&there).filter(|(_, there)| **there).map(|(index, _)| *index).collect();
         fresh.retain(|index| !landed.contains(index));
 
-        let wanted = fresh.iter().map(|&i| (&job.keys[i as usize], progress.sizes[i as usize], i));
+        let wanted = fresh.iter().map(|&i| (&job.keys[i as usize], search.sizes[i as usize], i));
         let staged = self.l1.stage_loads(job.space.index, wanted, job.request.temporary);
         for (&index, staged) in fresh.iter().zip(staged) {
-            let (place, bytes) = (progress.found[index as usize], progress.sizes[index as usize]);
-            let tier = job.tier(&progress, place).filter(|tier| tier.may_have(&job.space.tag)).cloned();
+            let (place, bytes) = (search.found[index as usize], search.sizes[index as usize]);
+            let tier = search.tier(place).filter(|tier| tier.may_have(&job.space.tag)).cloned();
             let (name, buffer, tier) = match (staged, tier) {
                 (Ok((name, buffer)), Some(tier)) => (name, buffer, tier),
                 (Ok((name, buffer)), None) => {
@@ -244,7 +243,7 @@ impl Loader {
                 }
             }
         }
-        drop(progress);
+        drop(state);
         for (tier, items, buffers) in batches {
             self.send(tier.clone(), items, buffers);
             tier.end_handing();
@@ -289,18 +288,19 @@ impl Loader {
         self.committed.load(Ordering::Acquire)
     }
 
-    fn choose(&self, progress: &Progress) -> Vec<u32> {
+    /// How many of the next planned keys may be issued now: at least one.
+    fn choose(&self, load: &LoadPhase) -> usize {
         let mut room = self.bytes_max.saturating_sub(self.bytes.load(Ordering::Acquire));
-        let mut batch = Vec::new();
-        for &index in progress.to_load[progress.cursor..].iter().take(BATCH) {
-            let size = progress.sizes[index as usize];
-            if size > room && !batch.is_empty() {
+        let mut count = 0;
+        for &index in load.planned().iter().take(BATCH) {
+            let size = load.search.sizes[index as usize];
+            if size > room && count > 0 {
                 break;
             }
             room = room.saturating_sub(size);
-            batch.push(index);
+            count += 1;
         }
-        batch
+        count
     }
 
     fn send(self: &Arc<Loader>, tier: Arc<Tier>, items: Vec<Item>, buffers: Vec<(Buffer, u32)>) {
@@ -389,8 +389,7 @@ impl Loader {
 
     /// Tells a job what became of one of its keys. False if it is over.
     fn report(&self, job: &Arc<Job>, index: u32, outcome: std::result::Result<Arrival, String>) -> bool {
-        let prefetcher = self.prefetcher.get().and_then(std::sync::Weak::upgrade);
-        prefetcher.is_some_and(|prefetcher| prefetcher.landed(job, index as usize, outcome))
+        job.landed(index as usize, outcome, &*self.table)
     }
 
     /// A load ended. The control thread is told once a share of a bound is free, not of each object: it would issue as little
@@ -400,10 +399,8 @@ impl Loader {
         let flying = self.flying.fetch_sub(1, Ordering::SeqCst);
         let enough = self.bytes_max - self.bytes_max.div_ceil(REFILL_SHARE);
         let few = FLIGHTS_MAX - FLIGHTS_MAX / REFILL_SHARE as usize;
-        if ((before > enough && before - bytes <= enough) || flying == few + 1)
-            && let Some(prefetcher) = self.prefetcher.get().and_then(std::sync::Weak::upgrade)
-        {
-            prefetcher.wake();
+        if (before > enough && before - bytes <= enough) || flying == few + 1 {
+            self.table.wake();
         }
     }
 }

@@ -1,14 +1,10 @@
 //! Pins on objects in backends. A lookup takes them; each is given back exactly once.
 //!
-//! [`Answers`] owns the pins of one lookup until its job takes them over, [`Pins`] owns those of a job. Both give back what they
+//! The answers to a lookup own its pins until the job takes them over, [`Pins`] owns those of a job. Both give back what they
 //! still own when they are dropped, so that no path of a job can forget one.
 
-use std::sync::Arc;
-
-use super::job::Job;
-use crate::control::backends::{Tier, TierList};
+use crate::control::backends::TierList;
 use crate::key::ObjectKey;
-use crate::l2::Found;
 
 /// A job's pins: at most one for each of its keys.
 #[derive(Default)]
@@ -56,46 +52,6 @@ impl Pins {
                 self.count -= keys.len();
                 tier.backend.unpin(&keys);
             }
-        }
-    }
-}
-
-/// A backend's answers to a lookup of a job. Pins that are not taken out are given back when it goes.
-pub struct Answers {
-    job: Arc<Job>,
-    tier: Arc<Tier>,
-    /// The job's keys that were asked for.
-    asked: Vec<u32>,
-    found: Vec<Found>,
-}
-
-impl Answers {
-    /// The answers of `tier` to a lookup of the keys `asked` of a job.
-    pub fn new(job: Arc<Job>, tier: Arc<Tier>, asked: Vec<u32>, found: Vec<Found>) -> Answers {
-        Answers { job, tier, asked, found }
-    }
-
-    /// The present keys that `wants` chooses, with their sizes. The caller owns their pins from now on.
-    pub fn take(&mut self, wants: impl Fn(usize) -> bool) -> Vec<(usize, u64)> {
-        let mut taken = Vec::new();
-        for (&index, found) in self.asked.iter().zip(&mut self.found) {
-            if let Found::Present(bytes) = *found
-                && wants(index as usize)
-            {
-                *found = Found::Absent;
-                taken.push((index as usize, bytes));
-            }
-        }
-        taken
-    }
-}
-
-impl Drop for Answers {
-    fn drop(&mut self) {
-        let present = self.asked.iter().zip(&self.found).filter(|(_, found)| matches!(found, Found::Present(_)));
-        let keys: Vec<ObjectKey> = present.map(|(&index, _)| self.job.object(index as usize)).collect();
-        if !keys.is_empty() {
-            self.tier.backend.unpin(&keys);
         }
     }
 }

@@ -3,6 +3,9 @@
 use crate::config::{GroupRule, Mode};
 use crate::key::Key;
 
+/// The place of a key that no tier was found to have.
+pub const NOWHERE: u8 = u8::MAX;
+
 /// The answer to a job, as far as its keys are there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {

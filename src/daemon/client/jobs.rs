@@ -7,8 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::abi::{JobKind, JobResult};
 use crate::config::Notify;
-use crate::control::completion::Completions;
-use crate::control::prefetch::job::message_bytes;
+use crate::control::completion::{Completions, message_bytes};
 use crate::error::{
     Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK,
     KVKEEP_PENDING, Result, Status,

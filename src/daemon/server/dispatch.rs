@@ -421,10 +421,10 @@ impl Desk {
     fn state_of(&self, job: u64, keys: usize, frame: &mut Frame) -> Result<()> {
         let (mut chunks, mut result) = (0, JobResult::default());
         let known = |status: Result<Status>| matches!(status, Ok(status) if status != KVKEEP_PENDING);
-        let looked_up = known(self.node.prefetcher.query_lookup_hits(job, &mut chunks));
+        let looked_up = known(self.node.prefetcher.table().query_lookup_hits(job, &mut chunks));
         let mut bitmap = vec![0; keys.div_ceil(8)];
-        let done = known(self.node.prefetcher.query(job, &mut result))
-            && known(self.node.prefetcher.query_bitmap(job, &mut bitmap));
+        let done = known(self.node.prefetcher.table().query(job, &mut result))
+            && known(self.node.prefetcher.table().query_bitmap(job, &mut bitmap));
         frame.begin(KVKEEP_OK as u32).put(&job).put(&looked_up).put(&chunks).put(&done);
         if done {
             frame.put(&result).put(&bitmap.as_slice());
@@ -468,7 +468,7 @@ impl Desk {
         if self.grants.read().is_empty() {
             return Ok(());
         }
-        match self.node.prefetcher.space_of(job) {
+        match self.node.prefetcher.table().space_of(job) {
             Some(space) => self.check_space(guest, space.tag.number()),
             None => Ok(()),
         }

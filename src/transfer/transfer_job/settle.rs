@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Progress, Transfer};
 use crate::abi::{JobKind, JobResult};
 use crate::cache::Cache;
-use crate::control::prefetch::job::message_bytes;
+use crate::control::completion::message_bytes;
 use crate::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result,
     Status,

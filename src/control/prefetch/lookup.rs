@@ -1,0 +1,210 @@
+//! The lookup of a job: L1 is asked first, then the backends' indexes, then the backends themselves.
+
+use std::sync::Arc;
+
+use super::job::Job;
+use super::phases::{JobState, Phase, Search};
+use super::plan::NOWHERE;
+use super::prefetcher::Prefetcher;
+use crate::config::Mode;
+use crate::control::backends::Tier;
+use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, Result};
+use crate::key::ObjectKey;
+use crate::l2::{Found, LookupRequest, Reply};
+
+/// Keys (by index) to be asked of a backend.
+type Asks = Vec<(Arc<Tier>, Vec<u32>)>;
+
+/// Keys of which a backend's index is asked at a time: the notes about them stay in the core's cache.
+const PIECE: usize = 256;
+
+impl Prefetcher {
+    /// Looks for what is still missing: in L1, then in the backends' indexes. Keys that need I/O are returned, to be asked of the
+    /// backends once the lock of the state is let go: a backend may answer at once.
+    pub(super) fn ask(self: &Arc<Self>, job: &Arc<Job>, state: &mut JobState) -> Asks {
+        let Some((held, lookup)) = state.lookup_mut() else { return Vec::new() };
+        let search = &mut lookup.search;
+        if self.find_in_l1(job, held, search).is_err() {
+            job.finish(state, KVKEEP_ERR_CANCELLED, Some("the session has ended".to_owned()), &*self.table);
+            // Its session's end may have passed before it was known.
+            self.table.forget(job);
+            job.mark_released(state);
+            return Vec::new();
+        }
+        // Here and below, a vector that grows bit by bit would ask for memory again and again, which others may be asking for too.
+        let mut missing: Vec<u32> = Vec::with_capacity(job.keys.len());
+        missing.extend((0..job.keys.len() as u32).filter(|&i| search.found[i as usize] == NOWHERE));
+        if missing.is_empty() {
+            self.looked_up(job, state);
+            return Vec::new();
+        }
+        // Sizes are of what backends have: as long as there are none, it has asked none.
+        if search.sizes.is_empty() {
+            search.tiers = self.tiers.list();
+        }
+        let tiers = search.tiers.clone();
+        if !tiers.is_empty() && search.sizes.is_empty() {
+            search.sizes = vec![0; job.keys.len()];
+        }
+        let mut unknown: Asks = Vec::new();
+        for tier in tiers.iter().filter(|tier| tier.may_have(&job.space.tag)) {
+            if missing.is_empty() {
+                break;
+            }
+            let ask = look_in_index(job, search, tier, &mut missing);
+            if !ask.is_empty() {
+                unknown.push((tier.clone(), ask));
+            }
+        }
+        for (_, ask) in &mut unknown {
+            ask.retain(|&index| search.found[index as usize] == NOWHERE);
+        }
+        unknown.retain(|(_, ask)| !ask.is_empty());
+        lookup.asking = unknown.len();
+        if unknown.is_empty() {
+            self.looked_up(job, state);
+        }
+        unknown
+    }
+
+    /// Takes shares of what is in L1 by now.
+    pub(super) fn find_in_l1(&self, job: &Job, held: &mut [bool], search: &mut Search) -> Result<()> {
+        self.l1.reserve_found(job.session, &job.keys, job.shares(), held)?;
+        for (held, found) in held.iter().zip(&mut search.found) {
+            if *held && *found == NOWHERE {
+                *found = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the lookup of a job, and queues the job if it has something to load. Called under the lock of the state.
+    pub(super) fn looked_up(&self, job: &Arc<Job>, state: &mut JobState) {
+        if job.looked_up(state, &*self.table) && self.loader.enqueue(job) {
+            self.table.wake();
+        }
+    }
+
+    /// Asks backends for keys that their indexes do not know. Called with no lock held.
+    pub(super) fn ask_tiers(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
+        // Where only one backend is asked, the first gap decides a prefix: it need not ask beyond.
+        let in_order = job.request.mode == Mode::Prefix && job.request.group_rules.is_empty() && asks.len() == 1;
+        for (tier, ask) in asks {
+            self.ask_tier(job, tier, ask, in_order);
+        }
+    }
+
+    fn ask_tier(self: &Arc<Self>, job: &Arc<Job>, tier: Arc<Tier>, ask: Vec<u32>, in_order: bool) {
+        let keys = ask.iter().map(|&i| job.object(i as usize)).collect();
+        let (me, late_job, late_tier) = (self.clone(), job.clone(), tier.clone());
+        let on_late = std::iter::once(Box::new(move || {
+            me.meters.backend_timeouts.add(1);
+            let error = Error::new(KVKEEP_ERR_TIMEOUT, "a lookup was not answered in time");
+            me.answered(&late_job, &late_tier, Err(error));
+        }) as Box<dyn FnOnce() + Send>);
+        let ticket = self.watch.begin(&tier, on_late).pop();
+        let (me, job, answered_tier) = (self.clone(), job.clone(), tier.clone());
+        let reply = Reply::new(move |result: Result<Vec<Found>>| {
+            let answers =
+                result.map(|found| Answers { job: job.clone(), tier: answered_tier.clone(), asked: ask, found });
+            // Dropped, with the pins in it, if the job was notified already that it is too late.
+            if ticket.is_some_and(|ticket| ticket.answered()) {
+                me.answered(&job, &answered_tier, answers);
+            }
+        });
+        tier.backend.lookup(LookupRequest { keys, in_order, deadline: self.watch.deadline(), reply });
+    }
+
+    /// Takes in a backend's answer, on the backend's thread, or on the control thread when it is late.
+    fn answered(self: &Arc<Self>, job: &Arc<Job>, tier: &Arc<Tier>, answers: Result<Answers>) {
+        let mut state = job.state.lock();
+        match answers {
+            Ok(mut answers) => {
+                if let Some((_, lookup)) = state.lookup_mut() {
+                    let search = &mut lookup.search;
+                    for (index, bytes) in answers.take(|index| search.found[index] == NOWHERE) {
+                        search.note_found(index, tier, bytes);
+                    }
+                }
+            }
+            Err(error) => state.note_trouble(format!("backend {}: {error}", tier.number)),
+        }
+        if let Phase::Lookup(lookup) = &mut state.phase {
+            lookup.asking = lookup.asking.saturating_sub(1);
+            if lookup.asking == 0 {
+                self.looked_up(job, &mut state);
+            }
+        }
+    }
+}
+
+/// Looks for missing keys in the index of a backend: keys that it has go out of `missing`. Keys that it does not know without asking are
+/// returned.
+fn look_in_index(job: &Job, search: &mut Search, tier: &Tier, missing: &mut Vec<u32>) -> Vec<u32> {
+    let mut ask = Vec::new();
+    let mut still = 0;
+    let mut objects: Vec<ObjectKey> = Vec::with_capacity(missing.len().min(PIECE));
+    let mut found = [Found::Unknown; PIECE];
+    for from in (0..missing.len()).step_by(PIECE) {
+        let piece = from..missing.len().min(from + PIECE);
+        objects.clear();
+        objects.extend(missing[piece.clone()].iter().map(|&i| job.object(i as usize)));
+        let found = &mut found[..piece.len()];
+        tier.backend.lookup_cached(&objects, found);
+        for (at, &found) in piece.zip(&*found) {
+            let index = missing[at];
+            match found {
+                Found::Present(bytes) => {
+                    search.note_found(index as usize, tier, bytes);
+                    continue;
+                }
+                Found::Absent => {}
+                Found::Unknown => {
+                    if ask.is_empty() {
+                        ask.reserve_exact(missing.len() - at);
+                    }
+                    ask.push(index);
+                }
+            }
+            missing[still] = index;
+            still += 1;
+        }
+    }
+    missing.truncate(still);
+    ask
+}
+
+/// A backend's answers to a lookup of a job. Pins that are not taken out are given back when it goes.
+struct Answers {
+    job: Arc<Job>,
+    tier: Arc<Tier>,
+    /// The job's keys that were asked for.
+    asked: Vec<u32>,
+    found: Vec<Found>,
+}
+
+impl Answers {
+    /// The present keys that `wants` chooses, with their sizes. The caller owns their pins from now on.
+    fn take(&mut self, wants: impl Fn(usize) -> bool) -> Vec<(usize, u64)> {
+        let mut taken = Vec::new();
+        for (&index, found) in self.asked.iter().zip(&mut self.found) {
+            if let Found::Present(bytes) = *found
+                && wants(index as usize)
+            {
+                *found = Found::Absent;
+                taken.push((index as usize, bytes));
+            }
+        }
+        taken
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let present = self.asked.iter().zip(&self.found).filter(|(_, found)| matches!(found, Found::Present(_)));
+        let keys: Vec<ObjectKey> = present.map(|(&index, _)| self.job.object(index as usize)).collect();
+        if !keys.is_empty() {
+            self.tier.backend.unpin(&keys);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What a job has in each phase of its life. The transitions between the phases are in `job.rs`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::pins::Pins;
+use super::plan::NOWHERE;
+use crate::abi::JobResult;
+use crate::config::Notify;
+use crate::control::backends::{Tier, TierList};
+
+/// What a job knows of its keys until it is done.
+#[derive(Default)]
+pub struct Search {
+    /// Where each key was found: 0 for L1, the tier's place for a backend, or [`NOWHERE`].
+    pub found: Vec<u8>,
+    /// Payload sizes of the keys found in a backend. Empty until there is a backend to ask.
+    pub sizes: Vec<u64>,
+    /// The backends it asked.
+    pub tiers: TierList,
+    /// Pins on its objects in those backends.
+    pub pins: Pins,
+    /// The last failure, for the message of the result.
+    pub trouble: Option<String>,
+    /// How the caller is notified. Taken by the completion, so that there is one.
+    pub(super) notify: Option<Notify>,
+}
+
+/// The state of a job whose tiers are being asked.
+pub struct LookupPhase {
+    /// The keys found so far.
+    pub search: Search,
+    /// Lookups that backends have not answered.
+    pub asking: usize,
+    /// Until when missing chunks are asked for again.
+    pub(super) ask_until: Option<Instant>,
+    /// Whether a commit may answer it.
+    pub(super) awaiting: bool,
+}
+
+/// The state of a job whose answer to the lookup is known and whose bytes are being loaded, or wait for their turn.
+pub struct LoadPhase {
+    /// The keys found, and the pins on those to be loaded.
+    pub search: Search,
+    /// The lookup's answer in chunks, and when it was known.
+    pub(super) lookup: (u32, Instant),
+    /// Keys to be loaded, in order; those before `cursor` are on their way or over.
+    pub(super) to_load: Vec<u32>,
+    pub(super) cursor: usize,
+    /// Keys on their way.
+    pub(super) loading: usize,
+    /// Planned keys that could not be loaded.
+    pub(super) failed: u32,
+    pub(super) loaded_bytes: u64,
+}
+
+/// The state of a job at its end.
+pub struct DonePhase {
+    /// The lookup's answer in chunks.
+    pub lookup_chunks: u32,
+    /// The answer that callers read.
+    pub result: JobResult,
+    /// When the job was done.
+    pub at: Instant,
+    /// The table of jobs no longer has it: waiters return.
+    pub released: bool,
+}
+
+/// The phase of a job, with all that only this phase has.
+pub enum Phase {
+    /// Tiers are being asked.
+    Lookup(LookupPhase),
+    /// Bytes are being loaded, or wait for their turn.
+    Load(LoadPhase),
+    /// The answer is known, and no longer changes.
+    Done(DonePhase),
+}
+
+/// The state of a job, behind its lock.
+pub struct JobState {
+    /// Keys whose shares the job's session holds.
+    pub held: Vec<bool>,
+    /// Where the job is in its life.
+    pub phase: Phase,
+}
+
+impl Search {
+    /// The backend at `place`, if the job has asked it.
+    pub fn tier(&self, place: u8) -> Option<&Arc<Tier>> {
+        self.tiers.iter().find(|tier| tier.place == place as usize)
+    }
+
+    /// Which keys some tier has.
+    pub(super) fn there(&self) -> Vec<bool> {
+        self.found.iter().map(|&found| found != NOWHERE).collect()
+    }
+
+    /// Notes that the backend `tier` has the key `index` and has pinned it for this job.
+    pub fn note_found(&mut self, index: usize, tier: &Tier, bytes: u64) {
+        self.found[index] = tier.place as u8;
+        self.sizes[index] = bytes;
+        self.pins.take_over(index, tier.place, self.found.len());
+    }
+}
+
+impl LookupPhase {
+    /// Whether the control thread looks through the job after a commit.
+    pub fn awaits_commits(&self) -> bool {
+        self.awaiting
+    }
+}
+
+impl LoadPhase {
+    /// The lookup's answer in chunks.
+    pub fn lookup_chunks(&self) -> u32 {
+        self.lookup.0
+    }
+
+    /// The keys that have not been asked for, in order.
+    pub fn planned(&self) -> &[u32] {
+        &self.to_load[self.cursor..]
+    }
+
+    /// Whether every planned key was asked for.
+    pub fn all_issued(&self) -> bool {
+        self.cursor == self.to_load.len()
+    }
+}
+
+impl JobState {
+    /// Whether the job is at its end.
+    pub fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done(_))
+    }
+
+    /// The keys held and the state of the lookup, while the job looks up.
+    pub fn lookup_mut(&mut self) -> Option<(&mut [bool], &mut LookupPhase)> {
+        match &mut self.phase {
+            Phase::Lookup(lookup) => Some((&mut self.held, lookup)),
+            Phase::Load(_) | Phase::Done(_) => None,
+        }
+    }
+
+    /// What the job knows of its keys, unless it is done.
+    pub fn search(&self) -> Option<&Search> {
+        match &self.phase {
+            Phase::Lookup(lookup) => Some(&lookup.search),
+            Phase::Load(load) => Some(&load.search),
+            Phase::Done(_) => None,
+        }
+    }
+
+    pub(super) fn search_mut(&mut self) -> Option<&mut Search> {
+        match &mut self.phase {
+            Phase::Lookup(lookup) => Some(&mut lookup.search),
+            Phase::Load(load) => Some(&mut load.search),
+            Phase::Done(_) => None,
+        }
+    }
+
+    /// Notes a failure for the message of the result, unless the job is done.
+    pub fn note_trouble(&mut self, why: String) {
+        if let Some(search) = self.search_mut() {
+            search.trouble = Some(why);
+        }
+    }
+
+    /// Keys found in a backend that has not been asked for their bytes yet.
+    pub fn to_ask(&self) -> impl Iterator<Item = usize> {
+        let (pins, planned) = match &self.phase {
+            Phase::Lookup(lookup) => (Some(&lookup.search.pins), [].as_slice()),
+            Phase::Load(load) => (None, load.planned()),
+            Phase::Done(_) => (None, [].as_slice()),
+        };
+        let found = pins.into_iter().flat_map(Pins::iter);
+        found.chain(planned.iter().map(|&index| index as usize))
+    }
+}
