@@ -1,6 +1,6 @@
-//! The committed header is the one that the sources generate, and the layout file knows all of it.
+//! The committed header and version script are those that the sources generate, and the layout file knows all of the header.
 //!
-//! `KVKEEP_UPDATE_HEADER=1 cargo test --test header` rewrites the header.
+//! `KVKEEP_UPDATE_HEADER=1 cargo test --test header` rewrites both.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
@@ -10,20 +10,28 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-#[test]
-fn the_committed_header_is_fresh() {
-    let fresh = fs::read_to_string(Path::new(env!("OUT_DIR")).join("kvkeep.h")).unwrap();
-    let committed = root("include/kvkeep.h");
+fn is_fresh(generated: &str, committed: &str) {
+    let fresh = fs::read_to_string(Path::new(env!("OUT_DIR")).join(generated)).unwrap();
     if std::env::var_os("KVKEEP_UPDATE_HEADER").is_some_and(|value| value == "1") {
-        fs::write(&committed, &fresh).unwrap();
+        fs::write(root(committed), &fresh).unwrap();
     }
-    let old = fs::read_to_string(committed).unwrap();
+    let old = fs::read_to_string(root(committed)).unwrap();
     let differs = old.lines().zip(fresh.lines()).position(|(old, fresh)| old != fresh);
     assert!(
         old == fresh,
-        "include/kvkeep.h differs from the sources at line {}: run KVKEEP_UPDATE_HEADER=1 cargo test --test header",
+        "{committed} differs from the sources at line {}: run KVKEEP_UPDATE_HEADER=1 cargo test --test header",
         differs.map_or(old.lines().count().min(fresh.lines().count()), |line| line) + 1
     );
+}
+
+#[test]
+fn the_committed_header_is_fresh() {
+    is_fresh("kvkeep.h", "include/kvkeep.h");
+}
+
+#[test]
+fn the_committed_version_script_is_fresh() {
+    is_fresh("kvkeep.map", "cmake/kvkeep.map");
 }
 
 /// Names of the structs of the header, each with its fields.
