@@ -16,6 +16,7 @@ install() {
 }
 install mdbook 0.5.4 --no-default-features --features search
 install mdbook-mermaid 0.17.1
+rm -rf "$tools/target"
 
 # The pages keep their places, so that the links between them are good here and in the repository.
 pages=$into/pages
