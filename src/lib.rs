@@ -21,6 +21,7 @@ pub mod l2;
 pub mod abi;
 pub mod arena;
 pub mod arena_lease;
+pub mod backend_report;
 mod chunked;
 pub mod config;
 mod doorbell;

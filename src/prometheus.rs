@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value as Json, json};
 
 use crate::abi::{Histogram, Stats};
-use crate::node::explain::BackendReport;
+use crate::backend_report::BackendReport;
 
 /// One number of the statistics.
 pub struct Value {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use hashbrown::HashSet;
 use parking_lot::{Mutex, RwLock};
 
-use super::forget_space::Bars;
-use super::tier_sync::Losses;
-use super::write_counters::Writes;
+use super::forgotten::ForgottenSpaces;
+use super::losses::Losses;
+use super::write_counters::WriteCounters;
 use crate::abi::KVKEEP_TIERS_MAX;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
 use crate::events::{EventKind, Events};
@@ -18,33 +18,34 @@ use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Backend, Change, Found, Health};
 use crate::threads;
 
-/// One backend of a cache.
-pub struct Tier {
-    /// Its number.
+/// One backend of a cache, and whether it may be asked now.
+pub struct BackendSlot {
+    /// The number that `add` gave, never used again.
     pub number: u64,
-    /// Its place among the tiers of a result: 1 for the first.
+    /// The place among the tiers of a result: 1 for the first.
     pub place: usize,
-    /// The backend.
+    /// The plug-in that stores objects.
     pub backend: Arc<dyn Backend>,
-    /// What became of writes to it.
-    pub writes: Writes,
-    /// Of the objects it evicted, those that the list of backends counts.
+    /// Counters of writes to it by their end.
+    pub writes: WriteCounters,
+    /// The part of its evictions that [`Backends::evicted`] counts already.
     evicted_kept: AtomicU64,
     /// Requests that passed their deadline unanswered. While there are any, the backend is fenced.
     late: AtomicU64,
     removed: AtomicBool,
-    /// Spaces that it is not looked up for.
-    pub bars: Bars,
+    /// Spaces that it is to forget, for which it is not looked up.
+    pub forgotten: ForgottenSpaces,
     /// Batches of loads that were chosen for it and are not handed to it yet.
     handing: AtomicUsize,
-    /// Objects that it has in another shape than this cache's pools: what this cache stores under their keys replaces them.
+    /// Keys under which it has an object of another shape than this cache's pools. An object that this cache stores under such a key
+    /// replaces it.
     misshapen: Mutex<HashSet<ObjectKey>>,
 }
 
-/// Most of these that are remembered. Others are found again when they are loaded.
+/// Most keys of such objects that are remembered. Others are noted again when they are loaded.
 const MISSHAPEN_MAX: usize = 1 << 16;
 
-impl Tier {
+impl BackendSlot {
     /// Whether new requests may go to it.
     pub fn usable(&self) -> bool {
         self.late.load(Ordering::Acquire) == 0 && !self.removed.load(Ordering::Acquire)
@@ -52,7 +53,7 @@ impl Tier {
 
     /// Whether it may be asked for objects of a space.
     pub fn may_have(&self, space: &SpaceTag) -> bool {
-        self.usable() && !self.bars.stop(space)
+        self.usable() && !self.forgotten.covers(space)
     }
 
     /// A request passed its deadline.
@@ -74,14 +75,14 @@ impl Tier {
     pub fn trouble(&self) -> Option<String> {
         match (self.backend.health(), self.late()) {
             (Health::Bad(why), _) => Some(why),
-            (Health::Good | Health::Noted(_), 0) => self.bars.trouble(),
+            (Health::Good | Health::Noted(_), 0) => self.forgotten.trouble(),
             (Health::Good | Health::Noted(_), late) => {
                 Some(format!("fenced: {late} requests passed their deadline unanswered"))
             }
         }
     }
 
-    /// What the backend's index says of keys. No pin is kept.
+    /// Looks keys up in the backend's index, and takes no pin.
     pub fn peek(&self, keys: &[ObjectKey]) -> Vec<Found> {
         let mut found = vec![Found::Unknown; keys.len()];
         self.backend.lookup_cached(keys, &mut found);
@@ -93,7 +94,7 @@ impl Tier {
         found
     }
 
-    /// What an operator should know of it although it is used, if anything.
+    /// A note for operators about a backend that is used, if there is one.
     pub fn note(&self) -> Option<String> {
         match self.backend.health() {
             Health::Noted(note) => Some(note),
@@ -159,43 +160,43 @@ impl Tier {
 }
 
 /// A snapshot of the backends.
-pub type TierList = Arc<Vec<Arc<Tier>>>;
+pub type BackendList = Arc<Vec<Arc<BackendSlot>>>;
 
 /// All backends of a cache.
-pub struct Tiers {
-    list: RwLock<TierList>,
+pub struct Backends {
+    list: RwLock<BackendList>,
     next: AtomicU64,
     events: Arc<Events>,
     losses: Arc<Losses>,
-    /// Objects that backends evicted which are closed.
+    /// Evictions of backends that were removed.
     evicted: AtomicU64,
 }
 
-impl Tiers {
-    /// None yet; what becomes of objects in them is told to `events`.
-    pub fn new(events: Arc<Events>) -> Tiers {
+impl Backends {
+    /// An empty list. Backends record in `events` the objects that appear in them and vanish from them.
+    pub fn new(events: Arc<Events>) -> Backends {
         let (next, evicted) = (AtomicU64::new(0), AtomicU64::new(0));
-        Tiers { list: RwLock::default(), next, events, losses: Arc::default(), evicted }
+        Backends { list: RwLock::default(), next, events, losses: Arc::default(), evicted }
     }
 
-    /// What vanished from them.
+    /// The objects that vanished from them.
     pub fn losses(&self) -> &Losses {
         &self.losses
     }
 
-    /// The backends now.
-    pub fn list(&self) -> TierList {
+    /// A snapshot of the backends, in the order in which they are asked.
+    pub fn list(&self) -> BackendList {
         self.list.read().clone()
     }
 
-    /// Adds one below the others.
+    /// Adds a backend below the others. Returns its number.
     pub fn add(&self, backend: Arc<dyn Backend>) -> Result<u64> {
         let mut list = self.list.write();
         // Above all others, so that places rise in the order in which backends are asked, as long as there are such places.
-        let above = list.iter().map(|tier| tier.place + 1).max().unwrap_or(1);
+        let above = list.iter().map(|slot| slot.place + 1).max().unwrap_or(1);
         let free = (above..KVKEEP_TIERS_MAX)
             .chain(1..KVKEEP_TIERS_MAX)
-            .find(|place| list.iter().all(|tier| tier.place != *place));
+            .find(|place| list.iter().all(|slot| slot.place != *place));
         let Some(place) = free else {
             drop(list);
             backend.close();
@@ -216,59 +217,59 @@ impl Tiers {
                 losses.note(key);
             }
         }));
-        let tier = Tier {
+        let slot = BackendSlot {
             number,
             place,
             backend,
-            writes: Writes::default(),
+            writes: WriteCounters::default(),
             evicted_kept: AtomicU64::new(0),
             late: AtomicU64::new(0),
             removed: AtomicBool::new(false),
-            bars: Bars::default(),
+            forgotten: ForgottenSpaces::default(),
             handing: AtomicUsize::new(0),
             misshapen: Mutex::default(),
         };
-        let mut longer: Vec<Arc<Tier>> = list.iter().cloned().collect();
-        longer.push(Arc::new(tier));
+        let mut longer: Vec<Arc<BackendSlot>> = list.iter().cloned().collect();
+        longer.push(Arc::new(slot));
         *list = Arc::new(longer);
         Ok(number)
     }
 
-    /// Takes one out: who looks at the list from now on does not see it.
-    pub fn remove(&self, number: u64) -> Result<Arc<Tier>> {
+    /// Takes a backend out of the list. Snapshots taken before still have it.
+    pub fn remove(&self, number: u64) -> Result<Arc<BackendSlot>> {
         let mut list = self.list.write();
-        let Some(tier) = list.iter().find(|tier| tier.number == number).cloned() else {
+        let Some(slot) = list.iter().find(|slot| slot.number == number).cloned() else {
             return Err(Error::new(
                 KVKEEP_ERR_NOT_FOUND,
                 format!("backend {number} is not open: use the number that kvkeep_add_backend gave"),
             ));
         };
         *list = Arc::new(list.iter().filter(|other| other.number != number).cloned().collect());
-        self.keep_count(&tier);
-        Ok(tier)
+        self.keep_count(&slot);
+        Ok(slot)
     }
 
-    /// Objects that backends have evicted, those included that were removed.
+    /// Objects that backends have evicted, removed backends included.
     pub fn evicted(&self) -> u64 {
         let list = self.list.read();
-        let of_list: u64 = list.iter().map(|tier| tier.backend.usage().evicted).sum();
+        let of_list: u64 = list.iter().map(|slot| slot.backend.usage().evicted).sum();
         of_list + self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Counts what a backend has evicted since it was last counted, from when it is not in the list any more.
-    pub fn keep_count(&self, tier: &Tier) {
-        let evicted = tier.backend.usage().evicted;
-        let before = tier.evicted_kept.swap(evicted, Ordering::Relaxed);
+    /// Counts the evictions of a backend that is no longer in the list, since they were last counted.
+    pub fn keep_count(&self, slot: &BackendSlot) {
+        let evicted = slot.backend.usage().evicted;
+        let before = slot.evicted_kept.swap(evicted, Ordering::Relaxed);
         self.evicted.fetch_add(evicted.saturating_sub(before), Ordering::Relaxed);
     }
 
-    /// Closes all, and gives the failures.
+    /// Closes all backends. Returns the failures.
     pub fn close(&self, timeout: Duration) -> Vec<Error> {
         let list = std::mem::take(&mut *self.list.write());
         list.iter()
-            .filter_map(|tier| {
-                let error = tier.close(timeout).err();
-                self.keep_count(tier);
+            .filter_map(|slot| {
+                let error = slot.close(timeout).err();
+                self.keep_count(slot);
                 error
             })
             .collect()

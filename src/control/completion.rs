@@ -17,7 +17,7 @@ use crate::abi::{Completion, KVKEEP_MESSAGE_BYTES};
 use crate::config::{Callback, Notify};
 use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
 
-/// Most completions that wait to be taken, where nobody said how many jobs there may be.
+/// Most completions that wait to be taken, where no bound on jobs is known.
 pub const WAITING_MAX: usize = 1 << 16;
 
 #[derive(Default)]
@@ -26,7 +26,7 @@ struct Callbacks {
     closing: bool,
 }
 
-/// The ways to the caller.
+/// The queues of completions, and the callback thread.
 pub struct Completions {
     callbacks: Mutex<Callbacks>,
     some: Condvar,
@@ -80,7 +80,7 @@ impl Completions {
         }
     }
 
-    /// Tells the caller.
+    /// Queues a completion for its caller, if the caller wants one. Takes locks of its own; calls nothing back.
     pub fn deliver(&self, notify: Notify, completion: Completion) {
         if notify.is_queued() {
             self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -102,7 +102,7 @@ impl Completions {
         }
     }
 
-    /// Gives completions for the event descriptor, oldest first, and says how many.
+    /// Takes completions for the event descriptor, oldest first. Returns how many.
     pub fn drain(&self, completions: &mut [Completion]) -> usize {
         let mut drained = self.drained.lock();
         let count = completions.len().min(drained.len());
@@ -121,7 +121,7 @@ impl Completions {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Refuses what would be told by a callback or the descriptor while `most` completions wait already.
+    /// Refuses a job whose completion would be queued while `most` completions wait already.
     pub fn check_room(&self, notify: &Notify, most: usize) -> Result<()> {
         if notify.is_queued() && self.waiting() >= most {
             return Err(Error::new(KVKEEP_ERR_LIMIT, format!("{most} completions wait to be taken: drain them")));
@@ -129,12 +129,12 @@ impl Completions {
         Ok(())
     }
 
-    /// The event descriptor.
+    /// The event descriptor, readable while completions wait. It stays this object's.
     pub fn fd(&self) -> i32 {
         self.fd.as_raw_fd()
     }
 
-    /// Whether the caller is a callback.
+    /// Whether the calling thread is the callback thread.
     pub fn on_thread(&self) -> bool {
         self.thread_id.get() == Some(&std::thread::current().id())
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::backends::Tier;
+use super::backends::BackendSlot;
 
 const WAITING: u8 = 0;
 const ANSWERED: u8 = 1;
@@ -18,16 +18,16 @@ type OnLate = Box<dyn FnOnce() + Send>;
 /// One request on its way.
 pub struct Ticket {
     state: AtomicU8,
-    tier: Arc<Tier>,
+    slot: Arc<BackendSlot>,
     on_late: Mutex<Option<OnLate>>,
     live: Arc<AtomicUsize>,
 }
 
 impl Ticket {
-    /// The backend answered. False if that was too late: whoever asked was told TIMEOUT already.
+    /// Notes that the backend answered. False if that was too late: the request has failed with TIMEOUT already.
     pub fn answered(&self) -> bool {
         if self.state.swap(ANSWERED, Ordering::AcqRel) == LATE {
-            self.tier.unfence();
+            self.slot.unfence();
             return false;
         }
         self.live.fetch_sub(1, Ordering::Relaxed);
@@ -37,16 +37,16 @@ impl Ticket {
 }
 
 /// All requests on their way, oldest first: they all have the same time.
-pub struct Watch {
+pub struct Deadlines {
     timeout: Duration,
     tickets: Mutex<VecDeque<(Instant, Arc<Ticket>)>>,
     live: Arc<AtomicUsize>,
 }
 
-impl Watch {
+impl Deadlines {
     /// Requests get `timeout` each.
-    pub fn new(timeout: Duration) -> Watch {
-        Watch { timeout, tickets: Mutex::new(VecDeque::new()), live: Arc::default() }
+    pub fn new(timeout: Duration) -> Deadlines {
+        Deadlines { timeout, tickets: Mutex::new(VecDeque::new()), live: Arc::default() }
     }
 
     /// When a request begun now is late.
@@ -54,14 +54,14 @@ impl Watch {
         Instant::now() + self.timeout
     }
 
-    /// Begins requests to `tier`, each with what to do when it is late.
-    pub fn begin<'a>(&self, tier: &Arc<Tier>, on_late: impl Iterator<Item = OnLate> + 'a) -> Vec<Arc<Ticket>> {
+    /// Begins requests to a backend, each with a function to call when it is late.
+    pub fn begin<'a>(&self, slot: &Arc<BackendSlot>, on_late: impl Iterator<Item = OnLate> + 'a) -> Vec<Arc<Ticket>> {
         let deadline = self.deadline();
         let tickets: Vec<Arc<Ticket>> = on_late
             .map(|on_late| {
                 Arc::new(Ticket {
                     state: AtomicU8::new(WAITING),
-                    tier: tier.clone(),
+                    slot: slot.clone(),
                     on_late: Mutex::new(Some(on_late)),
                     live: self.live.clone(),
                 })
@@ -76,7 +76,8 @@ impl Watch {
         tickets
     }
 
-    /// Declares late what is, fencing its backend, and says how many that were and when to look again.
+    /// Declares requests late whose deadline has passed, and fences their backends. Returns how many that were and when to look again.
+    /// Called by the control thread.
     pub fn expire(&self, now: Instant) -> (usize, Option<Instant>) {
         let mut late = 0;
         loop {
@@ -93,9 +94,9 @@ impl Watch {
             };
             let Some((_, ticket)) = ticket else { return (late, None) };
             // Fenced first, so that an answer that comes meanwhile finds something to take back.
-            ticket.tier.fence();
+            ticket.slot.fence();
             if ticket.state.compare_exchange(WAITING, LATE, Ordering::AcqRel, Ordering::Acquire).is_err() {
-                ticket.tier.unfence();
+                ticket.slot.unfence();
                 continue;
             }
             self.live.fetch_sub(1, Ordering::Relaxed);

@@ -1,9 +1,13 @@
-//! What moves objects between tiers and tells callers: prefetch jobs, writing to L2, making room ahead of need.
+//! Moves objects between tiers and notifies callers: prefetch jobs, writing to L2, forgetting spaces, deadlines.
 
 pub mod backends;
 pub mod completion;
 pub mod deadline;
+pub mod delete;
 pub mod forget_space;
+pub mod forgotten;
+pub mod losses;
+pub mod pending;
 pub mod prefetch;
 pub mod shortfall;
 pub mod tier_sync;

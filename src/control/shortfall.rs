@@ -1,6 +1,6 @@
-//! What was refused, dropped or retried: told in the log by number and reason, and for a minute in the statistics.
+//! Refusals, drops and retries: logged by number and reason, and shown in the statistics for a minute.
 //!
-//! It is read from the counters by the control thread, so that no call that is refused, and none that makes room, has to say it.
+//! The control thread reads them from the counters, so that neither a refused call nor an eviction has to log.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ use crate::meters::Meters;
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two lines of one kind.
 const PAUSE: Duration = Duration::from_secs(10);
-/// For so many looks what was dropped is called recent.
+/// For so many looks a dropped write is called recent.
 const RECENT_LOOKS: usize = 60;
 
 /// One kind of line.
 #[derive(Default)]
 struct Kind {
-    /// What was counted when the last line was said, and when that was.
+    /// The count when the last line was logged, and when that was.
     said: u64,
     at: Option<Instant>,
 }
@@ -35,14 +35,14 @@ struct State {
     looked: Option<Instant>,
 }
 
-/// Calls that met a limit, and what the last of them was told.
+/// Calls that met a limit, and the error of the last one.
 #[derive(Default)]
 struct Limited {
     calls: u64,
     why: String,
 }
 
-/// What fell short.
+/// Logs what fell short, and counts the writes that were dropped recently.
 #[derive(Default)]
 pub struct Shortfall {
     state: Mutex<State>,
@@ -51,7 +51,7 @@ pub struct Shortfall {
 
 const KINDS: usize = 8;
 
-/// How much there is of each kind, and what it says after the number.
+/// The count of each kind, and the text of its line after the number.
 fn kinds(counts: &Counts, meters: &Meters, limited: &Limited) -> [(u64, String); KINDS] {
     [
         (counts.dropped_queue, "writes to L2 were dropped: as many wait as writes_pending_max allows".to_owned()),
@@ -69,7 +69,7 @@ fn kinds(counts: &Counts, meters: &Meters, limited: &Limited) -> [(u64, String);
 }
 
 impl Shortfall {
-    /// A call was refused.
+    /// Notes a refused call. Logged later, by the control thread.
     #[cold]
     pub fn refused(&self, error: &Error) {
         if error.status == KVKEEP_ERR_LIMIT {
@@ -79,7 +79,7 @@ impl Shortfall {
         }
     }
 
-    /// Looks at the counters, if it is time, and says what is new: of one kind at once, then once in ten seconds.
+    /// Logs what is new in the counters, if it is time: of one kind at once, then once in ten seconds. Called by the control thread.
     pub fn look(&self, now: Instant, log: &Log, counts: impl FnOnce() -> Counts, meters: &Meters) {
         let mut state = self.state.lock();
         if state.looked.is_some_and(|looked| now < looked + LOOK) {
@@ -96,7 +96,7 @@ impl Shortfall {
         lines.into_iter().for_each(|line| log.say(LogLevel::Warn, || line));
     }
 
-    /// Says what is left to say, before the log ends.
+    /// Logs everything that is new. Called once, before the log ends.
     pub fn look_last(&self, log: &Log, counts: &Counts, meters: &Meters) {
         let lines = self.state.lock().lines(Instant::now(), Duration::ZERO, counts, meters, &self.limited.lock());
         lines.into_iter().for_each(|line| log.say(LogLevel::Warn, || line));

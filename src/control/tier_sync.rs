@@ -1,13 +1,13 @@
-//! What L1 and the backends tell each other beside objects: uses go down, losses come up. Both in batches, on the store thread.
+//! L1 and the backends are kept informed of each other: uses go down, losses come up. Both in batches, on the store thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::HashSet;
-use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
-use super::backends::{TierList, Tiers};
+use super::backends::{BackendList, Backends};
+use super::losses::Noted;
 use super::prefetch::loader::Loader;
 use crate::key::ObjectKey;
 use crate::l1::L1;
@@ -16,80 +16,35 @@ use crate::l1::tier_notes::Uses;
 use crate::l2::Found;
 use crate::meters::Meters;
 
-/// Objects a backend is told of in one call.
+/// Objects in one call to a backend.
 const BATCH: usize = 1024;
-/// Most objects noted as lost or used before all are looked at again, or the oldest are dropped.
+/// Most objects noted as used before the oldest are dropped.
 const NOTED_MAX: usize = 1 << 16;
 
-/// Objects that backends said have vanished. Backends note them under their own locks, so that nothing else is done here.
-#[derive(Default)]
-pub struct Losses {
-    noted: Mutex<Noted>,
-    waker: OnceCell<Box<dyn Fn() + Send + Sync>>,
-}
-
-#[derive(Default)]
-struct Noted {
-    objects: Vec<ObjectKey>,
-    /// More than can be noted: any object may have vanished.
-    any: bool,
-}
-
-impl Losses {
-    /// Whom to tell of the first loss after the others were taken. Set once.
-    pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
-        let _ = self.waker.set(Box::new(waker));
-    }
-
-    /// An object vanished from a backend.
-    pub fn note(&self, object: &ObjectKey) {
-        let mut noted = self.noted.lock();
-        let first = noted.objects.is_empty() && !noted.any;
-        if noted.objects.len() < NOTED_MAX {
-            noted.objects.push(*object);
-        } else {
-            noted.any = true;
-        }
-        drop(noted);
-        if first && let Some(waker) = self.waker.get() {
-            waker();
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        let noted = self.noted.lock();
-        noted.objects.is_empty() && !noted.any
-    }
-
-    fn take(&self) -> Noted {
-        std::mem::take(&mut *self.noted.lock())
-    }
-}
-
-/// Keeps L1 and the backends informed of each other.
-pub struct Upkeep {
+/// Passes uses from L1 to the backends, and losses from the backends to L1.
+pub struct TierSync {
     pub(super) l1: Arc<L1>,
-    pub(super) tiers: Arc<Tiers>,
+    pub(super) backends: Arc<Backends>,
     loader: Arc<Loader>,
     meters: Arc<Meters>,
     /// Objects that callers touched by key, the last one last.
     touched: Mutex<VecDeque<ObjectKey>>,
-    /// An empty list with room, to be exchanged for L1's.
+    /// An empty list with capacity, to be exchanged for L1's.
     spare: Mutex<Uses>,
 }
 
-impl Upkeep {
+impl TierSync {
     /// Between `l1` and `tiers`.
-    pub fn new(l1: Arc<L1>, tiers: Arc<Tiers>, loader: Arc<Loader>, meters: Arc<Meters>) -> Upkeep {
-        Upkeep { l1, tiers, loader, meters, touched: Mutex::default(), spare: Mutex::default() }
+    pub fn new(l1: Arc<L1>, backends: Arc<Backends>, loader: Arc<Loader>, meters: Arc<Meters>) -> TierSync {
+        TierSync { l1, backends, loader, meters, touched: Mutex::default(), spare: Mutex::default() }
     }
 
-    /// Whether nothing waits to be told.
+    /// Whether no use and no loss waits.
     pub fn is_idle(&self) -> bool {
-        self.tiers.losses().is_empty() && self.touched.lock().is_empty() && !self.l1.has_uses()
+        self.backends.losses().is_empty() && self.touched.lock().is_empty() && !self.l1.has_uses()
     }
 
-    /// Has the backends told that objects were used, the last one last.
+    /// Has the backends notified that objects were used, the last one last.
     pub fn touch(&self, objects: &[ObjectKey]) {
         let mut touched = self.touched.lock();
         touched.extend(objects);
@@ -99,19 +54,19 @@ impl Upkeep {
         self.meters.uses_dropped.add(surplus as u64);
     }
 
-    /// Tells each side what it has not heard of.
-    pub fn tell(&self) {
-        self.tell_uses();
-        let Noted { objects, any } = self.tiers.losses().take();
+    /// Passes on all uses and losses. Called by the store thread.
+    pub fn notify(&self) {
+        self.notify_uses();
+        let Noted { objects, any } = self.backends.losses().take();
         if any {
             self.look_through();
         } else if !objects.is_empty() {
-            self.lose(&self.tiers.list(), objects);
+            self.lose(&self.backends.list(), objects);
         }
     }
 
-    fn tell_uses(&self) {
-        let tiers = self.tiers.list();
+    fn notify_uses(&self) {
+        let backends = self.backends.list();
         let mut spare = self.spare.lock();
         self.l1.take_uses(&mut spare);
         let mut seen = HashSet::new();
@@ -119,21 +74,21 @@ impl Upkeep {
         drop(spare);
         let used: Vec<Ref> = last_last.into_iter().rev().collect();
         for objects in used.chunks(BATCH) {
-            touch(&tiers, &self.l1.stored_names(objects));
+            touch(&backends, &self.l1.stored_names(objects));
         }
         let touched: Vec<ObjectKey> = std::mem::take(&mut *self.touched.lock()).into();
-        touched.chunks(BATCH).for_each(|objects| touch(&tiers, objects));
+        touched.chunks(BATCH).for_each(|objects| touch(&backends, objects));
     }
 
-    /// L1 does not take objects for stored any more that no backend has.
-    fn lose(&self, tiers: &TierList, mut objects: Vec<ObjectKey>) {
-        // Objects on their way into L1 are to be told of, too.
+    /// Marks objects in L1 as not stored where no backend has them.
+    fn lose(&self, backends: &BackendList, mut objects: Vec<ObjectKey>) {
+        // Objects on their way into L1 count, too.
         let loading = self.loader.loading(&objects);
         self.l1.retain_stored(&mut objects, &loading);
-        for tier in tiers.iter() {
+        for slot in backends.iter() {
             for at in (0..objects.len()).step_by(BATCH).rev() {
                 let piece = at..objects.len().min(at + BATCH);
-                let mut found = tier.peek(&objects[piece.clone()]).into_iter();
+                let mut found = slot.peek(&objects[piece.clone()]).into_iter();
                 let mut kept = at;
                 for i in piece.clone() {
                     objects[kept] = objects[i];
@@ -146,21 +101,21 @@ impl Upkeep {
         self.l1.lose(&objects);
     }
 
-    /// Looks through all that L1 takes for stored: something may be gone from the backends, or a backend itself.
+    /// Looks through all objects that L1 takes for stored: the backends, or one of them, may have lost some.
     pub fn look_through(&self) {
-        let tiers = self.tiers.list();
+        let backends = self.backends.list();
         let mut first = 0;
         while let Some((objects, next)) = self.l1.stored_from(first) {
             if !objects.is_empty() {
-                self.lose(&tiers, objects);
+                self.lose(&backends, objects);
             }
             first = next;
         }
     }
 }
 
-fn touch(tiers: &TierList, objects: &[ObjectKey]) {
+fn touch(backends: &BackendList, objects: &[ObjectKey]) {
     if !objects.is_empty() {
-        tiers.iter().filter(|tier| tier.usable()).for_each(|tier| tier.backend.touch(objects));
+        backends.iter().filter(|slot| slot.usable()).for_each(|slot| slot.backend.touch(objects));
     }
 }

@@ -1,4 +1,4 @@
-//! Token chains: what a session's tokens hash to, chunk by chunk.
+//! Token chains: the hashes of a session's tokens, chunk by chunk.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl Chains {
         Chains { chains: Mutex::default(), bytes: Arc::default(), bytes_max }
     }
 
-    /// Appends tokens, and says how many chunks are full.
+    /// Appends tokens. Returns how many chunks are full.
     pub fn append(&self, session: u64, space: &SpaceInfo, tokens: &[u32]) -> Result<u64> {
         let chain = self.chains.lock().entry(session).or_insert_with(|| self.empty()).clone();
         let mut chain = chain.lock();

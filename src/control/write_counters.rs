@@ -1,12 +1,8 @@
-//! What becomes of writes, by number. One write is one object that is to go to one backend; an object that is dropped before it is
+//! Counters of writes by their end. One write is one object that is to go to one backend; an object that is dropped before it is
 //! sent to any counts as one.
 //!
 //! Asked = stored + already there + dropped + withdrawn + pending: in all, and for each backend of those it was asked for.
 
-use std::sync::atomic::Ordering;
-
-use super::backends::Tier;
-use super::writeback::Writer;
 use crate::meters::{Count, Meters};
 
 /// Why a write was dropped.
@@ -16,7 +12,7 @@ pub enum Dropped {
     Failed,
     /// There was no backend, or it was fenced or removed.
     Fenced,
-    /// The cache closed.
+    /// The cache closed before the write ended.
     Closed,
 }
 
@@ -35,8 +31,8 @@ pub enum Ended {
 
 /// The writes that one backend was asked for.
 #[derive(Default)]
-pub struct Writes {
-    /// All of them.
+pub struct WriteCounters {
+    /// Writes asked for: the sum of the others.
     pub asked: Count,
     /// Objects that it stored.
     pub stored: Count,
@@ -50,14 +46,15 @@ pub struct Writes {
     pub pending: Count,
 }
 
-impl Writes {
-    /// One more is asked for.
+impl WriteCounters {
+    /// Counts one more write that is asked for.
     pub fn begin(&self) {
         self.asked.add(1);
         self.pending.add(1);
     }
 
-    fn end(&self, how: Ended) {
+    /// One of them has ended.
+    pub fn end(&self, how: Ended) {
         let count = match how {
             Ended::Stored(_) => &self.stored,
             Ended::Already => &self.already,
@@ -75,7 +72,8 @@ impl Meters {
         [&self.dropped_failed, &self.dropped_fenced, &self.dropped_closed].iter().map(|count| count.get()).sum()
     }
 
-    fn end_write(&self, how: Ended) {
+    /// Counts a write that has ended.
+    pub fn end_write(&self, how: Ended) {
         match how {
             Ended::Stored(bytes) => {
                 self.stores.add(1);
@@ -87,40 +85,5 @@ impl Meters {
             Ended::Dropped(Dropped::Closed) => self.dropped_closed.add(1),
             Ended::Withdrawn => self.writes_withdrawn.add(1),
         }
-    }
-}
-
-impl Writer {
-    /// A write ended: that to a backend, or one that none was to get.
-    pub(super) fn end_write(&self, tier: Option<&Tier>, how: Ended) {
-        if self.over.load(Ordering::Acquire) {
-            return;
-        }
-        self.meters.end_write(how);
-        self.meters.writes_under_way.sub(1);
-        if let Some(tier) = tier {
-            tier.writes.end(how);
-        }
-    }
-
-    /// A deletion ended.
-    pub(super) fn deletion_ended(&self) {
-        self.desk.lock().deletions -= 1;
-        self.ended(0);
-    }
-
-    /// Deletions that backends have not answered.
-    pub fn deletions_pending(&self) -> u64 {
-        self.desk.lock().deletions as u64
-    }
-
-    /// Counts what was not written when the cache closed. Nothing is written any more.
-    pub fn drop_rest(&self) {
-        if self.over.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let under_way = self.meters.writes_under_way.get();
-        self.meters.writes_under_way.sub(under_way);
-        self.meters.dropped_closed.add(under_way + self.l1.drop_writes());
     }
 }

@@ -87,7 +87,7 @@ impl Node {
     /// Tells L1 whether anything is below it. Whoever is last here sees all changes of the list made before.
     fn look_below(&self) {
         let _turn = self.below.lock();
-        self.l1.set_has_l2(!self.tiers.list().is_empty());
+        self.l1.set_has_l2(!self.backends.list().is_empty());
     }
 
     fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
@@ -102,7 +102,7 @@ impl Cache for Node {
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {
-        let number = self.tiers.add(l2::registry::open(url, &self.log)?)?;
+        let number = self.backends.add(l2::registry::open(url, &self.log)?)?;
         self.look_below();
         self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
         Ok(number)
@@ -110,15 +110,15 @@ impl Cache for Node {
 
     fn remove_backend(&self, number: u64) -> Result<()> {
         let deadline = Instant::now() + self.backend_timeout;
-        let tier = self.tiers.remove(number)?;
+        let slot = self.backends.remove(number)?;
         self.look_below();
         self.writer.removed();
         // Callers were told what jobs found in it.
-        while tier.usable() && self.prefetcher.plans_on(&tier) && Instant::now() < deadline {
+        while slot.usable() && self.prefetcher.plans_on(&slot) && Instant::now() < deadline {
             thread::sleep(REMOVAL_PAUSE);
         }
-        let retired = tier.retire(deadline.saturating_duration_since(Instant::now()));
-        self.tiers.keep_count(&tier);
+        let retired = slot.retire(deadline.saturating_duration_since(Instant::now()));
+        self.backends.keep_count(&slot);
         retired
     }
 
@@ -237,8 +237,8 @@ impl Cache for Node {
     }
 
     fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        let tiers = self.tiers.list();
-        if !tiers.is_empty() {
+        let backends = self.backends.list();
+        if !backends.is_empty() {
             let mut objects = self.objects(space, keys)?;
             objects.reverse();
             self.writer.touch(&objects);
@@ -320,14 +320,14 @@ impl Cache for Node {
             number => (Some(number), Some(self.l1.space(number)?)),
         };
         let (index, tag) = (info.map(|info| info.index), info.map(|info| info.tag));
-        let tiers = self.tiers.list();
+        let backends = self.backends.list();
         // From here on no job finds anything of it below L1, and those that did are cancelled, so that nothing arrives in L1 later.
-        tiers.iter().for_each(|tier| tier.bars.raise(tag));
+        backends.iter().for_each(|slot| slot.forgotten.begin(tag));
         self.prefetcher.cancel_space(index);
         let removed = self.l1.forget(space)?;
         // Those that found something in L1 meanwhile.
         self.prefetcher.cancel_space(index);
-        self.writer.forget(tag, &tiers);
+        self.writer.forget(tag, &backends);
         Ok(removed)
     }
 

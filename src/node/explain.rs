@@ -1,53 +1,14 @@
 //! The node seen from outside: statistics, Prometheus text, and why a key is where it is (P12).
 
-use serde::Serialize;
 use serde_json::json;
 
 use crate::abi::Stats;
+use crate::backend_report::BackendReport;
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
 use crate::l2::{Found, Usage};
 use crate::node::Node;
 use crate::prometheus;
-
-/// One backend.
-#[derive(Serialize, Debug)]
-pub struct BackendReport {
-    /// Its number.
-    pub backend: u64,
-    /// Its place among the tiers.
-    pub tier: usize,
-    /// The scheme of its URL.
-    pub scheme: &'static str,
-    /// Why it is not used now, if so.
-    pub trouble: Option<String>,
-    /// What an operator should know of it although it is used, if anything.
-    pub note: Option<String>,
-    /// The medium has less room than the capacity.
-    pub short: bool,
-    /// Objects in it.
-    pub objects: u64,
-    /// Bytes in it.
-    pub bytes: u64,
-    /// Most bytes it may take, 0 for no bound of its own.
-    pub capacity_bytes: u64,
-    /// Objects it evicted.
-    pub evictions: u64,
-    /// Writes that it was asked for: the sum of the next five.
-    pub writes_asked: u64,
-    /// Objects that it stored.
-    pub stores: u64,
-    /// Objects that it had.
-    pub stores_already: u64,
-    /// Writes to it that were dropped.
-    pub stores_dropped: u64,
-    /// Writes to it of objects that were deleted first.
-    pub writes_withdrawn: u64,
-    /// Writes to it that have not ended.
-    pub writes_pending: u64,
-    /// Pins of jobs on its objects: those may not be evicted.
-    pub pins: u64,
-}
 
 impl Node {
     /// Fills in everything but the head.
@@ -55,7 +16,7 @@ impl Node {
         let (counts, gauges) = self.l1.gauges();
         let meters = &self.meters;
         let usage =
-            self.tiers.list().iter().map(|tier| tier.backend.usage()).fold(Usage::default(), |sum, usage| Usage {
+            self.backends.list().iter().map(|slot| slot.backend.usage()).fold(Usage::default(), |sum, usage| Usage {
                 objects: sum.objects + usage.objects,
                 bytes: sum.bytes + usage.bytes,
                 pins: sum.pins + usage.pins,
@@ -115,7 +76,7 @@ impl Node {
             dropped_deletions: meters.deletions_dropped.get(),
             l2_objects: usage.objects,
             l2_bytes: usage.bytes,
-            l2_evictions: self.tiers.evicted(),
+            l2_evictions: self.backends.evicted(),
             l2_hits,
             l2_misses,
             l2_pins: usage.pins,
@@ -138,31 +99,31 @@ impl Node {
     pub fn metrics(&self) -> String {
         let mut stats = Stats::default();
         self.stats(&mut stats);
-        prometheus::prometheus(&stats) + &prometheus::backends(&self.backends())
+        prometheus::prometheus(&stats) + &prometheus::backends(&self.backend_reports())
     }
 
     /// The backends, in the order they are asked.
-    pub fn backends(&self) -> Vec<BackendReport> {
-        let tiers = self.tiers.list();
-        let reports = tiers.iter().map(|tier| {
-            let usage = tier.backend.usage();
+    pub fn backend_reports(&self) -> Vec<BackendReport> {
+        let backends = self.backends.list();
+        let reports = backends.iter().map(|slot| {
+            let usage = slot.backend.usage();
             BackendReport {
-                backend: tier.number,
-                tier: tier.place,
-                scheme: tier.backend.name(),
-                trouble: tier.trouble(),
-                note: tier.note(),
+                backend: slot.number,
+                tier: slot.place,
+                scheme: slot.backend.name(),
+                trouble: slot.trouble(),
+                note: slot.note(),
                 short: usage.short,
                 objects: usage.objects,
                 bytes: usage.bytes,
                 capacity_bytes: usage.capacity,
                 evictions: usage.evicted,
-                writes_asked: tier.writes.asked.get(),
-                stores: tier.writes.stored.get(),
-                stores_already: tier.writes.already.get(),
-                stores_dropped: tier.writes.dropped.get(),
-                writes_withdrawn: tier.writes.withdrawn.get(),
-                writes_pending: tier.writes.pending.get(),
+                writes_asked: slot.writes.asked.get(),
+                stores: slot.writes.stored.get(),
+                stores_already: slot.writes.already.get(),
+                stores_dropped: slot.writes.dropped.get(),
+                writes_withdrawn: slot.writes.withdrawn.get(),
+                writes_pending: slot.writes.pending.get(),
                 pins: usage.pins,
             }
         });
@@ -174,21 +135,21 @@ impl Node {
         let in_l1 = self.l1.explain_key(space, key)?;
         let object = ObjectKey { space: self.l1.space(space)?.tag, key: *key };
         let backends: Vec<_> = self
-            .tiers
+            .backends
             .list()
             .iter()
-            .map(|tier| {
-                let state = match tier.peek(&[object])[..] {
-                    _ if tier.bars.stop(&object.space) => "not asked: it forgets the space",
+            .map(|slot| {
+                let state = match slot.peek(&[object])[..] {
+                    _ if slot.forgotten.covers(&object.space) => "not asked: it forgets the space",
                     [Found::Present(_)] => "present",
                     [Found::Absent] => "absent",
                     _ => "not known without asking",
                 };
                 json!({
-                    "backend": tier.number,
-                    "scheme": tier.backend.name(),
+                    "backend": slot.number,
+                    "scheme": slot.backend.name(),
                     "state": state,
-                    "trouble": tier.trouble(),
+                    "trouble": slot.trouble(),
                 })
             })
             .collect();

@@ -13,15 +13,15 @@ use parking_lot::Mutex;
 
 use crate::arena::{Arena, MapOptions};
 use crate::config::{NodeConfig, StoreMode};
-use crate::control::backends::Tiers;
+use crate::control::backends::Backends;
 use crate::control::completion::Completions;
-use crate::control::deadline::Watch;
+use crate::control::deadline::Deadlines;
 use crate::control::prefetch::loader::Loader;
 use crate::control::prefetch::{JobTable, Prefetcher};
 use crate::control::shortfall::Shortfall;
-use crate::control::tier_sync::Upkeep;
+use crate::control::tier_sync::TierSync;
 use crate::control::tokens::Chains;
-use crate::control::writeback::Writer;
+use crate::control::writeback::Writeback;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
 use crate::l1::evict::Eviction;
 use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
@@ -53,12 +53,12 @@ fn loading_default(l1_bytes: u64) -> u64 {
 /// One cache.
 pub struct Node {
     pub(crate) l1: Arc<L1>,
-    pub(crate) tiers: Arc<Tiers>,
+    pub(crate) backends: Arc<Backends>,
     pub(crate) prefetcher: Arc<Prefetcher>,
-    pub(crate) writer: Arc<Writer>,
+    pub(crate) writer: Arc<Writeback>,
     pub(crate) meters: Arc<Meters>,
     pub(crate) shortfall: Arc<Shortfall>,
-    watch: Arc<Watch>,
+    deadlines: Arc<Deadlines>,
     pub(crate) completions: Arc<Completions>,
     pub(crate) chains: Arc<Chains>,
     pub(crate) log: Log,
@@ -121,25 +121,26 @@ impl Node {
         let loading_max =
             if config.loading_bytes_max == 0 { loading_default(l1_bytes) } else { config.loading_bytes_max };
         let writing_max = WRITING_BYTES_MAX.min(l1_bytes / 4).max(1);
-        let (tiers, meters) = (Arc::new(Tiers::new(l1.events().clone())), Arc::new(Meters::default()));
-        let watch = Arc::new(Watch::new(config.backend_timeout));
+        let (backends, meters) = (Arc::new(Backends::new(l1.events().clone())), Arc::new(Meters::default()));
+        let deadlines = Arc::new(Deadlines::new(config.backend_timeout));
         let completions = Completions::start()?;
         let (log, checksum) = (config.log.clone(), config.checksum);
         let jobs = JobTable::new(l1.clone(), meters.clone(), completions.clone(), config.jobs_max as usize);
         let loading_max = loading_max.max(1);
-        let loader = Loader::new(jobs, l1.clone(), watch.clone(), meters.clone(), log.clone(), checksum, loading_max);
-        let upkeep = Upkeep::new(l1.clone(), tiers.clone(), loader.clone(), meters.clone());
-        let (its_tiers, its_meters) = (tiers.clone(), meters.clone());
-        let prefetcher = Prefetcher::new(l1.clone(), its_tiers, loader, watch.clone(), its_meters, config.boot);
-        let writer = Writer::new(upkeep, watch.clone(), meters.clone(), log.clone(), checksum, writing_max);
+        let loader =
+            Loader::new(jobs, l1.clone(), deadlines.clone(), meters.clone(), log.clone(), checksum, loading_max);
+        let sync = TierSync::new(l1.clone(), backends.clone(), loader.clone(), meters.clone());
+        let (its_backends, its_meters) = (backends.clone(), meters.clone());
+        let prefetcher = Prefetcher::new(l1.clone(), its_backends, loader, deadlines.clone(), its_meters, config.boot);
+        let writer = Writeback::new(sync, deadlines.clone(), meters.clone(), log.clone(), checksum, writing_max);
         let node = Arc::new(Node {
             l1,
-            tiers,
+            backends,
             prefetcher,
             writer,
             meters,
             shortfall: Arc::default(),
-            watch,
+            deadlines,
             completions,
             chains: Arc::default(),
             log,
@@ -177,7 +178,7 @@ impl Node {
             (self.room.clone(), Arc::downgrade(&self.prefetcher), Arc::downgrade(&self.writer));
         let writes = config.store_mode != StoreMode::Never;
         let waker = Arc::downgrade(&self.writer);
-        self.tiers.losses().set_waker(move || {
+        self.backends.losses().set_waker(move || {
             if let Some(writer) = waker.upgrade() {
                 writer.wake();
             }
@@ -201,7 +202,7 @@ impl Node {
             }
         });
         for url in &config.backend_urls {
-            self.tiers.add(l2::registry::open(url, &self.log)?)?;
+            self.backends.add(l2::registry::open(url, &self.log)?)?;
         }
         self.l1.set_has_l2(writes && !config.backend_urls.is_empty());
 
@@ -210,7 +211,7 @@ impl Node {
             meters: self.meters.clone(),
             shortfall: self.shortfall.clone(),
             prefetcher: self.prefetcher.clone(),
-            watch: self.watch.clone(),
+            deadlines: self.deadlines.clone(),
             chains: self.chains.clone(),
             log: self.log.clone(),
             room: self.room.clone(),
@@ -278,7 +279,7 @@ impl Node {
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
-        for error in self.tiers.close(self.backend_timeout) {
+        for error in self.backends.close(self.backend_timeout) {
             self.log.say(LogLevel::Error, || format!("closing: {error}"));
         }
         self.completions.close();
@@ -303,11 +304,11 @@ struct Housekeeping {
     meters: Arc<Meters>,
     shortfall: Arc<Shortfall>,
     prefetcher: Arc<Prefetcher>,
-    watch: Arc<Watch>,
+    deadlines: Arc<Deadlines>,
     chains: Arc<Chains>,
     log: Log,
     room: Arc<AtomicBool>,
-    writer: Arc<Writer>,
+    writer: Arc<Writeback>,
     stop: Arc<AtomicBool>,
 }
 
@@ -317,7 +318,7 @@ impl Housekeeping {
         let mut burst = None;
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
-            let (_, late) = self.watch.expire(now);
+            let (_, late) = self.deadlines.expire(now);
             let due = self.prefetcher.run_due();
             self.log.say_repeated();
             self.shortfall.look(now, &self.log, || self.l1.counts(), &self.meters);

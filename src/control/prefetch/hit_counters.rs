@@ -1,4 +1,4 @@
-//! What jobs add to the counters of lookups.
+//! The counters of lookups, as far as jobs add to them.
 //!
 //! A key counts once for each request that asks for it. The job of a load asks for keys that its request may have asked for
 //! before, by a prefetch that is still bringing them: these do not count again.

@@ -1,6 +1,6 @@
 //! One prefetch job: its request, its state by phase, and every transition between the phases.
 //!
-//! A job is in `Lookup` while tiers are asked, in `Load` while bytes are loaded or wait for their turn, and `Done` at its end. All
+//! A job is in `Lookup` while tiers are asked, in `Load` while its bytes are queued or being loaded, and `Done` at its end. All
 //! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::issue`], [`Job::landed`], [`Job::finish`],
 //! [`Job::mark_released`]. Each runs under the lock of the job's state. The table of jobs is locked after it, never before.
 
@@ -34,12 +34,12 @@ pub trait JobHost {
     fn await_commits(&self, job: u64, awaits: bool);
 }
 
-/// How a key of a job came into L1.
+/// How a key of a job came to be in L1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Arrival {
+pub enum KeySource {
     /// It was loaded. So many bytes count for this job: none if they count for another that waits for the same object.
     Loaded(u64),
-    /// It was there when its turn came.
+    /// It was in L1 when the loader came to it.
     There,
 }
 
@@ -157,7 +157,7 @@ impl Job {
     pub fn landed(
         self: &Arc<Self>,
         index: usize,
-        outcome: std::result::Result<Arrival, String>,
+        outcome: std::result::Result<KeySource, String>,
         host: &impl JobHost,
     ) -> bool {
         let mut state = self.state.lock();
@@ -169,11 +169,11 @@ impl Job {
         };
         load.loading -= 1;
         match outcome {
-            Ok(arrival) => {
+            Ok(source) => {
                 held[index] = true;
-                match arrival {
-                    Arrival::Loaded(bytes) => load.loaded_bytes += bytes,
-                    Arrival::There => load.search.found[index] = 0,
+                match source {
+                    KeySource::Loaded(bytes) => load.loaded_bytes += bytes,
+                    KeySource::There => load.search.found[index] = 0,
                 }
             }
             Err(why) => {
@@ -314,7 +314,7 @@ impl Job {
 
     /// Unpins the pinned keys that `which` chooses.
     fn unpin(&self, search: &mut Search, which: impl Fn(usize) -> bool) {
-        search.pins.give_back(&search.tiers, |index| self.object(index), which);
+        search.pins.give_back(&search.backends, |index| self.object(index), which);
     }
 
     /// Returns the shares of held keys that are not wanted.
@@ -331,8 +331,8 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         let Job { keys, space, state, .. } = self;
-        if let Some(Search { pins, tiers, .. }) = state.get_mut().search_mut() {
-            pins.give_back(tiers, |index| ObjectKey { space: space.tag, key: keys[index] }, |_| true);
+        if let Some(Search { pins, backends, .. }) = state.get_mut().search_mut() {
+            pins.give_back(backends, |index| ObjectKey { space: space.tag, key: keys[index] }, |_| true);
         }
     }
 }

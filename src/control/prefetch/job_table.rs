@@ -21,7 +21,7 @@ use crate::meters::Meters;
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Default)]
-struct Lists {
+struct JobLists {
     by_id: HashMap<u64, Arc<Job>>,
     by_session: HashMap<u64, BTreeSet<u64>>,
     by_deadline: BTreeSet<(Instant, u64)>,
@@ -39,7 +39,7 @@ pub struct JobTable {
     completions: Arc<Completions>,
     jobs_max: usize,
     /// Locked after the state of a job, never before.
-    lists: Mutex<Lists>,
+    lists: Mutex<JobLists>,
     /// Wakes the control thread.
     bell: Doorbell,
     closing: AtomicBool,

@@ -10,12 +10,12 @@ use hashbrown::HashMap;
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
-use super::job::{Arrival, Job};
+use super::job::{Job, KeySource};
 use super::job_table::JobTable;
 use super::phases::{LoadPhase, Phase};
 use crate::arena::Buffer;
-use crate::control::backends::Tier;
-use crate::control::deadline::{Ticket, Watch};
+use crate::control::backends::BackendSlot;
+use crate::control::deadline::{Deadlines, Ticket};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::{Key, ObjectKey};
 use crate::l1::slot::Ref;
@@ -30,48 +30,48 @@ use crate::shape::ShapeTag;
 const BATCH: usize = 256;
 
 /// Most objects on their way at once: a backend's queue is bounded by number, and writes go to it too.
-pub(in crate::control) const FLIGHTS_MAX: usize = 1 << 14;
+pub(in crate::control) const LOADS_MAX: usize = 1 << 14;
 
 /// Queued loads are issued again when one in so many of the bytes, or objects, allowed on their way is free.
 const REFILL_SHARE: u64 = 4;
 
-/// Who waits for an object on its way: jobs, and the key's place in each.
+/// The jobs that wait for an object on its way, and the key's place in each.
 type Readers = Vec<(Arc<Job>, u32)>;
 
 /// An object on its way.
-struct Flight {
+struct PendingLoad {
     readers: Readers,
-    /// It was deleted since: what arrives is not committed.
+    /// The object was deleted since: its bytes are not committed when they arrive.
     deleted: bool,
     /// No backend has it any more.
     lost: bool,
 }
 
-/// Jobs wait here for their turn: highest priority first, then in order of arrival.
-type Turn = (i32, Reverse<u64>);
+/// The order of queued jobs: highest priority first, then in order of arrival.
+type Priority = (i32, Reverse<u64>);
 
 #[derive(Default)]
-struct Queue {
-    turns: BinaryHeap<(Turn, u64)>,
+struct LoadQueue {
+    order: BinaryHeap<(Priority, u64)>,
     jobs: HashMap<u64, Arc<Job>>,
 }
 
 /// Loads objects for jobs.
 pub struct Loader {
     l1: Arc<L1>,
-    watch: Arc<Watch>,
+    deadlines: Arc<Deadlines>,
     meters: Arc<Meters>,
     log: Log,
     checksum: bool,
     bytes_max: u64,
     bytes: AtomicU64,
     /// Objects that `bytes` are of.
-    flying: AtomicUsize,
-    flights: Mutex<HashMap<ObjectKey, Flight>>,
-    /// Loads that ended with a commit.
+    pending_count: AtomicUsize,
+    pending: Mutex<HashMap<ObjectKey, PendingLoad>>,
+    /// How many loads ended with a commit.
     committed: AtomicU64,
-    queue: Mutex<Queue>,
-    /// The jobs that are told what landed, and the bell of the control thread.
+    queue: Mutex<LoadQueue>,
+    /// The jobs that it loads for, and the bell of the control thread.
     table: Arc<JobTable>,
 }
 
@@ -83,18 +83,18 @@ struct Item {
 }
 
 /// Items for one backend, with their buffers and places.
-type Outgoing = (Arc<Tier>, Vec<Item>, Vec<(Buffer, u32)>);
+type BackendBatch = (Arc<BackendSlot>, Vec<Item>, Vec<(Buffer, u32)>);
 
-/// An object that was read, and is what its seal says.
+/// An object that was read and verified against its header.
 struct Verified<'a> {
     shape: ShapeTag,
-    tier: &'a Tier,
+    slot: &'a BackendSlot,
     took: Duration,
 }
 
-struct Batch {
+struct LoadBatch {
     loader: Arc<Loader>,
-    tier: Arc<Tier>,
+    slot: Arc<BackendSlot>,
     items: Vec<Item>,
     tickets: OnceCell<Vec<Arc<Ticket>>>,
     began: Instant,
@@ -105,7 +105,7 @@ impl Loader {
     pub fn new(
         table: Arc<JobTable>,
         l1: Arc<L1>,
-        watch: Arc<Watch>,
+        deadlines: Arc<Deadlines>,
         meters: Arc<Meters>,
         log: Log,
         checksum: bool,
@@ -113,14 +113,14 @@ impl Loader {
     ) -> Arc<Loader> {
         Arc::new(Loader {
             l1,
-            watch,
+            deadlines,
             meters,
             log,
             checksum,
             bytes_max,
             bytes: AtomicU64::new(0),
-            flying: AtomicUsize::new(0),
-            flights: Mutex::default(),
+            pending_count: AtomicUsize::new(0),
+            pending: Mutex::default(),
             committed: AtomicU64::new(0),
             queue: Mutex::default(),
             table,
@@ -133,19 +133,19 @@ impl Loader {
     }
 
     /// Queues a job that has keys to load. False if it waits for loads on their way: when enough of them end, the control thread is
-    /// told.
+    /// woken.
     pub fn enqueue(&self, job: &Arc<Job>) -> bool {
         {
             let mut queue = self.queue.lock();
-            queue.turns.push(((job.request.priority, Reverse(job.id)), job.id));
+            queue.order.push(((job.request.priority, Reverse(job.id)), job.id));
             queue.jobs.insert(job.id, job.clone());
         }
-        // Either the bytes freed meanwhile are seen here, or whoever frees them sees the job.
+        // Either this thread sees the bytes freed meanwhile, or the thread that frees them sees the job.
         fence(Ordering::SeqCst);
         self.open()
     }
 
-    /// Whether no job waits for its turn.
+    /// Whether no job is queued.
     #[cfg(test)]
     pub(in crate::control) fn idle(&self) -> bool {
         self.queue.lock().jobs.is_empty()
@@ -153,7 +153,7 @@ impl Loader {
 
     /// Whether a queued job may be issued now.
     fn open(&self) -> bool {
-        self.bytes.load(Ordering::Acquire) < self.bytes_max && self.flying.load(Ordering::Acquire) < FLIGHTS_MAX
+        self.bytes.load(Ordering::Acquire) < self.bytes_max && self.pending_count.load(Ordering::Acquire) < LOADS_MAX
     }
 
     /// Issues queued loads as far as the bound allows.
@@ -161,13 +161,13 @@ impl Loader {
         while self.open() {
             let next = {
                 let queue = self.queue.lock();
-                queue.turns.peek().and_then(|(_, id)| queue.jobs.get(id).cloned())
+                queue.order.peek().and_then(|(_, id)| queue.jobs.get(id).cloned())
             };
             let Some(job) = next else { return };
             if self.issue_some(&job) {
                 let mut queue = self.queue.lock();
                 queue.jobs.remove(&job.id);
-                queue.turns.retain(|(_, id)| *id != job.id);
+                queue.order.retain(|(_, id)| *id != job.id);
             }
         }
     }
@@ -179,19 +179,19 @@ impl Loader {
         let batch = Job::issue(load, self.choose(load));
         let (last, search) = (load.all_issued(), &load.search);
         let mut failed: Vec<(u32, String)> = Vec::new();
-        let mut batches: Vec<Outgoing> = Vec::new();
+        let mut batches: Vec<BackendBatch> = Vec::new();
 
         let mut fresh = Vec::new();
         {
-            let mut flights = self.flights.lock();
+            let mut pending = self.pending.lock();
             for index in batch {
-                match flights.get_mut(&job.object(index as usize)) {
-                    Some(flight) => flight.readers.push((job.clone(), index)),
+                match pending.get_mut(&job.object(index as usize)) {
+                    Some(pending_load) => pending_load.readers.push((job.clone(), index)),
                     None => fresh.push(index),
                 }
             }
         }
-        // Somebody else may have loaded or written them since the lookup.
+        // Another job may have loaded them, or a session written them, since the lookup.
         let keys: Vec<_> = fresh.iter().map(|&index| job.keys[index as usize]).collect();
         let mut there = vec![false; keys.len()];
         if let Err(error) = self.l1.reserve_found(job.session, &keys, job.shares(), &mut there) {
@@ -204,9 +204,9 @@ impl Loader {
         let staged = self.l1.stage_loads(job.space.index, wanted, job.request.temporary);
         for (&index, staged) in fresh.iter().zip(staged) {
             let (place, bytes) = (search.found[index as usize], search.sizes[index as usize]);
-            let tier = search.tier(place).filter(|tier| tier.may_have(&job.space.tag)).cloned();
-            let (name, buffer, tier) = match (staged, tier) {
-                (Ok((name, buffer)), Some(tier)) => (name, buffer, tier),
+            let slot = search.slot(place).filter(|slot| slot.may_have(&job.space.tag)).cloned();
+            let (name, buffer, slot) = match (staged, slot) {
+                (Ok((name, buffer)), Some(slot)) => (name, buffer, slot),
                 (Ok((name, buffer)), None) => {
                     self.l1.drop_load(name);
                     drop(buffer);
@@ -219,37 +219,37 @@ impl Loader {
                 }
             };
             let object = job.object(index as usize);
-            let mut flights = self.flights.lock();
-            if let Some(other) = flights.get_mut(&object) {
+            let mut pending = self.pending.lock();
+            if let Some(other) = pending.get_mut(&object) {
                 // Another job began it between the two looks.
                 other.readers.push((job.clone(), index));
-                drop(flights);
+                drop(pending);
                 self.l1.drop_load(name);
                 continue;
             }
-            flights.insert(object, Flight { readers: vec![(job.clone(), index)], deleted: false, lost: false });
-            drop(flights);
+            pending.insert(object, PendingLoad { readers: vec![(job.clone(), index)], deleted: false, lost: false });
+            drop(pending);
             self.bytes.fetch_add(bytes, Ordering::AcqRel);
-            self.flying.fetch_add(1, Ordering::AcqRel);
+            self.pending_count.fetch_add(1, Ordering::AcqRel);
             let item = Item { object, layout: job.space.layout, name, bytes };
-            match batches.iter_mut().find(|(other, ..)| other.number == tier.number) {
+            match batches.iter_mut().find(|(other, ..)| other.number == slot.number) {
                 Some((_, items, buffers)) => {
                     buffers.push((buffer, items.len() as u32));
                     items.push(item);
                 }
                 None => {
-                    tier.begin_handing();
-                    batches.push((tier, vec![item], vec![(buffer, 0)]));
+                    slot.begin_handing();
+                    batches.push((slot, vec![item], vec![(buffer, 0)]));
                 }
             }
         }
         drop(state);
-        for (tier, items, buffers) in batches {
-            self.send(tier.clone(), items, buffers);
-            tier.end_handing();
+        for (slot, items, buffers) in batches {
+            self.send(slot.clone(), items, buffers);
+            slot.end_handing();
         }
         for index in landed {
-            self.report(job, index, Ok(Arrival::There));
+            self.report(job, index, Ok(KeySource::There));
         }
         for (index, why) in failed {
             self.report(job, index, Err(why));
@@ -259,26 +259,26 @@ impl Loader {
 
     /// Which objects are on their way.
     pub(in crate::control) fn loading(&self, objects: &[ObjectKey]) -> Vec<bool> {
-        let flights = self.flights.lock();
-        objects.iter().map(|object| flights.contains_key(object)).collect()
+        let pending = self.pending.lock();
+        objects.iter().map(|object| pending.contains_key(object)).collect()
     }
 
     /// Has loads of deleted objects commit nothing.
     pub(in crate::control) fn drop_deleted(&self, objects: &[ObjectKey]) {
-        let mut flights = self.flights.lock();
+        let mut pending = self.pending.lock();
         for object in objects {
-            if let Some(flight) = flights.get_mut(object) {
-                flight.deleted = true;
+            if let Some(pending_load) = pending.get_mut(object) {
+                pending_load.deleted = true;
             }
         }
     }
 
-    /// No backend has these objects any more: those on their way are not taken for stored when they land.
+    /// Has objects on their way count as not stored when they land: no backend has them any more.
     pub(in crate::control) fn lose(&self, objects: &[ObjectKey]) {
-        let mut flights = self.flights.lock();
+        let mut pending = self.pending.lock();
         for object in objects {
-            if let Some(flight) = flights.get_mut(object) {
-                flight.lost = true;
+            if let Some(pending_load) = pending.get_mut(object) {
+                pending_load.lost = true;
             }
         }
     }
@@ -303,10 +303,10 @@ impl Loader {
         count
     }
 
-    fn send(self: &Arc<Loader>, tier: Arc<Tier>, items: Vec<Item>, buffers: Vec<(Buffer, u32)>) {
-        let batch = Arc::new(Batch {
+    fn send(self: &Arc<Loader>, slot: Arc<BackendSlot>, items: Vec<Item>, buffers: Vec<(Buffer, u32)>) {
+        let batch = Arc::new(LoadBatch {
             loader: self.clone(),
-            tier: tier.clone(),
+            slot: slot.clone(),
             items,
             tickets: OnceCell::new(),
             began: Instant::now(),
@@ -316,9 +316,9 @@ impl Loader {
             let batch = batch.clone();
             Box::new(move || batch.late(i)) as Box<dyn FnOnce() + Send>
         });
-        let tickets = self.watch.begin(&tier, on_late);
+        let tickets = self.deadlines.begin(&slot, on_late);
         let _ = batch.tickets.set(tickets);
-        let deadline = self.watch.deadline();
+        let deadline = self.deadlines.deadline();
         let sink: Arc<dyn LoadSink> = batch.clone();
         let loads = buffers
             .into_iter()
@@ -327,23 +327,23 @@ impl Loader {
                 LoadRequest { key, buffer, checksum: self.checksum, deadline, sink: sink.clone(), index }
             })
             .collect();
-        tier.backend.load(loads);
+        slot.backend.load(loads);
     }
 
-    /// Ends a flight: whoever waits gets the object, or is told why not.
+    /// Ends the load of an object: each waiting job gets the object, or the reason why not.
     fn land(&self, item: &Item, result: std::result::Result<Verified<'_>, String>) {
-        // Held until the object is committed: a deletion sees the flight, or the object.
-        let mut flights = self.flights.lock();
-        let Some(Flight { readers, deleted, lost }) = flights.remove(&item.object) else { return };
+        // Held until the object is committed: a deletion sees the pending load, or the object.
+        let mut pending = self.pending.lock();
+        let Some(PendingLoad { readers, deleted, lost }) = pending.remove(&item.object) else { return };
         let result = if deleted { Err("it was deleted while it was loaded".to_owned()) } else { result };
         match result {
             Ok(verified) => {
                 let shares: Vec<Landed> = readers.iter().map(|(job, _)| job.reader()).collect();
                 let given = self.l1.commit_load(item.name, verified.shape, &shares, lost);
                 self.committed.fetch_add(1, Ordering::AcqRel);
-                drop(flights);
+                drop(pending);
                 let Some(given) = given else {
-                    let why = self.misshapen(item, verified.tier);
+                    let why = self.misshapen(item, verified.slot);
                     for (job, index) in readers {
                         self.report(&job, index, Err(why.clone()));
                     }
@@ -355,15 +355,15 @@ impl Loader {
                 let mut bytes = item.bytes;
                 for ((job, index), given) in readers.into_iter().zip(given) {
                     let outcome =
-                        if given { Ok(Arrival::Loaded(bytes)) } else { Err("its session has ended".to_owned()) };
-                    // The bytes were loaded once, whoever else waits for them.
+                        if given { Ok(KeySource::Loaded(bytes)) } else { Err("its session has ended".to_owned()) };
+                    // The bytes were loaded once, however many jobs wait for them.
                     if self.report(&job, index, outcome) && given {
                         bytes = 0;
                     }
                 }
             }
             Err(why) => {
-                drop(flights);
+                drop(pending);
                 self.l1.drop_load(item.name);
                 for (job, index) in readers {
                     self.report(&job, index, Err(why.clone()));
@@ -372,56 +372,56 @@ impl Loader {
         }
     }
 
-    /// What a backend gave was stored from pages that look different. It stays there, for whoever stored it, until this cache
-    /// stores the key itself.
-    fn misshapen(&self, item: &Item, tier: &Tier) -> String {
+    /// Notes that a backend's object was stored from pages of another layout. The object stays there for the cache that stored it, until
+    /// this cache stores the key itself.
+    fn misshapen(&self, item: &Item, slot: &BackendSlot) -> String {
         self.meters.load_failures.add(1);
-        tier.note_misshapen(item.object);
+        slot.note_misshapen(item.object);
         let Key { rank, group, .. } = item.object.key;
         let why = format!(
             "backend {} has objects of rank {rank}, group {group} that were stored from pages of another layout than this \
              space's pools: they are misses; say so in the layout of kvkeep_space_options, so that it is another space",
-            tier.number
+            slot.number
         );
         self.log.often("objects of another layout", LogLevel::Warn, || why.clone());
         why
     }
 
-    /// Tells a job what became of one of its keys. False if it is over.
-    fn report(&self, job: &Arc<Job>, index: u32, outcome: std::result::Result<Arrival, String>) -> bool {
+    /// Gives a job the outcome of one of its keys. False if the job is over.
+    fn report(&self, job: &Arc<Job>, index: u32, outcome: std::result::Result<KeySource, String>) -> bool {
         job.landed(index as usize, outcome, &*self.table)
     }
 
-    /// A load ended. The control thread is told once a share of a bound is free, not of each object: it would issue as little
-    /// as became free, and push aside whoever wakes it.
+    /// Frees the part of the bounds that a load took. The control thread is woken once a share of a bound is free, not for each object: it
+    /// would issue as little as became free, and preempt the thread that wakes it.
     fn freed(&self, bytes: u64) {
         let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
-        let flying = self.flying.fetch_sub(1, Ordering::SeqCst);
+        let pending_count = self.pending_count.fetch_sub(1, Ordering::SeqCst);
         let enough = self.bytes_max - self.bytes_max.div_ceil(REFILL_SHARE);
-        let few = FLIGHTS_MAX - FLIGHTS_MAX / REFILL_SHARE as usize;
-        if (before > enough && before - bytes <= enough) || flying == few + 1 {
+        let few = LOADS_MAX - LOADS_MAX / REFILL_SHARE as usize;
+        if (before > enough && before - bytes <= enough) || pending_count == few + 1 {
             self.table.wake();
         }
     }
 }
 
-impl Batch {
+impl LoadBatch {
     fn late(&self, index: usize) {
         self.loader.meters.backend_timeouts.add(1);
         let item = &self.items[index];
         self.loader.log.often("load late", LogLevel::Error, || {
             format!(
                 "backend {} did not answer a load of {} in time: it is fenced until it does",
-                self.tier.number, item.object.key
+                self.slot.number, item.object.key
             )
         });
-        // What the backend may still write stays its own; the bytes in flight are not counted against other loads.
+        // The backend keeps the buffer that it may still write to; its bytes are not counted against other loads.
         self.loader.land(item, Err(Error::new(KVKEEP_ERR_TIMEOUT, "a backend did not answer in time").message));
         self.loader.freed(item.bytes);
     }
 }
 
-impl LoadSink for Batch {
+impl LoadSink for LoadBatch {
     fn loaded(&self, index: u32, buffer: Buffer, result: Result<Header>) {
         let item = &self.items[index as usize];
         let meters = &self.loader.meters;
@@ -432,24 +432,24 @@ impl LoadSink for Batch {
         let verified = result.and_then(|header| {
             let verified = header.verify(&item.object, Some(&item.layout), buffer.bytes(), self.loader.checksum);
             verified.map(|()| header.shape()).map_err(|error| {
-                let (tier, key) = (&self.tier, item.object.key);
+                let (slot, key) = (&self.slot, item.object.key);
                 Error {
-                    message: format!("{}: backend {} ({}), {key}", error.message, tier.number, tier.backend.name()),
+                    message: format!("{}: backend {} ({}), {key}", error.message, slot.number, slot.backend.name()),
                     ..error
                 }
             })
         });
         let outcome = match verified {
-            Ok(shape) => Ok(Verified { shape, tier: &self.tier, took: self.began.elapsed() }),
+            Ok(shape) => Ok(Verified { shape, slot: &self.slot, took: self.began.elapsed() }),
             Err(error) => {
                 if error.status == KVKEEP_ERR_CORRUPT {
                     meters.corruptions.add(1);
-                    self.tier.backend.quarantine(item.object);
+                    self.slot.backend.quarantine(item.object);
                 } else {
                     meters.load_failures.add(1);
                 }
                 self.loader.log.often("load failed", LogLevel::Error, || {
-                    format!("loading {} from backend {}: {error}", item.object.key, self.tier.number)
+                    format!("loading {} from backend {}: {error}", item.object.key, self.slot.number)
                 });
                 Err(error.message)
             }

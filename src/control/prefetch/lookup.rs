@@ -7,19 +7,19 @@ use super::phases::{JobState, Phase, Search};
 use super::plan::NOWHERE;
 use super::prefetcher::Prefetcher;
 use crate::config::Mode;
-use crate::control::backends::Tier;
+use crate::control::backends::BackendSlot;
 use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::{Found, LookupRequest, Reply};
 
 /// Keys (by index) to be asked of a backend.
-type Asks = Vec<(Arc<Tier>, Vec<u32>)>;
+type Asks = Vec<(Arc<BackendSlot>, Vec<u32>)>;
 
 /// Keys of which a backend's index is asked at a time: the notes about them stay in the core's cache.
 const PIECE: usize = 256;
 
 impl Prefetcher {
-    /// Looks for what is still missing: in L1, then in the backends' indexes. Keys that need I/O are returned, to be asked of the
+    /// Looks for missing keys in L1, then in the backends' indexes. Keys that need I/O are returned, to be asked of the
     /// backends once the lock of the state is let go: a backend may answer at once.
     pub(super) fn ask(self: &Arc<Self>, job: &Arc<Job>, state: &mut JobState) -> Asks {
         let Some((held, lookup)) = state.lookup_mut() else { return Vec::new() };
@@ -40,20 +40,20 @@ impl Prefetcher {
         }
         // Sizes are of what backends have: as long as there are none, it has asked none.
         if search.sizes.is_empty() {
-            search.tiers = self.tiers.list();
+            search.backends = self.backends.list();
         }
-        let tiers = search.tiers.clone();
-        if !tiers.is_empty() && search.sizes.is_empty() {
+        let backends = search.backends.clone();
+        if !backends.is_empty() && search.sizes.is_empty() {
             search.sizes = vec![0; job.keys.len()];
         }
         let mut unknown: Asks = Vec::new();
-        for tier in tiers.iter().filter(|tier| tier.may_have(&job.space.tag)) {
+        for slot in backends.iter().filter(|slot| slot.may_have(&job.space.tag)) {
             if missing.is_empty() {
                 break;
             }
-            let ask = look_in_index(job, search, tier, &mut missing);
+            let ask = look_in_index(job, search, slot, &mut missing);
             if !ask.is_empty() {
-                unknown.push((tier.clone(), ask));
+                unknown.push((slot.clone(), ask));
             }
         }
         for (_, ask) in &mut unknown {
@@ -67,7 +67,7 @@ impl Prefetcher {
         unknown
     }
 
-    /// Takes shares of what is in L1 by now.
+    /// Takes shares of the job's keys that are in L1 by now.
     pub(super) fn find_in_l1(&self, job: &Job, held: &mut [bool], search: &mut Search) -> Result<()> {
         self.l1.reserve_found(job.session, &job.keys, job.shares(), held)?;
         for (held, found) in held.iter().zip(&mut search.found) {
@@ -86,48 +86,48 @@ impl Prefetcher {
     }
 
     /// Asks backends for keys that their indexes do not know. Called with no lock held.
-    pub(super) fn ask_tiers(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
+    pub(super) fn ask_backends(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
         // Where only one backend is asked, the first gap decides a prefix: it need not ask beyond.
         let in_order = job.request.mode == Mode::Prefix && job.request.group_rules.is_empty() && asks.len() == 1;
-        for (tier, ask) in asks {
-            self.ask_tier(job, tier, ask, in_order);
+        for (slot, ask) in asks {
+            self.ask_backend(job, slot, ask, in_order);
         }
     }
 
-    fn ask_tier(self: &Arc<Self>, job: &Arc<Job>, tier: Arc<Tier>, ask: Vec<u32>, in_order: bool) {
+    fn ask_backend(self: &Arc<Self>, job: &Arc<Job>, slot: Arc<BackendSlot>, ask: Vec<u32>, in_order: bool) {
         let keys = ask.iter().map(|&i| job.object(i as usize)).collect();
-        let (me, late_job, late_tier) = (self.clone(), job.clone(), tier.clone());
+        let (me, late_job, late_slot) = (self.clone(), job.clone(), slot.clone());
         let on_late = std::iter::once(Box::new(move || {
             me.meters.backend_timeouts.add(1);
             let error = Error::new(KVKEEP_ERR_TIMEOUT, "a lookup was not answered in time");
-            me.answered(&late_job, &late_tier, Err(error));
+            me.answered(&late_job, &late_slot, Err(error));
         }) as Box<dyn FnOnce() + Send>);
-        let ticket = self.watch.begin(&tier, on_late).pop();
-        let (me, job, answered_tier) = (self.clone(), job.clone(), tier.clone());
+        let ticket = self.deadlines.begin(&slot, on_late).pop();
+        let (me, job, answered_slot) = (self.clone(), job.clone(), slot.clone());
         let reply = Reply::new(move |result: Result<Vec<Found>>| {
             let answers =
-                result.map(|found| Answers { job: job.clone(), tier: answered_tier.clone(), asked: ask, found });
+                result.map(|found| Answers { job: job.clone(), slot: answered_slot.clone(), asked: ask, found });
             // Dropped, with the pins in it, if the job was notified already that it is too late.
             if ticket.is_some_and(|ticket| ticket.answered()) {
-                me.answered(&job, &answered_tier, answers);
+                me.answered(&job, &answered_slot, answers);
             }
         });
-        tier.backend.lookup(LookupRequest { keys, in_order, deadline: self.watch.deadline(), reply });
+        slot.backend.lookup(LookupRequest { keys, in_order, deadline: self.deadlines.deadline(), reply });
     }
 
     /// Takes in a backend's answer, on the backend's thread, or on the control thread when it is late.
-    fn answered(self: &Arc<Self>, job: &Arc<Job>, tier: &Arc<Tier>, answers: Result<Answers>) {
+    fn answered(self: &Arc<Self>, job: &Arc<Job>, slot: &Arc<BackendSlot>, answers: Result<Answers>) {
         let mut state = job.state.lock();
         match answers {
             Ok(mut answers) => {
                 if let Some((_, lookup)) = state.lookup_mut() {
                     let search = &mut lookup.search;
                     for (index, bytes) in answers.take(|index| search.found[index] == NOWHERE) {
-                        search.note_found(index, tier, bytes);
+                        search.note_found(index, slot, bytes);
                     }
                 }
             }
-            Err(error) => state.note_trouble(format!("backend {}: {error}", tier.number)),
+            Err(error) => state.note_trouble(format!("backend {}: {error}", slot.number)),
         }
         if let Phase::Lookup(lookup) = &mut state.phase {
             lookup.asking = lookup.asking.saturating_sub(1);
@@ -140,7 +140,7 @@ impl Prefetcher {
 
 /// Looks for missing keys in the index of a backend: keys that it has go out of `missing`. Keys that it does not know without asking are
 /// returned.
-fn look_in_index(job: &Job, search: &mut Search, tier: &Tier, missing: &mut Vec<u32>) -> Vec<u32> {
+fn look_in_index(job: &Job, search: &mut Search, slot: &BackendSlot, missing: &mut Vec<u32>) -> Vec<u32> {
     let mut ask = Vec::new();
     let mut still = 0;
     let mut objects: Vec<ObjectKey> = Vec::with_capacity(missing.len().min(PIECE));
@@ -150,12 +150,12 @@ fn look_in_index(job: &Job, search: &mut Search, tier: &Tier, missing: &mut Vec<
         objects.clear();
         objects.extend(missing[piece.clone()].iter().map(|&i| job.object(i as usize)));
         let found = &mut found[..piece.len()];
-        tier.backend.lookup_cached(&objects, found);
+        slot.backend.lookup_cached(&objects, found);
         for (at, &found) in piece.zip(&*found) {
             let index = missing[at];
             match found {
                 Found::Present(bytes) => {
-                    search.note_found(index as usize, tier, bytes);
+                    search.note_found(index as usize, slot, bytes);
                     continue;
                 }
                 Found::Absent => {}
@@ -174,10 +174,10 @@ fn look_in_index(job: &Job, search: &mut Search, tier: &Tier, missing: &mut Vec<
     ask
 }
 
-/// A backend's answers to a lookup of a job. Pins that are not taken out are given back when it goes.
+/// A backend's answers to a lookup of a job. Pins that are not taken out are given back when it is dropped.
 struct Answers {
     job: Arc<Job>,
-    tier: Arc<Tier>,
+    slot: Arc<BackendSlot>,
     /// The job's keys that were asked for.
     asked: Vec<u32>,
     found: Vec<Found>,
@@ -204,7 +204,7 @@ impl Drop for Answers {
         let present = self.asked.iter().zip(&self.found).filter(|(_, found)| matches!(found, Found::Present(_)));
         let keys: Vec<ObjectKey> = present.map(|(&index, _)| self.job.object(index as usize)).collect();
         if !keys.is_empty() {
-            self.tier.backend.unpin(&keys);
+            self.slot.backend.unpin(&keys);
         }
     }
 }

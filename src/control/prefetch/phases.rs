@@ -1,4 +1,4 @@
-//! What a job has in each phase of its life. The transitions between the phases are in `job.rs`.
+//! The state of a job in each phase of its life. The transitions between the phases are in `job.rs`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,9 +7,9 @@ use super::pins::Pins;
 use super::plan::NOWHERE;
 use crate::abi::JobResult;
 use crate::config::Notify;
-use crate::control::backends::{Tier, TierList};
+use crate::control::backends::{BackendList, BackendSlot};
 
-/// What a job knows of its keys until it is done.
+/// The keys of a job as far as they are found, until the job is done.
 #[derive(Default)]
 pub struct Search {
     /// Where each key was found: 0 for L1, the tier's place for a backend, or [`NOWHERE`].
@@ -17,7 +17,7 @@ pub struct Search {
     /// Payload sizes of the keys found in a backend. Empty until there is a backend to ask.
     pub sizes: Vec<u64>,
     /// The backends it asked.
-    pub tiers: TierList,
+    pub backends: BackendList,
     /// Pins on its objects in those backends.
     pub pins: Pins,
     /// The last failure, for the message of the result.
@@ -38,7 +38,7 @@ pub struct LookupPhase {
     pub(super) awaiting: bool,
 }
 
-/// The state of a job whose answer to the lookup is known and whose bytes are being loaded, or wait for their turn.
+/// The state of a job whose lookup is answered and whose bytes are queued or being loaded.
 pub struct LoadPhase {
     /// The keys found, and the pins on those to be loaded.
     pub search: Search,
@@ -70,7 +70,7 @@ pub struct DonePhase {
 pub enum Phase {
     /// Tiers are being asked.
     Lookup(LookupPhase),
-    /// Bytes are being loaded, or wait for their turn.
+    /// Bytes are queued or being loaded.
     Load(LoadPhase),
     /// The answer is known, and no longer changes.
     Done(DonePhase),
@@ -86,8 +86,8 @@ pub struct JobState {
 
 impl Search {
     /// The backend at `place`, if the job has asked it.
-    pub fn tier(&self, place: u8) -> Option<&Arc<Tier>> {
-        self.tiers.iter().find(|tier| tier.place == place as usize)
+    pub fn slot(&self, place: u8) -> Option<&Arc<BackendSlot>> {
+        self.backends.iter().find(|slot| slot.place == place as usize)
     }
 
     /// Which keys some tier has.
@@ -96,10 +96,10 @@ impl Search {
     }
 
     /// Notes that the backend `tier` has the key `index` and has pinned it for this job.
-    pub fn note_found(&mut self, index: usize, tier: &Tier, bytes: u64) {
-        self.found[index] = tier.place as u8;
+    pub fn note_found(&mut self, index: usize, slot: &BackendSlot, bytes: u64) {
+        self.found[index] = slot.place as u8;
         self.sizes[index] = bytes;
-        self.pins.take_over(index, tier.place, self.found.len());
+        self.pins.take_over(index, slot.place, self.found.len());
     }
 }
 
@@ -141,7 +141,7 @@ impl JobState {
         }
     }
 
-    /// What the job knows of its keys, unless it is done.
+    /// The keys as far as they are found, unless the job is done.
     pub fn search(&self) -> Option<&Search> {
         match &self.phase {
             Phase::Lookup(lookup) => Some(&lookup.search),

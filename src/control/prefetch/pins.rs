@@ -1,9 +1,9 @@
 //! Pins on objects in backends. A lookup takes them; each is given back exactly once.
 //!
-//! The answers to a lookup own its pins until the job takes them over, [`Pins`] owns those of a job. Both give back what they
-//! still own when they are dropped, so that no path of a job can forget one.
+//! The answers to a lookup own its pins until the job takes them over, [`Pins`] owns those of a job. Both give back the pins that
+//! they still own when they are dropped, so that no path of a job can forget one.
 
-use crate::control::backends::TierList;
+use crate::control::backends::BackendList;
 use crate::key::ObjectKey;
 
 /// A job's pins: at most one for each of its keys.
@@ -36,21 +36,26 @@ impl Pins {
     }
 
     /// Gives back the pins on those keys that `which` chooses, in one call for each backend.
-    pub fn give_back(&mut self, tiers: &TierList, object: impl Fn(usize) -> ObjectKey, which: impl Fn(usize) -> bool) {
+    pub fn give_back(
+        &mut self,
+        backends: &BackendList,
+        object: impl Fn(usize) -> ObjectKey,
+        which: impl Fn(usize) -> bool,
+    ) {
         if self.count == 0 {
             return;
         }
-        for tier in tiers.iter() {
+        for slot in backends.iter() {
             let mut keys = Vec::new();
             for (index, place) in self.places.iter_mut().enumerate() {
-                if usize::from(*place) == tier.place && which(index) {
+                if usize::from(*place) == slot.place && which(index) {
                     *place = 0;
                     keys.push(object(index));
                 }
             }
             if !keys.is_empty() {
                 self.count -= keys.len();
-                tier.backend.unpin(&keys);
+                slot.backend.unpin(&keys);
             }
         }
     }

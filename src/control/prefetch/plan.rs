@@ -1,4 +1,4 @@
-//! Which chunks of a job are hits: what is there in, the answer out. Pure.
+//! The hit rule: from the keys that are there, the chunks of the answer. Pure functions.
 
 use crate::config::{GroupRule, Mode};
 use crate::key::Key;
@@ -9,7 +9,7 @@ pub const NOWHERE: u8 = u8::MAX;
 /// The answer to a job, as far as its keys are there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// Hits in chunks.
+    /// Length of the answer in chunks.
     pub chunks: u32,
     /// Which keys belong to the answer.
     pub wanted: Vec<bool>,
@@ -24,15 +24,15 @@ impl Plan {
     }
 }
 
-/// What a job asks for.
+/// The part of a job's request that decides its answer.
 pub struct Question<'a> {
-    /// Its keys, chunk-major.
+    /// The keys asked for, chunk-major.
     pub keys: &'a [Key],
     /// Objects of one chunk.
     pub per_chunk: usize,
-    /// Its mode.
+    /// The hit rule of all groups but the exceptions.
     pub mode: Mode,
-    /// Exceptions by group.
+    /// Groups with a rule of their own.
     pub rules: &'a [GroupRule],
 }
 

@@ -11,23 +11,23 @@ use super::job_table::{JobTable, closing};
 use super::loader::Loader;
 use super::phases::Phase;
 use crate::config::PrefetchRequest;
-use crate::control::backends::{Tier, Tiers};
-use crate::control::deadline::Watch;
+use crate::control::backends::{BackendSlot, Backends};
+use crate::control::deadline::Deadlines;
 use crate::error::{Error, KVKEEP_ERR_CANCELLED, Result};
 use crate::key::{Key, ObjectKey};
 use crate::l1::L1;
 use crate::memory_bounds::ask_for;
 use crate::meters::Meters;
 
-/// What a job needs for each key, about.
+/// The bytes that a job needs for each key, about.
 const KEY_BYTES: usize = 200;
 
 /// Submits, looks up, ends and releases the jobs of a cache.
 pub struct Prefetcher {
     pub(super) l1: Arc<L1>,
-    pub(super) tiers: Arc<Tiers>,
+    pub(super) backends: Arc<Backends>,
     pub(in crate::control) loader: Arc<Loader>,
-    pub(super) watch: Arc<Watch>,
+    pub(super) deadlines: Arc<Deadlines>,
     pub(super) meters: Arc<Meters>,
     pub(super) table: Arc<JobTable>,
     last: AtomicU64,
@@ -39,15 +39,15 @@ impl Prefetcher {
     /// A prefetcher of no jobs yet, which loads by `loader`. `boot` is the upper 16 bits of its jobs' numbers.
     pub fn new(
         l1: Arc<L1>,
-        tiers: Arc<Tiers>,
+        backends: Arc<Backends>,
         loader: Arc<Loader>,
-        watch: Arc<Watch>,
+        deadlines: Arc<Deadlines>,
         meters: Arc<Meters>,
         boot: u16,
     ) -> Arc<Prefetcher> {
         let (table, commits) = (loader.table().clone(), AtomicBool::new(false));
         let last = AtomicU64::new(u64::from(boot) << 48);
-        Arc::new(Prefetcher { l1, tiers, loader, watch, meters, table, last, commits })
+        Arc::new(Prefetcher { l1, backends, loader, deadlines, meters, table, last, commits })
     }
 
     /// All jobs, for queries and waits.
@@ -88,7 +88,7 @@ impl Prefetcher {
         }
         let asks = self.ask(&job, &mut state);
         drop(state);
-        self.ask_tiers(&job, asks);
+        self.ask_backends(&job, asks);
         self.meters.call_latency.add(submitted.elapsed());
         Ok(())
     }
@@ -169,18 +169,18 @@ impl Prefetcher {
     }
 
     /// Whether a job found objects in a backend that it has not asked it for yet.
-    pub fn plans_on(&self, tier: &Tier) -> bool {
+    pub fn plans_on(&self, slot: &BackendSlot) -> bool {
         let plans = self.table.all().iter().any(|job| {
             let state = job.state.lock();
             // A job that only looks up again for missing chunks may do so for long.
             let idle = matches!(&state.phase, Phase::Lookup(lookup) if lookup.asking == 0);
             !idle
                 && state.search().is_some_and(|search| {
-                    search.tiers.iter().any(|its| its.number == tier.number)
-                        && state.to_ask().any(|index| usize::from(search.found[index]) == tier.place)
+                    search.backends.iter().any(|its| its.number == slot.number)
+                        && state.to_ask().any(|index| usize::from(search.found[index]) == slot.place)
                 })
         });
         // Looked at last: a load that is no plan any more may be between its job and the backend.
-        plans || tier.is_handed()
+        plans || slot.is_handed()
     }
 }

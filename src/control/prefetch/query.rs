@@ -1,4 +1,4 @@
-//! What callers may ask of a job: its answers, and waiting for them.
+//! A caller's questions about a job: its answers, and waiting for them.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The time of jobs: the control thread does here what is due.
+//! The control thread's part of prefetching: deadlines, lookups again, commits that answer jobs, queued loads.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +25,7 @@ impl Prefetcher {
             if matches!(&state.phase, Phase::Lookup(lookup) if lookup.asking == 0) {
                 let asks = self.ask(&job, &mut state);
                 drop(state);
-                self.ask_tiers(&job, asks);
+                self.ask_backends(&job, asks);
             }
         }
         self.loader.issue();
@@ -50,7 +50,7 @@ impl Prefetcher {
         };
         for job in jobs {
             let mut state = job.state.lock();
-            // Answered though a backend is still asked: what it then says it has is unpinned.
+            // Answered though a backend is still asked: the pins of its late answer are given back.
             if let Some((held, lookup)) = state.lookup_mut()
                 && lookup.awaits_commits()
                 && self.find_in_l1(&job, held, &mut lookup.search).is_ok()

@@ -1,14 +1,16 @@
 //! Jobs, fences and the writer, with backends held in the test's hand.
 
+mod forget_space;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::prefetch::loader::FLIGHTS_MAX;
+use super::prefetch::loader::LOADS_MAX;
 use crate::abi::{JobResult, Stats, View};
 use crate::cache::Cache as _;
 use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
-use crate::control::writeback::OPEN_MAX;
+use crate::control::pending::OPEN_MAX;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result, Status};
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::fault::FaultBackend;
@@ -40,7 +42,7 @@ fn open_with(l1_bytes: u64, backend: Arc<dyn Backend>, change: impl FnOnce(&mut 
     let mut config = NodeConfig::new(l1_bytes);
     change(&mut config);
     let node = Node::open(config).unwrap();
-    node.tiers.add(backend).unwrap();
+    node.backends.add(backend).unwrap();
     node.l1.set_has_l2(true);
     let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
     let space =
@@ -89,12 +91,12 @@ fn a_fenced_backend_is_unfenced_when_it_has_answered_all() {
     let session = node.begin_session(space, "r", None).unwrap();
     let job = submit(&node, session, 4, false);
     node.wait(job, WATCHDOG_MS).unwrap();
-    let tier = node.tiers.list()[0].clone();
-    until("every load to be late", || tier.late() == 4);
-    assert!(!tier.usable());
+    let slot = node.backends.list()[0].clone();
+    until("every load to be late", || slot.late() == 4);
+    assert!(!slot.usable());
     assert_eq!(stats(&node).l1_locked_bytes, 4 * 4096);
     assert_eq!(fault.release_hangs(), 4);
-    until("the fence to fall", || tier.usable());
+    until("the fence to fall", || slot.usable());
     until("the late buffers", || stats(&node).l1_locked_bytes == 0);
     // Asked again, it hangs again, and answers this time.
     let job = submit(&node, session, 4, false);
@@ -113,10 +115,10 @@ fn a_lookup_that_is_answered_too_late_leaves_no_pin() {
     let session = node.begin_session(space, "r", None).unwrap();
     let job = submit(&node, session, 4, false);
     node.wait(job, WATCHDOG_MS).unwrap();
-    let tier = node.tiers.list()[0].clone();
-    assert_eq!((tier.late(), fault.release_hangs()), (1, 1));
-    until("the fence to fall", || tier.usable());
-    until("the pins", || tier.backend.usage().pins == 0);
+    let slot = node.backends.list()[0].clone();
+    assert_eq!((slot.late(), fault.release_hangs()), (1, 1));
+    until("the fence to fall", || slot.usable());
+    until("the pins", || slot.backend.usage().pins == 0);
     assert_eq!(stats(&node).l1_shares, 0);
     node.close();
 }
@@ -201,7 +203,7 @@ fn what_l2_has_already_does_not_stop_the_writer() {
 #[test]
 fn places_rise_in_the_order_of_adding_while_there_are_some() {
     let (node, _) = open(1 << 20, 30_000, MemoryBackend::open_url(&[]).unwrap());
-    let places = |node: &Node| node.tiers.list().iter().map(|tier| tier.place).collect::<Vec<_>>();
+    let places = |node: &Node| node.backends.list().iter().map(|slot| slot.place).collect::<Vec<_>>();
     let add = || node.add_backend("memory:").unwrap();
     let second = add();
     node.remove_backend(1).unwrap();
@@ -246,7 +248,7 @@ fn whoever_waits_for_a_job_that_is_released_is_told_so() {
             assert_eq!(waiter.join().unwrap().unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
         });
     }
-    node.tiers.remove(1).unwrap().retire(WATCHDOG).unwrap();
+    node.backends.remove(1).unwrap().retire(WATCHDOG).unwrap();
     node.close();
 }
 
@@ -353,10 +355,10 @@ fn p9_objects_being_loaded() {
     let session = node.begin_session(space, "r", None).unwrap();
     let mut job = 0;
     node.submit_prefetch(session, &keys, PrefetchRequest::default(), &mut job).unwrap();
-    until("the bound", || fault.hung() >= FLIGHTS_MAX);
+    until("the bound", || fault.hung() >= LOADS_MAX);
     // Issues whatever the bound allows.
     node.prefetcher.loader.issue();
-    assert!(fault.hung() < FLIGHTS_MAX + 256, "{} are being loaded", fault.hung());
+    assert!(fault.hung() < LOADS_MAX + 256, "{} are being loaded", fault.hung());
     until("the job", || {
         fault.release_hangs();
         node.wait(job, 0).is_ok()

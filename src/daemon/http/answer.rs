@@ -146,7 +146,7 @@ impl Desk {
     /// Unhealthy is a cache that refuses work. One with a backend in trouble, or with backends that do not keep up, serves on and
     /// says so.
     fn health(&self) -> Response<Answer> {
-        let (poisoned, backends) = (self.node.is_poisoned(), self.node.backends());
+        let (poisoned, backends) = (self.node.is_poisoned(), self.node.backend_reports());
         let writes = writes(&self.stats());
         let well = writes["trouble"].is_null() && backends.iter().all(|backend| backend.trouble.is_none());
         let status = match (poisoned, well) {
@@ -175,7 +175,7 @@ impl Desk {
             "poisoned": self.node.is_poisoned(),
             "newest_event": self.node.l1.events().newest(),
             "stats": prometheus::json(&stats),
-            "backends": self.node.backends(),
+            "backends": self.node.backend_reports(),
             "writes": writes(&stats),
         });
         if let Some(after) = after {

@@ -55,7 +55,7 @@ fn balanced(cache: &Cache) {
     let ended = stats.stores + stats.stores_already + dropped + stats.writes_withdrawn;
     assert_eq!(stats.writes_asked, ended + stats.writes_pending);
     assert!(stats.commits >= stats.commits_discarded + stats.commits_temporary);
-    for backend in cache.node.backends() {
+    for backend in cache.node.backend_reports() {
         let ended = backend.stores + backend.stores_already + backend.stores_dropped + backend.writes_withdrawn;
         assert_eq!(backend.writes_asked, ended + backend.writes_pending, "{backend:?}");
     }
@@ -403,7 +403,7 @@ fn when_l1_is_full(driven: &mut Driven) {
     });
     for number in 0..4 {
         cache.store(number..number + 1, SIZE);
-        until("the backend to be asked", || cache.node.backends()[0].writes_pending == u64::from(number) + 1);
+        until("the backend to be asked", || cache.node.backend_reports()[0].writes_pending == u64::from(number) + 1);
     }
     let said = [("writes_asked", 5), ("writes_pending", 4 + 3), ("dropped_queue", 2), ("dropped_evicted", 0)];
     driven.by(&cache, &said, || cache.store(4..9, SIZE));

@@ -17,7 +17,7 @@ fn pins(cache: &Cache) -> u64 {
 }
 
 fn no_pin_is_left(cache: &Cache) {
-    assert!(cache.node.backends().iter().all(|backend| backend.pins == 0), "{:?}", cache.node.backends());
+    assert!(cache.node.backend_reports().iter().all(|backend| backend.pins == 0), "{:?}", cache.node.backend_reports());
     assert_eq!(pins(cache), 0);
 }
 

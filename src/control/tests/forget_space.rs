@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use super::WAITING_MAX;
 use crate::abi::{JobResult, KeyState, View};
 use crate::cache::Cache as _;
+use crate::control::pending::WAITING_MAX;
 use crate::control::tests::{
     Loses, WATCHDOG_MS, faulty, keys, many, open, stats, store, store_below, store_many, submit, until,
 };
@@ -79,8 +79,8 @@ fn a_write_that_is_answered_too_late_is_deleted_as_well() {
     let fault = faulty("fault.store_hang");
     let (node, space) = open(1 << 20, 50, fault.clone());
     store(&node, space, 4, 4096);
-    let tier = node.tiers.list()[0].clone();
-    until("the fence", || tier.late() == 4);
+    let slot = node.backends.list()[0].clone();
+    until("the fence", || slot.late() == 4);
     node.forget_space(space).unwrap();
     fault.release_hangs();
     node.flush(WATCHDOG_MS).unwrap();
@@ -117,7 +117,7 @@ fn a_backend_that_cannot_delete_is_not_asked_until_it_can() -> Result<()> {
     assert_eq!(found(&node, space, 4), 0);
     node.flush(WATCHDOG_MS)?;
     assert_eq!((found(&node, space, 4), stats(&node).l2_objects, stats(&node).store_retries), (0, 4, 3));
-    assert!(node.backends()[0].trouble.as_ref().is_some_and(|why| why.contains("forget")));
+    assert!(node.backend_reports()[0].trouble.as_ref().is_some_and(|why| why.contains("forget")));
     // It keeps nothing new either, which is counted; L1 does.
     store(&node, space, 4, 4096);
     node.flush(WATCHDOG_MS)?;
@@ -126,7 +126,7 @@ fn a_backend_that_cannot_delete_is_not_asked_until_it_can() -> Result<()> {
     node.forget_space(space)?;
     node.flush(WATCHDOG_MS)?;
     assert_eq!((found(&node, space, 4), stats(&node).l2_objects), (0, 0));
-    assert!(node.backends()[0].trouble.is_none());
+    assert!(node.backend_reports()[0].trouble.is_none());
     store_below(&node, space, 4);
     assert_eq!(found(&node, space, 4), 4);
     node.close();
