@@ -31,21 +31,15 @@ static void die(const char *what, const char *why) {
     } while (0)
 
 #define FUNCTIONS(function) \
-    function(cuInit, (unsigned)) \
-    function(cuDriverGetVersion, (int *)) \
-    function(cuDeviceGetName, (char *, int, int)) \
-    function(cuDevicePrimaryCtxRetain, (void **, int)) \
-    function(cuCtxPushCurrent_v2, (void *)) \
-    function(cuStreamCreate, (void **, unsigned)) \
-    function(cuStreamSynchronize, (void *)) \
-    function(cuMemAlloc_v2, (uint64_t *, size_t)) \
-    function(cuMemFree_v2, (uint64_t)) \
-    function(cuMemHostAlloc, (void **, size_t, unsigned)) \
-    function(cuMemFreeHost, (void *)) \
-    function(cuMemcpyHtoDAsync_v2, (uint64_t, const void *, size_t, void *)) \
-    function(cuMemcpyDtoHAsync_v2, (void *, uint64_t, size_t, void *)) \
-    function(cuPointerGetAttribute, (void *, int, uint64_t))
-#define DECLARE(name, arguments) static int (*name) arguments;
+    function(cuInit, (unsigned)) function(cuDriverGetVersion, (int *)) function(cuDeviceGetName, (char *, int, int)) \
+        function(cuDevicePrimaryCtxRetain, (void **, int)) function(cuCtxPushCurrent_v2, (void *)) \
+            function(cuStreamCreate, (void **, unsigned)) function(cuStreamSynchronize, (void *)) \
+                function(cuMemAlloc_v2, (uint64_t *, size_t)) function(cuMemFree_v2, (uint64_t)) \
+                    function(cuMemHostAlloc, (void **, size_t, unsigned)) function(cuMemFreeHost, (void *)) \
+                        function(cuMemcpyHtoDAsync_v2, (uint64_t, const void *, size_t, void *)) \
+                            function(cuMemcpyDtoHAsync_v2, (void *, uint64_t, size_t, void *)) \
+                                function(cuPointerGetAttribute, (void *, int, uint64_t))
+#define DECLARE(name, arguments) static int(*name) arguments;
 FUNCTIONS(DECLARE)
 
 static kvkeep *cache;
@@ -266,8 +260,8 @@ static void close_pages(struct load *load) {
 
 static uint64_t start(struct load *load, int is_load) {
     uint64_t job;
-    OK((is_load ? kvkeep_submit_load : kvkeep_submit_store)(cache, load->pool, session, load->keys, load->chunks, load->ids,
-                                                            load->blocks, NULL, &job, NULL, NULL));
+    OK((is_load ? kvkeep_submit_load : kvkeep_submit_store)(cache, load->pool, session, load->keys, load->chunks,
+                                                            load->ids, load->blocks, NULL, &job, NULL, NULL));
     return job;
 }
 
@@ -304,7 +298,8 @@ static double registered_after(double began, size_t l1_bytes) {
     struct timespec brief = {0, 1000000};
     for (uint64_t at = 0; at < size; at += 2 * MIB) {
         unsigned kind = 0;
-        while (cuPointerGetAttribute(&kind, 2, (uint64_t)(uintptr_t)view.data + at) != 0 || kind != 1) nanosleep(&brief, NULL);
+        while (cuPointerGetAttribute(&kind, 2, (uint64_t)(uintptr_t)view.data + at) != 0 || kind != 1)
+            nanosleep(&brief, NULL);
     }
     double took = now() - began;
     OK(kvkeep_abort_write(cache, session, &key, 1, NULL));
@@ -322,10 +317,12 @@ static void table(int device, size_t l1_gib, const char *name) {
     double opened = now() - began, took = registered_after(began, l1_gib * GIB);
     double plain_down = plain(0), plain_up = plain(1);
     printf("## %s\n\n", name);
-    printf("Driver of CUDA %d.%d. One pinned copy of %zu MiB: D2H %.1f GB/s, H2D %.1f GB/s. L1 of %zu GiB was registered %.2f s after its "
+    printf("Driver of CUDA %d.%d. One pinned copy of %zu MiB: D2H %.1f GB/s, H2D %.1f GB/s. L1 of %zu GiB was "
+           "registered %.2f s after its "
            "pool was asked for; the call took %.2f s.\n\n",
            version / 1000, version % 1000 / 10, moved / MIB, plain_down, plain_up, l1_gib, took, opened);
-    printf("| fragment | D2H GB/s | of one copy | H2D GB/s | of one copy | both at once, GB/s | CPU s per GiB, D2H | H2D |\n");
+    printf("| fragment | D2H GB/s | of one copy | H2D GB/s | of one copy | both at once, GB/s | CPU s per GiB, D2H | "
+           "H2D |\n");
     printf("|---|---|---|---|---|---|---|---|\n");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         char layout[32];
@@ -362,9 +359,9 @@ static void table(int device, size_t l1_gib, const char *name) {
             if (round > 0 && times[3] < best[2]) best[2] = times[3];
         }
         double gib = (double)moved / (double)GIB;
-        printf("| %zu KiB | %.1f | %.0f %% | %.1f | %.0f %% | %.1f | %.3f | %.3f |\n", sizes[i] / KIB, gb(moved, best[0]),
-               100 * gb(moved, best[0]) / plain_down, gb(moved, best[1]), 100 * gb(moved, best[1]) / plain_up,
-               gb(2 * moved, best[2]), cpu[0] / gib, cpu[1] / gib);
+        printf("| %zu KiB | %.1f | %.0f %% | %.1f | %.0f %% | %.1f | %.3f | %.3f |\n", sizes[i] / KIB,
+               gb(moved, best[0]), 100 * gb(moved, best[0]) / plain_down, gb(moved, best[1]),
+               100 * gb(moved, best[1]) / plain_up, gb(2 * moved, best[2]), cpu[0] / gib, cpu[1] / gib);
         fflush(stdout);
         close_pages(&down);
         close_pages(&up);
@@ -374,7 +371,8 @@ static void table(int device, size_t l1_gib, const char *name) {
 
 int main(int count, char **words) {
     int checks = count > 1 && strcmp(words[1], "check") == 0;
-    if (count < 2 || (!checks && strcmp(words[1], "table") != 0)) die("usage", "gpu check [LAYOUTS [DEVICE]] | gpu table [L1_GIB [DEVICE]]");
+    if (count < 2 || (!checks && strcmp(words[1], "table") != 0))
+        die("usage", "gpu check [LAYOUTS [DEVICE]] | gpu table [L1_GIB [DEVICE]]");
     int number = count > 2 ? atoi(words[2]) : checks ? 1000 : 8, device = count > 3 ? atoi(words[3]) : 0;
     const char *name = begin(device);
     if (!checks) {

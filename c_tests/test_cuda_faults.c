@@ -14,14 +14,15 @@ static void a_lost_device_ends_its_transfers_once(void) {
                     : kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, tell, &told));
         kvkeep_completion completion = await_told(&told, 1);
         CHECK_STATUS(completion.status, KVKEEP_ERR_DEVICE);
-        CHECK(strstr(completion.message, "CUDA_ERROR_LAUNCH_FAILED") && strstr(completion.message, "restart the process"));
+        CHECK(strstr(completion.message, "CUDA_ERROR_LAUNCH_FAILED") &&
+              strstr(completion.message, "restart the process"));
         int32_t statuses[IDS];
         OK(kvkeep_query_blocks(cache, job, statuses, IDS));
         for (int i = 0; i < IDS; i++) CHECK_STATUS(statuses[i], KVKEEP_ERR_DEVICE);
         FAILS(kvkeep_wait_layer(cache, job, 0, 60000), KVKEEP_ERR_DEVICE, "ended with");
         FAILS(kvkeep_stream_wait_layer(cache, job, 0, 0, 60000), KVKEEP_ERR_DEVICE, "Fake GPU 0");
-        FAILS(kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &other, tell, &told), KVKEEP_ERR_DEVICE,
-              "Fake GPU 0");
+        FAILS(kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &other, tell, &told),
+              KVKEEP_ERR_DEVICE, "Fake GPU 0");
         FAILS(try_pool(0, pages_at, &other), KVKEEP_ERR_DEVICE, "Fake GPU 0");
         CHECK_EQUAL(stats_of(cache).l1_staged, 0);
         // What is in L1 is as good as before.
@@ -63,7 +64,8 @@ static void what_a_lost_device_leaves_is_closed_safely(void) {
         int accepted = 0;
         for (int i = 0; i < 4; i++) {
             keys_of(keys, 100 * (uint32_t)i, KEYS);
-            accepted += kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &jobs[i], tell, &told) == KVKEEP_OK;
+            accepted += kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &jobs[i], tell, &told) ==
+                        KVKEEP_OK;
         }
         OK(kvkeep_close(cache));
         CHECK_EQUAL(told.count, accepted);
@@ -94,7 +96,8 @@ static void check_objects_are_the_pages(void) {
     for (int k = 0; k < KEYS; k++) {
         CHECK_EQUAL(views[k].size, SEGMENTS * PER_CHUNK * BLOCK);
         for (int i = 0; i < SEGMENTS * PER_CHUNK; i++) {
-            CHECK(is_all((uint8_t *)views[k].data + i * BLOCK, byte_at(i / PER_CHUNK, ids[k * PER_CHUNK + i % PER_CHUNK])));
+            CHECK(is_all((uint8_t *)views[k].data + i * BLOCK,
+                         byte_at(i / PER_CHUNK, ids[k * PER_CHUNK + i % PER_CHUNK])));
         }
     }
     OK(kvkeep_finish_read(cache, session, keys, KEYS, 0, NULL));
@@ -102,8 +105,9 @@ static void check_objects_are_the_pages(void) {
 
 // A pool, a store, a load elsewhere; whatever fails, it ends, once, with a status that is true. Says whether the failure was met.
 static int live_with(const char *function, uint64_t nth, int code) {
-    static const char *giving_back[] = {"cuStreamDestroy_v2", "cuEventDestroy_v2", "cuMemFreeHost", "cuMemHostUnregister",
-                                        "cuModuleUnload", "cuDevicePrimaryCtxRelease_v2", "cuCtxPushCurrent_v2"};
+    static const char *giving_back[] = {"cuStreamDestroy_v2",  "cuEventDestroy_v2", "cuMemFreeHost",
+                                        "cuMemHostUnregister", "cuModuleUnload",    "cuDevicePrimaryCtxRelease_v2",
+                                        "cuCtxPushCurrent_v2"};
     enter_with(open_l1(8 * MIB));
     const uint64_t before = fake_cuda_calls(function);
     fake_cuda_fail(function, nth, code);
@@ -161,9 +165,21 @@ static void check_calls_may_fail(const char *const *functions, size_t count) {
 
 static void every_call_may_fail(void) {
     static const char *const always[] = {
-        "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain",
-        "cuStreamCreate", "cuStreamWaitEvent", "cuStreamIsCapturing", "cuEventCreate", "cuEventRecord", "cuEventSynchronize",
-        "cuMemHostRegister_v2", "cuPointerGetAttribute", "cuModuleLoadData", "cuModuleGetFunction",
+        "cuDeviceGetCount",
+        "cuDeviceGet",
+        "cuDeviceGetName",
+        "cuDeviceGetAttribute",
+        "cuDevicePrimaryCtxRetain",
+        "cuStreamCreate",
+        "cuStreamWaitEvent",
+        "cuStreamIsCapturing",
+        "cuEventCreate",
+        "cuEventRecord",
+        "cuEventSynchronize",
+        "cuMemHostRegister_v2",
+        "cuPointerGetAttribute",
+        "cuModuleLoadData",
+        "cuModuleGetFunction",
     };
     static const char *const by_kernel[] = {"cuMemHostAlloc", "cuLaunchKernel", "move"};
     static const char *const in_batches[] = {"cuMemcpyBatchAsync", "copy"};
@@ -188,9 +204,13 @@ static void every_call_may_fail(void) {
 
 // A device is measured once in a process: each failure takes one that is new.
 static void measuring_may_fail(void) {
-    static const struct { const char *function; uint64_t nth; int code; } failures[] = {
-        {"cuMemAlloc_v2", 1, 2}, {"cuMemHostAlloc", 1, 2}, {"cuLaunchKernel", 2, 701}, {"move", 3, LOST},
-        {"cuEventSynchronize", 3, 1}, {"cuModuleGetFunction", 1, 500},
+    static const struct {
+        const char *function;
+        uint64_t nth;
+        int code;
+    } failures[] = {
+        {"cuMemAlloc_v2", 1, 2}, {"cuMemHostAlloc", 1, 2},     {"cuLaunchKernel", 2, 701},
+        {"move", 3, LOST},       {"cuEventSynchronize", 3, 1}, {"cuModuleGetFunction", 1, 500},
     };
     for (int i = 0; i < (int)(sizeof failures / sizeof *failures); i++) {
         int device = 2 + i;

@@ -269,8 +269,8 @@ static kvkeep_status try_load(struct client *client, int32_t *statuses) {
     int32_t ids[PER_CHUNK];
     uint64_t job = 0;
     blocks_of(ids, 0, PER_CHUNK);
-    kvkeep_status status =
-        kvkeep_submit_load(client->cache, client->pool, client->session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL);
+    kvkeep_status status = kvkeep_submit_load(client->cache, client->pool, client->session, &key, 1, ids, PER_CHUNK,
+                                              NULL, &job, NULL, NULL);
     if (status != KVKEEP_OK) return status;
     OK(kvkeep_wait_job(client->cache, job, 60000));
     OK(kvkeep_query_blocks(client->cache, job, statuses, PER_CHUNK));
@@ -309,8 +309,10 @@ static void clients_whose_pages_look_different_are_refused_before_and_after_a_re
     int32_t ids[PER_CHUNK];
     uint64_t job = 0;
     blocks_of(ids, 0, PER_CHUNK);
-    FAILS(kvkeep_submit_load(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_INVALID, "earlier pool");
-    FAILS(kvkeep_submit_store(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_INVALID, "earlier pool");
+    FAILS(kvkeep_submit_load(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_INVALID,
+          "earlier pool");
+    FAILS(kvkeep_submit_store(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL),
+          KVKEEP_ERR_INVALID, "earlier pool");
     CHECK_EQUAL(job, 0);
     OK(kvkeep_close(other.cache));
     OK(kvkeep_end_session(cache, session));

@@ -270,7 +270,8 @@ static void an_aborted_session_drops_its_stores(void) {
         session = begin(cache, space);
         kvkeep_view views[8];
         kvkeep_reserve_read(cache, session, keys, 8, 0, views);
-        for (int i = 0; i < 8; i++) CHECK_STATUS(views[i].status, status == KVKEEP_OK ? KVKEEP_OK : KVKEEP_ERR_NOT_FOUND);
+        for (int i = 0; i < 8; i++)
+            CHECK_STATUS(views[i].status, status == KVKEEP_OK ? KVKEEP_OK : KVKEEP_ERR_NOT_FOUND);
         OK(kvkeep_abort_session(cache, session));
         session = begin(cache, space);
     }
@@ -315,7 +316,8 @@ static void a_load_is_cancelled_while_it_waits(void) {
     kvkeep_key keys[4];
     keys_of(keys, 1, 4);
     enter_with_hanging_loads(keys, 4);
-    static const char *const why[] = {"cancelled by its caller", "released before it was done", "its session was aborted"};
+    static const char *const why[] = {"cancelled by its caller", "released before it was done",
+                                      "its session was aborted"};
     int32_t ids[16];
     blocks_of(ids, 0, 16);
     for (int how = 0; how < 3; how++) {

@@ -178,8 +178,8 @@ static void p6_counts(void) {
               words);
     }
     FAILS(kvkeep_get_session_keys(cache, session, 0, 0, 0, 1, 1, keys, 0), KVKEEP_ERR_INVALID, "is 0");
-    FAILS(kvkeep_get_session_keys(cache, session, 0, UINT64_MAX, 0, UINT32_MAX, UINT32_MAX, keys, 4), KVKEEP_ERR_INVALID,
-          "key_count is 4");
+    FAILS(kvkeep_get_session_keys(cache, session, 0, UINT64_MAX, 0, UINT32_MAX, UINT32_MAX, keys, 4),
+          KVKEEP_ERR_INVALID, "key_count is 4");
     FAILS(kvkeep_get_session_keys(cache, session, 0, 4, 0, 1, 1, keys, 4), KVKEEP_ERR_INVALID, "chunk");
     FAILS(kvkeep_get_session_keys(cache, session, UINT64_MAX, 4, 0, 1, 1, keys, 4), KVKEEP_ERR_INVALID, "chunk");
     const uint64_t none[2] = {0, UINT64_MAX};

@@ -18,9 +18,9 @@ enum { COUNT = 4, SIZE = 4096 };
         type value; \
         unsigned char behind[1024]; \
     }
-#define GUARD(place) memset((place).behind, 0xa5, sizeof (place).behind)
+#define GUARD(place) memset((place).behind, 0xa5, sizeof(place).behind)
 #define UNTOUCHED(place) \
-    for (size_t i = 0; i < sizeof (place).behind; i++) CHECK_EQUAL((place).behind[i], 0xa5)
+    for (size_t i = 0; i < sizeof(place).behind; i++) CHECK_EQUAL((place).behind[i], 0xa5)
 
 static int told;
 

@@ -83,8 +83,8 @@ static void only_one_way_of_telling(void) {
     options.notify = KVKEEP_NOTIFY_EVENT_FD;
     uint64_t job;
     struct told told = NOBODY_TOLD;
-    FAILS(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell_from_its_thread, &told), KVKEEP_ERR_INVALID,
-          "callback");
+    FAILS(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell_from_its_thread, &told),
+          KVKEEP_ERR_INVALID, "callback");
     CHECK_EQUAL(told.count, 0);
     teardown();
 }

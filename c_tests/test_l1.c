@@ -351,7 +351,8 @@ static void p2_copies_from_before_and_after_a_clear_stay_until_both_are_returned
         uint64_t writer = begin(cache, space);
         for (uint32_t n = 100; n < 120; n++) {
             kvkeep_key other = key_of(n);
-            if (write_status(writer, &other, 64 * KIB) == KVKEEP_OK) OK(kvkeep_finish_write(cache, writer, &other, 1, NULL));
+            if (write_status(writer, &other, 64 * KIB) == KVKEEP_OK)
+                OK(kvkeep_finish_write(cache, writer, &other, 1, NULL));
         }
         OK(kvkeep_end_session(cache, writer));
         CHECK(holds(&key, &before));

@@ -17,7 +17,8 @@ static void bad_pools_are_refused(void) {
     } while (0)
     if (cuda_begin()) {
         uint32_t nowhere[BLOCK];
-        REFUSED((options.device = 0, segments[1].address = (uint64_t)(uintptr_t)nowhere), KVKEEP_ERR_INVALID, "not memory of CUDA");
+        REFUSED((options.device = 0, segments[1].address = (uint64_t)(uintptr_t)nowhere), KVKEEP_ERR_INVALID,
+                "not memory of CUDA");
         REFUSED(options.device = 99, KVKEEP_ERR_INVALID, "device is 99");
     } else {
         REFUSED(options.device = 0, KVKEEP_ERR_UNSUPPORTED, "libcuda.so.1");
@@ -96,8 +97,10 @@ static void bad_transfers_are_refused_and_change_nothing(void) {
     uint64_t job = 77, elsewhere = open_space(cache, "other"), stranger = begin(cache, elsewhere);
 #define BOTH(status, words, pool, session, count, blocks) \
     do { \
-        FAILS(kvkeep_submit_store(cache, pool, session, keys, count, ids, blocks, &options, &job, NULL, NULL), status, words); \
-        FAILS(kvkeep_submit_load(cache, pool, session, keys, count, ids, blocks, &options, &job, NULL, NULL), status, words); \
+        FAILS(kvkeep_submit_store(cache, pool, session, keys, count, ids, blocks, &options, &job, NULL, NULL), status, \
+              words); \
+        FAILS(kvkeep_submit_load(cache, pool, session, keys, count, ids, blocks, &options, &job, NULL, NULL), status, \
+              words); \
         CHECK_EQUAL(job, 77); \
     } while (0)
     BOTH(KVKEEP_ERR_NOT_FOUND, "pool 9 ", 9, session, 2, 8);
@@ -145,7 +148,8 @@ static void bad_transfers_are_refused_and_change_nothing(void) {
           "skip_first_tokens");
     options = transfer_options();
     ids[5] = 2;
-    FAILS(kvkeep_submit_load(cache, pool, session, keys, 2, ids, 8, &options, &job, NULL, NULL), KVKEEP_ERR_INVALID, "twice");
+    FAILS(kvkeep_submit_load(cache, pool, session, keys, 2, ids, 8, &options, &job, NULL, NULL), KVKEEP_ERR_INVALID,
+          "twice");
     ids[5] = KVKEEP_BLOCK_NONE;
     FAILS(kvkeep_submit_store(cache, pool, session, keys, 2, ids, 8, &options, &job, NULL, NULL), KVKEEP_ERR_INVALID,
           "KVKEEP_BLOCK_NONE");
@@ -155,7 +159,8 @@ static void bad_transfers_are_refused_and_change_nothing(void) {
           "KVKEEP_BLOCK_NONE");
     ids[0] = 0;
     ids[5] = 5;
-    FAILS(kvkeep_submit_store(cache, pool, session, keys, 2, ids, 8, NULL, NULL, NULL, NULL), KVKEEP_ERR_INVALID, "NULL");
+    FAILS(kvkeep_submit_store(cache, pool, session, keys, 2, ids, 8, NULL, NULL, NULL, NULL), KVKEEP_ERR_INVALID,
+          "NULL");
     int32_t status;
     FAILS(kvkeep_query_blocks(cache, 1, &status, 1), KVKEEP_ERR_INVALID, "no transfer");
     FAILS(kvkeep_wait_layer(cache, 1, 0, 0), KVKEEP_ERR_INVALID, "no transfer");
@@ -231,8 +236,10 @@ static void an_expired_session_is_told_so(void) {
     kvkeep_key key = key_of(1);
     int32_t ids[PER_CHUNK];
     blocks_of(ids, 0, PER_CHUNK);
-    FAILS(kvkeep_submit_store(cache, pool, late, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_EXPIRED, "session");
-    FAILS(kvkeep_submit_load(cache, pool, late, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_EXPIRED, "session");
+    FAILS(kvkeep_submit_store(cache, pool, late, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_EXPIRED,
+          "session");
+    FAILS(kvkeep_submit_load(cache, pool, late, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_EXPIRED,
+          "session");
     CHECK_EQUAL(job, 77);
     leave();
 }
@@ -245,8 +252,10 @@ static void a_transfer_needs_a_session_of_its_own(void) {
     int32_t ids[PER_CHUNK];
     blocks_of(ids, 0, PER_CHUNK);
     uint64_t job = 77;
-    FAILS(kvkeep_submit_store(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_LIMIT, "sessions");
-    FAILS(kvkeep_submit_load(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_LIMIT, "sessions");
+    FAILS(kvkeep_submit_store(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_LIMIT,
+          "sessions");
+    FAILS(kvkeep_submit_load(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &job, NULL, NULL), KVKEEP_ERR_LIMIT,
+          "sessions");
     CHECK_EQUAL(job, 77);
     check_nothing_is_held(cache);
     leave();

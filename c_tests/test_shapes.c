@@ -22,7 +22,8 @@ static void connect_to(struct engine *engine) {
 }
 
 // K is segment 0 and V segment 1, or, where they are swapped, the other way round.
-static kvkeep_status try_pool(struct engine *engine, uint32_t page, int swapped, const uint32_t *layers, const uint32_t *parts) {
+static kvkeep_status try_pool(struct engine *engine, uint32_t page, int swapped, const uint32_t *layers,
+                              const uint32_t *parts) {
     kvkeep_segment segments[2];
     uint32_t parts_in_order[2];
     kvkeep_pool_options options;
@@ -71,7 +72,8 @@ static void store(struct engine *engine, size_t count) {
     int32_t statuses[BLOCKS];
     uint64_t job = 0;
     write_pages(engine);
-    OK(kvkeep_submit_store(engine->cache, engine->pool, engine->session, keys, count, ids, count * PER_CHUNK, NULL, &job, NULL, NULL));
+    OK(kvkeep_submit_store(engine->cache, engine->pool, engine->session, keys, count, ids, count * PER_CHUNK, NULL,
+                           &job, NULL, NULL));
     wait_for(engine, job);
     OK(kvkeep_query_blocks(engine->cache, job, statuses, count * PER_CHUNK));
     for (size_t i = 0; i < count * PER_CHUNK; i++) OK(statuses[i]);
@@ -88,7 +90,8 @@ static void load(struct engine *engine, const kvkeep_status *wanted) {
     int32_t statuses[BLOCKS];
     uint64_t job = 0;
     memset(engine->pages, 0xee, sizeof engine->pages);
-    OK(kvkeep_submit_load(engine->cache, engine->pool, engine->session, keys, KEYS, ids, BLOCKS, NULL, &job, NULL, NULL));
+    OK(kvkeep_submit_load(engine->cache, engine->pool, engine->session, keys, KEYS, ids, BLOCKS, NULL, &job, NULL,
+                          NULL));
     wait_for(engine, job);
     OK(kvkeep_query_blocks(engine->cache, job, statuses, BLOCKS));
     for (int block = 0; block < BLOCKS; block++) {
@@ -136,7 +139,9 @@ static void two_caches_share_a_directory_and_no_objects_of_another_shape(void) {
 
 static void k_and_v_in_another_order_are_told_by_their_parts_or_layers(void) {
     static const uint32_t parts[2] = {KVKEEP_PART_KEY, KVKEEP_PART_VALUE}, layers[2] = {0, 1};
-    struct { const uint32_t *layers, *parts; } ways[2] = {{NULL, parts}, {layers, NULL}};
+    struct {
+        const uint32_t *layers, *parts;
+    } ways[2] = {{NULL, parts}, {layers, NULL}};
     for (int way = 0; way < 2; way++) {
         connect_to(&one);
         OK(try_pool(&one, 4096, 0, ways[way].layers, ways[way].parts));

@@ -216,8 +216,8 @@ public:
         std::size_t count = batch.size();
         while (count == batch.size()) {
             detail::check(kvkeep_take_completions(cache_, batch.data(), batch.size(), &count));
-            std::transform(batch.begin(), batch.begin() + static_cast<std::ptrdiff_t>(count),
-                           std::back_inserter(all), detail::copied);
+            std::transform(batch.begin(), batch.begin() + static_cast<std::ptrdiff_t>(count), std::back_inserter(all),
+                           detail::copied);
         }
         return all;
     }

@@ -12,7 +12,8 @@
 #define CHECK(condition) \
     do { \
         if (!(condition)) { \
-            fprintf(stderr, "%s:%d: not true: %s (last error: %s)\n", __FILE__, __LINE__, #condition, kvkeep_last_error()); \
+            fprintf(stderr, "%s:%d: not true: %s (last error: %s)\n", __FILE__, __LINE__, #condition, \
+                    kvkeep_last_error()); \
             exit(1); \
         } \
     } while (0)

@@ -7,24 +7,19 @@
 #include <dlfcn.h>
 
 #define CUDA_FUNCTIONS(function) \
-    function(int, cuInit, (unsigned)) \
-    function(int, cuDevicePrimaryCtxRetain, (void **, int)) \
-    function(int, cuDevicePrimaryCtxRelease_v2, (int)) \
-    function(int, cuCtxPushCurrent_v2, (void *)) \
-    function(int, cuCtxPopCurrent_v2, (void **)) \
-    function(int, cuStreamCreate, (void **, unsigned)) \
-    function(int, cuStreamDestroy_v2, (void *)) \
-    function(int, cuStreamSynchronize, (void *)) \
-    function(int, cuLaunchHostFunc, (void *, void (*)(void *), void *)) \
-    function(int, cuMemsetD8Async, (uint64_t, unsigned char, size_t, void *)) \
-    function(int, cuMemAlloc_v2, (uint64_t *, size_t)) \
-    function(int, cuMemFree_v2, (uint64_t)) \
-    function(void *, fake_cuda_host, (uint64_t)) \
-    function(uint64_t, fake_cuda_calls, (const char *)) \
-    function(uint64_t, fake_cuda_live, (const char *)) \
-    function(void, fake_cuda_fail, (const char *, uint64_t, int)) \
-    function(void, fake_cuda_heal, (void))
-#define CUDA_DECLARE(result, name, arguments) static result (*name) arguments __attribute__((unused));
+    function(int, cuInit, (unsigned)) function(int, cuDevicePrimaryCtxRetain, (void **, int)) \
+        function(int, cuDevicePrimaryCtxRelease_v2, (int)) function(int, cuCtxPushCurrent_v2, (void *)) \
+            function(int, cuCtxPopCurrent_v2, (void **)) function(int, cuStreamCreate, (void **, unsigned)) \
+                function(int, cuStreamDestroy_v2, (void *)) function(int, cuStreamSynchronize, (void *)) \
+                    function(int, cuLaunchHostFunc, (void *, void (*)(void *), void *)) \
+                        function(int, cuMemsetD8Async, (uint64_t, unsigned char, size_t, void *)) \
+                            function(int, cuMemAlloc_v2, (uint64_t *, size_t)) function(int, cuMemFree_v2, (uint64_t)) \
+                                function(void *, fake_cuda_host, (uint64_t)) \
+                                    function(uint64_t, fake_cuda_calls, (const char *)) \
+                                        function(uint64_t, fake_cuda_live, (const char *)) \
+                                            function(void, fake_cuda_fail, (const char *, uint64_t, int)) \
+                                                function(void, fake_cuda_heal, (void))
+#define CUDA_DECLARE(result, name, arguments) static result(*name) arguments __attribute__((unused));
 CUDA_FUNCTIONS(CUDA_DECLARE)
 
 // Whether there is a driver, which it loads.

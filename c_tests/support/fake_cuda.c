@@ -79,11 +79,16 @@ CUresult cuDriverGetVersion(int *found) {
 }
 
 CUresult cuGetErrorName(CUresult error, const char **name) {
-    static const struct { int code; const char *name; } names[] = {
-        {1, "CUDA_ERROR_INVALID_VALUE"}, {2, "CUDA_ERROR_OUT_OF_MEMORY"}, {3, "CUDA_ERROR_NOT_INITIALIZED"},
-        {100, "CUDA_ERROR_NO_DEVICE"}, {101, "CUDA_ERROR_INVALID_DEVICE"}, {200, "CUDA_ERROR_INVALID_IMAGE"},
-        {201, "CUDA_ERROR_INVALID_CONTEXT"}, {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"}, {400, "CUDA_ERROR_INVALID_HANDLE"},
-        {600, "CUDA_ERROR_NOT_READY"}, {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {719, "CUDA_ERROR_LAUNCH_FAILED"},
+    static const struct {
+        int code;
+        const char *name;
+    } names[] = {
+        {1, "CUDA_ERROR_INVALID_VALUE"},     {2, "CUDA_ERROR_OUT_OF_MEMORY"},
+        {3, "CUDA_ERROR_NOT_INITIALIZED"},   {100, "CUDA_ERROR_NO_DEVICE"},
+        {101, "CUDA_ERROR_INVALID_DEVICE"},  {200, "CUDA_ERROR_INVALID_IMAGE"},
+        {201, "CUDA_ERROR_INVALID_CONTEXT"}, {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"},
+        {400, "CUDA_ERROR_INVALID_HANDLE"},  {600, "CUDA_ERROR_NOT_READY"},
+        {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {719, "CUDA_ERROR_LAUNCH_FAILED"},
         {801, "CUDA_ERROR_NOT_SUPPORTED"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -248,7 +253,8 @@ static int allocate_host(void **at, size_t bytes) {
     if (bytes == 0 || bytes > memory) return bytes == 0 ? INVALID_VALUE : OUT_OF_MEMORY;
     void *made = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (made == MAP_FAILED) return OUT_OF_MEMORY;
-    add_range((struct range){.from = (uintptr_t)made, .bytes = bytes, .bytes_at = made, .device = -1, .allocated = true});
+    add_range(
+        (struct range){.from = (uintptr_t)made, .bytes = bytes, .bytes_at = made, .device = -1, .allocated = true});
     *at = made;
     return 0;
 }
@@ -274,9 +280,11 @@ CUresult cuMemHostRegister_v2(void *at, size_t bytes, unsigned flags) {
     // Pins the pages, which takes the right to write them unless they are registered for reading.
     uint64_t first = (uintptr_t)at / PAGE * PAGE, end = ((uintptr_t)at + bytes + PAGE - 1) / PAGE * PAGE;
     int advice = read_only ? 22 : 23;
-    if (madvise((void *)first, end - first, advice) != 0 && errno != EFAULT && errno != ENOSYS) return leave(INVALID_VALUE);
+    if (madvise((void *)first, end - first, advice) != 0 && errno != EFAULT && errno != ENOSYS)
+        return leave(INVALID_VALUE);
     pinned += bytes;
-    add_range((struct range){.from = (uintptr_t)at, .bytes = bytes, .bytes_at = at, .device = -1, .read_only = read_only});
+    add_range(
+        (struct range){.from = (uintptr_t)at, .bytes = bytes, .bytes_at = at, .device = -1, .read_only = read_only});
     return leave(0);
 }
 
@@ -299,7 +307,8 @@ CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
     void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (place == MAP_FAILED || at == MAP_FAILED) return leave(OUT_OF_MEMORY);
     device->used += bytes;
-    add_range((struct range){.from = (uintptr_t)place, .bytes = bytes, .bytes_at = at, .device = device->ordinal, .allocated = true});
+    add_range((struct range){
+        .from = (uintptr_t)place, .bytes = bytes, .bytes_at = at, .device = device->ordinal, .allocated = true});
     *address = (uintptr_t)place;
     return leave(0);
 }
@@ -346,10 +355,14 @@ CUresult cuLaunchHostFunc(CUstream handle, void (*function)(void *), void *data)
     return leave(0);
 }
 
-struct attributes { int order, from_kind, from_id, to_kind, to_id; unsigned flags; };
+struct attributes {
+    int order, from_kind, from_id, to_kind, to_id;
+    unsigned flags;
+};
 
-CUresult cuMemcpyBatchAsync(CUdeviceptr *to, CUdeviceptr *from, size_t *bytes, size_t count, struct attributes *attributes,
-                            size_t *indexes, size_t attribute_count, size_t *failed, CUstream handle) {
+CUresult cuMemcpyBatchAsync(CUdeviceptr *to, CUdeviceptr *from, size_t *bytes, size_t count,
+                            struct attributes *attributes, size_t *indexes, size_t attribute_count, size_t *failed,
+                            CUstream handle) {
     ENTER_CURRENT;
     struct stream *stream = stream_of(handle);
     *failed = SIZE_MAX;
@@ -398,8 +411,9 @@ CUresult cuModuleGetFunction(void **function, void *module, const char *name) {
 }
 
 // The kernel's list and number of fragments; see src/transfer/cuda/kernel.cu.
-CUresult cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                        unsigned block_z, unsigned shared, CUstream handle, void **parameters, void **extra) {
+CUresult cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                        unsigned block_y, unsigned block_z, unsigned shared, CUstream handle, void **parameters,
+                        void **extra) {
     ENTER_CURRENT;
     struct stream *stream = stream_of(handle);
     if (!stream || function != &modules || stream->device != device) return leave(INVALID_HANDLE);

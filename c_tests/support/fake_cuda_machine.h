@@ -42,7 +42,7 @@ typedef enum { COPY, MOVE, FILL, RECORD, WAIT, CALL } kind;
 
 struct step {
     kind kind;
-    uint64_t to, from, bytes;  // COPY, FILL (from: the byte); MOVE: list and count
+    uint64_t to, from, bytes; // COPY, FILL (from: the byte); MOVE: list and count
     struct event *event;
     uint64_t turn;
     void (*function)(void *);
@@ -69,7 +69,7 @@ struct event {
 struct range {
     uint64_t from, bytes;
     uint8_t *bytes_at;
-    int device;  // -1: host
+    int device; // -1: host
     bool allocated, read_only;
     struct range *next;
 };
@@ -132,7 +132,8 @@ __attribute__((constructor)) static void begin(void) {
         char name[48];
         unsigned long long nth;
         int code;
-        if (sscanf(one, "%47[^:]:%llu:%d", name, &nth, &code) != 3) die("FAKE_CUDA_FAIL is no list of function:nth:code");
+        if (sscanf(one, "%47[^:]:%llu:%d", name, &nth, &code) != 3)
+            die("FAKE_CUDA_FAIL is no list of function:nth:code");
         struct count *count = count_of(name);
         count->fail_at = nth;
         count->code = code;
@@ -141,7 +142,8 @@ __attribute__((constructor)) static void begin(void) {
 }
 
 static bool is_fatal(int code) {
-    return code == 46 || code == 214 || code == ILLEGAL_ADDRESS || code == 702 || (code >= 714 && code <= 719) || code == 999;
+    return code == 46 || code == 214 || code == ILLEGAL_ADDRESS || code == 702 || (code >= 714 && code <= 719) ||
+           code == 999;
 }
 
 static struct device *current(void) {
@@ -232,7 +234,9 @@ static int move_bytes(struct device *device, struct step *step) {
         memset(to, (int)step->from, step->bytes);
         return 0;
     }
-    struct { uint64_t from, to, bytes; } one = {step->from, step->to, step->bytes}, *list = NULL;
+    struct {
+        uint64_t from, to, bytes;
+    } one = {step->from, step->to, step->bytes}, *list = NULL;
     uint64_t count = 1;
     if (step->kind == MOVE) {
         count = step->bytes;

@@ -65,7 +65,8 @@ static inline uint64_t store(const kvkeep_key *keys, size_t count, const int32_t
     return job;
 }
 
-static inline uint64_t load(const kvkeep_key *keys, size_t count, const int32_t *ids, const kvkeep_transfer_options *options) {
+static inline uint64_t load(const kvkeep_key *keys, size_t count, const int32_t *ids,
+                            const kvkeep_transfer_options *options) {
     uint64_t job = 0;
     OK(kvkeep_submit_load(cache, pool, session, keys, count, ids, count * PER_CHUNK, options, &job, NULL, NULL));
     return job;

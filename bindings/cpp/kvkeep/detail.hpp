@@ -45,8 +45,9 @@ inline std::uint32_t milliseconds(std::chrono::milliseconds time) {
 inline const char* text_or_null(const std::string& text) noexcept { return text.empty() ? nullptr : text.c_str(); }
 
 inline Completion copied(const kvkeep_completion& from) {
-    return {from.job, from.session, static_cast<Status>(from.status), from.hit_chunks, from.loaded_bytes,
-            from.message, static_cast<JobKind>(from.kind), from.copied_keys, from.copied_bytes};
+    return {from.job,          from.session, static_cast<Status>(from.status), from.hit_chunks,
+            from.loaded_bytes, from.message, static_cast<JobKind>(from.kind),  from.copied_keys,
+            from.copied_bytes};
 }
 
 // What C calls: nothing may leave it, so a callback that throws is on its own.

@@ -51,7 +51,7 @@ public:
             throw Error(Status::invalid, "at most KVKEEP_KEYS_MAX keys can be asked for in one call");
         std::vector<Key> keys(static_cast<std::size_t>(chunk_count * each));
         detail::check(kvkeep_get_session_keys(cache_, id_, first_chunk, chunk_count, range.first_rank, range.rank_count,
-                                          range.group_count, keys.data(), keys.size()));
+                                              range.group_count, keys.data(), keys.size()));
         return keys;
     }
 
@@ -86,8 +86,8 @@ public:
     /// Commits staged keys and takes 1 + extra_count shares of each in one step.
     Status finish_write_and_reserve_read(Span<const Key> keys, std::int32_t extra_count, Span<View> views) {
         fits(keys, views.size());
-        return detail::check(kvkeep_finish_write_and_reserve_read(cache_, id_, keys.data(), keys.size(), extra_count,
-                                                                  views.data()));
+        return detail::check(
+            kvkeep_finish_write_and_reserve_read(cache_, id_, keys.data(), keys.size(), extra_count, views.data()));
     }
     std::vector<View> finish_write_and_reserve_read(Span<const Key> keys, std::int32_t extra_count = 0) {
         std::vector<View> views(keys.size());
@@ -98,8 +98,7 @@ public:
     /// Takes 1 + extra_count shares of each ready key.
     Status reserve_read(Span<const Key> keys, std::int32_t extra_count, Span<View> views) {
         fits(keys, views.size());
-        return detail::check(
-            kvkeep_reserve_read(cache_, id_, keys.data(), keys.size(), extra_count, views.data()));
+        return detail::check(kvkeep_reserve_read(cache_, id_, keys.data(), keys.size(), extra_count, views.data()));
     }
     std::vector<View> reserve_read(Span<const Key> keys, std::int32_t extra_count = 0) {
         std::vector<View> views(keys.size());
@@ -128,10 +127,10 @@ public:
 
     /// Returns the shares of the chunks wholly within [first_token, last_token); the number of keys given back.
     std::uint64_t finish_read_tokens(std::uint64_t first_token, std::uint64_t last_token, KeyRange range = {},
-                                 std::int32_t extra_count = 0) {
+                                     std::int32_t extra_count = 0) {
         std::uint64_t returned = 0;
-        detail::check(kvkeep_finish_read_tokens(cache_, id_, first_token, last_token, range.first_rank, range.rank_count,
-                                            range.group_count, extra_count, &returned));
+        detail::check(kvkeep_finish_read_tokens(cache_, id_, first_token, last_token, range.first_rank,
+                                                range.rank_count, range.group_count, extra_count, &returned));
         return returned;
     }
 
@@ -142,9 +141,8 @@ public:
 
     /// Submits a prefetch whose end is told to `callback`.
     Job prefetch(Span<const Key> keys, const PrefetchOptions& options, Callback callback) {
-        return detail::with(std::move(callback), [&](void* userdata) {
-            return submit(keys, options, detail::complete, userdata);
-        });
+        return detail::with(std::move(callback),
+                            [&](void* userdata) { return submit(keys, options, detail::complete, userdata); });
     }
 
     /// Submits a prefetch whose end fulfils a future.
@@ -200,8 +198,8 @@ private:
         options.priority = from.priority;
         options.notify = static_cast<std::uint32_t>(from.notify);
         std::uint64_t job = 0;
-        detail::check(kvkeep_submit_prefetch(cache_, id_, keys.data(), keys.size(), &options, &job, callback,
-                                             userdata));
+        detail::check(
+            kvkeep_submit_prefetch(cache_, id_, keys.data(), keys.size(), &options, &job, callback, userdata));
         return Job(cache_, job, keys.size());
     }
 

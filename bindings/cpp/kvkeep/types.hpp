@@ -104,8 +104,7 @@ public:
     constexpr Span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
 
     // An array of U passes for one of T only where they differ in const at most.
-    template <typename Container,
-              typename U = std::remove_pointer_t<decltype(std::data(std::declval<Container&>()))>,
+    template <typename Container, typename U = std::remove_pointer_t<decltype(std::data(std::declval<Container&>()))>,
               typename = std::enable_if_t<std::is_convertible_v<U (*)[], T (*)[]>>>
     constexpr Span(Container&& container) noexcept : data_(std::data(container)), size_(std::size(container)) {}
 
@@ -156,8 +155,7 @@ struct KeyState : kvkeep_key_state {
 };
 
 // Arrays of these cross the ABI as arrays of what they derive from.
-static_assert(sizeof(Key) == sizeof(kvkeep_key) && std::is_standard_layout_v<Key> &&
-              std::is_trivially_copyable_v<Key>);
+static_assert(sizeof(Key) == sizeof(kvkeep_key) && std::is_standard_layout_v<Key> && std::is_trivially_copyable_v<Key>);
 static_assert(sizeof(KeyState) == sizeof(kvkeep_key_state) && std::is_standard_layout_v<KeyState> &&
               std::is_trivially_copyable_v<KeyState>);
 static_assert(sizeof(View) == sizeof(kvkeep_view) && std::is_standard_layout_v<View> &&

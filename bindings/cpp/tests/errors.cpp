@@ -22,8 +22,7 @@ static void bad_arguments_change_nothing() {
     CHECK(thrown([&] { session.reserve_read(keys, 128); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { session.reserve_read(keys, -1); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { session.reserve_read(std::vector<kvk::Key>{}); }).status() == kvk::Status::invalid);
-    CHECK(thrown([&] { session.reserve_write(keys, std::vector<std::uint64_t>{1}); }).status() ==
-          kvk::Status::invalid);
+    CHECK(thrown([&] { session.reserve_write(keys, std::vector<std::uint64_t>{1}); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { session.keys(0, std::uint64_t{1} << 62); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { session.keys(0, 1); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { cache.flush(std::chrono::milliseconds(-1)); }).status() == kvk::Status::invalid);
@@ -63,7 +62,9 @@ static void the_log_is_told() {
         throw std::runtime_error("what a log throws goes nowhere");
     };
     options.log_level = kvk::LogLevel::info;
-    { kvk::Cache cache(options); }
+    {
+        kvk::Cache cache(options);
+    }
     CHECK(!lines.empty());
 }
 
