@@ -108,6 +108,7 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_begin_session(closed, 1, NULL, &number));
     CLOSED(kvkeep_end_session(closed, 1));
     CLOSED(kvkeep_abort_session(closed, 1));
+    CLOSED(kvkeep_renew_session(closed, 1));
     CLOSED(kvkeep_append_tokens(closed, 1, tokens, 4, &number));
     CLOSED(kvkeep_get_session_keys(closed, 1, 0, 1, 0, 1, 1, keys, 1));
     CLOSED(kvkeep_reserve_write(closed, 1, keys, 4, sizes, 0, views));
@@ -235,6 +236,7 @@ static void p6_ids_never_given(void) {
         UNKNOWN(kvkeep_explain_key(cache, id, keys, text, sizeof text, &length), "space");
         UNKNOWN(kvkeep_remove_backend(cache, id), "backend");
         UNKNOWN(kvkeep_end_session(cache, id), "session");
+        UNKNOWN(kvkeep_renew_session(cache, id), "session");
         UNKNOWN(kvkeep_abort_session(cache, id), "session");
         UNKNOWN(kvkeep_append_tokens(cache, id, &token, 1, &number), "session");
         UNKNOWN(kvkeep_get_session_keys(cache, id, 0, 1, 0, 1, 1, keys, 1), "session");

@@ -213,6 +213,26 @@ static void use_renews_the_deadline(void) {
     teardown();
 }
 
+static void renewing_keeps_a_session_and_does_nothing_else(void) {
+    setup(MIB);
+    uint64_t kept = begin_for(cache, space, 400), left = begin_for(cache, space, 400);
+    const uint64_t reclaimed = stats_of(cache).sessions_reclaimed;
+    while (stats_of(cache).sessions_reclaimed == reclaimed) {
+        OK(kvkeep_renew_session(cache, kept));
+        pause_briefly();
+    }
+    FAILS(kvkeep_renew_session(cache, left), KVKEEP_ERR_EXPIRED, "session");
+    kvkeep_stats before = stats_of(cache);
+    OK(kvkeep_renew_session(cache, kept));
+    kvkeep_stats after = stats_of(cache);
+    CHECK_EQUAL(after.sessions, 1);
+    CHECK_EQUAL(after.read_hits + after.read_misses, before.read_hits + before.read_misses);
+    OK(kvkeep_end_session(cache, kept));
+    FAILS(kvkeep_renew_session(cache, kept), KVKEEP_ERR_NOT_FOUND, "session");
+    FAILS(kvkeep_renew_session(cache, 0), KVKEEP_ERR_NOT_FOUND, "session");
+    teardown();
+}
+
 static void tokens_become_keys(void) {
     setup(MIB);
     uint32_t tokens[64];
@@ -324,6 +344,7 @@ int main(void) {
     RUN(p3_revocation_returns_shares_once);
     RUN(p2_staging_is_never_taken);
     RUN(use_renews_the_deadline);
+    RUN(renewing_keeps_a_session_and_does_nothing_else);
     RUN(tokens_become_keys);
     RUN(p9_tokens_of_a_session_are_bounded);
     RUN(keys_come_chunk_major);

@@ -39,6 +39,9 @@ pub trait Cache: Send + Sync {
     /// Ends a session and touches nothing.
     fn abort_session(&self, session: u64) -> Result<()>;
 
+    /// Renews a session's deadline.
+    fn renew_session(&self, session: u64) -> Result<()>;
+
     /// Declares the shapes of the objects that a pool of `space` holds; refused where those of another pool differ.
     fn declare_shapes(&self, space: u64, shapes: &[Shape]) -> Result<()>;
 

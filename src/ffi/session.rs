@@ -49,6 +49,15 @@ pub unsafe extern "C" fn kvkeep_abort_session(cache: *mut kvkeep, session: u64) 
     on(cache, |cache| cache.abort_session(session).map(|()| KVKEEP_OK))
 }
 
+/// Renews the deadline of a session, and does nothing else: for a request that goes on without using the cache. Keys whose
+/// shares were revoked before stay EXPIRED. Never blocks on I/O.
+/// Errors: NOT_FOUND (unknown, or ended before), EXPIRED (ended by its deadline).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_renew_session(cache: *mut kvkeep, session: u64) -> Status {
+    on(cache, |cache| cache.renew_session(session).map(|()| KVKEEP_OK))
+}
+
 /// Appends `token_count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
 /// to the full chunks so far, unless NULL. The hash of chunk i is BLAKE3(hash of chunk i-1 || its token ids as
 /// little-endian u32); before the first stands BLAKE3("kvkeep space" || the space's 16-byte tag), where the tag is

@@ -138,6 +138,10 @@ impl Cache for Node {
         self.leave(session, false)
     }
 
+    fn renew_session(&self, session: u64) -> Result<()> {
+        self.l1.session_space(session).map(drop)
+    }
+
     fn declare_shapes(&self, space: u64, shapes: &[Shape]) -> Result<()> {
         self.l1.declare_shapes(space, shapes)
     }

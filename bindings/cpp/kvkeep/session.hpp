@@ -37,6 +37,9 @@ public:
     /// Returns what is left and touches nothing.
     void abort() { detail::check(kvkeep_abort_session(cache_, release())); }
 
+    /// Renews the deadline, and does nothing else.
+    void renew() { detail::check(kvkeep_renew_session(cache_, id_)); }
+
     /// Appends token ids; the number of full chunks so far.
     std::uint64_t append_tokens(Span<const std::uint32_t> tokens) {
         std::uint64_t chunks = 0;

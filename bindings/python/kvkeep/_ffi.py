@@ -726,6 +726,13 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_uint64,
         ),
     ),
+    "kvkeep_renew_session": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+        ),
+    ),
     "kvkeep_append_tokens": (
         c_int,
         (

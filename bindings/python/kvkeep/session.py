@@ -171,6 +171,10 @@ class Session:
         explained: dict[str, Any] = json.loads(text(lib.kvkeep_explain_session, self._cache.pointer, self.id))
         return explained
 
+    def renew(self) -> None:
+        """Renews the deadline, and does nothing else."""
+        call(lib.kvkeep_renew_session, self._cache.pointer, self.id)
+
     def end(self) -> None:
         """Returns what is left and touches every key the session used."""
         call(lib.kvkeep_end_session, self._cache.pointer, self.id)

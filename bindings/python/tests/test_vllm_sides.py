@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import kvkeep
+from kvkeep.vllm import scheduler
 from kvkeep.vllm.trouble import Trouble
 
 from .support import HANGING, CacheTest
@@ -59,6 +62,20 @@ class Sides(CacheTest):
         engine.step({"first": 1})
         engine.finish(request)
         self.assertEqual(engine.run("second", PROMPT[: CHUNK - 1] + [1, 2, 3])[1], CHUNK)
+
+    def test_steps_keep_the_sessions_of_requests_alive(self) -> None:
+        engine = self.engine()
+        with mock.patch.multiple(scheduler, SESSION_TIMEOUT_MS=300, RENEW_S=0.05):
+            request, _ = engine.run("first", PROMPT)
+            session = engine.scheduler._tracked["first"].session
+            assert session is not None
+            with self.cache.space("other").session("idle", 300):
+                reclaimed = self.cache.stats().sessions_reclaimed
+                while self.cache.stats().sessions_reclaimed == reclaimed:
+                    engine.step()
+            session.renew()
+            engine.finish(request)
+        self.check_nothing_is_held()
 
     def test_blocks_the_engine_has_are_left_alone(self) -> None:
         engine = self.engine()

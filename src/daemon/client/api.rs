@@ -138,6 +138,10 @@ impl Cache for Client {
         ended
     }
 
+    fn renew_session(&self, session: u64) -> Result<()> {
+        self.call(&*self.link_of(session)?, &Request::RenewSession { session }, nothing)
+    }
+
     fn declare_shapes(&self, space: u64, shapes: &[Shape]) -> Result<()> {
         self.call(&*self.link()?, &Request::DeclareShapes { space, shapes }, nothing)
     }

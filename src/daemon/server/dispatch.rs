@@ -159,6 +159,11 @@ impl Desk {
                 guest.end_session(session);
                 done(frame)
             }
+            Request::RenewSession { session } => {
+                self.check_session(guest, session)?;
+                node.renew_session(session)?;
+                done(frame)
+            }
             Request::AppendTokens { session, tokens } => {
                 self.check_session(guest, session)?;
                 check_count(tokens.len() as u64)?;

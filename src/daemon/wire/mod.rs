@@ -22,7 +22,7 @@ use crate::abi::View;
 use crate::arena::Arena;
 
 /// Raised with every change of the messages.
-pub const WIRE_VERSION: u32 = 12;
+pub const WIRE_VERSION: u32 = 13;
 
 /// Most bytes of one frame: a batch of the most keys with a number and a view for each fits.
 pub const FRAME_BYTES_MAX: u32 = 80 << 20;

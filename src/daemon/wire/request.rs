@@ -95,6 +95,7 @@ requests! {
     44 NoteUnregistered { memlock: bool },
     45 ReservePatiently { session: u64, keys: &'a [Key], sizes: &'a [u64], wait_ms: u32 },
     46 ExplainRefusal { session: u64, of_space: bool },
+    47 RenewSession { session: u64 },
 }
 
 impl Request<'_> {

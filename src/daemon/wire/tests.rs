@@ -137,7 +137,10 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         41 => Request::ForgetSpace { space },
         42 => Request::DeclareShapes { space, shapes },
         43 => Request::Ping {},
-        _ => Request::NoteUnregistered { memlock: *flag },
+        44 => Request::NoteUnregistered { memlock: *flag },
+        45 => Request::ReservePatiently { session, keys, sizes: numbers, wait_ms: timeout_ms },
+        46 => Request::ExplainRefusal { session, of_space: *flag },
+        _ => Request::RenewSession { session },
     }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple, Optional
 
 from ..job import Job
@@ -68,6 +69,8 @@ class Tracked:
         # Whether its blocks are of weights that the cache was reset for: it stores nothing until it is computed anew.
         self.is_outdated = False
         self.session: Optional[Session] = None
+        # When its session was renewed last.
+        self.renewed = time.monotonic()
         self.lookup: Optional[Lookup] = None
         # How many tokens vLLM had itself when it asked last.
         self.computed = 0
@@ -84,6 +87,12 @@ class Tracked:
         self.has_stores = False
         # Whether it used the cache at all.
         self.used = False
+
+    def renew(self, now: float, every: float) -> None:
+        """Keeps its session alive, where that was not done for `every` seconds."""
+        if self.session and now - self.renewed >= every:
+            self.renewed = now
+            quietly(self.session.renew)
 
     def drop_lookup(self) -> None:
         """Gives back all that the prefetch holds or is about to."""

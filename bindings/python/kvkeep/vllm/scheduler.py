@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
@@ -19,9 +20,9 @@ from .step import Move, Step
 from .trouble import Trouble, log
 
 UNUSED = "kvkeep cannot be used now, and prompts are computed"
-# A request may decode for long between two chunks, and a session that holds nothing ends at its deadline. When the engine
-# dies, its sessions do at once.
-SESSION_TIMEOUT_MS = 3_600_000
+# A request may decode for long between two chunks, and a session that holds nothing ends at its deadline. Its steps renew it.
+SESSION_TIMEOUT_MS = 600_000
+RENEW_S = 60.0
 
 
 class Scheduler:
@@ -120,6 +121,9 @@ class Scheduler:
         """What the workers have to do in a step that computes so many tokens of these requests."""
         step, self._next = self._next, Step()
         step.generation = self._generation
+        now = time.monotonic()
+        for tracked in (*self._tracked.values(), *self._ending.values()):
+            tracked.renew(now, RENEW_S)
         for name in preempted:
             step.preempted.add(name)
             if tracked := self._tracked.get(name):
