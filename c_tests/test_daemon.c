@@ -102,6 +102,7 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     GONE(kvkeep_finish_read_tokens(cache, session, 0, 16, 0, 1, 1, 0, NULL));
     GONE(kvkeep_get_views(cache, session, &key, 1, &view));
     GONE(kvkeep_renew_session(cache, session));
+    GONE(kvkeep_set_quota(cache, space, 0));
     GONE(kvkeep_touch(cache, space, &key, 1, NULL));
     GONE(kvkeep_query_keys(cache, space, &key, 1, &state));
     GONE(kvkeep_retain(cache, space, &key, 1, 50, 1000, NULL));

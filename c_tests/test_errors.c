@@ -109,6 +109,7 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_end_session(closed, 1));
     CLOSED(kvkeep_abort_session(closed, 1));
     CLOSED(kvkeep_renew_session(closed, 1));
+    CLOSED(kvkeep_set_quota(closed, 1, 0));
     CLOSED(kvkeep_append_tokens(closed, 1, tokens, 4, &number));
     CLOSED(kvkeep_get_session_keys(closed, 1, 0, 1, 0, 1, 1, keys, 1));
     CLOSED(kvkeep_reserve_write(closed, 1, keys, 4, sizes, 0, views));

@@ -195,6 +195,31 @@ static void p11_a_batch_is_told_at_one_instant(void) {
     close_empty(cache);
 }
 
+static void a_quota_is_set_anew(void) {
+    enter(open_l1(MIB));
+    kvkeep_key keys[8];
+    keys_of(keys, 1, 8);
+    OK(kvkeep_set_quota(cache, space, MIB));
+    put(cache, space, keys, 8, 4096);
+    check_usage(space, 8, 8 * 4096, MIB);
+    OK(kvkeep_set_quota(cache, space, 4 * 4096));
+    check_usage(space, 4, 4 * 4096, 4 * 4096);
+    // What is in use stays, and goes when it is returned and something else comes.
+    kvkeep_view views[2];
+    uint64_t reader = begin(cache, space);
+    OK(kvkeep_reserve_read(cache, reader, keys, 2, 0, views));
+    OK(kvkeep_set_quota(cache, space, 4096));
+    check_usage(space, 2, 2 * 4096, 4096);
+    OK(kvkeep_finish_read(cache, reader, keys, 2, 0, NULL));
+    OK(kvkeep_set_quota(cache, space, 4096));
+    check_usage(space, 1, 4096, 4096);
+    OK(kvkeep_set_quota(cache, space, 0));
+    put(cache, space, &keys[2], 6, 4096);
+    check_usage(space, 7, 7 * 4096, 0);
+    FAILS(kvkeep_set_quota(cache, space + 1, 4096), KVKEEP_ERR_NOT_FOUND, "never opened");
+    close_empty(cache);
+}
+
 int main(void) {
     watchdog();
     RUN(keys_are_absent_until_they_are_committed);
@@ -202,6 +227,7 @@ int main(void) {
     RUN(shares_of_a_session_past_its_deadline_lock_nothing);
     RUN(what_is_written_says_so);
     RUN(a_space_tells_its_usage_and_its_quota);
+    RUN(a_quota_is_set_anew);
     RUN(p11_a_batch_is_told_at_one_instant);
     return 0;
 }

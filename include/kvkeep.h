@@ -914,6 +914,15 @@ kvkeep_status kvkeep_open_space(kvkeep *cache,
                                 const kvkeep_space_options *options,
                                 uint64_t *space);
 
+/// Sets the most bytes of L1 that objects of a space may take, as opening it again does. 0: no bound but L1. Objects above it are
+/// evicted at once, but for those in use or still to be written to L2, which are evicted when they may be. Never blocks on I/O.
+/// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_set_quota(kvkeep *cache,
+                               uint64_t space,
+                               uint64_t quota_bytes);
+
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
 /// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
 /// the backend opens. A directory may be open in several processes; its capacity bounds what each of them knows to be there,

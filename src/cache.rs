@@ -21,6 +21,9 @@ pub trait Cache: Send + Sync {
     /// Opens a space.
     fn open_space(&self, spec: SpaceSpec) -> Result<u64>;
 
+    /// Bounds a space's part of L1; 0: by L1 alone.
+    fn set_quota(&self, space: u64, quota_bytes: u64) -> Result<()>;
+
     /// Adds a backend.
     fn add_backend(&self, url: &str) -> Result<u64>;
 

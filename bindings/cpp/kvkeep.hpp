@@ -83,6 +83,9 @@ public:
         return usage;
     }
 
+    /// Bounds the part of L1 that its objects may take; 0: by L1 alone.
+    void set_quota(std::uint64_t bytes) const { detail::check(kvkeep_set_quota(cache_, id_, bytes)); }
+
     /// Empties L1 of the space's objects; with `force` also hides those in use. How many went.
     std::uint64_t clear(bool force = false) const {
         std::uint64_t removed = 0;

@@ -74,6 +74,15 @@ pub unsafe extern "C" fn kvkeep_open_space(
     })
 }
 
+/// Sets the most bytes of L1 that objects of a space may take, as opening it again does. 0: no bound but L1. Objects above it are
+/// evicted at once, but for those in use or still to be written to L2, which are evicted when they may be. Never blocks on I/O.
+/// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_set_quota(cache: *mut kvkeep, space: u64, quota_bytes: u64) -> Status {
+    on(cache, |cache| cache.set_quota(space, quota_bytes).map(|()| KVKEEP_OK))
+}
+
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
 /// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
 /// the backend opens. A directory may be open in several processes; its capacity bounds what each of them knows to be there,

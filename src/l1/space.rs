@@ -41,8 +41,23 @@ impl L1 {
             state.set_quota(index, spec.quota_bytes)?;
             Ok(index)
         })?;
-        while self.with(|state| state.trim_to_quota(index)) {}
+        self.trim_to_quota(index);
         Ok(tag.number())
+    }
+
+    /// Sets the quota of an open space.
+    pub fn set_quota(&self, number: u64, quota_bytes: u64) -> Result<()> {
+        let index = self.with(|state| {
+            let index = state.space_index(number)?;
+            state.set_quota(index, quota_bytes)?;
+            Ok(index)
+        })?;
+        self.trim_to_quota(index);
+        Ok(())
+    }
+
+    fn trim_to_quota(&self, space: u32) {
+        while self.with(|state| state.trim_to_quota(space)) {}
     }
 
     /// The space of a number.

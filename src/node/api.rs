@@ -101,6 +101,10 @@ impl Cache for Node {
         self.l1.open_space(&spec)
     }
 
+    fn set_quota(&self, space: u64, quota_bytes: u64) -> Result<()> {
+        self.l1.set_quota(space, quota_bytes)
+    }
+
     fn add_backend(&self, url: &str) -> Result<u64> {
         let number = self.backends.add(l2::registry::open(url, &self.log)?)?;
         self.look_below();

@@ -681,6 +681,14 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_uint64),
         ),
     ),
+    "kvkeep_set_quota": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint64,
+        ),
+    ),
     "kvkeep_add_backend": (
         c_int,
         (

@@ -83,6 +83,10 @@ class Space:
         call(lib.kvkeep_query_space, self._cache.pointer, self.id, ctypes.byref(usage))
         return usage
 
+    def set_quota(self, quota_bytes: int) -> None:
+        """Bounds the part of L1 that the space's objects may take; 0: by L1 alone."""
+        call(lib.kvkeep_set_quota, self._cache.pointer, self.id, number(ctypes.c_uint64, "quota_bytes", quota_bytes))
+
     def clear(self, force: bool = False) -> int:
         """Empties L1 of the space's objects; with `force` also hides those in use. How many went."""
         return self._cache.clear(force, self.id)

@@ -109,6 +109,12 @@ impl Cache for Client {
         self.spaces.open(&spec, open)
     }
 
+    fn set_quota(&self, space: u64, quota_bytes: u64) -> Result<()> {
+        self.call(&*self.link()?, &Request::SetQuota { space, quota_bytes }, nothing)?;
+        self.spaces.set_quota(space, quota_bytes);
+        Ok(())
+    }
+
     fn add_backend(&self, url: &str) -> Result<u64> {
         self.link()?.call_while_it_works(&Request::AddBackend { url }, number)
     }

@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 
 use crate::config::SpaceSpec;
 use crate::error::Result;
+use crate::hash::space_tag;
 
 struct Known {
     spec: SpaceSpec,
@@ -40,6 +41,14 @@ impl Spaces {
     /// All of them.
     pub fn all(&self) -> Vec<SpaceSpec> {
         self.known.lock().iter().map(|known| known.spec.clone()).collect()
+    }
+
+    /// The next run of the daemon opens it with this quota.
+    pub fn set_quota(&self, number: u64, quota_bytes: u64) {
+        let mut known = self.known.lock();
+        if let Some(known) = known.iter_mut().find(|known| space_tag(&known.spec).number() == number) {
+            known.spec.quota_bytes = quota_bytes;
+        }
     }
 
     /// Gives what it was known as before.

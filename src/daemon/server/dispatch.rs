@@ -105,6 +105,12 @@ impl Desk {
             Request::Bye {} => number(frame, guest.leave(node).1 as u64),
             Request::Ping {} => done(frame),
             Request::OpenSpace { spec } => number(frame, self.open_space(guest, spec)?),
+            Request::SetQuota { space, quota_bytes } => {
+                guest.may_write()?;
+                self.check_space(guest, space)?;
+                node.set_quota(space, quota_bytes)?;
+                done(frame)
+            }
             Request::AddBackend { url } => {
                 guest.may_administer()?;
                 let backend = node.add_backend(url)?;

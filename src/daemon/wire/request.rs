@@ -96,6 +96,7 @@ requests! {
     45 ReservePatiently { session: u64, keys: &'a [Key], sizes: &'a [u64], wait_ms: u32 },
     46 ExplainRefusal { session: u64, of_space: bool },
     47 RenewSession { session: u64 },
+    48 SetQuota { space: u64, quota_bytes: u64 },
 }
 
 impl Request<'_> {

@@ -140,7 +140,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         44 => Request::NoteUnregistered { memlock: *flag },
         45 => Request::ReservePatiently { session, keys, sizes: numbers, wait_ms: timeout_ms },
         46 => Request::ExplainRefusal { session, of_space: *flag },
-        _ => Request::RenewSession { session },
+        47 => Request::RenewSession { session },
+        _ => Request::SetQuota { space, quota_bytes: *other },
     }
 }
 
