@@ -15,7 +15,7 @@ const UNSAFE_ROOMS: [&str; 9] = [
     "src/arena.rs",
     "src/threads.rs",
     "src/l1/tests/model/",
-    "src/l2/fs/engine/ring.rs",
+    "src/l2/fs/engine/ring",
     "src/l2/plugin",
     "src/transfer/cuda",
     "src/transfer/copy",

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::object_header::Header;
-use super::url::Options;
+use super::url::Parameters;
 use super::{Backend, Found, Health, LoadRequest, LoadSink, LookupRequest, Observer, Reply, StoreRequest, Usage};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_IO, Result};
@@ -244,7 +244,7 @@ impl FaultBackend {
     /// `fault.delay_ms`, 10 if not given), `fault.torn` (loads lose their second half, stores write only the first) and
     /// `fault.flip` (one bit of a load).
     pub fn wrap(inner: Arc<dyn Backend>, params: &[(String, String)]) -> Result<Arc<FaultBackend>> {
-        let mut options = Options::new("fault", params);
+        let mut options = Parameters::new("fault", params);
         let seed = options.number("fault.seed", 0)?;
         let torn = options.chance("fault.torn")?;
         let flip = options.chance("fault.flip")?;

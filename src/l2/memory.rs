@@ -8,7 +8,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::object_header::{HEADER_BYTES, Header};
-use super::url::Options;
+use super::url::Parameters;
 use super::{Backend, Change, Found, Health, LoadRequest, LookupRequest, Observer, Reply, StoreRequest, Stored, Usage};
 use crate::error::{
     Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result,
@@ -330,7 +330,7 @@ impl MemoryBackend {
     /// Opens an empty one. Parameters: `capacity` (1GiB), `policy` (lru), `lookup` (`cached`, or `slow` to answer lookups
     /// from the thread only).
     pub fn open_url(params: &[(String, String)]) -> Result<Arc<MemoryBackend>> {
-        let mut options = Options::new("memory", params);
+        let mut options = Parameters::new("memory", params);
         let capacity = options.capacity(DEFAULT_CAPACITY)?;
         MemoryBounds::of_process(false).check("capacity", "the memory backend", capacity)?;
         let policy = options.text("policy")?.unwrap_or("lru");

@@ -31,7 +31,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 
 /// What a seal says of an object beyond its name and its length.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Known {
+pub struct HeaderDetails {
     /// Tag of the layout of its space.
     pub layout: [u8; 16],
     /// Tag of its shape.
@@ -40,7 +40,7 @@ pub struct Known {
     pub crc: u32,
 }
 
-impl Known {
+impl HeaderDetails {
     /// Whether `payload` has the checksum.
     pub fn fits(&self, payload: &[u8]) -> bool {
         crc32c(payload) == self.crc
@@ -78,7 +78,7 @@ impl Header {
     }
 
     /// The seal of an object of which all that it says is known.
-    pub fn again(key: &ObjectKey, length: u64, known: &Known) -> Header {
+    pub fn again(key: &ObjectKey, length: u64, known: &HeaderDetails) -> Header {
         Header::write(key, &known.layout, length, KIND_CRC32C, known.crc).of_shape(known.shape)
     }
 
@@ -126,10 +126,10 @@ impl Header {
     }
 
     /// What the seal of `key` with a payload of `length` bytes says beyond these two, if it is whole and has a checksum.
-    pub fn known(&self, key: &ObjectKey, length: u64) -> Option<Known> {
+    pub fn known(&self, key: &ObjectKey, length: u64) -> Option<HeaderDetails> {
         self.identify(key, None, length).ok()?;
         let crc = self.sealed_crc().ok()??;
-        Some(Known { layout: array_at(&self.0, 48), shape: self.shape(), crc })
+        Some(HeaderDetails { layout: array_at(&self.0, 48), shape: self.shape(), crc })
     }
 
     /// Checks identity, length, layout (if the caller knows it) and, unless `checksum` is off, the payload's bytes.

@@ -95,17 +95,17 @@ pub fn boolean(text: &str) -> Result<bool> {
     }
 }
 
-/// The parameters of one backend, read by name; [`finish`](Options::finish) refuses those that nobody asked for.
-pub struct Options<'a> {
+/// The parameters of one backend, read by name; [`finish`](Parameters::finish) refuses those that nobody asked for.
+pub struct Parameters<'a> {
     of: &'static str,
     pairs: &'a [(String, String)],
     known: Vec<&'static str>,
 }
 
-impl<'a> Options<'a> {
+impl<'a> Parameters<'a> {
     /// The parameters of the backend `of`.
-    pub fn new(of: &'static str, pairs: &'a [(String, String)]) -> Options<'a> {
-        Options { of, pairs, known: Vec::new() }
+    pub fn new(of: &'static str, pairs: &'a [(String, String)]) -> Parameters<'a> {
+        Parameters { of, pairs, known: Vec::new() }
     }
 
     /// The value of `name`, if it is given.

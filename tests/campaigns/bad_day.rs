@@ -330,13 +330,13 @@ fn day(dir: &Path, small_disk: bool, seconds: u64, seed: u64) {
     let options = FsOptions { capacity: CAPACITY, ..FsOptions::new(&objects) };
     let fs = Fs::open(options).unwrap();
     until("the surplus is worked off", || disk_usage(&objects) <= CAPACITY + CAPACITY / 100);
-    let temporary = |entry: &inspect::Entry| matches!(entry.kind, inspect::Kind::Temporary { .. });
+    let temporary = |entry: &inspect::FileEntry| matches!(entry.kind, inspect::FileKind::Temporary { .. });
     until("temporary files are removed", || !inspect::list(&objects).unwrap().iter().any(temporary));
     let usage = fs.usage();
     assert!(usage.objects > 0 && usage.bytes <= CAPACITY, "{usage:?}");
     fs.close();
     for entry in inspect::list(&objects).unwrap() {
-        if let inspect::Kind::Object(key) = entry.kind {
+        if let inspect::FileKind::Object(key) = entry.kind {
             inspect::verify(&entry.path, &key).unwrap();
         }
     }

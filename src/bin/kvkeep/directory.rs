@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use kvkeep::key::ObjectKey;
-use kvkeep::l2::fs::inspect::{Entry, Kind, list};
+use kvkeep::l2::fs::inspect::{FileEntry, FileKind, list};
 
 /// The files of one directory.
 pub struct Directory {
-    pub objects: Vec<(ObjectKey, Entry)>,
-    pub writing: Vec<Entry>,
-    pub stale: Vec<Entry>,
-    pub quarantined: Vec<(Option<ObjectKey>, Entry)>,
-    pub foreign: Vec<Entry>,
+    pub objects: Vec<(ObjectKey, FileEntry)>,
+    pub writing: Vec<FileEntry>,
+    pub stale: Vec<FileEntry>,
+    pub quarantined: Vec<(Option<ObjectKey>, FileEntry)>,
+    pub foreign: Vec<FileEntry>,
 }
 
 /// Reads names and sizes.
@@ -31,11 +31,11 @@ pub fn read(dir: &Path) -> Result<Directory, String> {
     };
     for entry in list(dir).map_err(|error| format!("{error}; run as a user who may read the directory"))? {
         match entry.kind {
-            Kind::Object(key) => directory.objects.push((key, entry)),
-            Kind::Temporary { stale: false } => directory.writing.push(entry),
-            Kind::Temporary { stale: true } => directory.stale.push(entry),
-            Kind::Quarantined(key) => directory.quarantined.push((key, entry)),
-            Kind::Foreign => directory.foreign.push(entry),
+            FileKind::Object(key) => directory.objects.push((key, entry)),
+            FileKind::Temporary { stale: false } => directory.writing.push(entry),
+            FileKind::Temporary { stale: true } => directory.stale.push(entry),
+            FileKind::Quarantined(key) => directory.quarantined.push((key, entry)),
+            FileKind::Foreign => directory.foreign.push(entry),
         }
     }
     Ok(directory)
@@ -45,7 +45,7 @@ impl Directory {
     /// The lines that say what else is there; empty if nothing is.
     pub fn leftovers(&self) -> String {
         let mut text = String::new();
-        let sum = |entries: &[Entry]| (entries.len(), entries.iter().map(|entry| entry.bytes).sum());
+        let sum = |entries: &[FileEntry]| (entries.len(), entries.iter().map(|entry| entry.bytes).sum());
         let quarantined = (self.quarantined.len(), self.quarantined.iter().map(|(_, entry)| entry.bytes).sum());
         for ((count, bytes), what) in [
             (sum(&self.writing), "being written now"),

@@ -31,7 +31,7 @@ use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::control::completion::Completions;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, Result, Status};
-use crate::l2::url::{Options, Url};
+use crate::l2::url::{Parameters, Url};
 use crate::log::{Log, LogLevel};
 
 /// Pauses between two attempts to reconnect: the first, and the longest.
@@ -80,7 +80,7 @@ impl ClientConfig {
                 "connect is {url:?}, which names no daemon: write unix:///path/of/the.sock"
             )));
         }
-        let mut options = Options::new("unix:", &parsed.params);
+        let mut options = Parameters::new("unix:", &parsed.params);
         let spin = Duration::from_micros(options.number("spin_us", 0)?.min(SPIN_US_MAX));
         let wait = Duration::from_millis(options.number("wait_ms", 0)?.min(WAIT_MS_MAX));
         let patience = options.number("patience_ms", PATIENCE_MS)?.min(WAIT_MS_MAX);

@@ -1,4 +1,4 @@
-//! Directories take room too, and count under the capacity. Empty ones are taken away.
+//! The bytes of disk that directories take, which count under the capacity, and the removal of empty ones.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, mkdirat, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::object_io::Core;
 use super::path::{self, QUARANTINE, TMP};
 use super::recover;
+use super::root::Root;
 use crate::key::{ObjectKey, SpaceTag, hex};
 
 /// Directories of more than this part of the capacity are taken away as soon as they are empty, others now and then.
@@ -25,7 +25,9 @@ const CAPACITY_MIN: u64 = 4 << 20;
 /// Bytes of disk of the directories.
 #[derive(Default)]
 pub struct Directories {
-    known: Mutex<Known>,
+    /// They count under the capacity.
+    count: bool,
+    known: Mutex<DirectorySizes>,
     /// They are much of the capacity.
     matter: AtomicBool,
     /// Shards that stores have made and have not put their files into yet: they stay, though they are empty.
@@ -33,7 +35,7 @@ pub struct Directories {
 }
 
 #[derive(Default)]
-struct Known {
+struct DirectorySizes {
     /// The directory itself, `tmp/` and `quarantine/`.
     base: u64,
     spaces: BTreeMap<SpaceTag, u64>,
@@ -45,105 +47,110 @@ fn bytes_of(path: &Path) -> u64 {
     path.symlink_metadata().map_or(0, |meta| meta.blocks() * 512)
 }
 
-impl Core {
+impl Directories {
+    /// Nothing is measured yet. Directories `count` under the capacity or do not.
+    pub fn new(count: bool) -> Directories {
+        Directories { count, ..Directories::default() }
+    }
+
     /// Changes what is known of the directories, and has it count.
-    fn know_directories<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
-        let mut known = self.directories.known.lock();
+    fn change<T>(&self, root: &Root, change: impl FnOnce(&mut DirectorySizes) -> T) -> T {
+        let mut known = self.known.lock();
         let result = change(&mut known);
-        if self.count_directories {
+        if self.count {
             let bytes = known.base + known.spaces.values().sum::<u64>();
             // Within the lock, so that the last number stands.
-            self.index(|index| {
+            root.index(|index| {
                 index.overhead_mut().directories = if index.capacity() < CAPACITY_MIN { 0 } else { bytes };
                 let matter = bytes > index.capacity() / CAPACITY_SHARE;
-                self.directories.matter.store(matter, Ordering::Relaxed);
+                self.matter.store(matter, Ordering::Relaxed);
             });
         }
         result
     }
 
     /// Measures all directories.
-    pub fn measure_directories(&self) {
-        for space in recover::spaces(&self.dir).unwrap_or_default() {
-            self.measure_space(space.space, false);
+    pub fn measure_all(&self, root: &Root) {
+        for space in recover::spaces(&root.dir).unwrap_or_default() {
+            self.measure_space(root, space.space, false);
         }
-        self.measure_base();
+        self.measure_base(root);
     }
 
     /// Measures the directories of the next space, and takes away those that are empty.
-    pub fn measure_some_directories(&self) {
-        let Ok(mut spaces) = recover::spaces(&self.dir) else { return };
+    pub fn measure_next(&self, root: &Root) {
+        let Ok(mut spaces) = recover::spaces(&root.dir) else { return };
         spaces.sort_unstable_by_key(|space| space.space);
-        let last = self.directories.known.lock().last;
+        let last = self.known.lock().last;
         let next = spaces.iter().find(|space| Some(space.space) > last).or(spaces.first());
         if let Some(space) = next {
-            self.measure_space(space.space, true);
+            self.measure_space(root, space.space, true);
         }
-        self.know_directories(|known| {
+        self.change(root, |known| {
             known.last = next.map(|space| space.space);
             known.spaces.retain(|tag, _| spaces.iter().any(|space| space.space == *tag));
         });
-        self.measure_base();
+        self.measure_base(root);
     }
 
-    fn measure_base(&self) {
+    fn measure_base(&self, root: &Root) {
         let base =
-            bytes_of(&self.dir) + [TMP, QUARANTINE].map(|name| bytes_of(&self.dir.join(name))).iter().sum::<u64>();
-        self.know_directories(|known| known.base = base);
+            bytes_of(&root.dir) + [TMP, QUARANTINE].map(|name| bytes_of(&root.dir.join(name))).iter().sum::<u64>();
+        self.change(root, |known| known.base = base);
     }
 
-    fn measure_space(&self, tag: SpaceTag, prune: bool) {
+    fn measure_space(&self, root: &Root, tag: SpaceTag, prune: bool) {
         let name = hex(&tag.0);
-        let place = recover::Place { space: tag, path: self.dir.join(&name) };
+        let place = recover::ObjectDir { space: tag, path: root.dir.join(&name) };
         // What cannot be listed cannot be measured either.
         let shards = recover::shards(vec![place], |_, _| {});
         let mut bytes = 0;
         for shard in shards {
             let file = shard.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if !(prune && self.remove_empty(&format!("{name}/{file}"))) {
+            if !(prune && self.remove_empty(root, &format!("{name}/{file}"))) {
                 bytes += bytes_of(&shard.path);
             }
         }
-        if prune && self.remove_empty(&name) {
-            self.know_directories(|known| known.spaces.remove(&tag));
+        if prune && self.remove_empty(root, &name) {
+            self.change(root, |known| known.spaces.remove(&tag));
         } else {
-            bytes += bytes_of(&self.dir.join(&name));
-            self.know_directories(|known| known.spaces.insert(tag, bytes));
+            bytes += bytes_of(&root.dir.join(&name));
+            self.change(root, |known| known.spaces.insert(tag, bytes));
         }
     }
 
     /// Takes a directory away if it is empty.
-    fn remove_empty(&self, path: &str) -> bool {
+    fn remove_empty(&self, root: &Root, path: &str) -> bool {
         // Held, so that no store makes a shard in it meanwhile.
-        let awaiting = self.directories.awaiting.lock();
-        !awaiting.contains_key(path) && unlinkat(&self.dirfd, path, AtFlags::REMOVEDIR).is_ok()
+        let awaiting = self.awaiting.lock();
+        !awaiting.contains_key(path) && unlinkat(&root.dirfd, path, AtFlags::REMOVEDIR).is_ok()
     }
 
-    /// Makes the directories that the file of an object goes to. They stay until [`filled_shard`](Core::filled_shard) if this is the
+    /// Makes the directories that the file of an object goes to. They stay until [`shard_filled`](Directories::shard_filled) if this is the
     /// `first` time for a store.
-    pub fn make_shard(&self, key: &ObjectKey, first: bool) -> io::Result<()> {
+    pub fn make_shard(&self, root: &Root, key: &ObjectKey, first: bool) -> io::Result<()> {
         let mut made = 0;
-        let mut awaiting = self.directories.awaiting.lock();
+        let mut awaiting = self.awaiting.lock();
         if first {
             *awaiting.entry(path::shard(key)).or_default() += 1;
         }
         for path in [hex(&key.space.0), path::shard(key)] {
-            match mkdirat(&self.dirfd, path.as_str(), Mode::from_raw_mode(path::DIRECTORY_MODE)) {
-                Ok(()) => made += self.directory_bytes(&path),
+            match mkdirat(&root.dirfd, path.as_str(), Mode::from_raw_mode(path::DIRECTORY_MODE)) {
+                Ok(()) => made += directory_bytes(root, &path),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         drop(awaiting);
         if made > 0 {
-            self.know_directories(|known| *known.spaces.entry(key.space).or_default() += made);
+            self.change(root, |known| *known.spaces.entry(key.space).or_default() += made);
         }
         Ok(())
     }
 
     /// The file of an object is in its directory, or comes no more.
-    pub fn filled_shard(&self, key: &ObjectKey) {
-        let mut awaiting = self.directories.awaiting.lock();
+    pub fn shard_filled(&self, key: &ObjectKey) {
+        let mut awaiting = self.awaiting.lock();
         if let Entry::Occupied(mut count) = awaiting.entry(path::shard(key)) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
@@ -152,22 +159,22 @@ impl Core {
         }
     }
 
-    fn directory_bytes(&self, path: &str) -> u64 {
-        statat(&self.dirfd, path, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| stat.st_blocks as u64 * 512)
-    }
-
     /// The file of an object is away: its directory goes too if it is empty, and directories are much of the capacity.
-    pub fn prune(&self, key: &ObjectKey) {
-        if !self.directories.matter.load(Ordering::Relaxed) {
+    pub fn prune(&self, root: &Root, key: &ObjectKey) {
+        if !self.matter.load(Ordering::Relaxed) {
             return;
         }
         let shard = path::shard(key);
-        let bytes = self.directory_bytes(&shard);
-        if self.remove_empty(&shard) {
-            self.know_directories(|known| {
+        let bytes = directory_bytes(root, &shard);
+        if self.remove_empty(root, &shard) {
+            self.change(root, |known| {
                 let of_space = known.spaces.entry(key.space).or_default();
                 *of_space = of_space.saturating_sub(bytes);
             });
         }
     }
+}
+
+fn directory_bytes(root: &Root, path: &str) -> u64 {
+    statat(&root.dirfd, path, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| stat.st_blocks as u64 * 512)
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 
 use crate::abi::KVKEEP_MESSAGE_BYTES;
-use crate::error::{Error, remedy};
+use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, remedy};
 use crate::l2::Health;
 
 /// Reads that fail in a row before the backend counts as unhealthy: fewer may be a few bad files.
@@ -48,6 +48,24 @@ pub const READING: &str = "reading";
 /// What the engines do to a file that makes room for another.
 pub const EVICTING: &str = "evicting";
 
+/// Why bytes did not move.
+pub enum IoFailure {
+    /// The system call `.0` failed.
+    Io(&'static str, io::Error),
+    /// The file ended after this many bytes.
+    Short(u64),
+}
+
+/// The answer to everything that comes after close.
+pub fn closed() -> Error {
+    Error::new(KVKEEP_ERR_CLOSED, "the fs backend is closed")
+}
+
+/// The answer to what would make a queue too long.
+pub fn full(most: usize) -> Error {
+    Error::new(KVKEEP_ERR_LIMIT, format!("the fs backend has {most} requests waiting already; try again later"))
+}
+
 /// Failures without a success in between.
 #[derive(Default)]
 struct Streak {
@@ -75,14 +93,14 @@ impl Streak {
 
 /// What fails in the directory now.
 #[derive(Default)]
-pub struct Condition {
+pub struct Failures {
     reads: Streak,
     writes: Streak,
     /// What the scan could not read.
     unlisted: Mutex<Option<String>>,
 }
 
-impl Condition {
+impl Failures {
     pub fn read_failed(&self, error: &Error) {
         self.reads.failed(error);
     }
@@ -140,7 +158,7 @@ mod tests {
 
     #[test]
     fn one_failed_write_is_unhealthy_and_many_reads_are_until_one_succeeds() {
-        let (condition, error) = (Condition::default(), Error::invalid("broken"));
+        let (condition, error) = (Failures::default(), Error::invalid("broken"));
         for _ in 1..READS_MAX {
             condition.read_failed(&error);
         }

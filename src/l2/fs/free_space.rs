@@ -10,10 +10,8 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::fstatvfs;
 
 use super::index::Index;
-use super::object_io::Core;
 use super::options::MinFree;
-use super::path;
-use super::store::Writing;
+use super::root::Root;
 use crate::log::LogLevel;
 
 /// The file system is measured again after this time, the second one while it has too little room: a store must not evict for
@@ -22,8 +20,6 @@ const MEASURE_EVERY: Duration = Duration::from_millis(100);
 const MEASURE_EVERY_SHORT: Duration = Duration::from_millis(1);
 /// or when so many bytes were reserved since.
 const MEASURE_BYTES: u64 = 64 << 20;
-/// Times that a store begins anew, each after an eviction, before it fails.
-const ATTEMPTS_MAX: u32 = 3;
 /// How long a refusal bounds the directory, unless the file system says that it has more room since; and how long it must have
 /// had room before that is said.
 const REMEMBERED: Duration = Duration::from_secs(10);
@@ -43,29 +39,29 @@ struct Relief {
 }
 
 /// The file system had no room for a store.
-struct Refusal {
+struct DiskFull {
     at: Instant,
     /// Bytes that it said were free then.
     free: u64,
 }
 
 #[derive(Default)]
-struct State {
+struct FreeSpaceState {
     measured: Option<Instant>,
     free: u64,
     min_free: u64,
     relief: Option<Relief>,
     /// The file system has too little room since a store met its bound last.
     pressed: Option<Instant>,
-    refused: Option<Refusal>,
+    refused: Option<DiskFull>,
     /// Evicting did not help a store then.
     futile: Option<Instant>,
 }
 
 /// What is known of the file system's room.
-pub struct Space {
+pub struct FreeSpace {
     min_free: MinFree,
-    state: Mutex<State>,
+    state: Mutex<FreeSpaceState>,
     /// The file system has too little room.
     short: AtomicBool,
     /// Bytes reserved since it was measured.
@@ -80,9 +76,9 @@ pub struct Space {
     pub forgets: AtomicBool,
 }
 
-impl Space {
-    pub fn new(min_free: MinFree) -> Space {
-        Space {
+impl FreeSpace {
+    pub fn new(min_free: MinFree) -> FreeSpace {
+        FreeSpace {
             min_free,
             state: Mutex::default(),
             short: AtomicBool::new(false),
@@ -132,7 +128,7 @@ impl Space {
     }
 
     /// Measures the file system's room, unless that was done a moment ago.
-    pub fn measure(&self, core: &Core) {
+    pub fn measure(&self, root: &Root) {
         let mut state = self.state.lock();
         let every = if self.is_short() { MEASURE_EVERY_SHORT } else { MEASURE_EVERY };
         let fresh = state.measured.is_some_and(|measured| measured.elapsed() < every);
@@ -144,7 +140,7 @@ impl Space {
         self.reserved.store(0, Ordering::Relaxed);
         // A file system that hangs must not keep anybody else waiting, such as those who ask for the backend's health.
         drop(state);
-        let Ok(vfs) = fstatvfs(&core.dirfd) else { return };
+        let Ok(vfs) = fstatvfs(&root.dirfd) else { return };
         let mut state = self.state.lock();
         let unit = vfs.f_frsize.max(1);
         state.free = vfs.f_bavail.saturating_mul(unit);
@@ -153,82 +149,73 @@ impl Space {
         let free = i64::try_from(state.free).unwrap_or(i64::MAX);
         // A file system that does not say how large it is is not measured.
         let spare = if vfs.f_blocks == 0 { i64::MAX } else { free.saturating_sub_unsigned(taken) };
-        let margin = core.index(|index| index.margin());
+        let margin = root.index(|index| index.margin());
         // A quota or a lack of files may refuse a store though bytes are free: then more of them say nothing.
-        let is_over = |refused: &Refusal| {
+        let is_over = |refused: &DiskFull| {
             let has_room = refused.free < MEASURE_BYTES && state.free > refused.free.saturating_add(2 * margin);
             has_room || refused.at.elapsed() >= self.remembered()
         };
         if state.refused.as_ref().is_some_and(is_over) {
             state.refused = None;
-            core.index(Index::forget_refusals);
+            root.index(Index::forget_refusals);
         }
-        let pressed = core.index(|index| {
+        let pressed = root.index(|index| {
             let patient = state.is_patient(spare, index.held(), index.is_shrinking(), now);
             index.measured(spare, patient);
             index.take_pressed()
         });
         if pressed || spare < 0 {
-            return self.now_short(core, state, None);
+            return self.now_short(root, state, None);
         }
         if state.pressed.is_some_and(|pressed| now - pressed >= self.remembered())
-            && spare.unsigned_abs() > core.index(|index| 2 * index.margin())
+            && spare.unsigned_abs() > root.index(|index| 2 * index.margin())
         {
             state.pressed = None;
             self.short.store(false, Ordering::Relaxed);
             let free = size(state.free);
             // The log's reader may ask for the backend's health.
             drop(state);
-            core.log.say(LogLevel::Info, || {
-                format!("fs: the file system of {} has room again ({free} free)", core.dir.display())
+            root.log.say(LogLevel::Info, || {
+                format!("fs: the file system of {} has room again ({free} free)", root.dir.display())
             });
         }
     }
 
     /// A store met the file system's bound, by the error `cause` or by what is to stay free.
-    fn now_short(&self, core: &Core, mut state: MutexGuard<'_, State>, cause: Option<&io::Error>) {
+    fn now_short(&self, root: &Root, mut state: MutexGuard<'_, FreeSpaceState>, cause: Option<&io::Error>) {
         state.pressed = Some(Instant::now());
         let (free, min_free) = (size(state.free), size(state.min_free));
         drop(state);
         if !self.short.swap(true, Ordering::Relaxed) {
             let cause = cause.map_or(String::new(), |error| format!("{error}; "));
-            core.log.say(LogLevel::Warn, || {
+            root.log.say(LogLevel::Warn, || {
                 format!(
                     "fs: the file system of {} is full ({cause}{free} free, {min_free} kept free by min_free=): \
                      new objects take the place of the oldest of this cache until it has room again",
-                    core.dir.display()
+                    root.dir.display()
                 )
             });
         }
     }
 
     /// A store met the file system's bound when it was admitted.
-    pub fn pressed(&self, core: &Core) {
-        self.now_short(core, self.state.lock(), None);
+    pub fn pressed(&self, root: &Root) {
+        self.now_short(root, self.state.lock(), None);
     }
 
-    /// Makes room for a store that the file system refused with `error`. True if the store is to begin anew.
-    pub fn make_room(&self, core: &Core, writing: &mut Writing, error: &io::Error) -> bool {
-        if !is_full(error) || !writing.victims.is_empty() {
-            return false;
-        }
+    /// The file system refused a store with `error`. False where an eviction would not help: it did not at the last attempt of a store
+    /// some seconds ago.
+    pub fn refused(&self, root: &Root, error: &io::Error, last_attempt: bool) -> bool {
         let now = Instant::now();
-        let free = fstatvfs(&core.dirfd).map_or(u64::MAX, |vfs| vfs.f_bavail.saturating_mul(vfs.f_frsize.max(1)));
+        let free = fstatvfs(&root.dirfd).map_or(u64::MAX, |vfs| vfs.f_bavail.saturating_mul(vfs.f_frsize.max(1)));
         let mut state = self.state.lock();
-        state.refused = Some(Refusal { at: now, free });
-        if writing.attempts == ATTEMPTS_MAX {
+        state.refused = Some(DiskFull { at: now, free });
+        if last_attempt {
             state.futile = Some(now);
         }
         let futile = state.futile.is_some_and(|futile| now - futile < PATIENCE);
-        self.now_short(core, state, Some(error));
-        if futile || !core.index(|index| index.refused(&mut writing.reservation)) {
-            return false;
-        }
-        writing.attempts += 1;
-        writing.unallocated = writing.reservation.bytes;
-        self.reserve(writing.unallocated);
-        writing.victims = writing.reservation.victims.iter().map(path::object).collect();
-        true
+        self.now_short(root, state, Some(error));
+        !futile
     }
 
     /// Fails as a full file system does when `held` bytes are more than a test allows.
@@ -253,7 +240,7 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
-impl State {
+impl FreeSpaceState {
     /// Whether to wait before more is evicted than stores need, since it did not help the last time.
     fn is_patient(&mut self, spare: i64, held: u64, shrinking: bool, now: Instant) -> bool {
         if spare >= 0 {
@@ -284,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_a_file_system_lacks_is_not_evicted_again_and_again_where_that_does_not_help() {
-        let (mut state, begun) = (State::default(), Instant::now());
+        let (mut state, begun) = (FreeSpaceState::default(), Instant::now());
         let after = |seconds| begun + Duration::from_secs(seconds);
         let gib = 1 << 30;
         assert!(!state.is_patient(-4 * gib, 100 << 30, false, begun));

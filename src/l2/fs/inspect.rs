@@ -6,10 +6,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::file_format::BLOCK;
-use super::object_io::payload_of;
-use super::path::{self, QUARANTINE, Writer};
-use super::recover::{Place, shards, spaces};
+use super::file_format::{BLOCK, payload_of};
+use super::path::{self, QUARANTINE, WriterId};
+use super::recover::{ObjectDir, shards, spaces};
 use super::writers::{gone_is_none, is_stale, temporaries};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
 use crate::key::ObjectKey;
@@ -17,7 +16,7 @@ use crate::l2::object_header::{HEADER_BYTES, Header};
 
 /// What a file is, by its place and name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum FileKind {
     /// The object of this key.
     Object(ObjectKey),
     /// An object being written, or what a writer left; stale once its writer is gone.
@@ -33,18 +32,18 @@ pub enum Kind {
 
 /// One file.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct FileEntry {
     /// Where it is.
     pub path: PathBuf,
     /// What it is.
-    pub kind: Kind,
+    pub kind: FileKind,
     /// Its length in bytes.
     pub bytes: u64,
     /// When it was last used (an object) or written.
     pub used: SystemTime,
 }
 
-impl Entry {
+impl FileEntry {
     /// Bytes of an object without what the store adds.
     pub fn payload_bytes(&self) -> u64 {
         payload_of(self.bytes).unwrap_or(0)
@@ -53,34 +52,39 @@ impl Entry {
 
 /// The files of a directory in the order of their paths, from their names and sizes alone. What another process removes
 /// meanwhile is left out.
-pub fn list(dir: &Path) -> Result<Vec<Entry>> {
+pub fn list(dir: &Path) -> Result<Vec<FileEntry>> {
     let failed = |error: io::Error| Error::io(format!("reading {}", dir.display()), &error);
-    let this = Writer::this();
+    let this = WriterId::this();
     let mut entries = Vec::new();
-    list_files(dir, &this, &mut entries, |_| Kind::Foreign).map_err(failed)?;
+    list_files(dir, &this, &mut entries, |_| FileKind::Foreign).map_err(failed)?;
     // What is not ours in the directory itself is nobody's concern; an open leaves a file there if it is killed.
-    entries.retain(|entry| matches!(entry.kind, Kind::Temporary { .. }));
+    entries.retain(|entry| matches!(entry.kind, FileKind::Temporary { .. }));
     for file in temporaries(dir, &this).map_err(failed)? {
-        let (kind, bytes) = (Kind::Temporary { stale: file.stale }, file.meta.len());
-        entries.push(Entry { path: file.path, kind, bytes, used: file.meta.modified().map_err(failed)? });
+        let (kind, bytes) = (FileKind::Temporary { stale: file.stale }, file.meta.len());
+        entries.push(FileEntry { path: file.path, kind, bytes, used: file.meta.modified().map_err(failed)? });
     }
     let mut unlisted = Ok(());
     let shards = shards(spaces(dir).map_err(failed)?, |_, error| unlisted = Err(error));
     unlisted.map_err(failed)?;
-    for Place { space, path: shard } in shards {
+    for ObjectDir { space, path: shard } in shards {
         let name = shard.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         list_files(&shard, &this, &mut entries, |file| {
-            path::parse_object(space, name, file).map_or(Kind::Foreign, Kind::Object)
+            path::parse_object(space, name, file).map_or(FileKind::Foreign, FileKind::Object)
         })
         .map_err(failed)?;
     }
-    list_files(&dir.join(QUARANTINE), &this, &mut entries, |name| Kind::Quarantined(path::parse_quarantined(name)))
+    list_files(&dir.join(QUARANTINE), &this, &mut entries, |name| FileKind::Quarantined(path::parse_quarantined(name)))
         .map_err(failed)?;
     entries.sort_unstable_by(|one, other| one.path.cmp(&other.path));
     Ok(entries)
 }
 
-fn list_files(dir: &Path, this: &Writer, entries: &mut Vec<Entry>, kind: impl Fn(&str) -> Kind) -> io::Result<()> {
+fn list_files(
+    dir: &Path,
+    this: &WriterId,
+    entries: &mut Vec<FileEntry>,
+    kind: impl Fn(&str) -> FileKind,
+) -> io::Result<()> {
     let Some(files) = gone_is_none(read_dir(dir))? else { return Ok(()) };
     for file in files {
         let file = file?;
@@ -88,12 +92,12 @@ fn list_files(dir: &Path, this: &Writer, entries: &mut Vec<Entry>, kind: impl Fn
         let name = file.file_name();
         let kind = match name.to_str() {
             Some(name) if meta.is_file() => match path::parse_temporary(name) {
-                Some(writer) => Kind::Temporary { stale: is_stale(writer.as_ref(), &meta, this)? },
+                Some(writer) => FileKind::Temporary { stale: is_stale(writer.as_ref(), &meta, this)? },
                 None => kind(name),
             },
-            _ => Kind::Foreign,
+            _ => FileKind::Foreign,
         };
-        entries.push(Entry { path: file.path(), kind, bytes: meta.len(), used: meta.modified()? });
+        entries.push(FileEntry { path: file.path(), kind, bytes: meta.len(), used: meta.modified()? });
     }
     Ok(())
 }

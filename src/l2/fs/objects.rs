@@ -6,13 +6,13 @@ use crate::arena::prefetch_to_change;
 use crate::chunked::Chunked;
 use crate::hash::KeyHasher;
 use crate::key::{Key, ObjectKey, SpaceTag};
-use crate::l2::object_header::Known;
+use crate::l2::object_header::HeaderDetails;
 use crate::shape::ShapeTag;
 use crate::slot_table::Table;
 
 /// What stands behind a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum State {
+pub enum FileState {
     /// A whole file.
     Present,
     /// A file being written by this process.
@@ -23,10 +23,10 @@ pub enum State {
 
 /// What was seen of an object's seal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Seal {
+pub enum HeaderState {
     /// Nothing that is remembered.
     Unknown,
-    /// What it says is in the object's [`Use`].
+    /// What it says is in the object's [`ObjectUse`].
     Known,
     /// The last attempt to open the file failed: lookups have the keeper try again before they promise the object.
     Unreadable,
@@ -36,7 +36,7 @@ pub enum Seal {
 /// cores have changed them.
 #[repr(align(64))]
 #[derive(Clone, Copy)]
-pub struct Slot {
+pub struct ObjectSlot {
     key: Key,
     /// Which of the spaces it belongs to.
     space: u32,
@@ -45,20 +45,20 @@ pub struct Slot {
     pub size: u64,
     /// Tells the object from those that were here before it under the same key.
     pub born: u32,
-    pub state: State,
+    pub state: FileState,
     /// The policy was refused it and waits to hear of it.
     pub aside: bool,
     /// Its last use is not on its file yet.
     pub dirty: bool,
-    pub seal: Seal,
+    pub seal: HeaderState,
 }
 
-const _: () = assert!(size_of::<Slot>() == 64);
+const _: () = assert!(size_of::<ObjectSlot>() == 64);
 
-impl Slot {
+impl ObjectSlot {
     /// Takes a pin, if it is present and can be read, and gives its size.
     pub fn pin(&mut self) -> Option<u64> {
-        let present = self.state == State::Present && self.seal != Seal::Unreadable;
+        let present = self.state == FileState::Present && self.seal != HeaderState::Unreadable;
         self.pins += u32::from(present);
         present.then_some(self.size)
     }
@@ -70,37 +70,37 @@ impl Slot {
 
 /// How an object was used, and what a use of it needs.
 #[derive(Clone, Copy, Default)]
-pub struct Use {
+pub struct ObjectUse {
     /// When last, in nanoseconds of the system's clock.
     pub at: u64,
     pub count: u16,
-    /// Of a seal that is known: what it says that others say too, as an index of [`Slots`]' kinds …
+    /// Of a seal that is known: what it says that others say too, as an index of [`ObjectTable`]' kinds …
     kind: u16,
     /// … and the checksum of the payload.
     crc: u32,
 }
 
 /// What the seals of many objects say alike: layout and shape.
-type Kind = ([u8; 16], ShapeTag);
+type HeaderClass = ([u8; 16], ShapeTag);
 
 /// All objects.
-pub struct Slots {
+pub struct ObjectTable {
     table: Table,
     hasher: KeyHasher,
-    slots: Chunked<Slot>,
-    uses: Chunked<Use>,
+    slots: Chunked<ObjectSlot>,
+    uses: Chunked<ObjectUse>,
     /// Slots ever used; those given back are in `free`.
     made: u32,
     free: Vec<u32>,
     spaces: Vec<SpaceTag>,
     by_tag: HashMap<SpaceTag, u32>,
-    kinds: Vec<Kind>,
-    by_kind: HashMap<Kind, u16>,
+    kinds: Vec<HeaderClass>,
+    by_kind: HashMap<HeaderClass, u16>,
 }
 
-impl Slots {
-    pub fn new() -> Slots {
-        Slots {
+impl ObjectTable {
+    pub fn new() -> ObjectTable {
+        ObjectTable {
             table: Table::new(),
             // Secret, since an engine may let its users choose the bits of a key.
             hasher: KeyHasher::new(),
@@ -122,7 +122,7 @@ impl Slots {
 
     /// Calls `each` with the place of every key and the slot that holds it, if one does. Groups of keys are looked for together, so
     /// that what they need of the memory is fetched at the same time.
-    pub fn find_all(&mut self, keys: &[ObjectKey], mut each: impl FnMut(usize, Option<&mut Slot>)) {
+    pub fn find_all(&mut self, keys: &[ObjectKey], mut each: impl FnMut(usize, Option<&mut ObjectSlot>)) {
         const GROUP: usize = 32;
         let space_of = |tag| self.by_tag.get(tag).copied();
         let mut of = keys.first().map(|key| (key.space, space_of(&key.space)));
@@ -159,21 +159,31 @@ impl Slots {
         }
     }
 
-    pub fn insert(&mut self, key: ObjectKey, size: u64, state: State) -> u32 {
+    pub fn insert(&mut self, key: ObjectKey, size: u64, state: FileState) -> u32 {
         let ObjectKey { space: tag, key } = key;
         let space = *self.by_tag.entry(tag).or_insert_with(|| {
             self.spaces.push(tag);
             (self.spaces.len() - 1) as u32
         });
-        let slot = Slot { key, space, pins: 0, size, born: 0, state, aside: false, dirty: false, seal: Seal::Unknown };
+        let slot = ObjectSlot {
+            key,
+            space,
+            pins: 0,
+            size,
+            born: 0,
+            state,
+            aside: false,
+            dirty: false,
+            seal: HeaderState::Unknown,
+        };
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.reach(self.made, || slot);
-            self.uses.reach(self.made, Use::default);
+            self.uses.reach(self.made, ObjectUse::default);
             self.made += 1;
             self.made - 1
         });
         self.slots[id] = slot;
-        self.uses[id] = Use::default();
+        self.uses[id] = ObjectUse::default();
         let (slots, hasher) = (&self.slots, &self.hasher);
         self.table.insert(hasher.hash(&key), id, |id| hasher.hash(&slots[id].key));
         id
@@ -200,7 +210,7 @@ impl Slots {
     }
 
     /// Remembers what the seal of an object says, unless there are too many kinds of seals.
-    pub fn know(&mut self, id: u32, known: &Known) {
+    pub fn know(&mut self, id: u32, known: &HeaderDetails) {
         let kind = (known.layout, known.shape);
         let next = (self.kinds.len() < usize::from(u16::MAX)).then_some(self.kinds.len() as u16);
         let number = self.by_kind.get(&kind).copied().or(next);
@@ -208,38 +218,38 @@ impl Slots {
             self.kinds.push(kind);
             self.by_kind.extend(next.map(|next| (kind, next)));
         }
-        self.slots[id].seal = if number.is_some() { Seal::Known } else { Seal::Unknown };
+        self.slots[id].seal = if number.is_some() { HeaderState::Known } else { HeaderState::Unknown };
         self.uses[id].kind = number.unwrap_or_default();
         self.uses[id].crc = known.crc;
     }
 
     /// What the seal of an object says, if that is known.
-    pub fn known(&self, id: u32) -> Option<Known> {
-        if self.slots[id].seal != Seal::Known {
+    pub fn known(&self, id: u32) -> Option<HeaderDetails> {
+        if self.slots[id].seal != HeaderState::Known {
             return None;
         }
-        let Use { kind, crc, .. } = self.uses[id];
+        let ObjectUse { kind, crc, .. } = self.uses[id];
         let &(layout, shape) = self.kinds.get(usize::from(kind))?;
-        Some(Known { layout, shape, crc })
+        Some(HeaderDetails { layout, shape, crc })
     }
 
-    pub fn get(&self, id: u32) -> &Slot {
+    pub fn get(&self, id: u32) -> &ObjectSlot {
         &self.slots[id]
     }
 
-    pub fn get_mut(&mut self, id: u32) -> &mut Slot {
+    pub fn get_mut(&mut self, id: u32) -> &mut ObjectSlot {
         &mut self.slots[id]
     }
 
-    pub fn usage(&self, id: u32) -> Use {
+    pub fn usage(&self, id: u32) -> ObjectUse {
         self.uses[id]
     }
 
-    pub fn usage_mut(&mut self, id: u32) -> &mut Use {
+    pub fn usage_mut(&mut self, id: u32) -> &mut ObjectUse {
         &mut self.uses[id]
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &ObjectSlot)> {
         self.table.ids().map(|id| (id, &self.slots[id]))
     }
 }
@@ -250,13 +260,13 @@ mod tests {
 
     #[test]
     fn a_key_is_told_from_the_same_key_of_another_space() {
-        let mut slots = Slots::new();
+        let mut slots = ObjectTable::new();
         let keys =
             [1, 2, 1, 3].map(|n| ObjectKey { space: SpaceTag([n; 16]), key: Key { hash: [7; 32], rank: 0, group: 0 } });
-        let (one, two) = (slots.insert(keys[0], 10, State::Present), slots.insert(keys[1], 20, State::Present));
+        let (one, two) = (slots.insert(keys[0], 10, FileState::Present), slots.insert(keys[1], 20, FileState::Present));
         assert_eq!(keys.map(|key| slots.find(&key)), [Some(one), Some(two), Some(one), None]);
         let mut sizes = [0; 4];
-        slots.find_all(&keys, |i, slot| sizes[i] = slot.and_then(Slot::pin).unwrap_or(0));
+        slots.find_all(&keys, |i, slot| sizes[i] = slot.and_then(ObjectSlot::pin).unwrap_or(0));
         assert_eq!(sizes, [10, 20, 10, 0]);
         assert_eq!([one, two].map(|id| slots.get(id).pins), [2, 1]);
         assert_eq!((slots.name(one), slots.name(two)), (keys[0], keys[1]));
@@ -265,10 +275,10 @@ mod tests {
 
     #[test]
     fn what_seals_say_is_remembered_of_each_shape() {
-        let mut slots = Slots::new();
-        let known = |n: u8| Known { layout: [7; 16], shape: ShapeTag([n; 16]), crc: u32::from(n) };
+        let mut slots = ObjectTable::new();
+        let known = |n: u8| HeaderDetails { layout: [7; 16], shape: ShapeTag([n; 16]), crc: u32::from(n) };
         let key = |n: u8| ObjectKey { space: SpaceTag([1; 16]), key: Key { hash: [n; 32], rank: 0, group: 0 } };
-        let ids = [1, 2].map(|n| slots.insert(key(n), 10, State::Present));
+        let ids = [1, 2].map(|n| slots.insert(key(n), 10, FileState::Present));
         assert_eq!(slots.known(ids[0]), None);
         for n in [1, 2, 1] {
             slots.know(ids[0], &known(n));
@@ -279,7 +289,7 @@ mod tests {
         let many = |n: u16| {
             let mut shape = [9; 16];
             shape[..2].copy_from_slice(&n.to_le_bytes());
-            Known { layout: [7; 16], shape: ShapeTag(shape), crc: u32::from(n) }
+            HeaderDetails { layout: [7; 16], shape: ShapeTag(shape), crc: u32::from(n) }
         };
         (2..u16::MAX).for_each(|n| slots.know(ids[1], &many(n)));
         assert_eq!(slots.known(ids[1]), Some(many(u16::MAX - 1)));
@@ -289,14 +299,14 @@ mod tests {
 
     #[test]
     fn a_removed_slot_is_used_again() {
-        let mut slots = Slots::new();
+        let mut slots = ObjectTable::new();
         let key = |n| ObjectKey { space: SpaceTag([n; 16]), key: Key { hash: [n; 32], rank: 0, group: 0 } };
-        let one = slots.insert(key(1), 10, State::Present);
-        let two = slots.insert(key(2), 20, State::Present);
+        let one = slots.insert(key(1), 10, FileState::Present);
+        let two = slots.insert(key(2), 20, FileState::Present);
         slots.remove(one);
         assert_eq!(slots.find(&key(1)), None);
         assert_eq!(slots.find(&key(2)), Some(two));
-        assert_eq!(slots.insert(key(3), 30, State::Writing), one);
+        assert_eq!(slots.insert(key(3), 30, FileState::Writing), one);
         assert_eq!(slots.iter().count(), 2);
     }
 }

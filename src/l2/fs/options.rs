@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::l2::url::{Options, size};
+use crate::l2::url::{Parameters, size};
 use crate::log::Log;
 
 /// What moves the bytes.
@@ -81,7 +81,7 @@ pub struct FsOptions {
     pub count_directories: bool,
     /// How often the directory is tidied up while it is open: what dead writers left is removed, what could not be listed is
     /// tried again.
-    pub tidy_every: Duration,
+    pub cleanup_every: Duration,
 }
 
 /// Most threads an engine may be given.
@@ -104,7 +104,7 @@ impl FsOptions {
             direct: true,
             log: Log::none(),
             count_directories: true,
-            tidy_every: Duration::from_secs(60),
+            cleanup_every: Duration::from_secs(60),
         }
     }
 
@@ -115,7 +115,7 @@ impl FsOptions {
                 "fs: the directory '{path}' is not absolute; write fs:///var/cache/kvkeep"
             )));
         }
-        let mut given = Options::new("fs", params);
+        let mut given = Parameters::new("fs", params);
         let fs = FsOptions::new(path);
         let fs = FsOptions {
             capacity: given.capacity(fs.capacity)?,

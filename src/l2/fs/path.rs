@@ -68,7 +68,7 @@ pub fn parse_object(space: SpaceTag, shard: &str, name: &str) -> Option<ObjectKe
 
 /// Who wrote a temporary file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Writer {
+pub struct WriterId {
     /// Eight digits for the kernel's boot and eight for the process namespace, so that process numbers can be compared.
     pub host: String,
     /// Process number.
@@ -83,26 +83,26 @@ fn start_of(pid: u32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-impl Writer {
+impl WriterId {
     /// This process.
-    pub fn this() -> Writer {
+    pub fn this() -> WriterId {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
         let digits = |bytes: &[u8]| hex(&blake3::hash(bytes).as_bytes()[..4]);
         let host = digits(boot.as_bytes()) + &digits(namespace.as_os_str().as_encoded_bytes());
         let pid = std::process::id();
-        Writer { host, pid, start: start_of(pid).unwrap_or(0) }
+        WriterId { host, pid, start: start_of(pid).unwrap_or(0) }
     }
 
     /// Whether the writer `other` runs; `None` if that cannot be told from here.
-    pub fn knows_alive(&self, other: &Writer) -> Option<bool> {
+    pub fn knows_alive(&self, other: &WriterId) -> Option<bool> {
         (self.host == other.host && self.start != 0).then(|| start_of(other.pid) == Some(other.start))
     }
 }
 
-impl Writer {
+impl WriterId {
     /// Whether the writer `other` ran under this kernel since it was booted, in whatever namespace.
-    pub fn shares_kernel(&self, other: &Writer) -> bool {
+    pub fn shares_kernel(&self, other: &WriterId) -> bool {
         self.host.get(..8) == other.host.get(..8)
     }
 }
@@ -118,7 +118,7 @@ static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
 impl Temporaries {
     /// Names of `writer`.
-    pub fn new(writer: &Writer) -> Temporaries {
+    pub fn new(writer: &WriterId) -> Temporaries {
         let open = SEQUENCE.fetch_add(1, Ordering::Relaxed);
         let writer = format!("{}-{}-{}-{open}", writer.host, writer.pid, writer.start);
         Temporaries { writer, next: AtomicU64::new(0) }
@@ -136,15 +136,15 @@ impl Temporaries {
 }
 
 /// The writer of a temporary file, if `name` is that of one. `None` inside: it does not say.
-pub fn parse_temporary(name: &str) -> Option<Option<Writer>> {
+pub fn parse_temporary(name: &str) -> Option<Option<WriterId>> {
     name.strip_prefix(TEMPORARY).map(parse_writer)
 }
 
 /// The writer that a name gives.
-pub fn parse_writer(name: &str) -> Option<Writer> {
+pub fn parse_writer(name: &str) -> Option<WriterId> {
     let mut parts = name.split('-');
     let host = parts.next()?.to_owned();
-    Some(Writer { host, pid: parts.next()?.parse().ok()?, start: parts.next()?.parse().ok()? })
+    Some(WriterId { host, pid: parts.next()?.parse().ok()?, start: parts.next()?.parse().ok()? })
 }
 
 /// The object that a file in quarantine was.
@@ -185,15 +185,15 @@ mod tests {
 
     #[test]
     fn a_temporary_name_says_whose_it_is() {
-        let this = Writer::this();
+        let this = WriterId::this();
         let names = Temporaries::new(&this);
         let (one, two) = (names.name(), names.name());
         assert_ne!(one, two);
         assert_eq!(parse_temporary(&one), Some(Some(this.clone())));
         assert_eq!(this.knows_alive(&this), Some(true));
-        let earlier = Writer { start: this.start - 1, ..this.clone() };
+        let earlier = WriterId { start: this.start - 1, ..this.clone() };
         assert_eq!(this.knows_alive(&earlier), Some(false));
-        let elsewhere = Writer { host: "00".to_owned(), ..this.clone() };
+        let elsewhere = WriterId { host: "00".to_owned(), ..this.clone() };
         assert_eq!(this.knows_alive(&elsewhere), None);
         assert_eq!(parse_temporary(".tmp-x"), Some(None));
         assert_eq!(parse_temporary("x"), None);

@@ -1,4 +1,4 @@
-//! What is in the directory when it is opened.
+//! Recovery: reading a directory when it is opened, and the parts of it that could not be read again later.
 
 use std::fs::{DirEntry, ReadDir, read_dir, remove_file};
 use std::io;
@@ -10,9 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 use super::failures::file_error;
-use super::object_io::payload_of;
+use super::file_format::payload_of;
 use super::path;
-use super::path::Writer;
+use super::path::WriterId;
 use super::writers::{gone_is_none, is_stale};
 use crate::error::{Error, Result};
 use crate::key::{ObjectKey, SpaceTag};
@@ -21,7 +21,7 @@ use crate::key::{ObjectKey, SpaceTag};
 const THREADS: usize = 4;
 
 /// One object found.
-pub struct Seen {
+pub struct FoundObject {
     pub key: ObjectKey,
     /// Bytes of payload.
     pub size: u64,
@@ -33,32 +33,32 @@ pub struct Seen {
 
 /// A directory of objects.
 #[derive(Clone)]
-pub struct Place {
+pub struct ObjectDir {
     pub space: SpaceTag,
     pub path: PathBuf,
 }
 
-/// What a scan found.
+/// What recovery found.
 #[derive(Default)]
-pub struct Scan {
+pub struct Recovered {
     /// The objects, in no order.
-    pub seen: Vec<Seen>,
+    pub found: Vec<FoundObject>,
     /// Shards, or whole spaces, that could not be read to their end.
-    pub unlisted: Vec<Place>,
+    pub unlisted: Vec<ObjectDir>,
     /// Why not, of one of them.
     pub why: Option<Error>,
     /// Why a file that nobody needs could not be removed, of one of them.
     pub unremoved: Option<Error>,
 }
 
-impl Scan {
-    fn skip(&mut self, place: Place, error: &io::Error) {
+impl Recovered {
+    fn skip(&mut self, place: ObjectDir, error: &io::Error) {
         self.why.get_or_insert_with(|| file_error("listing", &place.path, error));
         self.unlisted.push(place);
     }
 
-    fn append(&mut self, mut other: Scan) {
-        self.seen.append(&mut other.seen);
+    fn append(&mut self, mut other: Recovered) {
+        self.found.append(&mut other.found);
         self.unlisted.append(&mut other.unlisted);
         self.why = self.why.take().or(other.why);
         self.unremoved = self.unremoved.take().or(other.unremoved);
@@ -74,26 +74,26 @@ impl Scan {
 }
 
 /// Reads `dir`, removes what dead writers left, and says what is there. Fails only if `dir` itself cannot be listed.
-pub fn scan(dir: &Path, this: &Writer) -> Result<Scan> {
+pub fn recover(dir: &Path, this: &WriterId) -> Result<Recovered> {
     let failed = |error: io::Error| Error::io(format!("scanning {}", dir.display()), &error);
-    let mut scan = Scan::default();
-    sweep(dir, this, &mut scan).map_err(failed)?;
-    scan.append(read(spaces(dir).map_err(failed)?, this));
-    Ok(scan)
+    let mut recovered = Recovered::default();
+    remove_strays(dir, this, &mut recovered).map_err(failed)?;
+    recovered.append(read(spaces(dir).map_err(failed)?, this));
+    Ok(recovered)
 }
 
 /// Reads spaces and shards.
-pub fn read(places: Vec<Place>, this: &Writer) -> Scan {
-    let mut scan = Scan::default();
-    let shards = shards(places, |place, error| scan.skip(place, &error));
+pub fn read(places: Vec<ObjectDir>, this: &WriterId) -> Recovered {
+    let mut recovered = Recovered::default();
+    let shards = shards(places, |place, error| recovered.skip(place, &error));
     let next = AtomicUsize::new(0);
-    let all = Mutex::new(scan);
+    let all = Mutex::new(recovered);
     thread::scope(|scope| {
         for _ in 0..THREADS.min(shards.len()) {
             scope.spawn(|| {
-                let mut part = Scan::default();
+                let mut part = Recovered::default();
                 while let Some(shard) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = scan_shard(shard, this, &mut part) {
+                    if let Err(error) = read_shard(shard, this, &mut part) {
                         part.skip(shard.clone(), &error);
                     }
                 }
@@ -109,18 +109,18 @@ fn name_of(entry: &DirEntry) -> Option<String> {
 }
 
 /// The spaces of a directory.
-pub fn spaces(dir: &Path) -> io::Result<Vec<Place>> {
+pub fn spaces(dir: &Path) -> io::Result<Vec<ObjectDir>> {
     let mut spaces = Vec::new();
     for entry in read_dir(dir)? {
         let entry = entry?;
         let Some(space) = name_of(&entry).and_then(|name| path::parse_space(&name)) else { continue };
-        spaces.push(Place { space, path: entry.path() });
+        spaces.push(ObjectDir { space, path: entry.path() });
     }
     Ok(spaces)
 }
 
 /// The shards of spaces, and those places that are shards themselves. Tells `failed` of each that cannot be listed.
-pub fn shards(places: Vec<Place>, mut failed: impl FnMut(Place, io::Error)) -> Vec<Place> {
+pub fn shards(places: Vec<ObjectDir>, mut failed: impl FnMut(ObjectDir, io::Error)) -> Vec<ObjectDir> {
     let mut shards = Vec::new();
     for place in places {
         let name = place.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -133,12 +133,12 @@ pub fn shards(places: Vec<Place>, mut failed: impl FnMut(Place, io::Error)) -> V
     shards
 }
 
-fn shards_of(space: &Place, shards: &mut Vec<Place>) -> io::Result<()> {
+fn shards_of(space: &ObjectDir, shards: &mut Vec<ObjectDir>) -> io::Result<()> {
     let Some(entries) = listed(&space.path)? else { return Ok(()) };
     for shard in entries {
         let shard = shard?;
         if name_of(&shard).is_some_and(|name| path::is_shard(&name)) {
-            shards.push(Place { space: space.space, path: shard.path() });
+            shards.push(ObjectDir { space: space.space, path: shard.path() });
         }
     }
     Ok(())
@@ -153,7 +153,7 @@ fn listed(dir: &Path) -> io::Result<Option<ReadDir>> {
 }
 
 /// Reads what it can of a shard, and fails with the first thing that it cannot.
-fn scan_shard(place: &Place, this: &Writer, scan: &mut Scan) -> io::Result<()> {
+fn read_shard(place: &ObjectDir, this: &WriterId, recovered: &mut Recovered) -> io::Result<()> {
     let shard = place.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let Some(entries) = listed(&place.path)? else { return Ok(()) };
     let mut result = Ok(());
@@ -161,13 +161,13 @@ fn scan_shard(place: &Place, this: &Writer, scan: &mut Scan) -> io::Result<()> {
         let entry = entry?;
         let Some(name) = name_of(&entry) else { continue };
         match gone_is_none(look(place.space, shard, &name, &entry, this)) {
-            Ok(Some(File::Object(seen))) => scan.seen.push(seen),
-            Ok(Some(File::Rubbish)) => {
+            Ok(Some(ShardFile::Object(seen))) => recovered.found.push(seen),
+            Ok(Some(ShardFile::Rubbish)) => {
                 if let Err(error) = gone_is_none(remove_file(entry.path())) {
-                    scan.unremoved.get_or_insert_with(|| file_error("removing", &entry.path(), &error));
+                    recovered.unremoved.get_or_insert_with(|| file_error("removing", &entry.path(), &error));
                 }
             }
-            Ok(Some(File::Other) | None) => {}
+            Ok(Some(ShardFile::Other) | None) => {}
             Err(error) => result = result.and(Err(error)),
         }
     }
@@ -179,7 +179,7 @@ fn nanoseconds(time: SystemTime) -> u64 {
 }
 
 /// Removes what died while it opened the directory left in it, and earlier builds at any time.
-fn sweep(dir: &Path, this: &Writer, scan: &mut Scan) -> io::Result<()> {
+fn remove_strays(dir: &Path, this: &WriterId, recovered: &mut Recovered) -> io::Result<()> {
     for entry in read_dir(dir)? {
         let entry = entry?;
         let Some(writer) = name_of(&entry).and_then(|name| path::parse_temporary(&name)) else { continue };
@@ -187,32 +187,33 @@ fn sweep(dir: &Path, this: &Writer, scan: &mut Scan) -> io::Result<()> {
         if stale.is_ok_and(|stale| stale)
             && let Err(error) = gone_is_none(remove_file(entry.path()))
         {
-            scan.unremoved.get_or_insert_with(|| file_error("removing", &entry.path(), &error));
+            recovered.unremoved.get_or_insert_with(|| file_error("removing", &entry.path(), &error));
         }
     }
     Ok(())
 }
 
 /// What a file in a shard is.
-enum File {
-    Object(Seen),
+enum ShardFile {
+    Object(FoundObject),
     /// Nobody needs it.
     Rubbish,
     Other,
 }
 
-fn look(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &Writer) -> io::Result<File> {
+fn look(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &WriterId) -> io::Result<ShardFile> {
     if let Some(writer) = path::parse_temporary(name) {
         let stale = is_stale(writer.as_ref(), &entry.metadata()?, this)?;
-        return Ok(if stale { File::Rubbish } else { File::Other });
+        return Ok(if stale { ShardFile::Rubbish } else { ShardFile::Other });
     }
-    let Some(key) = path::parse_object(space, shard, name) else { return Ok(File::Other) };
+    let Some(key) = path::parse_object(space, shard, name) else { return Ok(ShardFile::Other) };
     let meta = entry.metadata()?;
     if !meta.is_file() {
-        return Ok(File::Other);
+        return Ok(ShardFile::Other);
     }
     let used = nanoseconds(meta.modified()?);
     let made = meta.created().map_or(used, nanoseconds);
     // Shorter than a header: what a power cut left of a new file.
-    Ok(payload_of(meta.len()).map_or(File::Rubbish, |size| File::Object(Seen { key, size, used, made })))
+    Ok(payload_of(meta.len())
+        .map_or(ShardFile::Rubbish, |size| ShardFile::Object(FoundObject { key, size, used, made })))
 }

@@ -6,18 +6,20 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::failures::EVICTING;
-use super::file_format::{Frame, Spare};
+use super::core::Core;
+use super::failures::{EVICTING, IoFailure};
+use super::file_buffers::{FileBuffers, Spare};
+use super::free_space::is_full;
 use super::index::{Admit, Reservation};
-use super::object_io::{Core, Fault, in_time, patience};
-use super::path;
+use super::load::{in_time, patience};
+use super::{path, remove};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_IO, Result};
 use crate::key::ObjectKey;
 use crate::l2::{Reply, StoreRequest, Stored};
 
 /// A store under way.
-pub struct Writing {
+pub struct ActiveStore {
     pub path: String,
     /// Its name until it is whole.
     pub temporary: String,
@@ -27,48 +29,50 @@ pub struct Writing {
     pub victims: Vec<String>,
     key: ObjectKey,
     reply: Reply<Stored>,
-    pub(super) reservation: Reservation,
+    reservation: Reservation,
     /// Bytes that the file system has not given its file yet.
-    pub(super) unallocated: u64,
+    unallocated: u64,
     /// Times that it began anew because the file system was full.
-    pub(super) attempts: u32,
+    attempts: u32,
     /// How often the directory of its path was made.
     shards_made: u32,
 }
 
+/// Times that a store begins anew, each after an eviction, before it fails.
+const ATTEMPTS_MAX: u32 = 3;
 /// Times that the directory of an object may be missing when it is to be renamed.
 const SHARDS_MADE_MAX: u32 = 8;
 
 impl Core {
     /// Prepares a store, or answers it, or leaves it in the index to come back.
-    pub fn begin_store(&self, store: StoreRequest, spare: &mut Spare) -> Option<(Writing, Frame)> {
+    pub fn begin_store(&self, store: StoreRequest, spare: &mut Spare) -> Option<(ActiveStore, FileBuffers)> {
         if let Err(error) = in_time(store.deadline, "store") {
             self.answer_store(store, Err(error));
             return None;
         }
-        self.space.measure(self);
-        let (admitted, pressed) = self.index(|index| (index.admit(store), index.take_pressed()));
+        self.free_space.measure(&self.root);
+        let (admitted, pressed) = self.root.index(|index| (index.admit(store), index.take_pressed()));
         if pressed {
-            self.space.pressed(self);
+            self.free_space.pressed(&self.root);
         }
         let (store, reservation) = match admitted {
             Admit::Go(store, reservation) => (store, reservation),
-            Admit::Parked => return None,
+            Admit::Waits => return None,
             Admit::Already(store) => {
                 self.answer_store(store, Ok(Stored::Already));
                 return None;
             }
             Admit::Refused(store, error) => {
                 if pressed {
-                    self.condition.write_failed(&error);
+                    self.root.failures.write_failed(&error);
                 }
                 self.answer_store(store, Err(error));
                 return None;
             }
         };
         let StoreRequest { key, header, buffer, deadline, reply } = store;
-        self.space.reserve(reservation.bytes);
-        let writing = Writing {
+        self.free_space.reserve(reservation.bytes);
+        let writing = ActiveStore {
             unallocated: reservation.bytes,
             attempts: 0,
             shards_made: 0,
@@ -80,7 +84,7 @@ impl Core {
             reply,
             reservation,
         };
-        match Frame::new(buffer, spare, self.direct) {
+        match FileBuffers::new(buffer, spare, self.root.direct) {
             Ok(mut frame) => {
                 frame.seal(&header);
                 Some((writing, frame))
@@ -97,41 +101,59 @@ impl Core {
     /// and others made room.
     pub fn fail(
         &self,
-        mut writing: Writing,
-        frame: Frame,
-        fault: Fault,
+        mut writing: ActiveStore,
+        frame: FileBuffers,
+        fault: IoFailure,
         spare: &mut Spare,
-    ) -> Option<(Writing, Frame)> {
+    ) -> Option<(ActiveStore, FileBuffers)> {
         let (what, error) = match fault {
-            Fault::Io(what, error) => (what, error),
-            Fault::Short(_) => ("writing", io::Error::from(io::ErrorKind::WriteZero)),
+            IoFailure::Io(what, error) => (what, error),
+            IoFailure::Short(_) => ("writing", io::Error::from(io::ErrorKind::WriteZero)),
         };
-        if self.space.make_room(self, &mut writing, &error) {
-            let _ = unlinkat(&self.dirfd, writing.temporary.as_str(), AtFlags::empty());
+        if self.makes_room(&mut writing, &error) {
+            let _ = unlinkat(&self.root.dirfd, writing.temporary.as_str(), AtFlags::empty());
             return Some((writing, frame));
         }
         let error = match what {
             // Tried again, it evicts others, whether or not this one may ever go.
             EVICTING if error.kind() != io::ErrorKind::ReadOnlyFilesystem => {
-                Error { status: KVKEEP_ERR_IO, ..self.error(what, self.first_there(&writing), &error) }
+                Error { status: KVKEEP_ERR_IO, ..self.root.error(what, self.first_there(&writing), &error) }
             }
-            _ => self.error(what, &writing.path, &error),
+            _ => self.root.error(what, &writing.path, &error),
         };
         self.end_store(writing, frame, Err(error), spare);
         None
     }
 
+    /// Evicts for a store that the file system refused with `error`. True if the store is to begin anew.
+    fn makes_room(&self, writing: &mut ActiveStore, error: &io::Error) -> bool {
+        if !is_full(error) || !writing.victims.is_empty() {
+            return false;
+        }
+        let last_attempt = writing.attempts == ATTEMPTS_MAX;
+        if !self.free_space.refused(&self.root, error, last_attempt)
+            || !self.root.index(|index| index.refused(&mut writing.reservation))
+        {
+            return false;
+        }
+        writing.attempts += 1;
+        writing.unallocated = writing.reservation.bytes;
+        self.free_space.reserve(writing.unallocated);
+        writing.victims = writing.reservation.victims.iter().map(path::object).collect();
+        true
+    }
+
     /// The first of a store's victims whose file is still there.
-    fn first_there<'a>(&self, writing: &'a Writing) -> &'a str {
-        let there = |path: &&String| statat(&self.dirfd, path.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    fn first_there<'a>(&self, writing: &'a ActiveStore) -> &'a str {
+        let there = |path: &&String| statat(&self.root.dirfd, path.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
         writing.victims.iter().find(there).unwrap_or(&writing.path)
     }
 
     /// The file of a store was given its room with this result. A file system that cannot give it finds out while it is written.
-    pub fn allocated(&self, writing: &mut Writing, result: io::Result<()>) -> io::Result<()> {
-        self.space.allocated(std::mem::take(&mut writing.unallocated));
+    pub fn allocated(&self, writing: &mut ActiveStore, result: io::Result<()>) -> io::Result<()> {
+        self.free_space.allocated(std::mem::take(&mut writing.unallocated));
         #[cfg(test)]
-        self.space.pretend(self.index(|index| index.held()))?;
+        self.free_space.pretend(self.root.index(|index| index.held()))?;
         match result.as_ref().err().and_then(io::Error::raw_os_error) {
             Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => Ok(()),
             _ => result,
@@ -139,33 +161,28 @@ impl Core {
     }
 
     /// Whether another process stored the object already.
-    pub fn is_stored(&self, writing: &Writing, frame: &Frame) -> bool {
-        self.shared && self.is_whole(writing, frame)
+    pub fn is_stored(&self, writing: &ActiveStore, frame: &FileBuffers) -> bool {
+        self.root.shared && self.is_whole(writing, frame)
     }
 
     /// The victims of a store are unlinked.
-    pub fn settle(&self, writing: &mut Writing) {
+    pub fn settle(&self, writing: &mut ActiveStore) {
         if !writing.victims.is_empty() {
             writing.victims.clear();
-            writing.reservation.victims.iter().for_each(|victim| self.prune(victim));
-            let stores = self.index(|index| index.settle(&mut writing.reservation));
-            self.again(stores);
+            writing.reservation.victims.iter().for_each(|victim| self.directories.prune(&self.root, victim));
+            let stores = self.root.index(|index| index.settle(&mut writing.reservation));
+            self.requeue(stores);
         }
     }
 
-    /// Makes the directory where objects are written.
-    pub fn make_tmp(&self) -> io::Result<()> {
-        path::make_directory(&self.dir.join(path::TMP))
-    }
-
     /// Whether to rename again what could not be for `error`: the directory that the file goes to was missing, and is made.
-    pub fn made_shard(&self, writing: &mut Writing, error: &mut io::Error) -> bool {
+    pub fn made_shard(&self, writing: &mut ActiveStore, error: &mut io::Error) -> bool {
         // More than once, since another process may take an empty one away.
         if error.kind() != io::ErrorKind::NotFound || writing.shards_made == SHARDS_MADE_MAX {
             return false;
         }
         writing.shards_made += 1;
-        match self.make_shard(&writing.key, writing.shards_made == 1) {
+        match self.directories.make_shard(&self.root, &writing.key, writing.shards_made == 1) {
             // Another process took the space's away meanwhile: it is made the next time.
             Err(failed) if failed.kind() != io::ErrorKind::NotFound => {
                 *error = failed;
@@ -178,44 +195,46 @@ impl Core {
     /// Concludes a store whose file was renamed with the result `renamed`, without replacing. Gives it back if it is to begin anew.
     pub fn conclude(
         &self,
-        writing: Writing,
-        frame: Frame,
+        writing: ActiveStore,
+        frame: FileBuffers,
         renamed: io::Result<()>,
         spare: &mut Spare,
-    ) -> Option<(Writing, Frame)> {
+    ) -> Option<(ActiveStore, FileBuffers)> {
         match self.renamed(&writing, &frame, renamed) {
             Ok(stored) => {
                 self.end_store(writing, frame, Ok(stored), spare);
                 None
             }
-            Err(error) => self.fail(writing, frame, Fault::Io("publishing", error), spare),
+            Err(error) => self.fail(writing, frame, IoFailure::Io("publishing", error), spare),
         }
     }
 
-    fn renamed(&self, writing: &Writing, frame: &Frame, renamed: io::Result<()>) -> io::Result<Stored> {
+    fn renamed(&self, writing: &ActiveStore, frame: &FileBuffers, renamed: io::Result<()>) -> io::Result<Stored> {
         let Err(error) = renamed else { return Ok(Stored::Written) };
         match error.raw_os_error() {
             Some(libc::EEXIST) if self.is_whole(writing, frame) => Ok(Stored::Already),
             // Either what is there is no object, or the file system cannot rename without replacing. Objects of one key
             // are alike, so replacing harms nobody.
             Some(libc::EEXIST | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => {
-                renameat(&self.dirfd, writing.temporary.as_str(), &self.dirfd, writing.path.as_str())?;
+                renameat(&self.root.dirfd, writing.temporary.as_str(), &self.root.dirfd, writing.path.as_str())?;
                 Ok(Stored::Written)
             }
             _ => Err(error),
         }
     }
 
-    fn is_whole(&self, writing: &Writing, frame: &Frame) -> bool {
-        statat(&self.dirfd, writing.path.as_str(), AtFlags::SYMLINK_NOFOLLOW)
+    fn is_whole(&self, writing: &ActiveStore, frame: &FileBuffers) -> bool {
+        statat(&self.root.dirfd, writing.path.as_str(), AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| stat.st_size as u64 == frame.file_bytes())
     }
 
     /// Renames without replacing.
-    pub fn rename(&self, writing: &mut Writing) -> io::Result<()> {
+    pub fn rename(&self, writing: &mut ActiveStore) -> io::Result<()> {
         loop {
             let (from, to) = (writing.temporary.as_str(), writing.path.as_str());
-            match renameat_with(&self.dirfd, from, &self.dirfd, to, RenameFlags::NOREPLACE).map_err(io::Error::from) {
+            match renameat_with(&self.root.dirfd, from, &self.root.dirfd, to, RenameFlags::NOREPLACE)
+                .map_err(io::Error::from)
+            {
                 Err(mut error) => {
                     if !self.made_shard(writing, &mut error) {
                         return Err(error);
@@ -227,42 +246,42 @@ impl Core {
     }
 
     /// Answers a store.
-    pub fn end_store(&self, writing: Writing, frame: Frame, outcome: Result<Stored>, spare: &mut Spare) {
+    pub fn end_store(&self, writing: ActiveStore, frame: FileBuffers, outcome: Result<Stored>, spare: &mut Spare) {
         match &outcome {
-            Ok(Stored::Written) => self.condition.written(),
+            Ok(Stored::Written) => self.root.failures.written(),
             // Best effort: what stays is removed as stale by a later open.
             Ok(Stored::Already) | Err(_) => {
-                let _ = unlinkat(&self.dirfd, writing.temporary.as_str(), AtFlags::empty());
+                let _ = unlinkat(&self.root.dirfd, writing.temporary.as_str(), AtFlags::empty());
             }
         }
         self.finish_store(writing, frame.abandoned(spare), outcome);
     }
 
-    fn finish_store(&self, mut writing: Writing, payload: Buffer, outcome: Result<Stored>) {
-        self.space.allocated(writing.unallocated);
+    fn finish_store(&self, mut writing: ActiveStore, payload: Buffer, outcome: Result<Stored>) {
+        self.free_space.allocated(writing.unallocated);
         if writing.shards_made > 0 {
-            self.filled_shard(&writing.key);
+            self.directories.shard_filled(&writing.key);
         }
         // Where the store failed before it unlinked its victims: they are out of the index and must not stay on disk, nor be
         // forgotten where they do.
         let mut stay = Vec::new();
         if !writing.victims.is_empty() {
             let mut paths = writing.victims.iter();
-            let unlink = |path: &String| unlinkat(&self.dirfd, path.as_str(), AtFlags::empty());
+            let unlink = |path: &String| unlinkat(&self.root.dirfd, path.as_str(), AtFlags::empty());
             let gone = |path| matches!(unlink(path), Ok(()) | Err(Errno::NOENT));
             stay.extend(writing.reservation.victims.extract_if(.., |_| !paths.next().is_none_or(gone)));
         }
-        let stores = self.index(|index| index.finish(writing.reservation, outcome.as_ref().ok()));
-        stay.iter().for_each(|victim| self.stays(victim));
+        let stores = self.root.index(|index| index.finish(writing.reservation, outcome.as_ref().ok()));
+        stay.iter().for_each(|victim| remove::stays(self, victim));
         // Not before: whoever deletes the object as soon as nobody writes it must find it in the index.
         drop(payload);
-        self.again(stores);
+        self.requeue(stores);
         writing.reply.send(outcome);
-        self.queue.answered();
+        self.backlog.answered();
     }
 
     fn answer_store(&self, store: StoreRequest, outcome: Result<Stored>) {
         store.answer(outcome);
-        self.queue.answered();
+        self.backlog.answered();
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::failures::file_error;
-use super::path::{self, TMP, Temporaries, Writer};
+use super::path::{self, TMP, Temporaries, WriterId};
 use crate::error::Error;
 
 /// A writer that cannot be asked, and has changed nothing for so long, is gone.
@@ -22,26 +22,26 @@ const STALE_AFTER: Duration = Duration::from_secs(3600);
 /// A temporary that is not this process's counts as a leftover once it is so old: a younger one is being written.
 const WRITING_MOST: Duration = Duration::from_secs(60);
 /// How the names of the locked files begin.
-const CLAIM: &str = ".writer-";
+const LOCK_NAME: &str = ".writer-";
 
 /// The lock that tells others that this writer lives.
-pub struct Claim {
+pub struct WriterLock {
     file: File,
     path: PathBuf,
 }
 
-impl Claim {
+impl WriterLock {
     /// Takes the lock. Fails where the file system has no locks.
-    pub fn new(dir: &Path, names: &Temporaries) -> io::Result<Claim> {
+    pub fn new(dir: &Path, names: &Temporaries) -> io::Result<WriterLock> {
         let made = dir.join(TMP).join(names.name());
-        let path = dir.join(TMP).join(format!("{CLAIM}{}", names.writer()));
+        let path = dir.join(TMP).join(format!("{LOCK_NAME}{}", names.writer()));
         OpenOptions::new().write(true).create_new(true).mode(path::FILE_MODE).open(&made)?;
         // Locked before it has its name: nobody finds it there unlocked.
         let claimed = lock(&made).and_then(|file| std::fs::rename(&made, &path).map(|()| file));
         if claimed.is_err() {
             let _ = remove_file(&made);
         }
-        claimed.map(|file| Claim { file, path })
+        claimed.map(|file| WriterLock { file, path })
     }
 
     /// Says again that the writer lives, to those who cannot see its lock.
@@ -51,7 +51,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for WriterLock {
     fn drop(&mut self) {
         let _ = remove_file(&self.path);
     }
@@ -80,19 +80,19 @@ pub struct Temporary {
 
 /// What is in `tmp/`.
 #[derive(Default)]
-struct Found {
+struct TmpFiles {
     temporaries: Vec<Temporary>,
     /// The files of writers that are gone, locked where they can be.
     dead: Vec<(PathBuf, Option<File>)>,
 }
 
 /// The temporary files in `tmp/`, each with whether its writer is gone.
-pub fn temporaries(dir: &Path, this: &Writer) -> io::Result<Vec<Temporary>> {
+pub fn temporaries(dir: &Path, this: &WriterId) -> io::Result<Vec<Temporary>> {
     Ok(find(dir, this)?.temporaries)
 }
 
-fn find(dir: &Path, this: &Writer) -> io::Result<Found> {
-    let mut found = Found::default();
+fn find(dir: &Path, this: &WriterId) -> io::Result<TmpFiles> {
+    let mut found = TmpFiles::default();
     let Some(entries) = gone_is_none(read_dir(dir.join(TMP)))? else { return Ok(found) };
     let local = statfs(dir).is_ok_and(|stat| is_local(stat.f_type as u64));
     let mut alive = HashMap::new();
@@ -100,7 +100,7 @@ fn find(dir: &Path, this: &Writer) -> io::Result<Found> {
     for entry in entries {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if let Some(writer) = name.strip_prefix(CLAIM) {
+        if let Some(writer) = name.strip_prefix(LOCK_NAME) {
             let sees_lock = local || path::parse_writer(writer).is_some_and(|writer| this.shares_kernel(&writer));
             let (lives, lock) = lives(&entry.path(), sees_lock);
             if !lives {
@@ -153,7 +153,7 @@ fn is_local(kind: u64) -> bool {
 }
 
 /// Whether the writer of a temporary file that nobody claims is gone.
-pub fn is_stale(writer: Option<&Writer>, file: &Metadata, this: &Writer) -> io::Result<bool> {
+pub fn is_stale(writer: Option<&WriterId>, file: &Metadata, this: &WriterId) -> io::Result<bool> {
     Ok(match writer.and_then(|writer| this.knows_alive(writer)) {
         Some(alive) => !alive,
         None => is_old(file, STALE_AFTER),
@@ -168,9 +168,9 @@ pub fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// What a sweep left.
+/// The leftovers that stay in `tmp/`.
 #[derive(Default)]
-pub struct Swept {
+pub struct Leftovers {
     /// Bytes of disk of leftovers whose writers may still live.
     pub bytes: u64,
     /// Why a leftover could not be removed, of one of them.
@@ -178,21 +178,21 @@ pub struct Swept {
 }
 
 /// Removes what dead writers left in `tmp/`. `own` is the writer that looks.
-pub fn sweep(dir: &Path, this: &Writer, own: &str) -> io::Result<Swept> {
-    let mut swept = Swept::default();
-    let Found { temporaries, dead } = find(dir, this)?;
+pub fn remove_leftovers(dir: &Path, this: &WriterId, own: &str) -> io::Result<Leftovers> {
+    let mut left = Leftovers::default();
+    let TmpFiles { temporaries, dead } = find(dir, this)?;
     for Temporary { path, meta, writer, stale } in temporaries {
         let removed = stale.then(|| gone_is_none(remove_file(&path)));
         if let Some(Err(error)) = &removed {
-            swept.unremoved.get_or_insert_with(|| file_error("removing", &path, error));
+            left.unremoved.get_or_insert_with(|| file_error("removing", &path, error));
         }
         if !matches!(removed, Some(Ok(_))) && writer != own && is_old(&meta, WRITING_MOST) {
-            swept.bytes += meta.blocks() * 512;
+            left.bytes += meta.blocks() * 512;
         }
     }
     // Not before what it claims is away: who finds the file unlocked would look no further.
     for (path, _lock) in dead {
         let _ = remove_file(path);
     }
-    Ok(swept)
+    Ok(left)
 }

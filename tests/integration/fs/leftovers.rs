@@ -18,7 +18,7 @@ const LEN: usize = 10_000;
 const CHILD: &str = "KVKEEP_LEFTOVERS_CHILD";
 
 fn tidied(dir: &Path, engine: EngineKind, capacity: u64) -> Arc<Fs> {
-    Fs::open(FsOptions { capacity, tidy_every: Duration::from_millis(10), ..options(dir, engine) }).unwrap()
+    Fs::open(FsOptions { capacity, cleanup_every: Duration::from_millis(10), ..options(dir, engine) }).unwrap()
 }
 
 /// Waits until the directory has been tidied, twice for sure: a temporary that nobody can ask about goes then.
@@ -232,8 +232,8 @@ fn directories_count_under_the_capacity_and_go_when_they_are_empty() {
     for engine in engines() {
         let dir = tempfile::tempdir().unwrap();
         let capacity = 4 << 20;
-        let tidy_every = Duration::from_millis(10);
-        let options = || FsOptions { capacity, tidy_every, ..FsOptions { engine, ..FsOptions::new(dir.path()) } };
+        let cleanup_every = Duration::from_millis(10);
+        let options = || FsOptions { capacity, cleanup_every, ..FsOptions { engine, ..FsOptions::new(dir.path()) } };
         let fs = Fs::open(options()).unwrap();
         for first in [0, 400, 800] {
             let objects: Vec<(u64, usize)> = (first..first + 400).map(|number| (number, SMALL)).collect();

@@ -49,8 +49,8 @@ fn logged(dir: &Path, engine: EngineKind) -> (Arc<Fs>, Lines) {
     let lines = Lines::default();
     let to = Arc::clone(&lines);
     let log = Log::new(LogLevel::Warn, move |_, line: &str| to.lock().unwrap().push(line.to_owned()));
-    let tidy_every = Duration::from_millis(20);
-    (Fs::open(FsOptions { log, tidy_every, ..options(dir, engine) }).unwrap(), lines)
+    let cleanup_every = Duration::from_millis(20);
+    (Fs::open(FsOptions { log, cleanup_every, ..options(dir, engine) }).unwrap(), lines)
 }
 
 fn bad(fs: &Fs) -> String {

@@ -5,24 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT};
+use crate::error::Error;
+use crate::l2::fs::failures::{closed, full};
 use crate::l2::{LoadRequest, StoreRequest};
 
 /// Most loads and stores accepted and not answered.
 pub const QUEUE_MAX: usize = 1 << 16;
 
-/// The answer to everything that comes after close.
-pub fn closed() -> Error {
-    Error::new(KVKEEP_ERR_CLOSED, "the fs backend is closed")
-}
-
-/// The answer to what would make a queue too long.
-pub fn full(most: usize) -> Error {
-    Error::new(KVKEEP_ERR_LIMIT, format!("the fs backend has {most} requests waiting already; try again later"))
-}
-
 #[derive(Default)]
-struct Work {
+struct BacklogState {
     loads: VecDeque<LoadRequest>,
     stores: VecDeque<StoreRequest>,
     closed: bool,
@@ -31,8 +22,8 @@ struct Work {
 
 /// Work to do, taken by the engine's threads. Loads are taken before stores: a request waits for them.
 #[derive(Default)]
-pub struct Queue {
-    work: Mutex<Work>,
+pub struct Backlog {
+    work: Mutex<BacklogState>,
     /// There is work, or the end.
     ready: Condvar,
     /// Nothing is left to answer.
@@ -40,8 +31,8 @@ pub struct Queue {
     outstanding: AtomicUsize,
 }
 
-impl Queue {
-    fn accept<T>(&self, items: Vec<T>, push: impl FnOnce(&mut Work, Vec<T>)) -> Result<(), (Vec<T>, Error)> {
+impl Backlog {
+    fn accept<T>(&self, items: Vec<T>, push: impl FnOnce(&mut BacklogState, Vec<T>)) -> Result<(), (Vec<T>, Error)> {
         let mut work = self.work.lock();
         if work.closed {
             return Err((items, closed()));
@@ -65,11 +56,11 @@ impl Queue {
     }
 
     /// Puts back stores that were accepted before.
-    pub fn again(&self, stores: Vec<StoreRequest>) {
+    pub fn requeue(&self, stores: Vec<StoreRequest>) {
         self.work.lock().stores.extend(stores);
     }
 
-    /// Wakes up to `count` threads that wait in [`Queue::wait`].
+    /// Wakes up to `count` threads that wait in [`Backlog::wait`].
     pub fn notify(&self, count: usize) {
         (0..count).for_each(|_| {
             self.ready.notify_one();
@@ -90,21 +81,21 @@ impl Queue {
         into.extend(work.stores.drain(..count));
     }
 
-    /// Whether [`Queue::take_loads`] or [`Queue::take_stores`] has something for who wants it.
+    /// Whether [`Backlog::take_loads`] or [`Backlog::take_stores`] has something for who wants it.
     pub fn calls(&self, loads: bool, stores: bool) -> bool {
         let work = self.work.lock();
         (loads && !work.loads.is_empty()) || (stores && !work.stores.is_empty())
     }
 
     /// Waits for one piece of work; `None` at the end.
-    pub fn wait(&self) -> Option<Task> {
+    pub fn wait(&self) -> Option<BacklogItem> {
         let mut work = self.work.lock();
         loop {
             if let Some(load) = work.loads.pop_front() {
-                return Some(Task::Load(load));
+                return Some(BacklogItem::Load(load));
             }
             if let Some(store) = work.stores.pop_front() {
-                return Some(Task::Store(store));
+                return Some(BacklogItem::Store(store));
             }
             if work.stopped {
                 return None;
@@ -138,7 +129,7 @@ impl Queue {
         self.work.lock().closed
     }
 
-    /// Has [`Queue::wait`] end.
+    /// Has [`Backlog::wait`] end.
     pub fn stop(&self) {
         self.work.lock().stopped = true;
         self.ready.notify_all();
@@ -146,7 +137,7 @@ impl Queue {
 }
 
 /// One piece of work.
-pub enum Task {
+pub enum BacklogItem {
     /// Read an object.
     Load(LoadRequest),
     /// Write an object.

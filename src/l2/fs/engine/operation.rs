@@ -5,38 +5,41 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use crate::l2::fs::file_format::{BLOCK, Frame};
-use crate::l2::fs::object_io::{Core, Fault, Reading};
+use crate::l2::fs::core::Core;
+use crate::l2::fs::failures::IoFailure;
+use crate::l2::fs::file_buffers::FileBuffers;
+use crate::l2::fs::file_format::BLOCK;
+use crate::l2::fs::load::ActiveLoad;
 use crate::l2::fs::path::c;
-use crate::l2::fs::store::Writing;
+use crate::l2::fs::store::ActiveStore;
 
 /// Bytes of one read or write: an object of 1 MiB is one.
-pub const PIECE: u64 = (1 << 20) + BLOCK as u64;
+pub const RANGE_BYTES: u64 = (1 << 20) + BLOCK as u64;
 
-pub enum Job {
-    Read(Reading),
-    Write(Writing),
+pub enum ActiveRequest {
+    Read(ActiveLoad),
+    Write(ActiveStore),
 }
 
-impl Job {
+impl ActiveRequest {
     /// The file has its room, unless for this error. Gives the error that it fails with.
     pub fn allocated(&mut self, core: &Core, error: Option<io::Error>) -> Option<io::Error> {
         match self {
-            Job::Read(_) => error,
-            Job::Write(writing) => core.allocated(writing, error.map_or(Ok(()), Err)).err(),
+            ActiveRequest::Read(_) => error,
+            ActiveRequest::Write(writing) => core.allocated(writing, error.map_or(Ok(()), Err)).err(),
         }
     }
 
     /// Until when it waits for a descriptor.
     pub fn patience(&self) -> Instant {
         match self {
-            Job::Read(reading) => reading.patience,
-            Job::Write(writing) => writing.patience,
+            ActiveRequest::Read(reading) => reading.patience,
+            ActiveRequest::Write(writing) => writing.patience,
         }
     }
 }
 
-pub enum Step {
+pub enum OperationStep {
     Evict,
     Open,
     Allocate,
@@ -44,51 +47,51 @@ pub enum Step {
     Rename,
 }
 
-pub struct Piece {
+pub struct FileRange {
     pub at: u64,
     pub to: u64,
     pub parts: [libc::iovec; 3],
 }
 
 /// One object under way. Boxed, since the kernel holds addresses of its names and pieces.
-pub struct Flight {
-    pub job: Job,
-    pub frame: Frame,
-    pub step: Step,
+pub struct Operation {
+    pub request: ActiveRequest,
+    pub frame: FileBuffers,
+    pub step: OperationStep,
     pub name: CString,
     pub temporary: CString,
     pub victims: Vec<CString>,
     pub file: Option<OwnedFd>,
     /// Never grown beyond its first capacity while the kernel may look at it.
-    pub pieces: Vec<Piece>,
+    pub ranges: Vec<FileRange>,
     pub issued: u64,
     /// Requests in the kernel.
     pub pending: usize,
     pub made_tmp: bool,
-    pub fault: Option<Fault>,
+    pub fault: Option<IoFailure>,
     pub renamed: io::Result<()>,
 }
 
-impl Flight {
-    pub fn new(job: Job, frame: Frame) -> Flight {
-        let (name, temporary, victims) = match &job {
-            Job::Read(reading) => (c(&reading.path), CString::default(), Vec::new()),
-            Job::Write(writing) => {
+impl Operation {
+    pub fn new(request: ActiveRequest, frame: FileBuffers) -> Operation {
+        let (name, temporary, victims) = match &request {
+            ActiveRequest::Read(reading) => (c(&reading.path), CString::default(), Vec::new()),
+            ActiveRequest::Write(writing) => {
                 let victims = writing.victims.iter().map(|victim| c(victim)).collect();
                 (c(&writing.path), c(&writing.temporary), victims)
             }
         };
         let issued = frame.start();
-        let pieces = Vec::with_capacity(frame.span().div_ceil(PIECE) as usize);
-        Flight {
-            job,
+        let ranges = Vec::with_capacity(frame.span().div_ceil(RANGE_BYTES) as usize);
+        Operation {
+            request,
             frame,
-            step: Step::Open,
+            step: OperationStep::Open,
             name,
             temporary,
             victims,
             file: None,
-            pieces,
+            ranges,
             issued,
             pending: 0,
             made_tmp: false,
@@ -98,6 +101,6 @@ impl Flight {
     }
 
     pub fn is_write(&self) -> bool {
-        matches!(self.job, Job::Write(_))
+        matches!(self.request, ActiveRequest::Write(_))
     }
 }

@@ -10,13 +10,15 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, fallocate, ftruncate, openat, unlinkat};
 use rustix::io::{Errno, preadv, pwritev};
 
-use super::backlog::Task;
+use super::IoEngine;
+use super::backlog::BacklogItem;
 use crate::error::{Error, Result};
-use crate::l2::fs::failures::{EVICTING, OPENING, READING};
-use crate::l2::fs::file_format::{BLOCK, Frame, Spare};
-use crate::l2::fs::object_io::{Core, Engine, Fault};
+use crate::l2::fs::core::Core;
+use crate::l2::fs::failures::{EVICTING, IoFailure, OPENING, READING};
+use crate::l2::fs::file_buffers::{FileBuffers, Spare};
+use crate::l2::fs::file_format::BLOCK;
 use crate::l2::fs::path;
-use crate::l2::fs::store::Writing;
+use crate::l2::fs::store::ActiveStore;
 use crate::l2::{LoadRequest, StoreRequest, Stored};
 use crate::threads;
 
@@ -49,23 +51,23 @@ impl Gate {
 }
 
 /// The threads.
-pub struct Pool {
+pub struct ThreadPool {
     core: std::sync::Weak<Core>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Pool {
+impl ThreadPool {
     /// Starts `threads` threads, or the default for 0.
-    pub fn start(core: &Arc<Core>, threads: usize) -> Result<Arc<Pool>> {
+    pub fn start(core: &Arc<Core>, threads: usize) -> Result<Arc<ThreadPool>> {
         let gate = Arc::new(Gate { free: Mutex::new(BYTES_MAX), freed: Condvar::new() });
-        let pool = Arc::new(Pool { core: Arc::downgrade(core), threads: Mutex::new(Vec::new()) });
+        let pool = Arc::new(ThreadPool { core: Arc::downgrade(core), threads: Mutex::new(Vec::new()) });
         for number in 0..if threads == 0 { THREADS } else { threads } {
             let (theirs, gate) = (Arc::clone(core), Arc::clone(&gate));
             let thread = threads::spawn(&format!("kvkeep-fs-{number}"), move || run(&theirs, &gate));
             match thread {
                 Ok(thread) => pool.threads.lock().push(thread),
                 Err(error) => {
-                    core.queue.stop();
+                    core.backlog.stop();
                     pool.join();
                     return Err(Error::io("starting a thread of the fs backend", &error));
                 }
@@ -75,10 +77,10 @@ impl Pool {
     }
 }
 
-impl Engine for Pool {
+impl IoEngine for ThreadPool {
     fn wake(&self, count: usize) {
         if let Some(core) = self.core.upgrade() {
-            core.queue.notify(count.min(self.threads.lock().len()));
+            core.backlog.notify(count.min(self.threads.lock().len()));
         }
     }
 
@@ -92,10 +94,10 @@ impl Engine for Pool {
 
 fn run(core: &Core, gate: &Gate) {
     let mut spare = Spare::new();
-    while let Some(task) = core.queue.wait() {
+    while let Some(task) = core.backlog.wait() {
         match task {
-            Task::Load(load) => self::load(core, gate, load, &mut spare),
-            Task::Store(store) => self::store(core, gate, store, &mut spare),
+            BacklogItem::Load(load) => self::load(core, gate, load, &mut spare),
+            BacklogItem::Store(store) => self::store(core, gate, store, &mut spare),
         }
     }
 }
@@ -103,7 +105,7 @@ fn run(core: &Core, gate: &Gate) {
 fn load(core: &Core, gate: &Gate, load: LoadRequest, spare: &mut Spare) {
     let Some((reading, mut frame)) = core.begin_load(load, spare) else { return };
     let outcome = open(core, &reading.path, OFlags::RDONLY, reading.patience)
-        .map_err(|error| Fault::Io(OPENING, error.into()))
+        .map_err(|error| IoFailure::Io(OPENING, error.into()))
         .and_then(|file| {
             let result = read(gate, &file, &mut frame);
             if frame.mistaken(result.is_ok()) { read(gate, &file, &mut frame) } else { result }
@@ -113,27 +115,27 @@ fn load(core: &Core, gate: &Gate, load: LoadRequest, spare: &mut Spare) {
 }
 
 fn open(core: &Core, path: &str, flags: OFlags, patience: Instant) -> rustix::io::Result<OwnedFd> {
-    let direct = if core.direct { OFlags::DIRECT } else { OFlags::empty() };
+    let direct = if core.root.direct { OFlags::DIRECT } else { OFlags::empty() };
     let flags = flags | direct | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     loop {
-        match openat(&core.dirfd, path, flags, Mode::from_raw_mode(path::FILE_MODE)) {
+        match openat(&core.root.dirfd, path, flags, Mode::from_raw_mode(path::FILE_MODE)) {
             Err(error) if core.waits_for_descriptor(&error.into(), patience) => core.descriptors.wait(),
             result => return result,
         }
     }
 }
 
-fn read(gate: &Gate, file: &impl AsFd, frame: &mut Frame) -> std::result::Result<(), Fault> {
+fn read(gate: &Gate, file: &impl AsFd, frame: &mut FileBuffers) -> std::result::Result<(), IoFailure> {
     let (mut at, span, end) = (frame.start(), frame.span(), frame.file_bytes());
     while at < end {
         let to = span.min(at + PIECE);
         match gate.pass(to - at, || preadv(file, &mut frame.slices_mut(at, to), at)) {
             Err(Errno::INTR) => {}
-            Err(error) => return Err(Fault::Io(READING, error.into())),
+            Err(error) => return Err(IoFailure::Io(READING, error.into())),
             Ok(count) => {
                 at += count as u64;
                 if count == 0 || (at < end && !at.is_multiple_of(BLOCK as u64)) {
-                    return Err(Fault::Short(at));
+                    return Err(IoFailure::Short(at));
                 }
             }
         }
@@ -154,16 +156,16 @@ fn store(core: &Core, gate: &Gate, store: StoreRequest, spare: &mut Spare) {
                 let renamed = core.rename(&mut writing);
                 core.conclude(writing, frame, renamed, spare)
             }
-            Err((what, error)) => core.fail(writing, frame, Fault::Io(what, error), spare),
+            Err((what, error)) => core.fail(writing, frame, IoFailure::Io(what, error), spare),
         };
     }
 }
 
-type Step<T> = std::result::Result<T, (&'static str, io::Error)>;
+type StepResult<T> = std::result::Result<T, (&'static str, io::Error)>;
 
-fn write(core: &Core, gate: &Gate, writing: &mut Writing, frame: &Frame) -> Step<()> {
+fn write(core: &Core, gate: &Gate, writing: &mut ActiveStore, frame: &FileBuffers) -> StepResult<()> {
     for victim in &writing.victims {
-        match unlinkat(&core.dirfd, victim.as_str(), AtFlags::empty()) {
+        match unlinkat(&core.root.dirfd, victim.as_str(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err((EVICTING, error.into())),
         }
@@ -188,11 +190,11 @@ fn write(core: &Core, gate: &Gate, writing: &mut Writing, frame: &Frame) -> Step
     Ok(())
 }
 
-fn create(core: &Core, writing: &Writing) -> rustix::io::Result<OwnedFd> {
+fn create(core: &Core, writing: &ActiveStore) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     match open(core, &writing.temporary, flags, writing.patience) {
         Err(Errno::NOENT) => {
-            core.make_tmp().map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
+            core.root.make_tmp().map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
             open(core, &writing.temporary, flags, writing.patience)
         }
         result => result,

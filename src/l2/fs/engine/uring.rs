@@ -1,18 +1,18 @@
 //! The engine that leaves opening, reading, writing and renaming to io_uring: one thread keeps many objects under way.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, eventfd};
 
-use super::operation::PIECE;
+use super::IoEngine;
+use super::bell::Bell;
+use super::operation::RANGE_BYTES;
 use super::ring::Ring;
-use crate::l2::fs::object_io::{Core, Engine};
+use crate::l2::fs::core::Core;
 use crate::threads;
 
 /// Threads, each with a ring, if not told: small objects cost more than one thread can give.
@@ -20,23 +20,7 @@ const THREADS: usize = 2;
 /// Objects under way per ring if not told.
 const DEPTH: usize = 96;
 /// Bytes under way in all rings; more only makes each wait longer.
-const BYTES_MAX: u64 = 16 * PIECE;
-
-/// Wakes a ring's thread.
-pub struct Bell {
-    pub fd: OwnedFd,
-    /// The thread waits, or is about to, and would take more work.
-    pub waiting: AtomicBool,
-    /// The thread is to end.
-    pub stopped: AtomicBool,
-}
-
-impl Bell {
-    fn ring(&self) {
-        // Fails only when it has been rung more often than a counter can hold.
-        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-    }
-}
+const BYTES_MAX: u64 = 16 * RANGE_BYTES;
 
 /// The rings.
 pub struct Uring {
@@ -61,8 +45,7 @@ impl Uring {
     }
 
     fn add(&mut self, core: &Arc<Core>, number: usize, bytes_max: u64) -> io::Result<()> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let bell = Arc::new(Bell { fd, waiting: AtomicBool::new(false), stopped: AtomicBool::new(false) });
+        let bell = Arc::new(Bell::new()?);
         self.bells.push(Arc::clone(&bell));
         let (core, depth) = (Arc::clone(core), self.depth);
         let (started, result) = mpsc::channel();
@@ -80,7 +63,7 @@ impl Uring {
     }
 }
 
-impl Engine for Uring {
+impl IoEngine for Uring {
     fn wake(&self, count: usize) {
         let mut left = count;
         for bell in &self.bells {

@@ -6,7 +6,8 @@
 //!
 //! The bound is the capacity, or what the file system has room for where that is less.
 
-use super::{Index, Reservation};
+use super::reservation::Reservation;
+use super::table::Index;
 use crate::key::ObjectKey;
 use crate::l2::fs::file_format::disk_bytes;
 use crate::policy::Removal;
@@ -19,42 +20,13 @@ const MARGIN_SHARE: u64 = 100;
 const MARGIN_MAX: u64 = 64 << 20;
 
 /// Whether a store finds room.
-pub enum Room {
+pub enum EvictionPlan {
     /// It does once these objects, which the policy has set aside, are unlinked.
-    Made(Vec<u32>),
+    Chosen(Vec<u32>),
     /// It does once files that others take away are unlinked.
     Later,
     /// Nothing is left that may be evicted.
-    Lacking,
-}
-
-/// What the file system has room for.
-pub struct Disk {
-    /// Most bytes that leave free what is to stay free, as last measured.
-    measured: u64,
-    /// Most bytes as a store told that the file system refused.
-    refused: u64,
-    /// What the file system lacks is not evicted now, beyond what stores need.
-    patient: bool,
-    /// A store met this bound below the capacity since the last time somebody asked.
-    pressed: bool,
-}
-
-impl Default for Disk {
-    fn default() -> Disk {
-        Disk { measured: u64::MAX, refused: u64::MAX, patient: false, pressed: false }
-    }
-}
-
-impl Disk {
-    fn most(&self) -> u64 {
-        self.measured.min(self.refused)
-    }
-
-    /// Whether a store met the file system's bound and nobody asked since.
-    pub fn is_pressed(&self) -> bool {
-        self.pressed
-    }
+    Impossible,
 }
 
 impl Index {
@@ -65,7 +37,7 @@ impl Index {
 
     /// Bytes of disk that the directory comes to once everything under way is done.
     pub fn held(&self) -> u64 {
-        self.present + self.charged + self.overhead.bytes()
+        self.present + self.reserved + self.overhead.bytes()
     }
 
     /// Bytes above the bounds that are to be evicted.
@@ -96,32 +68,32 @@ impl Index {
     }
 
     /// Finds room for `bytes`.
-    pub fn make_room(&mut self, bytes: u64) -> Room {
+    pub fn plan_eviction(&mut self, bytes: u64) -> EvictionPlan {
         let need = self.need(bytes);
         self.disk.pressed |= need > 0 && self.held().saturating_add(bytes) <= self.capacity;
         if need > self.present {
-            return Room::Lacking;
+            return EvictionPlan::Impossible;
         }
         let (chosen, freed) = self.choose(need);
         if freed < need {
             self.release(chosen);
-            return Room::Lacking;
+            return EvictionPlan::Impossible;
         }
         if self.on_disk().saturating_add(bytes) - freed.min(bytes) > self.disk_most() {
             self.release(chosen);
-            return Room::Later;
+            return EvictionPlan::Later;
         }
-        Room::Made(chosen)
+        EvictionPlan::Chosen(chosen)
     }
 
     /// Evicts these objects, which the policy has set aside, for a reservation whose victims so far are unlinked.
     pub(super) fn evict_for(&mut self, reservation: &mut Reservation, chosen: Vec<u32>) {
         let freed = chosen.iter().map(|&id| disk_bytes(self.slots.get(id).size)).sum::<u64>();
         (reservation.freed, reservation.excess) = (freed, freed.saturating_sub(reservation.bytes));
-        self.parting += reservation.freed;
+        self.unlinking += reservation.freed;
         self.excess += reservation.excess;
         reservation.victims = chosen.into_iter().map(|id| self.evict(id)).collect();
-        reservation.victims.iter().for_each(|key| self.leave(*key, 0));
+        reservation.victims.iter().for_each(|key| self.begin_unlink(*key, 0));
     }
 
     /// Objects of at least `need` bytes of disk together, or as many as there are, set aside by the policy; and their bytes.
@@ -157,17 +129,17 @@ impl Index {
     }
 
     /// Notes that the file of `key` is being taken away, which frees `bytes` of disk that no reservation counts.
-    pub(super) fn leave(&mut self, key: ObjectKey, bytes: u64) {
+    pub(super) fn begin_unlink(&mut self, key: ObjectKey, bytes: u64) {
         *self.leaving.entry(key).or_default() += bytes;
         self.excess += bytes;
-        self.parting += bytes;
+        self.unlinking += bytes;
     }
 
     /// The file of `key` is not being taken away any more.
-    pub(super) fn leave_ended(&mut self, key: &ObjectKey) {
+    pub(super) fn end_unlink(&mut self, key: &ObjectKey) {
         let bytes = self.leaving.remove(key).unwrap_or(0);
         self.excess -= bytes;
-        self.parting -= bytes;
+        self.unlinking -= bytes;
     }
 
     /// Takes up to `most` objects out that are above the bounds, oldest first. Their files are to be unlinked.
@@ -183,7 +155,7 @@ impl Index {
             let Some(id) = self.victim() else { break };
             let bytes = disk_bytes(self.slots.get(id).size);
             let key = self.evict(id);
-            self.leave(key, bytes);
+            self.begin_unlink(key, bytes);
             victims.push(key);
         }
         victims
@@ -224,7 +196,7 @@ impl Index {
 
     /// The file system has `spare` bytes more than are to stay free, or lacks as many; `patient`: what it lacks is not evicted now.
     pub fn measured(&mut self, spare: i64, patient: bool) {
-        self.disk.measured = (self.held() + self.parting).saturating_add_signed(spare);
+        self.disk.measured = (self.held() + self.unlinking).saturating_add_signed(spare);
         self.disk.patient = patient;
         self.overfull |= spare < 0;
     }

@@ -87,7 +87,7 @@ fn a_full_file_system_is_a_bound_like_the_capacity_and_said_once() {
         });
         let fs = unbounded(dir.path(), engine, log);
         let disk = disk_bytes(LEN as u64);
-        fs.core.space.full_above.store(50 * disk, Ordering::Relaxed);
+        fs.core.free_space.full_above.store(50 * disk, Ordering::Relaxed);
         for number in 0..50 {
             assert_eq!(store(&*fs, number, LEN).unwrap(), Stored::Written);
         }
@@ -102,7 +102,7 @@ fn a_full_file_system_is_a_bound_like_the_capacity_and_said_once() {
         let said = lines.lock().clone();
         assert!(said.len() == 1 && said[0].contains("No space left on device"), "{said:?}");
         // Where nothing can be evicted, a store fails alone, after it was tried a few times.
-        fs.core.space.full_above.store(0, Ordering::Relaxed);
+        fs.core.free_space.full_above.store(0, Ordering::Relaxed);
         let error = store(&*fs, 1000, LEN).unwrap_err();
         assert!(error.message.contains("No space left on device"), "{error}");
         assert!(matches!(fs.health(), Health::Bad(_)));
@@ -112,11 +112,11 @@ fn a_full_file_system_is_a_bound_like_the_capacity_and_said_once() {
         }
         assert!(fs.usage().objects + 20 >= left, "evicting does not help, so it is not done");
         assert_eq!(temporaries(dir.path()), 0);
-        fs.core.space.full_above.store(u64::MAX, Ordering::Relaxed);
+        fs.core.free_space.full_above.store(u64::MAX, Ordering::Relaxed);
         assert_eq!(store(&*fs, 2000, LEN).unwrap(), Stored::Written);
         assert!(!matches!(fs.health(), Health::Bad(_)));
         // Once there has been room for a while, that is said too.
-        fs.core.space.forgets.store(true, Ordering::Relaxed);
+        fs.core.free_space.forgets.store(true, Ordering::Relaxed);
         let mut number = 3000;
         while fs.usage().short {
             store(&*fs, number, LEN).unwrap();
@@ -131,5 +131,5 @@ fn a_full_file_system_is_a_bound_like_the_capacity_and_said_once() {
 /// Temporary files anywhere below `dir`.
 fn temporaries(dir: &std::path::Path) -> usize {
     let entries = super::inspect::list(dir).unwrap();
-    entries.iter().filter(|entry| matches!(entry.kind, super::inspect::Kind::Temporary { .. })).count()
+    entries.iter().filter(|entry| matches!(entry.kind, super::inspect::FileKind::Temporary { .. })).count()
 }

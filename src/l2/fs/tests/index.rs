@@ -1,3 +1,5 @@
+//! Tests of the index, as a child of its module.
+
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -5,9 +7,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arena::Buffer;
-use crate::key::Key;
+use crate::key::{Key, ObjectKey, SpaceTag};
+use crate::l2::fs::recover::FoundObject;
 use crate::l2::object_header::{HEADER_BYTES, Header};
-use crate::l2::{Reply, Stored};
+use crate::l2::{Found, Reply, StoreRequest, Stored};
 use crate::policy;
 
 const BLOCK: u64 = 4096;
@@ -31,7 +34,7 @@ fn go(index: &mut Index, number: u8, blocks: u64) -> Reservation {
     match index.admit(store(number, blocks)) {
         Admit::Go(_, reservation) => reservation,
         Admit::Already(_) => panic!("{number} is there"),
-        Admit::Parked => panic!("{number} waits"),
+        Admit::Waits => panic!("{number} waits"),
         Admit::Refused(_, error) => panic!("{number} is refused: {error}"),
     }
 }
@@ -49,7 +52,7 @@ fn stores_under_way_together_evict_for_one_need_once() {
     assert_eq!(first.victims, [key(0)]);
     // The others find the room that the first one's victim leaves, but may not write until it is unlinked.
     for number in 11..20 {
-        assert!(matches!(index.admit(store(number, 2)), Admit::Parked));
+        assert!(matches!(index.admit(store(number, 2)), Admit::Waits));
     }
     assert_eq!((index.usage().evicted, index.usage().bytes), (1, 82 * BLOCK));
     let mut again = index.settle(&mut first);
@@ -80,9 +83,9 @@ fn objects_of_one_size_replace_each_other_without_waiting() {
 fn a_store_waits_until_deleted_files_are_away() {
     let mut index = index(10);
     put(&mut index, 1, 10);
-    index.doom(&key(1));
-    assert!(matches!(index.admit(store(2, 5)), Admit::Parked));
-    assert_eq!(index.left(&key(1)).len(), 1);
+    index.begin_delete(&key(1));
+    assert!(matches!(index.admit(store(2, 5)), Admit::Waits));
+    assert_eq!(index.removed(&key(1)).len(), 1);
     put(&mut index, 2, 5);
     assert_eq!(index.usage().evicted, 0);
 }
@@ -90,7 +93,7 @@ fn a_store_waits_until_deleted_files_are_away() {
 #[test]
 fn a_directory_found_too_full_is_worked_off_and_a_store_evicts_what_it_adds() {
     let mut index = index(10);
-    let seen = |number| Seen { key: key(number), size: BLOCK, used: u64::from(number), made: u64::from(number) };
+    let seen = |number| FoundObject { key: key(number), size: BLOCK, used: u64::from(number), made: u64::from(number) };
     index.restore((0..50).map(seen).collect());
     assert_eq!(index.surplus(), 90 * BLOCK);
     let reservation = go(&mut index, 100, 4);
@@ -104,7 +107,7 @@ fn a_directory_found_too_full_is_worked_off_and_a_store_evicts_what_it_adds() {
         assert!(!victims.is_empty());
         // Stores are not held up by the unlinks of the others.
         put(&mut index, 101 + evicted.len() as u8, 2);
-        victims.iter().for_each(|key| drop(index.left(key)));
+        victims.iter().for_each(|key| drop(index.removed(key)));
         evicted.extend(victims);
     }
     index.shrunk();
@@ -122,7 +125,7 @@ fn objects_of_another_process_are_admitted_under_the_capacity_when_they_are_foun
     assert!(index.begin_shrinking());
     let victims = index.shrink(100);
     assert_eq!(victims, (0..5).map(key).collect::<Vec<_>>());
-    victims.iter().for_each(|key| drop(index.left(key)));
+    victims.iter().for_each(|key| drop(index.removed(key)));
     index.shrunk();
     // Four stores evict four objects, and none of those that are pinned.
     index.unpin(&(10..15).map(key).collect::<Vec<_>>());
@@ -146,7 +149,7 @@ fn what_the_file_system_has_room_for_bounds_the_directory_as_the_capacity_does()
     assert_eq!(go(&mut index, 102, 2).victims.len(), 1);
     let before = index.held();
     while index.is_to_shrink() {
-        index.shrink(10).iter().for_each(|key| drop(index.left(key)));
+        index.shrink(10).iter().for_each(|key| drop(index.removed(key)));
     }
     index.shrunk();
     assert_eq!(before - index.held(), 102 * BLOCK);
@@ -180,7 +183,7 @@ fn a_store_that_the_file_system_refuses_evicts_what_it_needs() {
     let mut reservation = go(&mut index, 1, 3);
     assert!(!index.refused(&mut reservation));
     assert!(index.finish(reservation, None).is_empty());
-    assert_eq!((index.usage().bytes, index.excess, index.parting), (0, 0, 0));
+    assert_eq!((index.usage().bytes, index.excess, index.unlinking), (0, 0, 0));
     let Admit::Refused(_, error) = index.admit(store(2, 3)) else { panic!("there is no room") };
     assert!(error.message.contains("file system is full") && error.message.contains("min_free="), "{error}");
 }
@@ -263,7 +266,7 @@ impl Model {
                     let unlinked = reservation.victims.is_empty();
                     self.writes.push((key, reservation, blocks, unlinked));
                 }
-                Admit::Parked => self.waiting += 1,
+                Admit::Waits => self.waiting += 1,
                 Admit::Already(_) | Admit::Refused(..) => {}
             }
         }
@@ -298,7 +301,7 @@ impl Model {
     fn left(&mut self, at: usize) {
         let key = self.leaving.remove(at);
         self.files.remove(&key);
-        let stores = self.index.left(&key);
+        let stores = self.index.removed(&key);
         self.again(stores);
     }
 
@@ -310,7 +313,7 @@ impl Model {
             Step::Finish(at, whole) => drop(pick(at, self.writes.len()).map(|at| self.finish(at, whole))),
             Step::Left(at) => drop(pick(at, self.leaving.len()).map(|at| self.left(at))),
             Step::Delete(number) => {
-                self.index.doom(&key(number));
+                self.index.begin_delete(&key(number));
                 self.leaving.push(key(number));
             }
             Step::Pin(number) => {
@@ -335,7 +338,7 @@ impl Model {
             }
             Step::Measure(spare) => {
                 let spare = spare * BLOCK as i64;
-                self.measured = (self.index.held() + self.index.parting).saturating_add_signed(spare);
+                self.measured = (self.index.held() + self.index.unlinking).saturating_add_signed(spare);
                 self.index.measured(spare, false);
             }
             Step::Refuse(at) => {
@@ -382,7 +385,7 @@ proptest! {
             }
         }
         prop_assert_eq!(model.waiting, 0);
-        prop_assert_eq!((model.index.charged, model.index.excess, model.index.parting), (0, 0, 0));
+        prop_assert_eq!((model.index.reserved, model.index.excess, model.index.unlinking), (0, 0, 0));
         prop_assert_eq!(model.index.present, model.files.values().sum::<u64>() * BLOCK);
         prop_assert!(model.index.present <= capacity * BLOCK);
     }

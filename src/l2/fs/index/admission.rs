@@ -1,60 +1,35 @@
 //! The index's part in a store: who may write, what has to go for it, and what follows when it ends.
 
-use super::Index;
-use super::bounds::Room;
+use super::bounds::EvictionPlan;
+use super::reservation::{Admit, Reservation};
+use super::table::Index;
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
-use crate::key::ObjectKey;
 use crate::l2::fs::file_format::{disk_bytes, is_small};
-use crate::l2::fs::objects::{Seal, State};
-use crate::l2::object_header::Known;
+use crate::l2::fs::objects::{FileState, HeaderState};
 use crate::l2::{StoreRequest, Stored};
-
-/// The right to write one object.
-pub struct Reservation {
-    pub slot: u32,
-    /// To be unlinked before the first byte is written.
-    pub victims: Vec<ObjectKey>,
-    pub bytes: u64,
-    /// Bytes of its victims until they are unlinked, and those of them beyond its own.
-    pub(super) freed: u64,
-    pub(super) excess: u64,
-    known: Option<Known>,
-}
-
-/// Whether an object may be written now.
-pub enum Admit {
-    /// Write it.
-    Go(StoreRequest, Reservation),
-    /// It is there.
-    Already(StoreRequest),
-    /// It cannot be written.
-    Refused(StoreRequest, Error),
-    /// It waits in the index for a write or an unlink to end, and comes back from the call that ends it.
-    Parked,
-}
 
 impl Index {
     /// Reserves room for a store, evicting what has to go.
     pub fn admit(&mut self, store: StoreRequest) -> Admit {
         let key = store.key;
         if self.leaving.contains_key(&key) {
-            self.parked.entry(key).or_default().push(store);
-            return Admit::Parked;
+            self.waiting_for_key.entry(key).or_default().push(store);
+            return Admit::Waits;
         }
         let found = self.slots.find(&key);
         match found.map(|id| (id, self.slots.get(id).state)) {
-            Some((id, State::Present)) => {
+            Some((id, FileState::Present)) => {
                 // One that this process cannot read is of no use to it.
-                if self.slots.get(id).seal != Seal::Unreadable {
+                if self.slots.get(id).seal != HeaderState::Unreadable {
                     self.touch(&[key]);
                 }
                 return Admit::Already(store);
             }
-            Some((_, State::Writing)) => {
-                self.parked.entry(key).or_default().push(store);
-                return Admit::Parked;
+            Some((_, FileState::Writing)) => {
+                self.waiting_for_key.entry(key).or_default().push(store);
+                return Admit::Waits;
             }
-            Some((_, State::Gone)) | None => {}
+            Some((_, FileState::Gone)) | None => {}
         }
         let size = store.buffer.len() as u64;
         let bytes = disk_bytes(size);
@@ -66,14 +41,14 @@ impl Index {
             }
             return Admit::Refused(store, Error::new(KVKEEP_ERR_LIMIT, why));
         }
-        let victims = match self.make_room(bytes) {
-            Room::Made(victims) => victims,
+        let victims = match self.plan_eviction(bytes) {
+            EvictionPlan::Chosen(victims) => victims,
             // A write or an unlink under way may make room.
-            Room::Later | Room::Lacking if self.writing > 0 || self.excess > 0 => {
-                self.crowded.push_back(store);
-                return Admit::Parked;
+            EvictionPlan::Later | EvictionPlan::Impossible if self.writing > 0 || self.excess > 0 => {
+                self.waiting_for_space.push_back(store);
+                return Admit::Waits;
             }
-            Room::Later | Room::Lacking => {
+            EvictionPlan::Later | EvictionPlan::Impossible => {
                 let why = if self.disk.is_pressed() {
                     format!(
                         "no room for {size} bytes: the file system is full, and nothing is left here to evict for it; \
@@ -88,13 +63,13 @@ impl Index {
         let slot = match found {
             Some(id) => {
                 let slot = self.slots.get_mut(id);
-                (slot.state, slot.size) = (State::Writing, size);
+                (slot.state, slot.size) = (FileState::Writing, size);
                 id
             }
-            None => self.slots.insert(key, size, State::Writing),
+            None => self.slots.insert(key, size, FileState::Writing),
         };
         self.writing += 1;
-        self.charged += bytes;
+        self.reserved += bytes;
         let known = if is_small(size) { store.header.known(&key, size) } else { None };
         let mut reservation = Reservation { slot, victims: Vec::new(), bytes, freed: 0, excess: 0, known };
         self.evict_for(&mut reservation, victims);
@@ -104,9 +79,9 @@ impl Index {
     /// The reservation's victims are unlinked: the disk has room for it. Says which stores may try again.
     pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<StoreRequest> {
         self.excess -= std::mem::take(&mut reservation.excess);
-        self.parting -= std::mem::take(&mut reservation.freed);
+        self.unlinking -= std::mem::take(&mut reservation.freed);
         let victims = std::mem::take(&mut reservation.victims);
-        victims.iter().flat_map(|key| self.left(key)).collect()
+        victims.iter().flat_map(|key| self.removed(key)).collect()
     }
 
     /// The write ended; `published`: the object is there, by whose doing. Says which stores may try again.
@@ -115,7 +90,7 @@ impl Index {
         let id = reservation.slot;
         let key = self.slots.name(id);
         self.writing -= 1;
-        self.charged -= reservation.bytes;
+        self.reserved -= reservation.bytes;
         if let Some(stored) = published {
             if let Some(known) = reservation.known.filter(|_| *stored == Stored::Written) {
                 self.slots.know(id, &known);
@@ -124,7 +99,7 @@ impl Index {
             self.tick();
             self.mark_used(id);
         } else {
-            self.retire(id);
+            self.drop_file(id);
         }
         stores.append(&mut self.retry(&key));
         stores

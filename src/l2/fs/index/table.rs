@@ -6,23 +6,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use self::bounds::Disk;
-use super::cleanup::Overhead;
-use super::file_format::disk_bytes;
-use super::objects::{Seal, Slot, Slots, State};
-use super::recover::Seen;
+use super::disk::{DiskBound, Overhead};
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
-use crate::l2::object_header::Known;
+use crate::l2::fs::file_format::disk_bytes;
+use crate::l2::fs::objects::{FileState, HeaderState, ObjectSlot, ObjectTable};
+use crate::l2::fs::recover::FoundObject;
+use crate::l2::object_header::HeaderDetails;
 use crate::l2::{Change, Found, Observer, StoreRequest, Usage};
 use crate::policy::{EvictionPolicy, Meta, Removal};
-
-mod bounds;
-#[cfg(test)]
-mod tests;
-mod write;
-
-pub use write::{Admit, Reservation};
 
 /// Objects are numbered as they are stored. Those with numbers no further apart are taken for neighbours on the disk, although some
 /// loads that other threads begin come between.
@@ -30,45 +22,45 @@ const NEAR: u32 = 256;
 
 /// Everything known of the directory.
 pub struct Index {
-    slots: Slots,
-    policy: Box<dyn EvictionPolicy>,
-    capacity: u64,
+    pub(super) slots: ObjectTable,
+    pub(super) policy: Box<dyn EvictionPolicy>,
+    pub(super) capacity: u64,
     /// Bytes of disk of present objects.
-    present: u64,
+    pub(super) present: u64,
     /// Bytes of disk that writes reserve.
-    charged: u64,
+    pub(super) reserved: u64,
     /// Bytes of files that are being taken away, beyond those that a write puts in their place.
-    excess: u64,
+    pub(super) excess: u64,
     /// Bytes of all files that are being taken away.
-    parting: u64,
+    pub(super) unlinking: u64,
     /// What the file system has room for.
-    disk: Disk,
+    pub(super) disk: DiskBound,
     /// The directory was found above its bounds, and nobody was told yet.
-    overfull: bool,
+    pub(super) overfull: bool,
     /// Somebody evicts what is above the bounds,
-    shrinking: bool,
+    pub(super) shrinking: bool,
     /// down to so many bytes.
-    shrink_to: Option<u64>,
+    pub(super) shrink_to: Option<u64>,
     /// What else takes room.
-    overhead: Overhead,
-    objects: u64,
-    evicted: u64,
+    pub(super) overhead: Overhead,
+    pub(super) objects: u64,
+    pub(super) evicted: u64,
     /// Pins on all keys.
-    pins: u64,
+    pub(super) pins: u64,
     /// Objects that appeared, wrapping.
-    births: u32,
+    pub(super) births: u32,
     /// Keys whose files are being taken away, and the bytes of each in `excess` that are no reservation's.
-    leaving: HashMap<ObjectKey, u64>,
+    pub(super) leaving: HashMap<ObjectKey, u64>,
     /// Stores that wait for their own key.
-    parked: HashMap<ObjectKey, Vec<StoreRequest>>,
+    pub(super) waiting_for_key: HashMap<ObjectKey, Vec<StoreRequest>>,
     /// Stores that wait for room.
-    crowded: VecDeque<StoreRequest>,
-    writing: u32,
-    dirty: Vec<u32>,
-    clock: u64,
+    pub(super) waiting_for_space: VecDeque<StoreRequest>,
+    pub(super) writing: u32,
+    pub(super) dirty: Vec<u32>,
+    pub(super) clock: u64,
     /// The object that was loaded last.
-    last: u32,
-    observer: Option<Observer>,
+    pub(super) last: u32,
+    pub(super) observer: Option<Observer>,
 }
 
 /// What a load needs to know of its object.
@@ -76,26 +68,26 @@ pub struct Opening {
     /// Names the object, should another one take its key.
     pub born: u32,
     /// What its seal says, if that is known.
-    pub known: Option<Known>,
+    pub known: Option<HeaderDetails>,
     /// Its file is likely to stand beside that of the load before.
     pub beside: bool,
 }
 
-fn meta(slots: &Slots, id: u32) -> Meta {
+fn meta(slots: &ObjectTable, id: u32) -> Meta {
     Meta { tag: slots.tag(id), size: slots.get(id).size, depth: 0, uses: slots.usage(id).count.into(), priority: 0 }
 }
 
 impl Index {
     pub fn new(policy: Box<dyn EvictionPolicy>, capacity: u64) -> Index {
         Index {
-            slots: Slots::new(),
+            slots: ObjectTable::new(),
             policy,
             capacity: if capacity == 0 { u64::MAX } else { capacity },
             present: 0,
-            charged: 0,
+            reserved: 0,
             excess: 0,
-            parting: 0,
-            disk: Disk::default(),
+            unlinking: 0,
+            disk: DiskBound::default(),
             overfull: false,
             shrinking: false,
             shrink_to: None,
@@ -105,8 +97,8 @@ impl Index {
             pins: 0,
             births: 0,
             leaving: HashMap::new(),
-            parked: HashMap::new(),
-            crowded: VecDeque::new(),
+            waiting_for_key: HashMap::new(),
+            waiting_for_space: VecDeque::new(),
             writing: 0,
             dirty: Vec::new(),
             clock: 0,
@@ -120,20 +112,20 @@ impl Index {
         self.observer = Some(observer);
     }
 
-    fn tell(&self, change: Change, id: u32) {
+    pub(super) fn notify(&self, change: Change, id: u32) {
         if let Some(observer) = &self.observer {
             observer(change, &self.slots.name(id), self.slots.get(id).size);
         }
     }
 
     /// Brings the clock to the time of day, once per batch.
-    fn tick(&mut self) {
+    pub(super) fn tick(&mut self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
         self.clock = self.clock.max(now);
     }
 
     /// Each use gets a time of its own, a microsecond apart, so that order survives a restart.
-    fn mark_used(&mut self, id: u32) {
+    pub(super) fn mark_used(&mut self, id: u32) {
         self.clock = self.clock.saturating_add(1000);
         self.slots.usage_mut(id).at = self.clock;
         let slot = self.slots.get_mut(id);
@@ -143,34 +135,34 @@ impl Index {
         }
     }
 
-    fn appear(&mut self, id: u32) {
+    pub(super) fn appear(&mut self, id: u32) {
         self.births = self.births.wrapping_add(1);
         let slot = self.slots.get_mut(id);
-        slot.state = State::Present;
+        slot.state = FileState::Present;
         slot.born = self.births;
         slot.aside = false;
         self.present += disk_bytes(slot.size);
         self.objects += 1;
         self.policy.insert(id, &|id| meta(&self.slots, id));
-        self.tell(Change::Appeared, id);
+        self.notify(Change::Appeared, id);
     }
 
     /// The object leaves the policy and the counts; pins keep its slot.
-    fn vanish(&mut self, id: u32, why: Removal) {
+    pub(super) fn vanish(&mut self, id: u32, why: Removal) {
         let (size, state) = (self.slots.get(id).size, self.slots.get(id).state);
-        if state == State::Present {
+        if state == FileState::Present {
             self.policy.remove(id, why);
             self.objects -= 1;
-            self.tell(Change::Vanished, id);
+            self.notify(Change::Vanished, id);
             self.present -= disk_bytes(size);
         }
-        self.retire(id);
+        self.drop_file(id);
     }
 
-    fn retire(&mut self, id: u32) {
+    pub(super) fn drop_file(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
-        slot.state = State::Gone;
-        slot.seal = Seal::Unknown;
+        slot.state = FileState::Gone;
+        slot.seal = HeaderState::Unknown;
         if slot.pins == 0 {
             self.slots.remove(id);
         }
@@ -188,12 +180,12 @@ impl Index {
     }
 
     /// Adds what a scan found: numbered as it was made, and told to the policy as it was used.
-    pub fn restore(&mut self, mut seen: Vec<Seen>) {
+    pub fn restore(&mut self, mut seen: Vec<FoundObject>) {
         seen.sort_unstable_by_key(|seen| (seen.made, seen.key));
         let mut used: Vec<(u64, u32)> = Vec::with_capacity(seen.len());
-        for Seen { key, size, used: at, .. } in seen {
+        for FoundObject { key, size, used: at, .. } in seen {
             if self.slots.find(&key).is_none() && !self.leaving.contains_key(&key) {
-                let id = self.slots.insert(key, size, State::Present);
+                let id = self.slots.insert(key, size, FileState::Present);
                 self.slots.usage_mut(id).at = at;
                 used.push((at, id));
             }
@@ -209,9 +201,12 @@ impl Index {
     pub fn lookup(&mut self, keys: &[ObjectKey], found: &mut [Found], other: Found) {
         let pins = &mut self.pins;
         self.slots.find_all(keys, |i, slot| {
-            let other =
-                if slot.as_ref().is_some_and(|slot| slot.seal == Seal::Unreadable) { Found::Unknown } else { other };
-            let pinned = slot.and_then(Slot::pin);
+            let other = if slot.as_ref().is_some_and(|slot| slot.seal == HeaderState::Unreadable) {
+                Found::Unknown
+            } else {
+                other
+            };
+            let pinned = slot.and_then(ObjectSlot::pin);
             *pins += u64::from(pinned.is_some());
             found[i] = pinned.map_or(other, Found::Present);
         });
@@ -223,14 +218,14 @@ impl Index {
             return Found::Absent;
         }
         let state = self.slots.find(&key).map(|id| self.slots.get(id).state);
-        if state == Some(State::Writing) {
+        if state == Some(FileState::Writing) {
             return Found::Absent;
         }
         let id = self.present_again(key, size, used);
         self.overfull = true;
         let slot = self.slots.get_mut(id);
-        if slot.seal == Seal::Unreadable {
-            slot.seal = Seal::Unknown;
+        if slot.seal == HeaderState::Unreadable {
+            slot.seal = HeaderState::Unknown;
         }
         let pinned = slot.pin();
         self.pins += u64::from(pinned.is_some());
@@ -240,15 +235,15 @@ impl Index {
     /// The file of `key` cannot be opened. It is there all the same: it keeps its place, and nobody writes it again.
     pub fn unreadable(&mut self, key: &ObjectKey) {
         if let Some(id) = self.slots.find(key)
-            && self.slots.get(id).state == State::Present
+            && self.slots.get(id).state == FileState::Present
         {
-            self.slots.get_mut(id).seal = Seal::Unreadable;
+            self.slots.get_mut(id).seal = HeaderState::Unreadable;
         }
     }
 
     /// Whether the file of `key` could not be opened the last time.
     pub fn is_unreadable(&self, key: &ObjectKey) -> bool {
-        self.slots.find(key).is_some_and(|id| self.slots.get(id).seal == Seal::Unreadable)
+        self.slots.find(key).is_some_and(|id| self.slots.get(id).seal == HeaderState::Unreadable)
     }
 
     /// Takes one pin off each key. Says which stores may try again.
@@ -267,38 +262,38 @@ impl Index {
             }
             freed = true;
             match slot.state {
-                State::Present if slot.aside => {
+                FileState::Present if slot.aside => {
                     slot.aside = false;
                     self.policy.release(id);
                 }
-                State::Gone => self.slots.remove(id),
-                State::Present | State::Writing => {}
+                FileState::Gone => self.slots.remove(id),
+                FileState::Present | FileState::Writing => {}
             }
         }
-        if freed { self.uncrowd() } else { Vec::new() }
+        if freed { self.take_waiting() } else { Vec::new() }
     }
 
     /// Hides `key`, pinned or not: its file is to be unlinked. Whoever has it pinned finds it gone.
-    pub fn doom(&mut self, key: &ObjectKey) {
+    pub fn begin_delete(&mut self, key: &ObjectKey) {
         let bytes = self.lost(key);
-        self.leave(*key, bytes);
+        self.begin_unlink(*key, bytes);
     }
 
     /// Takes `key` out of sight at once, pinned or not. True if its file is to be moved away; false if that is away
     /// already, and a new one is being written.
-    pub fn banish(&mut self, key: &ObjectKey) -> bool {
-        if self.slots.find(key).is_some_and(|id| self.slots.get(id).state == State::Writing) {
+    pub fn hide(&mut self, key: &ObjectKey) -> bool {
+        if self.slots.find(key).is_some_and(|id| self.slots.get(id).state == FileState::Writing) {
             return false;
         }
         self.lost(key);
         let first = !self.leaving.contains_key(key);
-        self.leave(*key, 0);
+        self.begin_unlink(*key, 0);
         first
     }
 
     /// The file of `key` is not there or not whole. Gives the bytes of disk that it was known to have.
     pub fn lost(&mut self, key: &ObjectKey) -> u64 {
-        let present = self.slots.find(key).filter(|&id| self.slots.get(id).state == State::Present);
+        let present = self.slots.find(key).filter(|&id| self.slots.get(id).state == FileState::Present);
         present.map_or(0, |id| {
             let bytes = disk_bytes(self.slots.get(id).size);
             self.vanish(id, Removal::Deleted);
@@ -307,24 +302,24 @@ impl Index {
     }
 
     /// The file of `key` has been taken away. Says which stores may try again.
-    pub fn left(&mut self, key: &ObjectKey) -> Vec<StoreRequest> {
+    pub fn removed(&mut self, key: &ObjectKey) -> Vec<StoreRequest> {
         // A write that was under way when it was deleted may have published it since.
         self.lost(key);
-        self.leave_ended(key);
+        self.end_unlink(key);
         self.retry(key)
     }
 
     /// The file of `key`, which was to be taken away, cannot be. Says which stores may try again.
-    pub fn stays(&mut self, key: &ObjectKey, size: u64, used: u64) -> Vec<StoreRequest> {
-        self.leave_ended(key);
+    pub fn unhide(&mut self, key: &ObjectKey, size: u64, used: u64) -> Vec<StoreRequest> {
+        self.end_unlink(key);
         self.present_again(*key, size, used);
         self.retry(key)
     }
 
     /// Has an object that is on disk known as present, unless it is known. Gives its slot.
     fn present_again(&mut self, key: ObjectKey, size: u64, used: u64) -> u32 {
-        let id = self.slots.find(&key).unwrap_or_else(|| self.slots.insert(key, size, State::Gone));
-        if self.slots.get(id).state == State::Gone {
+        let id = self.slots.find(&key).unwrap_or_else(|| self.slots.insert(key, size, FileState::Gone));
+        if self.slots.get(id).state == FileState::Gone {
             self.slots.get_mut(id).size = size;
             self.slots.usage_mut(id).at = used;
             self.appear(id);
@@ -332,21 +327,21 @@ impl Index {
         id
     }
 
-    fn retry(&mut self, key: &ObjectKey) -> Vec<StoreRequest> {
-        let mut stores = self.parked.remove(key).unwrap_or_default();
-        stores.extend(self.uncrowd());
+    pub(super) fn retry(&mut self, key: &ObjectKey) -> Vec<StoreRequest> {
+        let mut stores = self.waiting_for_key.remove(key).unwrap_or_default();
+        stores.extend(self.take_waiting());
         stores
     }
 
     /// A few of the stores that wait for room, or all where no write or unlink is left to call them later.
-    fn uncrowd(&mut self) -> Vec<StoreRequest> {
+    pub(super) fn take_waiting(&mut self) -> Vec<StoreRequest> {
         let most = if self.writing == 0 && self.excess == 0 { usize::MAX } else { 4 };
         let mut stores = Vec::new();
         while stores.len() < most
-            && let Some(store) = self.crowded.front()
+            && let Some(store) = self.waiting_for_space.front()
             && !self.waits(disk_bytes(store.buffer.len() as u64))
         {
-            stores.extend(self.crowded.pop_front());
+            stores.extend(self.waiting_for_space.pop_front());
         }
         stores
     }
@@ -354,13 +349,13 @@ impl Index {
     /// Whether the object that was `born` then is still there. One that was stored anew under its key is another one.
     pub fn is_still(&self, key: &ObjectKey, born: u32) -> bool {
         let of_key = self.slots.find(key).map(|id| self.slots.get(id));
-        of_key.is_some_and(|slot| slot.state == State::Present && slot.born == born)
+        of_key.is_some_and(|slot| slot.state == FileState::Present && slot.born == born)
     }
 
     /// Remembers what the seal of `key` says, so that it need not be read again.
-    pub fn know(&mut self, key: &ObjectKey, known: &Known) {
+    pub fn know(&mut self, key: &ObjectKey, known: &HeaderDetails) {
         if let Some(id) = self.slots.find(key)
-            && self.slots.get(id).state == State::Present
+            && self.slots.get(id).state == FileState::Present
         {
             self.slots.know(id, known);
         }
@@ -368,7 +363,7 @@ impl Index {
 
     /// Says what a load of `key` into a buffer of `len` bytes needs to know, and counts the object as used.
     pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<Opening> {
-        let id = self.slots.find(key).filter(|&id| self.slots.get(id).state == State::Present);
+        let id = self.slots.find(key).filter(|&id| self.slots.get(id).state == FileState::Present);
         let Some(id) = id else {
             return Err(Error::new(KVKEEP_ERR_NOT_FOUND, format!("object {} is not there any more", key.key)));
         };
@@ -388,9 +383,9 @@ impl Index {
         Ok(Opening { born, known: self.slots.known(id), beside })
     }
 
-    fn touch_slot(&mut self, id: u32) {
+    pub(super) fn touch_slot(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
-        if slot.state == State::Present {
+        if slot.state == FileState::Present {
             slot.aside = false;
             let usage = self.slots.usage_mut(id);
             usage.count = usage.count.saturating_add(1);
@@ -428,12 +423,13 @@ impl Index {
 
     /// Whether `key` is known: stored, being written or being taken away.
     pub fn knows(&self, key: &ObjectKey) -> bool {
-        self.leaving.contains_key(key) || self.slots.find(key).is_some_and(|id| self.slots.get(id).state != State::Gone)
+        self.leaving.contains_key(key)
+            || self.slots.find(key).is_some_and(|id| self.slots.get(id).state != FileState::Gone)
     }
 
     /// The objects of a space.
     pub fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
-        let present = self.slots.iter().filter(|(_, slot)| slot.state == State::Present);
+        let present = self.slots.iter().filter(|(_, slot)| slot.state == FileState::Present);
         let named = present.map(|(id, slot)| (self.slots.name(id), slot.size));
         named.filter(|(name, _)| space.is_none_or(|space| name.space == space)).collect()
     }

@@ -1,0 +1,161 @@
+//! The life of a load, from its request to its answer: every engine calls [`Core::begin_load`] before the bytes move and
+//! [`Core::end_load`] after, on its own threads and under no lock.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::core::Core;
+#[cfg(test)]
+use super::failures::READING;
+use super::failures::{IoFailure, OPENING, about};
+use super::file_buffers::{FileBuffers, Spare};
+use super::file_format::is_small;
+use super::index::Opening;
+use super::path;
+use super::tasks::MaintenanceTask;
+use crate::arena::Buffer;
+use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
+use crate::key::ObjectKey;
+use crate::l2::object_header::Header;
+use crate::l2::{LoadRequest, LoadSink};
+
+/// A load under way.
+pub struct ActiveLoad {
+    pub path: String,
+    /// A descriptor is waited for until then.
+    pub patience: Instant,
+    key: ObjectKey,
+    /// Names the object, should another one take its key.
+    born: u32,
+    sink: Arc<dyn LoadSink>,
+    index: u32,
+}
+
+impl Core {
+    /// Prepares a load, or answers it.
+    pub fn begin_load(&self, load: LoadRequest, spare: &mut Spare) -> Option<(ActiveLoad, FileBuffers)> {
+        let LoadRequest { key, buffer, checksum, deadline, sink, index } = load;
+        let mut reading =
+            ActiveLoad { path: path::object(&key), patience: patience(deadline), key, born: 0, sink, index };
+        let checked =
+            in_time(deadline, "load").and_then(|()| self.root.index(|index| index.begin_load(&key, buffer.len())));
+        let error = match checked {
+            Ok(Opening { born, known, beside }) => match FileBuffers::new(buffer, spare, self.root.direct) {
+                Ok(mut frame) => {
+                    reading.born = born;
+                    // What is known stands for the seal only if the payload's sum tells that it is still the same object. Files that
+                    // stand beside each other are read whole: of those the kernel makes one reading, and headers cost less than gaps.
+                    if let Some(known) = known.filter(|_| checksum && !(beside && self.root.direct)) {
+                        frame.know(&key, known);
+                    }
+                    return Some((reading, frame));
+                }
+                Err((buffer, error)) => (buffer, Error::io("a buffer for an unaligned load", &error)),
+            },
+            Err(error) => (buffer, error),
+        };
+        self.answer_load(reading, error.0, Err(error.1));
+        None
+    }
+
+    /// Answers a load.
+    pub fn end_load(
+        &self,
+        reading: ActiveLoad,
+        frame: FileBuffers,
+        outcome: std::result::Result<(), IoFailure>,
+        spare: &mut Spare,
+    ) {
+        let wanted = frame.file_bytes();
+        #[cfg(test)]
+        let outcome = self
+            .reads_fail_with
+            .lock()
+            .map_or(outcome, |errno| Err(IoFailure::Io(READING, io::Error::from_raw_os_error(errno))));
+        let fault = match outcome {
+            Ok(()) => {
+                self.root.failures.read();
+                let read = frame.start() == 0;
+                let (header, buffer) = frame.opened(spare);
+                let size = buffer.len() as u64;
+                if read
+                    && is_small(size)
+                    && let Some(known) = header.known(&reading.key, size)
+                {
+                    self.root.index(|index| {
+                        if index.is_still(&reading.key, reading.born) {
+                            index.know(&reading.key, &known);
+                        }
+                    });
+                }
+                return self.answer_load(reading, buffer, Ok(header));
+            }
+            Err(fault) => fault,
+        };
+        let buffer = frame.abandoned(spare);
+        let error = match fault {
+            // Whatever is under the key now is another object.
+            _ if !self.root.index(|index| index.is_still(&reading.key, reading.born)) => Error::new(
+                KVKEEP_ERR_NOT_FOUND,
+                about("deleted while it was read:", &self.root.dir.join(&reading.path)),
+            ),
+            IoFailure::Io(what, error) if error.kind() == io::ErrorKind::NotFound => {
+                self.root.index(|index| index.lost(&reading.key));
+                let why = format!("{error}, another process removed it: {what}");
+                Error::new(KVKEEP_ERR_NOT_FOUND, about(&why, &self.root.dir.join(&reading.path)))
+            }
+            // The file may be whole, and readable later or for others: it stays.
+            IoFailure::Io(what, error) => {
+                if is_no_file(&error) {
+                    self.root.index(|index| index.lost(&reading.key));
+                } else if what == OPENING && concerns_file(&error) {
+                    self.root.index(|index| index.unreadable(&reading.key));
+                }
+                self.root.unread(what, &reading.path, &error)
+            }
+            IoFailure::Short(got) => {
+                self.quarantine(reading.key);
+                let why = format!("the file ends after {got} of {wanted} bytes:");
+                Error::new(KVKEEP_ERR_CORRUPT, about(&why, &self.root.dir.join(&reading.path)))
+            }
+        };
+        self.answer_load(reading, buffer, Err(error));
+    }
+
+    fn answer_load(&self, reading: ActiveLoad, buffer: Buffer, result: Result<Header>) {
+        reading.sink.loaded(reading.index, buffer, result);
+        self.backlog.answered();
+    }
+
+    /// Hides an object at once, and has the maintenance thread move its file into quarantine.
+    pub fn quarantine(&self, key: ObjectKey) {
+        if self.root.index(|index| index.hide(&key)) {
+            self.root.tasks.push(MaintenanceTask::Quarantine(key));
+        }
+    }
+}
+
+/// Whether what has the object's name is no file: a link, a directory, a device.
+fn is_no_file(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EISDIR | libc::ELOOP | libc::ENOTDIR | libc::ENXIO))
+}
+
+/// Whether an error tells of the file, not of something that the process or the machine is short of.
+fn concerns_file(error: &io::Error) -> bool {
+    use libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM};
+    !matches!(error.raw_os_error(), None | Some(EAGAIN | EINTR | EMFILE | ENFILE | ENOMEM))
+}
+
+/// How long a request with this deadline waits for a descriptor: some time is left for the transfer.
+pub fn patience(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / 2
+}
+
+pub fn in_time(deadline: Instant, what: &str) -> Result<()> {
+    if Instant::now() < deadline {
+        return Ok(());
+    }
+    Err(Error::new(KVKEEP_ERR_TIMEOUT, format!("the deadline passed before the {what} began")))
+}
