@@ -28,7 +28,7 @@ pub struct MemoryBounds {
 
 /// Memory that the kernel counts apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+enum MemoryKind {
     /// Ordinary pages.
     Pages,
     /// Reserved huge pages of 2 MiB.
@@ -49,17 +49,17 @@ struct Files {
     v1_total: Option<&'static str>,
 }
 
-impl Kind {
+impl MemoryKind {
     fn files(self) -> Files {
         match self {
-            Kind::Pages => Files {
+            MemoryKind::Pages => Files {
                 controller: "memory",
                 v1: "memory.limit_in_bytes",
                 v2: "memory.max",
                 v2_high: Some("memory.high"),
                 v1_total: Some("hierarchical_memory_limit"),
             },
-            Kind::HugePages => Files {
+            MemoryKind::HugePages => Files {
                 controller: "hugetlb",
                 v1: "hugetlb.2MB.limit_in_bytes",
                 v2: "hugetlb.2MB.max",
@@ -152,11 +152,11 @@ fn least(bounds: impl Iterator<Item = Bound>) -> Option<Bound> {
 impl MemoryBounds {
     /// Those of this process, for L1 with or without reserved huge pages.
     pub fn of_process(huge_pages: bool) -> MemoryBounds {
-        MemoryBounds::read_below(Path::new("/"), if huge_pages { Kind::HugePages } else { Kind::Pages })
+        MemoryBounds::read_below(Path::new("/"), if huge_pages { MemoryKind::HugePages } else { MemoryKind::Pages })
     }
 
     /// Those of the process and the machine whose files lie below `root`.
-    fn read_below(root: &Path, kind: Kind) -> MemoryBounds {
+    fn read_below(root: &Path, kind: MemoryKind) -> MemoryBounds {
         let text = |path: &Path| read_to_string(below(root, path)).ok();
         let proc = |name: &str| text(&Path::new("/proc").join(name)).unwrap_or_default();
         let (cgroup, mountinfo, files) = (proc("self/cgroup"), proc("self/mountinfo"), kind.files());

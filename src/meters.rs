@@ -28,13 +28,13 @@ impl Count {
 
 /// A latency histogram.
 #[derive(Default)]
-pub struct Latency {
+pub struct LatencyMeter {
     count: Count,
     sum_us: Count,
     buckets: [Count; KVKEEP_HISTOGRAM_BUCKETS],
 }
 
-impl Latency {
+impl LatencyMeter {
     /// Adds a sample.
     pub fn add(&self, latency: Duration) {
         let us = latency.as_micros() as u64;
@@ -86,11 +86,11 @@ pub struct Meters {
     pub uses_dropped: Count,
     pub registrations_refused: Count,
     pub memlock_refused: Count,
-    pub lookup_latency: Latency,
-    pub prefetch_latency: Latency,
-    pub load_latency: Latency,
-    pub store_latency: Latency,
-    pub call_latency: Latency,
+    pub lookup_latency: LatencyMeter,
+    pub prefetch_latency: LatencyMeter,
+    pub load_latency: LatencyMeter,
+    pub store_latency: LatencyMeter,
+    pub call_latency: LatencyMeter,
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_sample_lands_in_the_first_bucket_that_holds_it() {
-        let latency = Latency::default();
+        let latency = LatencyMeter::default();
         for us in [0, 1, 2, 3, 4, 5, 1 << 24, 1 << 40] {
             latency.add(Duration::from_micros(us));
         }

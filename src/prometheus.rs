@@ -8,7 +8,7 @@ use crate::abi::{Histogram, Stats};
 use crate::backend_report::BackendReport;
 
 /// One number of the statistics.
-pub struct Value {
+pub struct Metric {
     /// Its name, as in the C header.
     pub name: &'static str,
     /// What it says.
@@ -18,7 +18,7 @@ pub struct Value {
 }
 
 /// One latency of the statistics.
-pub struct Latency {
+pub struct LatencyMetric {
     /// Its name, as in the C header.
     pub name: &'static str,
     /// Its name in Prometheus text.
@@ -31,18 +31,18 @@ pub struct Latency {
 
 macro_rules! values {
     ($($name:ident $help:literal),* $(,)?) => {
-        &[$(Value { name: stringify!($name), help: $help, of: |stats| stats.$name }),*]
+        &[$(Metric { name: stringify!($name), help: $help, of: |stats| stats.$name }),*]
     };
 }
 
 macro_rules! latencies {
     ($($name:ident $metric:literal $help:literal),* $(,)?) => {
-        &[$(Latency { name: stringify!($name), metric: $metric, help: $help, of: |stats| &stats.$name }),*]
+        &[$(LatencyMetric { name: stringify!($name), metric: $metric, help: $help, of: |stats| &stats.$name }),*]
     };
 }
 
 /// What goes up and down.
-pub const GAUGES: &[Value] = values! {
+pub const GAUGES: &[Metric] = values! {
     l1_bytes "Size of L1.",
     l1_used_bytes "Bytes of L1 in objects, staging and transfers.",
     l1_locked_bytes "Bytes of L1 that cannot be evicted now.",
@@ -64,7 +64,7 @@ pub const GAUGES: &[Value] = values! {
 };
 
 /// What only grows.
-pub const COUNTERS: &[Value] = values! {
+pub const COUNTERS: &[Metric] = values! {
     read_hits "Keys asked for that L1 had.",
     read_misses "Keys asked for that L1 had not.",
     l2_hits "Keys asked for that L1 had not and a backend had.",
@@ -109,7 +109,7 @@ pub const COUNTERS: &[Value] = values! {
 };
 
 /// How long things take.
-pub const LATENCIES: &[Latency] = latencies! {
+pub const LATENCIES: &[LatencyMetric] = latencies! {
     lookup_latency "kvkeep_lookup_seconds" "Submit to lookup answer.",
     prefetch_latency "kvkeep_prefetch_seconds" "Submit to completion.",
     load_latency "kvkeep_load_seconds" "One object read from L2.",
@@ -131,7 +131,7 @@ pub fn backlog(stats: &Stats) -> Option<String> {
 pub fn prometheus(stats: &Stats) -> String {
     let mut text = String::with_capacity(1 << 14);
     for (kind, suffix, values) in [("gauge", "", GAUGES), ("counter", "_total", COUNTERS)] {
-        for Value { name, help, of } in values {
+        for Metric { name, help, of } in values {
             let (name, value) = (format!("kvkeep_{name}{suffix}"), of(stats));
             // Writing to a string cannot fail.
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");

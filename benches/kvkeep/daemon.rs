@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use kvkeep::config::NodeConfig;
-use kvkeep::daemon::server::{Access, Claim, Limits, Server};
+use kvkeep::daemon::server::{Access, Limits, LockFile, Server};
 use kvkeep::ffi::options::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
 use kvkeep::key::Key;
 use kvkeep::node::Node;
@@ -88,12 +88,12 @@ fn until_input_ends() {
 }
 
 fn serve(socket: &Path) {
-    let claim = Claim::take(socket).expect("the socket");
-    let config = NodeConfig { boot: claim.boot, watermark_high_percent: 100, ..NodeConfig::new(L1_BYTES) };
+    let lock_file = LockFile::take(socket).expect("the socket");
+    let config = NodeConfig { boot: lock_file.boot, watermark_high_percent: 100, ..NodeConfig::new(L1_BYTES) };
     let node = Node::open(config).expect("a node");
     // Joining pages takes them out of the mappings of clients.
     await_populated();
-    let server = Server::start(node.clone(), claim, Access::default(), Limits::default()).expect("a server");
+    let server = Server::start(node.clone(), lock_file, Access::default(), Limits::default()).expect("a server");
     until_input_ends();
     server.stop();
     node.close();

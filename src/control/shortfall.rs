@@ -21,15 +21,15 @@ const RECENT_LOOKS: usize = 60;
 
 /// One kind of line.
 #[derive(Default)]
-struct Kind {
+struct LineKind {
     /// The count when the last line was logged, and when that was.
-    said: u64,
+    counted: u64,
     at: Option<Instant>,
 }
 
 #[derive(Default)]
-struct State {
-    kinds: [Kind; KINDS],
+struct ShortfallState {
+    kinds: [LineKind; KINDS],
     /// Writes dropped in all, at each of the last looks.
     dropped: VecDeque<u64>,
     looked: Option<Instant>,
@@ -45,7 +45,7 @@ struct Limited {
 /// Logs what fell short, and counts the writes that were dropped recently.
 #[derive(Default)]
 pub struct Shortfall {
-    state: Mutex<State>,
+    state: Mutex<ShortfallState>,
     limited: Mutex<Limited>,
 }
 
@@ -115,7 +115,7 @@ fn dropped(counts: &Counts, meters: &Meters) -> u64 {
     counts.writes_dropped() + meters.writes_dropped()
 }
 
-impl State {
+impl ShortfallState {
     fn lines(
         &mut self,
         now: Instant,
@@ -127,13 +127,13 @@ impl State {
         let mut lines = Vec::new();
         for (kind, (count, what)) in self.kinds.iter_mut().zip(kinds(counts, meters, limited)) {
             let since = kind.at.map(|at| now.saturating_duration_since(at));
-            let new = count - kind.said;
+            let new = count - kind.counted;
             if new == 0 || since.is_some_and(|since| since < pause) {
                 continue;
             }
             let since = since.map_or(String::new(), |since| format!(" (in {} s)", since.as_secs()));
             lines.push(format!("{new} {what}{since}"));
-            (kind.said, kind.at) = (count, Some(now));
+            (kind.counted, kind.at) = (count, Some(now));
         }
         lines
     }

@@ -29,9 +29,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use crate::error::{Error, Result};
 use crate::log::{Log, LogLevel};
 use crate::node::Node;
-use answer::Desk;
+use answer::HttpHandler;
 use follow::Answer;
-use places::{Places, Stage};
+use places::{HttpPlaces, Stage};
 
 /// Pause before the next connection is taken where one could not be.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -89,11 +89,11 @@ impl Http {
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(|error| failed("preparing", &error))?;
         let (stop, stopped) = watch::channel(false);
-        let desk = Arc::new(Desk::new(node, address, options.followers_max));
+        let handler = Arc::new(HttpHandler::new(node, address, options.followers_max));
         let serve = move || {
             runtime.block_on(async {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => serve(listener, &desk, &options, stopped, &log).await,
+                    Ok(listener) => serve(listener, &handler, &options, stopped, &log).await,
                     Err(error) => log.say(LogLevel::Error, || format!("the HTTP port is not served: {error}")),
                 }
             });
@@ -127,12 +127,12 @@ impl Drop for Http {
 
 async fn serve(
     listener: TcpListener,
-    desk: &Arc<Desk>,
+    handler: &Arc<HttpHandler>,
     options: &HttpOptions,
     mut stopped: watch::Receiver<bool>,
     log: &Log,
 ) {
-    let mut places = Places::default();
+    let mut places = HttpPlaces::default();
     let mut connections = JoinSet::new();
     let mut sampling = interval(history::INTERVAL);
     sampling.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -140,13 +140,13 @@ async fn serve(
     loop {
         select! {
             _ = stopped.wait_for(|stop| *stop) => break,
-            _ = sampling.tick() => desk.sample(),
+            _ = sampling.tick() => handler.sample(),
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if places.make_room(options.connections_max.max(1)) => {
-                    let (desk, options, closing, stage) = (desk.clone(), options.clone(), closing.clone(), Stage::default());
+                    let (handler, options, closing, stage) = (handler.clone(), options.clone(), closing.clone(), Stage::default());
                     let known = stage.clone();
-                    let task = connections.spawn(async move { converse(stream, desk, &options, closing, stage).await });
+                    let task = connections.spawn(async move { converse(stream, handler, &options, closing, stage).await });
                     places.take(task, known);
                     // A connection that had to go is closed before the next is accepted.
                     yield_now().await;
@@ -168,7 +168,7 @@ async fn serve(
 /// Answers one request. Cuts off a peer that takes too long to ask or to take the answer.
 async fn converse(
     stream: TcpStream,
-    desk: Arc<Desk>,
+    handler: Arc<HttpHandler>,
     options: &HttpOptions,
     closing: watch::Receiver<bool>,
     stage: Stage,
@@ -176,7 +176,7 @@ async fn converse(
     let progress = Arc::new(Mutex::new(Instant::now()));
     let noted = progress.clone();
     let service = service_fn(move |request| {
-        let answer = desk.answer(&request, closing.clone(), noted.clone());
+        let answer = handler.answer(&request, closing.clone(), noted.clone());
         stage.answered(matches!(answer.body(), Answer::Follow(_)));
         async move { Ok::<_, Infallible>(answer) }
     });

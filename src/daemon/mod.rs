@@ -8,3 +8,6 @@ pub mod http;
 pub mod server;
 pub mod settings;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

@@ -49,13 +49,13 @@ impl FromStr for L1Size {
 
 /// A file's mode, written in octal like `0660`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Mode(pub u32);
+pub struct FileMode(pub u32);
 
-impl FromStr for Mode {
+impl FromStr for FileMode {
     type Err = Error;
-    fn from_str(text: &str) -> Result<Mode> {
+    fn from_str(text: &str) -> Result<FileMode> {
         match u32::from_str_radix(text, 8) {
-            Ok(mode) if mode <= 0o777 => Ok(Mode(mode)),
+            Ok(mode) if mode <= 0o777 => Ok(FileMode(mode)),
             _ => Err(Error::invalid(format!("{text:?} is no file mode; write three octal digits like 0660"))),
         }
     }
@@ -86,7 +86,7 @@ macro_rules! from_text {
 }
 from_text!(Size);
 from_text!(L1Size);
-from_text!(Mode);
+from_text!(FileMode);
 
 /// How much the log says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize, clap::ValueEnum)]
@@ -113,7 +113,7 @@ impl From<Level> for LogLevel {
 /// When a committed object is written to L2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Store {
+pub enum StoreSetting {
     /// After its commit.
     WriteThrough,
     /// When background eviction chooses it.
@@ -165,7 +165,7 @@ pub struct Settings {
 
     /// When objects are written to L2 [default: write-through]
     #[arg(long, value_name = "MODE", help_heading = "L2")]
-    pub store: Option<Store>,
+    pub store: Option<StoreSetting>,
     /// For --store after-uses: reads before an object is written [default: 2]
     #[arg(long, value_name = "COUNT", help_heading = "L2")]
     pub store_after_uses: Option<u32>,
@@ -198,7 +198,7 @@ pub struct Settings {
 
     /// Mode of the socket [default: 0600]
     #[arg(long, value_name = "OCTAL", help_heading = "Clients")]
-    pub socket_mode: Option<Mode>,
+    pub socket_mode: Option<FileMode>,
     /// A user who may connect, besides root and this one; the socket's mode must let it too
     #[arg(long, value_name = "UID", value_delimiter = ',', help_heading = "Clients")]
     pub allow_uids: Vec<u32>,
@@ -320,7 +320,7 @@ impl Settings {
                 "watermarks are {high} and {low} percent: the high one must be at most 100 and the low one not above it"
             )));
         }
-        if self.store_after_uses.is_some() && self.store != Some(Store::AfterUses) {
+        if self.store_after_uses.is_some() && self.store != Some(StoreSetting::AfterUses) {
             return Err(Error::invalid("store-after-uses is given without store after-uses: give both, or neither"));
         }
         let milliseconds = |name, given: Option<u32>, default| match given {
@@ -336,10 +336,10 @@ impl Settings {
             watermark_high_percent: high,
             watermark_low_percent: low,
             store_mode: match self.store {
-                None | Some(Store::WriteThrough) => StoreMode::WriteThrough,
-                Some(Store::WriteBack) => StoreMode::WriteBack,
-                Some(Store::AfterUses) => StoreMode::AfterUses(self.store_after_uses.unwrap_or(2).max(1)),
-                Some(Store::Never) => StoreMode::Never,
+                None | Some(StoreSetting::WriteThrough) => StoreMode::WriteThrough,
+                Some(StoreSetting::WriteBack) => StoreMode::WriteBack,
+                Some(StoreSetting::AfterUses) => StoreMode::AfterUses(self.store_after_uses.unwrap_or(2).max(1)),
+                Some(StoreSetting::Never) => StoreMode::Never,
             },
             backend_urls: self.l2.clone(),
             sessions_max: self.sessions_max.unwrap_or(defaults.sessions_max),
@@ -392,6 +392,3 @@ impl Settings {
         })
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -22,7 +22,7 @@ fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 fn read(files: &[(&str, &str)]) -> MemoryBounds {
-    MemoryBounds::read_below(tree(files).path(), Kind::Pages)
+    MemoryBounds::read_below(tree(files).path(), MemoryKind::Pages)
 }
 
 fn at(bytes: u64, file: &str) -> Option<Bound> {
@@ -125,7 +125,7 @@ fn names_with_spaces_are_found_and_files_that_are_missing_or_garbled_bound_nothi
     assert_eq!(read(&files).limit, at(5 * GIB, "/sys/fs/c g/my group/memory.max"));
     assert_eq!(read(&[]), MemoryBounds { machine: Some(64 * GIB), limit: None, high: None });
     let dir = tempfile::tempdir().unwrap();
-    let nothing = MemoryBounds::read_below(dir.path(), Kind::Pages);
+    let nothing = MemoryBounds::read_below(dir.path(), MemoryKind::Pages);
     assert_eq!(nothing, MemoryBounds::default());
     nothing.check("l1_bytes", "L1", u64::MAX).unwrap();
     assert!(nothing.percent(50).unwrap_err().message.contains("/proc/meminfo"));
@@ -139,7 +139,7 @@ fn reserved_huge_pages_are_bounded_by_their_own_controller() {
         ("sys/fs/cgroup/box/memory.max", "1073741824\n"),
         ("sys/fs/cgroup/box/hugetlb.2MB.max", "2147483648\n"),
     ];
-    let bounds = MemoryBounds::read_below(tree(&files).path(), Kind::HugePages);
+    let bounds = MemoryBounds::read_below(tree(&files).path(), MemoryKind::HugePages);
     let limit = at(2 * GIB, "/sys/fs/cgroup/box/hugetlb.2MB.max");
     assert_eq!(bounds, MemoryBounds { machine: Some(64 * GIB), limit, high: None });
 }

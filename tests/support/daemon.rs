@@ -7,7 +7,7 @@ use std::time::Duration;
 use kvkeep::abi::Stats;
 use kvkeep::config::NodeConfig;
 use kvkeep::daemon::client::{Client, ClientConfig};
-use kvkeep::daemon::server::{Access, Claim, Limits, Server};
+use kvkeep::daemon::server::{Access, Limits, LockFile, Server};
 use kvkeep::node::Node;
 
 pub struct Daemon {
@@ -62,8 +62,8 @@ impl Drop for Daemon {
 }
 
 fn serve(dir: &tempfile::TempDir, config: impl Fn(&Path) -> NodeConfig) -> (Arc<Node>, Server) {
-    let claim = Claim::take(&dir.path().join("kvkeep.sock")).unwrap();
-    let node = Node::open(NodeConfig { boot: claim.boot, ..config(dir.path()) }).unwrap();
-    let server = Server::start(node.clone(), claim, Access::default(), Limits::default()).unwrap();
+    let lock_file = LockFile::take(&dir.path().join("kvkeep.sock")).unwrap();
+    let node = Node::open(NodeConfig { boot: lock_file.boot, ..config(dir.path()) }).unwrap();
+    let server = Server::start(node.clone(), lock_file, Access::default(), Limits::default()).unwrap();
     (node, server)
 }

@@ -11,7 +11,7 @@ use kvkeep::abi::{Stats, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
-use kvkeep::daemon::server::{Access, Claim, Limits, Server};
+use kvkeep::daemon::server::{Access, Limits, LockFile, Server};
 use kvkeep::error::KVKEEP_OK;
 use kvkeep::key::Key;
 use kvkeep::node::Node;
@@ -236,12 +236,12 @@ impl DaemonPart {
 
     /// Serves until its standard input ends or says so.
     pub fn play(&self) {
-        let claim = match Claim::take(Path::new(&self.socket)) {
-            Ok(claim) => claim,
+        let lock_file = match LockFile::take(Path::new(&self.socket)) {
+            Ok(lock_file) => lock_file,
             Err(error) => return say(&format!("refused {:?} {error}", error.status)),
         };
         let node = Node::open(NodeConfig {
-            boot: claim.boot,
+            boot: lock_file.boot,
             backend_urls: vec![self.l2.clone()],
             watermark_high_percent: self.watermark_percent,
             session_timeout: Duration::from_millis(self.session_timeout_ms),
@@ -264,7 +264,7 @@ impl DaemonPart {
             staged_bytes_per_client_max: self.staged_bytes_max,
             message_bytes_max: self.message_bytes_max,
         };
-        let server = Server::start(node.clone(), claim, access, limits).unwrap();
+        let server = Server::start(node.clone(), lock_file, access, limits).unwrap();
         say("serving");
         hear();
         server.stop();

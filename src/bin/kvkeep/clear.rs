@@ -13,7 +13,7 @@ use crate::{Outcome, daemon, text};
 #[command(
     after_help = "Exit status: 0 nothing is left, 1 something in use stayed, 2 it could not be done.\n\nExamples:\n  kvkeep clear unix:///run/kvkeep.sock\n  kvkeep clear --space 7316245889087154412 --force unix:///run/kvkeep.sock\n  kvkeep clear --space 7316245889087154412 --all-tiers unix:///run/kvkeep.sock"
 )]
-pub struct Args {
+pub struct ClearArgs {
     /// The daemon, as unix:///PATH
     url: String,
     /// Only this space; explain shows the numbers of spaces
@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &ClearArgs) -> Outcome {
     if args.all_tiers {
         let gone =
             daemon::once(&args.url, true, |client| client.forget_space(args.space).map_err(|error| error.to_string()))?;

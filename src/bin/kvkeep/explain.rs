@@ -20,7 +20,7 @@ const SHOWN: usize = 20;
 #[command(
     after_help = "Examples:\n  kvkeep explain unix:///run/kvkeep.sock\n  kvkeep explain unix:///run/kvkeep.sock 1048577\n  kvkeep explain unix:///run/kvkeep.sock --space 7316245889087154412 HASH:RANK:GROUP"
 )]
-pub struct Args {
+pub struct ExplainArgs {
     /// The daemon, as unix:///PATH
     url: String,
     /// A key, as 64 hexadecimal digits or HASH:RANK:GROUP, or the number of a session
@@ -50,7 +50,7 @@ fn about(text: &str) -> Result<About, String> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &ExplainArgs) -> Outcome {
     let about = args.about.as_deref().map_or(Ok(About::Session(0)), about)?;
     let said = match (&about, args.space) {
         (About::Key(_), None) => {

@@ -29,14 +29,14 @@ struct Command {
 
 #[derive(Subcommand)]
 enum Verb {
-    Serve(Box<serve::Args>),
-    Stat(stat::Args),
-    Top(top::Args),
-    Explain(explain::Args),
-    Clear(clear::Args),
-    Replay(replay::Args),
-    Verify(verify::Args),
-    Quarantine(quarantine::Args),
+    Serve(Box<serve::ServeArgs>),
+    Stat(stat::StatArgs),
+    Top(top::TopArgs),
+    Explain(explain::ExplainArgs),
+    Clear(clear::ClearArgs),
+    Replay(replay::ReplayArgs),
+    Verify(verify::VerifyArgs),
+    Quarantine(quarantine::QuarantineArgs),
 }
 
 /// Whether all was well, or a sentence with cause and remedy.

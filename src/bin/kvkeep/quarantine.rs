@@ -16,7 +16,7 @@ use crate::{Outcome, directory, text};
     after_help = "Examples:\n  kvkeep quarantine /var/cache/kvkeep\n  kvkeep quarantine --clear /var/cache/kvkeep\n\nExit status: 0 \
     the quarantine is empty, or was emptied, 1 there are objects in it, 2 it cannot be read or emptied."
 )]
-pub struct Args {
+pub struct QuarantineArgs {
     /// The directory of an fs backend
     dir: PathBuf,
     /// Remove them
@@ -25,7 +25,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &QuarantineArgs) -> Outcome {
     let quarantined = directory::read(&args.dir)?.quarantined;
     let bytes = text::bytes(quarantined.iter().map(|(_, entry)| entry.bytes).sum());
     let count = text::count(quarantined.len() as u64);

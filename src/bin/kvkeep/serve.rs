@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use kvkeep::cache::Cache as _;
 use kvkeep::daemon::http::{Http, HttpOptions};
-use kvkeep::daemon::server::descriptors::{self, Shares};
-use kvkeep::daemon::server::{Access, Claim, Limits, Server};
+use kvkeep::daemon::server::descriptors::{self, DescriptorShares};
+use kvkeep::daemon::server::{Access, Limits, LockFile, Server};
 use kvkeep::daemon::settings::{Level, Settings};
 use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
@@ -29,7 +29,7 @@ use crate::{Outcome, text};
 #[command(
     after_help = "Examples:\n  kvkeep serve --l1 8GiB --l2 'fs:///var/cache/kvkeep?capacity=200GiB' --socket /run/kvkeep.sock --http 127.0.0.1:9400\n  kvkeep serve --config /etc/kvkeep.toml --log warn\n\nThe file has the names of the flags with _ for -, and flags win over it:\n  l1 = \"8GiB\"\n  l2 = [\"fs:///var/cache/kvkeep?capacity=200GiB\"]\n  socket = \"/run/kvkeep.sock\"\n\nExit status: 0 ended when told to, 1 something accepted was not written, 2 could not start, 128 + signal ended at once."
 )]
-pub struct Args {
+pub struct ServeArgs {
     /// A TOML file with the same settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -93,7 +93,7 @@ fn raise_limit(log: &Log) {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &ServeArgs) -> Outcome {
     let file = args.config.as_deref().map(Settings::read).transpose().map_err(sentence)?;
     let settings = args.settings.clone().over(file.unwrap_or_default());
     let log = log(settings.log.unwrap_or(Level::Info).into());
@@ -102,11 +102,11 @@ pub fn run(args: &Args) -> Outcome {
     let (access, limits) = (settings.access(), settings.limits().map_err(sentence)?);
     let socket = settings.socket().map_err(sentence)?;
     // Everything that may be refused is asked for before L1 is mapped, but for the socket's name, which says who we are.
-    let claim = Claim::take(&socket).map_err(sentence)?;
-    let config = settings.node(claim.boot, log.clone()).map_err(sentence)?;
+    let lock_file = LockFile::take(&socket).map_err(sentence)?;
+    let config = settings.node(lock_file.boot, log.clone()).map_err(sentence)?;
     let timeout_ms = u32::try_from(config.backend_timeout.as_millis()).unwrap_or(u32::MAX);
     let node = Node::open(config).map_err(sentence)?;
-    let opened = open(&node, claim, &settings, access, limits, &log);
+    let opened = open(&node, lock_file, &settings, access, limits, &log);
     let (server, http) = match opened {
         Ok(opened) => opened,
         Err(sentence) => {
@@ -134,7 +134,7 @@ pub fn run(args: &Args) -> Outcome {
 
 fn open(
     node: &Arc<Node>,
-    claim: Claim,
+    lock_file: LockFile,
     settings: &Settings,
     access: Access,
     limits: Limits,
@@ -142,7 +142,7 @@ fn open(
 ) -> Result<(Server, Option<Http>), String> {
     let start = |address| {
         let defaults = HttpOptions::new(address);
-        let connections_max = Shares::now().http.min(defaults.connections_max);
+        let connections_max = DescriptorShares::now().http.min(defaults.connections_max);
         let followers_max = defaults.followers_max.min(connections_max / 2);
         Http::start(node.clone(), HttpOptions { connections_max, followers_max, ..defaults }, log.clone())
     };
@@ -150,6 +150,6 @@ fn open(
     if let Some(http) = &http {
         log.say(LogLevel::Info, || format!("the page is at http://{}/", http.address()));
     }
-    let server = Server::start(node.clone(), claim, access, limits).map_err(sentence)?;
+    let server = Server::start(node.clone(), lock_file, access, limits).map_err(sentence)?;
     Ok((server, http))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use kvkeep::abi::Stats;
 use kvkeep::key::{SpaceTag, hex};
-use kvkeep::prometheus::{self, COUNTERS, GAUGES, LATENCIES, Latency, Value};
+use kvkeep::prometheus::{self, COUNTERS, GAUGES, LATENCIES, LatencyMetric, Metric};
 use serde_json::{Value as Json, json};
 
 use crate::directory::{self, Directory};
@@ -21,7 +21,7 @@ use crate::{Outcome, daemon, text};
 #[command(
     after_help = "Examples:\n  kvkeep stat /var/cache/kvkeep\n  kvkeep stat --json /var/cache/kvkeep | jq .objects\n  kvkeep stat unix:///run/kvkeep.sock"
 )]
-pub struct Args {
+pub struct StatArgs {
     /// The directory of an fs backend, or a daemon as unix:///PATH
     #[arg(value_name = "DIRECTORY|URL")]
     of: PathBuf,
@@ -68,7 +68,7 @@ impl Sum {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &StatArgs) -> Outcome {
     if let Some(url) = args.of.to_str().filter(|of| of.starts_with("unix:")) {
         let stats = daemon::once(url, false, daemon::stats)?;
         text::print(&if args.json { format!("{:#}\n", prometheus::json(&stats)) } else { counted(&stats) });
@@ -90,11 +90,11 @@ pub fn run(args: &Args) -> Outcome {
 /// Everything that a daemon counted, by name.
 fn counted(stats: &Stats) -> String {
     let mut report = String::new();
-    for Value { name, help, of } in GAUGES.iter().chain(COUNTERS) {
+    for Metric { name, help, of } in GAUGES.iter().chain(COUNTERS) {
         let value = if name.ends_with("bytes") { text::bytes(of(stats)) } else { text::count(of(stats)) };
         let _ = writeln!(report, "{value:>14}  {name:<24}{help}");
     }
-    for Latency { name, help, of, .. } in LATENCIES {
+    for LatencyMetric { name, help, of, .. } in LATENCIES {
         let histogram = of(stats);
         let mean = Duration::from_micros(histogram.sum_us.checked_div(histogram.count).unwrap_or(0));
         let _ =

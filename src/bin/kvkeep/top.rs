@@ -32,7 +32,7 @@ const REST_OF_SCREEN: &str = "\x1b[J";
 #[command(
     after_help = "Examples:\n  kvkeep top unix:///run/kvkeep.sock\n  kvkeep top --count 1 unix:///run/kvkeep.sock | head"
 )]
-pub struct Args {
+pub struct TopArgs {
     /// The daemon, as unix:///PATH
     url: String,
     /// End after so many reports
@@ -44,7 +44,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &TopArgs) -> Outcome {
     let client = daemon::connect(&args.url, false)?;
     let ended = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

@@ -25,7 +25,7 @@ const THREADS: usize = 4;
     after_help = "Example:\n  kvkeep verify /var/cache/kvkeep\n\nExit status: 0 every object is whole, 1 some are \
     corrupt, 2 the directory or a file cannot be read."
 )]
-pub struct Args {
+pub struct VerifyArgs {
     /// The directory of an fs backend
     dir: PathBuf,
 }
@@ -40,7 +40,7 @@ struct Findings {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &VerifyArgs) -> Outcome {
     let directory = directory::read(&args.dir)?;
     let files: u64 = directory.objects.iter().map(|(_, entry)| entry.bytes).sum();
     let bar = text::bar(files, "bytes");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Client;
-use super::daemon_link::Link;
+use super::daemon_link::DaemonLink;
+use super::remote_cache::Client;
 use crate::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
@@ -16,7 +16,7 @@ use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::completion::{Completions, WAITING_MAX};
 use crate::control::tokens::Ranks;
 use crate::daemon::wire::request::Extra;
-use crate::daemon::wire::{Fields, Place, Request};
+use crate::daemon::wire::{Fields, Request, WireView};
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
 use crate::events::Event;
 use crate::key::Key;
@@ -61,11 +61,11 @@ fn read_statuses(statuses: Option<&mut [i32]>) -> impl FnOnce(Status, &mut Field
 
 /// Reads a view for each key, and gives the status of all.
 fn read_views<'a>(
-    link: &'a Link,
+    link: &'a DaemonLink,
     views: &'a mut [View],
 ) -> impl FnOnce(Status, &mut Fields<'_>) -> Result<Status> + use<'a> {
     move |status, fields| {
-        let places: &[Place] = fields.array()?;
+        let places: &[WireView] = fields.array()?;
         if places.len() != views.len() {
             return Err(wrong_answer());
         }
@@ -82,17 +82,17 @@ fn millis(duration: Option<Duration>) -> u32 {
 
 impl Client {
     /// A batch whose answer is a view for each key.
-    fn views(&self, link: &Link, request: &Request<'_>, views: &mut [View]) -> Result<bool> {
+    fn views(&self, link: &DaemonLink, request: &Request<'_>, views: &mut [View]) -> Result<bool> {
         self.call(link, request, read_views(link, views)).map(|status| status == KVKEEP_OK)
     }
 
     /// A batch whose answer is a status for each key, if the caller wants them.
-    fn statuses(&self, link: &Link, request: &Request<'_>, statuses: Option<&mut [i32]>) -> Result<bool> {
+    fn statuses(&self, link: &DaemonLink, request: &Request<'_>, statuses: Option<&mut [i32]>) -> Result<bool> {
         self.call(link, request, read_statuses(statuses))
     }
 
     /// Asks again and again for something that takes its time, until `timeout_ms` have passed.
-    fn in_slices<'a>(&self, link: &Link, timeout_ms: u32, slice: impl Fn(u32) -> Request<'a>) -> Result<()> {
+    fn in_slices<'a>(&self, link: &DaemonLink, timeout_ms: u32, slice: impl Fn(u32) -> Request<'a>) -> Result<()> {
         let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
         loop {
             match link.call_until(until, SLICE_MS, &slice) {
@@ -229,8 +229,8 @@ impl Cache for Client {
         let request = Request::FinishWriteAndReserveRead { session, keys, extra: Extra(extra) };
         let link = self.link_of(session)?;
         // Of a call that was given up, the commit counts and the shares do not.
-        let owed = Request::FinishWrite { session, keys, statuses: false };
-        self.give_back_as(&link, &request, &owed, read_views(&link, views)).map(|status| status == KVKEEP_OK)
+        let fallback = Request::FinishWrite { session, keys, statuses: false };
+        self.give_back_as(&link, &request, &fallback, read_views(&link, views)).map(|status| status == KVKEEP_OK)
     }
 
     fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool> {

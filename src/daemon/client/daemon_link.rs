@@ -14,20 +14,20 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::ClientConfig;
-use super::pending_returns::{Added, Owed};
-use super::request_connection::{Deadline, Failure, GivenUp, Lane, connect_until};
+use super::config::ClientConfig;
+use super::pending_returns::{Added, PendingReturns};
+use super::request_connection::{AbandonedCall, Deadline, Failure, RequestConnection, connect_until};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::daemon::wire::frame::Inbox;
-use crate::daemon::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, WIRE_VERSION, Welcome};
+use crate::daemon::wire::{FRAME_BYTES_MAX, Fields, Frame, FrameHead, Request, WIRE_VERSION, Welcome};
 use crate::error::{
     Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION,
     KVKEEP_ERR_TIMEOUT, Result, Status,
 };
 
 /// Most calls at once; more wait for a lane.
-const LANES_MAX: usize = 32;
+const CONNECTIONS_MAX: usize = 32;
 /// While a call is unanswered that was given up, others wait this part of their time: a daemon that is stopped must not hold up
 /// each call of a scheduler as long as the first.
 const PATIENCE_PARTS: u32 = 16;
@@ -37,31 +37,31 @@ const GRACE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
-struct Lanes {
-    idle: Vec<Lane>,
+struct ConnectionPool {
+    idle: Vec<RequestConnection>,
     open: usize,
     /// Those whose callers did not wait for the answer, which the daemon has not come to yet.
-    given_up: Vec<GivenUp>,
+    given_up: Vec<AbandonedCall>,
 }
 
-impl Lanes {
+impl ConnectionPool {
     /// Forgets the calls given up that the daemon has come to.
     fn look(&mut self) {
-        self.given_up.retain(|lane| !lane.is_over());
+        self.given_up.retain(|connection| !connection.is_over());
     }
 }
 
 /// The connection that listens. Its end tells the daemon that nothing of L1 is in use here any more.
-struct Pushes(UnixStream);
+struct PushStream(UnixStream);
 
-impl Drop for Pushes {
+impl Drop for PushStream {
     fn drop(&mut self) {
         let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 
 /// A connection to one run of a daemon.
-pub struct Link {
+pub struct DaemonLink {
     /// What the daemon said of itself.
     pub welcome: Welcome,
     /// L1, mapped here. When the last use of it ends, the daemon is told.
@@ -69,18 +69,18 @@ pub struct Link {
     path: Box<Path>,
     spin: Duration,
     patience: Duration,
-    pushes: Arc<Pushes>,
-    lanes: Mutex<Lanes>,
+    pushes: Arc<PushStream>,
+    pool: Mutex<ConnectionPool>,
     free: Condvar,
     lost: AtomicBool,
-    owed: Owed,
+    returns: PendingReturns,
 }
 
 /// A call that gives back what its caller holds.
-pub struct GivenBack<R> {
+pub struct ReturnOutcome<R> {
     /// What it says.
     pub result: Result<R>,
-    /// The daemon was not asked yet: the caller starts a thread that runs [`Link::settle`].
+    /// The daemon was not asked yet: the caller starts a thread that runs [`DaemonLink::settle`].
     pub needs_thread: bool,
 }
 
@@ -150,22 +150,22 @@ impl Unanswered {
 }
 
 /// Whether what failed so is asked for later. Where no descriptor is left, a caller tries again; but a session has ended for it.
-fn is_owed(status: Status, request: &Request<'_>) -> bool {
+fn returns_later(status: Status, request: &Request<'_>) -> bool {
     let ends = matches!(request, Request::EndSession { .. } | Request::AbortSession { .. });
     status == KVKEEP_ERR_TIMEOUT || status == KVKEEP_ERR_LIMIT && ends
 }
 
 /// The error of a call that gives something back, of which too many wait already.
-fn too_much_owed(error: Error) -> Error {
+fn too_many_returns(error: Error) -> Error {
     let remedy = "too many such calls wait already, this one is forgotten: what it gives back is held until its session's deadline";
     Error::new(error.status, format!("{}; {remedy}", error.message))
 }
 
 /// The error of a call for which no lane became free in time.
-fn no_lane(lanes: usize) -> Error {
+fn no_connection(lanes: usize) -> Error {
     let message = format!(
         "{lanes} calls of this client were under way all the time, the most at once: make fewer, or raise lanes_per_client_max \
-         of kvkeep serve if it is less than {LANES_MAX}"
+         of kvkeep serve if it is less than {CONNECTIONS_MAX}"
     );
     Error::new(KVKEEP_ERR_TIMEOUT, message)
 }
@@ -174,9 +174,9 @@ fn unreached(path: &Path, error: &io::Error) -> Error {
     if error.kind() == io::ErrorKind::WouldBlock { unanswered(path) } else { unreachable(path, error) }
 }
 
-impl Link {
+impl DaemonLink {
     /// Connects, and maps L1.
-    pub fn open(config: &ClientConfig) -> Result<Link> {
+    pub fn open(config: &ClientConfig) -> Result<DaemonLink> {
         let ClientConfig { read_only, observer, spin, patience, .. } = *config;
         let path = &*config.socket;
         let lost = |error: io::Error| unreachable(path, &error);
@@ -188,7 +188,7 @@ impl Link {
         // One that refuses whoever asks need not take in what is asked: its answer says more than a failure to ask.
         let _ = stream.write_all(frame.finish());
 
-        let mut head = Head::new_zeroed();
+        let mut head = FrameHead::new_zeroed();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let got = {
@@ -214,18 +214,18 @@ impl Link {
         let welcome: Welcome = fields.take()?;
         let arena = Arena::attach(fd, welcome.l1_bytes as usize, !welcome.read_only)
             .map_err(|error| Error::io("mapping the daemon's L1", &error))?;
-        let pushes = Arc::new(Pushes(stream));
-        Ok(Link {
+        let pushes = Arc::new(PushStream(stream));
+        Ok(DaemonLink {
             welcome,
             arena: ArenaLease::new(Arc::new(arena), Some(pushes.clone())),
             path: path.into(),
             spin,
             patience,
             pushes,
-            lanes: Mutex::default(),
+            pool: Mutex::default(),
             free: Condvar::new(),
             lost: AtomicBool::new(false),
-            owed: Owed::default(),
+            returns: PendingReturns::default(),
         })
     }
 
@@ -243,7 +243,7 @@ impl Link {
             let _ = self.pushes.0.shutdown(Shutdown::Read);
         }
         // Under the lock, so that nobody who looked before goes to sleep after.
-        let _lanes = self.lanes.lock();
+        let _lanes = self.pool.lock();
         self.free.notify_all();
     }
 
@@ -255,7 +255,7 @@ impl Link {
     /// Makes a call that the daemon answers at once.
     pub fn call<R>(&self, request: &Request<'_>, read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>) -> Result<R> {
         let deadline = self.deadline();
-        self.exchange(self.take_lane(deadline)?, request, deadline, read)
+        self.exchange(self.take_connection(deadline)?, request, deadline, read)
     }
 
     fn deadline(&self) -> Deadline<'static> {
@@ -268,25 +268,25 @@ impl Link {
     pub fn give_back<R>(
         &self,
         request: &Request<'_>,
-        owed: &Request<'_>,
+        fallback: &Request<'_>,
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
-    ) -> GivenBack<R> {
+    ) -> ReturnOutcome<R> {
         let deadline = self.deadline();
-        let asked = self.take_lane(deadline).map_err(Unanswered::before).and_then(|mut lane| {
-            let answer = lane.call(request, self.spin, deadline, read);
-            self.finish(lane, answer)
+        let asked = self.take_connection(deadline).map_err(Unanswered::before).and_then(|mut connection| {
+            let answer = connection.call(request, self.spin, deadline, read);
+            self.finish(connection, answer)
         });
         let added = match &asked {
-            Err(Unanswered { asked: false, error }) if is_owed(error.status, owed) => {
+            Err(Unanswered { asked: false, error }) if returns_later(error.status, fallback) => {
                 let mut frame = Frame::default();
-                owed.encode(&mut frame);
-                self.owed.add(frame.finish())
+                fallback.encode(&mut frame);
+                self.returns.add(frame.finish())
             }
             _ => Added::Waits,
         };
-        GivenBack {
+        ReturnOutcome {
             result: asked.map_err(|unanswered| match added {
-                Added::NoRoom => too_much_owed(unanswered.error),
+                Added::NoRoom => too_many_returns(unanswered.error),
                 _ => unanswered.error,
             }),
             needs_thread: added == Added::NeedsThread,
@@ -295,30 +295,30 @@ impl Link {
 
     /// Asks the daemon for what it could not be asked for in time, until nothing is left, or the connection is over.
     pub fn settle(&self) {
-        while !self.is_lost() && !self.owed.ends_thread() {
-            if !self.awaits_none() || self.pay(Deadline::after(self.patience)).is_err() {
-                let mut lanes = self.lanes.lock();
+        while !self.is_lost() && !self.returns.ends_thread() {
+            if !self.awaits_none() || self.make_returns(Deadline::after(self.patience)).is_err() {
+                let mut pool = self.pool.lock();
                 if !self.is_lost() {
-                    self.free.wait_for(&mut lanes, LOOK);
+                    self.free.wait_for(&mut pool, LOOK);
                 }
             }
         }
     }
 
     /// Makes the calls that are owed.
-    fn pay(&self, deadline: Deadline<'_>) -> Result<()> {
-        while !self.owed.is_empty() {
-            let _turn = self.owed.turn(deadline.until).ok_or_else(|| unanswered(&self.path))?;
-            let Some(request) = self.owed.first() else { continue };
-            let mut lane = self.take_free_lane(deadline)?;
-            let answer = lane.call_encoded(&request, self.spin, deadline, |_, fields| {
+    fn make_returns(&self, deadline: Deadline<'_>) -> Result<()> {
+        while !self.returns.is_empty() {
+            let _order = self.returns.lock_until(deadline.until).ok_or_else(|| unanswered(&self.path))?;
+            let Some(request) = self.returns.first() else { continue };
+            let mut connection = self.take_free_connection(deadline)?;
+            let answer = connection.call_encoded(&request, self.spin, deadline, |_, fields| {
                 fields.skip();
                 Ok(())
             });
-            match self.finish(lane, answer) {
+            match self.finish(connection, answer) {
                 Err(Unanswered { asked: false, error }) => return Err(error),
                 // One that fails gives back what is gone already.
-                _ => self.owed.made(),
+                _ => self.returns.made(),
             }
         }
         Ok(())
@@ -327,10 +327,10 @@ impl Link {
     /// Makes a call that waits in the daemon, for the time that is left of its own when it has a lane, and at most `most_ms`.
     pub fn call_until<'a>(&self, until: Instant, most_ms: u32, request: impl Fn(u32) -> Request<'a>) -> Result<()> {
         let deadline = Deadline { until: until + GRACE, works: None };
-        let lane = self.take_lane(deadline)?;
+        let connection = self.take_connection(deadline)?;
         let left = until.saturating_duration_since(Instant::now()).as_millis();
         let request = request(left.min(u128::from(most_ms)) as u32);
-        self.exchange(lane, &request, deadline, |_, _| Ok(()))
+        self.exchange(connection, &request, deadline, |_, _| Ok(()))
     }
 
     /// Makes a call that takes its time: it is waited for as long as the daemon answers other calls.
@@ -342,41 +342,41 @@ impl Link {
         let works = || {
             let deadline = Deadline::after(self.patience / 4);
             let answered = self
-                .take_lane(deadline)
-                .and_then(|lane| self.exchange(lane, &Request::Ping {}, deadline, |_, _| Ok(())));
+                .take_connection(deadline)
+                .and_then(|connection| self.exchange(connection, &Request::Ping {}, deadline, |_, _| Ok(())));
             answered.ok().map(|()| Instant::now() + self.patience)
         };
         let deadline = Deadline { works: Some(&works), ..Deadline::after(self.patience) };
-        self.exchange(self.take_lane(deadline)?, request, deadline, read)
+        self.exchange(self.take_connection(deadline)?, request, deadline, read)
     }
 
     fn exchange<R>(
         &self,
-        mut lane: Lane,
+        mut connection: RequestConnection,
         request: &Request<'_>,
         deadline: Deadline<'_>,
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> Result<R> {
-        let answer = lane.call(request, self.spin, deadline, read);
-        self.finish(lane, answer).map_err(|unanswered| unanswered.error)
+        let answer = connection.call(request, self.spin, deadline, read);
+        self.finish(connection, answer).map_err(|unanswered| unanswered.error)
     }
 
     /// Puts a lane back after a call, or parts with it.
     fn finish<R>(
         &self,
-        mut lane: Lane,
+        mut connection: RequestConnection,
         answer: std::result::Result<Result<R>, Failure>,
     ) -> std::result::Result<R, Unanswered> {
         match answer {
             Ok(result) => {
-                lane.trim();
-                self.lanes.lock().idle.push(lane);
+                connection.trim();
+                self.pool.lock().idle.push(connection);
                 self.free.notify_one();
                 result.map_err(Unanswered::after)
             }
             Err(failure) => {
                 let asked = !matches!(failure, Failure::NotAsked);
-                let failed = self.fail(lane, failure, |_| {
+                let failed = self.fail(connection, failure, |_| {
                     self.lose();
                     disconnected(&self.path)
                 });
@@ -386,13 +386,18 @@ impl Link {
     }
 
     /// Parts with a lane, of which `broken` says what that means.
-    fn fail<R>(&self, lane: Lane, failure: Failure, broken: impl FnOnce(io::Error) -> Error) -> Result<R> {
-        let mut lanes = self.lanes.lock();
-        lanes.open -= 1;
+    fn fail<R>(
+        &self,
+        connection: RequestConnection,
+        failure: Failure,
+        broken: impl FnOnce(io::Error) -> Error,
+    ) -> Result<R> {
+        let mut pool = self.pool.lock();
+        pool.open -= 1;
         if let Failure::NotAnswered = failure {
-            lanes.given_up.push(lane.give_up());
+            pool.given_up.push(connection.give_up());
         }
-        drop(lanes);
+        drop(pool);
         self.free.notify_one();
         Err(match failure {
             Failure::Broken(error) => broken(error),
@@ -402,68 +407,68 @@ impl Link {
 
     /// Whether the daemon has come to every call that was given up.
     fn awaits_none(&self) -> bool {
-        let mut lanes = self.lanes.lock();
-        lanes.look();
-        lanes.given_up.is_empty()
+        let mut pool = self.pool.lock();
+        pool.look();
+        pool.given_up.is_empty()
     }
 
     /// A lane, when what is owed has been asked for: calls keep their order.
-    fn take_lane(&self, deadline: Deadline<'_>) -> Result<Lane> {
-        self.pay(deadline)?;
-        self.take_free_lane(deadline)
+    fn take_connection(&self, deadline: Deadline<'_>) -> Result<RequestConnection> {
+        self.make_returns(deadline)?;
+        self.take_free_connection(deadline)
     }
 
-    fn take_free_lane(&self, deadline: Deadline<'_>) -> Result<Lane> {
-        let mut lanes = self.lanes.lock();
-        lanes.look();
-        let most = (self.welcome.lanes_max as usize).max(1);
+    fn take_free_connection(&self, deadline: Deadline<'_>) -> Result<RequestConnection> {
+        let mut pool = self.pool.lock();
+        pool.look();
+        let most = (self.welcome.request_connections_max as usize).max(1);
         loop {
             if self.is_lost() {
                 return Err(disconnected(&self.path));
             }
-            if let Some(lane) = lanes.idle.pop() {
-                return Ok(lane);
+            if let Some(connection) = pool.idle.pop() {
+                return Ok(connection);
             }
             // A daemon that answers nothing is not asked for ever more lanes.
-            let waiting = lanes.given_up.len();
-            if lanes.open < LANES_MAX && waiting < LANES_MAX && lanes.open + waiting < most {
-                lanes.open += 1;
+            let waiting = pool.given_up.len();
+            if pool.open < CONNECTIONS_MAX && waiting < CONNECTIONS_MAX && pool.open + waiting < most {
+                pool.open += 1;
                 break;
             }
             let now = Instant::now();
             if now >= deadline.until {
-                let free = lanes.given_up.is_empty();
-                return Err(if free { no_lane(lanes.open) } else { unanswered(&self.path) });
+                let free = pool.given_up.is_empty();
+                return Err(if free { no_connection(pool.open) } else { unanswered(&self.path) });
             }
             // Nobody tells of a lane that was given up and is over.
-            let until = if lanes.given_up.is_empty() { deadline.until } else { deadline.until.min(now + LOOK) };
-            self.free.wait_until(&mut lanes, until);
-            lanes.look();
+            let until = if pool.given_up.is_empty() { deadline.until } else { deadline.until.min(now + LOOK) };
+            self.free.wait_until(&mut pool, until);
+            pool.look();
         }
-        drop(lanes);
+        drop(pool);
         // Nothing is asked yet. Whether the daemon is there, the connection that listens finds out by itself.
         let connected = connect_until(&self.path, deadline).map_err(|error| unreached(&self.path, &error));
-        let mut lane = Lane::new(connected.inspect_err(|_| self.let_lane_go())?);
+        let mut connection = RequestConnection::new(connected.inspect_err(|_| self.forget_connection())?);
         let (client, secret) = (self.welcome.client, self.welcome.secret);
         let spin_us = self.spin.as_micros() as u32;
-        let hello = Request::Lane { version: WIRE_VERSION, client, secret, spin_us };
-        match lane.call(&hello, Duration::ZERO, deadline, |_, _| Ok(())) {
+        let hello = Request::Attach { version: WIRE_VERSION, client, secret, spin_us };
+        match connection.call(&hello, Duration::ZERO, deadline, |_, _| Ok(())) {
             Ok(Ok(())) => {
-                lane.bytes_max = self.welcome.message_bytes_max.min(FRAME_BYTES_MAX);
-                Ok(lane)
+                connection.bytes_max = self.welcome.message_bytes_max.min(FRAME_BYTES_MAX);
+                Ok(connection)
             }
             Ok(Err(error)) => {
-                self.let_lane_go();
+                self.forget_connection();
                 // A daemon that does not know this client is another run of it.
                 Err(if error.status == KVKEEP_ERR_NOT_FOUND { disconnected(&self.path) } else { error })
             }
-            Err(failure) => self.fail(lane, failure, |error| unreachable(&self.path, &error)),
+            Err(failure) => self.fail(connection, failure, |error| unreachable(&self.path, &error)),
         }
     }
 
     /// There is one lane less.
-    fn let_lane_go(&self) {
-        self.lanes.lock().open -= 1;
+    fn forget_connection(&self) {
+        self.pool.lock().open -= 1;
         self.free.notify_one();
     }
 }

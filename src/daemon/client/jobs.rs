@@ -13,7 +13,7 @@ use crate::error::{
     KVKEEP_PENDING, Result, Status,
 };
 
-struct Entry {
+struct SubmittedJob {
     /// Its number, once the daemon has accepted it.
     job: Option<u64>,
     session: u64,
@@ -26,20 +26,20 @@ struct Entry {
     released: bool,
 }
 
-impl Entry {
+impl SubmittedJob {
     /// It ends without the daemon's word.
     fn lose(mut self, status: Status, message: &str, completions: &Completions) {
         if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
             let (status, message) = (status as i32, message_bytes(message));
             let kind = JobKind::KVKEEP_JOB_PREFETCH as u32;
             let result = JobResult { status, message, kind, ..JobResult::default() };
-            tell(notify, job, self.session, &(result, Vec::new()), completions);
+            notify_end(notify, job, self.session, &(result, Vec::new()), completions);
         }
     }
 }
 
 /// Tells of a job's end. An observer is told here and now, under the table's lock.
-fn tell(notify: Notify, job: u64, session: u64, answer: &(JobResult, Vec<u8>), completions: &Completions) {
+fn notify_end(notify: Notify, job: u64, session: u64, answer: &(JobResult, Vec<u8>), completions: &Completions) {
     if let Notify::Observer(observer) = &notify {
         let held: Vec<bool> = answer.1.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)).collect();
         observer.done(&answer.0, &held);
@@ -48,9 +48,9 @@ fn tell(notify: Notify, job: u64, session: u64, answer: &(JobResult, Vec<u8>), c
 }
 
 #[derive(Default)]
-struct Table {
+struct JobIndex {
     last: u64,
-    by_ticket: HashMap<u64, Entry>,
+    by_ticket: HashMap<u64, SubmittedJob>,
     /// Tickets of accepted jobs.
     by_job: HashMap<u64, u64>,
     /// How often all jobs were lost, and why the last time.
@@ -60,8 +60,8 @@ struct Table {
 
 /// All jobs of a client.
 #[derive(Default)]
-pub struct Jobs {
-    table: Mutex<Table>,
+pub struct SubmittedJobs {
+    table: Mutex<JobIndex>,
     changed: Condvar,
 }
 
@@ -69,16 +69,16 @@ fn no_job(job: u64) -> Error {
     crate::control::prefetch::no_job(job)
 }
 
-impl Table {
-    fn of_job(&self, job: u64) -> Option<&Entry> {
+impl JobIndex {
+    fn of_job(&self, job: u64) -> Option<&SubmittedJob> {
         self.by_ticket.get(self.by_job.get(&job)?)
     }
 
-    fn of_job_mut(&mut self, job: u64) -> Option<&mut Entry> {
+    fn of_job_mut(&mut self, job: u64) -> Option<&mut SubmittedJob> {
         self.by_ticket.get_mut(self.by_job.get(&job)?)
     }
 
-    fn remove(&mut self, ticket: u64) -> Option<Entry> {
+    fn remove(&mut self, ticket: u64) -> Option<SubmittedJob> {
         let entry = self.by_ticket.remove(&ticket)?;
         if let Some(job) = entry.job {
             self.by_job.remove(&job);
@@ -87,14 +87,14 @@ impl Table {
     }
 }
 
-impl Jobs {
+impl SubmittedJobs {
     /// A job is about to be submitted: the ticket that names it meanwhile.
     pub fn begin(&self, session: u64, keys: usize, notify: Notify) -> u64 {
         let mut table = self.table.lock();
         table.last += 1;
         let ticket = table.last;
         let notify = Some(notify);
-        let entry = Entry { job: None, session, keys, lookup: None, answer: None, notify, released: false };
+        let entry = SubmittedJob { job: None, session, keys, lookup: None, answer: None, notify, released: false };
         table.by_ticket.insert(ticket, entry);
         ticket
     }
@@ -118,7 +118,7 @@ impl Jobs {
         if let Some(answer) = &entry.answer
             && let Some(notify) = entry.notify.take()
         {
-            tell(notify, job, entry.session, answer, completions);
+            notify_end(notify, job, entry.session, answer, completions);
         }
         if entry.released && entry.notify.is_none() {
             table.by_ticket.remove(&ticket);
@@ -158,7 +158,7 @@ impl Jobs {
         if let Some(job) = entry.job
             && let Some(notify) = entry.notify.take()
         {
-            tell(notify, job, entry.session, answer, completions);
+            notify_end(notify, job, entry.session, answer, completions);
         }
         drop(table);
         self.changed.notify_all();
@@ -248,7 +248,7 @@ impl Jobs {
         })
     }
 
-    fn ask(&self, job: u64, ask: impl FnOnce(&Entry) -> Result<Status>) -> Option<Result<Status>> {
+    fn ask(&self, job: u64, ask: impl FnOnce(&SubmittedJob) -> Result<Status>) -> Option<Result<Status>> {
         let table = self.table.lock();
         let entry = table.of_job(job)?;
         Some(if entry.released { Err(no_job(job)) } else { ask(entry) })
@@ -306,7 +306,7 @@ mod tests {
         let result = JobResult { status: KVKEEP_ERR_CANCELLED as i32, ..JobResult::default() };
         // How many of the two pushes come before the acceptance, and whether that knows the end, too.
         for (early, knows) in [(0, false), (0, true), (1, true), (2, true)] {
-            let (jobs, completions) = (Jobs::default(), Completions::start().unwrap());
+            let (jobs, completions) = (SubmittedJobs::default(), Completions::start().unwrap());
             let ticket = jobs.begin(7, 1, Notify::EventFd);
             let pushes: [&dyn Fn(); 2] = [&|| jobs.done(ticket, result, &[0], &completions), &|| jobs.released(ticket)];
             pushes[..early].iter().for_each(|push| push());

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 const BYTES_MAX: usize = 64 << 20;
 
 #[derive(Default)]
-struct Queue {
+struct ReturnQueue {
     requests: VecDeque<Arc<[u8]>>,
     bytes: usize,
     has_thread: bool,
@@ -22,9 +22,9 @@ struct Queue {
 
 /// The requests of one connection, in the order in which they were made.
 #[derive(Default)]
-pub struct Owed {
+pub struct PendingReturns {
     any: AtomicBool,
-    queue: Mutex<Queue>,
+    queue: Mutex<ReturnQueue>,
     /// Held while one is made, so that they keep their order.
     making: Mutex<()>,
 }
@@ -40,7 +40,7 @@ pub enum Added {
     NoRoom,
 }
 
-impl Owed {
+impl PendingReturns {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         !self.any.load(Ordering::Acquire)
@@ -59,7 +59,7 @@ impl Owed {
     }
 
     /// Until then, waits for whoever makes one.
-    pub fn turn(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
+    pub fn lock_until(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
         self.making.try_lock_until(until)
     }
 
@@ -95,17 +95,17 @@ mod tests {
 
     #[test]
     fn requests_wait_in_their_order_and_within_a_bound() {
-        let owed = Owed::default();
-        assert!(owed.is_empty() && owed.first().is_none());
-        assert_eq!(owed.add(&[1]), Added::NeedsThread);
-        assert_eq!(owed.add(&vec![2; BYTES_MAX - 1]), Added::Waits);
-        assert_eq!(owed.add(&[3]), Added::NoRoom);
-        assert!(!owed.is_empty() && !owed.ends_thread());
-        assert_eq!(owed.first().as_deref(), Some(&[1][..]));
-        owed.made();
-        assert_eq!(owed.first().map(|request| request[0]), Some(2));
-        owed.made();
-        assert!(owed.is_empty() && owed.ends_thread());
-        assert_eq!(owed.add(&[3]), Added::NeedsThread);
+        let returns = PendingReturns::default();
+        assert!(returns.is_empty() && returns.first().is_none());
+        assert_eq!(returns.add(&[1]), Added::NeedsThread);
+        assert_eq!(returns.add(&vec![2; BYTES_MAX - 1]), Added::Waits);
+        assert_eq!(returns.add(&[3]), Added::NoRoom);
+        assert!(!returns.is_empty() && !returns.ends_thread());
+        assert_eq!(returns.first().as_deref(), Some(&[1][..]));
+        returns.made();
+        assert_eq!(returns.first().map(|request| request[0]), Some(2));
+        returns.made();
+        assert!(returns.is_empty() && returns.ends_thread());
+        assert_eq!(returns.add(&[3]), Added::NeedsThread);
     }
 }

@@ -12,7 +12,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, socket_with};
 
 use crate::daemon::wire::frame::Inbox;
-use crate::daemon::wire::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, look_for};
+use crate::daemon::wire::{FRAME_BYTES_MAX, Fields, Frame, FrameHead, Request, look_for};
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_LIMIT, Result, Status};
 
 /// The kernel's timeouts are set anew when they are off by more than this part of the time that is left.
@@ -45,15 +45,15 @@ pub enum Failure {
 }
 
 /// A socket whose reads and writes end in time.
-struct Timed {
+struct TimedSocket {
     stream: UnixStream,
     read_timeout: Duration,
     write_timeout: Duration,
 }
 
 /// One that is used until a deadline.
-struct Within<'a> {
-    timed: &'a mut Timed,
+struct TimedIo<'a> {
+    timed: &'a mut TimedSocket,
     deadline: Deadline<'a>,
     /// A part of the answer has come.
     begun: bool,
@@ -68,13 +68,13 @@ fn retimed(set: Duration, left: Duration) -> Option<Duration> {
     (set.abs_diff(left) > left / PRECISION).then(|| left.max(Duration::from_millis(1)))
 }
 
-impl Within<'_> {
+impl TimedIo<'_> {
     fn left(&self) -> Duration {
         self.deadline.until.saturating_duration_since(Instant::now())
     }
 }
 
-impl Read for Within<'_> {
+impl Read for TimedIo<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
             let left = self.left();
@@ -98,7 +98,7 @@ impl Read for Within<'_> {
     }
 }
 
-impl Write for Within<'_> {
+impl Write for TimedIo<'_> {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         loop {
             let left = self.left();
@@ -140,19 +140,19 @@ pub fn connect_until(path: &Path, deadline: Deadline<'_>) -> io::Result<UnixStre
 }
 
 /// One connection with its buffers.
-pub struct Lane {
-    timed: Timed,
+pub struct RequestConnection {
+    timed: TimedSocket,
     frame: Frame,
     inbox: Inbox,
     /// Most bytes of a request that the daemon takes.
     pub bytes_max: u32,
 }
 
-impl Lane {
+impl RequestConnection {
     /// One that nothing was asked on.
-    pub fn new(stream: UnixStream) -> Lane {
-        let timed = Timed { stream, read_timeout: Duration::ZERO, write_timeout: Duration::ZERO };
-        Lane { timed, frame: Frame::default(), inbox: Inbox::default(), bytes_max: FRAME_BYTES_MAX }
+    pub fn new(stream: UnixStream) -> RequestConnection {
+        let timed = TimedSocket { stream, read_timeout: Duration::ZERO, write_timeout: Duration::ZERO };
+        RequestConnection { timed, frame: Frame::default(), inbox: Inbox::default(), bytes_max: FRAME_BYTES_MAX }
     }
 
     /// A request out, its answer in. The outer error means that the lane is of no use any more.
@@ -178,14 +178,14 @@ impl Lane {
         deadline: Deadline<'_>,
         read: impl FnOnce(Status, &mut Fields<'_>) -> Result<R>,
     ) -> std::result::Result<Result<R>, Failure> {
-        if bytes.len() - size_of::<Head>() > self.bytes_max as usize {
+        if bytes.len() - size_of::<FrameHead>() > self.bytes_max as usize {
             let (bytes, most) = (bytes.len(), self.bytes_max);
             return Ok(Err(Error::new(
                 KVKEEP_ERR_LIMIT,
                 format!("a message of {bytes} bytes, of which the daemon takes {most} at most: split the batch"),
             )));
         }
-        let mut within = Within { timed: &mut self.timed, deadline, begun: false };
+        let mut within = TimedIo { timed: &mut self.timed, deadline, begun: false };
         let sent = within.write_all(bytes);
         if sent.as_ref().is_err_and(is_late) {
             return Err(Failure::NotAsked);
@@ -217,17 +217,17 @@ impl Lane {
     }
 
     /// Tells the daemon that nobody takes the answer any more: it takes back what the answer gives, and closes.
-    pub fn give_up(self) -> GivenUp {
+    pub fn give_up(self) -> AbandonedCall {
         let _ = self.timed.stream.shutdown(Shutdown::Write);
-        GivenUp(self.timed.stream)
+        AbandonedCall(self.timed.stream)
     }
 }
 
 /// A lane whose caller did not wait for the answer. It stays open until the daemon has come to it: one that was closed would
 /// look like that of a client that has gone, whose views may still be used.
-pub struct GivenUp(UnixStream);
+pub struct AbandonedCall(UnixStream);
 
-impl GivenUp {
+impl AbandonedCall {
     /// Whether the daemon has closed its end. What it still says is dropped.
     pub fn is_over(&self) -> bool {
         let mut bytes = [0; 1 << 14];

@@ -6,7 +6,7 @@ use crate::config::SpaceSpec;
 use crate::error::Result;
 use crate::hash::space_tag;
 
-struct Known {
+struct OpenedSpace {
     spec: SpaceSpec,
     /// Whether it was opened once.
     opened: bool,
@@ -15,7 +15,7 @@ struct Known {
 /// All spaces that a client opened, or is opening.
 #[derive(Default)]
 pub struct Spaces {
-    known: Mutex<Vec<Known>>,
+    known: Mutex<Vec<OpenedSpace>>,
 }
 
 fn same(one: &SpaceSpec, other: &SpaceSpec) -> bool {
@@ -58,7 +58,7 @@ impl Spaces {
             known.opened |= opened;
             return Some(std::mem::replace(&mut known.spec, spec.clone()));
         }
-        known.push(Known { spec: spec.clone(), opened });
+        known.push(OpenedSpace { spec: spec.clone(), opened });
         None
     }
 

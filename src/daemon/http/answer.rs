@@ -30,30 +30,30 @@ const LINES: &str = "application/x-ndjson";
 const HTML: &str = "text/html; charset=utf-8";
 
 /// An answer that is not what was asked for: its status, and a sentence.
-struct Refusal(StatusCode, String);
+struct HttpRefusal(StatusCode, String);
 
-impl Refusal {
-    fn new(status: StatusCode, sentence: impl Into<String>) -> Refusal {
-        Refusal(status, sentence.into())
+impl HttpRefusal {
+    fn new(status: StatusCode, sentence: impl Into<String>) -> HttpRefusal {
+        HttpRefusal(status, sentence.into())
     }
 }
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Refusal {
+impl From<Error> for HttpRefusal {
+    fn from(error: Error) -> HttpRefusal {
         let status = match error.status {
             KVKEEP_ERR_INVALID => StatusCode::BAD_REQUEST,
             KVKEEP_ERR_NOT_FOUND => StatusCode::NOT_FOUND,
             KVKEEP_ERR_EXPIRED => StatusCode::GONE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Refusal(status, error.message)
+        HttpRefusal(status, error.message)
     }
 }
 
-type Answered = Result<Response<Answer>, Refusal>;
+type Answered = Result<Response<Answer>, HttpRefusal>;
 
 /// Who answers.
-pub struct Desk {
+pub struct HttpHandler {
     node: Arc<Node>,
     began: Instant,
     /// Only this machine is served, so a name that a foreign page had point here is refused.
@@ -62,10 +62,10 @@ pub struct Desk {
     history: Mutex<History>,
 }
 
-impl Desk {
+impl HttpHandler {
     /// For a port at `address`, with at most `followers_max` readers of events.
-    pub fn new(node: Arc<Node>, address: SocketAddr, followers_max: usize) -> Desk {
-        Desk {
+    pub fn new(node: Arc<Node>, address: SocketAddr, followers_max: usize) -> HttpHandler {
+        HttpHandler {
             node,
             began: Instant::now(),
             local: address.ip().is_loopback(),
@@ -92,7 +92,7 @@ impl Desk {
         closing: watch::Receiver<bool>,
         progress: Arc<Mutex<Instant>>,
     ) -> Response<Answer> {
-        self.route(request, closing, progress).unwrap_or_else(|Refusal(status, sentence)| {
+        self.route(request, closing, progress).unwrap_or_else(|HttpRefusal(status, sentence)| {
             let mut response = whole(TEXT, format!("{sentence}\n"));
             *response.status_mut() = status;
             if status == StatusCode::METHOD_NOT_ALLOWED {
@@ -110,11 +110,11 @@ impl Desk {
     ) -> Answered {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let sentence = format!("{} is not known here: everything is read by GET or HEAD", request.method());
-            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence));
+            return Err(HttpRefusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence));
         }
         if self.local && !is_local(request) {
             let sentence = "this port serves its own machine: ask for it by address or as localhost";
-            return Err(Refusal::new(StatusCode::FORBIDDEN, sentence));
+            return Err(HttpRefusal::new(StatusCode::FORBIDDEN, sentence));
         }
         let query = request.uri().query().unwrap_or("");
         match request.uri().path() {
@@ -138,7 +138,9 @@ impl Desk {
                     no_parameters(query)?;
                     Ok(whole(JSON, self.node.explain_session(number("the session", session)?)?))
                 }
-                None => Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no {path} here; there are {PATHS}"))),
+                None => {
+                    Err(HttpRefusal::new(StatusCode::NOT_FOUND, format!("there is no {path} here; there are {PATHS}")))
+                }
             },
         }
     }
@@ -188,17 +190,17 @@ impl Desk {
         let [from] = parameters(query, ["from"])?;
         let from = number("from", from.unwrap_or("0"))?;
         let events = self.node.l1.events();
-        self.node.l1.keep_events().map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.message))?;
+        self.node.l1.keep_events().map_err(|error| HttpRefusal::new(StatusCode::SERVICE_UNAVAILABLE, error.message))?;
         if from > events.newest() + 1 {
             let sentence = format!(
                 "from is {from}, but the newest event has the number {}: begin with from=0 after the daemon was started again",
                 events.newest()
             );
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, sentence));
+            return Err(HttpRefusal::new(StatusCode::BAD_REQUEST, sentence));
         }
         let Ok(place) = self.followers.clone().try_acquire_owned() else {
             let sentence = "as many readers of events as may be are there: end one, or try again later";
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, sentence));
+            return Err(HttpRefusal::new(StatusCode::SERVICE_UNAVAILABLE, sentence));
         };
         let follow = Follow::new(self.node.clone(), from, closing, progress, place);
         Ok(response(LINES, Answer::Follow(Box::new(follow))))
@@ -208,11 +210,11 @@ impl Desk {
         let [space, hash, rank, group] = parameters(query, ["space", "hash", "rank", "group"])?;
         let (Some(space), Some(hash)) = (space, hash) else {
             let sentence = "which key? Give /explain/key?space=N&hash=HEX, and rank=R and group=G where they are not 0";
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, sentence));
+            return Err(HttpRefusal::new(StatusCode::BAD_REQUEST, sentence));
         };
         let Some(hash) = unhex(hash) else {
             let sentence = format!("hash is {hash:?}, it must be 64 hexadecimal digits");
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, sentence));
+            return Err(HttpRefusal::new(StatusCode::BAD_REQUEST, sentence));
         };
         let key =
             Key { hash, rank: number("rank", rank.unwrap_or("0"))?, group: number("group", group.unwrap_or("0"))? };
@@ -255,14 +257,14 @@ fn is_local(request: &Request<Incoming>) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }
 
-fn number<N: std::str::FromStr>(name: &str, text: &str) -> Result<N, Refusal> {
+fn number<N: std::str::FromStr>(name: &str, text: &str) -> Result<N, HttpRefusal> {
     text.parse().map_err(|_| {
-        Refusal::new(StatusCode::BAD_REQUEST, format!("{name} is {text:?}, it must be a whole number that fits"))
+        HttpRefusal::new(StatusCode::BAD_REQUEST, format!("{name} is {text:?}, it must be a whole number that fits"))
     })
 }
 
 /// The values of the parameters `known`; any other is refused.
-fn parameters<'a, const N: usize>(query: &'a str, known: [&str; N]) -> Result<[Option<&'a str>; N], Refusal> {
+fn parameters<'a, const N: usize>(query: &'a str, known: [&str; N]) -> Result<[Option<&'a str>; N], HttpRefusal> {
     let mut values = [None; N];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -273,13 +275,13 @@ fn parameters<'a, const N: usize>(query: &'a str, known: [&str; N]) -> Result<[O
                     0 => format!("{name:?} is not known here: no parameter is"),
                     _ => format!("{name:?} is not known here; known are {}", known.join(", ")),
                 };
-                return Err(Refusal::new(StatusCode::BAD_REQUEST, sentence));
+                return Err(HttpRefusal::new(StatusCode::BAD_REQUEST, sentence));
             }
         }
     }
     Ok(values)
 }
 
-fn no_parameters(query: &str) -> Result<(), Refusal> {
+fn no_parameters(query: &str) -> Result<(), HttpRefusal> {
     parameters(query, []).map(|[]| ())
 }

@@ -26,9 +26,9 @@ impl Stage {
 
 /// The connections that are served, the oldest first.
 #[derive(Default)]
-pub struct Places(Vec<(AbortHandle, Stage)>);
+pub struct HttpPlaces(Vec<(AbortHandle, Stage)>);
 
-impl Places {
+impl HttpPlaces {
     /// A connection is served by `task`.
     pub fn take(&mut self, task: AbortHandle, stage: Stage) {
         self.0.push((task, stage));

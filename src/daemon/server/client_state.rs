@@ -7,10 +7,10 @@ use std::sync::{Arc, Weak};
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 
-use super::Limits;
+use super::access::Limits;
 use super::descriptors::failed;
 use super::peer::Peer;
-use super::push::Outbox;
+use super::push::PushQueue;
 use crate::abi::JobResult;
 use crate::cache::Cache;
 use crate::config::JobObserver;
@@ -19,7 +19,7 @@ use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_
 use crate::node::Node;
 
 #[derive(Default)]
-struct Held {
+struct Holdings {
     gone: bool,
     sessions: HashSet<u64>,
     /// Jobs not released by ticket; 0 while one is being submitted.
@@ -38,7 +38,7 @@ pub struct Rights {
 }
 
 /// A connected client.
-pub struct Guest {
+pub struct ClientState {
     /// Its number.
     pub number: u64,
     /// Proves that a lane is this client's.
@@ -52,12 +52,12 @@ pub struct Guest {
     /// It only looks at numbers and reasons, and holds nothing.
     pub observer: bool,
     /// What it is told unasked.
-    pub outbox: Outbox,
+    pub pushes: PushQueue,
     /// Readable once its process has ended.
     pub process: Option<OwnedFd>,
-    lanes: AtomicUsize,
+    request_connections: AtomicUsize,
     cut: AtomicBool,
-    held: Mutex<Held>,
+    held: Mutex<Holdings>,
 }
 
 fn gone() -> Error {
@@ -73,40 +73,40 @@ fn limit(what: &str, most: u64, option: &str) -> Error {
     )
 }
 
-impl Guest {
+impl ClientState {
     /// A client that holds nothing yet.
-    pub fn new(number: u64, secret: u64, peer: Peer, rights: Rights) -> Result<Guest> {
+    pub fn new(number: u64, secret: u64, peer: Peer, rights: Rights) -> Result<ClientState> {
         let Rights { read_only, admin, observer } = rights;
-        let (lanes, cut, held) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::default());
+        let (request_connections, cut, held) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::default());
         let process = peer.watch().map_err(|error| failed("watching a client's process", &error))?;
-        Ok(Guest {
+        Ok(ClientState {
             number,
             secret,
             peer,
             read_only,
             admin,
             observer,
-            outbox: Outbox::new()?,
+            pushes: PushQueue::new()?,
             process,
-            lanes,
+            request_connections,
             cut,
             held,
         })
     }
 
     /// It has one more lane.
-    pub fn enter_lane(&self) {
-        self.lanes.fetch_add(1, Ordering::Relaxed);
+    pub fn add_request_connection(&self) {
+        self.request_connections.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many lanes it has.
-    pub fn lanes(&self) -> usize {
-        self.lanes.load(Ordering::Relaxed)
+    pub fn request_connections(&self) -> usize {
+        self.request_connections.load(Ordering::Relaxed)
     }
 
     /// A lane ended.
-    pub fn leave_lane(&self) {
-        self.lanes.fetch_sub(1, Ordering::Relaxed);
+    pub fn remove_request_connection(&self) {
+        self.request_connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// It makes no calls any more.
@@ -193,7 +193,7 @@ impl Guest {
         if held.jobs.insert(ticket, 0).is_some() {
             return Err(Error::invalid("malformed message: a ticket is used twice"));
         }
-        Ok(Arc::new(Follower { guest: Arc::downgrade(self), ticket }))
+        Ok(Arc::new(JobPusher { client: Arc::downgrade(self), ticket }))
     }
 
     /// The job of a ticket was accepted, or (0) refused. False if the client has left meanwhile: then it is to be released.
@@ -212,7 +212,7 @@ impl Guest {
     pub fn leave(&self, node: &Node) -> (usize, usize) {
         let held = {
             let mut held = self.held.lock();
-            std::mem::replace(&mut *held, Held { gone: true, ..Held::default() })
+            std::mem::replace(&mut *held, Holdings { gone: true, ..Holdings::default() })
         };
         for job in held.jobs.into_values().filter(|job| *job != 0) {
             // One that was released meanwhile is gone as wished; so with sessions.
@@ -227,32 +227,32 @@ impl Guest {
 }
 
 /// Tells a client of one of its jobs.
-struct Follower {
-    guest: Weak<Guest>,
+struct JobPusher {
+    client: Weak<ClientState>,
     ticket: u64,
 }
 
-impl JobObserver for Follower {
+impl JobObserver for JobPusher {
     fn looked_up(&self, chunks: u32) {
-        if let Some(guest) = self.guest.upgrade() {
-            guest.outbox.push(PUSH_LOOKED_UP, |frame| {
+        if let Some(client) = self.client.upgrade() {
+            client.pushes.push(PUSH_LOOKED_UP, |frame| {
                 frame.put(&self.ticket).put(&chunks);
             });
         }
     }
 
     fn done(&self, result: &JobResult, held: &[bool]) {
-        if let Some(guest) = self.guest.upgrade() {
-            guest.outbox.push(PUSH_DONE, |frame| {
+        if let Some(client) = self.client.upgrade() {
+            client.pushes.push(PUSH_DONE, |frame| {
                 frame.put(&self.ticket).put(result).put(&bitmap(held).as_slice());
             });
         }
     }
 
     fn released(&self) {
-        if let Some(guest) = self.guest.upgrade() {
-            guest.held.lock().jobs.remove(&self.ticket);
-            guest.outbox.push(PUSH_RELEASED, |frame| {
+        if let Some(client) = self.client.upgrade() {
+            client.held.lock().jobs.remove(&self.ticket);
+            client.pushes.push(PUSH_RELEASED, |frame| {
                 frame.put(&self.ticket);
             });
         }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::daemon::wire::frame::Inbox;
-use crate::daemon::wire::{FRAME_BYTES_MAX, Frame, Head};
+use crate::daemon::wire::{FRAME_BYTES_MAX, Frame, FrameHead};
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
 
 /// A socket that must have said something by `until`, however slowly it says it.
@@ -31,9 +31,9 @@ impl Read for Until<'_> {
 
 /// What is heard of a client beside its calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Said {
-    /// Nothing: there is something to tell it.
-    Nothing,
+pub enum ClientSignal {
+    /// Nothing came from the client: there is a push to send.
+    PushReady,
     /// It has lost its connection, and lives.
     Lost,
     /// It uses nothing any more, or is dead.
@@ -41,20 +41,24 @@ pub enum Said {
 }
 
 /// Waits until a client that listens on `stream` says something there, its process ends, or there is something to tell it.
-pub fn wait_for(mut stream: &UnixStream, process: Option<&OwnedFd>, outbox: Option<BorrowedFd<'_>>) -> Said {
+pub fn wait_for(mut stream: &UnixStream, process: Option<&OwnedFd>, pushes: Option<BorrowedFd<'_>>) -> ClientSignal {
     loop {
-        let fds = [Some(stream.as_fd()), process.map(AsFd::as_fd), outbox].into_iter().flatten();
+        let fds = [Some(stream.as_fd()), process.map(AsFd::as_fd), pushes].into_iter().flatten();
         let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         if poll(&mut fds, None).is_err() {
             continue;
         }
         if process.is_some() && !fds[1].revents().is_empty() {
-            return Said::Gone;
+            return ClientSignal::Gone;
         }
         if fds[0].revents().is_empty() {
-            return Said::Nothing;
+            return ClientSignal::PushReady;
         }
-        return if stream.read(&mut [0]).is_ok_and(|bytes| bytes == 1) { Said::Lost } else { Said::Gone };
+        return if stream.read(&mut [0]).is_ok_and(|bytes| bytes == 1) {
+            ClientSignal::Lost
+        } else {
+            ClientSignal::Gone
+        };
     }
 }
 
@@ -95,7 +99,7 @@ impl Connection {
 
     /// Sends the frame. False if the peer does not take it.
     pub fn send(&mut self) -> bool {
-        if self.frame.finish().len() - size_of::<Head>() > FRAME_BYTES_MAX as usize {
+        if self.frame.finish().len() - size_of::<FrameHead>() > FRAME_BYTES_MAX as usize {
             let message = "the answer is longer than a message may be: ask for less at a time";
             self.frame.begin(KVKEEP_ERR_LIMIT as u32).put(&message);
         }

@@ -45,7 +45,7 @@ fn open() -> u64 {
 
 /// How the descriptors of a process are divided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Shares {
+pub struct DescriptorShares {
     /// For clients and their lanes.
     pub clients: usize,
     /// How many clients that only look may be there, whose descriptors are set aside.
@@ -58,9 +58,9 @@ pub struct Shares {
     pub backends: usize,
 }
 
-impl Shares {
+impl DescriptorShares {
     /// Of a process that may open `limit` files, and has `open` of them.
-    fn of(limit: u64, open: u64) -> Shares {
+    fn of(limit: u64, open: u64) -> DescriptorShares {
         let share = |part: u64, most: u64| (limit / part).min(most).max(1);
         let (backends, http, silent) = (share(4, BACKENDS_MAX), share(8, HTTP_MAX), share(10, SILENT_MAX));
         let observers = share(40, OBSERVERS_MAX);
@@ -68,7 +68,7 @@ impl Shares {
         let count = |share: u64| usize::try_from(share).unwrap_or(usize::MAX);
         // One client can always be served: without one the daemon is of no use.
         let clients = count(clients).max(OF_CLIENT);
-        Shares {
+        DescriptorShares {
             clients,
             observers: count(observers),
             silent: count(silent),
@@ -78,8 +78,8 @@ impl Shares {
     }
 
     /// Of this process as it is now. The HTTP port's share does not depend on what is open.
-    pub fn now() -> Shares {
-        Shares::of(limit(), open())
+    pub fn now() -> DescriptorShares {
+        DescriptorShares::of(limit(), open())
     }
 }
 
@@ -101,8 +101,8 @@ pub fn is_none_left(error: &io::Error) -> bool {
 }
 
 /// The error of an operation of the daemon for a client, which may have needed a descriptor.
-pub fn failed(what: &str, error: &io::Error) -> Error {
-    if is_none_left(error) { none_left() } else { Error::io(what, error) }
+pub fn failed(given: &str, error: &io::Error) -> Error {
+    if is_none_left(error) { none_left() } else { Error::io(given, error) }
 }
 
 #[cfg(test)]
@@ -112,14 +112,17 @@ mod tests {
     #[test]
     fn backends_and_http_have_their_shares_before_clients() {
         for (limit, open) in [(40, 18), (256, 30), (1024, 40), (524_288, 40), (u64::MAX, 40)] {
-            let shares = Shares::of(limit, open);
+            let shares = DescriptorShares::of(limit, open);
             let taken = [shares.clients, shares.observers * OF_CLIENT, shares.silent, shares.http, shares.backends];
             assert!(taken.iter().all(|&share| share > 0), "{limit}: {shares:?}");
             let sum = taken.iter().fold(open, |sum, &share| sum.saturating_add(share as u64));
             assert!(shares.clients == OF_CLIENT || sum.saturating_add(SPARE) <= limit, "{limit}: {shares:?}");
         }
-        assert_eq!(Shares::of(1024, 40), Shares { clients: 608, observers: 4, silent: 32, http: 64, backends: 256 });
-        assert_eq!(Shares::of(0, 0).clients, OF_CLIENT);
+        assert_eq!(
+            DescriptorShares::of(1024, 40),
+            DescriptorShares { clients: 608, observers: 4, silent: 32, http: 64, backends: 256 }
+        );
+        assert_eq!(DescriptorShares::of(0, 0).clients, OF_CLIENT);
     }
 
     #[test]

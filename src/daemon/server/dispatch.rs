@@ -6,15 +6,15 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use parking_lot::RwLock;
 
-use super::Limits;
-use super::client_state::Guest;
-use super::undo::Granted;
+use super::access::Limits;
+use super::client_state::ClientState;
+use super::undo::UndoLog;
 use crate::abi::{JobResult, KeyState, SpaceUsage, Stats, View};
 use crate::cache::Cache;
 use crate::config::{Notify, PrefetchRequest, SpaceSpec};
 use crate::daemon::wire::frame::malformed;
 use crate::daemon::wire::request::check_count;
-use crate::daemon::wire::{Frame, Place, Request};
+use crate::daemon::wire::{Frame, Request, WireView};
 use crate::error::{
     Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_PERMISSION, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
 };
@@ -30,16 +30,16 @@ const EVENTS_MAX: usize = 4096;
 
 /// Memory that a lane uses again and again.
 #[derive(Default)]
-pub struct Scratch {
+pub struct AnswerScratch {
     views: Vec<View>,
     statuses: Vec<i32>,
     keys: Vec<Key>,
     states: Vec<KeyState>,
     /// What the last answer gave.
-    pub granted: Granted,
+    pub undo: UndoLog,
 }
 
-impl Scratch {
+impl AnswerScratch {
     fn views(&mut self, count: usize) -> &mut [View] {
         self.views.clear();
         self.views.resize(count, View::none(KVKEEP_OK));
@@ -54,7 +54,7 @@ impl Scratch {
 }
 
 /// Where requests are carried out.
-pub struct Desk {
+pub struct Handler {
     node: Arc<Node>,
     limits: Limits,
     tenants: Vec<(String, Vec<u32>)>,
@@ -76,49 +76,49 @@ fn number(frame: &mut Frame, number: u64) -> Result<()> {
     Ok(())
 }
 
-impl Desk {
+impl Handler {
     /// Where requests to `node` are carried out.
-    pub fn new(node: Arc<Node>, tenants: Vec<(String, Vec<u32>)>, limits: Limits) -> Desk {
-        Desk { node, limits, tenants, grants: RwLock::default() }
+    pub fn new(node: Arc<Node>, tenants: Vec<(String, Vec<u32>)>, limits: Limits) -> Handler {
+        Handler { node, limits, tenants, grants: RwLock::default() }
     }
 
     /// Takes back what the last answer gave: its caller did not wait for it.
-    pub fn take_back(&self, guest: &Guest, scratch: &mut Scratch) {
-        scratch.granted.take_back(&self.node, guest);
+    pub fn take_back(&self, client: &ClientState, scratch: &mut AnswerScratch) {
+        scratch.undo.take_back(&self.node, client);
     }
 
     /// Carries a request out and writes its answer.
     pub fn answer(
         &self,
-        guest: &Arc<Guest>,
+        client: &Arc<ClientState>,
         request: Request<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut AnswerScratch,
         frame: &mut Frame,
     ) -> Result<()> {
         let node = &*self.node;
         if node.is_poisoned() {
             return Err(Error::new(KVKEEP_ERR_INTERNAL, "a bug in the daemon was caught earlier: restart it"));
         }
-        guest.may_ask(&request)?;
+        client.may_ask(&request)?;
         match request {
-            Request::Hello { .. } | Request::Lane { .. } => Err(malformed("a connection begins once")),
-            Request::Bye {} => number(frame, guest.leave(node).1 as u64),
+            Request::Hello { .. } | Request::Attach { .. } => Err(malformed("a connection begins once")),
+            Request::Bye {} => number(frame, client.leave(node).1 as u64),
             Request::Ping {} => done(frame),
-            Request::OpenSpace { spec } => number(frame, self.open_space(guest, spec)?),
+            Request::OpenSpace { spec } => number(frame, self.open_space(client, spec)?),
             Request::SetQuota { space, quota_bytes } => {
-                guest.may_write()?;
-                self.check_space(guest, space)?;
+                client.may_write()?;
+                self.check_space(client, space)?;
                 node.set_quota(space, quota_bytes)?;
                 done(frame)
             }
             Request::AddBackend { url } => {
-                guest.may_administer()?;
+                client.may_administer()?;
                 let backend = node.add_backend(url)?;
-                scratch.granted.backend(backend);
+                scratch.undo.backend(backend);
                 number(frame, backend)
             }
             Request::RemoveBackend { backend } => {
-                guest.may_administer()?;
+                client.may_administer()?;
                 node.remove_backend(backend)?;
                 done(frame)
             }
@@ -127,18 +127,18 @@ impl Desk {
                 done(frame)
             }
             Request::BeginSession { space, request_id, timeout_ms } => {
-                self.check_space(guest, space)?;
+                self.check_space(client, space)?;
                 if request_id.len() > 255 {
                     return Err(malformed("a request id is too long"));
                 }
                 let timeout = (timeout_ms != 0).then(|| Duration::from_millis(u64::from(timeout_ms)));
-                let begin = || node.begin_session_of(guest.peer.pid, space, request_id, timeout);
-                let session = guest.begin_session(node, &self.limits, begin)?;
-                scratch.granted.session(session);
+                let begin = || node.begin_session_of(client.peer.pid, space, request_id, timeout);
+                let session = client.begin_session(node, &self.limits, begin)?;
+                scratch.undo.session(session);
                 number(frame, session)
             }
             Request::DeclareShapes { space, shapes } => {
-                self.check_space(guest, space)?;
+                self.check_space(client, space)?;
                 node.declare_shapes(space, shapes)?;
                 done(frame)
             }
@@ -147,36 +147,36 @@ impl Desk {
                 done(frame)
             }
             Request::BeginCopy { session, space, shapes } => {
-                self.check_session(guest, session)?;
-                let begin = || node.begin_copy_of(guest.peer.pid, session, space, shapes);
-                let session = guest.begin_session(node, &self.limits, begin)?;
-                scratch.granted.session(session);
+                self.check_session(client, session)?;
+                let begin = || node.begin_copy_of(client.peer.pid, session, space, shapes);
+                let session = client.begin_session(node, &self.limits, begin)?;
+                scratch.undo.session(session);
                 number(frame, session)
             }
             Request::EndSession { session } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 node.end_session(session)?;
-                guest.end_session(session);
+                client.end_session(session);
                 done(frame)
             }
             Request::AbortSession { session } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 node.abort_session(session)?;
-                guest.end_session(session);
+                client.end_session(session);
                 done(frame)
             }
             Request::RenewSession { session } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 node.renew_session(session)?;
                 done(frame)
             }
             Request::AppendTokens { session, tokens } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 check_count(tokens.len() as u64)?;
                 number(frame, node.append_tokens(session, tokens)?)
             }
             Request::SessionKeys { session, first_chunk, ranks: (first, ranks, groups), count } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 scratch.keys.clear();
                 scratch.keys.resize(check_count(count)?, Key { hash: [0; 32], rank: 0, group: 0 });
                 node.session_keys(session, first_chunk, first, ranks, groups, &mut scratch.keys)?;
@@ -184,46 +184,46 @@ impl Desk {
                 Ok(())
             }
             Request::QueryLookupHits { job } => {
-                self.check_job(guest, job)?;
+                self.check_job(client, job)?;
                 let mut chunks = 0;
                 let status = node.query_lookup_hits(job, &mut chunks)?;
                 frame.begin(status as u32).put(&chunks);
                 Ok(())
             }
             Request::QueryJob { job } => {
-                self.check_job(guest, job)?;
+                self.check_job(client, job)?;
                 let mut result = JobResult::default();
                 let status = node.query_job(job, &mut result)?;
                 frame.begin(status as u32).put(&result);
                 Ok(())
             }
             Request::QueryBitmap { job, bytes } => {
-                self.check_job(guest, job)?;
+                self.check_job(client, job)?;
                 let mut bitmap = vec![0; check_count(bytes)?];
                 let status = node.query_bitmap(job, &mut bitmap)?;
                 frame.begin(status as u32).array(&bitmap);
                 Ok(())
             }
             Request::Wait { job, timeout_ms } => {
-                self.check_job(guest, job)?;
+                self.check_job(client, job)?;
                 node.wait(job, timeout_ms.min(WAIT_MS_MAX))?;
                 done(frame)
             }
             Request::Cancel { job } => {
-                self.check_job(guest, job)?;
+                self.check_job(client, job)?;
                 node.cancel(job)?;
                 done(frame)
             }
             Request::ReleaseJob { job } => {
-                self.check_job(guest, job)?;
+                self.check_job(client, job)?;
                 node.release_job(job)?;
                 done(frame)
             }
             Request::SubmitPrefetch { session, keys, request, ticket } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 let extra = request.extra_count;
-                let job = self.submit(guest, session, keys, request, ticket)?;
-                scratch.granted.job(session, job, keys, extra);
+                let job = self.submit(client, session, keys, request, ticket)?;
+                scratch.undo.job(session, job, keys, extra);
                 self.state_of(job, keys.len(), frame)
             }
             Request::GetStats {} => {
@@ -233,119 +233,119 @@ impl Desk {
                 Ok(())
             }
             Request::QuerySpace { space } => {
-                self.check_space(guest, space)?;
-                let mut usage = SpaceUsage::default();
-                node.query_space(space, &mut usage)?;
-                frame.begin(KVKEEP_OK as u32).put(&usage);
+                self.check_space(client, space)?;
+                let mut purpose = SpaceUsage::default();
+                node.query_space(space, &mut purpose)?;
+                frame.begin(KVKEEP_OK as u32).put(&purpose);
                 Ok(())
             }
             Request::Metrics {} => self.text(frame, &Node::metrics(node)),
             Request::ExplainKey { space, key } => {
-                self.check_space(guest, space)?;
+                self.check_space(client, space)?;
                 self.text(frame, &Node::explain_key(node, space, &key)?)
             }
             Request::ExplainSession { session } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 self.text(frame, &Node::explain_session(node, session)?)
             }
             Request::ReadEvents { mut next, count } => {
                 let mut events = vec![events::EMPTY; check_count(count)?.min(EVENTS_MAX)];
                 let count = node.read_events(&mut next, &mut events)?;
                 events.truncate(count);
-                events.retain(|event| self.check_space(guest, event.space).is_ok());
+                events.retain(|event| self.check_space(client, event.space).is_ok());
                 frame.begin(KVKEEP_OK as u32).put(&next).array(&events);
                 Ok(())
             }
-            request => self.answer_batch(guest, request, scratch, frame),
+            request => self.answer_batch(client, request, scratch, frame),
         }
     }
 
     /// The requests that have one answer for each key.
     fn answer_batch(
         &self,
-        guest: &Arc<Guest>,
+        client: &Arc<ClientState>,
         request: Request<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut AnswerScratch,
         frame: &mut Frame,
     ) -> Result<()> {
         let node = &*self.node;
         match request {
             Request::ReserveWrite { session, keys, sizes, temporary } => {
-                guest.may_write()?;
-                self.check_session(guest, session)?;
+                client.may_write()?;
+                self.check_session(client, session)?;
                 if sizes.len() != keys.len() {
                     return Err(malformed("not every key has a size"));
                 }
                 let views = scratch.views(keys.len());
-                let reserved = node.reserve_write_by(guest.number, session, keys, sizes, temporary, views)?;
-                scratch.granted.staging(session, keys, &scratch.views);
+                let reserved = node.reserve_write_by(client.number, session, keys, sizes, temporary, views)?;
+                scratch.undo.staging(session, keys, &scratch.views);
                 self.views(frame, batch(reserved), &scratch.views)
             }
             Request::ReservePatiently { session, keys, sizes, wait_ms } => {
-                guest.may_write()?;
-                self.check_session(guest, session)?;
+                client.may_write()?;
+                self.check_session(client, session)?;
                 if sizes.len() != keys.len() {
                     return Err(malformed("not every key has a size"));
                 }
                 let wait = Duration::from_millis(u64::from(wait_ms.min(WAIT_MS_MAX)));
                 let views = scratch.views(keys.len());
-                let status = node.reserve_patiently_by(guest.number, session, keys, sizes, wait, views)?;
-                scratch.granted.staging(session, keys, &scratch.views);
+                let status = node.reserve_patiently_by(client.number, session, keys, sizes, wait, views)?;
+                scratch.undo.staging(session, keys, &scratch.views);
                 self.views(frame, status, &scratch.views)
             }
             Request::ExplainRefusal { session, of_space } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 self.text(frame, &node.explain_refusal(session, of_space)?)
             }
             Request::FinishWrite { session, keys, statuses } => {
-                guest.may_write()?;
-                self.check_session(guest, session)?;
+                client.may_write()?;
+                self.check_session(client, session)?;
                 let all_ok = node.finish_write(session, keys, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
             Request::AbortWrite { session, keys, statuses } => {
-                guest.may_write()?;
-                self.check_session(guest, session)?;
+                client.may_write()?;
+                self.check_session(client, session)?;
                 let all_ok = node.abort_write(session, keys, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
             Request::FinishWriteAndReserveRead { session, keys, extra } => {
-                guest.may_write()?;
-                self.check_session(guest, session)?;
+                client.may_write()?;
+                self.check_session(client, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.finish_write_and_reserve_read(session, keys, extra.0, views)?;
-                scratch.granted.shares(session, keys, &scratch.views, extra.0);
+                scratch.undo.shares(session, keys, &scratch.views, extra.0);
                 self.views(frame, batch(all_ok), &scratch.views)
             }
             Request::ReserveRead { session, keys, extra } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.reserve_read(session, keys, extra.0, views)?;
-                scratch.granted.shares(session, keys, &scratch.views, extra.0);
+                scratch.undo.shares(session, keys, &scratch.views, extra.0);
                 self.views(frame, batch(all_ok), &scratch.views)
             }
             Request::GetViews { session, keys } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.get_views(session, keys, views)?;
                 self.views(frame, batch(all_ok), views)
             }
             Request::FinishRead { session, keys, extra, statuses } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 let all_ok = node.finish_read(session, keys, extra.0, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
             Request::FinishReadTokens { session, first_token, last_token, ranks, extra } => {
-                self.check_session(guest, session)?;
+                self.check_session(client, session)?;
                 number(frame, node.finish_read_tokens(session, first_token..last_token, ranks, extra.0)?)
             }
             Request::Touch { space, keys, statuses } => {
-                self.check_space(guest, space)?;
+                self.check_space(client, space)?;
                 let all_ok = node.touch(space, keys, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
             Request::QueryKeys { space, keys } => {
-                self.check_space(guest, space)?;
+                self.check_space(client, space)?;
                 scratch.states.clear();
                 scratch.states.resize(keys.len(), KeyState::default());
                 node.query_keys(space, keys, &mut scratch.states)?;
@@ -353,40 +353,40 @@ impl Desk {
                 Ok(())
             }
             Request::Retain { space, keys, priority, ttl_ms, statuses } => {
-                guest.may_write()?;
-                self.check_space(guest, space)?;
+                client.may_write()?;
+                self.check_space(client, space)?;
                 let all_ok = node.retain(space, keys, priority, ttl_ms, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
             Request::Evict { space, keys, statuses } => {
-                guest.may_write()?;
-                self.check_space(guest, space)?;
+                client.may_write()?;
+                self.check_space(client, space)?;
                 let all_ok = node.evict(space, keys, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
             Request::Delete { space, keys, statuses } => {
-                guest.may_write()?;
-                self.check_space(guest, space)?;
+                client.may_write()?;
+                self.check_space(client, space)?;
                 let all_ok = node.delete(space, keys, scratch.statuses(keys.len(), statuses))?;
                 self.statuses(frame, all_ok, scratch)
             }
             Request::Clear { space, force } => {
-                guest.may_write()?;
+                client.may_write()?;
                 if space == 0 {
-                    guest.may_administer()?
+                    client.may_administer()?
                 } else {
-                    self.check_space(guest, space)?
+                    self.check_space(client, space)?
                 }
                 let (removed, all_ok) = node.clear(space, force)?;
                 frame.begin(batch(all_ok) as u32).put(&removed);
                 Ok(())
             }
             Request::ForgetSpace { space } => {
-                guest.may_write()?;
+                client.may_write()?;
                 if space == 0 {
-                    guest.may_administer()?
+                    client.may_administer()?
                 } else {
-                    self.check_space(guest, space)?
+                    self.check_space(client, space)?
                 }
                 number(frame, node.forget_space(space)?)
             }
@@ -396,11 +396,11 @@ impl Desk {
 
     fn views(&self, frame: &mut Frame, status: Status, views: &[View]) -> Result<()> {
         let arena = self.node.l1.arena();
-        frame.begin(status as u32).array_of(views.iter().map(|view| Place::of(arena, view)));
+        frame.begin(status as u32).array_of(views.iter().map(|view| WireView::of(arena, view)));
         Ok(())
     }
 
-    fn statuses(&self, frame: &mut Frame, all_ok: bool, scratch: &Scratch) -> Result<()> {
+    fn statuses(&self, frame: &mut Frame, all_ok: bool, scratch: &AnswerScratch) -> Result<()> {
         frame.begin(batch(all_ok) as u32).array(&scratch.statuses);
         Ok(())
     }
@@ -412,17 +412,17 @@ impl Desk {
 
     fn submit(
         &self,
-        guest: &Arc<Guest>,
+        client: &Arc<ClientState>,
         session: u64,
         keys: &[Key],
         mut request: PrefetchRequest,
         ticket: u64,
     ) -> Result<u64> {
-        request.notify = Notify::Observer(guest.begin_job(&self.limits, ticket)?);
+        request.notify = Notify::Observer(client.begin_job(&self.limits, ticket)?);
         let mut job = 0;
         let submitted = self.node.submit_prefetch(session, keys, request, &mut job);
         let job = if submitted.is_ok() { job } else { 0 };
-        if !guest.accept_job(ticket, job) && job != 0 {
+        if !client.accept_job(ticket, job) && job != 0 {
             let _ = self.node.release_job(job);
         }
         submitted.map(|()| job)
@@ -443,10 +443,10 @@ impl Desk {
         Ok(())
     }
 
-    fn open_space(&self, guest: &Guest, spec: SpaceSpec) -> Result<u64> {
+    fn open_space(&self, client: &ClientState, spec: SpaceSpec) -> Result<u64> {
         let users = self.tenants.iter().find(|(tenant, _)| *tenant == spec.tenant).map(|(_, users)| users.clone());
         if let Some(users) = &users {
-            allow(guest, users)?;
+            allow(client, users)?;
         }
         let Some(users) = users else { return self.node.open_space(spec) };
         // Held meanwhile, so that nobody asks about the space before it is known whose it is.
@@ -456,45 +456,45 @@ impl Desk {
         Ok(space)
     }
 
-    fn check_space(&self, guest: &Guest, space: u64) -> Result<()> {
+    fn check_space(&self, client: &ClientState, space: u64) -> Result<()> {
         match self.grants.read().get(&space) {
-            Some(users) => allow(guest, users),
+            Some(users) => allow(client, users),
             None => Ok(()),
         }
     }
 
     /// Refuses the sessions of spaces that are not for this client, and 0, which is all of them.
-    fn check_session(&self, guest: &Guest, session: u64) -> Result<()> {
+    fn check_session(&self, client: &ClientState, session: u64) -> Result<()> {
         if self.grants.read().is_empty() {
             return Ok(());
         }
         if session == 0 {
-            return guest.may_administer();
+            return client.may_administer();
         }
         let space = self.node.l1.session_space(session)?;
-        self.check_space(guest, space.tag.number())
+        self.check_space(client, space.tag.number())
     }
 
-    fn check_job(&self, guest: &Guest, job: u64) -> Result<()> {
+    fn check_job(&self, client: &ClientState, job: u64) -> Result<()> {
         if self.grants.read().is_empty() {
             return Ok(());
         }
         match self.node.prefetcher.table().space_of(job) {
-            Some(space) => self.check_space(guest, space.tag.number()),
+            Some(space) => self.check_space(client, space.tag.number()),
             None => Ok(()),
         }
     }
 }
 
-fn allow(guest: &Guest, users: &[u32]) -> Result<()> {
-    if guest.admin || users.contains(&guest.peer.uid) {
+fn allow(client: &ClientState, users: &[u32]) -> Result<()> {
+    if client.admin || users.contains(&client.peer.uid) {
         return Ok(());
     }
     Err(Error::new(
         KVKEEP_ERR_PERMISSION,
         format!(
             "user {} may not use this tenant's spaces: add it to the tenant's uids in the daemon's configuration",
-            guest.peer.uid
+            client.peer.uid
         ),
     ))
 }

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::error::{Error, KVKEEP_ERR_EXISTS, Result};
 
 /// Held while a socket is served; the lock goes with the process, however it ends.
-pub struct Claim {
+pub struct LockFile {
     /// The socket.
     pub socket: PathBuf,
     /// Upper 16 bits of the numbers that this run gives: others than the 65534 runs before had. Never 0.
@@ -18,9 +18,9 @@ pub struct Claim {
     _lock: File,
 }
 
-impl Claim {
+impl LockFile {
     /// Claims `socket` by locking the file beside it, whose content counts the runs.
-    pub fn take(socket: &Path) -> Result<Claim> {
+    pub fn take(socket: &Path) -> Result<LockFile> {
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
@@ -63,7 +63,7 @@ impl Claim {
             writeln!(lock, "{runs} {}", std::process::id())
         };
         write(&mut lock).map_err(|error| failed(&error))?;
-        Ok(Claim { socket: socket.to_owned(), boot: (runs % u64::from(u16::MAX)) as u16 + 1, _lock: lock })
+        Ok(LockFile { socket: socket.to_owned(), boot: (runs % u64::from(u16::MAX)) as u16 + 1, _lock: lock })
     }
 }
 
@@ -77,9 +77,9 @@ mod tests {
         let socket = dir.path().join("kvkeep.sock");
         let mut seen = std::collections::HashSet::new();
         for _ in 0..300 {
-            let claim = Claim::take(&socket).unwrap();
-            assert!(claim.boot != 0 && seen.insert(claim.boot));
-            let error = Claim::take(&socket).err().unwrap();
+            let lock_file = LockFile::take(&socket).unwrap();
+            assert!(lock_file.boot != 0 && seen.insert(lock_file.boot));
+            let error = LockFile::take(&socket).err().unwrap();
             assert_eq!(error.status, KVKEEP_ERR_EXISTS);
             assert!(error.message.contains(&std::process::id().to_string()), "{error}");
         }
@@ -87,7 +87,7 @@ mod tests {
         let all = u64::from(u16::MAX);
         for runs in [all - 2, all - 1, all, 7 * all - 1] {
             std::fs::write(dir.path().join("kvkeep.sock.lock"), format!("{runs} 1\n")).unwrap();
-            let boots = [(); 2].map(|()| Claim::take(&socket).unwrap().boot);
+            let boots = [(); 2].map(|()| LockFile::take(&socket).unwrap().boot);
             assert!(boots[0] != 0 && boots[1] != 0 && boots[0] != boots[1], "{runs}: {boots:?}");
         }
     }

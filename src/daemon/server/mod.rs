@@ -29,12 +29,12 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use self::accept::{Accepted, Acceptor};
 pub use self::access::{Access, Limits};
-use self::client_state::{Guest, Rights};
-use self::connection::{Connection, Said, Until, wait_for};
-use self::connections::{Guests, Stream, Use};
-use self::descriptors::{OF_CLIENT, Shares, none_left};
-use self::dispatch::{Desk, Scratch};
-pub use self::lock_file::Claim;
+use self::client_state::{ClientState, Rights};
+use self::connection::{ClientSignal, Connection, Until, wait_for};
+use self::connections::{Connections, OpenConnection, Purpose};
+use self::descriptors::{DescriptorShares, OF_CLIENT, none_left};
+use self::dispatch::{AnswerScratch, Handler};
+pub use self::lock_file::LockFile;
 use self::peer::{Peer, random};
 use super::wire::{Request, WIRE_VERSION, Welcome, look_for};
 use crate::error::{
@@ -58,14 +58,14 @@ const FIRST_BYTES_MAX: u32 = 4096;
 /// Longest time to look for a client's next request before sleeping, of one that spins itself.
 const SPIN_MAX: Duration = Duration::from_micros(50);
 
-struct Shared {
+struct ServerState {
     node: Arc<Node>,
-    desk: Desk,
+    handler: Handler,
     access: Access,
     limits: Limits,
     boot: u16,
-    shares: Shares,
-    guests: Mutex<Guests>,
+    shares: DescriptorShares,
+    connections: Mutex<Connections>,
     /// A connection ended, or said what it is.
     changed: Condvar,
     next: AtomicU64,
@@ -74,16 +74,16 @@ struct Shared {
 
 /// A node's socket being served.
 pub struct Server {
-    shared: Arc<Shared>,
-    claim: Claim,
+    shared: Arc<ServerState>,
+    lock_file: LockFile,
     listener: Arc<UnixListener>,
     accepting: Option<JoinHandle<()>>,
 }
 
 impl Server {
     /// Serves a node on the claimed socket until stopped.
-    pub fn start(node: Arc<Node>, claim: Claim, access: Access, limits: Limits) -> Result<Server> {
-        let path: &PathBuf = &claim.socket;
+    pub fn start(node: Arc<Node>, lock_file: LockFile, access: Access, limits: Limits) -> Result<Server> {
+        let path: &PathBuf = &lock_file.socket;
         let failed = |error: io::Error| Error::io(format!("serving {}", path.display()), &error);
         // Whoever listened here is gone: the claim says so.
         match std::fs::remove_file(path) {
@@ -92,14 +92,14 @@ impl Server {
         }
         let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(access.mode)).map_err(failed)?;
-        let shared = Arc::new(Shared {
-            desk: Desk::new(node.clone(), access.tenants.clone(), limits.clone()),
+        let shared = Arc::new(ServerState {
+            handler: Handler::new(node.clone(), access.tenants.clone(), limits.clone()),
             node,
             access,
             limits,
-            boot: claim.boot,
-            shares: Shares::now(),
-            guests: Mutex::default(),
+            boot: lock_file.boot,
+            shares: DescriptorShares::now(),
+            connections: Mutex::default(),
             changed: Condvar::new(),
             next: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
@@ -110,32 +110,32 @@ impl Server {
             .spawn(move || accepting.accept(&listening))
             .map_err(|error| Error::io("starting the thread kvkeep-accept", &error))?;
         shared.node.log.say(LogLevel::Info, || {
-            let Shares { clients, http, backends, .. } = shared.shares;
+            let DescriptorShares { clients, http, backends, .. } = shared.shares;
             format!(
                 "serving {}; of {} descriptors, clients may have {clients}, {backends} are set aside for backends and {http} for HTTP",
                 path.display(),
                 descriptors::limit()
             )
         });
-        Ok(Server { shared, claim, listener, accepting: Some(accepting) })
+        Ok(Server { shared, lock_file, listener, accepting: Some(accepting) })
     }
 
     /// Lets nobody in any more, ends every client, and returns when their threads are gone.
     pub fn stop(mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        drop(self.shared.guests.lock());
+        drop(self.shared.connections.lock());
         self.shared.changed.notify_all();
-        let _ = std::fs::remove_file(&self.claim.socket);
+        let _ = std::fs::remove_file(&self.lock_file.socket);
         let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
         }
-        let mut guests = self.shared.guests.lock();
-        for stream in guests.streams.values() {
+        let mut connections = self.shared.connections.lock();
+        for stream in connections.streams.values() {
             let _ = stream.socket.shutdown(Shutdown::Both);
         }
-        while !guests.streams.is_empty() {
-            self.shared.changed.wait(&mut guests);
+        while !connections.streams.is_empty() {
+            self.shared.changed.wait(&mut connections);
         }
     }
 }
@@ -168,7 +168,7 @@ fn check_version(version: u32) -> Result<()> {
     ))
 }
 
-impl Shared {
+impl ServerState {
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
         let mut acceptor = Acceptor::new(listener);
         loop {
@@ -190,10 +190,10 @@ impl Shared {
 
     /// Waits until another connection may be silent for a while. The oldest that is silent goes for it.
     fn make_room(&self) {
-        let mut guests = self.guests.lock();
-        while guests.silent() >= self.shares.silent && !self.stopping.load(Ordering::SeqCst) {
-            let until = guests.refuse_oldest();
-            self.changed.wait_until(&mut guests, until);
+        let mut connections = self.connections.lock();
+        while connections.silent() >= self.shares.silent && !self.stopping.load(Ordering::SeqCst) {
+            let until = connections.refuse_oldest();
+            self.changed.wait_until(&mut connections, until);
         }
     }
 
@@ -205,10 +205,10 @@ impl Shared {
             Err(error) => return self.refuse(stream, &error),
         };
         let (number, stream) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(stream));
-        self.guests
+        self.connections
             .lock()
             .streams
-            .insert(number, Stream { socket: stream.clone(), since: Instant::now(), usage: Use::Silent });
+            .insert(number, OpenConnection { socket: stream.clone(), since: Instant::now(), purpose: Purpose::Silent });
         let (me, socket) = (self.clone(), stream.clone());
         let thread = std::thread::Builder::new().name("kvkeep-client".to_owned()).spawn(move || {
             let ended = catch_unwind(AssertUnwindSafe(|| me.serve(socket, peer, number)));
@@ -236,7 +236,7 @@ impl Shared {
     }
 
     fn forget(&self, number: u64) {
-        self.guests.lock().streams.remove(&number);
+        self.connections.lock().streams.remove(&number);
         self.changed.notify_all();
     }
 
@@ -253,34 +253,36 @@ impl Shared {
                 .and_then(|request| self.admit(peer, request, number)),
             Ok(None) => Err(Error::invalid("malformed message: the first is long")),
             // It has left, as a caller does that waits no longer.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !self.guests.lock().is_refused(number) => {
+            Err(error)
+                if error.kind() == io::ErrorKind::UnexpectedEof && !self.connections.lock().is_refused(number) =>
+            {
                 return;
             }
             Err(_) => Err(silent()),
         };
         self.changed.notify_all();
         let _ = connection.stream.set_read_timeout(Some(PATIENCE));
-        let (guest, spin) = match admitted {
+        let (client, spin) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return self.refuse(connection.stream, &error),
         };
         if let Some(spin) = spin {
             connection.frame.begin(KVKEEP_OK as u32);
             if connection.send() {
-                self.serve_lane(&mut connection, &guest, spin);
+                self.serve_requests(&mut connection, &client, spin);
             }
-            guest.leave_lane();
+            client.remove_request_connection();
             return;
         }
-        if self.welcome(&mut connection, &guest).is_ok() && self.push(&mut connection, &guest) {
-            self.linger(&connection.stream, &guest);
+        if self.welcome(&mut connection, &client).is_ok() && self.push(&mut connection, &client) {
+            self.linger(&connection.stream, &client);
         }
         let _ = connection.stream.shutdown(Shutdown::Both);
-        self.end_lanes(&guest);
-        self.guests.lock().by_number.remove(&guest.number);
-        let orderly = guest.is_gone();
-        let (ended, _) = guest.leave(&self.node);
-        if guest.observer {
+        self.end_requests(&client);
+        self.connections.lock().clients.remove(&client.number);
+        let orderly = client.is_gone();
+        let (ended, _) = client.leave(&self.node);
+        if client.observer {
             return;
         }
         if !orderly {
@@ -288,7 +290,7 @@ impl Shared {
             self.node.log.say(LogLevel::Warn, || {
                 format!(
                     "client {} (pid {}) went without a word: {ended} sessions aborted",
-                    guest.number, guest.peer.pid
+                    client.number, client.peer.pid
                 )
             });
         }
@@ -296,60 +298,63 @@ impl Shared {
     }
 
     /// Who a connection belongs to, and, if it is a lane, how long to look for its next request before sleeping.
-    fn admit(&self, peer: Peer, request: Request<'_>, number: u64) -> Result<(Arc<Guest>, Option<Duration>)> {
+    fn admit(&self, peer: Peer, request: Request<'_>, number: u64) -> Result<(Arc<ClientState>, Option<Duration>)> {
         match request {
-            Request::Lane { version, client, secret, spin_us } => {
+            Request::Attach { version, client: client_number, secret, spin_us } => {
                 check_version(version)?;
-                let mut guests = self.guests.lock();
-                let guest = guests.by_number.get(&client).cloned();
-                let guest = guest
-                    .filter(|guest| !guest.is_cut() && guest.secret == secret && guest.peer.uid == peer.uid)
+                let mut connections = self.connections.lock();
+                let client = connections.clients.get(&client_number).cloned();
+                let client = client
+                    .filter(|client| !client.is_cut() && client.secret == secret && client.peer.uid == peer.uid)
                     .ok_or_else(|| {
-                        Error::new(KVKEEP_ERR_NOT_FOUND, format!("client {client} is not connected: connect again"))
+                        Error::new(
+                            KVKEEP_ERR_NOT_FOUND,
+                            format!("client {client_number} is not connected: connect again"),
+                        )
                     })?;
                 // The first is counted with its client.
-                if guest.lanes() > 0 && guests.descriptors() >= self.shares.clients {
+                if client.request_connections() > 0 && connections.descriptors() >= self.shares.clients {
                     return Err(clients_have_all());
                 }
-                if guest.lanes() >= self.lanes_max(&guest) {
+                if client.request_connections() >= self.request_connections_max(&client) {
                     return Err(Error::new(
                         KVKEEP_ERR_LIMIT,
                         "this client makes the most calls at once: raise lanes_per_client_max",
                     ));
                 }
-                if !guests.admit(number, Use::Lane(client)) {
+                if !connections.admit(number, Purpose::Requests(client_number)) {
                     return Err(silent());
                 }
-                guest.enter_lane();
-                Ok((guest, Some(Duration::from_micros(u64::from(spin_us)).min(SPIN_MAX))))
+                client.add_request_connection();
+                Ok((client, Some(Duration::from_micros(u64::from(spin_us)).min(SPIN_MAX))))
             }
             Request::Hello { version, read_only, observer } => {
                 check_version(version)?;
                 let (may_write, admin) = self.access.rights(peer)?;
                 let secret = random().map_err(|error| Error::io("making a secret", &error))?;
                 let rights = Rights { read_only: read_only || observer || !may_write, admin, observer };
-                let guest = Arc::new(Guest::new(number, secret, peer, rights)?);
-                let mut guests = self.guests.lock();
-                self.check_room(&guests, observer)?;
-                if !guests.admit(number, Use::Client) {
+                let client = Arc::new(ClientState::new(number, secret, peer, rights)?);
+                let mut connections = self.connections.lock();
+                self.check_room(&connections, observer)?;
+                if !connections.admit(number, Purpose::Pushes) {
                     return Err(silent());
                 }
                 if !observer {
                     self.node.l1.open_writer(number, self.limits.staged_bytes_per_client_max);
                     self.node.meters.clients.add(1);
                 }
-                guests.by_number.insert(number, guest.clone());
-                Ok((guest, None))
+                connections.clients.insert(number, client.clone());
+                Ok((client, None))
             }
             _ => Err(Error::invalid("malformed message: a connection begins with hello")),
         }
     }
 
     /// Whether one more client may come, or one more that only looks: those have few places, which no client takes.
-    fn check_room(&self, guests: &Guests, observer: bool) -> Result<()> {
+    fn check_room(&self, connections: &Connections, observer: bool) -> Result<()> {
         let most = if observer { self.shares.observers } else { self.limits.clients_max };
         // Those that have lost their connection are bounded alone: they must be able to connect again.
-        if guests.count(observer, false) >= most || guests.count(observer, true) >= most {
+        if connections.count(observer, false) >= most || connections.count(observer, true) >= most {
             let message = if observer {
                 format!("{most} connections that only look are there, the most there may be: end one, or try again")
             } else {
@@ -357,33 +362,33 @@ impl Shared {
             };
             return Err(Error::new(KVKEEP_ERR_LIMIT, message));
         }
-        if !observer && guests.descriptors() + OF_CLIENT > self.shares.clients {
+        if !observer && connections.descriptors() + OF_CLIENT > self.shares.clients {
             return Err(clients_have_all());
         }
         Ok(())
     }
 
     /// How many calls a client may make at once.
-    fn lanes_max(&self, guest: &Guest) -> usize {
-        if guest.observer { 1 } else { self.limits.lanes_per_client_max }
+    fn request_connections_max(&self, client: &ClientState) -> usize {
+        if client.observer { 1 } else { self.limits.lanes_per_client_max }
     }
 
     /// Answers hello, with the descriptor of L1 beside.
-    fn welcome(&self, connection: &mut Connection, guest: &Guest) -> io::Result<()> {
+    fn welcome(&self, connection: &mut Connection, client: &ClientState) -> io::Result<()> {
         let arena = self.node.l1.arena();
         let welcome = Welcome {
-            client: guest.number,
-            secret: guest.secret,
+            client: client.number,
+            secret: client.secret,
             boot: self.boot,
             l1_bytes: arena.bytes() as u64,
             session_timeout_ms: self.node.session_timeout.as_millis() as u64,
-            read_only: guest.read_only,
+            read_only: client.read_only,
             message_bytes_max: self.limits.message_bytes_max,
-            lanes_max: self.lanes_max(guest) as u32,
+            request_connections_max: self.request_connections_max(client) as u32,
             store_wait_ms: self.node.store_wait.as_millis() as u32,
         };
         connection.frame.begin(KVKEEP_OK as u32).put(&welcome);
-        let read_only = if guest.read_only { Some(arena.read_only_fd()?) } else { None };
+        let read_only = if client.read_only { Some(arena.read_only_fd()?) } else { None };
         let fd: BorrowedFd<'_> = read_only.as_ref().map_or(arena.fd().as_fd(), AsFd::as_fd);
         let bytes = connection.frame.finish();
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -395,16 +400,16 @@ impl Shared {
     }
 
     /// Sends a client what it is told unasked, until it or the way to it is gone. Whether it may be alive still.
-    fn push(&self, connection: &mut Connection, guest: &Guest) -> bool {
+    fn push(&self, connection: &mut Connection, client: &ClientState) -> bool {
         let mut bytes = Vec::new();
         loop {
-            match wait_for(&connection.stream, guest.process.as_ref(), Some(guest.outbox.fd())) {
-                Said::Nothing => {}
-                said => return said == Said::Lost,
+            match wait_for(&connection.stream, client.process.as_ref(), Some(client.pushes.fd())) {
+                ClientSignal::PushReady => {}
+                signal => return signal == ClientSignal::Lost,
             }
-            if !guest.outbox.take(&mut bytes) || (&*connection.stream).write_all(&bytes).is_err() {
+            if !client.pushes.take(&mut bytes) || (&*connection.stream).write_all(&bytes).is_err() {
                 self.node.log.say(LogLevel::Warn, || {
-                    format!("client {} (pid {}) does not take what it is told", guest.number, guest.peer.pid)
+                    format!("client {} (pid {}) does not take what it is told", client.number, client.peer.pid)
                 });
                 return true;
             }
@@ -413,42 +418,49 @@ impl Shared {
 
     /// Waits for the end of a client that has lost its connection. Until then its copies may be under way and its views looked at,
     /// so what it holds stays its own.
-    fn linger(&self, stream: &UnixStream, guest: &Guest) {
-        self.end_lanes(guest);
-        guest.outbox.close();
+    fn linger(&self, stream: &UnixStream, client: &ClientState) {
+        self.end_requests(client);
+        client.pushes.close();
         let _ = stream.shutdown(Shutdown::Write);
         // It may still say that it has lost what it is told here is lost.
         for _ in 0..2 {
-            if wait_for(stream, guest.process.as_ref(), None) != Said::Lost {
+            if wait_for(stream, client.process.as_ref(), None) != ClientSignal::Lost {
                 return;
             }
         }
     }
 
     /// Ends a client's calls, and lets it make no more.
-    fn end_lanes(&self, guest: &Guest) {
-        let guests = self.guests.lock();
-        guest.cut();
-        let lanes = guests.streams.values().filter(|stream| stream.usage == Use::Lane(guest.number));
-        lanes.for_each(|lane| drop(lane.socket.shutdown(Shutdown::Both)));
+    fn end_requests(&self, client: &ClientState) {
+        let connections = self.connections.lock();
+        client.cut();
+        let request_connections =
+            connections.streams.values().filter(|stream| stream.purpose == Purpose::Requests(client.number));
+        request_connections.for_each(|connection| drop(connection.socket.shutdown(Shutdown::Both)));
     }
 
     /// Answers one request after the other.
-    fn serve_lane(&self, connection: &mut Connection, guest: &Arc<Guest>, spin: Duration) {
-        let mut scratch = Scratch::default();
-        self.answer_all(connection, guest, spin, &mut scratch);
+    fn serve_requests(&self, connection: &mut Connection, client: &Arc<ClientState>, spin: Duration) {
+        let mut scratch = AnswerScratch::default();
+        self.answer_all(connection, client, spin, &mut scratch);
         if connection.is_given_up() {
-            self.desk.take_back(guest, &mut scratch);
+            self.handler.take_back(client, &mut scratch);
         }
     }
 
-    fn answer_all(&self, connection: &mut Connection, guest: &Arc<Guest>, spin: Duration, scratch: &mut Scratch) {
+    fn answer_all(
+        &self,
+        connection: &mut Connection,
+        client: &Arc<ClientState>,
+        spin: Duration,
+        scratch: &mut AnswerScratch,
+    ) {
         while let Some(kind) = connection.receive(self.limits.message_bytes_max, true) {
-            scratch.granted.clear();
+            scratch.undo.clear();
             let (inbox, frame) = (&connection.inbox, &mut connection.frame);
             let answered = catch_unwind(AssertUnwindSafe(|| {
                 let request = Request::decode(kind, inbox.fields())?;
-                self.desk.answer(guest, request, scratch, frame)
+                self.handler.answer(client, request, scratch, frame)
             }));
             match answered {
                 Ok(Ok(())) => {}

@@ -21,18 +21,18 @@ struct Pending {
 }
 
 /// Pushes on their way to one client.
-pub struct Outbox {
+pub struct PushQueue {
     pending: Mutex<Pending>,
     fd: File,
 }
 
-impl Outbox {
+impl PushQueue {
     /// Nothing to tell yet.
-    pub fn new() -> Result<Outbox> {
+    pub fn new() -> Result<PushQueue> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| failed("making a client's event descriptor", &error.into()))?;
         let pending = Pending { bytes: Vec::new(), frame: Frame::default(), overflowed: false };
-        Ok(Outbox { pending: Mutex::new(pending), fd: fd.into() })
+        Ok(PushQueue { pending: Mutex::new(pending), fd: fd.into() })
     }
 
     /// Adds a push. Never blocks.

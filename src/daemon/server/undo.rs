@@ -3,7 +3,7 @@
 //! A client that gives up a call ends its half of the lane. What the answer gave would be held by a caller that was told
 //! TIMEOUT, so it is taken back. An answer was taken when the next request comes.
 
-use super::client_state::Guest;
+use super::client_state::ClientState;
 use crate::abi::View;
 use crate::cache::Cache;
 use crate::error::KVKEEP_OK;
@@ -11,20 +11,20 @@ use crate::key::Key;
 use crate::node::Node;
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum What {
+enum Given {
     #[default]
     Nothing,
     Session,
     Backend,
     Staging,
-    Shares,
+    DescriptorShares,
     Job,
 }
 
 /// What the last answer gave. Its memory is used again and again.
 #[derive(Default)]
-pub struct Granted {
-    what: What,
+pub struct UndoLog {
+    given: Given,
     /// The session in which it was given.
     session: u64,
     /// The session, backend or job that was given.
@@ -36,37 +36,37 @@ pub struct Granted {
 /// Keys kept for the next answer's memory.
 const KEYS_KEPT: usize = 1 << 16;
 
-impl Granted {
-    fn set(&mut self, what: What, session: u64, number: u64) {
-        (self.what, self.session, self.number) = (what, session, number);
+impl UndoLog {
+    fn set(&mut self, given: Given, session: u64, number: u64) {
+        (self.given, self.session, self.number) = (given, session, number);
         self.keys.clear();
         self.keys.shrink_to(KEYS_KEPT);
     }
 
     /// The last answer was taken, or gave nothing.
     pub fn clear(&mut self) {
-        self.set(What::Nothing, 0, 0);
+        self.set(Given::Nothing, 0, 0);
     }
 
     /// A session was begun.
     pub fn session(&mut self, session: u64) {
-        self.set(What::Session, session, 0);
+        self.set(Given::Session, session, 0);
     }
 
     /// A backend was added.
     pub fn backend(&mut self, backend: u64) {
-        self.set(What::Backend, 0, backend);
+        self.set(Given::Backend, 0, backend);
     }
 
     /// Keys were staged, where their views are OK.
     pub fn staging(&mut self, session: u64, keys: &[Key], views: &[View]) {
-        self.set(What::Staging, session, 0);
+        self.set(Given::Staging, session, 0);
         self.take(keys, views);
     }
 
     /// Shares were taken, `1 + extra` of each key whose view is OK.
     pub fn shares(&mut self, session: u64, keys: &[Key], views: &[View], extra: u32) {
-        self.set(What::Shares, session, 0);
+        self.set(Given::DescriptorShares, session, 0);
         self.extra = extra;
         self.take(keys, views);
     }
@@ -78,27 +78,27 @@ impl Granted {
 
     /// A job was accepted.
     pub fn job(&mut self, session: u64, job: u64, keys: &[Key], extra: u32) {
-        self.set(What::Job, session, job);
+        self.set(Given::Job, session, job);
         self.extra = extra;
         self.keys.extend_from_slice(keys);
     }
 
     /// Takes it back. What has gone meanwhile, by its session's end or by others, is gone as wished.
-    pub fn take_back(&mut self, node: &Node, guest: &Guest) {
-        match self.what {
-            What::Nothing => {}
-            What::Session => {
+    pub fn take_back(&mut self, node: &Node, client: &ClientState) {
+        match self.given {
+            Given::Nothing => {}
+            Given::Session => {
                 let _ = node.abort_session(self.session);
-                guest.end_session(self.session);
+                client.end_session(self.session);
             }
-            What::Backend => {
+            Given::Backend => {
                 let _ = node.remove_backend(self.number);
             }
-            What::Staging => {
+            Given::Staging => {
                 let _ = node.abort_write(self.session, &self.keys, None);
             }
-            What::Shares => self.return_shares(node),
-            What::Job => {
+            Given::DescriptorShares => self.return_shares(node),
+            Given::Job => {
                 let mut held = vec![0; self.keys.len().div_ceil(8)];
                 // One that was done keeps its shares; one that was not has none now.
                 let _ = node.cancel(self.number);

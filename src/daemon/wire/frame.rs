@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Head;
 use crate::abi::{JobResult, KVKEEP_KEYS_MAX, SpaceUsage, Stats};
 use crate::error::{Error, Result};
 use crate::key::Key;
@@ -18,6 +17,19 @@ pub const KEPT_BYTES: usize = 4 << 20;
 const AHEAD_BYTES: usize = 1 << 20;
 /// Room that every inbox has: a batch of some hundred keys comes in one read.
 const FIRST_BYTES: usize = 16 << 10;
+
+/// Most bytes of one frame: a batch of the most keys with a number and a view for each fits.
+pub const FRAME_BYTES_MAX: u32 = 80 << 20;
+
+/// What stands before the fields of a frame.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FrameHead {
+    /// Of a request, which one; of a reply, its status; of a push, which one.
+    pub kind: u32,
+    /// Bytes of the fields.
+    pub bytes: u32,
+}
 
 /// The error of a message that its reader cannot make sense of.
 pub fn malformed(what: &str) -> Error {
@@ -34,7 +46,7 @@ impl Frame {
     /// Begins a frame, in the memory of the one before.
     pub fn begin(&mut self, kind: u32) -> &mut Frame {
         self.bytes.clear();
-        self.bytes.extend_from_slice(Head { kind, bytes: 0 }.as_bytes());
+        self.bytes.extend_from_slice(FrameHead { kind, bytes: 0 }.as_bytes());
         self
     }
 
@@ -73,7 +85,7 @@ impl Frame {
 
     /// The whole frame, to be sent.
     pub fn finish(&mut self) -> &[u8] {
-        let length = (self.bytes.len() - size_of::<Head>()) as u32;
+        let length = (self.bytes.len() - size_of::<FrameHead>()) as u32;
         self.bytes[4..8].copy_from_slice(&length.to_le_bytes());
         &self.bytes
     }
@@ -240,8 +252,8 @@ impl Inbox {
     /// Reads a whole frame, from a peer that sends the next one only when it was answered: head and fields come in one read
     /// where they fit. None if it has more than `bytes_max`. A frame must come within the stream's time from its first byte on,
     /// and if not `patient`, from now on.
-    pub fn receive(&mut self, from: &mut impl Read, bytes_max: u32, patient: bool) -> io::Result<Option<Head>> {
-        let (mut got, mut wanted) = (0, size_of::<Head>());
+    pub fn receive(&mut self, from: &mut impl Read, bytes_max: u32, patient: bool) -> io::Result<Option<FrameHead>> {
+        let (mut got, mut wanted) = (0, size_of::<FrameHead>());
         let mut head = None;
         self.reach(FIRST_BYTES);
         while got < wanted {
@@ -256,19 +268,19 @@ impl Inbox {
                     _ => return Err(error),
                 },
             }
-            if head.is_none() && got >= size_of::<Head>() {
+            if head.is_none() && got >= size_of::<FrameHead>() {
                 let (kind, bytes) = (self.words[0] as u32, (self.words[0] >> 32) as u32);
                 if bytes > bytes_max {
                     return Ok(None);
                 }
-                head = Some(Head { kind, bytes });
+                head = Some(FrameHead { kind, bytes });
                 wanted += bytes as usize;
             }
         }
         if got > wanted {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
-        self.fields = size_of::<Head>()..wanted;
+        self.fields = size_of::<FrameHead>()..wanted;
         Ok(head)
     }
 

@@ -1,136 +1,15 @@
 //! The bytes on the socket: frames, the fields inside them, and every message that exists.
 //!
-//! A frame is a [`Head`] and so many bytes of fields. Numbers are little-endian words of eight bytes; arrays and texts have their
+//! A frame is a [`FrameHead`] and so many bytes of fields. Numbers are little-endian words of eight bytes; arrays and texts have their
 //! count in front and are padded to whole words, so that a reader uses them where they lie. Both ends are on one machine and
 //! may be of different builds, so the version is compared when a connection begins.
 //!
 //! On the connection that listens a client says one byte, when it has lost it, and closes it when it uses nothing of L1 any more.
 
 pub mod frame;
+pub mod messages;
 pub mod request;
 
-pub use frame::{Field, Fields, Frame, KEPT_BYTES};
+pub use frame::{FRAME_BYTES_MAX, Field, Fields, Frame, FrameHead, KEPT_BYTES};
+pub use messages::{PUSH_DONE, PUSH_LOOKED_UP, PUSH_RELEASED, WIRE_VERSION, Welcome, WireView, look_for};
 pub use request::Request;
-
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
-
-use rustix::net::{RecvFlags, recv};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-use crate::abi::View;
-use crate::arena::Arena;
-
-/// Raised with every change of the messages.
-pub const WIRE_VERSION: u32 = 13;
-
-/// Most bytes of one frame: a batch of the most keys with a number and a view for each fits.
-pub const FRAME_BYTES_MAX: u32 = 80 << 20;
-
-/// What stands before the fields of a frame.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Head {
-    /// Of a request, which one; of a reply, its status; of a push, which one.
-    pub kind: u32,
-    /// Bytes of the fields.
-    pub bytes: u32,
-}
-
-/// Push: the lookup of a job is answered.
-pub const PUSH_LOOKED_UP: u32 = 1;
-/// Push: a job is done.
-pub const PUSH_DONE: u32 = 2;
-/// Push: a job is forgotten.
-pub const PUSH_RELEASED: u32 = 3;
-
-/// Looks for the peer's next frame without sleeping, at most so long: waking up takes longer than most requests.
-pub fn look_for(stream: &UnixStream, spin: Duration) {
-    if spin.is_zero() {
-        return;
-    }
-    let until = Instant::now() + spin;
-    let mut byte = [0u8; 1];
-    while recv(stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_err() && Instant::now() < until {
-        std::hint::spin_loop();
-    }
-}
-
-/// A view without an address: each process maps L1 elsewhere.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Place {
-    /// Where its bytes begin in L1.
-    pub offset: u64,
-    /// How many there are.
-    pub size: u64,
-    /// As in the view.
-    pub status: i32,
-    /// 0.
-    pub reserved: u32,
-}
-
-impl Place {
-    /// Where a view of `arena` lies.
-    pub fn of(arena: &Arena, view: &View) -> Place {
-        let offset = (view.data as usize).saturating_sub(arena.at(0) as usize) as u64;
-        Place { offset, size: view.size, status: view.status, reserved: 0 }
-    }
-
-    /// The view in this process, if it lies inside `arena`.
-    pub fn view(&self, arena: &Arena) -> Option<View> {
-        if self.status != 0 {
-            return Some(View { data: std::ptr::null_mut(), size: 0, status: self.status, reserved: 0 });
-        }
-        let inside = self.offset.checked_add(self.size).is_some_and(|end| end <= arena.bytes() as u64);
-        inside.then(|| View { data: arena.at(self.offset).cast(), size: self.size, status: 0, reserved: 0 })
-    }
-}
-
-/// What a daemon tells a new client. The descriptor of L1 comes beside it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Welcome {
-    /// The client's number.
-    pub client: u64,
-    /// Proves that a lane is this client's.
-    pub secret: u64,
-    /// This run of the daemon: the upper 16 bits of its numbers.
-    pub boot: u16,
-    /// Size of L1.
-    pub l1_bytes: u64,
-    /// How long a session may be idle unless it says.
-    pub session_timeout_ms: u64,
-    /// The client may only read.
-    pub read_only: bool,
-    /// Most bytes of a message that it takes.
-    pub message_bytes_max: u32,
-    /// Most lanes that it gives a client.
-    pub lanes_max: u32,
-    /// How long a reservation waits before L1 evicts what is still to be written, unless the client says.
-    pub store_wait_ms: u32,
-}
-
-impl<'a> Field<'a> for Welcome {
-    fn put(&self, frame: &mut Frame) {
-        frame.put(&self.client).put(&self.secret);
-        frame.put(&u32::from(self.boot)).put(&self.l1_bytes).put(&self.session_timeout_ms).put(&self.read_only);
-        frame.put(&self.message_bytes_max).put(&self.lanes_max).put(&self.store_wait_ms);
-    }
-
-    fn take(fields: &mut Fields<'a>) -> crate::error::Result<Welcome> {
-        Ok(Welcome {
-            client: fields.take()?,
-            secret: fields.take()?,
-            boot: fields.take::<u32>()? as u16,
-            l1_bytes: fields.take()?,
-            session_timeout_ms: fields.take()?,
-            read_only: fields.take()?,
-            message_bytes_max: fields.take()?,
-            lanes_max: fields.take()?,
-            store_wait_ms: fields.take()?,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -48,7 +48,7 @@ requests! {
     /// Begins a client: its connection for pushes.
     1 Hello { version: u32, read_only: bool, observer: bool },
     /// Begins a lane of a client, which looks so long for an answer before it sleeps.
-    2 Lane { version: u32, client: u64, secret: u64, spin_us: u32 },
+    2 Attach { version: u32, client: u64, secret: u64, spin_us: u32 },
     /// Ends the client's sessions and jobs, before it closes.
     3 Bye {},
     4 OpenSpace { spec: SpaceSpec },

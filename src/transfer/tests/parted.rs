@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::daemon::client::{Client, ClientConfig};
-use crate::daemon::server::{Access, Claim, Limits, Server};
+use crate::daemon::server::{Access, Limits, LockFile, Server};
 use crate::error::KVKEEP_ERR_DISCONNECTED;
 
 fn until(what: &str, mut is: impl FnMut() -> bool) {
@@ -26,7 +26,7 @@ fn p2_a_store_in_flight_overwrites_nobody_though_its_connection_is_lost() {
     let config = NodeConfig { store_mode: StoreMode::Never, ..NodeConfig::new(u64::from(ROOM) * OBJECT) };
     let node = Node::open(NodeConfig { watermark_high_percent: 100, boot: 1, ..config }).unwrap();
     let server =
-        Server::start(node.clone(), Claim::take(&socket).unwrap(), Access::default(), Limits::default()).unwrap();
+        Server::start(node.clone(), LockFile::take(&socket).unwrap(), Access::default(), Limits::default()).unwrap();
     let config = || ClientConfig::new(&format!("unix://{}", socket.display())).unwrap();
     let short = Some(std::time::Duration::from_millis(50));
     let a = Client::open(ClientConfig { session_timeout: short, ..config() }).unwrap();

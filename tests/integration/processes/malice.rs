@@ -72,7 +72,7 @@ impl Raw {
 }
 
 fn lane(welcome: &Welcome, wrong: u64) -> Request<'static> {
-    Request::Lane { version: WIRE_VERSION, client: welcome.client, secret: welcome.secret ^ wrong, spin_us: 0 }
+    Request::Attach { version: WIRE_VERSION, client: welcome.client, secret: welcome.secret ^ wrong, spin_us: 0 }
 }
 
 fn is(answer: Option<i32>, status: Status) {

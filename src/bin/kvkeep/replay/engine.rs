@@ -19,7 +19,7 @@ pub const BLOCK_TOKENS: u32 = 512;
 
 /// What a replay counted.
 #[derive(Clone, Copy, Default)]
-pub struct Tally {
+pub struct ReplayCounts {
     pub requests: u64,
     pub asked: u64,
     /// Blocks found, by tier.
@@ -42,7 +42,7 @@ pub struct Tally {
     pub load_time: Duration,
 }
 
-impl Tally {
+impl ReplayCounts {
     /// Blocks found in any tier.
     pub fn hits(&self) -> u64 {
         self.hits.iter().sum()
@@ -50,19 +50,19 @@ impl Tally {
 }
 
 /// A cache and the one engine that uses it.
-pub struct Engine {
+pub struct ReplayEngine {
     node: Arc<Node>,
     space: u64,
     any: bool,
     block: Vec<u8>,
     /// Wait for L2 when so many objects wait to be written to it.
     backlog: Option<u64>,
-    pub tally: Tally,
+    pub counts: ReplayCounts,
 }
 
-impl Engine {
+impl ReplayEngine {
     /// Opens a cache.
-    pub fn open(config: NodeConfig, block_bytes: usize, any: bool, wait_for_l2: bool) -> Result<Engine> {
+    pub fn open(config: NodeConfig, block_bytes: usize, any: bool, wait_for_l2: bool) -> Result<ReplayEngine> {
         let backlog = (config.l1_bytes / 8 / block_bytes as u64).clamp(1, u64::from(config.writes_pending_max) / 2);
         let wait_for_l2 = wait_for_l2 && !config.backend_urls.is_empty();
         let node = Node::open(config)?;
@@ -76,20 +76,20 @@ impl Engine {
             quota_bytes: 0,
         })?;
         let (block, backlog) = (vec![0; block_bytes], wait_for_l2.then_some(backlog));
-        Ok(Engine { node, space, any, block, backlog, tally: Tally::default() })
+        Ok(ReplayEngine { node, space, any, block, backlog, counts: ReplayCounts::default() })
     }
 
     /// Serves one request.
     pub fn serve(&mut self, ids: &[u64]) -> Result<()> {
-        self.tally.requests += 1;
-        self.tally.asked += ids.len() as u64;
+        self.counts.requests += 1;
+        self.counts.asked += ids.len() as u64;
         if ids.is_empty() {
             return Ok(());
         }
         let keys: Vec<Key> = ids.iter().map(|&id| content::key(id)).collect();
         let session = self.node.begin_session(self.space, "replay", Some(PATIENCE))?;
         let held = self.prefetch(session, &keys)?;
-        self.tally.prefix_hits += held.iter().take_while(|&&held| held).count() as u64;
+        self.counts.prefix_hits += held.iter().take_while(|&&held| held).count() as u64;
         let (held, missing): (Vec<usize>, Vec<usize>) = (0..ids.len()).partition(|&i| held[i]);
         let of =
             |chosen: &[usize]| (chosen.iter().map(|&i| ids[i]).collect(), chosen.iter().map(|&i| keys[i]).collect());
@@ -118,10 +118,10 @@ impl Engine {
             return Err(Error::new(status, format!("a prefetch ended with status {}", answer.status)));
         }
         if answer.loaded_bytes > 0 {
-            self.tally.load_time += began.elapsed();
+            self.counts.load_time += began.elapsed();
         }
-        self.tally.failed += u64::from(answer.failed_keys);
-        self.tally.hits.iter_mut().zip(answer.tier_keys).for_each(|(sum, keys)| *sum += u64::from(keys));
+        self.counts.failed += u64::from(answer.failed_keys);
+        self.counts.hits.iter_mut().zip(answer.tier_keys).for_each(|(sum, keys)| *sum += u64::from(keys));
         let mut bitmap = vec![0; keys.len().div_ceil(8)];
         self.node.query_bitmap(job, &mut bitmap)?;
         Ok((0..keys.len()).map(|i| bitmap[i / 8] >> (i % 8) & 1 == 1).collect())
@@ -140,11 +140,11 @@ impl Engine {
             } else {
                 length
             };
-            self.tally.wrong_bytes += wrong;
-            self.tally.wrong_blocks += u64::from(wrong > 0);
-            self.tally.read_bytes += length;
+            self.counts.wrong_bytes += wrong;
+            self.counts.wrong_blocks += u64::from(wrong > 0);
+            self.counts.read_bytes += length;
         }
-        self.tally.read_time += began.elapsed();
+        self.counts.read_time += began.elapsed();
         Ok(())
     }
 
@@ -160,17 +160,17 @@ impl Engine {
                 self.node.copy_in(view, &self.block)?;
                 staged.push(*key);
             } else if view.status == KVKEEP_ERR_NO_MEMORY as i32 {
-                self.tally.refused += 1;
+                self.counts.refused += 1;
             } else if view.status == KVKEEP_ERR_EXISTS as i32 {
-                self.tally.beyond += 1;
+                self.counts.beyond += 1;
             } else {
                 return Err(Error::invalid(format!("a block was refused with status {}", view.status)));
             }
         }
         self.node.finish_write(session, &staged, None)?;
-        self.tally.written += staged.len() as u64;
-        self.tally.written_bytes += staged.len() as u64 * self.block.len() as u64;
-        self.tally.write_time += began.elapsed();
+        self.counts.written += staged.len() as u64;
+        self.counts.written_bytes += staged.len() as u64 * self.block.len() as u64;
+        self.counts.write_time += began.elapsed();
         Ok(())
     }
 
@@ -197,7 +197,7 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+impl Drop for ReplayEngine {
     fn drop(&mut self) {
         self.node.close();
     }

@@ -9,7 +9,7 @@ mod trace;
 
 use std::path::PathBuf;
 
-use clap::{Args as Arguments, ValueEnum};
+use clap::{Args, ValueEnum};
 use kvkeep::l2::url;
 use kvkeep::policy;
 
@@ -26,7 +26,7 @@ const BLOCK_BYTES_MAX: u64 = 64 << 30;
 /// Without --sizes, the trace runs once through an L1 (and, with --l2, the tiers below it) and a report says what was hit,
 /// moved and measured. With --sizes (or --policy all), it runs through an L1 alone for every policy and size, which gives
 /// tables of block and prefix hit rates and a plot.
-#[derive(Arguments)]
+#[derive(Args)]
 #[command(after_help = "Examples:
   kvkeep replay trace.jsonl --l1 256MiB
   kvkeep replay trace.jsonl --l1 64MiB --l2 'fs:///var/cache/kvkeep?capacity=10GiB'
@@ -36,7 +36,7 @@ The trace has one JSON object a line: timestamp (ms), input_length and output_le
 tokens of the prompt, where two requests share an id only if all tokens before it are equal too.
 
 Exit status: 0 every byte was right, 1 bytes were wrong, 2 wrong usage or an input/output error.")]
-pub struct Args {
+pub struct ReplayArgs {
     /// The trace, as JSON lines
     trace: PathBuf,
     /// Size of L1, such as 256MiB [default: 1GiB]
@@ -117,7 +117,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &ReplayArgs) -> Outcome {
     let of_table = args.policy == "all" || !args.sizes.is_empty();
     if of_table && (args.l1.is_some() || !args.l2.is_empty()) {
         return Err(

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use kvkeep::abi::{KVKEEP_TIERS_MAX, Stats};
 use kvkeep::config::NodeConfig;
 
-use super::engine::{Engine, Tally};
-use super::trace::{Request, blocks};
-use super::{Args, FoundMode, Speed};
+use super::engine::{ReplayCounts, ReplayEngine};
+use super::trace::{TraceRequest, blocks};
+use super::{FoundMode, ReplayArgs, Speed};
 use crate::{Outcome, text};
 
 const L1_BYTES: u64 = 1 << 30;
 
 /// Replays the trace once.
-pub fn run(args: &Args, requests: &[Request]) -> Outcome {
+pub fn run(args: &ReplayArgs, requests: &[TraceRequest]) -> Outcome {
     if args.l2.len() >= KVKEEP_TIERS_MAX {
         return Err(format!("{} backends are too many: give at most {}", args.l2.len(), KVKEEP_TIERS_MAX - 1));
     }
@@ -31,7 +31,7 @@ pub fn run(args: &Args, requests: &[Request]) -> Outcome {
         ..NodeConfig::new(l1_bytes)
     };
     let any = args.mode == Some(FoundMode::Any);
-    let mut engine = Engine::open(config, args.block_bytes as usize, any, args.speed == Speed::Max)
+    let mut engine = ReplayEngine::open(config, args.block_bytes as usize, any, args.speed == Speed::Max)
         .map_err(|error| error.message)?;
     let bar = text::bar(requests.len() as u64, "requests");
     let began = Instant::now();
@@ -41,60 +41,66 @@ pub fn run(args: &Args, requests: &[Request]) -> Outcome {
             let due = Duration::from_millis(request.timestamp.saturating_sub(first));
             thread::sleep(due.saturating_sub(began.elapsed()));
         }
-        engine.serve(&request.hash_ids).map_err(|error| format!("request {}: {error}", engine.tally.requests))?;
+        engine.serve(&request.hash_ids).map_err(|error| format!("request {}: {error}", engine.counts.requests))?;
         bar.inc(1);
     }
     let stats = engine.finish().map_err(|error| error.message)?;
     bar.finish_and_clear();
-    text::print(&report(args, requests, &engine.tally, &stats, began.elapsed()));
-    Ok(engine.tally.wrong_bytes == 0)
+    text::print(&report(args, requests, &engine.counts, &stats, began.elapsed()));
+    Ok(engine.counts.wrong_bytes == 0)
 }
 
-fn report(args: &Args, requests: &[Request], tally: &Tally, stats: &Stats, time: Duration) -> String {
+fn report(
+    args: &ReplayArgs,
+    requests: &[TraceRequest],
+    counts: &ReplayCounts,
+    stats: &Stats,
+    time: Duration,
+) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<18}{value}");
     };
     let count = text::count;
-    let share = |part: u64| format!("{:>12}  {:6.2} %", count(part), text::percent(part, tally.asked));
+    let share = |part: u64| format!("{:>12}  {:6.2} %", count(part), text::percent(part, counts.asked));
     let number = |number: u64| format!("{:>12}", count(number));
 
     let (asked, unique) = blocks(requests);
-    let tokens = |of: fn(&Request) -> u64| count(requests.iter().map(of).sum());
-    line("requests", format!("{}  in {:.1} s", number(tally.requests), time.as_secs_f64()));
+    let tokens = |of: fn(&TraceRequest) -> u64| count(requests.iter().map(of).sum());
+    line("requests", format!("{}  in {:.1} s", number(counts.requests), time.as_secs_f64()));
     line("prompt tokens", format!("{:>12}", tokens(|request| request.input_length)));
     line("answer tokens", format!("{:>12}", tokens(|request| request.output_length)));
     line(
         "blocks asked",
         format!("{}  of {} each, {} different", number(asked), text::bytes(args.block_bytes), count(unique)),
     );
-    line("hits in L1", share(tally.hits[0]));
+    line("hits in L1", share(counts.hits[0]));
     for (i, url) in args.l2.iter().enumerate() {
-        line(&format!("hits in {}", scheme(url)), share(tally.hits[i + 1]));
+        line(&format!("hits in {}", scheme(url)), share(counts.hits[i + 1]));
     }
-    line("hits", share(tally.hits()));
-    line("prefix hits", format!("{}  an engine can use", share(tally.prefix_hits)));
-    if tally.beyond > 0 {
-        line("beyond a gap", format!("{}  were in L1, but behind a missing one", share(tally.beyond)));
+    line("hits", share(counts.hits()));
+    line("prefix hits", format!("{}  an engine can use", share(counts.prefix_hits)));
+    if counts.beyond > 0 {
+        line("beyond a gap", format!("{}  were in L1, but behind a missing one", share(counts.beyond)));
     }
     line(
         "wrong bytes",
-        match tally.wrong_bytes {
-            0 => format!("{}  of {} read", number(0), count(tally.read_bytes)),
+        match counts.wrong_bytes {
+            0 => format!("{}  of {} read", number(0), count(counts.read_bytes)),
             wrong => format!(
                 "{}  of {} read, in {} blocks",
                 number(wrong),
-                count(tally.read_bytes),
-                count(tally.wrong_blocks)
+                count(counts.read_bytes),
+                count(counts.wrong_blocks)
             ),
         },
     );
     let moved =
         |bytes: u64, time, what: &str| format!("{:>12}  {:>11}, {what}", text::bytes(bytes), text::rate(bytes, time));
-    line("read", moved(tally.read_bytes, tally.read_time, "copied out of L1 and checked"));
-    line("written", moved(tally.written_bytes, tally.write_time, "made and copied into L1"));
+    line("read", moved(counts.read_bytes, counts.read_time, "copied out of L1 and checked"));
+    line("written", moved(counts.written_bytes, counts.write_time, "made and copied into L1"));
     if !args.l2.is_empty() {
-        line("loaded from L2", moved(stats.loaded_bytes, tally.load_time, "in prefetches that loaded"));
+        line("loaded from L2", moved(stats.loaded_bytes, counts.load_time, "in prefetches that loaded"));
         line("stored to L2", moved(stats.stored_bytes, time, "over the whole replay"));
         line("L2 stores", format!("{}  and {} not needed", number(stats.stores), count(stats.stores_already)));
         line("L2 holds", format!("{}  objects, {}", number(stats.l2_objects), text::bytes(stats.l2_bytes)));
@@ -105,8 +111,8 @@ fn report(args: &Args, requests: &[Request], tally: &Tally, stats: &Stats, time:
     let (used, whole) = (text::bytes(stats.l1_used_bytes), text::bytes(stats.l1_bytes));
     line("L1 holds", format!("{}  objects, {used} of {whole}", number(stats.l1_objects)));
     for (name, value) in [
-        ("refused, L1 full", tally.refused),
-        ("blocks not loaded", tally.failed),
+        ("refused, L1 full", counts.refused),
+        ("blocks not loaded", counts.failed),
         ("load failures", stats.load_failures),
         ("corrupt objects", stats.corruptions),
         ("late backends", stats.backend_timeouts),

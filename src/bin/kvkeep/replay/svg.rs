@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// One line.
-pub struct Line {
+pub struct PlotLine {
     /// Its name.
     pub name: String,
     /// Percent at each size.
@@ -21,7 +21,7 @@ pub struct Plot {
     /// Sizes in percent, ascending.
     pub x: Vec<f64>,
     /// The lines.
-    pub lines: Vec<Line>,
+    pub lines: Vec<PlotLine>,
     /// What no line can pass.
     pub limit: f64,
 }
@@ -149,7 +149,7 @@ pub fn draw(plot: &Plot) -> String {
 }
 
 /// Where the names stand: each at its line's end as far as they do not overlap, in the lines' order there.
-fn legend(lines: &[Line], y: impl Fn(f64) -> f64) -> Vec<(usize, f64)> {
+fn legend(lines: &[PlotLine], y: impl Fn(f64) -> f64) -> Vec<(usize, f64)> {
     let mut places: Vec<(usize, f64)> =
         lines.iter().enumerate().map(|(i, line)| (i, y(line.values.last().copied().unwrap_or(0.0)))).collect();
     places.sort_by(|one, other| one.1.total_cmp(&other.1));

@@ -12,9 +12,9 @@ use kvkeep::arena::PAGE;
 use kvkeep::config::{NodeConfig, StoreMode};
 use kvkeep::policy;
 
-use super::engine::{Engine, Tally};
-use super::trace::{Request, blocks};
-use super::{Args, FoundMode, svg};
+use super::engine::{ReplayCounts, ReplayEngine};
+use super::trace::{TraceRequest, blocks};
+use super::{FoundMode, ReplayArgs, svg};
 use crate::{Outcome, text};
 
 const SIZES: [f64; 5] = [1.0, 5.0, 10.0, 20.0, 50.0];
@@ -28,7 +28,7 @@ struct Cell<'a> {
 }
 
 /// Makes the table and the plot.
-pub fn run(args: &Args, requests: &[Request]) -> Outcome {
+pub fn run(args: &ReplayArgs, requests: &[TraceRequest]) -> Outcome {
     let (asked, unique) = blocks(requests);
     let policies: Vec<&str> = if args.policy == "all" { policy::NAMES.to_vec() } else { vec![&args.policy] };
     let mut sizes = if args.sizes.is_empty() { SIZES.to_vec() } else { args.sizes.clone() };
@@ -51,20 +51,20 @@ pub fn run(args: &Args, requests: &[Request]) -> Outcome {
     let tallies = results?;
 
     let prefix_mode = args.mode == Some(FoundMode::Prefix);
-    let rates: Vec<svg::Line> = policies
+    let rates: Vec<svg::PlotLine> = policies
         .iter()
         .zip(tallies.chunks(sizes.len()))
-        .map(|(policy, row)| svg::Line {
+        .map(|(policy, row)| svg::PlotLine {
             name: (*policy).to_owned(),
-            values: row.iter().map(|tally| text::percent(tally.hits(), tally.asked)).collect(),
+            values: row.iter().map(|counts| text::percent(counts.hits(), counts.asked)).collect(),
             prefixes: if prefix_mode {
                 Vec::new()
             } else {
-                row.iter().map(|tally| text::percent(tally.prefix_hits, tally.asked)).collect()
+                row.iter().map(|counts| text::percent(counts.prefix_hits, counts.asked)).collect()
             },
         })
         .collect();
-    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&ReplayCounts) -> u64| tallies.iter().map(of).sum::<u64>();
     let limit = text::percent(asked - unique, asked);
     let name = args.trace.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let plot = svg::Plot {
@@ -101,18 +101,18 @@ pub fn run(args: &Args, requests: &[Request]) -> Outcome {
         "\n{} replays in {:.1} s: {} read and checked, {} wrong bytes, {} written, {} blocks refused.\nThe plot is in {}.",
         tallies.len(),
         began.elapsed().as_secs_f64(),
-        text::bytes(sum(|tally| tally.read_bytes)),
-        text::count(sum(|tally| tally.wrong_bytes)),
-        text::bytes(sum(|tally| tally.written_bytes)),
-        text::count(sum(|tally| tally.refused)),
+        text::bytes(sum(|counts| counts.read_bytes)),
+        text::count(sum(|counts| counts.wrong_bytes)),
+        text::bytes(sum(|counts| counts.written_bytes)),
+        text::count(sum(|counts| counts.refused)),
         path.display()
     );
     text::print(&report);
-    Ok(sum(|tally| tally.wrong_bytes) == 0)
+    Ok(sum(|counts| counts.wrong_bytes) == 0)
 }
 
 /// A table of rates, one row for each policy.
-fn rows(sizes: &[f64], lines: &[svg::Line], of: impl Fn(&svg::Line) -> &[f64]) -> String {
+fn rows(sizes: &[f64], lines: &[svg::PlotLine], of: impl Fn(&svg::PlotLine) -> &[f64]) -> String {
     let heads: String = sizes.iter().map(|share| format!(" {:>6} |", format!("{share} %"))).collect();
     let mut table = format!("| policy |{heads}\n|--------|{}\n", "-------:|".repeat(sizes.len()));
     for line in lines {
@@ -141,12 +141,12 @@ fn workers(largest: u64) -> Result<usize, String> {
 }
 
 fn replay_all(
-    args: &Args,
-    requests: &[Request],
+    args: &ReplayArgs,
+    requests: &[TraceRequest],
     cells: &[Cell],
     workers: usize,
     bar: &ProgressBar,
-) -> Result<Vec<Tally>, String> {
+) -> Result<Vec<ReplayCounts>, String> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(vec![None; cells.len()]);
     thread::scope(|scope| {
@@ -168,7 +168,12 @@ fn replay_all(
     results.into_iter().flatten().collect()
 }
 
-fn replay(args: &Args, requests: &[Request], cell: &Cell, bar: &ProgressBar) -> Result<Tally, String> {
+fn replay(
+    args: &ReplayArgs,
+    requests: &[TraceRequest],
+    cell: &Cell,
+    bar: &ProgressBar,
+) -> Result<ReplayCounts, String> {
     let failed = |error: kvkeep::error::Error| format!("{} at {} %: {error}", cell.policy, cell.share);
     let config = NodeConfig {
         prefault: false,
@@ -179,10 +184,10 @@ fn replay(args: &Args, requests: &[Request], cell: &Cell, bar: &ProgressBar) -> 
         ..NodeConfig::new(cell.l1_bytes)
     };
     let any = args.mode != Some(FoundMode::Prefix);
-    let mut engine = Engine::open(config, args.block_bytes as usize, any, false).map_err(failed)?;
+    let mut engine = ReplayEngine::open(config, args.block_bytes as usize, any, false).map_err(failed)?;
     for request in requests {
         engine.serve(&request.hash_ids).map_err(failed)?;
         bar.inc(request.hash_ids.len() as u64);
     }
-    Ok(engine.tally)
+    Ok(engine.counts)
 }

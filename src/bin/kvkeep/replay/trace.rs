@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 /// One request.
 #[derive(Deserialize)]
-pub struct Request {
+pub struct TraceRequest {
     /// When it came, in milliseconds.
     pub timestamp: u64,
     /// Tokens of its prompt.
@@ -21,7 +21,7 @@ pub struct Request {
 }
 
 /// The first `limit` requests of a file.
-pub fn read(path: &Path, limit: usize) -> Result<Vec<Request>, String> {
+pub fn read(path: &Path, limit: usize) -> Result<Vec<TraceRequest>, String> {
     let name = path.display();
     let file = File::open(path).map_err(|error| format!("{name} cannot be opened: {error}; name a trace file"))?;
     let mut requests = Vec::new();
@@ -41,14 +41,14 @@ pub fn read(path: &Path, limit: usize) -> Result<Vec<Request>, String> {
             )
         })?);
     }
-    if requests.iter().all(|request: &Request| request.hash_ids.is_empty()) {
+    if requests.iter().all(|request: &TraceRequest| request.hash_ids.is_empty()) {
         return Err(format!("{name} asks for no block: name a trace with requests in it"));
     }
     Ok(requests)
 }
 
 /// Blocks that a trace asks for, and how many of them are different.
-pub fn blocks(requests: &[Request]) -> (u64, u64) {
+pub fn blocks(requests: &[TraceRequest]) -> (u64, u64) {
     let ids = || requests.iter().flat_map(|request| &request.hash_ids);
     (ids().count() as u64, ids().collect::<HashSet<_>>().len() as u64)
 }

@@ -7,7 +7,7 @@ const REMEMBERED: usize = 1 << 16;
 
 /// Numbers of one run of the daemon.
 #[derive(Default)]
-pub struct Begun {
+pub struct StartedIds {
     live: BTreeSet<u64>,
     lost: BTreeSet<u64>,
 }
@@ -22,7 +22,7 @@ fn add(numbers: &mut BTreeSet<u64>, more: impl IntoIterator<Item = u64>) {
     }
 }
 
-impl Begun {
+impl StartedIds {
     /// A session was begun.
     pub fn began(&mut self, session: u64) {
         add(&mut self.live, [session]);
@@ -56,16 +56,16 @@ mod tests {
 
     #[test]
     fn what_lives_when_a_connection_is_lost_is_lost_and_the_newest_are_remembered() {
-        let mut begun = Begun::default();
-        (1..=REMEMBERED as u64 + 2).for_each(|session| begun.began(session));
-        begun.ended(5);
-        assert!(!begun.is_lost(4));
-        begun.lose_all();
-        assert!([2, 5].iter().all(|&number| !begun.is_lost(number)) && begun.is_lost(3));
-        begun.began(1 << 20);
-        begun.lose_all();
-        begun.lose([1 << 21]);
-        assert!([1 << 20, 1 << 21].iter().all(|&number| begun.is_lost(number)));
-        assert_eq!((begun.live.len(), begun.lost.len()), (0, REMEMBERED));
+        let mut started = StartedIds::default();
+        (1..=REMEMBERED as u64 + 2).for_each(|session| started.began(session));
+        started.ended(5);
+        assert!(!started.is_lost(4));
+        started.lose_all();
+        assert!([2, 5].iter().all(|&number| !started.is_lost(number)) && started.is_lost(3));
+        started.began(1 << 20);
+        started.lose_all();
+        started.lose([1 << 21]);
+        assert!([1 << 20, 1 << 21].iter().all(|&number| started.is_lost(number)));
+        assert_eq!((started.live.len(), started.lost.len()), (0, REMEMBERED));
     }
 }

@@ -1,12 +1,14 @@
+//! The wire: every message survives the way, and no bytes from a peer do harm.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
-use super::frame::Inbox;
-use super::request::Extra;
-use super::{FRAME_BYTES_MAX, Fields, Frame, Head, Request, Welcome};
 use crate::config::{GroupRule, Mode, Policy, PrefetchRequest, SpaceSpec};
+use crate::daemon::wire::frame::Inbox;
+use crate::daemon::wire::request::Extra;
+use crate::daemon::wire::{FRAME_BYTES_MAX, Fields, Frame, FrameHead, Request, Welcome};
 use crate::key::Key;
 use crate::shape::{Piece, Shape};
 
@@ -86,7 +88,7 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
     let ranks = (*small, small / 2, small / 3);
     match kind {
         1 => Request::Hello { version: *small, read_only: *flag, observer: !*flag },
-        2 => Request::Lane { version: *small, client: *number, secret: *other, spin_us: small / 2 },
+        2 => Request::Attach { version: *small, client: *number, secret: *other, spin_us: small / 2 },
         3 => Request::Bye {},
         4 => Request::OpenSpace {
             spec: SpaceSpec {
@@ -176,9 +178,9 @@ proptest! {
         // The end of the stream.
         prop_assert!(receive(&sent[..cut], |request| request.is_none()));
         // A frame that says of itself how short it is.
-        if cut >= size_of::<Head>() {
+        if cut >= size_of::<FrameHead>() {
             sent.truncate(cut);
-            let bytes = (cut - size_of::<Head>()) as u32;
+            let bytes = (cut - size_of::<FrameHead>()) as u32;
             sent[4..8].copy_from_slice(&bytes.to_le_bytes());
             prop_assert!(receive(&sent, |request| request.is_none()));
         }
@@ -201,7 +203,7 @@ proptest! {
 
     #[test]
     fn noise_is_no_request(kind in any::<u32>(), noise in prop::collection::vec(any::<u8>(), 0..200)) {
-        let head = Head { kind, bytes: noise.len() as u32 };
+        let head = FrameHead { kind, bytes: noise.len() as u32 };
         let sent = [head.as_bytes(), &noise].concat();
         receive(&sent, |_| ());
         let _ = Fields::new(&noise).take::<Welcome>();

@@ -1,8 +1,13 @@
 //! What may be set, both ways of setting it, and what is refused.
 
+use std::collections::BTreeMap;
+
 use clap::Parser;
 
-use super::*;
+use crate::config::{NodeConfig, StoreMode};
+use crate::daemon::settings::*;
+use crate::log::Log;
+use crate::memory_bounds::MemoryBounds;
 
 #[derive(clap::Parser)]
 struct Command {
