@@ -16,27 +16,28 @@ use crate::key::Key;
 use crate::log::Log;
 use crate::shape::Shape;
 
-/// What every form of a cache does. Arguments have been checked; what the calls mean stands in the C header.
+/// The calls of every form of a cache. Arguments have been checked; the C header has their meaning. Any thread may make any call
+/// at any time, except `close`.
 pub trait Cache: Send + Sync {
-    /// Opens a space.
+    /// Opens a space, or gives the number of one that is open.
     fn open_space(&self, spec: SpaceSpec) -> Result<u64>;
 
     /// Bounds a space's part of L1; 0: by L1 alone.
     fn set_quota(&self, space: u64, quota_bytes: u64) -> Result<()>;
 
-    /// Adds a backend.
+    /// Adds a backend below the others. Returns its number.
     fn add_backend(&self, url: &str) -> Result<u64>;
 
-    /// Removes a backend.
+    /// Removes a backend, and waits until jobs are through with it.
     fn remove_backend(&self, number: u64) -> Result<()>;
 
     /// Blocks until everything committed is in L2 or given up.
     fn flush(&self, timeout_ms: u32) -> Result<()>;
 
-    /// Begins a session.
+    /// Begins a session that this process owns.
     fn begin_session(&self, space: u64, request_id: &str, timeout: Option<Duration>) -> Result<u64>;
 
-    /// Ends a session and touches what it used.
+    /// Ends a session and touches the objects that it used.
     fn end_session(&self, session: u64) -> Result<()>;
 
     /// Ends a session and touches nothing.
@@ -48,11 +49,12 @@ pub trait Cache: Send + Sync {
     /// Declares the shapes of the objects that a pool of `space` holds; refused where those of another pool differ.
     fn declare_shapes(&self, space: u64, shapes: &[Shape]) -> Result<()>;
 
-    /// Begins a session that copies for `session` of `space`: it never expires, ends with this process, and commits nothing
-    /// once `session` was aborted. Declares the shapes of its pool, since the daemon may be another one than the pool was opened with.
+    /// Begins a session that copies for `session` of `space`: it never expires, ends with this process, and commits nothing once
+    /// `session` was aborted. Declares the shapes of its pool, since the daemon may be another one than the pool was opened
+    /// with.
     fn begin_copy(&self, session: u64, space: u64, shapes: &[Shape]) -> Result<u64>;
 
-    /// Appends tokens.
+    /// Appends tokens to a session. Returns how many chunks are full.
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64>;
 
     /// Writes keys of a session's chunks.
@@ -66,7 +68,7 @@ pub trait Cache: Send + Sync {
         keys: &mut [Key],
     ) -> Result<()>;
 
-    /// Stages keys.
+    /// Stages keys: takes memory for their objects, or refuses each by the status of its view. True if none was refused.
     fn reserve_write(
         &self,
         session: u64,
@@ -76,12 +78,11 @@ pub trait Cache: Send + Sync {
         views: &mut [View],
     ) -> Result<bool>;
 
-    /// How long a reservation waits before L1 evicts what is still to be written.
+    /// How long a reservation waits before L1 evicts unwritten objects.
     fn store_wait(&self) -> Duration;
 
-    /// Stages keys as far as memory allows without dropping what is still to be written, and waits up to `wait` where none fits and
-    /// writes or copies under way will free memory. OK: none was refused; PENDING: those refused may fit later; PARTIAL: they
-    /// will not.
+    /// Stages keys as far as memory allows without dropping unwritten objects, and waits up to `wait` where none fits and writes or
+    /// copies under way will free memory. OK: none was refused; PENDING: the refused ones may fit later; PARTIAL: they will not.
     fn reserve_patiently(
         &self,
         session: u64,
@@ -91,10 +92,10 @@ pub trait Cache: Send + Sync {
         views: &mut [View],
     ) -> Result<Status>;
 
-    /// Who holds most of the memory that a session was refused, of L1 or of its space's quota, and what can be done.
+    /// Explains a refusal: the largest holder of L1, or of the quota of the session's space, and a remedy.
     fn explain_refusal(&self, session: u64, of_space: bool) -> Result<String>;
 
-    /// Commits keys.
+    /// Commits staged keys. True if all are committed.
     fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
 
     /// Gives staged keys back.
@@ -104,10 +105,10 @@ pub trait Cache: Send + Sync {
     fn finish_write_and_reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View])
     -> Result<bool>;
 
-    /// Takes shares.
+    /// Takes shares of keys. True if all are held.
     fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool>;
 
-    /// Returns shares.
+    /// Returns shares of keys. True if all were held.
     fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool>;
 
     /// Returns shares of chunks by their tokens.
@@ -119,10 +120,10 @@ pub trait Cache: Send + Sync {
     /// Marks keys as used.
     fn touch(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
 
-    /// What L1 says of keys, at one instant.
+    /// The states of keys in L1, at one instant.
     fn query_keys(&self, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()>;
 
-    /// Keeps keys longer.
+    /// Retains keys at a priority for a time.
     fn retain(
         &self,
         space: u64,
@@ -132,7 +133,7 @@ pub trait Cache: Send + Sync {
         statuses: Option<&mut [i32]>,
     ) -> Result<bool>;
 
-    /// Drops keys from L1 alone, unless they are in use.
+    /// Drops keys from L1 and from no backend, unless they are in use.
     fn evict(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;
 
     /// Deletes keys everywhere, unless they are in use.
@@ -144,7 +145,7 @@ pub trait Cache: Send + Sync {
     /// Forgets a space in every tier, or all spaces for 0. How many objects of L1 went.
     fn forget_space(&self, space: u64) -> Result<u64>;
 
-    /// Submits a prefetch.
+    /// Submits a prefetch. `job` is set before its end can be notified.
     fn submit_prefetch(&self, session: u64, keys: &[Key], request: PrefetchRequest, job: &mut u64) -> Result<()>;
 
     /// The early answer of a job.
@@ -159,55 +160,55 @@ pub trait Cache: Send + Sync {
     /// Blocks until a job is done.
     fn wait(&self, job: u64, timeout_ms: u32) -> Result<()>;
 
-    /// Cancels a job.
+    /// Cancels a job that is not done.
     fn cancel(&self, job: u64) -> Result<()>;
 
-    /// Forgets a job.
+    /// Cancels a job that is not done, and forgets it.
     fn release_job(&self, job: u64) -> Result<()>;
 
     /// The descriptor that completions raise.
     fn event_fd(&self) -> i32;
 
-    /// Gives completions.
+    /// Takes completions, oldest first. Returns how many.
     fn take_completions(&self, completions: &mut [Completion]) -> usize;
 
-    /// Copies events from number `next` on, sets `next` to where to go on, and says how many there were.
+    /// Copies events from number `next` on, sets `next` to where to go on, and returns how many there were.
     fn read_events(&self, next: &mut u64, events: &mut [Event]) -> Result<usize>;
 
     /// Fills in everything but the head.
     fn stats(&self, stats: &mut Stats) -> Result<()>;
 
-    /// What a space takes of L1: everything but the head.
+    /// The part of L1 that a space takes. Fills in everything but the head.
     fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()>;
 
     /// Everything counted, as Prometheus text.
     fn metrics(&self) -> Result<String>;
 
-    /// Where a key is, who holds it, and why it cannot be evicted. JSON.
+    /// The tiers that have a key, its holders, and why it cannot be evicted. JSON.
     fn explain_key(&self, space: u64, key: &Key) -> Result<String>;
 
-    /// What a session holds, or for 0 every session that holds something. JSON.
+    /// The objects that a session holds, or for 0 every session that holds some. JSON.
     fn explain_session(&self, session: u64) -> Result<String>;
 
     /// Copies the bytes of a view out, as far as `into` is long. The session must hold shares of it meanwhile: else the bytes
-    /// may be those of another object.
+    /// may belong to another object.
     fn copy_out(&self, view: &View, into: &mut [u8]) -> Result<()>;
 
     /// Copies bytes into a view from `reserve_write`, which must not be committed or given back yet: else they may replace
-    /// those of another object.
+    /// the bytes of another object.
     fn copy_in(&self, view: &View, from: &[u8]) -> Result<()>;
 
     /// The memory that L1 is in now; none while a daemon is away.
     fn arena(&self) -> Option<Arc<Arena>>;
 
-    /// The memory that a view lies in, if that is this cache's. While this is kept, it is nobody else's, though the connection to a
-    /// daemon be lost.
+    /// The memory that a view lies in, if that is this cache's. While this is kept, it is nobody else's, though the connection
+    /// to a daemon be lost.
     fn arena_of(&self, view: &View) -> Option<ArenaLease>;
 
-    /// The ways by which its callers are told.
+    /// The queues of completions for its callers.
     fn completions(&self) -> &Arc<Completions>;
 
-    /// A call was refused, which the log tells of later: no line is said inside a call.
+    /// Notes a refused call. It is logged later: no line is written inside a call.
     fn note_refusal(&self, _error: &Error) {}
 
     /// Where its log lines go.

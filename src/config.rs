@@ -1,4 +1,4 @@
-//! What a node, a space and a job are made from, already checked.
+//! The options of a node, a space and a job, already checked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use crate::log::Log;
 /// When a committed object is written to L2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreMode {
-    /// After its commit.
+    /// At once after its commit.
     WriteThrough,
     /// When background eviction chooses it.
     WriteBack,
     /// After so many reads.
     AfterUses(u32),
-    /// Never.
+    /// No object is written.
     Never,
 }
 
 /// How a node is opened.
 pub struct NodeConfig {
-    /// Size of L1.
+    /// Size of L1 in bytes.
     pub l1_bytes: u64,
     /// Back L1 with reserved huge pages.
     pub huge_pages: bool,
@@ -39,9 +39,9 @@ pub struct NodeConfig {
     pub watermark_low_percent: u32,
     /// When objects are written to L2.
     pub store_mode: StoreMode,
-    /// Backends in order.
+    /// URLs of the backends, in the order in which they are asked.
     pub backend_urls: Vec<String>,
-    /// Most live sessions.
+    /// Most live sessions at once.
     pub sessions_max: u32,
     /// Most jobs not yet released.
     pub jobs_max: u32,
@@ -53,7 +53,7 @@ pub struct NodeConfig {
     pub backend_timeout: Duration,
     /// Most bytes being loaded at once, 0 for a quarter of L1 and at most 1 GiB.
     pub loading_bytes_max: u64,
-    /// How long a reservation waits before L1 evicts what is still to be written.
+    /// How long a reservation waits before L1 evicts unwritten objects.
     pub store_wait: Duration,
     /// The run of the daemon, 0 embedded: the upper 16 bits of the numbers of sessions and jobs, so that those of two runs differ.
     pub boot: u16,
@@ -88,12 +88,12 @@ impl NodeConfig {
     }
 }
 
-/// What a space is.
+/// The identity of a space, and its bounds.
 #[derive(Clone, Debug)]
 pub struct SpaceSpec {
-    /// The model.
+    /// The name of the model.
     pub model: String,
-    /// What the bytes depend on besides it.
+    /// Everything that the bytes depend on besides the model: quantisation, layout, parallelism.
     pub layout: String,
     /// Salt of the tenant.
     pub tenant: String,
@@ -101,7 +101,7 @@ pub struct SpaceSpec {
     pub chunk_tokens: u32,
     /// Most bytes of L1, 0 for no bound.
     pub quota_bytes: u64,
-    /// Which weights of those that the model's name has had, 0 for the first.
+    /// The number of the model's weights, if the same name has had several: 0 for the first.
     pub generation: u64,
 }
 
@@ -119,20 +119,20 @@ pub enum Mode {
 /// How the objects of one group count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GroupRule {
-    /// The group.
+    /// The number of the group.
     pub group: u32,
-    /// Prefix or window.
+    /// The hit rule of the group: prefix or window.
     pub mode: Mode,
 }
 
-/// What a job's deadline does.
+/// The effect of a job's deadline.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Policy {
-    /// Ends it with what is loaded.
+    /// The job ends with the chunks that are loaded.
     BestEffort,
-    /// Nothing.
+    /// The job goes on.
     Wait,
-    /// Fails it.
+    /// The job fails with TIMEOUT.
     Deadline,
 }
 
@@ -141,25 +141,25 @@ pub struct Callback(pub Box<dyn FnOnce(&Completion) + Send + Sync>);
 
 /// Follows one job to its end. Called under the job's lock: it must neither block nor call into the cache.
 pub trait JobObserver: Send + Sync {
-    /// The lookup's answer is known. A daemon's client is not told.
+    /// The lookup's answer is known. Not called in a client of a daemon.
     fn looked_up(&self, _chunks: u32) {}
     /// The job is done and holds the keys marked in `held` (which may go on unmarked). Called once.
     fn done(&self, result: &JobResult, held: &[bool]);
-    /// The job is forgotten; it was done before. A daemon's client is not told.
+    /// The job is forgotten; it was done before. Not called in a client of a daemon.
     fn released(&self) {}
 }
 
 /// How a job reports its end.
 #[derive(Default)]
 pub enum Notify {
-    /// By being asked.
+    /// Not at all: the caller polls.
     #[default]
     Poll,
-    /// By the event descriptor and drain.
+    /// By the event descriptor; the caller takes the completion.
     EventFd,
-    /// By a callback.
+    /// By a callback on the callback thread.
     Callback(Callback),
-    /// By an observer.
+    /// By an observer, on the thread that ends the job.
     Observer(Arc<dyn JobObserver>),
 }
 
@@ -176,21 +176,21 @@ pub struct PrefetchRequest {
     pub extra_count: u32,
     /// Objects of one chunk.
     pub objects_per_chunk: u32,
-    /// Which chunks count.
+    /// The hit rule of all groups but the exceptions.
     pub mode: Mode,
-    /// Exceptions by group.
+    /// Groups with a rule of their own.
     pub group_rules: Vec<GroupRule>,
-    /// What the deadline does.
+    /// The effect of the deadline.
     pub policy: Policy,
     /// From submit; the session's timeout if none.
     pub deadline: Option<Duration>,
     /// How long missing chunks are asked for again.
     pub lookup_timeout: Duration,
-    /// Pause between two askings.
+    /// Pause between two lookups.
     pub lookup_interval: Duration,
     /// Loaded objects are dropped with their last share.
     pub temporary: bool,
-    /// Higher loads first.
+    /// Jobs of higher priority load first.
     pub priority: i32,
     /// How the end is reported.
     pub notify: Notify,

@@ -1,7 +1,7 @@
-//! What wakes a thread of the library.
+//! A bell that wakes a thread of the library.
 //!
-//! Ringing takes no lock. With a condition variable, whoever rings would wait for the lock that the sleeper wakes up with; and a fair
-//! lock may be handed to a sleeper that has no processor yet, which on a busy machine takes milliseconds.
+//! Ringing takes no lock. With a condition variable, the thread that rings would wait for the lock that the sleeper wakes up
+//! with; and a fair lock may be handed to a sleeper that has no processor yet, which on a busy machine takes milliseconds.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,7 +36,7 @@ impl Doorbell {
         u64::try_from(at.saturating_duration_since(self.born).as_nanos()).unwrap_or(AWAKE)
     }
 
-    /// Wakes the listener, or has it not fall asleep. What was done before is seen by it after.
+    /// Wakes the listener, or has it not fall asleep. The listener then sees all that this thread did before.
     pub fn ring(&self) {
         if !self.rung.swap(true, Ordering::SeqCst)
             && let Some(listener) = self.listener.get()

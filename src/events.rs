@@ -1,4 +1,4 @@
-//! What became of objects, tier by tier: a bounded log that any number of readers follow, each at its own pace.
+//! Events of objects, tier by tier: a bounded log that any number of readers follow, each at its own pace.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,33 +39,33 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 120);
 
-/// Events copied under one lock, so that a reader holds up nobody who records.
+/// Events copied under one lock, so that a reader does not hold up the threads that record.
 const SLICE: usize = 256;
 
-/// What happened to an object in one tier.
+/// The change of an object in one tier.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventKind {
-    /// It is there from now on.
+    /// The tier has the object from now on.
     Stored = 1,
-    /// It is not there any more.
+    /// The tier has the object no more.
     Removed = 2,
 }
 
-/// The log. As long as nobody reads it, it counts and keeps nothing.
+/// The log. Before its first reader comes it only counts, and keeps nothing.
 #[derive(Default)]
 pub struct Events {
     /// Number of the newest event.
     newest: AtomicU64,
     /// Events of L1 before any were kept.
     unheard: AtomicU64,
-    /// Whether events are kept: from the first reading on.
+    /// Whether events are kept: from the first read on.
     kept: AtomicBool,
     /// The newest, in order of their numbers.
     log: Mutex<VecDeque<Event>>,
 }
 
 impl Events {
-    /// Records what became of an object in L1. Called under L1's lock, so that the events of L1 are in its order.
+    /// Records the change of an object in L1. Called under L1's lock, so that the events of L1 are in its order.
     #[inline]
     pub fn record_l1(&self, kind: EventKind, object: impl FnOnce() -> (SpaceTag, Key, u64)) {
         if self.kept.load(Ordering::Acquire) {
@@ -77,7 +77,7 @@ impl Events {
         }
     }
 
-    /// Records what became of an object in the backend `number`, which stands at `place` among the tiers.
+    /// Records the change of an object in the backend `number`, which stands at `place` among the tiers.
     pub fn record_backend(&self, kind: EventKind, place: usize, number: u64, object: &ObjectKey, size: u64) {
         let (kind, tier, space) = (kind as u32, place as u32, object.space.number());
         self.push(Event { kind, tier, backend: number, space, key: object.key, size, ..EMPTY });
@@ -101,7 +101,7 @@ impl Events {
         self.kept.load(Ordering::Acquire)
     }
 
-    /// Keeps what is recorded from now on. Called under L1's lock.
+    /// Keeps the events that are recorded from now on. Called under L1's lock.
     pub fn keep(&self) -> Result<()> {
         let mut log = self.log.lock();
         if !self.kept.load(Ordering::Relaxed) {

@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Lines of one kind that come within this time are counted instead of said.
+/// Lines of one kind that come within this time are counted instead of written.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// How important a log line is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum LogLevel {
-    /// Something failed.
+    /// A failure that a person should look at.
     Error = 1,
     /// Something was refused, dropped or retried.
     Warn = 2,
-    /// OpenCache, closed, added, removed.
+    /// Something was opened, closed, added or removed.
     Info = 3,
 }
 
-/// A kind of line that was said less than a period ago.
+/// A kind of line that was written less than a period ago.
 struct Repeated {
     level: LogLevel,
     since: Instant,
@@ -71,7 +71,7 @@ impl Log {
         Log { level, sink: Some(Arc::new(Sink { write: Box::new(sink), repeats: Repeats::default() })) }
     }
 
-    /// Lines go nowhere.
+    /// A log that drops all lines.
     pub fn none() -> Log {
         Log { level: LogLevel::Error, sink: None }
     }
@@ -80,14 +80,14 @@ impl Log {
         self.sink.as_deref().filter(|_| level <= self.level)
     }
 
-    /// Says one line; `line` is not made when nobody listens.
+    /// Writes one line; `line` is not made when the log drops it.
     pub fn say(&self, level: LogLevel, line: impl FnOnce() -> String) {
         if let Some(sink) = self.listener(level) {
             (sink.write)(level, &line());
         }
     }
 
-    /// Says a line of a kind that may come by the thousand: the first at once, then at most one in ten seconds, which
+    /// Writes a line of a kind that may come by the thousand: the first at once, then at most one in ten seconds, which
     /// gives the number of lines it stands for and the last of them. Call it with no lock held.
     pub fn often(&self, kind: &'static str, level: LogLevel, line: impl FnOnce() -> String) {
         let Some(sink) = self.listener(level) else { return };
@@ -105,13 +105,13 @@ impl Log {
         (sink.write)(level, &line);
     }
 
-    /// Says the lines that [`often`](Log::often) has counted for a whole period. The control thread calls it now and then,
-    /// so that the last of a burst are told of without another one.
+    /// Writes the lines that [`often`](Log::often) has counted for a whole period. The control thread calls it now and then,
+    /// so that the last lines of a burst are written without another line.
     pub fn say_repeated(&self) {
         self.say_repeated_after(PERIOD);
     }
 
-    /// Says all that is counted, before the log ends.
+    /// Writes all that is counted, before the log ends.
     pub fn say_repeated_now(&self) {
         self.say_repeated_after(Duration::ZERO);
     }

@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, KVKEEP_ERR_NO_MEMORY, Result};
 
-/// A bound and the file that says it.
+/// A bound and the file that it was read from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Bound {
-    /// In bytes.
+    /// The bound in bytes.
     pub bytes: u64,
-    /// Where it stands.
+    /// The file with the bound.
     pub file: PathBuf,
 }
 
-/// The bounds on one kind of memory; those that nobody set, or that cannot be read, are `None`.
+/// The bounds on one kind of memory; a bound that is not set, or that cannot be read, is `None`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MemoryBounds {
-    /// What the machine has.
+    /// The memory of the machine.
     pub machine: Option<u64>,
     /// The smallest limit of the process's control group and of those above it.
     pub limit: Option<Bound>,
@@ -29,7 +29,7 @@ pub struct MemoryBounds {
 /// Memory that the kernel counts apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum MemoryKind {
-    /// Ordinary pages.
+    /// Pages of the ordinary size.
     Pages,
     /// Reserved huge pages of 2 MiB.
     HugePages,
@@ -70,7 +70,7 @@ impl MemoryKind {
     }
 }
 
-/// A hierarchy of control groups as `/proc/self/mountinfo` says it is mounted.
+/// A hierarchy of control groups as `/proc/self/mountinfo` has it mounted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Mount {
     /// The group at the mount point.
@@ -135,7 +135,7 @@ fn directories(mount: &Mount, group: &str) -> Vec<PathBuf> {
     below.ancestors().map(|ancestor| mount.point.join(ancestor)).collect()
 }
 
-/// The number in a limit's file. What cannot be read bounds nothing, nor do "max" and the numbers that v1 has for it.
+/// The number in a limit's file. A text that is no number bounds nothing, nor do "max" and the numbers that v1 has for it.
 fn parsed(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|&bytes| bytes < 1 << 62)
 }
@@ -251,8 +251,8 @@ impl std::fmt::Display for MemoryBounds {
     }
 }
 
-/// Refuses what needs so many bytes for `what` in many pieces, if the system would not give them in one. Small needs are not asked
-/// for.
+/// Refuses a need of so many bytes for `what`, in many pieces, if the system would not give them in one. Small needs are not
+/// tried.
 pub fn ask_for(bytes: usize, what: &str) -> Result<()> {
     const SMALL: usize = 1 << 20;
     if bytes > SMALL && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use crate::abi::{Histogram, KVKEEP_HISTOGRAM_BUCKETS};
 
-/// A counter.
+/// A counter that any thread may add to.
 #[derive(Default)]
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// Adds `n`.
+    /// Adds `n` to the count.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
@@ -20,13 +20,13 @@ impl Count {
         self.0.fetch_sub(n, Ordering::Relaxed);
     }
 
-    /// Its value.
+    /// The count as it is now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A latency histogram.
+/// A latency histogram that any thread may add to.
 #[derive(Default)]
 pub struct LatencyMeter {
     count: Count,
@@ -35,7 +35,7 @@ pub struct LatencyMeter {
 }
 
 impl LatencyMeter {
-    /// Adds a sample.
+    /// Adds one latency to its bucket.
     pub fn add(&self, latency: Duration) {
         let us = latency.as_micros() as u64;
         let bucket = (64 - us.saturating_sub(1).leading_zeros()) as usize * usize::from(us > 1);
@@ -44,14 +44,14 @@ impl LatencyMeter {
         self.count.add(1);
     }
 
-    /// Its values.
+    /// A copy of the buckets, as the C ABI has them.
     pub fn get(&self) -> Histogram {
         let buckets = std::array::from_fn(|i| self.buckets[i].get());
         Histogram { count: self.count.get(), sum_us: self.sum_us.get(), buckets }
     }
 }
 
-/// What the control floor counts; the meaning of each stands in the header of the C ABI.
+/// The counters of the control layer; the meaning of each stands in the header of the C ABI.
 #[derive(Default)]
 #[allow(missing_docs)]
 pub struct Meters {

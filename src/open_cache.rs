@@ -1,6 +1,6 @@
 //! One open cache as its handle has it: the cache itself, and the transfers of this process.
 //!
-//! It gives way to [`Cache`] for all that a cache does alone; what concerns transfers too stands here.
+//! It dereferences to [`Cache`] for calls that a cache does alone; calls that concern transfers too stand here.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::transfer::registry::is_transfer;
 pub struct OpenCache {
     cache: Arc<dyn Cache>,
     transfers: Arc<Transfers>,
-    /// What was said last of a refusal of L1, and when: it costs a look at every session.
+    /// The last explanation of a refusal of L1, and when it was made: it costs a look at every session.
     refusal: Mutex<Option<(Instant, String)>>,
 }
 
-/// What was said of a refusal is true enough for so long.
+/// An explanation of a refusal is true enough for so long.
 const REFUSAL_KEPT: Duration = Duration::from_secs(1);
 
 impl Deref for OpenCache {
@@ -43,7 +43,7 @@ impl OpenCache {
         OpenCache { cache, transfers, refusal: Mutex::default() }
     }
 
-    /// The transfers.
+    /// The transfers of this process.
     pub fn transfers(&self) -> &Transfers {
         &self.transfers
     }
@@ -72,7 +72,7 @@ impl OpenCache {
         Ok(number)
     }
 
-    /// Stages keys; waits for writes under way, if it is to, before what is still to be written is evicted.
+    /// Stages keys. If the cache has a time for it, waits for writes under way before unwritten objects are evicted.
     pub fn reserve_write(
         &self,
         session: u64,
@@ -88,7 +88,7 @@ impl OpenCache {
         store_wait::reserve(&*self.cache, wait, session, keys, sizes, views)
     }
 
-    /// Ends a session, touches nothing, and drops what is being copied for it.
+    /// Ends a session, touches nothing, and drops the copies under way for it.
     pub fn abort_session(&self, session: u64) -> Result<()> {
         self.cache.abort_session(session)?;
         self.transfers.abort_session(session);
@@ -115,12 +115,12 @@ impl OpenCache {
         if is_transfer(job) { self.transfers.wait(job, timeout_ms) } else { self.cache.wait(job, timeout_ms) }
     }
 
-    /// Cancels a job.
+    /// Cancels a prefetch or a transfer.
     pub fn cancel(&self, job: u64) -> Result<()> {
         if is_transfer(job) { self.transfers.cancel(job) } else { self.cache.cancel(job) }
     }
 
-    /// Forgets a job.
+    /// Forgets a prefetch or a transfer.
     pub fn release_job(&self, job: u64) -> Result<()> {
         if is_transfer(job) { self.transfers.release(job) } else { self.cache.release_job(job) }
     }

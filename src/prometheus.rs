@@ -11,9 +11,9 @@ use crate::backend_report::BackendReport;
 pub struct Metric {
     /// Its name, as in the C header.
     pub name: &'static str,
-    /// What it says.
+    /// The help text.
     pub help: &'static str,
-    /// Takes it out.
+    /// Takes the value out of the statistics.
     pub of: fn(&Stats) -> u64,
 }
 
@@ -23,9 +23,9 @@ pub struct LatencyMetric {
     pub name: &'static str,
     /// Its name in Prometheus text.
     pub metric: &'static str,
-    /// What it says.
+    /// The help text.
     pub help: &'static str,
-    /// Takes it out.
+    /// Takes the value out of the statistics.
     pub of: fn(&Stats) -> &Histogram,
 }
 
@@ -41,7 +41,7 @@ macro_rules! latencies {
     };
 }
 
-/// What goes up and down.
+/// Values that go up and down.
 pub const GAUGES: &[Metric] = values! {
     l1_bytes "Size of L1.",
     l1_used_bytes "Bytes of L1 in objects, staging and transfers.",
@@ -63,7 +63,7 @@ pub const GAUGES: &[Metric] = values! {
     huge_pages_refused "1 where pages of L1 were not joined to huge ones.",
 };
 
-/// What only grows.
+/// Values that only grow.
 pub const COUNTERS: &[Metric] = values! {
     read_hits "Keys asked for that L1 had.",
     read_misses "Keys asked for that L1 had not.",
@@ -117,7 +117,7 @@ pub const LATENCIES: &[LatencyMetric] = latencies! {
     call_latency "kvkeep_call_seconds" "Calls that a scheduler makes.",
 };
 
-/// Why the backends do not keep up with what is committed, if so.
+/// Why the backends do not keep up with the commits, if so.
 pub fn backlog(stats: &Stats) -> Option<String> {
     let Stats { writes_pending: pending, writes_pending_max: most, stores_dropped_recently: dropped, .. } = *stats;
     let remedy = "use a faster disk, a larger L1, or store less";

@@ -1,4 +1,4 @@
-//! Reservations that wait for the backends before L1 drops what is still to be written.
+//! Reservations that wait for the backends before L1 drops unwritten objects.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use crate::error::{KVKEEP_OK, KVKEEP_PARTIAL, Result};
 use crate::key::Key;
 use crate::l1::memory_wait::is_refused;
 
-/// Stages keys. Takes memory that is free or of what is written, and waits for more up to `wait`; for keys that are left then, or if
-/// no write is under way, evicts what is not. Says whether all were staged.
+/// Stages keys. Takes memory that is free or of written objects, and waits for more up to `wait`; for keys that are left then,
+/// or if no write is under way, evicts unwritten objects. Returns whether all keys were staged.
 pub fn reserve(
     cache: &dyn Cache,
     wait: Duration,

@@ -37,8 +37,8 @@ pub struct BackendSlot {
     pub forgotten: ForgottenSpaces,
     /// Batches of loads that were chosen for it and are not handed to it yet.
     handing: AtomicUsize,
-    /// Keys under which it has an object of another shape than this cache's pools. An object that this cache stores under such a key
-    /// replaces it.
+    /// Keys under which it has an object of another shape than this cache's pools. An object that this cache stores under such a
+    /// key replaces it.
     misshapen: Mutex<HashSet<ObjectKey>>,
 }
 

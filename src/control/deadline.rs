@@ -76,8 +76,8 @@ impl Deadlines {
         tickets
     }
 
-    /// Declares requests late whose deadline has passed, and fences their backends. Returns how many that were and when to look again.
-    /// Called by the control thread.
+    /// Declares requests late whose deadline has passed, and fences their backends. Returns how many that were and when to look
+    /// again. Called by the control thread.
     pub fn expire(&self, now: Instant) -> (usize, Option<Instant>) {
         let mut late = 0;
         loop {

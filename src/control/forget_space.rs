@@ -1,5 +1,5 @@
-//! Forgetting a space in every backend: its objects are deleted in the background. Until that is done the backend is not looked up for
-//! the space, and new objects of the space wait to be written, so that nothing old is found and nothing new is deleted.
+//! Forgetting a space in every backend: its objects are deleted in the background. Until that is done the backend is not looked
+//! up for the space, and new objects of the space wait to be written, so that nothing old is found and nothing new is deleted.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,8 +17,8 @@ use crate::log::LogLevel;
 const BATCH: usize = 4096;
 
 impl Writeback {
-    /// Has backends delete the objects of a space, or of all. The caller has called [`begin`](super::forgotten::ForgottenSpaces::begin) of each, and has removed
-    /// the objects from L1.
+    /// Has backends delete the objects of a space, or of all. The caller has called
+    /// [`begin`](super::forgotten::ForgottenSpaces::begin) of each, and has removed the objects from L1.
     pub fn forget(self: &Arc<Self>, which: Which, backends: &[Arc<BackendSlot>]) {
         let ready = {
             let mut state = self.state.lock();

@@ -79,7 +79,8 @@ impl Shortfall {
         }
     }
 
-    /// Logs what is new in the counters, if it is time: of one kind at once, then once in ten seconds. Called by the control thread.
+    /// Logs what is new in the counters, if it is time: of one kind at once, then once in ten seconds. Called by the control
+    /// thread.
     pub fn look(&self, now: Instant, log: &Log, counts: impl FnOnce() -> Counts, meters: &Meters) {
         let mut state = self.state.lock();
         if state.looked.is_some_and(|looked| now < looked + LOOK) {

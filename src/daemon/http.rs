@@ -1,4 +1,4 @@
-//! The daemon's HTTP port, for people and for what watches: numbers, health, events, reasons, and a page that draws them.
+//! The daemon's HTTP port, for people and for monitoring: numbers, health, events, reasons, and a page that draws them.
 //!
 //! One thread serves it. Everything is bounded: connections (a new one takes the place of the slowest), the head of a request,
 //! the time for it and for the answer, the readers of events. A request has a connection of its own.
@@ -33,7 +33,7 @@ use answer::HttpHandler;
 use follow::Answer;
 use places::{HttpPlaces, Stage};
 
-/// Pause before the next connection is taken where one could not be.
+/// Pause after a connection that could not be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long connections may take to end when the port closes.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -105,7 +105,7 @@ impl Http {
         Ok(Http { address, stop, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Where it listens.
+    /// The address that it listens on, with the port that was taken.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

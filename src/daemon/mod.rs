@@ -1,7 +1,7 @@
 //! One node, many processes: the daemon that owns a cache, and the client that makes another process see it as its own.
 //!
-//! A client has one connection that only listens, on which results are pushed, and a few lanes, each used by one calling
-//! thread at a time: a request out, a reply in. The bytes of objects never cross a socket: a client maps L1.
+//! A client has one connection on which it listens for pushes, and a few request connections, each used by one calling
+//! thread at a time: a request out, an answer in. The bytes of objects never cross a socket: a client maps L1.
 
 pub mod client;
 pub mod http;

@@ -1,4 +1,4 @@
-//! What a daemon is started with: flags, and a TOML file of the same names, of which the flags win.
+//! The settings of a daemon: flags, and a TOML file of the same names. Flags win over the file.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ impl FromStr for Size {
 /// The size of L1: bytes, written like `8GiB`, or a share of the memory that the process may use, written like `70%`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum L1Size {
-    /// So many bytes.
+    /// A number of bytes.
     Bytes(u64),
     /// So many percent of what the machine has, or of the control group's limit where that is less.
     Percent(u32),
@@ -240,14 +240,14 @@ fn any<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
 }
 
 impl Settings {
-    /// Reads a file.
+    /// Reads the file of `--config`.
     pub fn read(path: &Path) -> Result<Settings> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Error::io(format!("reading {}, the file of --config", path.display()), &error))?;
         Settings::parse(&text, &path.display().to_string())
     }
 
-    /// What `text` says, which errors call `name`.
+    /// Parses `text`, which errors call `name`.
     pub fn parse(text: &str, name: &str) -> Result<Settings> {
         toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
@@ -258,7 +258,7 @@ impl Settings {
         })
     }
 
-    /// These, and for what they leave open, those of `file`.
+    /// These settings, and those of `file` where these are not set.
     pub fn over(self, file: Settings) -> Settings {
         Settings {
             l1: self.l1.or(file.l1),
@@ -355,7 +355,7 @@ impl Settings {
         })
     }
 
-    /// Who may connect.
+    /// The users who may connect.
     pub fn access(&self) -> Access {
         let of_flags = self.tenant.iter().map(|Tenant(name, uids)| (name.clone(), uids.clone()));
         let of_file = self.tenants.iter().map(|(name, uids)| (name.clone(), uids.clone()));
@@ -369,7 +369,7 @@ impl Settings {
         }
     }
 
-    /// What one client may take.
+    /// The bounds of one client.
     pub fn limits(&self) -> Result<Limits> {
         let defaults = Limits::default();
         let message = self.message_bytes_max.map_or(u64::from(defaults.message_bytes_max), |size| size.0);

@@ -1,4 +1,4 @@
-//! What callers ask of a node: each call goes to the part that does it.
+//! The calls of a node: each goes to the part that carries it out.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -57,7 +57,7 @@ impl Node {
         self.l1.reserve_write_by(writer, session, keys, sizes, temporary, views)
     }
 
-    /// Stages what fits for a writer that has an account, and waits for memory that is under way.
+    /// Stages the keys that fit for a writer that has an account, and waits for memory that writes under way will free.
     pub fn reserve_patiently_by(
         &self,
         writer: u64,
@@ -78,13 +78,13 @@ impl Node {
         ended
     }
 
-    /// Lets go of what belongs to a session that has ended, and of what a call that met its end left behind.
+    /// Releases the jobs and the tokens of a session that has ended, and those that a call which met its end left behind.
     fn forget(&self, session: u64) {
         self.prefetcher.release_session(session);
         self.chains.forget(session);
     }
 
-    /// Tells L1 whether anything is below it. Whoever is last here sees all changes of the list made before.
+    /// Notifies L1 whether there is a backend. The last thread here sees all changes of the list made before.
     fn look_below(&self) {
         let _turn = self.below.lock();
         self.l1.set_has_l2(!self.backends.list().is_empty());
@@ -117,7 +117,7 @@ impl Cache for Node {
         let slot = self.backends.remove(number)?;
         self.look_below();
         self.writer.removed();
-        // Callers were told what jobs found in it.
+        // Callers may have been promised objects that jobs found in it.
         while slot.usable() && self.prefetcher.plans_on(&slot) && Instant::now() < deadline {
             thread::sleep(REMOVAL_PAUSE);
         }
@@ -329,11 +329,11 @@ impl Cache for Node {
         };
         let (index, tag) = (info.map(|info| info.index), info.map(|info| info.tag));
         let backends = self.backends.list();
-        // From here on no job finds anything of it below L1, and those that did are cancelled, so that nothing arrives in L1 later.
+        // From here on no job finds the space below L1, and jobs that did are cancelled, so that nothing arrives in L1 later.
         backends.iter().for_each(|slot| slot.forgotten.begin(tag));
         self.prefetcher.cancel_space(index);
         let removed = self.l1.forget(space)?;
-        // Those that found something in L1 meanwhile.
+        // Jobs that found something in L1 meanwhile.
         self.prefetcher.cancel_space(index);
         self.writer.forget(tag, &backends);
         Ok(removed)

@@ -23,7 +23,7 @@ impl Node {
                 io_uring_refused: sum.io_uring_refused + usage.io_uring_refused,
                 ..sum
             });
-        // What is read without a prefetch asks no backend.
+        // A read without a prefetch asks no backend.
         let (l2_hits, l2_misses) = (meters.l2_hits.get(), meters.l2_misses.get() + counts.read_misses);
         *stats = Stats {
             struct_size: stats.struct_size,
@@ -95,7 +95,7 @@ impl Node {
         };
     }
 
-    /// Prometheus text.
+    /// All statistics as Prometheus text.
     pub fn metrics(&self) -> String {
         let mut stats = Stats::default();
         self.stats(&mut stats);
@@ -130,7 +130,7 @@ impl Node {
         reports.collect()
     }
 
-    /// Where a key is, who holds it, and why it cannot be evicted. JSON.
+    /// The tiers that have a key, its holders, and why it cannot be evicted. JSON.
     pub fn explain_key(&self, space: u64, key: &Key) -> Result<String> {
         let in_l1 = self.l1.explain_key(space, key)?;
         let object = ObjectKey { space: self.l1.space(space)?.tag, key: *key };
@@ -154,7 +154,7 @@ impl Node {
             })
             .collect();
         let state = in_l1.first().map_or("absent", |report| report.state);
-        // Others who stage the key, or hold what was cleared, do not keep what is ready.
+        // Sessions that stage the key again, or hold a cleared object, do not hold the ready object.
         let why: Vec<&String> = in_l1
             .iter()
             .filter(|report| report.state == state)
@@ -171,7 +171,7 @@ impl Node {
         .to_string())
     }
 
-    /// What a session holds, or for 0 every session that holds something. JSON.
+    /// The objects that a session holds, or for 0 every session that holds some. JSON.
     pub fn explain_session(&self, session: u64) -> Result<String> {
         let reports = self.l1.explain_sessions((session != 0).then_some(session))?;
         let sessions: Vec<_> = reports

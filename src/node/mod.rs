@@ -33,24 +33,25 @@ use crate::threads;
 
 /// Most bytes being written to L2 at once, unless L1 is small.
 const WRITING_BYTES_MAX: u64 = 64 << 20;
-/// Most bytes being loaded from L2 at once, unless told or L1 is small.
+/// Most bytes being loaded from L2 at once, unless another bound is given or L1 is small.
 const LOADING_BYTES_MAX: u64 = 1 << 30;
-/// Background eviction goes on for so long …
+/// Background eviction runs for so long …
 const BURST: Duration = Duration::from_micros(200);
-/// … and rests for so long: the kernel may have woken its thread on the processor of a caller, who would wait for a time slice to end.
+/// … and pauses for so long: the kernel may have woken its thread on the processor of a caller, which would wait for a time
+/// slice to end.
 const BURST_PAUSE: Duration = Duration::from_micros(100);
 /// Background eviction that finds L1 busy tries again after so long …
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// … and insists after so many times in a row.
 const BUSY_MOST: u32 = 16;
 
-/// Most bytes being loaded at once, if not told. More than a disk reads in a fraction of a request's time would only wait in
-/// the backend, which is taken for hung if they wait too long.
+/// Most bytes being loaded at once, if no bound is given. More than a disk reads in a fraction of a request's time would only
+/// wait in the backend, which is taken for hung if they wait too long.
 fn loading_default(l1_bytes: u64) -> u64 {
     LOADING_BYTES_MAX.min(l1_bytes / 4)
 }
 
-/// One cache.
+/// One cache in this process: its parts and its threads.
 pub struct Node {
     pub(crate) l1: Arc<L1>,
     pub(crate) backends: Arc<Backends>,
@@ -66,7 +67,7 @@ pub struct Node {
     pub(crate) backend_timeout: Duration,
     pub(crate) writes_pending_max: u64,
     pub(crate) store_wait: Duration,
-    /// Taken by whoever tells L1 whether there are backends.
+    /// Held while L1 is notified whether there are backends.
     pub(crate) below: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: Arc<AtomicBool>,
@@ -238,7 +239,8 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a thread. If it meets a bug the cache is poisoned, since its work is not done any more, and jobs that wait for it end.
+    /// Starts a thread. If it meets a bug the cache is poisoned, since its work is not done any more, and jobs that wait for it
+    /// end.
     fn spawn(self: &Arc<Self>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
         let me = Arc::downgrade(self);
         let guarded = move || {
@@ -298,7 +300,7 @@ impl Node {
     }
 }
 
-/// What the control thread looks after.
+/// The parts that the control thread looks after.
 struct Housekeeping {
     l1: Arc<L1>,
     meters: Arc<Meters>,

@@ -27,7 +27,7 @@ pub struct ClearArgs {
     all_tiers: bool,
 }
 
-/// Runs the command.
+/// Clears, and prints how many objects went. False if objects in use stay.
 pub fn run(args: &ClearArgs) -> Outcome {
     if args.all_tiers {
         let gone =

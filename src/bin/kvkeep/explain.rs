@@ -49,7 +49,7 @@ fn about(text: &str) -> Result<About, String> {
     })
 }
 
-/// Runs the command.
+/// Asks the daemon, and prints its explanation.
 pub fn run(args: &ExplainArgs) -> Outcome {
     let about = args.about.as_deref().map_or(Ok(About::Session(0)), about)?;
     let said = match (&about, args.space) {

@@ -24,7 +24,7 @@ pub struct QuarantineArgs {
     clear: bool,
 }
 
-/// Runs the command.
+/// Lists or removes the quarantined objects. False if there are some.
 pub fn run(args: &QuarantineArgs) -> Outcome {
     let quarantined = directory::read(&args.dir)?.quarantined;
     let bytes = text::bytes(quarantined.iter().map(|(_, entry)| entry.bytes).sum());

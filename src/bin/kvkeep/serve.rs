@@ -54,12 +54,12 @@ fn log(level: LogLevel) -> Log {
                 format!("{} {name:<5} {line}\n", text::date(SystemTime::now()))
             }
         };
-        // Where nobody reads any more, there is nothing left to do.
+        // A failed write means that no reader is left.
         let _ = std::io::stderr().write_all(line.as_bytes());
     })
 }
 
-/// Tells systemd, where it asked to be told; not being able to is no reason to stop.
+/// Notifies systemd, if it asked for that; a failure is no reason to stop.
 fn tell(log: &Log, state: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(state) {
         log.say(LogLevel::Warn, || format!("telling systemd failed: {error}"));
@@ -92,7 +92,7 @@ fn raise_limit(log: &Log) {
     }
 }
 
-/// Runs the command.
+/// Serves until a signal comes. False if accepted writes were not written.
 pub fn run(args: &ServeArgs) -> Outcome {
     let file = args.config.as_deref().map(Settings::read).transpose().map_err(sentence)?;
     let settings = args.settings.clone().over(file.unwrap_or_default());

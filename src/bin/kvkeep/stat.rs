@@ -30,13 +30,13 @@ pub struct StatArgs {
     json: bool,
 }
 
-/// Objects counted together.
+/// Sums over objects that are counted together.
 #[derive(Default)]
 struct Sum {
     objects: u64,
-    /// Bytes of payload.
+    /// Bytes of all payloads.
     bytes: u64,
-    /// Bytes of files.
+    /// Bytes of all files.
     file_bytes: u64,
     used: Option<(SystemTime, SystemTime)>,
     /// Objects whose payload is at most 2^i bytes, by i.
@@ -67,7 +67,7 @@ impl Sum {
     }
 }
 
-/// Runs the command.
+/// Prints what is in a directory, or what a daemon counted.
 pub fn run(args: &StatArgs) -> Outcome {
     if let Some(url) = args.of.to_str().filter(|of| of.starts_with("unix:")) {
         let stats = daemon::once(url, false, daemon::stats)?;

@@ -43,7 +43,7 @@ pub struct TopArgs {
     interval_ms: u64,
 }
 
-/// Runs the command.
+/// Prints reports until a signal comes or as many as asked for are printed.
 pub fn run(args: &TopArgs) -> Outcome {
     let client = daemon::connect(&args.url, false)?;
     let ended = Arc::new(AtomicBool::new(false));

@@ -39,7 +39,7 @@ struct Findings {
     unreadable: Vec<String>,
 }
 
-/// Runs the command.
+/// Reads and checks every object. False if some are corrupt.
 pub fn run(args: &VerifyArgs) -> Outcome {
     let directory = directory::read(&args.dir)?;
     let files: u64 = directory.objects.iter().map(|(_, entry)| entry.bytes).sum();

@@ -94,8 +94,8 @@ impl Job {
         Job { id, session, space, keys, request, asked_before, observer, submitted, deadline, state, done }
     }
 
-    /// Has a commit answer the job in `Lookup`, if it may. Called by the thread that submits, under the lock of the state, before L1 is
-    /// asked, so that no commit comes between.
+    /// Has a commit answer the job in `Lookup`, if it may. Called by the thread that submits, under the lock of the state,
+    /// before L1 is asked, so that no commit comes between.
     pub fn await_commits(&self, lookup: &mut LookupPhase, host: &impl JobHost) {
         if lookup.ask_until.is_some() {
             lookup.awaiting = true;
@@ -110,8 +110,8 @@ impl Job {
         }
     }
 
-    /// Takes the next `count` planned keys of `Load`, which are on their way from now on. Called by the loader when the job's turn comes,
-    /// under the lock of the state.
+    /// Takes the next `count` planned keys of `Load`, which are on their way from now on. Called by the loader when the job's
+    /// turn comes, under the lock of the state.
     pub fn issue(load: &mut LoadPhase, count: usize) -> Vec<u32> {
         let issued = load.planned()[..count].to_vec();
         load.cursor += count;
@@ -122,8 +122,8 @@ impl Job {
     /// `Lookup` → `Load`: every backend has answered, or a commit made the answer complete. `Lookup` → `Done`, if nothing is to be
     /// loaded. The job stays in `Lookup` if missing chunks are to be asked for again.
     ///
-    /// Called under the lock of the state, by the thread that submits, by the control thread, and by a backend's thread with the last
-    /// answer. True if the caller is to queue the job in the loader, under the same lock.
+    /// Called under the lock of the state, by the thread that submits, by the control thread, and by a backend's thread with the
+    /// last answer. True if the caller is to queue the job in the loader, under the same lock.
     pub fn looked_up(self: &Arc<Self>, state: &mut JobState, host: &impl JobHost) -> bool {
         let Some((held, lookup)) = state.lookup_mut() else { return false };
         let now = Instant::now();
@@ -152,8 +152,9 @@ impl Job {
         !nothing
     }
 
-    /// `Load` → `Load`, or → `Done` with the last key: a key has come, or will not. Called by the loader with no lock held, on the thread
-    /// of a backend, of the control thread or of a caller. False if the job was over, and the key's shares are returned.
+    /// `Load` → `Load`, or → `Done` with the last key: a key has come, or will not. Called by the loader with no lock held, on
+    /// the thread of a backend, of the control thread or of a caller. False if the job was over, and the key's shares are
+    /// returned.
     pub fn landed(
         self: &Arc<Self>,
         index: usize,
@@ -187,7 +188,8 @@ impl Job {
         true
     }
 
-    /// `Lookup` or `Load` → `Done`, with what the job holds, or with nothing unless `status` is OK. A job that is done stays as it is.
+    /// `Lookup` or `Load` → `Done`, with what the job holds, or with nothing unless `status` is OK. A job that is done stays as
+    /// it is.
     ///
     /// Called under the lock of the state by every way that a job ends: by the two transitions above, by the control thread at the
     /// deadline, and by callers that cancel or release it, end its session, clear its space or close the cache.
@@ -262,9 +264,9 @@ impl Job {
         self.done.notify_all();
     }
 
-    /// `Done` → `Done`, released: nobody finds the job any more. Called under the lock of the state by the thread that has taken the job
-    /// out of the table and finished it: that of a release, of a session's end, of the deadline, or of a submission that met its
-    /// session's end.
+    /// `Done` → `Done`, released: nobody finds the job any more. Called under the lock of the state by the thread that has taken
+    /// the job out of the table and finished it: that of a release, of a session's end, of the deadline, or of a submission that
+    /// met its session's end.
     pub fn mark_released(&self, state: &mut JobState) {
         if let Phase::Done(done) = &mut state.phase {
             done.released = true;

@@ -192,8 +192,8 @@ impl JobTable {
         }
     }
 
-    /// The jobs that a commit may answer, unless they were just looked through. Takes back the note `commits` under the lock, so that no
-    /// commit is missed. Called by the control thread.
+    /// The jobs that a commit may answer, unless they were just looked through. Takes back the note `commits` under the lock, so
+    /// that no commit is missed. Called by the control thread.
     pub fn awaiting(&self, now: Instant, commits: &AtomicBool) -> Awaiting {
         let mut lists = self.lists.lock();
         let again = lists.looked.map(|looked| looked + LOOK_PAUSE);

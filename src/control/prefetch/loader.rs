@@ -132,8 +132,8 @@ impl Loader {
         &self.table
     }
 
-    /// Queues a job that has keys to load. False if it waits for loads on their way: when enough of them end, the control thread is
-    /// woken.
+    /// Queues a job that has keys to load. False if it waits for loads on their way: when enough of them end, the control thread
+    /// is woken.
     pub fn enqueue(&self, job: &Arc<Job>) -> bool {
         {
             let mut queue = self.queue.lock();
@@ -372,8 +372,8 @@ impl Loader {
         }
     }
 
-    /// Notes that a backend's object was stored from pages of another layout. The object stays there for the cache that stored it, until
-    /// this cache stores the key itself.
+    /// Notes that a backend's object was stored from pages of another layout. The object stays there for the cache that stored
+    /// it, until this cache stores the key itself.
     fn misshapen(&self, item: &Item, slot: &BackendSlot) -> String {
         self.meters.load_failures.add(1);
         slot.note_misshapen(item.object);
@@ -392,8 +392,8 @@ impl Loader {
         job.landed(index as usize, outcome, &*self.table)
     }
 
-    /// Frees the part of the bounds that a load took. The control thread is woken once a share of a bound is free, not for each object: it
-    /// would issue as little as became free, and preempt the thread that wakes it.
+    /// Frees the part of the bounds that a load took. The control thread is woken once a share of a bound is free, not for each
+    /// object: it would issue as little as became free, and preempt the thread that wakes it.
     fn freed(&self, bytes: u64) {
         let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
         let pending_count = self.pending_count.fetch_sub(1, Ordering::SeqCst);

@@ -138,8 +138,8 @@ impl Prefetcher {
     }
 }
 
-/// Looks for missing keys in the index of a backend: keys that it has go out of `missing`. Keys that it does not know without asking are
-/// returned.
+/// Looks for missing keys in the index of a backend: keys that it has go out of `missing`. Keys that it does not know without
+/// asking are returned.
 fn look_in_index(job: &Job, search: &mut Search, slot: &BackendSlot, missing: &mut Vec<u32>) -> Vec<u32> {
     let mut ask = Vec::new();
     let mut still = 0;

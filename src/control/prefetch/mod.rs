@@ -1,6 +1,7 @@
 //! Prefetch jobs: submit, look up, load, done.
 //!
-//! `job.rs` has every transition of a job, `phases.rs` its state in each phase, `job_table.rs` all jobs. `prefetcher.rs` submits, cancels and releases;
+//! `job.rs` has every transition of a job, `phases.rs` its state in each phase, `job_table.rs` all jobs. `prefetcher.rs`
+//! submits, cancels and releases;
 //! `lookup.rs` asks the tiers; `loader.rs` loads; `schedule.rs` is the control thread's part; `query.rs` answers callers.
 
 mod hit_counters;

@@ -1,4 +1,4 @@
-//! The client's calls: each becomes a request, and its answer what the caller reads.
+//! The client's calls: each becomes a request, and its answer the result of the call.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::key::Key;
 use crate::log::Log;
 use crate::shape::Shape;
 
-/// What a call of its own may take, of one that waits for longer.
+/// The time of one request of a call that waits for longer.
 const SLICE_MS: u32 = 500;
 
 fn wrong_answer() -> Error {
@@ -309,7 +309,7 @@ impl Cache for Client {
             Ok((number, lookup, answer)) => {
                 self.jobs.accepted(ticket, number, lookup, answer, job, &self.completions);
                 if link.is_lost() {
-                    // It went after it had answered: nobody else may have seen this job.
+                    // The daemon went away after it had answered: no push may have named this job.
                     self.lose_job(*job, ticket);
                 }
                 Ok(())

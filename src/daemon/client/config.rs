@@ -9,15 +9,15 @@ use crate::log::Log;
 
 /// A call that has no answer by then sleeps in any case.
 const SPIN_US_MAX: u64 = 100_000;
-/// Unless it says otherwise, a call that has no time of its own waits so long for its answer. A daemon that works answers the
-/// largest batch in a part of this, and an engine's scheduler is not held up for long by one that is stopped.
+/// By default a call that has no time of its own waits so long for its answer. A daemon that works answers the largest batch in
+/// a part of this, and a stopped daemon does not hold up an engine's scheduler for long.
 const PATIENCE_MS: u64 = 2000;
-/// Nobody waits longer than this for a daemon to start.
+/// Longest time to wait for a daemon to start.
 const WAIT_MS_MAX: u64 = 3_600_000;
 
 /// How a client connects.
 pub struct ClientConfig {
-    /// The daemon's socket.
+    /// The path of the daemon's socket.
     pub socket: PathBuf,
     /// Ask for a mapping that cannot be written.
     pub read_only: bool,
@@ -33,7 +33,7 @@ pub struct ClientConfig {
     pub patience: Duration,
     /// How long this client's sessions may be idle; the daemon's own time if none.
     pub session_timeout: Option<Duration>,
-    /// How long a reservation waits before L1 evicts what is still to be written; the daemon's own time if none.
+    /// How long a reservation waits before L1 evicts unwritten objects; the daemon's own time if none.
     pub store_wait: Option<Duration>,
     /// Where log lines go.
     pub log: Log,

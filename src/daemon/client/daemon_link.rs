@@ -1,4 +1,4 @@
-//! A client's connections to one run of a daemon: the one that listens, and the lanes that calls take.
+//! A client's connections to one run of a daemon: the connection for pushes, and the request connections.
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -26,7 +26,7 @@ use crate::error::{
     KVKEEP_ERR_TIMEOUT, Result, Status,
 };
 
-/// Most calls at once; more wait for a lane.
+/// Most calls at once; more wait for a connection.
 const CONNECTIONS_MAX: usize = 32;
 /// While a call is unanswered that was given up, others wait this part of their time: a daemon that is stopped must not hold up
 /// each call of a scheduler as long as the first.
@@ -40,7 +40,7 @@ const LOOK: Duration = Duration::from_millis(20);
 struct ConnectionPool {
     idle: Vec<RequestConnection>,
     open: usize,
-    /// Those whose callers did not wait for the answer, which the daemon has not come to yet.
+    /// Connections whose callers did not wait for the answer, and that the daemon has not come to yet.
     given_up: Vec<AbandonedCall>,
 }
 
@@ -51,7 +51,7 @@ impl ConnectionPool {
     }
 }
 
-/// The connection that listens. Its end tells the daemon that nothing of L1 is in use here any more.
+/// The connection for pushes. Its end shows the daemon that nothing of L1 is in use here any more.
 struct PushStream(UnixStream);
 
 impl Drop for PushStream {
@@ -60,11 +60,11 @@ impl Drop for PushStream {
     }
 }
 
-/// A connection to one run of a daemon.
+/// All connections of a client to one run of a daemon.
 pub struct DaemonLink {
-    /// What the daemon said of itself.
+    /// The daemon's answer to hello.
     pub welcome: Welcome,
-    /// L1, mapped here. When the last use of it ends, the daemon is told.
+    /// L1, mapped here. When its last use ends, the connection for pushes is closed.
     pub arena: ArenaLease,
     path: Box<Path>,
     spin: Duration,
@@ -76,15 +76,15 @@ pub struct DaemonLink {
     returns: PendingReturns,
 }
 
-/// A call that gives back what its caller holds.
+/// The outcome of a call that returns something its caller holds.
 pub struct ReturnOutcome<R> {
-    /// What it says.
+    /// The result for the caller.
     pub result: Result<R>,
     /// The daemon was not asked yet: the caller starts a thread that runs [`DaemonLink::settle`].
     pub needs_thread: bool,
 }
 
-/// What a call says when there is no daemon to ask.
+/// The error of a call when there is no daemon to ask.
 pub fn disconnected(path: &Path) -> Error {
     Error::new(
         KVKEEP_ERR_DISCONNECTED,
@@ -110,7 +110,7 @@ fn unreachable(path: &Path, error: &io::Error) -> Error {
             KVKEEP_ERR_PERMISSION,
             format!("{path} may not be opened by this user: have the daemon's socket mode or group allow it"),
         ),
-        // These say nothing of the daemon.
+        // These failures are this process's own.
         Some(Errno::MFILE | Errno::NFILE) => no_descriptor(),
         Some(Errno::NOMEM | Errno::NOBUFS | Errno::INTR) => Error::io(format!("connecting to {path}"), error),
         _ => Error::new(
@@ -149,7 +149,8 @@ impl Unanswered {
     }
 }
 
-/// Whether what failed so is asked for later. Where no descriptor is left, a caller tries again; but a session has ended for it.
+/// Whether a request that failed with `status` is made later. Where no descriptor is left, a caller tries again; but it takes a
+/// session that it ended for ended.
 fn returns_later(status: Status, request: &Request<'_>) -> bool {
     let ends = matches!(request, Request::EndSession { .. } | Request::AbortSession { .. });
     status == KVKEEP_ERR_TIMEOUT || status == KVKEEP_ERR_LIMIT && ends
@@ -161,7 +162,7 @@ fn too_many_returns(error: Error) -> Error {
     Error::new(error.status, format!("{}; {remedy}", error.message))
 }
 
-/// The error of a call for which no lane became free in time.
+/// The error of a call for which no connection became free in time.
 fn no_connection(lanes: usize) -> Error {
     let message = format!(
         "{lanes} calls of this client were under way all the time, the most at once: make fewer, or raise lanes_per_client_max \
@@ -185,7 +186,8 @@ impl DaemonLink {
         timeouts.map_err(|error| Error::io("setting a socket's timeouts", &error))?;
         let (mut frame, mut inbox) = (Frame::default(), Inbox::default());
         Request::Hello { version: WIRE_VERSION, read_only, observer }.encode(&mut frame);
-        // One that refuses whoever asks need not take in what is asked: its answer says more than a failure to ask.
+        // A daemon that refuses every connection need not read the request: its answer has a better reason than the failure to
+        // send.
         let _ = stream.write_all(frame.finish());
 
         let mut head = FrameHead::new_zeroed();
@@ -209,7 +211,7 @@ impl DaemonLink {
             let status = Status::from_number(head.kind as i32).unwrap_or(KVKEEP_ERR_INTERNAL);
             return Err(Error::new(status, fields.take::<&str>().unwrap_or("the daemon gave no reason")));
         };
-        // Without a place for one, the kernel drops a descriptor on its way.
+        // Where this process has no free descriptor, the kernel drops the one on its way.
         let fd = fd.ok_or_else(no_descriptor)?;
         let welcome: Welcome = fields.take()?;
         let arena = Arena::attach(fd, welcome.l1_bytes as usize, !welcome.read_only)
@@ -235,14 +237,14 @@ impl DaemonLink {
         Ok(&self.pushes.0)
     }
 
-    /// Ends every call, and the stream of pushes: the connection is over. What it held is the daemon's again when nobody uses
-    /// the mapping any more.
+    /// Ends every call, and the stream of pushes: the connection is over. The daemon takes back all that it held when the
+    /// mapping is in use no more.
     pub fn lose(&self) {
         if !self.lost.swap(true, Ordering::AcqRel) {
             let _ = send(&self.pushes.0, &[0], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
             let _ = self.pushes.0.shutdown(Shutdown::Read);
         }
-        // Under the lock, so that nobody who looked before goes to sleep after.
+        // Under the lock, so that no thread that looked before goes to sleep after.
         let _lanes = self.pool.lock();
         self.free.notify_all();
     }
@@ -263,8 +265,8 @@ impl DaemonLink {
         Deadline::after(self.patience / part)
     }
 
-    /// Makes a call that gives back what its caller holds. Where the daemon cannot be asked in time, it is asked for `owed` when
-    /// it answers again.
+    /// Makes a call that gives back what its caller holds. Where the daemon cannot be asked in time, it is asked for `fallback`
+    /// when it answers again.
     pub fn give_back<R>(
         &self,
         request: &Request<'_>,
@@ -293,7 +295,7 @@ impl DaemonLink {
         }
     }
 
-    /// Asks the daemon for what it could not be asked for in time, until nothing is left, or the connection is over.
+    /// Makes the requests that could not be made in time, until none is left, or the connection is over. The body of a thread.
     pub fn settle(&self) {
         while !self.is_lost() && !self.returns.ends_thread() {
             if !self.awaits_none() || self.make_returns(Deadline::after(self.patience)).is_err() {
@@ -305,7 +307,7 @@ impl DaemonLink {
         }
     }
 
-    /// Makes the calls that are owed.
+    /// Makes the pending requests that return something, in their order.
     fn make_returns(&self, deadline: Deadline<'_>) -> Result<()> {
         while !self.returns.is_empty() {
             let _order = self.returns.lock_until(deadline.until).ok_or_else(|| unanswered(&self.path))?;
@@ -317,14 +319,15 @@ impl DaemonLink {
             });
             match self.finish(connection, answer) {
                 Err(Unanswered { asked: false, error }) => return Err(error),
-                // One that fails gives back what is gone already.
+                // A request that fails returns what is gone already.
                 _ => self.returns.made(),
             }
         }
         Ok(())
     }
 
-    /// Makes a call that waits in the daemon, for the time that is left of its own when it has a lane, and at most `most_ms`.
+    /// Makes a call that waits in the daemon, for the time that is left of its own when it has a connection, and at most
+    /// `most_ms`.
     pub fn call_until<'a>(&self, until: Instant, most_ms: u32, request: impl Fn(u32) -> Request<'a>) -> Result<()> {
         let deadline = Deadline { until: until + GRACE, works: None };
         let connection = self.take_connection(deadline)?;
@@ -361,7 +364,7 @@ impl DaemonLink {
         self.finish(connection, answer).map_err(|unanswered| unanswered.error)
     }
 
-    /// Puts a lane back after a call, or parts with it.
+    /// Puts a connection back after a call, or drops it.
     fn finish<R>(
         &self,
         mut connection: RequestConnection,
@@ -385,7 +388,7 @@ impl DaemonLink {
         }
     }
 
-    /// Parts with a lane, of which `broken` says what that means.
+    /// Drops a connection after a failure. `broken` makes the error of a broken one.
     fn fail<R>(
         &self,
         connection: RequestConnection,
@@ -412,7 +415,7 @@ impl DaemonLink {
         pool.given_up.is_empty()
     }
 
-    /// A lane, when what is owed has been asked for: calls keep their order.
+    /// Takes a connection, once pending returns have been made: calls keep their order.
     fn take_connection(&self, deadline: Deadline<'_>) -> Result<RequestConnection> {
         self.make_returns(deadline)?;
         self.take_free_connection(deadline)
@@ -429,7 +432,7 @@ impl DaemonLink {
             if let Some(connection) = pool.idle.pop() {
                 return Ok(connection);
             }
-            // A daemon that answers nothing is not asked for ever more lanes.
+            // A daemon that answers nothing is not asked for ever more connections.
             let waiting = pool.given_up.len();
             if pool.open < CONNECTIONS_MAX && waiting < CONNECTIONS_MAX && pool.open + waiting < most {
                 pool.open += 1;
@@ -440,7 +443,7 @@ impl DaemonLink {
                 let free = pool.given_up.is_empty();
                 return Err(if free { no_connection(pool.open) } else { unanswered(&self.path) });
             }
-            // Nobody tells of a lane that was given up and is over.
+            // No thread notifies of an abandoned call that is over.
             let until = if pool.given_up.is_empty() { deadline.until } else { deadline.until.min(now + LOOK) };
             self.free.wait_until(&mut pool, until);
             pool.look();
@@ -466,7 +469,7 @@ impl DaemonLink {
         }
     }
 
-    /// There is one lane less.
+    /// Counts one connection less.
     fn forget_connection(&self) {
         self.pool.lock().open -= 1;
         self.free.notify_one();

@@ -1,4 +1,4 @@
-//! What a client knows of the jobs it submitted: pushed by the daemon, so that a query costs no round trip.
+//! The jobs that a client submitted, with the answers that the daemon pushed: a query costs no round trip.
 
 use std::time::Instant;
 
@@ -20,14 +20,14 @@ struct SubmittedJob {
     keys: usize,
     lookup: Option<u32>,
     answer: Option<(JobResult, Vec<u8>)>,
-    /// How to tell; taken when it is accepted and done, so that there is one completion.
+    /// How the caller is notified. Taken when the job is accepted and done, so that there is one completion.
     notify: Option<Notify>,
     /// Its caller has forgotten it: only its completion is still to come.
     released: bool,
 }
 
 impl SubmittedJob {
-    /// It ends without the daemon's word.
+    /// Ends the job without an answer of the daemon.
     fn lose(mut self, status: Status, message: &str, completions: &Completions) {
         if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
             let (status, message) = (status as i32, message_bytes(message));
@@ -38,7 +38,7 @@ impl SubmittedJob {
     }
 }
 
-/// Tells of a job's end. An observer is told here and now, under the table's lock.
+/// Notifies of a job's end. An observer is called here and now, under the table's lock.
 fn notify_end(notify: Notify, job: u64, session: u64, answer: &(JobResult, Vec<u8>), completions: &Completions) {
     if let Notify::Observer(observer) = &notify {
         let held: Vec<bool> = answer.1.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)).collect();
@@ -99,7 +99,7 @@ impl SubmittedJobs {
         ticket
     }
 
-    /// The daemon accepted the job, told what it knew of it by then; `id` is set before anyone is told of its end.
+    /// Notes that the daemon accepted the job, with the answers that it knew by then. `id` is set before its end is notified.
     pub fn accepted(
         &self,
         ticket: u64,

@@ -1,7 +1,7 @@
-//! Requests that give something back and that the daemon could not be asked in time: it is asked when it answers again.
+//! Requests that return something and that the daemon could not be asked in time: it is asked when it answers again.
 //!
-//! Their callers were told TIMEOUT and hold nothing any more. Without this, the daemon would hold it until a session's
-//! deadline, and what belongs to a copy for ever.
+//! Their callers got TIMEOUT and hold nothing any more. Without this, the daemon would hold shares until their session's
+//! deadline, and those of a copy for ever.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,28 +25,28 @@ struct ReturnQueue {
 pub struct PendingReturns {
     any: AtomicBool,
     queue: Mutex<ReturnQueue>,
-    /// Held while one is made, so that they keep their order.
+    /// Held while a request is made, so that they keep their order.
     making: Mutex<()>,
 }
 
 /// What became of a request that was to wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Added {
-    /// It waits, and a thread makes it.
+    /// The request waits, and a thread makes it.
     Waits,
-    /// It waits, and the caller starts the thread.
+    /// The request waits, and the caller is to start the thread.
     NeedsThread,
-    /// Too many wait.
+    /// Too many requests wait: this one is dropped.
     NoRoom,
 }
 
 impl PendingReturns {
-    /// Whether none waits.
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         !self.any.load(Ordering::Acquire)
     }
 
-    /// One more waits.
+    /// Adds a request, encoded as a frame.
     pub fn add(&self, request: &[u8]) -> Added {
         let mut queue = self.queue.lock();
         if queue.bytes + request.len() > BYTES_MAX {
@@ -58,17 +58,17 @@ impl PendingReturns {
         if std::mem::replace(&mut queue.has_thread, true) { Added::Waits } else { Added::NeedsThread }
     }
 
-    /// Until then, waits for whoever makes one.
+    /// Waits for the thread that makes a request now, at most until `until`. The caller makes requests while it holds the guard.
     pub fn lock_until(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
         self.making.try_lock_until(until)
     }
 
-    /// The one to make next. To be asked by whoever has its turn.
+    /// The request to make next. Called under the guard of `lock_until`.
     pub fn first(&self) -> Option<Arc<[u8]>> {
         self.queue.lock().requests.front().cloned()
     }
 
-    /// The first was made, or cannot be made any more.
+    /// Removes the first request: it was made, or cannot be made any more.
     pub fn made(&self) {
         let mut queue = self.queue.lock();
         if let Some(request) = queue.requests.pop_front() {
@@ -79,7 +79,7 @@ impl PendingReturns {
         }
     }
 
-    /// Whether the thread has nothing left to do. It ends then.
+    /// Whether the thread has nothing left to do, and ends.
     pub fn ends_thread(&self) -> bool {
         let mut queue = self.queue.lock();
         if queue.requests.is_empty() {

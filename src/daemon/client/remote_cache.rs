@@ -29,7 +29,7 @@ use crate::log::LogLevel;
 /// Pauses between two attempts to reconnect: the first, and the longest.
 const RECONNECT_MS: (u64, u64) = (10, 500);
 
-/// Pause between two attempts to reach one that is not there yet.
+/// Pause between two attempts to reach a daemon that is not there yet.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
@@ -37,7 +37,7 @@ struct Connected {
     link: Option<Arc<DaemonLink>>,
     /// Upper bytes of the numbers that former runs of the daemon gave.
     past: Vec<u16>,
-    /// L1s of former runs, or of connections that were lost: somebody may still look at them, until the time given.
+    /// L1s of former runs, or of connections that were lost: views of them may be in use until the time given.
     retired: Vec<(Instant, ArenaLease)>,
 }
 
@@ -130,8 +130,8 @@ impl Client {
         link.cloned().ok_or_else(|| disconnected(self.socket()))
     }
 
-    /// As [`link`](Client::link), for a call about a session or a job: one of a former run of the daemon is lost, and so is one that
-    /// began here on a former connection.
+    /// As [`link`](Client::link), for a call about a session or a job: one of a former run of the daemon is lost, and so is one
+    /// that began here on a former connection.
     pub(super) fn link_of(&self, number: u64) -> Result<Arc<DaemonLink>> {
         let link = self.link()?;
         let boot = (number >> 48) as u16;
@@ -146,7 +146,7 @@ impl Client {
     pub(super) fn begin(&self, link: &DaemonLink, request: &Request<'_>) -> Result<u64> {
         let session = self.call(link, request, |_, fields| fields.take())?;
         let mut started = self.started.lock();
-        // Under the lock, since whoever parts with a lost link takes it once.
+        // Under the lock, since the thread that drops a lost link marks its sessions once.
         if link.is_lost() {
             started.lose([session])
         } else {
@@ -161,7 +161,7 @@ impl Client {
         self.jobs.disconnect_ticket(ticket, &self.completions);
     }
 
-    /// A session has ended, or nobody knows it.
+    /// Forgets a session that has ended or is unknown.
     pub(super) fn forget_session(&self, session: u64) {
         self.started.lock().ended(session);
         self.jobs.forget_session(session);
@@ -174,7 +174,7 @@ impl Client {
         connected.link.iter().map(|link| &link.arena).chain(retired).find(|arena| is(arena)).cloned()
     }
 
-    /// Unmaps L1s of former runs that nobody looks at any more. Says when to look again, if any is left.
+    /// Unmaps L1s of former runs whose time is over. Returns when to look again, if any is left.
     fn unmap_retired(&self) -> Option<Instant> {
         if self.connected.read().retired.is_empty() {
             return None;
@@ -195,7 +195,7 @@ impl Client {
         link.call(request, read)
     }
 
-    /// Makes a call that gives back what its caller holds. See [`DaemonLink::give_back`].
+    /// Makes a call that returns something its caller holds. See [`DaemonLink::give_back`].
     pub(super) fn give_back<R>(
         &self,
         link: &Arc<DaemonLink>,
@@ -222,10 +222,10 @@ impl Client {
         given_back.result
     }
 
-    /// The thread that takes in what is pushed, and reconnects when the daemon went away.
+    /// The body of the thread that reads pushes, and reconnects when the daemon went away.
     fn listen(&self) {
         while !self.closing.load(Ordering::Acquire) {
-            // One that was lost meanwhile is parted with like any other: its jobs must be told.
+            // A link that was lost meanwhile is dropped like any other: its jobs must end.
             let Some(link) = self.connected.read().link.clone() else {
                 self.reconnect();
                 continue;
@@ -304,7 +304,7 @@ impl Client {
         let mut pause = Duration::from_millis(RECONNECT_MS.0);
         while !self.closing.load(Ordering::Acquire) {
             match DaemonLink::open(&self.config) {
-                // One that does not open the spaces again is no use: it is left, and tried again.
+                // A link on which the spaces cannot be opened again is of no use: it is dropped, and another is tried.
                 Ok(link) => {
                     if self.adopt(Arc::new(link)) {
                         return;
@@ -322,7 +322,7 @@ impl Client {
     }
 
     fn adopt(&self, link: Arc<DaemonLink>) -> bool {
-        // Without a lane, no space can be opened again.
+        // Without a request connection, no space can be opened again.
         if let Err(error) = self.call(&link, &Request::Ping {}, |_, _| Ok(())) {
             self.config.log.often("adopt", LogLevel::Warn, || format!("connected, but no call is answered: {error}"));
             return false;
@@ -363,7 +363,7 @@ impl Client {
         if let Ok(link) = &link {
             // A daemon that is gone by now has ended everything already.
             let holding = self.call(link, &Request::Bye {}, |_, fields| fields.take::<u64>());
-            // One that does not answer may have something, too.
+            // A daemon that does not answer may hold something, too.
             let holds = holding.map_or_else(|error| error.status == KVKEEP_ERR_TIMEOUT, |holding| holding > 0);
             if holds {
                 // A view may still be looked at.
@@ -372,7 +372,7 @@ impl Client {
         }
         self.closing.store(true, Ordering::Release);
         self.jobs.close(&self.completions);
-        // It may be another one by now; one that comes later is not listened to.
+        // It may be another link by now; a link that comes later is not listened to.
         if let Some(link) = &self.connected.read().link {
             link.lose();
         }

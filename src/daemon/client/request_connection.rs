@@ -1,4 +1,4 @@
-//! One of a client's connections for calls: a request out, its answer in, within a time.
+//! A request connection of a client: a request out, its answer in, within a time.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -28,13 +28,13 @@ pub struct Deadline<'a> {
 }
 
 impl Deadline<'_> {
-    /// From now on.
+    /// A deadline `patience` from now.
     pub fn after(patience: Duration) -> Deadline<'static> {
         Deadline { until: Instant::now() + patience, works: None }
     }
 }
 
-/// Why a lane is of no use any more.
+/// Why a request connection is of no use any more.
 pub enum Failure {
     /// The daemon did not take the whole request in time: it will not carry it out.
     NotAsked,
@@ -51,7 +51,7 @@ struct TimedSocket {
     write_timeout: Duration,
 }
 
-/// One that is used until a deadline.
+/// A socket in use until a deadline.
 struct TimedIo<'a> {
     timed: &'a mut TimedSocket,
     deadline: Deadline<'a>,
@@ -63,7 +63,7 @@ fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-/// The timeout to set for the time that is left, if the one that is set does not do.
+/// The timeout to set for the time that is left, if the timeout that is set is too far off.
 fn retimed(set: Duration, left: Duration) -> Option<Duration> {
     (set.abs_diff(left) > left / PRECISION).then(|| left.max(Duration::from_millis(1)))
 }
@@ -139,7 +139,7 @@ pub fn connect_until(path: &Path, deadline: Deadline<'_>) -> io::Result<UnixStre
     }
 }
 
-/// One connection with its buffers.
+/// One request connection with its buffers, used by one thread at a time.
 pub struct RequestConnection {
     timed: TimedSocket,
     frame: Frame,
@@ -149,13 +149,13 @@ pub struct RequestConnection {
 }
 
 impl RequestConnection {
-    /// One that nothing was asked on.
+    /// A connection on which nothing was asked yet.
     pub fn new(stream: UnixStream) -> RequestConnection {
         let timed = TimedSocket { stream, read_timeout: Duration::ZERO, write_timeout: Duration::ZERO };
         RequestConnection { timed, frame: Frame::default(), inbox: Inbox::default(), bytes_max: FRAME_BYTES_MAX }
     }
 
-    /// A request out, its answer in. The outer error means that the lane is of no use any more.
+    /// Sends a request and reads its answer. The outer error means that the connection is of no use any more.
     pub fn call<R>(
         &mut self,
         request: &Request<'_>,
@@ -195,7 +195,8 @@ impl RequestConnection {
             (Ok(Some(head)), _) => head,
             (Ok(None), _) => return Err(Failure::Broken(io::Error::from(io::ErrorKind::InvalidData))),
             (Err(error), Ok(())) if is_late(&error) => return Err(Failure::NotAnswered),
-            // A daemon that refuses a connection need not take in the request: its answer says more than the failure to send.
+            // A daemon that refuses a connection need not read the request: its answer has a better reason than the failure to
+            // send.
             (Err(error), sent) => return Err(Failure::Broken(sent.err().unwrap_or(error))),
         };
         let mut fields = self.inbox.fields();
@@ -210,25 +211,25 @@ impl RequestConnection {
         })
     }
 
-    /// Gives back what a rare large message took.
+    /// Frees the memory that a rare large message took.
     pub fn trim(&mut self) {
         self.frame.trim();
         self.inbox.trim();
     }
 
-    /// Tells the daemon that nobody takes the answer any more: it takes back what the answer gives, and closes.
+    /// Gives up the call. The daemon notices, takes back what its answer gave, and closes the connection.
     pub fn give_up(self) -> AbandonedCall {
         let _ = self.timed.stream.shutdown(Shutdown::Write);
         AbandonedCall(self.timed.stream)
     }
 }
 
-/// A lane whose caller did not wait for the answer. It stays open until the daemon has come to it: one that was closed would
-/// look like that of a client that has gone, whose views may still be used.
+/// A connection whose caller did not wait for the answer. It stays open until the daemon has come to it: a closed one would look
+/// like that of a client that has gone, whose views may still be used.
 pub struct AbandonedCall(UnixStream);
 
 impl AbandonedCall {
-    /// Whether the daemon has closed its end. What it still says is dropped.
+    /// Whether the daemon has closed its end. Bytes that it still sends are dropped.
     pub fn is_over(&self) -> bool {
         let mut bytes = [0; 1 << 14];
         loop {

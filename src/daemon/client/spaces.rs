@@ -25,8 +25,9 @@ fn same(one: &SpaceSpec, other: &SpaceSpec) -> bool {
 }
 
 impl Spaces {
-    /// Opens one by `open`. It is known before it is opened: the daemon may go as soon as it has answered, and the spaces be opened
-    /// again before its answer is read.
+    /// Opens a space by `open`. The space is known before it is opened: the daemon may stop as soon as it has answered, and the
+    /// spaces may
+    /// be opened again before its answer is read.
     pub fn open(&self, spec: &SpaceSpec, open: impl FnOnce() -> Result<u64>) -> Result<u64> {
         let former = self.note(spec, false);
         let opened = open();
@@ -38,7 +39,7 @@ impl Spaces {
         opened
     }
 
-    /// All of them.
+    /// The spaces to open at a new run of the daemon.
     pub fn all(&self) -> Vec<SpaceSpec> {
         self.known.lock().iter().map(|known| known.spec.clone()).collect()
     }
@@ -51,7 +52,7 @@ impl Spaces {
         }
     }
 
-    /// Gives what it was known as before.
+    /// Notes a space. Returns the options that it was known by before.
     fn note(&self, spec: &SpaceSpec, opened: bool) -> Option<SpaceSpec> {
         let mut known = self.known.lock();
         if let Some(known) = known.iter_mut().find(|known| same(&known.spec, spec)) {
@@ -97,7 +98,7 @@ mod tests {
             Ok(7)
         });
         assert_eq!(opened.unwrap(), 7);
-        // What it was opened as stays, whoever fails to open it otherwise, and whoever opens it meanwhile.
+        // The options that it was opened with stay, though other calls fail to open it otherwise, or open it meanwhile.
         assert!(spaces.open(&spec("a", 2), refused).is_err());
         assert_eq!(known(&spaces), [("a".to_owned(), 1)]);
         let opened_meanwhile = || {

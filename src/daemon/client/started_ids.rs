@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-/// So many are remembered of each kind, the newest: whoever forgets to end them does not fill the memory.
+/// So many of each kind are remembered, the newest: a caller that never ends its sessions does not fill the memory.
 const REMEMBERED: usize = 1 << 16;
 
-/// Numbers of one run of the daemon.
+/// Numbers of live and of lost sessions and jobs.
 #[derive(Default)]
 pub struct StartedIds {
     live: BTreeSet<u64>,
@@ -23,23 +23,23 @@ fn add(numbers: &mut BTreeSet<u64>, more: impl IntoIterator<Item = u64>) {
 }
 
 impl StartedIds {
-    /// A session was begun.
+    /// Notes that a session was begun.
     pub fn began(&mut self, session: u64) {
         add(&mut self.live, [session]);
     }
 
-    /// A session has ended.
+    /// Notes that a session has ended.
     pub fn ended(&mut self, session: u64) {
         self.live.remove(&session);
     }
 
-    /// All sessions that live are lost.
+    /// Notes that all live sessions are lost.
     pub fn lose_all(&mut self) {
         let live = std::mem::take(&mut self.live);
         self.lose(live);
     }
 
-    /// These are lost.
+    /// Notes that these sessions and jobs are lost.
     pub fn lose(&mut self, numbers: impl IntoIterator<Item = u64>) {
         add(&mut self.lost, numbers);
     }

@@ -1,4 +1,4 @@
-//! What each path answers.
+//! The answers of the HTTP port, path by path.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
 const HTML: &str = "text/html; charset=utf-8";
 
-/// An answer that is not what was asked for: its status, and a sentence.
+/// A refusal: its HTTP status, and a sentence with the reason.
 struct HttpRefusal(StatusCode, String);
 
 impl HttpRefusal {
@@ -52,7 +52,7 @@ impl From<Error> for HttpRefusal {
 
 type Answered = Result<Response<Answer>, HttpRefusal>;
 
-/// Who answers.
+/// Answers the requests of the HTTP port.
 pub struct HttpHandler {
     node: Arc<Node>,
     began: Instant,
@@ -63,7 +63,7 @@ pub struct HttpHandler {
 }
 
 impl HttpHandler {
-    /// For a port at `address`, with at most `followers_max` readers of events.
+    /// A handler for a port at `address`, with at most `followers_max` readers of events.
     pub fn new(node: Arc<Node>, address: SocketAddr, followers_max: usize) -> HttpHandler {
         HttpHandler {
             node,
@@ -74,7 +74,7 @@ impl HttpHandler {
         }
     }
 
-    /// Notes how things are now.
+    /// Adds the statistics of now to the history.
     pub fn sample(&self) {
         self.history.lock().add(&self.stats());
     }
@@ -85,7 +85,7 @@ impl HttpHandler {
         stats
     }
 
-    /// Answers a request. `closing` ends a stream of events, `progress` is told when its reader takes some.
+    /// Answers a request. `closing` ends a stream of events, `progress` is set when its reader takes some.
     pub fn answer(
         &self,
         request: &Request<Incoming>,
@@ -145,8 +145,8 @@ impl HttpHandler {
         }
     }
 
-    /// Unhealthy is a cache that refuses work. One with a backend in trouble, or with backends that do not keep up, serves on and
-    /// says so.
+    /// Unhealthy is a cache that refuses work. A cache with a backend in trouble, or with backends that do not keep up, serves
+    /// on and is called degraded.
     fn health(&self) -> Response<Answer> {
         let (poisoned, backends) = (self.node.is_poisoned(), self.node.backend_reports());
         let writes = writes(&self.stats());
@@ -222,7 +222,7 @@ impl HttpHandler {
     }
 }
 
-/// Whether the backends keep up with what is committed.
+/// Whether the backends keep up with the commits.
 fn writes(stats: &Stats) -> serde_json::Value {
     json!({
         "pending": stats.writes_pending,

@@ -17,14 +17,14 @@ use crate::node::Node;
 
 /// Between two looks at the log when it had nothing new.
 const LOOK: Duration = Duration::from_millis(50);
-/// When nothing happened for so long, a line says so, by which a reader that has gone is noticed.
+/// After so long without an event a line is sent, so that a reader that has gone is noticed.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Most events of one piece.
 const PIECE: usize = 256;
 
-/// What is sent after the head.
+/// The body of an answer.
 pub enum Answer {
-    /// All at once.
+    /// A body that is whole.
     Whole(Bytes),
     /// Events as they come.
     Follow(Box<Follow>),
@@ -40,7 +40,7 @@ pub struct Follow {
     looks: Interval,
     said: Instant,
     closing: watch::Receiver<bool>,
-    /// When the reader last took something, for whoever cuts off those that do not.
+    /// When the reader last took something. Readers that take nothing are cut off.
     progress: Arc<Mutex<Instant>>,
     _place: OwnedSemaphorePermit,
 }
@@ -90,7 +90,7 @@ impl Follow {
     }
 }
 
-/// Says which events were lost before number `found`, if any. Writing to a string cannot fail.
+/// Writes which events were lost before number `found`, if any. Writing to a string cannot fail.
 fn gap(lines: &mut String, expected: Option<u64>, found: u64) {
     if let Some(first) = expected.filter(|&first| first < found) {
         let _ = writeln!(lines, "{{\"lost\":{{\"first\":{first},\"last\":{}}}}}", found - 1);

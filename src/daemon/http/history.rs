@@ -1,4 +1,4 @@
-//! The last minutes in numbers, so that a page opened now shows what was before.
+//! The last minutes in numbers, so that a page opened now shows them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use crate::abi::Stats;
 
-/// Between two samples.
+/// Time between two samples.
 pub const INTERVAL: Duration = Duration::from_secs(1);
-/// Samples kept.
+/// Most samples that are kept.
 const SAMPLES: usize = 600;
 
 type Row = [u64; COLUMNS.len()];
 
-/// What a sample holds. Sizes and counts as in the statistics, all but the gauges since the cache was opened.
+/// The columns of a sample. Sizes and counts as in the statistics, all but the gauges since the cache was opened.
 const COLUMNS: [&str; 14] = [
     "time_ms",
     "prefetch_hit_chunks",
@@ -32,19 +32,19 @@ const COLUMNS: [&str; 14] = [
     "writes_pending",
 ];
 
-/// The newest samples.
+/// The newest samples, oldest first.
 #[derive(Default)]
 pub struct History {
     rows: VecDeque<Row>,
 }
 
-/// Milliseconds since 1970.
+/// The time now, in milliseconds since 1970.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 impl History {
-    /// Adds a sample.
+    /// Adds the statistics as one sample.
     pub fn add(&mut self, stats: &Stats) {
         if self.rows.len() == SAMPLES {
             self.rows.pop_front();

@@ -1,4 +1,4 @@
-//! The places of the HTTP port: no peer that is slow keeps another from being answered.
+//! The places of the HTTP port: a slow peer does not hold up the others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -29,13 +29,13 @@ impl Stage {
 pub struct HttpPlaces(Vec<(AbortHandle, Stage)>);
 
 impl HttpPlaces {
-    /// A connection is served by `task`.
+    /// Gives a place to a connection, which `task` serves.
     pub fn take(&mut self, task: AbortHandle, stage: Stage) {
         self.0.push((task, stage));
     }
 
-    /// Makes room for one more where `most` may be. The oldest whose request is not whole goes for it, or else the oldest that
-    /// does not take its answer. False if all follow events: they have few places of their own.
+    /// Frees a place for one more where `most` may be. The oldest connection whose request is not whole is closed for it, or
+    /// else the oldest that does not take its answer. False if all follow events: they have few places of their own.
     pub fn make_room(&mut self, most: usize) -> bool {
         self.0.retain(|(task, _)| !task.is_finished());
         if self.0.len() < most {

@@ -5,16 +5,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::descriptors::is_none_left;
 
-/// What was accepted.
+/// A connection that was accepted.
 pub enum Accepted {
-    /// A connection.
+    /// It is to be served.
     Connection(UnixStream),
-    /// One that took the last descriptor: it is to be refused and closed before the next is accepted.
+    /// It took the last descriptor: it is to be refused and closed before the next is accepted.
     NoDescriptor(UnixStream),
 }
 
-/// Accepts connections. It keeps a descriptor aside: when no other is left, a connection is accepted with it and told so,
-/// where it would wait for an answer that never comes.
+/// Accepts connections. It reserves a descriptor: when no other is left, a connection is accepted with it and refused with the
+/// reason. Otherwise its peer would wait for an answer that never comes.
 pub struct Acceptor<'a> {
     listener: &'a UnixListener,
     spare: Option<UnixListener>,

@@ -1,4 +1,4 @@
-//! Who may connect to a daemon, and how much one client may take.
+//! Access to a daemon: the users who may connect, and how much one client may take.
 
 use super::peer::Peer;
 use crate::daemon::wire::FRAME_BYTES_MAX;
@@ -9,7 +9,7 @@ use crate::error::{Error, KVKEEP_ERR_PERMISSION, Result};
 pub struct Limits {
     /// Most clients at once.
     pub clients_max: usize,
-    /// Most calls of one client at once.
+    /// Most request connections of one client, and so its most calls at once.
     pub lanes_per_client_max: usize,
     /// Most live sessions of one client.
     pub sessions_per_client_max: usize,
@@ -34,18 +34,18 @@ impl Default for Limits {
     }
 }
 
-/// Who may connect, and to what.
+/// The users who may connect, and what they may use.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// File mode of the socket.
     pub mode: u32,
-    /// Users who may connect, beside the daemon's own and root.
+    /// Users who may connect, besides the daemon's own and root.
     pub uids: Vec<u32>,
     /// Groups whose members (by their process's group) may connect.
     pub gids: Vec<u32>,
     /// Users who may connect and only read.
     pub read_only_uids: Vec<u32>,
-    /// Tenants whose spaces only these users may open, beside the daemon's own and root.
+    /// Tenants whose spaces only these users may open, besides the daemon's own and root.
     pub tenants: Vec<(String, Vec<u32>)>,
 }
 

@@ -1,4 +1,4 @@
-//! One client as its daemon sees it: who it is, what it may do, and what dies with it.
+//! One client as its daemon sees it: its process, its rights, and the sessions and jobs that end with it.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,32 +26,32 @@ struct Holdings {
     jobs: HashMap<u64, u64>,
 }
 
-/// What a client may do.
+/// The rights of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Rights {
-    /// It may not write.
+    /// The client may not write.
     pub read_only: bool,
-    /// It may change what the whole node depends on.
+    /// The client may change what all clients share.
     pub admin: bool,
-    /// It may look at numbers and reasons, and nothing else.
+    /// The client may look at numbers and reasons, and nothing else.
     pub observer: bool,
 }
 
-/// A connected client.
+/// A connected client: what it may do, and what it holds.
 pub struct ClientState {
-    /// Its number.
+    /// The number that the daemon gave it, never used again.
     pub number: u64,
-    /// Proves that a lane is this client's.
+    /// Proves that a request connection is this client's.
     pub secret: u64,
-    /// Who it is.
+    /// The process that connected.
     pub peer: Peer,
-    /// It may not write.
+    /// The client may not write.
     pub read_only: bool,
-    /// It may change what the whole node depends on.
+    /// The client may change what all clients share.
     pub admin: bool,
-    /// It only looks at numbers and reasons, and holds nothing.
+    /// The client only looks at numbers and reasons, and holds nothing.
     pub observer: bool,
-    /// What it is told unasked.
+    /// The pushes that it has not been sent yet.
     pub pushes: PushQueue,
     /// Readable once its process has ended.
     pub process: Option<OwnedFd>,
@@ -94,37 +94,37 @@ impl ClientState {
         })
     }
 
-    /// It has one more lane.
+    /// Counts one more request connection.
     pub fn add_request_connection(&self) {
         self.request_connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many lanes it has.
+    /// How many request connections it has.
     pub fn request_connections(&self) -> usize {
         self.request_connections.load(Ordering::Relaxed)
     }
 
-    /// A lane ended.
+    /// Counts one request connection less.
     pub fn remove_request_connection(&self) {
         self.request_connections.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// It makes no calls any more.
+    /// Notes that the client makes no calls any more: its connection is lost.
     pub fn cut(&self) {
         self.cut.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it makes no calls any more.
+    /// Whether the client makes no calls any more.
     pub fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Relaxed)
     }
 
-    /// Whether it has left.
+    /// Whether the client has left in order.
     pub fn is_gone(&self) -> bool {
         self.held.lock().gone
     }
 
-    /// Refuses a request that only a client that takes part may make.
+    /// Refuses requests that an observer may not make.
     pub fn may_ask(&self, request: &Request<'_>) -> Result<()> {
         if self.observer && !request.only_looks() {
             return Err(Error::new(
@@ -135,7 +135,7 @@ impl ClientState {
         Ok(())
     }
 
-    /// Refuses what a reader may not do.
+    /// Refuses requests that a reader may not make.
     pub fn may_write(&self) -> Result<()> {
         if self.read_only {
             return Err(Error::new(
@@ -146,7 +146,7 @@ impl ClientState {
         Ok(())
     }
 
-    /// Refuses what concerns every client, unless it is the daemon's own user or root.
+    /// Refuses requests that concern every client, unless this is the daemon's own user or root.
     pub fn may_administer(&self) -> Result<()> {
         if !self.admin {
             return Err(Error::new(
@@ -207,26 +207,26 @@ impl ClientState {
         !held.gone
     }
 
-    /// The client has left: everything that was its own ends. Says how many sessions that ended, and how many of them held
-    /// something.
+    /// Ends all sessions and jobs of a client that has left. Returns how many sessions that ended, and how many of them held
+    /// something. Called by the thread of the client's connection when it ends, and by Bye.
     pub fn leave(&self, node: &Node) -> (usize, usize) {
         let held = {
             let mut held = self.held.lock();
             std::mem::replace(&mut *held, Holdings { gone: true, ..Holdings::default() })
         };
         for job in held.jobs.into_values().filter(|job| *job != 0) {
-            // One that was released meanwhile is gone as wished; so with sessions.
+            // A job that was released meanwhile is gone as wished; so is a session.
             let _ = node.release_job(job);
         }
         let holding = held.sessions.iter().filter(|&&session| node.l1.session_holds(session)).count();
         let ended = held.sessions.iter().filter(|&&session| node.abort_session(session).is_ok()).count();
-        // What it staged in the sessions of others.
+        // The keys that it staged in sessions of other clients.
         node.l1.close_writer(self.number);
         (ended, holding)
     }
 }
 
-/// Tells a client of one of its jobs.
+/// Pushes the progress of one job to its client.
 struct JobPusher {
     client: Weak<ClientState>,
     ticket: u64,

@@ -12,11 +12,11 @@ use crate::daemon::wire::frame::Inbox;
 use crate::daemon::wire::{FRAME_BYTES_MAX, Frame, FrameHead};
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
 
-/// A socket that must have said something by `until`, however slowly it says it.
+/// A socket whose reads end at `until`, however slowly bytes come.
 pub struct Until<'a> {
-    /// The socket.
+    /// The socket to read from.
     pub stream: &'a UnixStream,
-    /// The end of patience.
+    /// When a read fails that has not ended.
     pub until: Instant,
 }
 
@@ -29,18 +29,18 @@ impl Read for Until<'_> {
     }
 }
 
-/// What is heard of a client beside its calls.
+/// An event on the connection for pushes, or the end of the client's process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ClientSignal {
     /// Nothing came from the client: there is a push to send.
     PushReady,
-    /// It has lost its connection, and lives.
+    /// The client has lost its connection, and lives.
     Lost,
-    /// It uses nothing any more, or is dead.
+    /// The client uses nothing of L1 any more, or is dead.
     Gone,
 }
 
-/// Waits until a client that listens on `stream` says something there, its process ends, or there is something to tell it.
+/// Waits until a client that listens on `stream` sends something there, its process ends, or there is a push to send.
 pub fn wait_for(mut stream: &UnixStream, process: Option<&OwnedFd>, pushes: Option<BorrowedFd<'_>>) -> ClientSignal {
     loop {
         let fds = [Some(stream.as_fd()), process.map(AsFd::as_fd), pushes].into_iter().flatten();
@@ -62,23 +62,24 @@ pub fn wait_for(mut stream: &UnixStream, process: Option<&OwnedFd>, pushes: Opti
     }
 }
 
-/// One socket and its buffers.
+/// One socket and the buffers of its frames.
 pub struct Connection {
-    /// The socket, shared with those who may shut it.
+    /// The socket, shared with the threads that may shut it down.
     pub stream: Arc<UnixStream>,
-    /// What came last.
+    /// The frame received last.
     pub inbox: Inbox,
-    /// What goes next.
+    /// The frame to send next.
     pub frame: Frame,
 }
 
 impl Connection {
-    /// Nothing was said yet.
+    /// A connection on which nothing was received yet.
     pub fn new(stream: Arc<UnixStream>) -> Connection {
         Connection { stream, inbox: Inbox::default(), frame: Frame::default() }
     }
 
-    /// The kind of the next frame, whose fields are in the inbox; None when the peer is gone or sends too much.
+    /// Receives the next frame. Returns its kind, and leaves its fields in the inbox. None when the peer is gone or sends too
+    /// much.
     pub fn receive(&mut self, bytes_max: u32, patient: bool) -> Option<u32> {
         let Some(head) = self.inbox.receive(&mut &*self.stream, bytes_max, patient).ok()? else {
             let message =
@@ -89,8 +90,8 @@ impl Connection {
         Some(head.kind)
     }
 
-    /// Whether the client has ended its half and waits for the daemon to end the other: it gave up the last call. One that is
-    /// gone has ended both.
+    /// Whether the client has ended its half and waits for the daemon to end the other: it gave up the last call. A client that is
+    /// gone has ended both halves.
     pub fn is_given_up(&self) -> bool {
         let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
         let polled = poll(&mut fds, Some(&Timespec::default()));
@@ -106,13 +107,13 @@ impl Connection {
         (&*self.stream).write_all(self.frame.finish()).is_ok()
     }
 
-    /// Gives back what a rare large message took.
+    /// Frees the memory that a rare large message took.
     pub fn trim(&mut self) {
         self.inbox.trim();
         self.frame.trim();
     }
 
-    /// Says why not.
+    /// Sends the reason for a refusal.
     pub fn refuse(&mut self, error: &Error) {
         self.frame.begin(error.status as u32).put(&error.message.as_str());
         self.send();

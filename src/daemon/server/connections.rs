@@ -11,10 +11,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::client_state::ClientState;
 use super::descriptors::OF_CLIENT;
 
-/// A connection may be silent for so long, however many others come: a client may be held up between connecting and asking.
+/// A connection may be silent for so long, however many others come: a client may be held up between connecting and its first
+/// request.
 const SILENCE_MIN: Duration = Duration::from_millis(100);
 
-/// What a connection has said that it is.
+/// The purpose of a connection, known from its first request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// It has not sent its first request yet.
@@ -28,18 +29,18 @@ pub enum Purpose {
 }
 
 pub struct OpenConnection {
-    /// The socket, to be shut.
+    /// The socket, to be shut down.
     pub socket: Arc<UnixStream>,
     /// When it was accepted.
     pub since: Instant,
-    /// Its use.
+    /// The purpose, as far as it is known.
     pub purpose: Purpose,
 }
 
 /// All clients, and all connections.
 #[derive(Default)]
 pub struct Connections {
-    /// Clients by their number.
+    /// Connected clients by number.
     pub clients: HashMap<u64, Arc<ClientState>>,
     /// Connections with a thread, to be shut when the server stops.
     pub streams: HashMap<u64, OpenConnection>,
@@ -52,28 +53,28 @@ impl Connections {
         clients.map(|client| OF_CLIENT + client.request_connections().saturating_sub(1)).sum()
     }
 
-    /// A connection has said what it is. False if it was told to go before.
+    /// Notes the purpose of a silent connection. False if the connection was refused before.
     pub fn admit(&mut self, number: u64, purpose: Purpose) -> bool {
         let stream = self.streams.get_mut(&number).filter(|stream| stream.purpose == Purpose::Silent);
         stream.map(|stream| stream.purpose = purpose).is_some()
     }
 
-    /// Clients of a kind: those that only look or the others, those that lost their connection or the others.
+    /// How many clients there are: observers or the others, with a lost connection or with a live one.
     pub fn count(&self, observers: bool, cut: bool) -> usize {
         self.clients.values().filter(|client| (client.observer, client.is_cut()) == (observers, cut)).count()
     }
 
-    /// How many connections have not said what they are.
+    /// How many connections have made no request yet.
     pub fn silent(&self) -> usize {
         self.streams.values().filter(|stream| matches!(stream.purpose, Purpose::Silent | Purpose::Refused)).count()
     }
 
-    /// Whether a connection was refused because it said nothing.
+    /// Whether a connection was refused because it made no request.
     pub fn is_refused(&self, number: u64) -> bool {
         self.streams.get(&number).is_some_and(|stream| stream.purpose == Purpose::Refused)
     }
 
-    /// Refuses the oldest of the connections that have said nothing, if it has had its time. Gives when to look again.
+    /// Refuses the oldest of the silent connections, if it has had its time. Returns when to look again.
     pub fn refuse_oldest(&mut self) -> Instant {
         let now = Instant::now();
         let silent = self.streams.iter_mut().filter(|(_, stream)| stream.purpose == Purpose::Silent);
@@ -81,7 +82,7 @@ impl Connections {
         match silent.min_by_key(|(number, _)| **number) {
             Some((_, stream)) if now >= stream.since + SILENCE_MIN => {
                 stream.purpose = Purpose::Refused;
-                // Its thread finds that nothing comes, and says why it goes.
+                // Its thread finds that nothing comes, and sends the reason.
                 let _ = stream.socket.shutdown(Shutdown::Read);
                 now + SILENCE_MIN
             }

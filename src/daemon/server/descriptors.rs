@@ -14,14 +14,15 @@ use crate::error::{Error, KVKEEP_ERR_LIMIT};
 const BACKENDS_MAX: u64 = 1024;
 /// Most connections to the HTTP port.
 const HTTP_MAX: u64 = 64;
-/// Most connections that have not said yet what they are.
+/// Most connections that have made no request yet.
 const SILENT_MAX: u64 = 32;
-/// Most clients that only look: `kvkeep stat`, `top` and `explain`.
+/// Most observers: `kvkeep stat`, `top` and `explain`.
 const OBSERVERS_MAX: u64 = 4;
 /// A descriptor to refuse a connection with, one to answer a reader with, and some for files that are read in passing.
 const SPARE: u64 = 8;
 
-/// What one client takes: its connection, what wakes the thread that serves it, its process, and its first lane.
+/// Descriptors of one client: its connection for pushes, the event that wakes its thread, its process, and its first request
+/// connection.
 pub const OF_CLIENT: usize = 4;
 
 /// The soft limit on open files of this process.
@@ -46,15 +47,15 @@ fn open() -> u64 {
 /// How the descriptors of a process are divided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DescriptorShares {
-    /// For clients and their lanes.
+    /// For clients and their request connections.
     pub clients: usize,
-    /// How many clients that only look may be there, whose descriptors are set aside.
+    /// How many observers may be connected, whose descriptors are set aside.
     pub observers: usize,
-    /// For connections that have not said yet what they are.
+    /// For connections that have made no request yet.
     pub silent: usize,
     /// For connections to the HTTP port.
     pub http: usize,
-    /// For backends.
+    /// Set aside for backends.
     pub backends: usize,
 }
 

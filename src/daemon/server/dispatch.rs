@@ -28,14 +28,14 @@ const WAIT_MS_MAX: u32 = 1000;
 /// Most events in one answer: the next ones are a request away.
 const EVENTS_MAX: usize = 4096;
 
-/// Memory that a lane uses again and again.
+/// Memory that the answers on one connection use again and again.
 #[derive(Default)]
 pub struct AnswerScratch {
     views: Vec<View>,
     statuses: Vec<i32>,
     keys: Vec<Key>,
     states: Vec<KeyState>,
-    /// What the last answer gave.
+    /// The gains of the last answer.
     pub undo: UndoLog,
 }
 
@@ -53,12 +53,12 @@ impl AnswerScratch {
     }
 }
 
-/// Where requests are carried out.
+/// Carries out the requests of all clients on the node.
 pub struct Handler {
     node: Arc<Node>,
     limits: Limits,
     tenants: Vec<(String, Vec<u32>)>,
-    /// Who may use a space, of those that not everyone may.
+    /// The users of each space that not everyone may use.
     grants: RwLock<HashMap<u64, Vec<u32>>>,
 }
 
@@ -77,12 +77,12 @@ fn number(frame: &mut Frame, number: u64) -> Result<()> {
 }
 
 impl Handler {
-    /// Where requests to `node` are carried out.
+    /// A handler of requests to `node`. `tenants` have users who alone may open their spaces.
     pub fn new(node: Arc<Node>, tenants: Vec<(String, Vec<u32>)>, limits: Limits) -> Handler {
         Handler { node, limits, tenants, grants: RwLock::default() }
     }
 
-    /// Takes back what the last answer gave: its caller did not wait for it.
+    /// Takes back the gains of the last answer: its caller did not wait for it.
     pub fn take_back(&self, client: &ClientState, scratch: &mut AnswerScratch) {
         scratch.undo.take_back(&self.node, client);
     }
@@ -449,7 +449,7 @@ impl Handler {
             allow(client, users)?;
         }
         let Some(users) = users else { return self.node.open_space(spec) };
-        // Held meanwhile, so that nobody asks about the space before it is known whose it is.
+        // Held meanwhile, so that no request names the space before its users are known.
         let mut grants = self.grants.write();
         let space = self.node.open_space(spec)?;
         grants.insert(space, users);

@@ -1,4 +1,4 @@
-//! The right to serve a socket: one daemon at a time, and a number for each of its runs.
+//! The lock file of a socket: one daemon serves it at a time, and each run of a daemon has a number.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -9,17 +9,17 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, KVKEEP_ERR_EXISTS, Result};
 
-/// Held while a socket is served; the lock goes with the process, however it ends.
+/// The locked file. Held while the socket is served; the kernel unlocks it when the process ends, however it ends.
 pub struct LockFile {
-    /// The socket.
+    /// The socket that may be served.
     pub socket: PathBuf,
-    /// Upper 16 bits of the numbers that this run gives: others than the 65534 runs before had. Never 0.
+    /// Upper 16 bits of the numbers that this run gives. They differ from those of the 65534 runs before. Never 0.
     pub boot: u16,
     _lock: File,
 }
 
 impl LockFile {
-    /// Claims `socket` by locking the file beside it, whose content counts the runs.
+    /// Locks the file beside `socket`, whose content counts the runs. EXISTS if another daemon has it.
     pub fn take(socket: &Path) -> Result<LockFile> {
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");

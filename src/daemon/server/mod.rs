@@ -46,16 +46,16 @@ use crate::node::Node;
 /// How long a peer may take to take in an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a connection may be open without saying what it is.
+/// How long a connection may be open without its first request.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Pause before the next connection is accepted where one could not be, not even to be refused.
+/// Pause after a connection that could not be accepted, not even to be refused.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Most bytes of a connection's first request.
 const FIRST_BYTES_MAX: u32 = 4096;
 
-/// Longest time to look for a client's next request before sleeping, of one that spins itself.
+/// Longest time to look for the next request before sleeping, for a client that spins itself.
 const SPIN_MAX: Duration = Duration::from_micros(50);
 
 struct ServerState {
@@ -66,7 +66,7 @@ struct ServerState {
     boot: u16,
     shares: DescriptorShares,
     connections: Mutex<Connections>,
-    /// A connection ended, or said what it is.
+    /// Notified when a connection ended or made its first request.
     changed: Condvar,
     next: AtomicU64,
     stopping: AtomicBool,
@@ -85,7 +85,7 @@ impl Server {
     pub fn start(node: Arc<Node>, lock_file: LockFile, access: Access, limits: Limits) -> Result<Server> {
         let path: &PathBuf = &lock_file.socket;
         let failed = |error: io::Error| Error::io(format!("serving {}", path.display()), &error);
-        // Whoever listened here is gone: the claim says so.
+        // The process that listened here is gone: its lock file was free.
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -120,7 +120,7 @@ impl Server {
         Ok(Server { shared, lock_file, listener, accepting: Some(accepting) })
     }
 
-    /// Lets nobody in any more, ends every client, and returns when their threads are gone.
+    /// Accepts no more connections, ends every client, and returns when their threads are gone.
     pub fn stop(mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         drop(self.shared.connections.lock());
@@ -188,7 +188,7 @@ impl ServerState {
         }
     }
 
-    /// Waits until another connection may be silent for a while. The oldest that is silent goes for it.
+    /// Waits until one more connection may be silent for a while. The oldest silent connection is refused for it.
     fn make_room(&self) {
         let mut connections = self.connections.lock();
         while connections.silent() >= self.shares.silent && !self.stopping.load(Ordering::SeqCst) {
@@ -225,11 +225,11 @@ impl ServerState {
         }
     }
 
-    /// Says why not, and closes.
+    /// Sends the reason for a refusal, and closes the connection.
     fn refuse(&self, stream: impl Into<Arc<UnixStream>>, error: &Error) {
         self.node.log.often("refused connection", LogLevel::Warn, || format!("a connection was refused: {error}"));
         let stream = stream.into();
-        // What a socket that is new has room for must not wait for its reader.
+        // A new socket has room for the answer: sending it must not wait for the reader.
         if stream.set_nonblocking(true).is_ok() {
             Connection::new(stream).refuse(error);
         }
@@ -297,7 +297,8 @@ impl ServerState {
         self.node.meters.clients.sub(1);
     }
 
-    /// Who a connection belongs to, and, if it is a lane, how long to look for its next request before sleeping.
+    /// The client that a connection belongs to, and, for a request connection, how long to look for its next request before
+    /// sleeping.
     fn admit(&self, peer: Peer, request: Request<'_>, number: u64) -> Result<(Arc<ClientState>, Option<Duration>)> {
         match request {
             Request::Attach { version, client: client_number, secret, spin_us } => {
@@ -350,10 +351,10 @@ impl ServerState {
         }
     }
 
-    /// Whether one more client may come, or one more that only looks: those have few places, which no client takes.
+    /// Refuses one client, or one observer, too many. Observers have few places, which no other client takes.
     fn check_room(&self, connections: &Connections, observer: bool) -> Result<()> {
         let most = if observer { self.shares.observers } else { self.limits.clients_max };
-        // Those that have lost their connection are bounded alone: they must be able to connect again.
+        // Clients that have lost their connection are counted apart: they must be able to connect again.
         if connections.count(observer, false) >= most || connections.count(observer, true) >= most {
             let message = if observer {
                 format!("{most} connections that only look are there, the most there may be: end one, or try again")
@@ -368,12 +369,12 @@ impl ServerState {
         Ok(())
     }
 
-    /// How many calls a client may make at once.
+    /// How many request connections a client may have.
     fn request_connections_max(&self, client: &ClientState) -> usize {
         if client.observer { 1 } else { self.limits.lanes_per_client_max }
     }
 
-    /// Answers hello, with the descriptor of L1 beside.
+    /// Answers hello, and passes the descriptor of L1.
     fn welcome(&self, connection: &mut Connection, client: &ClientState) -> io::Result<()> {
         let arena = self.node.l1.arena();
         let welcome = Welcome {
@@ -399,7 +400,7 @@ impl ServerState {
         (&*connection.stream).write_all(&bytes[sent..])
     }
 
-    /// Sends a client what it is told unasked, until it or the way to it is gone. Whether it may be alive still.
+    /// Sends a client its pushes, until the client or its connection is gone. Returns whether the client may still be alive.
     fn push(&self, connection: &mut Connection, client: &ClientState) -> bool {
         let mut bytes = Vec::new();
         loop {
@@ -416,13 +417,13 @@ impl ServerState {
         }
     }
 
-    /// Waits for the end of a client that has lost its connection. Until then its copies may be under way and its views looked at,
-    /// so what it holds stays its own.
+    /// Waits for the end of a client that has lost its connection. Until then its copies may be under way and its views in use,
+    /// so the daemon keeps all that the client holds.
     fn linger(&self, stream: &UnixStream, client: &ClientState) {
         self.end_requests(client);
         client.pushes.close();
         let _ = stream.shutdown(Shutdown::Write);
-        // It may still say that it has lost what it is told here is lost.
+        // The client may still send the byte that says the connection is lost.
         for _ in 0..2 {
             if wait_for(stream, client.process.as_ref(), None) != ClientSignal::Lost {
                 return;
@@ -430,7 +431,7 @@ impl ServerState {
         }
     }
 
-    /// Ends a client's calls, and lets it make no more.
+    /// Ends a client's request connections, and lets it open no more.
     fn end_requests(&self, client: &ClientState) {
         let connections = self.connections.lock();
         client.cut();
@@ -439,7 +440,7 @@ impl ServerState {
         request_connections.for_each(|connection| drop(connection.socket.shutdown(Shutdown::Both)));
     }
 
-    /// Answers one request after the other.
+    /// Answers the requests of a connection, one after the other.
     fn serve_requests(&self, connection: &mut Connection, client: &Arc<ClientState>, spin: Duration) {
         let mut scratch = AnswerScratch::default();
         self.answer_all(connection, client, spin, &mut scratch);

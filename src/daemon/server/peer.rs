@@ -1,4 +1,4 @@
-//! Who is at the other end of a socket, as the kernel says.
+//! The process at the other end of a socket, as the kernel knows it.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// A number that nobody can guess. By the system call itself: a file would need a descriptor.
+/// A number that cannot be guessed. Read by the system call itself: a file would need a descriptor.
 pub fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     // SAFETY: the place and its length are those of an array of ours.
@@ -20,16 +20,16 @@ pub fn random() -> io::Result<u64> {
 /// The process that connected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer {
-    /// Its number, 0 if it has none here: it lives among the processes of another container.
+    /// The process number, 0 if it has none here: it lives among the processes of another container.
     pub pid: u32,
-    /// Its user.
+    /// The effective user number.
     pub uid: u32,
-    /// Its group.
+    /// The effective group number.
     pub gid: u32,
 }
 
 impl Peer {
-    /// Who connected a socket. By the system call itself: what wraps it elsewhere knows no process 0.
+    /// The process that connected a socket. Read by the system call itself: its wrappers elsewhere know no process 0.
     pub fn of(stream: &UnixStream) -> io::Result<Peer> {
         let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
         let mut length = size_of::<libc::ucred>() as libc::socklen_t;
@@ -49,8 +49,8 @@ impl Peer {
         Ok(Peer { pid: cred.pid.max(0) as u32, uid: cred.uid, gid: cred.gid })
     }
 
-    /// A descriptor that is readable once the process has ended, whoever inherited its sockets. None if this system has none,
-    /// an error if no descriptor is left.
+    /// A descriptor that is readable once the process has ended, even if another inherited its sockets. None if this system has
+    /// none, an error if no descriptor is left.
     pub fn watch(&self) -> io::Result<Option<OwnedFd>> {
         let Some(pid) = Pid::from_raw(self.pid as i32) else { return Ok(None) };
         match pidfd_open(pid, PidfdFlags::empty()) {

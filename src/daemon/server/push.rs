@@ -1,4 +1,4 @@
-//! What a daemon has to tell a client unasked: written down by whoever knows it, sent by the client's own thread.
+//! Pushes to a client: any thread queues them, the thread of the client's connection sends them.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use super::descriptors::failed;
 use crate::daemon::wire::{Frame, KEPT_BYTES};
 use crate::error::Result;
 
-/// A client that lets so much pile up is not listening any more.
+/// A client with so many unread bytes is not listening any more.
 const BYTES_MAX: usize = 64 << 20;
 
 struct Pending {
@@ -27,7 +27,7 @@ pub struct PushQueue {
 }
 
 impl PushQueue {
-    /// Nothing to tell yet.
+    /// An empty queue, with an event descriptor of its own.
     pub fn new() -> Result<PushQueue> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| failed("making a client's event descriptor", &error.into()))?;
@@ -51,14 +51,15 @@ impl PushQueue {
         }
     }
 
-    /// Nothing is told any more.
+    /// Drops all pushes, those to come included.
     pub fn close(&self) {
         let mut pending = self.pending.lock();
         pending.overflowed = true;
         pending.bytes = Vec::new();
     }
 
-    /// Everything to be sent now, in `into`, whose memory the next pushes use, unless a rare pile made it large. False if too much piled up.
+    /// Everything to be sent now, in `into`, whose memory the next pushes use, unless a rare pile made it large. False if too
+    /// much piled up.
     pub fn take(&self, into: &mut Vec<u8>) -> bool {
         let _ = (&self.fd).read(&mut [0; 8]);
         into.clear();

@@ -1,7 +1,7 @@
-//! What the last answer on a lane gave, for the case that nobody took it.
+//! The gains of the last answer on a request connection, to be undone if its caller did not wait for it.
 //!
-//! A client that gives up a call ends its half of the lane. What the answer gave would be held by a caller that was told
-//! TIMEOUT, so it is taken back. An answer was taken when the next request comes.
+//! A client that gives up a call ends its half of the connection. Its caller got TIMEOUT and cannot return what the answer gave,
+//! so the daemon takes it back. The next request on a connection shows that the answer before was read.
 
 use super::client_state::ClientState;
 use crate::abi::View;
@@ -21,7 +21,7 @@ enum Given {
     Job,
 }
 
-/// What the last answer gave. Its memory is used again and again.
+/// Sessions, shares, staging, a backend or a job that the last answer gave. Its memory is used again and again.
 #[derive(Default)]
 pub struct UndoLog {
     given: Given,
@@ -33,7 +33,7 @@ pub struct UndoLog {
     keys: Vec<Key>,
 }
 
-/// Keys kept for the next answer's memory.
+/// Most keys whose memory is kept for the next answer.
 const KEYS_KEPT: usize = 1 << 16;
 
 impl UndoLog {
@@ -43,7 +43,7 @@ impl UndoLog {
         self.keys.shrink_to(KEYS_KEPT);
     }
 
-    /// The last answer was taken, or gave nothing.
+    /// Forgets the last answer: it was read, or gave nothing.
     pub fn clear(&mut self) {
         self.set(Given::Nothing, 0, 0);
     }
@@ -83,7 +83,7 @@ impl UndoLog {
         self.keys.extend_from_slice(keys);
     }
 
-    /// Takes it back. What has gone meanwhile, by its session's end or by others, is gone as wished.
+    /// Takes back what the last answer gave. Parts of it may be gone already, by their session's end or by other calls.
     pub fn take_back(&mut self, node: &Node, client: &ClientState) {
         match self.given {
             Given::Nothing => {}
@@ -100,7 +100,7 @@ impl UndoLog {
             Given::DescriptorShares => self.return_shares(node),
             Given::Job => {
                 let mut held = vec![0; self.keys.len().div_ceil(8)];
-                // One that was done keeps its shares; one that was not has none now.
+                // A job that was done keeps its shares; a job that was not has none now.
                 let _ = node.cancel(self.number);
                 if matches!(node.query_bitmap(self.number, &mut held), Ok(KVKEEP_OK)) {
                     let mut index = 0;

@@ -15,17 +15,17 @@ const WORD: usize = size_of::<u64>();
 pub const KEPT_BYTES: usize = 4 << 20;
 /// Most bytes taken into a buffer before they have arrived: a head alone must not make the reader allocate.
 const AHEAD_BYTES: usize = 1 << 20;
-/// Room that every inbox has: a batch of some hundred keys comes in one read.
+/// Bytes that every inbox has: a batch of some hundred keys comes in one read.
 const FIRST_BYTES: usize = 16 << 10;
 
 /// Most bytes of one frame: a batch of the most keys with a number and a view for each fits.
 pub const FRAME_BYTES_MAX: u32 = 80 << 20;
 
-/// What stands before the fields of a frame.
+/// The first bytes of a frame, before its fields.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FrameHead {
-    /// Of a request, which one; of a reply, its status; of a push, which one.
+    /// The number of a request or a push, or the status of an answer.
     pub kind: u32,
     /// Bytes of the fields.
     pub bytes: u32,
@@ -50,7 +50,7 @@ impl Frame {
         self
     }
 
-    /// Adds a field.
+    /// Adds a field behind the others.
     pub fn put<'a>(&mut self, field: &impl Field<'a>) -> &mut Frame {
         field.put(self);
         self
@@ -67,7 +67,7 @@ impl Frame {
         self.bytes.extend_from_slice(&number.to_le_bytes());
     }
 
-    /// Adds an array.
+    /// Adds an array with its count.
     pub fn array<T: IntoBytes + Immutable>(&mut self, array: &[T]) -> &mut Frame {
         self.number(array.len() as u64);
         self.bytes.extend_from_slice(array.as_bytes());
@@ -102,7 +102,7 @@ impl<'a> Fields<'a> {
         Fields { rest: bytes }
     }
 
-    /// The next field.
+    /// Takes the next field, and checks it.
     pub fn take<T: Field<'a>>(&mut self) -> Result<T> {
         T::take(self)
     }
@@ -113,7 +113,7 @@ impl<'a> Fields<'a> {
         Ok(u64::from_le_bytes(*number))
     }
 
-    /// The next array.
+    /// Takes the next array, where it lies.
     pub fn array<T: FromBytes + Immutable + KnownLayout>(&mut self) -> Result<&'a [T]> {
         let count = usize::try_from(self.number()?).map_err(|_| malformed("an array is too long"))?;
         let (array, _) = <[T]>::ref_from_prefix_with_elems(self.rest, count)
@@ -123,7 +123,7 @@ impl<'a> Fields<'a> {
         Ok(array)
     }
 
-    /// Takes what is left, whatever it is.
+    /// Takes all fields that are left, unread.
     pub fn skip(&mut self) {
         self.rest = &[];
     }
@@ -134,11 +134,11 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What can stand in a frame.
+/// A value that can stand in a frame.
 pub trait Field<'a>: Sized {
-    /// Adds it.
+    /// Adds the value to a frame.
     fn put(&self, frame: &mut Frame);
-    /// Takes it, checked.
+    /// Takes the value from a frame, and checks it.
     fn take(fields: &mut Fields<'a>) -> Result<Self>;
 }
 
@@ -284,7 +284,7 @@ impl Inbox {
         Ok(head)
     }
 
-    /// Reads the fields of a frame whose head said `bytes`, and nothing beyond.
+    /// Reads the fields of a frame, `bytes` by its head, and nothing beyond.
     pub fn fill(&mut self, from: &mut impl Read, bytes: usize) -> io::Result<()> {
         let mut got = 0;
         while got < bytes {
@@ -297,7 +297,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Has room for `bytes` at least, and says for how many.
+    /// Makes the buffer at least `bytes` long. Returns its length.
     fn reach(&mut self, bytes: usize) -> usize {
         if self.words.len() * WORD < bytes {
             self.words.resize(bytes.div_ceil(WORD), 0);

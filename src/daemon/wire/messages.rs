@@ -41,9 +41,9 @@ pub struct WireView {
     pub offset: u64,
     /// How many there are.
     pub size: u64,
-    /// As in the view.
+    /// The status of the view.
     pub status: i32,
-    /// 0.
+    /// Always 0: padding.
     pub reserved: u32,
 }
 
@@ -64,26 +64,26 @@ impl WireView {
     }
 }
 
-/// What a daemon tells a new client. The descriptor of L1 comes beside it.
+/// The daemon's answer to hello. The descriptor of L1 travels with it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Welcome {
-    /// The client's number.
+    /// The number of the client.
     pub client: u64,
-    /// Proves that a lane is this client's.
+    /// Proves that a request connection is this client's.
     pub secret: u64,
     /// This run of the daemon: the upper 16 bits of its numbers.
     pub boot: u16,
-    /// Size of L1.
+    /// Size of L1 in bytes.
     pub l1_bytes: u64,
-    /// How long a session may be idle unless it says.
+    /// How long a session may be idle that has no time of its own.
     pub session_timeout_ms: u64,
     /// The client may only read.
     pub read_only: bool,
     /// Most bytes of a message that it takes.
     pub message_bytes_max: u32,
-    /// Most lanes that it gives a client.
+    /// Most request connections of one client.
     pub request_connections_max: u32,
-    /// How long a reservation waits before L1 evicts what is still to be written, unless the client says.
+    /// How long a reservation waits before L1 evicts unwritten objects, unless the client has a time of its own.
     pub store_wait_ms: u32,
 }
 

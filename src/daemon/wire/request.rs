@@ -21,7 +21,7 @@ macro_rules! requests {
         }
 
         impl<'a> Request<'a> {
-            /// Writes it.
+/// Writes the request into a frame.
             pub fn encode(&self, frame: &mut Frame) {
                 match self {
                     $(Request::$name { $($field),* } => {
@@ -45,9 +45,9 @@ macro_rules! requests {
 }
 
 requests! {
-    /// Begins a client: its connection for pushes.
+/// Begins a client, on its connection for pushes.
     1 Hello { version: u32, read_only: bool, observer: bool },
-    /// Begins a lane of a client, which looks so long for an answer before it sleeps.
+/// Begins a request connection of a client, which looks so long for an answer before it sleeps.
     2 Attach { version: u32, client: u64, secret: u64, spin_us: u32 },
     /// Ends the client's sessions and jobs, before it closes.
     3 Bye {},
@@ -192,7 +192,7 @@ impl Field<'_> for Mode {
     }
 }
 
-/// How to tell stays with the client.
+/// The way of notification stays with the client.
 impl Field<'_> for PrefetchRequest {
     fn put(&self, frame: &mut Frame) {
         frame.put(&Extra(self.extra_count)).put(&self.objects_per_chunk).put(&self.mode);

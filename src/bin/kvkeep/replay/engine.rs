@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Tokens of a block, as the traces have it.
 pub const BLOCK_TOKENS: u32 = 512;
 
-/// What a replay counted.
+/// The counters of a replay.
 #[derive(Clone, Copy, Default)]
 pub struct ReplayCounts {
     pub requests: u64,
@@ -61,7 +61,7 @@ pub struct ReplayEngine {
 }
 
 impl ReplayEngine {
-    /// Opens a cache.
+    /// Opens a cache of its own for blocks of `block_bytes`.
     pub fn open(config: NodeConfig, block_bytes: usize, any: bool, wait_for_l2: bool) -> Result<ReplayEngine> {
         let backlog = (config.l1_bytes / 8 / block_bytes as u64).clamp(1, u64::from(config.writes_pending_max) / 2);
         let wait_for_l2 = wait_for_l2 && !config.backend_urls.is_empty();
@@ -79,7 +79,7 @@ impl ReplayEngine {
         Ok(ReplayEngine { node, space, any, block, backlog, counts: ReplayCounts::default() })
     }
 
-    /// Serves one request.
+    /// Serves the request with these blocks, as one session.
     pub fn serve(&mut self, ids: &[u64]) -> Result<()> {
         self.counts.requests += 1;
         self.counts.asked += ids.len() as u64;

@@ -116,7 +116,7 @@ fn share(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "a size is a share of the unique blocks, above 0% and up to 100%, such as 5%".to_owned())
 }
 
-/// Runs the command.
+/// Replays the trace once, or once for each cell of a table. False if bytes were wrong.
 pub fn run(args: &ReplayArgs) -> Outcome {
     let of_table = args.policy == "all" || !args.sizes.is_empty();
     if of_table && (args.l1.is_some() || !args.l2.is_empty()) {

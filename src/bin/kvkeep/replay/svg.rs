@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-/// One line.
+/// One line of the plot.
 pub struct PlotLine {
-    /// Its name.
+    /// The name in the legend.
     pub name: String,
     /// Percent at each size.
     pub values: Vec<f64>,
@@ -12,7 +12,7 @@ pub struct PlotLine {
     pub prefixes: Vec<f64>,
 }
 
-/// What is drawn.
+/// The lines and texts of a plot.
 pub struct Plot {
     /// First line of text.
     pub title: String,
@@ -20,9 +20,9 @@ pub struct Plot {
     pub subtitle: String,
     /// Sizes in percent, ascending.
     pub x: Vec<f64>,
-    /// The lines.
+    /// The lines, in the order of the legend.
     pub lines: Vec<PlotLine>,
-    /// What no line can pass.
+    /// The percentage that no line can pass.
     pub limit: f64,
 }
 

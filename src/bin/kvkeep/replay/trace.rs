@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-/// One request.
+/// One request of a trace.
 #[derive(Deserialize)]
 pub struct TraceRequest {
     /// When it came, in milliseconds.
