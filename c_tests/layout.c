@@ -143,6 +143,18 @@ int main(void) {
     FIELD(kvkeep_job_result, reserved);
     FIELD(kvkeep_job_result, copied_bytes);
     FIELD(kvkeep_job_result, copy_us);
+    STRUCT(kvkeep_session_state);
+    FIELD(kvkeep_session_state, struct_size);
+    FIELD(kvkeep_session_state, abi_version);
+    FIELD(kvkeep_session_state, space);
+    FIELD(kvkeep_session_state, age_ms);
+    FIELD(kvkeep_session_state, expires_in_ms);
+    FIELD(kvkeep_session_state, shares);
+    FIELD(kvkeep_session_state, revoked_shares);
+    FIELD(kvkeep_session_state, staged_keys);
+    FIELD(kvkeep_session_state, jobs);
+    FIELD(kvkeep_session_state, owner_pid);
+    FIELD(kvkeep_session_state, request_id);
     STRUCT(kvkeep_space_usage);
     FIELD(kvkeep_space_usage, struct_size);
     FIELD(kvkeep_space_usage, abi_version);

@@ -110,6 +110,12 @@ static void check_all_closed(kvkeep *closed) {
     CLOSED(kvkeep_abort_session(closed, 1));
     CLOSED(kvkeep_renew_session(closed, 1));
     CLOSED(kvkeep_set_quota(closed, 1, 0));
+    kvkeep_session_state state_of_session;
+    KVKEEP_INIT(&state_of_session);
+    CLOSED(kvkeep_query_session(closed, 1, &state_of_session));
+    void *base;
+    size_t base_bytes;
+    CLOSED(kvkeep_get_arena(closed, &base, &base_bytes));
     CLOSED(kvkeep_append_tokens(closed, 1, tokens, 4, &number));
     CLOSED(kvkeep_get_session_keys(closed, 1, 0, 1, 0, 1, 1, keys, 1));
     CLOSED(kvkeep_reserve_write(closed, 1, keys, 4, sizes, 0, views));
@@ -238,6 +244,9 @@ static void p6_ids_never_given(void) {
         UNKNOWN(kvkeep_remove_backend(cache, id), "backend");
         UNKNOWN(kvkeep_end_session(cache, id), "session");
         UNKNOWN(kvkeep_renew_session(cache, id), "session");
+        kvkeep_session_state state;
+        KVKEEP_INIT(&state);
+        UNKNOWN(kvkeep_query_session(cache, id, &state), "session");
         UNKNOWN(kvkeep_abort_session(cache, id), "session");
         UNKNOWN(kvkeep_append_tokens(cache, id, &token, 1, &number), "session");
         UNKNOWN(kvkeep_get_session_keys(cache, id, 0, 1, 0, 1, 1, keys, 1), "session");

@@ -402,6 +402,22 @@ static void one_batch_of_many_sizes_fits_again_after_it_is_gone(void) {
     teardown();
 }
 
+static void views_lie_in_the_arena(void) {
+    setup(MIB);
+    void *base = NULL;
+    size_t bytes = 0;
+    OK(kvkeep_get_arena(cache, &base, &bytes));
+    CHECK_EQUAL(bytes, stats_of(cache).l1_bytes);
+    kvkeep_key key = key_of(1);
+    kvkeep_view view;
+    put_in(cache, session, &key, 1, 4096);
+    OK(kvkeep_reserve_read(cache, session, &key, 1, 0, &view));
+    CHECK((char *)view.data >= (char *)base && (char *)view.data + view.size <= (char *)base + bytes);
+    FAILS(kvkeep_get_arena(cache, NULL, &bytes), KVKEEP_ERR_INVALID, "base is NULL");
+    FAILS(kvkeep_get_arena(cache, &base, NULL), KVKEEP_ERR_INVALID, "bytes is NULL");
+    teardown();
+}
+
 int main(void) {
     watchdog();
     RUN(p1_only_committed_bytes_are_read);
@@ -422,5 +438,6 @@ int main(void) {
     RUN(p2_copies_from_before_and_after_a_clear_stay_until_both_are_returned);
     RUN(clear_of_one_space_leaves_the_others);
     RUN(one_batch_of_many_sizes_fits_again_after_it_is_gone);
+    RUN(views_lie_in_the_arena);
     return 0;
 }

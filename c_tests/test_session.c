@@ -233,6 +233,36 @@ static void renewing_keeps_a_session_and_does_nothing_else(void) {
     teardown();
 }
 
+static void a_session_tells_its_state(void) {
+    setup(MIB);
+    uint64_t session = begin_for(cache, space, 60000), idle = begin_for(cache, space, 100);
+    kvkeep_key keys[3];
+    kvkeep_view views[2];
+    keys_of(keys, 1, 3);
+    put_in(cache, session, keys, 2, 4096);
+    OK(kvkeep_reserve_read(cache, session, keys, 2, 2, views));
+    stage_in(cache, session, &keys[2], 1, 4096, KVKEEP_LIFETIME_CACHED);
+    kvkeep_session_state state;
+    KVKEEP_INIT(&state);
+    OK(kvkeep_query_session(cache, session, &state));
+    CHECK_EQUAL(state.space, space);
+    CHECK_EQUAL(state.shares, 6);
+    CHECK_EQUAL(state.revoked_shares, 0);
+    CHECK_EQUAL(state.staged_keys, 1);
+    CHECK_EQUAL(state.jobs, 0);
+    CHECK_EQUAL(state.owner_pid, getpid());
+    CHECK(state.age_ms < 60000 && state.expires_in_ms > 0 && state.expires_in_ms <= 60000);
+    CHECK(strcmp(state.request_id, "request") == 0);
+    // Asking keeps nobody alive.
+    kvkeep_status status;
+    while ((status = kvkeep_query_session(cache, idle, &state)) == KVKEEP_OK) pause_briefly();
+    CHECK_STATUS(status, KVKEEP_ERR_EXPIRED);
+    OK(kvkeep_end_session(cache, session));
+    FAILS(kvkeep_query_session(cache, session, &state), KVKEEP_ERR_NOT_FOUND, "session");
+    FAILS(kvkeep_query_session(cache, 0, &state), KVKEEP_ERR_NOT_FOUND, "session");
+    teardown();
+}
+
 static void tokens_become_keys(void) {
     setup(MIB);
     uint32_t tokens[64];
@@ -345,6 +375,7 @@ int main(void) {
     RUN(p2_staging_is_never_taken);
     RUN(use_renews_the_deadline);
     RUN(renewing_keeps_a_session_and_does_nothing_else);
+    RUN(a_session_tells_its_state);
     RUN(tokens_become_keys);
     RUN(p9_tokens_of_a_session_are_bounded);
     RUN(keys_come_chunk_major);

@@ -149,6 +149,9 @@
 /// Buckets of a histogram.
 #define KVKEEP_HISTOGRAM_BUCKETS 26
 
+/// Length of a request id, its NUL included.
+#define KVKEEP_REQUEST_ID_BYTES 256
+
 /// Most events that are kept for readers.
 #define KVKEEP_EVENTS_MAX (1 << 16)
 
@@ -806,6 +809,32 @@ typedef struct {
     /// Its quota; 0: no bound but L1.
     uint64_t quota_bytes;
 } kvkeep_space_usage;
+
+/// The state of a session. The caller sets `struct_size` and `abi_version`.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// Its space.
+    uint64_t space;
+    /// Milliseconds since it began.
+    uint64_t age_ms;
+    /// Milliseconds until its deadline, negative past it.
+    int64_t expires_in_ms;
+    /// Shares that it holds.
+    uint64_t shares;
+    /// Shares that were revoked after its deadline, of keys that it did not use since.
+    uint64_t revoked_shares;
+    /// Keys that it stages.
+    uint64_t staged_keys;
+    /// Its prefetches that are not done.
+    uint32_t jobs;
+    /// The process that began it.
+    uint32_t owner_pid;
+    /// The `request_id` that it began with, NUL-terminated UTF-8.
+    char request_id[KVKEEP_REQUEST_ID_BYTES];
+} kvkeep_session_state;
 
 /// A change of one object in one tier.
 typedef struct {
@@ -1488,6 +1517,26 @@ KVKEEP_API
 kvkeep_status kvkeep_query_space(kvkeep *cache,
                                  uint64_t space,
                                  kvkeep_space_usage *usage);
+
+/// Fills in `state`, prepared by KVKEEP_INIT, with the state of a session, all of it at one instant. Renews no deadline. Never
+/// blocks on I/O.
+/// Errors: NOT_FOUND (unknown, or ended before), EXPIRED (ended by its deadline), INVALID, VERSION (`abi_version` is another's).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_query_session(kvkeep *cache,
+                                   uint64_t session,
+                                   kvkeep_session_state *state);
+
+/// Sets `*base` and `*bytes` to where L1 lies in this process, for hosts that register its memory with a device or a network. The
+/// bytes of an object may be used there only under a share of it. It stays in place until close; a daemon's client has another one
+/// after it has connected to another run of the daemon, and the former stays mapped for one session timeout. With
+/// KVKEEP_FLAG_READ_ONLY it cannot be written.
+/// Errors: DISCONNECTED (a daemon's client, without its daemon).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_get_arena(kvkeep *cache,
+                               void **base,
+                               size_t *bytes);
 
 /// Writes every counter as Prometheus text (exposition format 0.0.4).
 /// Since: 0.1.

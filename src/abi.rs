@@ -205,6 +205,43 @@ pub struct SpaceUsage {
     pub quota_bytes: u64,
 }
 
+/// Length of a request id, its NUL included.
+pub const KVKEEP_REQUEST_ID_BYTES: usize = 256;
+
+/// The state of a session. The caller sets `struct_size` and `abi_version`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SessionState {
+    /// sizeof of the caller's struct.
+    pub struct_size: u32,
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    pub abi_version: u32,
+    /// Its space.
+    pub space: u64,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
+    /// Milliseconds until its deadline, negative past it.
+    pub expires_in_ms: i64,
+    /// Shares that it holds.
+    pub shares: u64,
+    /// Shares that were revoked after its deadline, of keys that it did not use since.
+    pub revoked_shares: u64,
+    /// Keys that it stages.
+    pub staged_keys: u64,
+    /// Its prefetches that are not done.
+    pub jobs: u32,
+    /// The process that began it.
+    pub owner_pid: u32,
+    /// The `request_id` that it began with, NUL-terminated UTF-8.
+    pub request_id: [std::ffi::c_char; KVKEEP_REQUEST_ID_BYTES],
+}
+
+impl Default for SessionState {
+    fn default() -> SessionState {
+        SessionState::new_zeroed()
+    }
+}
+
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
 /// counts all others.
 #[repr(C)]
@@ -373,5 +410,6 @@ const _: () = assert!(size_of::<KeyState>() == 24);
 const _: () = assert!(size_of::<Completion>() == 208);
 const _: () = assert!(size_of::<JobResult>() == 248);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
+const _: () = assert!(size_of::<SessionState>() == 320);
 const _: () = assert!(size_of::<Histogram>() == 224);
 const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 20 * 8);

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
+use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::config::{PrefetchRequest, SpaceSpec};
@@ -180,6 +180,9 @@ pub trait Cache: Send + Sync {
 
     /// The part of L1 that a space takes. Fills in everything but the head.
     fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()>;
+
+    /// The state of a session: everything but the head.
+    fn query_session(&self, session: u64, state: &mut SessionState) -> Result<()>;
 
     /// Everything counted, as Prometheus text.
     fn metrics(&self) -> Result<String>;

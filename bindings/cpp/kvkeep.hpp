@@ -235,6 +235,13 @@ public:
         return events;
     }
 
+    /// Where L1 lies in this process; see kvkeep_get_arena.
+    std::pair<void*, std::size_t> arena() const {
+        std::pair<void*, std::size_t> arena{};
+        detail::check(kvkeep_get_arena(cache_, &arena.first, &arena.second));
+        return arena;
+    }
+
     /// Everything counted.
     kvkeep_stats stats() const {
         auto stats = detail::prepared<kvkeep_stats>();

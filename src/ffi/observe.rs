@@ -1,11 +1,11 @@
 //! Seen from outside: exported functions.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 
 use super::handle::kvkeep;
 use super::{disjoint, fill_struct, input, on, output, output_slice, text};
-use crate::abi::{SpaceUsage, Stats};
-use crate::error::{KVKEEP_OK, Status};
+use crate::abi::{SessionState, SpaceUsage, Stats};
+use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_OK, Status};
 use crate::events::Event;
 use crate::key::Key;
 
@@ -34,6 +34,36 @@ pub unsafe extern "C" fn kvkeep_query_stats(cache: *mut kvkeep, stats: *mut Stat
 pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usage: *mut SpaceUsage) -> Status {
     on(cache, |cache| {
         fill_struct(usage, "usage", |usage| cache.query_space(space, usage))?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Fills in `state`, prepared by KVKEEP_INIT, with the state of a session, all of it at one instant. Renews no deadline. Never
+/// blocks on I/O.
+/// Errors: NOT_FOUND (unknown, or ended before), EXPIRED (ended by its deadline), INVALID, VERSION (`abi_version` is another's).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_session(cache: *mut kvkeep, session: u64, state: *mut SessionState) -> Status {
+    on(cache, |cache| {
+        fill_struct(state, "state", |state| cache.query_session(session, state))?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Sets `*base` and `*bytes` to where L1 lies in this process, for hosts that register its memory with a device or a network. The
+/// bytes of an object may be used there only under a share of it. It stays in place until close; a daemon's client has another one
+/// after it has connected to another run of the daemon, and the former stays mapped for one session timeout. With
+/// KVKEEP_FLAG_READ_ONLY it cannot be written.
+/// Errors: DISCONNECTED (a daemon's client, without its daemon).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_get_arena(cache: *mut kvkeep, base: *mut *mut c_void, bytes: *mut usize) -> Status {
+    on(cache, |cache| {
+        let (base, bytes) = (output(base, "base")?, output(bytes, "bytes")?);
+        let arena = cache.arena().ok_or_else(|| {
+            Error::new(KVKEEP_ERR_DISCONNECTED, "L1 is not mapped while the daemon is away: ask again when it is back")
+        })?;
+        (*base, *bytes) = (arena.at(0).cast(), arena.bytes());
         Ok(KVKEEP_OK)
     })
 }

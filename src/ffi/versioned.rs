@@ -8,7 +8,7 @@ use super::options::{
 };
 use super::version::KVKEEP_ABI_VERSION;
 use super::{input, misaligned, null, output};
-use crate::abi::{JobResult, SpaceUsage, Stats};
+use crate::abi::{JobResult, SessionState, SpaceUsage, Stats};
 use crate::error::{Error, KVKEEP_ERR_VERSION, Result};
 
 /// A struct of the ABI that begins with its size and version. Fields are appended at the end.
@@ -50,6 +50,8 @@ options! {
 unsafe impl Versioned for JobResult {}
 // SAFETY: as above.
 unsafe impl Versioned for SpaceUsage {}
+// SAFETY: as above.
+unsafe impl Versioned for SessionState {}
 // SAFETY: as above.
 unsafe impl Versioned for Stats {}
 

@@ -3,8 +3,8 @@
 use super::slot::{BUSY, NONE, QUEUED, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::abi::{
-    KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, ObjectState,
-    SpaceUsage,
+    KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KVKEEP_REQUEST_ID_BYTES,
+    KeyState, ObjectState, SessionState, SpaceUsage,
 };
 use crate::error::Result;
 use crate::key::Key;
@@ -32,6 +32,32 @@ impl L1 {
             usage.objects = space.ready;
             usage.used_bytes = space.used;
             usage.quota_bytes = space.quota;
+            Ok(())
+        })
+    }
+}
+
+impl L1 {
+    /// Fills in the state of a session, but not the head.
+    pub fn query_session(&self, session: u64, said: &mut SessionState) -> Result<()> {
+        self.with(|state| {
+            let session = state.sessions.at(state.sessions.index(session)?);
+            let mut request_id = [0; KVKEEP_REQUEST_ID_BYTES];
+            let text = session.request_id.bytes().take(KVKEEP_REQUEST_ID_BYTES - 1);
+            request_id.iter_mut().zip(text).for_each(|(place, byte)| *place = byte as std::ffi::c_char);
+            *said = SessionState {
+                struct_size: said.struct_size,
+                abi_version: said.abi_version,
+                space: state.spaces[session.space as usize].tag.number(),
+                age_ms: state.now_ms - session.began_ms,
+                expires_in_ms: session.deadline_ms as i64 - state.now_ms as i64,
+                shares: session.shares,
+                revoked_shares: session.revoked.values().copied().map(u64::from).sum(),
+                staged_keys: session.staged.len() as u64,
+                jobs: session.jobs,
+                owner_pid: session.owner_pid,
+                request_id,
+            };
             Ok(())
         })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
+use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::cache;
@@ -392,6 +392,10 @@ impl Cache for Node {
 
     fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()> {
         self.l1.query_space(space, usage)
+    }
+
+    fn query_session(&self, session: u64, state: &mut SessionState) -> Result<()> {
+        self.l1.query_session(session, state)
     }
 
     fn metrics(&self) -> Result<String> {

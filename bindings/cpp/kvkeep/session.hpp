@@ -37,6 +37,13 @@ public:
     /// Returns what is left and touches nothing.
     void abort() { detail::check(kvkeep_abort_session(cache_, release())); }
 
+    /// What it holds now. Renews no deadline.
+    kvkeep_session_state state() const {
+        auto state = detail::prepared<kvkeep_session_state>();
+        detail::check(kvkeep_query_session(cache_, id_, &state));
+        return state;
+    }
+
     /// Renews the deadline, and does nothing else.
     void renew() { detail::check(kvkeep_renew_session(cache_, id_)); }
 

@@ -11,6 +11,7 @@ from ctypes import (
     c_char_p,
     c_int,
     c_int32,
+    c_int64,
     c_size_t,
     c_uint32,
     c_uint64,
@@ -42,6 +43,7 @@ KVKEEP_KEYS_MAX = (1 << 20)
 KVKEEP_EXTRA_COUNT_MAX = 127
 KVKEEP_MESSAGE_BYTES = 128
 KVKEEP_HISTOGRAM_BUCKETS = 26
+KVKEEP_REQUEST_ID_BYTES = 256
 KVKEEP_EVENTS_MAX = (1 << 16)
 
 
@@ -350,6 +352,33 @@ class kvkeep_space_usage(Structure):
         ("objects", c_uint64),
         ("used_bytes", c_uint64),
         ("quota_bytes", c_uint64),
+    ]
+
+
+class kvkeep_session_state(Structure):
+    struct_size: int
+    abi_version: int
+    space: int
+    age_ms: int
+    expires_in_ms: int
+    shares: int
+    revoked_shares: int
+    staged_keys: int
+    jobs: int
+    owner_pid: int
+    request_id: bytes
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("space", c_uint64),
+        ("age_ms", c_uint64),
+        ("expires_in_ms", c_int64),
+        ("shares", c_uint64),
+        ("revoked_shares", c_uint64),
+        ("staged_keys", c_uint64),
+        ("jobs", c_uint32),
+        ("owner_pid", c_uint32),
+        ("request_id", c_char * KVKEEP_REQUEST_ID_BYTES),
     ]
 
 
@@ -1088,6 +1117,22 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_void_p,
             c_uint64,
             POINTER(kvkeep_space_usage),
+        ),
+    ),
+    "kvkeep_query_session": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_session_state),
+        ),
+    ),
+    "kvkeep_get_arena": (
+        c_int,
+        (
+            c_void_p,
+            POINTER(c_void_p),
+            POINTER(c_size_t),
         ),
     ),
     "kvkeep_get_metrics": (

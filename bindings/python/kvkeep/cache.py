@@ -162,6 +162,12 @@ class Cache:
         call(lib.kvkeep_forget_space, self.pointer, space, ctypes.byref(removed))
         return removed.value
 
+    def arena(self) -> tuple[int, int]:
+        """Address and bytes of L1 in this process, to register with a device or a network; see kvkeep_get_arena."""
+        base, size = ctypes.c_void_p(), ctypes.c_size_t()
+        call(lib.kvkeep_get_arena, self.pointer, ctypes.byref(base), ctypes.byref(size))
+        return base.value or 0, size.value
+
     def event_fd(self) -> int:
         """Readable while `take_completions` has something to give. Owned by the library: do not close."""
         return self.completions.fd()

@@ -171,6 +171,12 @@ class Session:
         explained: dict[str, Any] = json.loads(text(lib.kvkeep_explain_session, self._cache.pointer, self.id))
         return explained
 
+    def state(self) -> _ffi.kvkeep_session_state:
+        """What the session holds now, by the names in kvkeep.h. Renews no deadline."""
+        state = prepared(_ffi.kvkeep_session_state)
+        call(lib.kvkeep_query_session, self._cache.pointer, self.id, ctypes.byref(state))
+        return state
+
     def renew(self) -> None:
         """Renews the deadline, and does nothing else."""
         call(lib.kvkeep_renew_session, self._cache.pointer, self.id)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::daemon_link::DaemonLink;
 use super::remote_cache::Client;
-use crate::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
+use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::cache;
@@ -407,6 +407,14 @@ impl Cache for Client {
         self.call(&*self.link()?, &Request::QuerySpace { space }, |_, fields| {
             let (struct_size, abi_version) = (usage.struct_size, usage.abi_version);
             *usage = SpaceUsage { struct_size, abi_version, ..fields.take()? };
+            Ok(())
+        })
+    }
+
+    fn query_session(&self, session: u64, state: &mut SessionState) -> Result<()> {
+        self.call(&*self.link_of(session)?, &Request::QuerySession { session }, |_, fields| {
+            let (struct_size, abi_version) = (state.struct_size, state.abi_version);
+            *state = SessionState { struct_size, abi_version, ..fields.take()? };
             Ok(())
         })
     }

@@ -1,5 +1,7 @@
 //! Requests of clients, carried out on the node.
 
+mod inspect;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use parking_lot::RwLock;
 use super::access::Limits;
 use super::client_state::ClientState;
 use super::undo::UndoLog;
-use crate::abi::{JobResult, KeyState, SpaceUsage, Stats, View};
+use crate::abi::{JobResult, KeyState, View};
 use crate::cache::Cache;
 use crate::config::{Notify, PrefetchRequest, SpaceSpec};
 use crate::daemon::wire::frame::malformed;
@@ -18,7 +20,6 @@ use crate::daemon::wire::{Frame, Request, WireView};
 use crate::error::{
     Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_PERMISSION, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status,
 };
-use crate::events;
 use crate::key::Key;
 use crate::node::Node;
 
@@ -226,37 +227,7 @@ impl Handler {
                 scratch.undo.job(session, job, keys, extra);
                 self.state_of(job, keys.len(), frame)
             }
-            Request::GetStats {} => {
-                let mut stats = Stats::default();
-                Node::stats(node, &mut stats);
-                frame.begin(KVKEEP_OK as u32).put(&stats);
-                Ok(())
-            }
-            Request::QuerySpace { space } => {
-                self.check_space(client, space)?;
-                let mut purpose = SpaceUsage::default();
-                node.query_space(space, &mut purpose)?;
-                frame.begin(KVKEEP_OK as u32).put(&purpose);
-                Ok(())
-            }
-            Request::Metrics {} => self.text(frame, &Node::metrics(node)),
-            Request::ExplainKey { space, key } => {
-                self.check_space(client, space)?;
-                self.text(frame, &Node::explain_key(node, space, &key)?)
-            }
-            Request::ExplainSession { session } => {
-                self.check_session(client, session)?;
-                self.text(frame, &Node::explain_session(node, session)?)
-            }
-            Request::ReadEvents { mut next, count } => {
-                let mut events = vec![events::EMPTY; check_count(count)?.min(EVENTS_MAX)];
-                let count = node.read_events(&mut next, &mut events)?;
-                events.truncate(count);
-                events.retain(|event| self.check_space(client, event.space).is_ok());
-                frame.begin(KVKEEP_OK as u32).put(&next).array(&events);
-                Ok(())
-            }
-            request => self.answer_batch(client, request, scratch, frame),
+            request => self.answer_inspection(client, request, scratch, frame),
         }
     }
 

@@ -143,7 +143,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         45 => Request::ReservePatiently { session, keys, sizes: numbers, wait_ms: timeout_ms },
         46 => Request::ExplainRefusal { session, of_space: *flag },
         47 => Request::RenewSession { session },
-        _ => Request::SetQuota { space, quota_bytes: *other },
+        48 => Request::SetQuota { space, quota_bytes: *other },
+        _ => Request::QuerySession { session },
     }
 }
 

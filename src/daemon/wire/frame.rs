@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::abi::{JobResult, KVKEEP_KEYS_MAX, SpaceUsage, Stats};
+use crate::abi::{JobResult, KVKEEP_KEYS_MAX, SessionState, SpaceUsage, Stats};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::shape::Shape;
@@ -231,7 +231,7 @@ macro_rules! records {
     )*};
 }
 
-records!(JobResult, SpaceUsage, Stats, Key);
+records!(JobResult, SessionState, SpaceUsage, Stats, Key);
 
 /// Where frames are received: whole words, so that arrays lie aligned.
 #[derive(Default)]

@@ -97,6 +97,7 @@ requests! {
     46 ExplainRefusal { session: u64, of_space: bool },
     47 RenewSession { session: u64 },
     48 SetQuota { space: u64, quota_bytes: u64 },
+    49 QuerySession { session: u64 },
 }
 
 impl Request<'_> {
@@ -112,6 +113,7 @@ impl Request<'_> {
                 | Request::ExplainSession { .. }
                 | Request::ExplainRefusal { .. }
                 | Request::QuerySpace { .. }
+                | Request::QuerySession { .. }
                 | Request::QueryKeys { .. }
         )
     }

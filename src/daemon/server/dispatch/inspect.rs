@@ -1,0 +1,67 @@
+//! Requests that ask for numbers, states and reasons, and change nothing.
+
+use std::sync::Arc;
+
+use super::{AnswerScratch, EVENTS_MAX, Handler};
+use crate::abi::{SessionState, SpaceUsage, Stats};
+use crate::cache::Cache;
+use crate::daemon::server::client_state::ClientState;
+use crate::daemon::wire::request::check_count;
+use crate::daemon::wire::{Frame, Request};
+use crate::error::{KVKEEP_OK, Result};
+use crate::events;
+use crate::node::Node;
+
+impl Handler {
+    /// Answers a request that changes nothing, and passes all others on to the batches.
+    pub(super) fn answer_inspection(
+        &self,
+        client: &Arc<ClientState>,
+        request: Request<'_>,
+        scratch: &mut AnswerScratch,
+        frame: &mut Frame,
+    ) -> Result<()> {
+        let node = &*self.node;
+        match request {
+            Request::GetStats {} => {
+                let mut stats = Stats::default();
+                Node::stats(node, &mut stats);
+                frame.begin(KVKEEP_OK as u32).put(&stats);
+                Ok(())
+            }
+            Request::QuerySpace { space } => {
+                self.check_space(client, space)?;
+                let mut usage = SpaceUsage::default();
+                node.query_space(space, &mut usage)?;
+                frame.begin(KVKEEP_OK as u32).put(&usage);
+                Ok(())
+            }
+            Request::QuerySession { session } => {
+                let mut state = SessionState::default();
+                node.query_session(session, &mut state)?;
+                // By its space: to look the session up renews its deadline.
+                self.check_space(client, state.space)?;
+                frame.begin(KVKEEP_OK as u32).put(&state);
+                Ok(())
+            }
+            Request::Metrics {} => self.text(frame, &Node::metrics(node)),
+            Request::ExplainKey { space, key } => {
+                self.check_space(client, space)?;
+                self.text(frame, &Node::explain_key(node, space, &key)?)
+            }
+            Request::ExplainSession { session } => {
+                self.check_session(client, session)?;
+                self.text(frame, &Node::explain_session(node, session)?)
+            }
+            Request::ReadEvents { mut next, count } => {
+                let mut events = vec![events::EMPTY; check_count(count)?.min(EVENTS_MAX)];
+                let count = node.read_events(&mut next, &mut events)?;
+                events.truncate(count);
+                events.retain(|event| self.check_space(client, event.space).is_ok());
+                frame.begin(KVKEEP_OK as u32).put(&next).array(&events);
+                Ok(())
+            }
+            request => self.answer_batch(client, request, scratch, frame),
+        }
+    }
+}
