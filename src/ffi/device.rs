@@ -7,7 +7,7 @@ use super::options::{kvkeep_callback, kvkeep_pool_options, kvkeep_transfer_optio
 use super::{config, input, input_struct, input_struct_or_default, on, on_even_poisoned, output, output_slice};
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
-use crate::transfer::submit::Asked;
+use crate::transfer::submit::AskedTransfer;
 
 /// ---- Device transfer ----
 ///
@@ -125,7 +125,7 @@ pub unsafe extern "C" fn kvkeep_submit_store(
         let (keys, blocks) = (input(keys, key_count, "keys")?, input(block_ids, block_count, "block_ids")?);
         let request = config::store(&input_struct_or_default(options, "options")?, callback, userdata)?;
         let job = output(job, "job")?;
-        cache.transfers().submit_store(Asked { pool, session, keys, blocks }, request, job)?;
+        cache.transfers().submit_store(AskedTransfer { pool, session, keys, blocks }, request, job)?;
         Ok(KVKEEP_OK)
     })
 }
@@ -161,7 +161,7 @@ pub unsafe extern "C" fn kvkeep_submit_load(
         let (keys, blocks) = (input(keys, key_count, "keys")?, input(block_ids, block_count, "block_ids")?);
         let request = config::load(&input_struct_or_default(options, "options")?, callback, userdata)?;
         let job = output(job, "job")?;
-        cache.transfers().submit_load(Asked { pool, session, keys, blocks }, request, job)?;
+        cache.transfers().submit_load(AskedTransfer { pool, session, keys, blocks }, request, job)?;
         Ok(KVKEEP_OK)
     })
 }

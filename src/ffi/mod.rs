@@ -231,7 +231,7 @@ mod tests {
     use crate::node::Node;
     use crate::transfer::copy::Promise;
     use crate::transfer::layout::Segment;
-    use crate::transfer::submit::Asked;
+    use crate::transfer::submit::AskedTransfer;
     use crate::transfer::{PoolSpec, TransferRequest};
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
             let pool = user.cache().transfers().open_pool(space, pool).unwrap();
             let session = user.cache().begin_session(space, "r", None).unwrap();
             let keys = [Key { hash: [1; 32], rank: 0, group: 0 }];
-            let (asked, mut job) = (Asked { pool, session, keys: &keys, blocks: &[0] }, 0);
+            let (asked, mut job) = (AskedTransfer { pool, session, keys: &keys, blocks: &[0] }, 0);
             user.cache().transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
             user.cache().poison();
             (session, pool, job)

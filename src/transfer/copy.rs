@@ -6,6 +6,8 @@
 //! another keeps few reads under way at once. Here four pages go side by side, two lines each.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+use super::copy_x86 as x86;
 use crate::arena::Arena;
 
 /// The word of who registered pages: they are there, to read and to write, until the pool is closed, and nobody touches those
@@ -117,9 +119,6 @@ fn fence() {
 
 /// Shorter stretches are copied through the caches: too much of them is no whole line.
 const STREAM_BYTES_MIN: usize = 512;
-const SIDE_BY_SIDE: usize = 4;
-const PAGE: usize = 4096;
-const LINE: usize = 64;
 
 /// Copies a stretch; a fence must follow.
 type Stream = unsafe fn(*const u8, *mut u8, usize);
@@ -136,82 +135,6 @@ fn stream() -> Option<Stream> {
         }
     }
     None
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::{
-        __m256i, __m512i, _mm256_loadu_si256, _mm256_stream_si256, _mm512_loadu_si512, _mm512_stream_si512,
-    };
-
-    use super::{LINE, PAGE, SIDE_BY_SIDE};
-
-    /// Lines of a page that go together.
-    const LINES: usize = 2;
-
-    /// Walks a stretch four pages at a time, then its rest, and calls `$line` for each line; what is no whole line at either end
-    /// is copied plainly.
-    macro_rules! side_by_side {
-        ($from:ident, $to:ident, $bytes:ident, $load:expr, $store:expr, $line:ty) => {{
-            let head = $to.align_offset(LINE).min($bytes);
-            std::ptr::copy($from, $to, head);
-            let (from, to, bytes) = ($from.add(head), $to.add(head), $bytes - head);
-            let mut at = 0;
-            while at + SIDE_BY_SIDE * PAGE <= bytes {
-                for line in (0..PAGE).step_by(LINES * LINE) {
-                    let place = |i: usize| at + i / LINES * PAGE + line + i % LINES * LINE;
-                    let lines: [$line; SIDE_BY_SIDE * LINES] = std::array::from_fn(|i| $load(from.add(place(i))));
-                    for (i, bytes) in lines.into_iter().enumerate() {
-                        $store(to.add(place(i)), bytes);
-                    }
-                }
-                at += SIDE_BY_SIDE * PAGE;
-            }
-            while at + LINE <= bytes {
-                $store(to.add(at), $load(from.add(at)));
-                at += LINE;
-            }
-            std::ptr::copy(from.add(at), to.add(at), bytes - at);
-        }};
-    }
-
-    /// # Safety
-    /// The CPU has AVX-512F, and `bytes` bytes may be read at `from` and written at `to`.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn avx512(from: *const u8, to: *mut u8, bytes: usize) {
-        // SAFETY: every line and rest is inside the `bytes` bytes of both sides; lines are stored aligned, since `head` made `to` so.
-        unsafe {
-            side_by_side!(
-                from,
-                to,
-                bytes,
-                |from: *const u8| _mm512_loadu_si512(from.cast()),
-                |to: *mut u8, line| _mm512_stream_si512(to.cast(), line),
-                __m512i
-            );
-        }
-    }
-
-    /// # Safety
-    /// The CPU has AVX2, and `bytes` bytes may be read at `from` and written at `to`.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn avx2(from: *const u8, to: *mut u8, bytes: usize) {
-        const HALF: usize = LINE / 2;
-        // SAFETY: as for `avx512`; a line is two halves.
-        unsafe {
-            side_by_side!(
-                from,
-                to,
-                bytes,
-                |from: *const u8| (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(HALF).cast())),
-                |to: *mut u8, (low, high)| {
-                    _mm256_stream_si256(to.cast(), low);
-                    _mm256_stream_si256(to.add(HALF).cast(), high);
-                },
-                (__m256i, __m256i)
-            );
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,22 +3,22 @@
 use std::sync::Arc;
 
 use super::copy::{Fragment, Way};
-use super::pieces::Span;
+use super::pieces::KeySpan;
 use crate::arena_lease::ArenaLease;
 use crate::error::Result;
 
 /// A place in a device's order of work, which can be waited for as long as somebody has it.
-pub trait Event: Send + Sync {
+pub trait StreamEvent: Send + Sync {
     /// What its device calls it.
     fn handle(&self) -> u64;
 }
 
 /// A point on a caller's stream: pages are touched after the work that was on it by then. None where devices have no streams.
 #[derive(Clone, Default)]
-pub struct Point(pub Option<Arc<dyn Event>>);
+pub struct StreamPoint(pub Option<Arc<dyn StreamEvent>>);
 
 /// A part of a transfer, copied in one go.
-pub struct Piece {
+pub struct CopyPiece {
     /// Which way it goes.
     pub way: Way,
     /// The layer it is of, by its place among the pool's.
@@ -26,7 +26,7 @@ pub struct Piece {
     /// How many bytes.
     pub bytes: u64,
     /// The keys that it is of, and those between them that have nothing in its layer.
-    pub keys: Span,
+    pub keys: KeySpan,
     /// The mapping that its side of L1 is in.
     pub arena: ArenaLease,
     /// So much goes with it that the caches are of no use.
@@ -36,19 +36,19 @@ pub struct Piece {
 }
 
 /// A transfer as its device sees it: pieces, to be asked for until there are none for now.
-pub trait Work: Send + Sync {
+pub trait CopyWork: Send + Sync {
     /// Which way its pieces go.
     fn way(&self) -> Way;
 
     /// The next piece and its fragments, which replace what was in `fragments`. May call the cache; not under a lock.
-    fn next(&self, fragments: &mut Vec<Fragment>) -> Option<Piece>;
+    fn next(&self, fragments: &mut Vec<Fragment>) -> Option<CopyPiece>;
 
     /// A piece stands in its device's order and will be where it belongs when `event` is reached. Told before it landed, in the
     /// order in which pieces were given; only devices with streams say so. Not under a lock.
-    fn queued(&self, piece: &Piece, event: Arc<dyn Event>);
+    fn queued(&self, piece: &CopyPiece, event: Arc<dyn StreamEvent>);
 
     /// A piece is where it belongs, or could not be brought there. Once for each; any thread, any order, not under a lock.
-    fn landed(&self, piece: Piece, result: Result<()>);
+    fn landed(&self, piece: CopyPiece, result: Result<()>);
 
     /// A bug was caught while it was worked on.
     fn broken(&self);
@@ -61,13 +61,13 @@ pub trait Device: Send + Sync {
 
     /// The point that a caller's stream has reached, for a transfer that goes so. A number that names no stream of this device is
     /// refused.
-    fn point(&self, stream: u64, way: Way) -> Result<Point>;
+    fn point(&self, stream: u64, way: Way) -> Result<StreamPoint>;
 
     /// Makes a caller's stream wait for what was queued. False where there are no streams: whoever asks has to wait himself.
-    fn follow(&self, stream: u64, event: Option<&dyn Event>) -> Result<bool>;
+    fn follow(&self, stream: u64, event: Option<&dyn StreamEvent>) -> Result<bool>;
 
     /// A transfer has something to do, behind `after`. May be told again while it is being worked on.
-    fn start(&self, work: Arc<dyn Work>, after: Point);
+    fn start(&self, work: Arc<dyn CopyWork>, after: StreamPoint);
 
     /// Ends its threads. Nothing is in flight any more.
     fn close(&self);

@@ -8,33 +8,33 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use super::copy::{self, Fragment, Way};
-use super::device::{Device, Event, Point, Work};
+use super::device::{CopyWork, Device, StreamEvent, StreamPoint};
 use crate::error::{Error, Result};
 
 /// Two threads fill most memory controllers, four nearly all; an engine on the same cores has use for the others.
 const THREADS_MAX: usize = 4;
 
 #[derive(Default)]
-struct Queue {
+struct HostQueue {
     /// Each with the number of its telling, so that none is taken off that was told later.
-    works: VecDeque<(u64, Arc<dyn Work>)>,
+    works: VecDeque<(u64, Arc<dyn CopyWork>)>,
     told: u64,
     idle: usize,
     closing: bool,
 }
 
 /// The threads and what they have to do.
-pub struct Host {
-    queue: Mutex<Queue>,
+pub struct HostDevice {
+    queue: Mutex<HostQueue>,
     some: Condvar,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    me: Weak<Host>,
+    me: Weak<HostDevice>,
 }
 
-impl Host {
+impl HostDevice {
     /// No threads yet.
-    pub fn new() -> Arc<Host> {
-        Arc::new_cyclic(|me| Host {
+    pub fn new() -> Arc<HostDevice> {
+        Arc::new_cyclic(|me| HostDevice {
             queue: Mutex::default(),
             some: Condvar::new(),
             threads: Mutex::default(),
@@ -53,7 +53,7 @@ impl Host {
         }
     }
 
-    fn step(&self, told: u64, work: &Arc<dyn Work>, fragments: &mut Vec<Fragment>) {
+    fn step(&self, told: u64, work: &Arc<dyn CopyWork>, fragments: &mut Vec<Fragment>) {
         let Some(piece) = work.next(fragments) else { return self.done(told) };
         if piece.more && self.queue.lock().idle > 0 {
             self.some.notify_one();
@@ -62,7 +62,7 @@ impl Host {
         work.landed(piece, Ok(()));
     }
 
-    fn front(&self) -> Option<(u64, Arc<dyn Work>)> {
+    fn front(&self) -> Option<(u64, Arc<dyn CopyWork>)> {
         let mut queue = self.queue.lock();
         loop {
             if let Some((told, work)) = queue.works.front() {
@@ -86,7 +86,7 @@ impl Host {
     }
 }
 
-impl Device for Host {
+impl Device for HostDevice {
     fn open(&self) -> Result<()> {
         let mut threads = self.threads.lock();
         if !threads.is_empty() {
@@ -106,20 +106,20 @@ impl Device for Host {
         Ok(())
     }
 
-    fn point(&self, stream: u64, _way: Way) -> Result<Point> {
+    fn point(&self, stream: u64, _way: Way) -> Result<StreamPoint> {
         if stream != 0 {
             return Err(Error::invalid(format!(
                 "stream is {stream:#x}, but the pool is of the host, which has no streams: pass 0, once the pages are written"
             )));
         }
-        Ok(Point::default())
+        Ok(StreamPoint::default())
     }
 
-    fn follow(&self, stream: u64, _event: Option<&dyn Event>) -> Result<bool> {
+    fn follow(&self, stream: u64, _event: Option<&dyn StreamEvent>) -> Result<bool> {
         self.point(stream, Way::Gather).map(|_| false)
     }
 
-    fn start(&self, work: Arc<dyn Work>, _after: Point) {
+    fn start(&self, work: Arc<dyn CopyWork>, _after: StreamPoint) {
         let mut queue = self.queue.lock();
         if queue.closing {
             // It has ended, since closing waits for all, and nobody would take it off again.
@@ -145,33 +145,33 @@ impl Device for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transfer::device::Piece;
+    use crate::transfer::device::CopyPiece;
 
     struct Nothing;
 
-    impl Work for Nothing {
+    impl CopyWork for Nothing {
         fn way(&self) -> Way {
             Way::Gather
         }
 
-        fn next(&self, _fragments: &mut Vec<Fragment>) -> Option<Piece> {
+        fn next(&self, _fragments: &mut Vec<Fragment>) -> Option<CopyPiece> {
             None
         }
 
-        fn queued(&self, _piece: &Piece, _event: Arc<dyn Event>) {}
+        fn queued(&self, _piece: &CopyPiece, _event: Arc<dyn StreamEvent>) {}
 
-        fn landed(&self, _piece: Piece, _result: Result<()>) {}
+        fn landed(&self, _piece: CopyPiece, _result: Result<()>) {}
 
         fn broken(&self) {}
     }
 
     #[test]
     fn what_is_told_to_a_closed_host_is_not_kept() {
-        let (host, before, after) = (Host::new(), Arc::new(Nothing), Arc::new(Nothing));
+        let (host, before, after) = (HostDevice::new(), Arc::new(Nothing), Arc::new(Nothing));
         host.open().unwrap();
-        host.start(before.clone(), Point::default());
+        host.start(before.clone(), StreamPoint::default());
         host.close();
-        host.start(after.clone(), Point::default());
+        host.start(after.clone(), StreamPoint::default());
         assert_eq!((Arc::strong_count(&before), Arc::strong_count(&after)), (1, 1));
     }
 }

@@ -56,7 +56,7 @@ impl Segment {
 
 /// A segment as one of its group.
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct GroupSegment {
     /// The segment.
     pub segment: Segment,
     /// Place of its layer among the pool's layers.
@@ -69,7 +69,7 @@ pub struct Part {
 #[derive(Debug, Default)]
 pub struct Group {
     /// In the order of the object's bytes.
-    pub parts: Vec<Part>,
+    pub parts: Vec<GroupSegment>,
     /// The same by layer: indexes of `parts`.
     pub by_layer: Vec<Vec<usize>>,
     /// Bytes of a block in all segments.
@@ -129,7 +129,7 @@ impl Layout {
             group.by_layer.resize_with(layers.len(), Vec::new);
             let layer = layers.binary_search(&segment.layer).unwrap_or_default();
             group.by_layer[layer].push(group.parts.len());
-            group.parts.push(Part { segment, layer, before: group.block_bytes });
+            group.parts.push(GroupSegment { segment, layer, before: group.block_bytes });
             group.block_bytes += segment.block_bytes;
             if group.block_bytes.saturating_mul(u64::from(blocks_per_chunk)) > OBJECT_BYTES_MAX {
                 return Err(Error::invalid(format!(
@@ -143,7 +143,7 @@ impl Layout {
 
     /// The shapes of the objects of `rank`, one for each group.
     pub fn shapes(&self, rank: u32) -> Vec<Shape> {
-        let piece = |part: &Part| {
+        let piece = |part: &GroupSegment| {
             let Segment { layer, part, block_bytes, .. } = part.segment;
             Piece { layer, part, block_bytes }
         };

@@ -1,11 +1,14 @@
 //! Device transfer: objects between L1 and the paged memory of an engine.
 //!
-//! It stands above the trait [`Cache`](crate::cache::Cache), so that the process that holds the handle copies, whether L1 is its
-//! own or a daemon's. [`page_pool`] is the memory that an engine registered, [`layout`] the place of its bytes, [`transfer_job`]
-//! one store or load, [`pieces`] the order of its bytes, [`large_store`] a store that is larger than the free part of L1.
-//! [`device`] moves the pieces: [`host`] and [`copy`] on the CPU, [`cuda`] on NVIDIA's GPUs.
+//! It stands above the trait [`Cache`](crate::cache::Cache), so that it copies for every handle, whether L1 is in this process or a
+//! daemon's. [`registry`] has the pools and transfers of a handle by number, [`submit`] accepts a transfer. [`page_pool`] is what
+//! an engine registered, [`layout`] where its bytes are. [`transfer_job`] is one store or load, [`pieces`] the order of its bytes,
+//! [`large_store`] the background of a store that is larger than L1's memory for it. [`device`] is what moves bytes: [`host`] and [`copy`]
+//! do so on the CPU, [`cuda`] on NVIDIA's GPUs.
 
 pub mod copy;
+#[cfg(target_arch = "x86_64")]
+mod copy_x86;
 mod cuda;
 pub mod device;
 mod host;

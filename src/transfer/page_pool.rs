@@ -28,7 +28,7 @@ pub struct PoolSpec {
 }
 
 /// A registered pool.
-pub struct Pool {
+pub struct PagePool {
     /// Its number.
     pub number: u64,
     /// The space whose objects it holds.

@@ -13,7 +13,7 @@ const FRAGMENTS_MAX: usize = 4096;
 
 /// Where an object is in L1.
 #[derive(Clone)]
-pub struct Place {
+pub struct ObjectPlace {
     /// The mapping, which stays while this does, and what lies there.
     pub arena: ArenaLease,
     /// Its first byte.
@@ -23,7 +23,7 @@ pub struct Place {
 }
 
 /// What a batch is made from.
-pub struct Source<'a> {
+pub struct BatchSource<'a> {
     /// The pool's layout.
     pub layout: &'a Layout,
     /// The pool's promise.
@@ -33,16 +33,16 @@ pub struct Source<'a> {
     /// Block numbers, so many for each key as a chunk has blocks; negative ones are passed over.
     pub blocks: &'a [i32],
     /// Where the keys' objects are.
-    pub places: &'a [Option<Place>],
+    pub places: &'a [Option<ObjectPlace>],
 }
 
 /// Some keys of a transfer by their places in it: neighbours in a batch.
-pub struct Span {
+pub struct KeySpan {
     batch: Arc<[usize]>,
     range: Range<usize>,
 }
 
-impl Span {
+impl KeySpan {
     /// The keys.
     pub fn keys(&self) -> &[usize] {
         &self.batch[self.range.clone()]
@@ -55,7 +55,7 @@ impl Span {
 }
 
 /// Keys whose objects are there, and how far they are copied.
-pub struct Batch {
+pub struct KeyBatch {
     keys: Arc<[usize]>,
     layer: usize,
     key: usize,
@@ -64,28 +64,28 @@ pub struct Batch {
 }
 
 /// A piece's place in the transfer.
-pub struct Cut {
+pub struct CutPiece {
     /// Its layer.
     pub layer: usize,
     /// Its bytes.
     pub bytes: u64,
     /// From its first to its last key.
-    pub keys: Span,
+    pub keys: KeySpan,
     /// The mapping that it is in.
     pub arena: ArenaLease,
 }
 
-impl Batch {
+impl KeyBatch {
     /// Nothing is copied yet.
-    pub fn new(keys: Arc<[usize]>) -> Batch {
-        Batch { keys, layer: 0, key: 0, part: 0, block: 0 }
+    pub fn new(keys: Arc<[usize]>) -> KeyBatch {
+        KeyBatch { keys, layer: 0, key: 0, part: 0, block: 0 }
     }
 
     /// Cuts the next piece off; None when nothing is left.
-    pub fn cut(&mut self, source: &Source<'_>, fragments: &mut Vec<Fragment>) -> Option<Cut> {
+    pub fn cut(&mut self, source: &BatchSource<'_>, fragments: &mut Vec<Fragment>) -> Option<CutPiece> {
         fragments.clear();
         let layers = source.layout.layers.len();
-        let mut cut: Option<Cut> = None;
+        let mut cut: Option<CutPiece> = None;
         while self.layer < layers {
             while self.key < self.keys.len() {
                 let full = self.cut_key(source, fragments, &mut cut);
@@ -104,7 +104,7 @@ impl Batch {
     }
 
     /// Goes on with the key it is at. True if the piece is full, with more of the key left.
-    fn cut_key(&mut self, source: &Source<'_>, fragments: &mut Vec<Fragment>, cut: &mut Option<Cut>) -> bool {
+    fn cut_key(&mut self, source: &BatchSource<'_>, fragments: &mut Vec<Fragment>, cut: &mut Option<CutPiece>) -> bool {
         let key = self.keys[self.key];
         let per_chunk = source.layout.blocks_per_chunk as usize;
         let Some(place) = &source.places[key] else { return false };
@@ -130,10 +130,10 @@ impl Batch {
                 if !fragments.last_mut().is_some_and(|last| last.join(&fragment)) {
                     fragments.push(fragment);
                 }
-                let cut = cut.get_or_insert_with(|| Cut {
+                let cut = cut.get_or_insert_with(|| CutPiece {
                     layer: self.layer,
                     bytes: 0,
-                    keys: Span { batch: self.keys.clone(), range: self.key..self.key },
+                    keys: KeySpan { batch: self.keys.clone(), range: self.key..self.key },
                     arena: place.arena.clone(),
                 });
                 cut.bytes += bytes;

@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
-use super::cuda::{Cuda, Gpus};
+use super::cuda::{CudaDevice, Gpus};
 use super::device::Device;
-use super::host::Host;
-use super::large_store::Streams;
+use super::host::HostDevice;
+use super::large_store::LargeStores;
 use super::layout::Layout;
-use super::page_pool::{Pool, PoolSpec, cuda_device};
-use super::transfer_job::{Progress, Transfer, not_done};
+use super::page_pool::{PagePool, PoolSpec, cuda_device};
+use super::transfer_job::{Progress, Transfer, TransferOwner};
 use crate::abi::JobResult;
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{
     Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND,
-    KVKEEP_OK, KVKEEP_PENDING, Result, Status,
+    KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status,
 };
 use crate::shape::Shape;
 
@@ -39,8 +39,8 @@ pub fn is_transfer(job: u64) -> bool {
 }
 
 #[derive(Default)]
-pub(super) struct Inner {
-    pools: HashMap<u64, Arc<Pool>>,
+pub(super) struct RegistryState {
+    pools: HashMap<u64, Arc<PagePool>>,
     last_pool: u64,
     transfers: HashMap<u64, Arc<Transfer>>,
     last_transfer: u64,
@@ -55,9 +55,9 @@ pub struct Transfers {
     cache: Arc<dyn Cache>,
     host: Arc<dyn Device>,
     gpus: Arc<Gpus>,
-    pub(super) inner: Mutex<Inner>,
+    pub(super) inner: Mutex<RegistryState>,
     closing: AtomicBool,
-    pub(super) streams: Streams,
+    pub(super) large_stores: Arc<LargeStores>,
     pub(super) me: Weak<Transfers>,
 }
 
@@ -66,6 +66,11 @@ fn no_pool(number: u64) -> Error {
         KVKEEP_ERR_NOT_FOUND,
         format!("pool {number} is not open: it was never opened by this handle, or was closed; open it first"),
     )
+}
+
+/// The error of a wait that took too long.
+fn not_done(id: u64, what: &str) -> Error {
+    Error::new(KVKEEP_ERR_TIMEOUT, format!("{what} of transfer {id} is not done yet: wait longer or cancel it"))
 }
 
 fn no_transfer(id: u64) -> Error {
@@ -86,7 +91,7 @@ fn stop(transfers: &[Arc<Transfer>], why: &str) {
 fn wait_for(transfers: &[Arc<Transfer>]) {
     for transfer in transfers {
         let mut progress = transfer.progress.lock();
-        while progress.answer.is_none() {
+        while progress.answer().is_none() {
             transfer.changed.wait(&mut progress);
         }
     }
@@ -95,20 +100,21 @@ fn wait_for(transfers: &[Arc<Transfer>]) {
 impl Transfers {
     /// None yet, of `cache`.
     pub fn new(cache: Arc<dyn Cache>) -> Arc<Transfers> {
-        Transfers::by(cache, Host::new())
+        Transfers::by(cache, HostDevice::new())
     }
 
     /// None yet, of `cache`, whose pages on the host are copied by `host`.
     pub(super) fn by(cache: Arc<dyn Cache>, host: Arc<dyn Device>) -> Arc<Transfers> {
         let told = cache.clone();
         let gpus = Arc::new(Gpus::new(cache.log().clone(), move |memlock| told.note_unregistered(memlock)));
+        let large_stores = LargeStores::new(cache.clone());
         Arc::new_cyclic(|me| Transfers {
             cache,
             host,
             gpus,
             inner: Mutex::default(),
             closing: AtomicBool::new(false),
-            streams: Streams::default(),
+            large_stores,
             me: me.clone(),
         })
     }
@@ -143,7 +149,7 @@ impl Transfers {
             }
             Some(ordinal) => {
                 let l1 = self.cache.arena();
-                Arc::new(Cuda::open(&self.gpus, ordinal, &spec.segments, spec.blocks, l1)?)
+                Arc::new(CudaDevice::open(&self.gpus, ordinal, &spec.segments, spec.blocks, l1)?)
             }
         };
         let entered = self
@@ -156,7 +162,7 @@ impl Transfers {
     }
 
     /// Refuses what a pool must not be. Gives the tokens of a chunk.
-    fn check_pool(&self, inner: &Inner, space: u64, layout: &Layout) -> Result<u32> {
+    fn check_pool(&self, inner: &RegistryState, space: u64, layout: &Layout) -> Result<u32> {
         self.check_open()?;
         let chunk_tokens = *inner.chunk_tokens.get(&space).ok_or_else(|| {
             Error::new(
@@ -196,7 +202,7 @@ impl Transfers {
         let number = inner.last_pool;
         let block_tokens = chunk_tokens / layout.blocks_per_chunk;
         let (rank, promise, shapes) = (spec.rank, spec.promise, layout.shapes(spec.rank));
-        let pool = Pool { number, space, rank, block_tokens, layout, shapes, promise, device };
+        let pool = PagePool { number, space, rank, block_tokens, layout, shapes, promise, device };
         inner.pools.insert(number, Arc::new(pool));
         Ok(number)
     }
@@ -213,7 +219,10 @@ impl Transfers {
         let (pool, of_pool): (_, Vec<Arc<Transfer>>) = {
             let mut inner = self.inner.lock();
             let pool = inner.pools.remove(&number).ok_or_else(|| no_pool(number))?;
-            (pool, inner.transfers.values().filter(|transfer| transfer.pool.number == number).cloned().collect())
+            (
+                pool,
+                inner.transfers.values().filter(|transfer| transfer.targets.pool.number == number).cloned().collect(),
+            )
         };
         stop(&of_pool, "its pool was closed");
         wait_for(&of_pool);
@@ -221,7 +230,7 @@ impl Transfers {
         Ok(())
     }
 
-    pub(super) fn pool(&self, number: u64) -> Result<Arc<Pool>> {
+    pub(super) fn pool(&self, number: u64) -> Result<Arc<PagePool>> {
         self.inner.lock().pools.get(&number).cloned().ok_or_else(|| no_pool(number))
     }
 
@@ -231,7 +240,7 @@ impl Transfers {
     }
 
     /// Forgets what nobody asks for any more, and refuses one more transfer where it may not be.
-    fn make_room(&self, inner: &mut Inner, pool: u64) -> Result<()> {
+    fn make_room(&self, inner: &mut RegistryState, pool: u64) -> Result<()> {
         self.check_open()?;
         let now = Instant::now();
         while let Some(&(done, id)) = inner.done.front()
@@ -262,16 +271,6 @@ impl Transfers {
         Ok(transfer)
     }
 
-    /// A transfer has its answer.
-    pub(super) fn is_done(&self, transfer: &Transfer) {
-        let mut inner = self.inner.lock();
-        if transfer.progress.lock().released {
-            inner.transfers.remove(&transfer.id);
-        } else {
-            inner.done.push_back((Instant::now(), transfer.id));
-        }
-    }
-
     fn transfer(&self, id: u64) -> Result<Arc<Transfer>> {
         if !is_transfer(id) {
             return Err(Error::invalid(format!(
@@ -279,7 +278,7 @@ impl Transfers {
             )));
         }
         let transfer = self.inner.lock().transfers.get(&id).cloned();
-        transfer.filter(|transfer| !transfer.progress.lock().released).ok_or_else(|| no_transfer(id))
+        transfer.filter(|transfer| !transfer.progress.lock().is_released()).ok_or_else(|| no_transfer(id))
     }
 
     /// Blocks until a transfer is done.
@@ -287,11 +286,11 @@ impl Transfers {
         let transfer = self.transfer(id)?;
         let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
         let mut progress = transfer.progress.lock();
-        while progress.answer.is_none() {
-            if transfer.changed.wait_until(&mut progress, until).timed_out() && progress.answer.is_none() {
+        while progress.answer().is_none() {
+            if transfer.changed.wait_until(&mut progress, until).timed_out() && progress.answer().is_none() {
                 return Err(not_done(id, "all"));
             }
-            if progress.released {
+            if progress.is_released() {
                 return Err(no_transfer(id));
             }
         }
@@ -300,21 +299,18 @@ impl Transfers {
 
     /// Blocks until a layer of a transfer is done, and says whether all of it that was asked was there.
     pub fn wait_layer(&self, id: u64, layer: u32, timeout_ms: u32) -> Result<Status> {
-        self.wait_until(id, layer, timeout_ms, Transfer::layer_done).map(|(_, _, status)| status)
+        self.wait_until(id, layer, timeout_ms, Progress::layer_done).map(|(_, _, status)| status)
     }
 
     /// Makes a caller's stream wait until a layer is done. Blocks until the copies are queued where the stream can wait for them,
     /// and on a device without streams until the layer is done.
     pub fn stream_wait_layer(&self, id: u64, layer: u32, stream: u64, timeout_ms: u32) -> Result<Status> {
-        if !self.transfer(id)?.pool.device.follow(stream, None)? {
+        if !self.transfer(id)?.targets.pool.device.follow(stream, None)? {
             return self.wait_layer(id, layer, timeout_ms);
         }
-        let (transfer, place, status) = self.wait_until(id, layer, timeout_ms, Transfer::layer_queued)?;
-        let mark = {
-            let progress = transfer.progress.lock();
-            progress.marks[place].clone().filter(|_| progress.left[place] > 0)
-        };
-        transfer.pool.device.follow(stream, mark.as_deref())?;
+        let (transfer, place, status) = self.wait_until(id, layer, timeout_ms, Progress::layer_queued)?;
+        let mark = transfer.progress.lock().mark_of(place);
+        transfer.targets.pool.device.follow(stream, mark.as_deref())?;
         Ok(status)
     }
 
@@ -324,10 +320,10 @@ impl Transfers {
         id: u64,
         layer: u32,
         timeout_ms: u32,
-        is_true: fn(&Transfer, &Progress, usize) -> Option<Status>,
+        is_true: fn(&Progress, usize) -> Option<Status>,
     ) -> Result<(Arc<Transfer>, usize, Status)> {
         let transfer = self.transfer(id)?;
-        let place = transfer.pool.layout.layers.binary_search(&layer).map_err(|_| {
+        let place = transfer.targets.pool.layout.layers.binary_search(&layer).map_err(|_| {
             Error::invalid(format!(
                 "no segment of the transfer's pool is of layer {layer}: pass a layer number of its segments"
             ))
@@ -335,10 +331,10 @@ impl Transfers {
         let until = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
         let mut progress = transfer.progress.lock();
         loop {
-            if progress.released {
+            if progress.is_released() {
                 return Err(no_transfer(id));
             }
-            if let Some(status) = is_true(&transfer, &progress, place) {
+            if let Some(status) = is_true(&progress, place) {
                 drop(progress);
                 return if status as i32 >= 0 {
                     Ok((transfer, place, status))
@@ -349,9 +345,7 @@ impl Transfers {
                     ))
                 };
             }
-            if transfer.changed.wait_until(&mut progress, until).timed_out()
-                && is_true(&transfer, &progress, place).is_none()
-            {
+            if transfer.changed.wait_until(&mut progress, until).timed_out() && is_true(&progress, place).is_none() {
                 return Err(not_done(id, &format!("layer {layer}")));
             }
         }
@@ -370,7 +364,7 @@ impl Transfers {
     pub fn query(&self, id: u64, result: &mut JobResult) -> Result<Status> {
         let transfer = self.transfer(id)?;
         let progress = transfer.progress.lock();
-        let Some(answer) = progress.answer else { return Ok(KVKEEP_PENDING) };
+        let Some(answer) = progress.answer().copied() else { return Ok(KVKEEP_PENDING) };
         let (struct_size, abi_version) = (result.struct_size, result.abi_version);
         *result = JobResult { struct_size, abi_version, ..answer };
         Ok(KVKEEP_OK)
@@ -379,8 +373,8 @@ impl Transfers {
     /// What became of each block of a transfer.
     pub fn query_blocks(&self, id: u64, statuses: &mut [i32]) -> Result<Status> {
         let transfer = self.transfer(id)?;
-        let per_chunk = transfer.pool.layout.blocks_per_chunk as usize;
-        let count = transfer.key_count() * per_chunk;
+        let per_chunk = transfer.targets.pool.layout.blocks_per_chunk as usize;
+        let count = transfer.targets.keys.len() * per_chunk;
         if statuses.len() != count {
             return Err(Error::invalid(format!(
                 "count is {}, the transfer has {count} blocks: pass room for a status for each block number it was given",
@@ -388,12 +382,12 @@ impl Transfers {
             )));
         }
         let progress = transfer.progress.lock();
-        if progress.answer.is_none() {
+        if progress.answer().is_none() {
             return Ok(KVKEEP_PENDING);
         }
         for (key, of_key) in statuses.chunks_mut(per_chunk).enumerate() {
-            let said = transfer.block_statuses(&progress, key);
-            of_key.iter_mut().zip(said).for_each(|(place, status)| *place = status as i32);
+            let of_blocks = progress.block_statuses(&transfer.targets, key);
+            of_key.iter_mut().zip(of_blocks).for_each(|(place, status)| *place = status as i32);
         }
         Ok(KVKEEP_OK)
     }
@@ -409,8 +403,8 @@ impl Transfers {
         let transfer = self.transfer(id)?;
         let done = {
             let mut progress = transfer.progress.lock();
-            progress.released = true;
-            progress.answer.is_some()
+            progress.release();
+            progress.answer().is_some()
         };
         if done {
             self.inner.lock().transfers.remove(&id);
@@ -446,9 +440,24 @@ impl Transfers {
     /// Completes everything and ends the threads.
     pub fn close(&self) {
         wait_for(&self.stop_for_good());
-        self.close_streams();
-        let pools: Vec<Arc<Pool>> = self.inner.lock().pools.drain().map(|(_, pool)| pool).collect();
+        self.large_stores.close();
+        let pools: Vec<Arc<PagePool>> = self.inner.lock().pools.drain().map(|(_, pool)| pool).collect();
         pools.iter().for_each(|pool| self.close_device(&pool.device));
         self.host.close();
+    }
+}
+
+impl TransferOwner for Transfers {
+    fn cache(&self) -> &dyn Cache {
+        &*self.cache
+    }
+
+    fn transfer_done(&self, transfer: &Transfer) {
+        let mut inner = self.inner.lock();
+        if transfer.progress.lock().is_released() {
+            inner.transfers.remove(&transfer.id);
+        } else {
+            inner.done.push_back((Instant::now(), transfer.id));
+        }
     }
 }

@@ -9,10 +9,10 @@ use std::time::Instant;
 use hashbrown::{HashMap, HashSet};
 
 use super::copy::Way;
-use super::large_store::Rest;
-use super::page_pool::Pool;
+use super::large_store::StoreRemainder;
+use super::page_pool::PagePool;
 use super::registry::Transfers;
-use super::transfer_job::{Follower, Plan, Transfer};
+use super::transfer_job::{PrefetchFollower, Transfer, TransferPlan};
 use crate::abi::{KVKEEP_KEYS_MAX, View};
 use crate::config::{Mode, Notify, Policy, PrefetchRequest};
 use crate::control::completion::WAITING_MAX;
@@ -43,7 +43,7 @@ pub struct TransferRequest {
     pub notify: Notify,
 }
 
-fn check_keys(pool: &Pool, keys: &[Key], blocks: &[i32]) -> Result<()> {
+fn check_keys(pool: &PagePool, keys: &[Key], blocks: &[i32]) -> Result<()> {
     ask_for(keys.len() * KEY_BYTES + size_of_val(blocks) * 2, "the keys of a transfer")?;
     let per_chunk = pool.layout.blocks_per_chunk as usize;
     if keys.len() * per_chunk != blocks.len() {
@@ -91,7 +91,7 @@ fn check_keys(pool: &Pool, keys: &[Key], blocks: &[i32]) -> Result<()> {
 }
 
 /// Each key of a store has its blocks in front, at least one.
-fn check_stored(pool: &Pool, blocks: &[i32]) -> Result<()> {
+fn check_stored(pool: &PagePool, blocks: &[i32]) -> Result<()> {
     for (key, blocks) in blocks.chunks(pool.layout.blocks_per_chunk as usize).enumerate() {
         let there = blocks.iter().take_while(|&&id| id >= 0).count();
         if there == 0 || blocks[there..].iter().any(|&id| id >= 0) {
@@ -105,7 +105,7 @@ fn check_stored(pool: &Pool, blocks: &[i32]) -> Result<()> {
 }
 
 /// No page of a load is written twice: in each group, a block is named once.
-fn check_loaded(pool: &Pool, keys: &[Key], blocks: &[i32]) -> Result<()> {
+fn check_loaded(pool: &PagePool, keys: &[Key], blocks: &[i32]) -> Result<()> {
     let mut written = HashSet::with_capacity(blocks.len());
     let per_chunk = pool.layout.blocks_per_chunk as usize;
     for (i, &id) in blocks.iter().enumerate().filter(|(_, id)| **id >= 0) {
@@ -119,7 +119,7 @@ fn check_loaded(pool: &Pool, keys: &[Key], blocks: &[i32]) -> Result<()> {
 }
 
 /// Passes over the blocks that are not to be loaded.
-fn skip(pool: &Pool, keys: &[Key], blocks: &mut [i32], tokens: u32) -> Result<()> {
+fn skip(pool: &PagePool, keys: &[Key], blocks: &mut [i32], tokens: u32) -> Result<()> {
     if !tokens.is_multiple_of(pool.block_tokens) {
         return Err(Error::invalid(format!(
             "skip_first_tokens is {tokens}, the pool's blocks have {} tokens: pass a multiple, since blocks are loaded whole",
@@ -153,7 +153,7 @@ fn groups(keys: &[usize]) -> impl Iterator<Item = &[usize]> {
 }
 
 /// What a store or load asks.
-pub struct Asked<'a> {
+pub struct AskedTransfer<'a> {
     /// The pool.
     pub pool: u64,
     /// The session it is for.
@@ -165,8 +165,8 @@ pub struct Asked<'a> {
 }
 
 /// What was asked, as it is done.
-pub(super) struct Checked {
-    pub(super) pool: Arc<Pool>,
+pub(super) struct CheckedRequest {
+    pub(super) pool: Arc<PagePool>,
     pub(super) way: Way,
     /// As asked, less what is passed over.
     pub(super) blocks: Vec<i32>,
@@ -194,7 +194,7 @@ impl Drop for Submitting {
 
 impl Transfers {
     /// Gathers blocks into objects and commits them.
-    pub fn submit_store(&self, asked: Asked<'_>, request: TransferRequest, job: &mut u64) -> Result<()> {
+    pub fn submit_store(&self, asked: AskedTransfer<'_>, request: TransferRequest, job: &mut u64) -> Result<()> {
         let pool = self.pool(asked.pool)?;
         check_keys(&pool, asked.keys, asked.blocks)?;
         check_stored(&pool, asked.blocks)?;
@@ -219,7 +219,7 @@ impl Transfers {
             }
         };
         let blocks = asked.blocks.to_vec();
-        let checked = Checked { pool, way: Way::Gather, blocks };
+        let checked = CheckedRequest { pool, way: Way::Gather, blocks };
         let (transfer, views) = self.accept(&asked, checked, request, reserve, job)?;
         let (mut there, mut there_views, mut rest) = (Vec::new(), Vec::new(), VecDeque::new());
         for (key, view) in views.iter().enumerate() {
@@ -232,18 +232,19 @@ impl Transfers {
         }
         {
             let mut progress = transfer.progress.lock();
-            progress.streams = !rest.is_empty();
-            progress.expected = usize::from(progress.streams);
-            transfer.take_stored(self.cache(), &mut progress, &there, &there_views);
+            if !rest.is_empty() {
+                progress.expect_memory();
+            }
+            progress.take_stored(&transfer.targets, self.cache(), &there, &there_views);
         }
         if !rest.is_empty() {
-            self.stream(Rest { transfer: transfer.clone(), keys: rest, fed: Instant::now() });
+            self.large_stores.push(StoreRemainder { transfer: transfer.clone(), keys: rest, fed: Instant::now() });
         }
         Ok(())
     }
 
     /// Scatters objects into blocks, those on their way as they come.
-    pub fn submit_load(&self, asked: Asked<'_>, request: TransferRequest, job: &mut u64) -> Result<()> {
+    pub fn submit_load(&self, asked: AskedTransfer<'_>, request: TransferRequest, job: &mut u64) -> Result<()> {
         let pool = self.pool(asked.pool)?;
         check_keys(&pool, asked.keys, asked.blocks)?;
         let mut blocks = asked.blocks.to_vec();
@@ -267,14 +268,14 @@ impl Transfers {
             }
             self.cache().reserve_read(copy, &wanted_keys, 0, &mut views[..wanted_keys.len()]).map(drop)
         };
-        let checked = Checked { pool, way: Way::Scatter, blocks };
+        let checked = CheckedRequest { pool, way: Way::Scatter, blocks };
         let (transfer, views) = self.accept(&asked, checked, request, reserve, job)?;
         let mut absent = Vec::new();
         {
             let mut progress = transfer.progress.lock();
             let mut next = wanted.iter().copied().peekable();
             for key in (0..asked.keys.len()).filter(|&key| next.next_if_eq(&key).is_none()) {
-                transfer.fail(&mut progress, key, KVKEEP_OK);
+                progress.fail(&transfer.targets, key, KVKEEP_OK);
             }
             let (mut there, mut there_views) = (Vec::new(), Vec::new());
             for (&key, view) in wanted.iter().zip(&views) {
@@ -285,8 +286,8 @@ impl Transfers {
                     there_views.push(*view);
                 }
             }
-            transfer.take_in(self.cache(), &mut progress, &there, &there_views);
-            progress.expected = groups(&absent).count();
+            progress.take_in(&transfer.targets, self.cache(), &there, &there_views);
+            progress.expect_prefetches(groups(&absent).count());
         }
         for keys in groups(&absent) {
             self.fetch(&transfer, keys, asked.keys, &fetch);
@@ -297,7 +298,7 @@ impl Transfers {
     /// Has some keys of a load brought into L1, unless they are on their way: then it is told when they are there.
     fn fetch(&self, transfer: &Arc<Transfer>, keys: &[usize], all: &[Key], like: &PrefetchRequest) {
         let names: Vec<Key> = keys.iter().map(|&key| all[key]).collect();
-        let follower = Follower { transfer: transfer.clone(), keys: keys.to_vec() };
+        let follower = PrefetchFollower { transfer: transfer.clone(), keys: keys.to_vec() };
         let request = PrefetchRequest {
             mode: like.mode,
             policy: like.policy,
@@ -307,23 +308,21 @@ impl Transfers {
             ..PrefetchRequest::default()
         };
         if let Err(error) = self.cache().submit_prefetch(transfer.copy, &names, request, &mut 0) {
-            let mut progress = transfer.progress.lock();
-            progress.expected -= 1;
-            keys.iter().for_each(|&key| transfer.fail(&mut progress, key, error.status));
+            transfer.progress.lock().prefetch_refused(&transfer.targets, keys, error.status);
         }
     }
 
     /// Takes the memory of a transfer and makes it known; from here on it completes, but not before what is given is dropped.
     pub(super) fn accept(
         &self,
-        asked: &Asked<'_>,
-        checked: Checked,
+        asked: &AskedTransfer<'_>,
+        checked: CheckedRequest,
         request: TransferRequest,
         reserve: impl FnOnce(u64, &mut [View]) -> Result<()>,
         job: &mut u64,
     ) -> Result<(Submitting, Vec<View>)> {
         let submitted = Instant::now();
-        let Checked { pool, way, blocks } = checked;
+        let CheckedRequest { pool, way, blocks } = checked;
         self.cache().completions().check_room(&request.notify, WAITING_MAX)?;
         self.check_room(pool.number)?;
         let point = pool.device.point(request.stream, way)?;
@@ -332,7 +331,7 @@ impl Transfers {
         let accepted = reserve(copy, &mut views).and_then(|()| {
             self.enter(pool.number, |id| {
                 *job = id;
-                let plan = Plan {
+                let plan = TransferPlan {
                     id,
                     pool,
                     session: asked.session,

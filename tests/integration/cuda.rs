@@ -17,7 +17,7 @@ use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
 use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
-use kvkeep::transfer::submit::Asked;
+use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
 
 use crate::support::device::{Case, Devices, Kind, Memory, OnHost, round_trip, status, try_layouts};
@@ -306,7 +306,7 @@ fn a_gpu_without_memory_to_measure_with_works() {
         let opened = embedded(16);
         let asked = calls("cuMemHostAlloc");
         round_trip(&opened, &Case { layers: 1, ..SMALL }, &devices, &|_| {});
-        // Asked for in vain, and small fragments go through the kernel all the same.
+        // AskedTransfer for in vain, and small fragments go through the kernel all the same.
         assert!(calls("cuMemHostAlloc") > asked && calls("cuLaunchKernel") > 0 && calls("move") > 0);
         opened.close();
     });
@@ -382,7 +382,7 @@ fn worker(url: &str, stores: bool) {
         pages.memory.words_mut().copy_from_slice(&words);
     }
     let pool = pages.pool(&opened, space, 0, SMALL.per_chunk);
-    let (asked, mut job) = (Asked { pool, session, keys: &keys, blocks: &blocks }, 0);
+    let (asked, mut job) = (AskedTransfer { pool, session, keys: &keys, blocks: &blocks }, 0);
     if stores {
         opened.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
     } else {

@@ -203,7 +203,7 @@ fn a_commit_of_another_process_wakes_who_waits_for_it() {
     let (space, keys) = (decode.open_space(spec()).unwrap(), keys(6));
     let session = decode.begin_session(space, "decode", None).unwrap();
     let hour = Duration::from_secs(3600);
-    // Asked again so late that only the commit can answer it.
+    // AskedTransfer again so late that only the commit can answer it.
     let request = PrefetchRequest {
         objects_per_chunk: 2,
         deadline: Some(3 * hour),

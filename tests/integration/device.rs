@@ -13,7 +13,7 @@ use kvkeep::key::Key;
 use kvkeep::node::Node;
 use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::TransferRequest;
-use kvkeep::transfer::submit::Asked;
+use kvkeep::transfer::submit::AskedTransfer;
 use zerocopy::FromZeros as _;
 
 use crate::support::daemon::Daemon;
@@ -100,13 +100,13 @@ fn a_reader_loads_and_stores_nothing() {
     let pool = pages.pool(&writer, space, 0, case.per_chunk);
     let session = writer.begin_session(space, "w", None).unwrap();
     let mut job = 0;
-    let asked = Asked { pool, session, keys: &keys, blocks: &blocks };
+    let asked = AskedTransfer { pool, session, keys: &keys, blocks: &blocks };
     writer.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
     assert_eq!(status(&writer, job), KVKEEP_OK);
     let empty = case.pages(&OnHost, 0, 0);
     let pool = empty.pool(&reader, space, 0, case.per_chunk);
     let session = reader.begin_session(space, "r", None).unwrap();
-    let asked = || Asked { pool, session, keys: &keys, blocks: &blocks };
+    let asked = || AskedTransfer { pool, session, keys: &keys, blocks: &blocks };
     reader.transfers().submit_load(asked(), TransferRequest::default(), &mut job).unwrap();
     assert_eq!(status(&reader, job), KVKEEP_OK);
     for segment in 0..pages.segments.len() {
@@ -132,7 +132,7 @@ fn transfers_and_their_completions_are_counted() {
     let session = opened.begin_session(space, "r", None).unwrap();
     let submit = || {
         let (mut job, request) = (0, TransferRequest { notify: Notify::EventFd, ..TransferRequest::default() });
-        let asked = Asked { pool, session, keys: &keys[..1], blocks: &blocks };
+        let asked = AskedTransfer { pool, session, keys: &keys[..1], blocks: &blocks };
         opened.transfers().submit_store(asked, request, &mut job).map(|()| job)
     };
     let mut jobs = vec![submit().unwrap()];
@@ -152,7 +152,8 @@ fn transfers_and_their_completions_are_counted() {
     assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
     assert!(refused.message.contains("release"), "{refused}");
     // Before anything is looked up or reserved for it.
-    let (asked, request) = (Asked { pool, session, keys: &keys[1..2], blocks: &blocks }, TransferRequest::default());
+    let (asked, request) =
+        (AskedTransfer { pool, session, keys: &keys[1..2], blocks: &blocks }, TransferRequest::default());
     assert_eq!(opened.transfers().submit_load(asked, request, &mut 0).unwrap_err().status, KVKEEP_ERR_LIMIT);
     opened.release_job(jobs[9]).unwrap();
     assert_eq!(status(&opened, submit().unwrap()), KVKEEP_OK);
@@ -177,7 +178,7 @@ fn loads_end_with_their_daemon() {
         let session = opened.begin_session(space, "w", None).unwrap();
         let mut job = 0;
         let blocks = &blocks[..keys.len() * case.per_chunk as usize];
-        let asked = Asked { pool, session, keys, blocks };
+        let asked = AskedTransfer { pool, session, keys, blocks };
         opened.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
         assert_eq!(status(opened, job), KVKEEP_OK);
         opened.end_session(session).unwrap();
@@ -190,7 +191,7 @@ fn loads_end_with_their_daemon() {
     let pool = pages.pool(&reader, space, 0, case.per_chunk);
     let session = reader.begin_session(space, "r", None).unwrap();
     let (mut job, mut other) = (0, 0);
-    let asked = || Asked { pool, session, keys: &keys, blocks: &blocks };
+    let asked = || AskedTransfer { pool, session, keys: &keys, blocks: &blocks };
     reader.transfers().submit_load(asked(), TransferRequest::default(), &mut job).unwrap();
     reader.transfers().submit_load(asked(), TransferRequest::default(), &mut other).unwrap();
     assert_eq!(reader.wait(job, 10).unwrap_err().status, KVKEEP_ERR_TIMEOUT);

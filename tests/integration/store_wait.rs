@@ -16,7 +16,7 @@ use kvkeep::transfer::PoolSpec;
 use kvkeep::transfer::TransferRequest;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
-use kvkeep::transfer::submit::Asked;
+use kvkeep::transfer::submit::AskedTransfer;
 
 use crate::support::daemon::Daemon;
 
@@ -191,7 +191,7 @@ fn a_transfer_waits_in_the_background_and_drops_nothing() {
         let session = opened.begin_session(space, "t", None).unwrap();
         let (keys, blocks): (_, Vec<i32>) = (keys(0..count), (0..count as i32).collect());
         let mut job = 0;
-        let asked = Asked { pool, session, keys: &keys, blocks: &blocks };
+        let asked = AskedTransfer { pool, session, keys: &keys, blocks: &blocks };
         opened.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
         opened.wait(job, WAIT_MS).unwrap();
         let mut result = JobResult::default();

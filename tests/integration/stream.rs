@@ -12,7 +12,7 @@ use kvkeep::node::Node;
 use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
-use kvkeep::transfer::submit::Asked;
+use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
 
 use crate::support::daemon::Daemon;
@@ -78,7 +78,7 @@ fn pages_of(opened: &OpenCache, quota_bytes: u64) -> Pages {
 
 fn submit(opened: &OpenCache, pages: &Pages, session: u64, numbers: std::ops::Range<usize>) -> u64 {
     let (keys, blocks): (_, Vec<i32>) = (keys(numbers.clone()), numbers.map(|number| number as i32).collect());
-    let asked = Asked { pool: pages.pool, session, keys: &keys, blocks: &blocks };
+    let asked = AskedTransfer { pool: pages.pool, session, keys: &keys, blocks: &blocks };
     let mut job = 0;
     opened.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
     job
@@ -122,7 +122,7 @@ fn larger_than_l1(opened: &OpenCache) {
     for first in (0..COUNT).step_by(8) {
         let (keys, blocks) = (keys(first..first + 8), (COUNT + first) as i32..(COUNT + first + 8) as i32);
         let blocks: Vec<i32> = blocks.collect();
-        let (asked, mut job) = (Asked { pool: pages.pool, session, keys: &keys, blocks: &blocks }, 0);
+        let (asked, mut job) = (AskedTransfer { pool: pages.pool, session, keys: &keys, blocks: &blocks }, 0);
         opened.transfers().submit_load(asked, TransferRequest::default(), &mut job).unwrap();
         assert_eq!(result(opened, job).status, KVKEEP_OK as i32);
     }

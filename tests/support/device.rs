@@ -8,7 +8,7 @@ use kvkeep::key::Key;
 use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
-use kvkeep::transfer::submit::Asked;
+use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
 use proptest::prelude::*;
 
@@ -271,7 +271,7 @@ pub fn round_trip(opened: &OpenCache, case: &Case, devices: &dyn Devices, drop_l
         if !case.latent() || worker == 0 {
             let pool = pages.pool(opened, space, worker, case.per_chunk);
             let (keys, blocks) = (case.keys(worker), case.blocks(&numbers));
-            let asked = Asked { pool, session, keys: &keys, blocks: &blocks };
+            let asked = AskedTransfer { pool, session, keys: &keys, blocks: &blocks };
             let mut job = 0;
             opened.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
             assert_eq!(status(opened, job), KVKEEP_OK);
@@ -298,7 +298,7 @@ pub fn round_trip(opened: &OpenCache, case: &Case, devices: &dyn Devices, drop_l
             ..TransferRequest::default()
         };
         let mut job = 0;
-        let asked = Asked { pool, session, keys: &keys, blocks: &blocks };
+        let asked = AskedTransfer { pool, session, keys: &keys, blocks: &blocks };
         opened.transfers().submit_load(asked, request, &mut job).unwrap();
         assert_eq!(status(opened, job), KVKEEP_OK);
         let wanted = case.skip.min(case.used())..case.used();

@@ -1,6 +1,6 @@
 //! One device, as this process uses it: its primary context, its events, its kernel.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -8,22 +8,14 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::driver::{Driver, Handle, is_fatal, remedy};
-use super::measure;
 use crate::error::{Error, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INVALID, KVKEEP_ERR_UNSUPPORTED, Result};
-use crate::log::{Log, LogLevel};
+use crate::log::Log;
 use crate::transfer::copy::Way;
-use crate::transfer::device::Event;
+use crate::transfer::device::StreamEvent;
 use crate::transfer::layout::Segment;
-
-const KERNEL: &CStr = match CStr::from_bytes_with_nul(concat!(include_str!("kernel.ptx"), "\0").as_bytes()) {
-    Ok(kernel) => kernel,
-    Err(_) => panic!("the kernel has a NUL inside"),
-};
-const KERNEL_NAME: &CStr = c"kvkeep_move";
 
 /// Numbers of the driver's attributes and flags.
 const UNIFIED_ADDRESSING: c_int = 41;
-const REGISTERED_BY_ONE_ADDRESS: c_int = 91;
 pub const READ_ONLY_REGISTRATION: c_int = 113;
 const MEMORY_TYPE: c_int = 2;
 const DEVICE_ORDINAL: c_int = 9;
@@ -33,9 +25,9 @@ const EVENT_BLOCKING: u32 = 1;
 const EVENT_NO_TIMING: u32 = 2;
 
 /// The kernel and the module that has it.
-struct Kernel {
-    module: Handle,
-    function: Handle,
+pub struct Kernel {
+    pub module: Handle,
+    pub function: Handle,
 }
 
 /// A device.
@@ -50,7 +42,8 @@ pub struct Gpu {
     lost: OnceLock<Error>,
     /// Events that nobody uses now.
     events: Mutex<Vec<Handle>>,
-    kernel: OnceLock<Kernel>,
+    /// Set once, by the one who opened the device.
+    pub kernel: OnceLock<Kernel>,
     /// Whether copies go in batches.
     pub batches: AtomicBool,
     /// Fragments of at most so many bytes are moved by the kernel, by way.
@@ -84,7 +77,7 @@ pub struct Mark {
     event: Handle,
 }
 
-impl Event for Mark {
+impl StreamEvent for Mark {
     fn handle(&self) -> u64 {
         self.event as u64
     }
@@ -97,7 +90,7 @@ impl Drop for Mark {
 }
 
 impl Gpu {
-    /// Retains the primary context of a device, loads the kernel and measures when to use it.
+    /// Retains the primary context of a device. It has no kernel yet.
     pub fn open(ordinal: i32, log: &Log) -> Result<Arc<Gpu>> {
         let driver = Driver::open()?;
         let (mut device, mut count, mut text) = (0, 0, [0; 256]);
@@ -139,39 +132,7 @@ impl Gpu {
         // SAFETY: released when this is dropped.
         let code = unsafe { (driver.context_retain)(&raw mut gpu.context, device) };
         gpu.check(code, "retaining its primary context")?;
-        let gpu = Arc::new(gpu);
-        gpu.load_kernel()?;
-        Ok(gpu)
-    }
-
-    /// Loads the kernel and measures when to use it. Without it, or where that fails, everything goes by the copy engines, unless
-    /// the device was lost by it.
-    fn load_kernel(self: &Arc<Self>) -> Result<()> {
-        let _inside = self.enter()?;
-        if let Err(error) = self.try_kernel() {
-            self.log.say(LogLevel::Warn, || format!("small fragments go by the copy engines, slower: {error}"));
-        }
-        self.lost().map_or(Ok(()), Err)
-    }
-
-    /// Fails for a driver that is older than the kernel, has no compiler, or no room. The context is entered.
-    fn try_kernel(self: &Arc<Self>) -> Result<()> {
-        if self.attribute(REGISTERED_BY_ONE_ADDRESS)? == 0 {
-            return Ok(());
-        }
-        let (mut module, mut function) = (0, 0);
-        // SAFETY: the text of the kernel ends with a NUL and is not changed by the driver.
-        let code = unsafe { (self.driver.module_load)(&raw mut module, KERNEL.as_ptr().cast()) };
-        self.check(code, "loading the kernel")?;
-        // SAFETY: the module was loaded above; the name ends with a NUL.
-        let code = unsafe { (self.driver.module_function)(&raw mut function, module, KERNEL_NAME.as_ptr()) };
-        if code != 0 {
-            // SAFETY: loaded above and used by nobody.
-            unsafe { (self.driver.module_unload)(module) };
-        }
-        self.check(code, "finding the kernel in its module")?;
-        let _ = self.kernel.set(Kernel { module, function });
-        measure::crossover(self)
+        Ok(Arc::new(gpu))
     }
 
     /// The kernel, if the device has it.
@@ -286,7 +247,7 @@ impl Gpu {
     }
 
     /// Marks what is on a caller's stream by now.
-    pub fn mark_stream(self: &Arc<Self>, stream: u64) -> Result<Arc<dyn Event>> {
+    pub fn mark_stream(self: &Arc<Self>, stream: u64) -> Result<Arc<dyn StreamEvent>> {
         if let Some(lost) = self.lost() {
             return Err(lost);
         }
@@ -297,7 +258,7 @@ impl Gpu {
     }
 
     /// Makes a caller's stream wait for a mark.
-    pub fn follow(&self, stream: u64, event: Option<&dyn Event>) -> Result<()> {
+    pub fn follow(&self, stream: u64, event: Option<&dyn StreamEvent>) -> Result<()> {
         if let Some(lost) = self.lost() {
             return Err(lost);
         }
@@ -307,7 +268,7 @@ impl Gpu {
     }
 
     /// What is put on a stream from now on waits for a mark. The context is entered.
-    pub fn wait_behind(&self, stream: Handle, event: &dyn Event) -> Result<()> {
+    pub fn wait_behind(&self, stream: Handle, event: &dyn StreamEvent) -> Result<()> {
         // SAFETY: the event lives as long as it is borrowed; the driver remembers its state, not the event.
         let code = unsafe { (self.driver.stream_wait_event)(stream, event.handle() as Handle, 0) };
         self.check(code, "making a stream wait")
@@ -332,7 +293,7 @@ impl Gpu {
     }
 
     /// Blocks until a mark is reached. The context is entered.
-    pub fn wait_for(&self, event: &dyn Event) -> Result<()> {
+    pub fn wait_for(&self, event: &dyn StreamEvent) -> Result<()> {
         // SAFETY: the event lives as long as it is borrowed.
         let code = unsafe { (self.driver.event_synchronize)(event.handle() as Handle) };
         self.check(code, "copying")

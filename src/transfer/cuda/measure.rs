@@ -27,17 +27,17 @@ const NON_BLOCKING: u32 = 1;
 static MEASURED: Mutex<Vec<(i32, [u64; 2])>> = Mutex::new(Vec::new());
 
 /// Memory on both sides and a stream between them.
-struct Scratch<'a> {
+struct MeasureScratch<'a> {
     gpu: &'a Arc<Gpu>,
     page: u64,
     host: u64,
     stream: Handle,
 }
 
-impl<'a> Scratch<'a> {
+impl<'a> MeasureScratch<'a> {
     /// None where there is no room.
-    fn new(gpu: &'a Arc<Gpu>) -> Option<Scratch<'a>> {
-        let mut scratch = Scratch { gpu, page: 0, host: 0, stream: 0 };
+    fn new(gpu: &'a Arc<Gpu>) -> Option<MeasureScratch<'a>> {
+        let mut scratch = MeasureScratch { gpu, page: 0, host: 0, stream: 0 };
         scratch.host = gpu.host_alloc(BYTES as usize).ok()? as u64;
         // SAFETY: both are given back when this is dropped.
         let codes = unsafe {
@@ -93,7 +93,7 @@ impl<'a> Scratch<'a> {
     }
 }
 
-impl Drop for Scratch<'_> {
+impl Drop for MeasureScratch<'_> {
     fn drop(&mut self) {
         // Nothing may be under way when memory is given back, after an error either.
         let _ = self.gpu.wait_for_stream(self.stream);
@@ -115,7 +115,7 @@ impl Drop for Scratch<'_> {
 pub fn crossover(gpu: &Arc<Gpu>) -> Result<()> {
     let mut measured = MEASURED.lock();
     let known = measured.iter().find(|(ordinal, _)| *ordinal == gpu.ordinal).map(|(_, bytes)| *bytes);
-    let scratch = if known.is_none() { Scratch::new(gpu) } else { None };
+    let scratch = if known.is_none() { MeasureScratch::new(gpu) } else { None };
     let bytes = match (known, scratch) {
         (Some(known), _) => known,
         (None, Some(scratch)) => {

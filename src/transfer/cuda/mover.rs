@@ -17,7 +17,7 @@ use crate::transfer::copy::Way;
 /// A line of the kernel's list.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Line {
+struct KernelLine {
     from: u64,
     to: u64,
     bytes: u64,
@@ -33,7 +33,7 @@ const WARP: usize = 32;
 /// Lists of the kernel's, in memory that it reads while it runs.
 struct Lists {
     gpu: Arc<Gpu>,
-    at: *mut Line,
+    at: *mut KernelLine,
     count: usize,
 }
 
@@ -42,11 +42,11 @@ unsafe impl Send for Lists {}
 
 impl Lists {
     fn new(gpu: &Arc<Gpu>, count: usize) -> Result<Lists> {
-        let at = gpu.host_alloc(count * LINES * size_of::<Line>())?;
+        let at = gpu.host_alloc(count * LINES * size_of::<KernelLine>())?;
         Ok(Lists { gpu: gpu.clone(), at: at.cast(), count })
     }
 
-    fn set(&mut self, list: usize, line: usize, value: Line) {
+    fn set(&mut self, list: usize, line: usize, value: KernelLine) {
         assert!(list < self.count && line < LINES, "line {line} of list {list}");
         // SAFETY: inside the allocation; no kernel reads the list, since its last piece has landed.
         unsafe { self.at.add(list * LINES + line).write(value) };
@@ -98,7 +98,7 @@ impl Mover {
                 && lines < LINES
                 && let Some(lists) = &mut self.lists
             {
-                lists.set(list, lines, Line { from, to, bytes: stretch.bytes });
+                lists.set(list, lines, KernelLine { from, to, bytes: stretch.bytes });
                 lines += 1;
             } else if stretch.reached && self.gpu.batches.load(Ordering::Relaxed) {
                 self.to.push(to);

@@ -44,8 +44,8 @@ pub struct Stretch {
     pub reached: bool,
 }
 
-struct Registration {
-    pins: Arc<Pins>,
+struct ArenaRegistration {
+    registrations: Arc<Registrations>,
     gpu: Arc<Gpu>,
     arena: Arc<Arena>,
     part_bytes: u64,
@@ -70,21 +70,21 @@ const DONE: u8 = 2;
 const REFUSED: u8 = 3;
 
 /// The mappings that are registered for one cache's GPUs, by their first address.
-pub struct Pins {
-    all: Mutex<Vec<(usize, Weak<Pinned>)>>,
+pub struct Registrations {
+    all: Mutex<Vec<(usize, Weak<RegisteredArena>)>>,
     gone: Condvar,
     /// Hears of each mapping that is not registered, and whether for want of lockable memory.
     refused: Box<dyn Fn(bool) + Send + Sync>,
 }
 
-impl Pins {
+impl Registrations {
     /// None yet.
-    pub fn new(refused: impl Fn(bool) + Send + Sync + 'static) -> Arc<Pins> {
-        Arc::new(Pins { all: Mutex::default(), gone: Condvar::new(), refused: Box::new(refused) })
+    pub fn new(refused: impl Fn(bool) + Send + Sync + 'static) -> Arc<Registrations> {
+        Arc::new(Registrations { all: Mutex::default(), gone: Condvar::new(), refused: Box::new(refused) })
     }
 
     /// A mapping, registered once for all GPUs, in the background.
-    pub fn pin(self: &Arc<Self>, gpu: &Arc<Gpu>, arena: &Arc<Arena>) -> Arc<Pinned> {
+    pub fn register(self: &Arc<Self>, gpu: &Arc<Gpu>, arena: &Arc<Arena>) -> Arc<RegisteredArena> {
         let at = arena.at(0) as usize;
         let mut all = self.all.lock();
         while let Some((_, pinned)) = all.iter().find(|(of, _)| *of == at) {
@@ -94,28 +94,36 @@ impl Pins {
             // Nobody has it any more, and it is registered until its drop is over.
             self.gone.wait(&mut all);
         }
-        let pinned = Pinned::begin(self.clone(), gpu.clone(), arena.clone());
+        let pinned = RegisteredArena::begin(self.clone(), gpu.clone(), arena.clone());
         all.push((at, Arc::downgrade(&pinned)));
         pinned
     }
 }
 
 /// A mapping that is registered, or being so, until this is dropped.
-pub struct Pinned {
-    pins: Arc<Pins>,
-    registration: Arc<Registration>,
+pub struct RegisteredArena {
+    registrations: Arc<Registrations>,
+    registration: Arc<ArenaRegistration>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Pinned {
-    fn begin(pins: Arc<Pins>, gpu: Arc<Gpu>, arena: Arc<Arena>) -> Arc<Pinned> {
+impl RegisteredArena {
+    fn begin(registrations: Arc<Registrations>, gpu: Arc<Gpu>, arena: Arc<Arena>) -> Arc<RegisteredArena> {
         let bytes = arena.bytes() as u64;
         let part_bytes = bytes.div_ceil(PARTS).next_multiple_of(PART_BYTES_MIN).clamp(PART_BYTES_MIN, PART_BYTES_MAX);
         let count = bytes.div_ceil(part_bytes) as usize;
         let parts = (0..count).map(|_| AtomicU8::new(LEFT)).collect();
         let (stop, waiting, changed) = (AtomicBool::new(false), Mutex::new(()), Condvar::new());
-        let registration =
-            Arc::new(Registration { pins: pins.clone(), gpu, arena, part_bytes, parts, stop, waiting, changed });
+        let registration = Arc::new(ArenaRegistration {
+            registrations: registrations.clone(),
+            gpu,
+            arena,
+            part_bytes,
+            parts,
+            stop,
+            waiting,
+            changed,
+        });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (0..cores.min(THREADS_MAX).min(count))
             .filter_map(|_| {
@@ -124,7 +132,7 @@ impl Pinned {
                 threads::spawn("kvkeep-pin", move || registration.run()).ok()
             })
             .collect();
-        Arc::new(Pinned { pins, registration, threads: Mutex::new(threads) })
+        Arc::new(RegisteredArena { registrations, registration, threads: Mutex::new(threads) })
     }
 
     /// Whether it is of this mapping.
@@ -147,7 +155,7 @@ impl Pinned {
     }
 }
 
-impl Registration {
+impl ArenaRegistration {
     fn part(&self, part: usize) -> (u64, u64) {
         let from = part as u64 * self.part_bytes;
         (from, self.part_bytes.min(self.arena.bytes() as u64 - from))
@@ -188,7 +196,7 @@ impl Registration {
                         self.gpu.log.say(LogLevel::Warn, || {
                             format!("copies to and from some of L1 take a detour, slower: {error}")
                         });
-                        (self.pins.refused)(error.message.starts_with(NO_LOCKABLE));
+                        (self.registrations.refused)(error.message.starts_with(NO_LOCKABLE));
                     }
                 }
                 let waiting = self.waiting.lock();
@@ -236,7 +244,7 @@ impl Registration {
     }
 }
 
-impl Drop for Pinned {
+impl Drop for RegisteredArena {
     fn drop(&mut self) {
         let registration = &self.registration;
         registration.stop.store(true, Ordering::Relaxed);
@@ -247,7 +255,7 @@ impl Drop for Pinned {
             registration.unregister();
         }
         let at = registration.arena.at(0) as usize;
-        self.pins.all.lock().retain(|(of, _)| *of != at);
-        self.pins.gone.notify_all();
+        self.registrations.all.lock().retain(|(of, _)| *of != at);
+        self.registrations.gone.notify_all();
     }
 }

@@ -11,59 +11,59 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::Reach;
 use super::driver::Handle;
 use super::gpu::{Gpu, Mark};
 use super::mover::Mover;
-use super::registration::Pinned;
+use super::reach::Reach;
+use super::registration::RegisteredArena;
 use crate::error::{Error, Result};
 use crate::transfer::copy::{Fragment, Way};
-use crate::transfer::device::{Piece, Point, Work};
+use crate::transfer::device::{CopyPiece, CopyWork, StreamPoint};
 
 /// Pieces in flight: enough for the bus to have more to do while one is noticed.
 const DEPTH: usize = 16;
 const NON_BLOCKING: u32 = 1;
 
 /// A piece on its way.
-struct Flight {
-    work: Arc<dyn Work>,
-    piece: Piece,
+struct PieceInFlight {
+    work: Arc<dyn CopyWork>,
+    piece: CopyPiece,
     /// Behind its copies; none where it could not be set.
     mark: Option<Arc<Mark>>,
     /// Whether all of it was put on the stream.
     put: Result<()>,
     /// What it comes from or goes to stays registered.
-    _pinned: Arc<Pinned>,
+    _pinned: Arc<RegisteredArena>,
 }
 
 #[derive(Default)]
-struct Queue {
-    works: VecDeque<(Arc<dyn Work>, Point)>,
-    flights: VecDeque<Flight>,
+struct StreamQueue {
+    works: VecDeque<(Arc<dyn CopyWork>, StreamPoint)>,
+    in_flight: VecDeque<PieceInFlight>,
     closing: bool,
     /// Nothing more will fly.
     fed: bool,
 }
 
-struct Inner {
+struct StreamState {
     reach: Arc<Reach>,
     gpu: Arc<Gpu>,
     way: Way,
     stream: Handle,
-    queue: Mutex<Queue>,
+    queue: Mutex<StreamQueue>,
     changed: Condvar,
 }
 
 /// A direction of a pool.
-pub struct Lane {
-    inner: Arc<Inner>,
+pub struct CopyStream {
+    inner: Arc<StreamState>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     closed: AtomicBool,
 }
 
-impl Lane {
+impl CopyStream {
     /// Makes the stream and starts the threads.
-    pub fn open(reach: Arc<Reach>, way: Way) -> Result<Lane> {
+    pub fn open(reach: Arc<Reach>, way: Way) -> Result<CopyStream> {
         let (gpu, mut stream) = (reach.gpu.clone(), 0);
         {
             let _inside = gpu.enter()?;
@@ -72,14 +72,14 @@ impl Lane {
             gpu.check(code, "creating a stream")?;
         }
         let (queue, changed) = (Mutex::default(), Condvar::new());
-        let inner = Arc::new(Inner { reach, gpu, way, stream, queue, changed });
-        let lane = Lane { inner, threads: Mutex::default(), closed: AtomicBool::new(false) };
-        lane.spawn("kvkeep-cuda", Inner::feed)?;
-        lane.spawn("kvkeep-landed", Inner::land)?;
+        let inner = Arc::new(StreamState { reach, gpu, way, stream, queue, changed });
+        let lane = CopyStream { inner, threads: Mutex::default(), closed: AtomicBool::new(false) };
+        lane.spawn("kvkeep-cuda", StreamState::feed)?;
+        lane.spawn("kvkeep-landed", StreamState::land)?;
         Ok(lane)
     }
 
-    fn spawn(&self, name: &str, run: impl FnOnce(&Inner) + Send + 'static) -> Result<()> {
+    fn spawn(&self, name: &str, run: impl FnOnce(&StreamState) + Send + 'static) -> Result<()> {
         let inner = self.inner.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&inner));
         let thread = thread.map_err(|error| Error::io("starting a thread that copies", &error))?;
@@ -88,7 +88,7 @@ impl Lane {
     }
 
     /// There is work behind a point of a caller's stream.
-    pub fn push(&self, work: Arc<dyn Work>, after: Point) {
+    pub fn push(&self, work: Arc<dyn CopyWork>, after: StreamPoint) {
         self.inner.queue.lock().works.push_back((work, after));
         self.inner.changed.notify_all();
     }
@@ -109,13 +109,13 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl Drop for CopyStream {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-impl Inner {
+impl StreamState {
     fn feed(&self) {
         let inside = self.gpu.enter();
         let mut mover = Mover::new(self.gpu.clone(), self.way, self.stream, DEPTH);
@@ -130,7 +130,7 @@ impl Inner {
         queue.fed = true;
         self.changed.notify_all();
         // The lists of kernels in flight are the mover's.
-        while !queue.flights.is_empty() {
+        while !queue.in_flight.is_empty() {
             self.changed.wait(&mut queue);
         }
         drop(queue);
@@ -138,7 +138,7 @@ impl Inner {
         drop(inside);
     }
 
-    fn told(&self) -> Option<(Arc<dyn Work>, Point)> {
+    fn told(&self) -> Option<(Arc<dyn CopyWork>, StreamPoint)> {
         let mut queue = self.queue.lock();
         loop {
             if let Some(told) = queue.works.pop_front() {
@@ -154,8 +154,8 @@ impl Inner {
     fn feed_work(
         &self,
         mover: &mut Mover,
-        work: &Arc<dyn Work>,
-        after: &Point,
+        work: &Arc<dyn CopyWork>,
+        after: &StreamPoint,
         fragments: &mut Vec<Fragment>,
         number: &mut usize,
     ) {
@@ -175,15 +175,21 @@ impl Inner {
             if let (Ok(()), Some(mark)) = (&put, &mark) {
                 work.queued(&piece, mark.clone());
             }
-            self.queue.lock().flights.push_back(Flight { work: work.clone(), piece, mark, put, _pinned: pinned });
+            self.queue.lock().in_flight.push_back(PieceInFlight {
+                work: work.clone(),
+                piece,
+                mark,
+                put,
+                _pinned: pinned,
+            });
             self.changed.notify_all();
         }
     }
 
     /// Waits until another piece may fly.
-    fn room(&self) -> MutexGuard<'_, Queue> {
+    fn room(&self) -> MutexGuard<'_, StreamQueue> {
         let mut queue = self.queue.lock();
-        while queue.flights.len() >= DEPTH {
+        while queue.in_flight.len() >= DEPTH {
             self.changed.wait(&mut queue);
         }
         queue
@@ -193,9 +199,9 @@ impl Inner {
         let _inside = self.gpu.enter();
         while let Some(mark) = self.next_mark() {
             let landed = self.wait(mark.as_deref());
-            let Some(flight) = self.queue.lock().flights.pop_front() else { return };
+            let Some(landing) = self.queue.lock().in_flight.pop_front() else { return };
             self.changed.notify_all();
-            let Flight { work, piece, put, .. } = flight;
+            let PieceInFlight { work, piece, put, .. } = landing;
             if catch_unwind(AssertUnwindSafe(|| work.landed(piece, put.and(landed)))).is_err() {
                 work.broken();
             }
@@ -206,8 +212,8 @@ impl Inner {
     fn next_mark(&self) -> Option<Option<Arc<Mark>>> {
         let mut queue = self.queue.lock();
         loop {
-            if let Some(flight) = queue.flights.front() {
-                return Some(flight.mark.clone());
+            if let Some(landing) = queue.in_flight.front() {
+                return Some(landing.mark.clone());
             }
             if queue.fed {
                 return None;

@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use zerocopy::FromZeros as _;
 
 use super::copy::{self, Fragment, Promise, Way};
-use super::device::{Device, Event, Piece, Point, Work};
+use super::device::{CopyPiece, CopyWork, Device, StreamEvent, StreamPoint};
 use super::layout::Segment;
 use super::registry::Transfers;
-use super::submit::{Asked, Checked};
+use super::submit::{AskedTransfer, CheckedRequest};
 use super::{PoolSpec, TransferRequest};
 use crate::abi::{Completion, JobResult, Stats, View};
 use crate::cache::Cache;
@@ -35,12 +35,12 @@ const ROOM: u32 = 4;
 /// A device that copies when it is told to.
 #[derive(Default)]
 struct Slow {
-    started: Mutex<VecDeque<Arc<dyn Work>>>,
+    started: Mutex<VecDeque<Arc<dyn CopyWork>>>,
 }
 
 struct InFlight {
-    work: Arc<dyn Work>,
-    piece: Piece,
+    work: Arc<dyn CopyWork>,
+    piece: CopyPiece,
     fragments: Vec<Fragment>,
 }
 
@@ -49,15 +49,15 @@ impl Device for Slow {
         Ok(())
     }
 
-    fn point(&self, _stream: u64, _way: Way) -> Result<Point> {
-        Ok(Point::default())
+    fn point(&self, _stream: u64, _way: Way) -> Result<StreamPoint> {
+        Ok(StreamPoint::default())
     }
 
-    fn follow(&self, _stream: u64, _event: Option<&dyn Event>) -> Result<bool> {
+    fn follow(&self, _stream: u64, _event: Option<&dyn StreamEvent>) -> Result<bool> {
         Ok(false)
     }
 
-    fn start(&self, work: Arc<dyn Work>, _after: Point) {
+    fn start(&self, work: Arc<dyn CopyWork>, _after: StreamPoint) {
         self.started.lock().push_back(work);
     }
 
@@ -129,7 +129,7 @@ impl Fixture {
     fn in_flight(&self, session: u64, store: bool, blocks: [i32; 2]) -> (u64, Vec<InFlight>) {
         let mut job = 0;
         let (keys, request) = ([key(1)], TransferRequest::default());
-        let asked = Asked { pool: self.pool, session, keys: &keys, blocks: &blocks };
+        let asked = AskedTransfer { pool: self.pool, session, keys: &keys, blocks: &blocks };
         if store {
             self.transfers.submit_store(asked, request, &mut job).unwrap();
         } else {
@@ -298,9 +298,9 @@ fn a_transfer_that_is_stopped_while_it_is_submitted_ends_once_and_after_that() {
     let fixture = fixture();
     let session = fixture.session();
     let (keys, blocks) = ([key(1)], [0, 1]);
-    let asked = Asked { pool: fixture.pool, session, keys: &keys, blocks: &blocks };
+    let asked = AskedTransfer { pool: fixture.pool, session, keys: &keys, blocks: &blocks };
     let pool = fixture.transfers.pool(fixture.pool).unwrap();
-    let checked = Checked { pool, way: Way::Gather, blocks: blocks.to_vec() };
+    let checked = CheckedRequest { pool, way: Way::Gather, blocks: blocks.to_vec() };
     let request = TransferRequest { notify: Notify::EventFd, ..TransferRequest::default() };
     let reserve =
         |copy, views: &mut [View]| fixture.cache.reserve_write(copy, &keys, &[OBJECT], false, views).map(drop);
@@ -309,7 +309,7 @@ fn a_transfer_that_is_stopped_while_it_is_submitted_ends_once_and_after_that() {
     fixture.transfers.abort_session(session);
     assert!(fixture.slow.begin().is_empty());
     assert_eq!(fixture.status(job), None);
-    transfer.take_in(&*fixture.cache, &mut transfer.progress.lock(), &[0], &views);
+    transfer.progress.lock().take_in(&transfer.targets, &*fixture.cache, &[0], &views);
     drop(transfer);
     assert!(fixture.slow.begin().is_empty());
     assert_eq!(fixture.status(job), Some(KVKEEP_ERR_CANCELLED));
@@ -335,7 +335,7 @@ fn a_piece_that_fails_spoils_no_key_that_is_not_in_it() {
     fixture.cache.clear(0, false).unwrap();
     fixture.commit(session, &[keys[0], keys[2]]);
     let (mut job, blocks) = (0, [0, 1, 2, 3, 4, 5]);
-    let asked = Asked { pool: fixture.pool, session, keys: &keys, blocks: &blocks };
+    let asked = AskedTransfer { pool: fixture.pool, session, keys: &keys, blocks: &blocks };
     fixture.transfers.submit_load(asked, TransferRequest::default(), &mut job).unwrap();
     let mut begun = fixture.slow.begin();
     let InFlight { work, piece, .. } = begun.remove(0);
@@ -405,7 +405,7 @@ fn what_a_load_needs_counts_as_asked_once() {
     let fixture = fixture_of(config);
     let load = |session, numbers: [u8; 2]| {
         let (keys, mut job) = (numbers.map(key), 0);
-        let asked = Asked { pool: fixture.pool, session, keys: &keys, blocks: &[0, 1, 2, 3] };
+        let asked = AskedTransfer { pool: fixture.pool, session, keys: &keys, blocks: &[0, 1, 2, 3] };
         fixture.transfers.submit_load(asked, TransferRequest::default(), &mut job).unwrap();
         while fixture.status(job).is_none() {
             land(fixture.slow.begin());

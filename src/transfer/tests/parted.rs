@@ -46,7 +46,7 @@ fn p2_a_store_in_flight_overwrites_nobody_though_its_connection_is_lost() {
     let long = Some(std::time::Duration::from_secs(300));
     let session = a.begin_session(space, "r", long).unwrap();
     let mut job = 0;
-    let asked = Asked { pool, session, keys: &[key(1)], blocks: &[0, 1] };
+    let asked = AskedTransfer { pool, session, keys: &[key(1)], blocks: &[0, 1] };
     transfers.submit_store(asked, TransferRequest::default(), &mut job).unwrap();
     let begun = slow.begin();
     assert_eq!((begun.len(), staged(&node)), (1, 1));

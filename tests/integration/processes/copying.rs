@@ -7,7 +7,7 @@ use kvkeep::key::Key;
 use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
-use kvkeep::transfer::submit::Asked;
+use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,7 @@ impl Copying {
         let session = opened.begin_session(space, "copying", None).unwrap();
         let submit = |key: Key, block: i32, store: bool| {
             let mut job = 0;
-            let asked = Asked { pool, session, keys: &[key], blocks: &[block] };
+            let asked = AskedTransfer { pool, session, keys: &[key], blocks: &[block] };
             if store {
                 opened.transfers().submit_store(asked, TransferRequest::default(), &mut job).unwrap();
             } else {

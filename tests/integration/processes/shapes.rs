@@ -5,7 +5,7 @@ use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_OK, Result};
 use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::copy::Promise;
 use kvkeep::transfer::layout::Segment;
-use kvkeep::transfer::submit::Asked;
+use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,7 @@ impl Engine {
             }
             let (keys, mut job) = ([key(1, 0)], 0);
             let submitted = opened.begin_session(space, "engine", None).and_then(|session| {
-                let asked = Asked { pool, session, keys: &keys, blocks: &[0, 1, 2, 3] };
+                let asked = AskedTransfer { pool, session, keys: &keys, blocks: &[0, 1, 2, 3] };
                 let (transfers, request) = (opened.transfers(), TransferRequest::default());
                 if store {
                     transfers.submit_store(asked, request, &mut job)
