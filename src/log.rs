@@ -149,8 +149,8 @@ mod tests {
 
     fn listening(level: LogLevel) -> (Log, Arc<Mutex<Vec<String>>>) {
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let said = lines.clone();
-        (Log::new(level, move |_, line| said.lock().push(line.to_owned())), lines)
+        let written = lines.clone();
+        (Log::new(level, move |_, line| written.lock().push(line.to_owned())), lines)
     }
 
     #[test]

@@ -52,9 +52,9 @@ impl OpenCache {
     pub fn why_refused(&self, session: u64, of_space: bool) -> String {
         let now = Instant::now();
         let mut last = self.refusal.lock();
-        if let Some((said, text)) = &*last
+        if let Some((at, text)) = &*last
             && !of_space
-            && now.duration_since(*said) < REFUSAL_KEPT
+            && now.duration_since(*at) < REFUSAL_KEPT
         {
             return text.clone();
         }

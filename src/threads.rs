@@ -49,9 +49,9 @@ mod tests {
         // SAFETY: asks how the calling thread is scheduled.
         let policy = || unsafe { libc::sched_getscheduler(0) };
         let before = policy();
-        let (told, heard) = std::sync::mpsc::channel();
-        spawn("test", move || told.send(policy()).unwrap()).unwrap().join().unwrap();
-        assert_eq!(heard.recv().unwrap(), if before == libc::SCHED_OTHER { libc::SCHED_BATCH } else { before });
+        let (sender, receiver) = std::sync::mpsc::channel();
+        spawn("test", move || sender.send(policy()).unwrap()).unwrap().join().unwrap();
+        assert_eq!(receiver.recv().unwrap(), if before == libc::SCHED_OTHER { libc::SCHED_BATCH } else { before });
         assert_eq!(policy(), before);
     }
 }

@@ -148,14 +148,14 @@ mod tests {
 
     #[test]
     fn a_kind_is_said_at_once_and_then_by_number() {
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let lines = said.clone();
+        let logged = Arc::new(Mutex::new(Vec::new()));
+        let lines = logged.clone();
         let log = Log::new(LogLevel::Warn, move |_, line| lines.lock().push(line.to_owned()));
         let (shortfall, meters, began) = (Shortfall::default(), Meters::default(), Instant::now());
         let counts = |dropped_queue, shares_revoked| Counts { dropped_queue, shares_revoked, ..Counts::default() };
         let look = |seconds, counts: Counts| {
             shortfall.look(began + Duration::from_secs(seconds), &log, || counts, &meters);
-            std::mem::take(&mut *said.lock())
+            std::mem::take(&mut *logged.lock())
         };
         assert_eq!(look(0, counts(0, 0)), [""; 0]);
         let lines = look(1, counts(3, 0));
@@ -172,10 +172,10 @@ mod tests {
         shortfall.refused(&Error::new(KVKEEP_ERR_LIMIT, "5 jobs are not released yet"));
         shortfall.refused(&Error::invalid("no limit"));
         assert_eq!(look(31, counts(1003, 7)), ["1 calls were refused: 5 jobs are not released yet"]);
-        // The last ones are said at the end.
+        // The last ones are logged at the end.
         shortfall.refused(&Error::new(KVKEEP_ERR_LIMIT, "again"));
         shortfall.look_last(&log, &counts(1003, 7), &meters);
-        assert!(said.lock()[0].starts_with("1 calls were refused: again"));
+        assert!(logged.lock()[0].starts_with("1 calls were refused: again"));
     }
 
     #[test]

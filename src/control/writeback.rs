@@ -359,7 +359,7 @@ impl Writeback {
         while state.reading {
             self.quiet.wait(&mut state);
         }
-        // The queue is not read while the desk is held.
+        // The queue is not read while the state is locked.
         self.l1.writes_queued() + state.open as u64
     }
 

@@ -281,17 +281,17 @@ impl Cache for Node {
         let still: Vec<Key> = keys.iter().zip(&before).filter(|(_, loading)| !**loading).map(|(key, _)| *key).collect();
         let mut of_l1 = self.l1.delete(space, &still)?.into_iter();
         let after = self.prefetcher.loading(&objects);
-        let mut said = Vec::with_capacity(keys.len());
+        let mut results = Vec::with_capacity(keys.len());
         for (before, after) in before.into_iter().zip(after) {
             let status = if before { None } else { of_l1.next() };
-            said.push(status.filter(|_| !after).unwrap_or(KVKEEP_ERR_LOCKED));
+            results.push(status.filter(|_| !after).unwrap_or(KVKEEP_ERR_LOCKED));
         }
-        let free: Vec<usize> = (0..keys.len()).filter(|&i| said[i] != KVKEEP_ERR_LOCKED).collect();
+        let free: Vec<usize> = (0..keys.len()).filter(|&i| results[i] != KVKEEP_ERR_LOCKED).collect();
         let objects: Vec<ObjectKey> = free.iter().map(|&i| objects[i]).collect();
         if !objects.is_empty() {
             for (&i, known) in free.iter().zip(self.writer.delete(&objects)) {
-                if known && said[i] == KVKEEP_ERR_NOT_FOUND {
-                    said[i] = KVKEEP_OK;
+                if known && results[i] == KVKEEP_ERR_NOT_FOUND {
+                    results[i] = KVKEEP_OK;
                 }
             }
             // A job may have found an object after it was looked for in L1, and before it was gone below.
@@ -303,13 +303,13 @@ impl Cache for Node {
         }
         // A key is deleted once: where it stands again, nothing is left to delete, whichever tier had it.
         let mut seen = HashSet::with_capacity(if keys.len() > 1 { keys.len() } else { 0 });
-        for (key, status) in keys.iter().zip(&mut said).filter(|_| keys.len() > 1) {
+        for (key, status) in keys.iter().zip(&mut results).filter(|_| keys.len() > 1) {
             if !seen.insert(key) && *status == KVKEEP_OK {
                 *status = KVKEEP_ERR_NOT_FOUND;
             }
         }
         let mut outcome = Outcome::new(statuses);
-        said.into_iter().enumerate().for_each(|(i, status)| outcome.set(i, status));
+        results.into_iter().enumerate().for_each(|(i, status)| outcome.set(i, status));
         Ok(outcome.all_ok())
     }
 

@@ -52,7 +52,7 @@ fn about(text: &str) -> Result<About, String> {
 /// Asks the daemon, and prints its explanation.
 pub fn run(args: &ExplainArgs) -> Outcome {
     let about = args.about.as_deref().map_or(Ok(About::Session(0)), about)?;
-    let said = match (&about, args.space) {
+    let answer = match (&about, args.space) {
         (About::Key(_), None) => {
             return Err(
                 "a key is in a space: give --space; explain without a key shows the spaces of sessions".to_owned()
@@ -66,7 +66,7 @@ pub fn run(args: &ExplainArgs) -> Outcome {
         })?,
     };
     let value: Value =
-        serde_json::from_str(&said).map_err(|error| format!("the daemon's answer is no JSON: {error}"))?;
+        serde_json::from_str(&answer).map_err(|error| format!("the daemon's answer is no JSON: {error}"))?;
     let shown = if args.all { usize::MAX } else { SHOWN };
     let report = match about {
         _ if args.json => format!("{value:#}\n"),

@@ -60,7 +60,7 @@ fn log(level: LogLevel) -> Log {
 }
 
 /// Notifies systemd, if it asked for that; a failure is no reason to stop.
-fn tell(log: &Log, state: &[NotifyState]) {
+fn notify_systemd(log: &Log, state: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(state) {
         log.say(LogLevel::Warn, || format!("telling systemd failed: {error}"));
     }
@@ -115,11 +115,11 @@ pub fn run(args: &ServeArgs) -> Outcome {
         }
     };
     let status = format!("serving {}", socket.display());
-    tell(&log, &[NotifyState::Ready, NotifyState::Status(&status)]);
+    notify_systemd(&log, &[NotifyState::Ready, NotifyState::Status(&status)]);
 
     let signal = signals.forever().next().unwrap_or(SIGTERM);
     log.say(LogLevel::Info, || format!("signal {signal}: writing out what was accepted; another signal ends at once"));
-    tell(&log, &[NotifyState::Stopping, NotifyState::Status("writing out what was accepted")]);
+    notify_systemd(&log, &[NotifyState::Stopping, NotifyState::Status("writing out what was accepted")]);
     server.stop();
     let drained = node.flush(timeout_ms);
     if let Err(error) = &drained {

@@ -3,7 +3,7 @@
 //! A key counts once for each request that asks for it. The job of a load asks for keys that its request may have asked for
 //! before, by a prefetch that is still bringing them: these do not count again.
 
-use super::plan::{NOWHERE, Plan, Question};
+use super::plan::{HitPlan, NOWHERE, Question};
 use crate::meters::Meters;
 
 fn counts(asked_before: &[bool], index: usize) -> bool {
@@ -11,7 +11,7 @@ fn counts(asked_before: &[bool], index: usize) -> bool {
 }
 
 /// Counts in which tier the keys were found that a job needs, as far as its lookup got.
-pub fn count_lookup(meters: &Meters, question: &Question, plan: &Plan, found: &[u8], asked_before: &[bool]) {
+pub fn count_lookup(meters: &Meters, question: &Question, plan: &HitPlan, found: &[u8], asked_before: &[bool]) {
     let (mut l1_hits, mut l2_hits, mut misses) = (0, 0, 0);
     for (index, &found) in found.iter().enumerate() {
         if question.needs(plan, index) && counts(asked_before, index) {
@@ -28,7 +28,7 @@ pub fn count_lookup(meters: &Meters, question: &Question, plan: &Plan, found: &[
 }
 
 /// Counts the chunks that a job needed and those of them that its answer has.
-pub fn count_chunks(meters: &Meters, question: &Question, answer: &Plan, asked_before: &[bool]) {
+pub fn count_chunks(meters: &Meters, question: &Question, answer: &HitPlan, asked_before: &[bool]) {
     let (mut needed, mut hits) = (0, 0);
     for first in (0..question.keys.len()).step_by(question.per_chunk) {
         let of_chunk = || (first..first + question.per_chunk).filter(|&index| counts(asked_before, index));

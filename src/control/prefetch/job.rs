@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::hit_counters::{count_chunks, count_lookup};
 use super::phases::{DonePhase, JobState, LoadPhase, LookupPhase, Phase, Search};
-use super::plan::{NOWHERE, Plan, Question};
+use super::plan::{HitPlan, NOWHERE, Question};
 use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX};
 use crate::config::{JobObserver, Notify, PrefetchRequest};
 use crate::control::completion::{Completions, message_bytes};
@@ -198,7 +198,7 @@ impl Job {
             return;
         }
         let plan = self.answer(&state.held);
-        let given = if status == KVKEEP_OK { plan } else { Plan::nothing(self.keys.len()) };
+        let given = if status == KVKEEP_OK { plan } else { HitPlan::nothing(self.keys.len()) };
         self.return_shares(&mut state.held, &given.wanted, host.l1());
         let (mut search, lookup, failed, loaded_bytes) = match &mut state.phase {
             Phase::Lookup(lookup) => {
@@ -245,7 +245,14 @@ impl Job {
     }
 
     /// Counts a job that is done, and notifies its observer, its caller and those that wait for it.
-    fn notify_end(&self, notify: Option<Notify>, given: &Plan, result: &JobResult, held: &[bool], host: &impl JobHost) {
+    fn notify_end(
+        &self,
+        notify: Option<Notify>,
+        given: &HitPlan,
+        result: &JobResult,
+        held: &[bool],
+        host: &impl JobHost,
+    ) {
         let completion = result.completion(self.id, self.session);
         let meters = host.meters();
         meters.jobs_completed.add(1);
@@ -301,7 +308,7 @@ impl Job {
         }
     }
 
-    fn answer(&self, there: &[bool]) -> Plan {
+    fn answer(&self, there: &[bool]) -> HitPlan {
         self.question().answer(there)
     }
 
@@ -310,7 +317,7 @@ impl Job {
         self.answer(&lookup.search.there()).complete
     }
 
-    fn count_lookup(&self, search: &Search, plan: &Plan, meters: &Meters) {
+    fn count_lookup(&self, search: &Search, plan: &HitPlan, meters: &Meters) {
         count_lookup(meters, &self.question(), plan, &search.found, &self.asked_before);
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::pins::Pins;
+use super::pins::JobPins;
 use super::plan::NOWHERE;
 use crate::abi::JobResult;
 use crate::config::Notify;
@@ -19,7 +19,7 @@ pub struct Search {
     /// The backends it asked.
     pub backends: BackendList,
     /// Pins on its objects in those backends.
-    pub pins: Pins,
+    pub pins: JobPins,
     /// The last failure, for the message of the result.
     pub trouble: Option<String>,
     /// How the caller is notified. Taken by the completion, so that there is one.
@@ -172,7 +172,7 @@ impl JobState {
             Phase::Load(load) => (None, load.planned()),
             Phase::Done(_) => (None, [].as_slice()),
         };
-        let found = pins.into_iter().flat_map(Pins::iter);
+        let found = pins.into_iter().flat_map(JobPins::iter);
         found.chain(planned.iter().map(|&index| index as usize))
     }
 }

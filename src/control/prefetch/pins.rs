@@ -1,6 +1,6 @@
 //! Pins on objects in backends. A lookup takes them; each is given back exactly once.
 //!
-//! The answers to a lookup own its pins until the job takes them over, [`Pins`] owns those of a job. Both give back the pins that
+//! The answers to a lookup own its pins until the job takes them over, [`JobPins`] owns those of a job. Both give back the pins that
 //! they still own when they are dropped, so that no path of a job can forget one.
 
 use crate::control::backends::BackendList;
@@ -8,13 +8,13 @@ use crate::key::ObjectKey;
 
 /// A job's pins: at most one for each of its keys.
 #[derive(Default)]
-pub struct Pins {
+pub struct JobPins {
     /// By key: the place of the backend that has pinned it, 0 for none. Empty until the first pin.
     places: Vec<u8>,
     count: usize,
 }
 
-impl Pins {
+impl JobPins {
     /// Takes over the pin that the backend at `place` has taken on key `index` of `keys`.
     pub fn take_over(&mut self, index: usize, place: usize, keys: usize) {
         if self.places.is_empty() {

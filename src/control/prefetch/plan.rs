@@ -8,7 +8,7 @@ pub const NOWHERE: u8 = u8::MAX;
 
 /// The answer to a job, as far as its keys are there.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Plan {
+pub struct HitPlan {
     /// Length of the answer in chunks.
     pub chunks: u32,
     /// Which keys belong to the answer.
@@ -17,10 +17,10 @@ pub struct Plan {
     pub complete: bool,
 }
 
-impl Plan {
+impl HitPlan {
     /// The answer that no key can be had.
-    pub fn nothing(keys: usize) -> Plan {
-        Plan { chunks: 0, wanted: vec![false; keys], complete: false }
+    pub fn nothing(keys: usize) -> HitPlan {
+        HitPlan { chunks: 0, wanted: vec![false; keys], complete: false }
     }
 }
 
@@ -42,7 +42,7 @@ impl Question<'_> {
     }
 
     /// The answer when the keys marked in `there` can be had.
-    pub fn answer(&self, there: &[bool]) -> Plan {
+    pub fn answer(&self, there: &[bool]) -> HitPlan {
         match self.mode {
             Mode::Any => self.any(there),
             Mode::Prefix if self.rules.is_empty() => self.prefix(there),
@@ -51,11 +51,11 @@ impl Question<'_> {
     }
 
     /// Whether a job needs a key: the answer `plan` holds it, or misses it. What lies before a window is neither.
-    pub fn needs(&self, plan: &Plan, index: usize) -> bool {
+    pub fn needs(&self, plan: &HitPlan, index: usize) -> bool {
         self.mode == Mode::Any || plan.wanted[index] || index / self.per_chunk >= plan.chunks as usize
     }
 
-    fn any(&self, there: &[bool]) -> Plan {
+    fn any(&self, there: &[bool]) -> HitPlan {
         let mut wanted = vec![false; there.len()];
         let mut chunks = 0;
         for (wanted, there) in wanted.chunks_mut(self.per_chunk).zip(there.chunks(self.per_chunk)) {
@@ -64,20 +64,20 @@ impl Question<'_> {
                 chunks += 1;
             }
         }
-        Plan { chunks, complete: chunks as usize * self.per_chunk == there.len(), wanted }
+        HitPlan { chunks, complete: chunks as usize * self.per_chunk == there.len(), wanted }
     }
 
-    fn prefix(&self, there: &[bool]) -> Plan {
+    fn prefix(&self, there: &[bool]) -> HitPlan {
         let run = there.iter().position(|&there| !there).unwrap_or(there.len());
         let chunks = run / self.per_chunk;
         let mut wanted = vec![false; there.len()];
         wanted[..chunks * self.per_chunk].fill(true);
-        Plan { chunks: chunks as u32, complete: run == there.len(), wanted }
+        HitPlan { chunks: chunks as u32, complete: run == there.len(), wanted }
     }
 
     /// The longest length at which every group can continue: a prefix group has all chunks before it, a window group the
     /// last ones.
-    fn longest(&self, there: &[bool]) -> Plan {
+    fn longest(&self, there: &[bool]) -> HitPlan {
         let chunks = there.len() / self.per_chunk;
         let windows = |mode| if let Mode::Window(chunks) = mode { chunks as usize } else { usize::MAX };
         // Chunks in a row, up to each, in which every object of one window length is there.
@@ -108,7 +108,7 @@ impl Question<'_> {
                 chunk < length && length - chunk <= kinds[kind_of[i]].0
             })
             .collect();
-        Plan { chunks: length as u32, complete: length == chunks, wanted }
+        HitPlan { chunks: length as u32, complete: length == chunks, wanted }
     }
 }
 

@@ -132,8 +132,10 @@ fn jobs_that_share_a_load_keep_it_if_one_of_them_does() {
         let session = node.begin_session(space, "r", None).unwrap();
         let jobs = [submit(&node, session, 4, !keep_first), submit(&node, session, 4, keep_first)];
         until("the loads", || fault.hung() == 4);
-        // The second job has joined the first one's loads when its turn has passed.
-        until("both turns", || node.prefetcher.table().of_session(session).len() == 2 && node.prefetcher.loader.idle());
+        // The second job has joined the first one's loads when the loader is through with it.
+        until("both jobs to be issued", || {
+            node.prefetcher.table().of_session(session).len() == 2 && node.prefetcher.loader.idle()
+        });
         assert_eq!((fault.hung(), fault.release_hangs()), (4, 4));
         jobs.iter().for_each(|&job| node.wait(job, WATCHDOG_MS).unwrap());
         assert_eq!((stats(&node).loads, stats(&node).l1_shares), (4, 8));

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::daemon_link::DaemonLink;
+use super::read_answer::{fill, nothing, number, read_statuses, read_views, text, wrong_answer};
 use super::remote_cache::Client;
 use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
@@ -15,9 +16,9 @@ use crate::cache::Cache;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::completion::{Completions, WAITING_MAX};
 use crate::control::tokens::Ranks;
+use crate::daemon::wire::Request;
 use crate::daemon::wire::request::Extra;
-use crate::daemon::wire::{Fields, Request, WireView};
-use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
+use crate::error::{KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
 use crate::events::Event;
 use crate::key::Key;
 use crate::log::Log;
@@ -25,56 +26,6 @@ use crate::shape::Shape;
 
 /// The time of one request of a call that waits for longer.
 const SLICE_MS: u32 = 500;
-
-fn wrong_answer() -> Error {
-    Error::new(KVKEEP_ERR_INTERNAL, "the daemon's answer does not fit the question: use one build for both")
-}
-
-fn nothing(_: Status, _: &mut Fields<'_>) -> Result<()> {
-    Ok(())
-}
-
-fn number(_: Status, fields: &mut Fields<'_>) -> Result<u64> {
-    fields.take()
-}
-
-fn text(_: Status, fields: &mut Fields<'_>) -> Result<String> {
-    Ok(fields.take::<&str>()?.to_owned())
-}
-
-fn fill<T: Copy>(into: &mut [T], from: &[T]) -> Result<()> {
-    if into.len() != from.len() {
-        return Err(wrong_answer());
-    }
-    into.copy_from_slice(from);
-    Ok(())
-}
-
-/// Reads a status for each key, if the caller wants them, and gives whether all are OK.
-fn read_statuses(statuses: Option<&mut [i32]>) -> impl FnOnce(Status, &mut Fields<'_>) -> Result<bool> {
-    move |status, fields| {
-        let answer: &[i32] = fields.array()?;
-        statuses.map_or(Ok(()), |statuses| fill(statuses, answer))?;
-        Ok(status == KVKEEP_OK)
-    }
-}
-
-/// Reads a view for each key, and gives the status of all.
-fn read_views<'a>(
-    link: &'a DaemonLink,
-    views: &'a mut [View],
-) -> impl FnOnce(Status, &mut Fields<'_>) -> Result<Status> + use<'a> {
-    move |status, fields| {
-        let places: &[WireView] = fields.array()?;
-        if places.len() != views.len() {
-            return Err(wrong_answer());
-        }
-        for (view, place) in views.iter_mut().zip(places) {
-            *view = place.view(&link.arena).ok_or_else(wrong_answer)?;
-        }
-        Ok(status)
-    }
-}
 
 fn millis(duration: Option<Duration>) -> u32 {
     duration.map_or(0, |duration| duration.as_millis().clamp(1, u128::from(u32::MAX)) as u32)

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::config::ClientConfig;
+use super::connect_options::ClientConfig;
 use super::pending_returns::{Added, PendingReturns};
 use super::request_connection::{AbandonedCall, Deadline, Failure, RequestConnection, connect_until};
 use crate::arena::Arena;

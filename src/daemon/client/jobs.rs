@@ -149,7 +149,7 @@ impl SubmittedJobs {
         }
     }
 
-    /// Pushed: a job is done, as the reply that accepted it may have said.
+    /// Pushed: a job is done, as the answer that accepted it may have reported.
     pub fn done(&self, ticket: u64, result: JobResult, bitmap: &[u8], completions: &Completions) {
         let mut table = self.table.lock();
         let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
@@ -191,7 +191,7 @@ impl SubmittedJobs {
         self.changed.notify_all();
     }
 
-    /// The daemon is gone: every job ends now. Who waits for one is told `why`. Gives their numbers.
+    /// The daemon is gone: every job ends now, and waits for one end with `why`. Returns the numbers of the jobs.
     fn lose(&self, status: Status, message: &str, why: Error, completions: &Completions) -> Vec<u64> {
         let mut table = self.table.lock();
         table.losses += 1;

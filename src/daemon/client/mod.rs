@@ -2,14 +2,15 @@
 //! read and written where they are.
 
 mod api;
-mod config;
+mod connect_options;
 mod daemon_link;
 mod jobs;
 mod pending_returns;
+mod read_answer;
 mod remote_cache;
 mod request_connection;
 mod spaces;
 mod started_ids;
 
-pub use config::ClientConfig;
+pub use connect_options::ClientConfig;
 pub use remote_cache::Client;

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::config::ClientConfig;
+use super::connect_options::ClientConfig;
 use super::daemon_link::{DaemonLink, disconnected};
 use super::jobs::SubmittedJobs;
 use super::spaces::Spaces;

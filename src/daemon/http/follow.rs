@@ -38,7 +38,7 @@ pub struct Follow {
     expected: Option<u64>,
     some: Vec<Event>,
     looks: Interval,
-    said: Instant,
+    last_line: Instant,
     closing: watch::Receiver<bool>,
     /// When the reader last took something. Readers that take nothing are cut off.
     progress: Arc<Mutex<Instant>>,
@@ -57,8 +57,8 @@ impl Follow {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (next, expected) = (from, (from != 0).then_some(from));
-        let (some, said) = (vec![EMPTY; PIECE], Instant::now());
-        Follow { node, next, expected, some, looks, said, closing, progress, _place: place }
+        let (some, last_line) = (vec![EMPTY; PIECE], Instant::now());
+        Follow { node, next, expected, some, looks, last_line, closing, progress, _place: place }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
@@ -78,11 +78,11 @@ impl Follow {
             }
             gap(&mut lines, self.expected, self.next);
             self.expected = Some(self.next);
-            if lines.is_empty() && self.said.elapsed() >= HEARTBEAT {
+            if lines.is_empty() && self.last_line.elapsed() >= HEARTBEAT {
                 let _ = writeln!(lines, "{{\"next\":{}}}", self.next);
             }
             if !lines.is_empty() {
-                self.said = Instant::now();
+                self.last_line = Instant::now();
                 return Poll::Ready(Some(lines));
             }
             ready!(self.looks.poll_tick(context));

@@ -2,14 +2,18 @@
 
 pub(crate) mod accept;
 pub(crate) mod access;
+pub(crate) mod answers;
+pub(crate) mod batch;
 pub(crate) mod client_state;
 pub(crate) mod connection;
 pub(crate) mod connections;
 pub mod descriptors;
 pub(crate) mod dispatch;
+pub(crate) mod inspection;
 pub(crate) mod lock_file;
 pub(crate) mod peer;
 pub(crate) mod push;
+pub(crate) mod space_grants;
 pub(crate) mod undo;
 
 use std::io::{self, Write};
@@ -29,11 +33,12 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use self::accept::{Accepted, Acceptor};
 pub use self::access::{Access, Limits};
+use self::answers::AnswerScratch;
 use self::client_state::{ClientState, Rights};
 use self::connection::{ClientSignal, Connection, Until, wait_for};
 use self::connections::{Connections, OpenConnection, Purpose};
 use self::descriptors::{DescriptorShares, OF_CLIENT, none_left};
-use self::dispatch::{AnswerScratch, Handler};
+use self::dispatch::Handler;
 pub use self::lock_file::LockFile;
 use self::peer::{Peer, random};
 use super::wire::{Request, WIRE_VERSION, Welcome, look_for};
@@ -410,7 +415,7 @@ impl ServerState {
             }
             if !client.pushes.take(&mut bytes) || (&*connection.stream).write_all(&bytes).is_err() {
                 self.node.log.say(LogLevel::Warn, || {
-                    format!("client {} (pid {}) does not take what it is told", client.number, client.peer.pid)
+                    format!("client {} (pid {}) does not read what is pushed to it", client.number, client.peer.pid)
                 });
                 return true;
             }

@@ -198,7 +198,7 @@ proptest! {
             let at = at.index(sent.len());
             sent[at] = byte;
         }
-        // What is understood can be said again.
+        // A request that was read can be written again.
         receive(&sent, |request| request.map(|request| encoded(&request).len()));
     }
 

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
-use super::{AnswerScratch, EVENTS_MAX, Handler};
+use super::answers::{AnswerScratch, text};
+use super::client_state::ClientState;
+use super::dispatch::Handler;
 use crate::abi::{SessionState, SpaceUsage, Stats};
 use crate::cache::Cache;
-use crate::daemon::server::client_state::ClientState;
 use crate::daemon::wire::request::check_count;
 use crate::daemon::wire::{Frame, Request};
 use crate::error::{KVKEEP_OK, Result};
 use crate::events;
 use crate::node::Node;
+
+/// Most events in one answer: the next ones are a request away.
+const EVENTS_MAX: usize = 4096;
 
 impl Handler {
     /// Answers a request that changes nothing, and passes all others on to the batches.
@@ -30,7 +34,7 @@ impl Handler {
                 Ok(())
             }
             Request::QuerySpace { space } => {
-                self.check_space(client, space)?;
+                self.grants.check_space(client, space)?;
                 let mut usage = SpaceUsage::default();
                 node.query_space(space, &mut usage)?;
                 frame.begin(KVKEEP_OK as u32).put(&usage);
@@ -40,24 +44,24 @@ impl Handler {
                 let mut state = SessionState::default();
                 node.query_session(session, &mut state)?;
                 // By its space: to look the session up renews its deadline.
-                self.check_space(client, state.space)?;
+                self.grants.check_space(client, state.space)?;
                 frame.begin(KVKEEP_OK as u32).put(&state);
                 Ok(())
             }
-            Request::Metrics {} => self.text(frame, &Node::metrics(node)),
+            Request::Metrics {} => text(frame, &Node::metrics(node)),
             Request::ExplainKey { space, key } => {
-                self.check_space(client, space)?;
-                self.text(frame, &Node::explain_key(node, space, &key)?)
+                self.grants.check_space(client, space)?;
+                text(frame, &Node::explain_key(node, space, &key)?)
             }
             Request::ExplainSession { session } => {
-                self.check_session(client, session)?;
-                self.text(frame, &Node::explain_session(node, session)?)
+                self.grants.check_session(client, session)?;
+                text(frame, &Node::explain_session(node, session)?)
             }
             Request::ReadEvents { mut next, count } => {
                 let mut events = vec![events::EMPTY; check_count(count)?.min(EVENTS_MAX)];
                 let count = node.read_events(&mut next, &mut events)?;
                 events.truncate(count);
-                events.retain(|event| self.check_space(client, event.space).is_ok());
+                events.retain(|event| self.grants.check_space(client, event.space).is_ok());
                 frame.begin(KVKEEP_OK as u32).put(&next).array(&events);
                 Ok(())
             }
