@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check docs test test-rust test-c test-bindings test-daemon test-page test-kernel demo e2e-vllm bench bench-device soak install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel demo e2e-vllm bench bench-device soak install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -27,6 +27,9 @@ check: ## formats, lints, types, documents and dependencies; tools from PyPI are
 	$(RUSTDOC)
 	scripts/check.sh
 
+check-toolchains: ## the oldest Rust that Cargo.toml promises, and ARM; rustup fetches what they need
+	scripts/toolchains.sh
+
 docs: ## the documents, the header and the Rust modules as HTML in build/docs; cargo installs mdBook into build/tools
 	$(RUSTDOC)
 	scripts/docs.sh build/tools build/docs
@@ -34,7 +37,7 @@ docs: ## the documents, the header and the Rust modules as HTML in build/docs; c
 
 test: ## everything that must pass, then what could not be checked here
 	@mkdir -p $(CARGO_TARGET_DIR) && rm -f $(KVKEEP_SKIPPED)
-	$(MAKE) check test-kernel test-rust test-page test-c test-bindings test-daemon
+	$(MAKE) check test-kernel test-rust test-page test-c test-bindings test-daemon $(ALSO)
 	@scripts/skipped.sh
 
 test-kernel: ## the GPU kernel's PTX against its source, with NVRTC fetched by pip where it is not installed
@@ -66,14 +69,12 @@ e2e-vllm: build ## vLLM over a daemon with a toy model: opt-in, downloads gigaby
 	e2e/vllm/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-vllm
 
 demo: ## install into build/prefix, build the quickstart against it, replay a trace, share a daemon
-	$(MAKE) install PREFIX=$(CURDIR)/build/prefix
-	$(CMAKE) -S examples -B build/examples -DCMAKE_PREFIX_PATH=$(CURDIR)/build/prefix
-	$(CMAKE) --build build/examples
-	rm -rf build/demo-cache
-	build/examples/quickstart $(CURDIR)/build/demo-cache
-	build/examples/quickstart $(CURDIR)/build/demo-cache again
-	build/prefix/bin/kvkeep replay examples/data/conversation_slice.jsonl
-	scripts/demo_daemon.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo-daemon
+	@mkdir -p build
+	@# Of the build, only what cargo says is shown, unless it fails.
+	@{ $(MAKE) install PREFIX=$(CURDIR)/build/prefix && \
+		$(CMAKE) -S examples -B build/examples -DCMAKE_PREFIX_PATH=$(CURDIR)/build/prefix && \
+		$(CMAKE) --build build/examples; } >build/demo.log || { cat build/demo.log; exit 1; }
+	@scripts/demo.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo
 
 bench: ## measure into target/bench/results.json and print the table
 	cargo bench --locked --no-run

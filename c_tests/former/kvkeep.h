@@ -16,6 +16,7 @@
  * kilobytes) a refusal ends the process.
  */
 
+
 #ifndef KVKEEP_H
 #define KVKEEP_H
 
@@ -31,8 +32,8 @@
 
 /* Prepares a versioned struct: zeroes it and tells the library which one the caller was built with. */
 #define KVKEEP_INIT(s) \
-    (memset((s), 0, sizeof *(s)), (s)->struct_size = (uint32_t)sizeof *(s), (s)->abi_version = KVKEEP_ABI_VERSION, \
-     (void)0)
+    (memset((s), 0, sizeof *(s)), (s)->struct_size = (uint32_t)sizeof *(s), (s)->abi_version = KVKEEP_ABI_VERSION, (void)0)
+
 
 /// ---- Version ----
 ///
@@ -793,7 +794,8 @@ int kvkeep_extra_count(int tp_size, int world_size);
 /// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
 /// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
-kvkeep_status kvkeep_open(const kvkeep_options *options, kvkeep **cache);
+kvkeep_status kvkeep_open(const kvkeep_options *options,
+                          kvkeep **cache);
 
 /// Closes a cache: refuses new calls, cancels its jobs (each still completes once; callbacks have returned when this
 /// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
@@ -808,7 +810,9 @@ kvkeep_status kvkeep_close(kvkeep *cache);
 /// still to be written to L2, which is evicted when it may be. Objects of two spaces never meet, in any tier.
 /// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
 /// of one in 2^64), LIMIT (65536 spaces).
-kvkeep_status kvkeep_open_space(kvkeep *cache, const kvkeep_space_options *options, uint64_t *space);
+kvkeep_status kvkeep_open_space(kvkeep *cache,
+                                const kvkeep_space_options *options,
+                                uint64_t *space);
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
 /// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
@@ -817,12 +821,15 @@ kvkeep_status kvkeep_open_space(kvkeep *cache, const kvkeep_space_options *optio
 /// 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest. A
 /// directory above its bounds is worked off in the background after it is opened.
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
-kvkeep_status kvkeep_add_backend(kvkeep *cache, const char *url, uint64_t *backend);
+kvkeep_status kvkeep_add_backend(kvkeep *cache,
+                                 const char *url,
+                                 uint64_t *backend);
 
 /// Removes a backend: no new job asks it, what jobs have found in it is loaded, what else it accepted is answered, then it is
 /// closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend that hangs longer is left fenced.
 /// Errors: NOT_FOUND, TIMEOUT (it did not close in time).
-kvkeep_status kvkeep_remove_backend(kvkeep *cache, uint64_t backend);
+kvkeep_status kvkeep_remove_backend(kvkeep *cache,
+                                    uint64_t backend);
 
 /// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
 /// `timeout_ms`.
@@ -839,7 +846,9 @@ kvkeep_status kvkeep_drain_writes(kvkeep *cache, uint32_t timeout_ms);
 ///
 /// Begins a session of `space` and sets `*session`. `options` may be NULL.
 /// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).
-kvkeep_status kvkeep_begin_session(kvkeep *cache, uint64_t space, const kvkeep_session_options *options,
+kvkeep_status kvkeep_begin_session(kvkeep *cache,
+                                   uint64_t space,
+                                   const kvkeep_session_options *options,
                                    uint64_t *session);
 
 /// Ends a session: returns its shares, drops its staging, cancels and releases its jobs, and touches every key it
@@ -857,15 +866,24 @@ kvkeep_status kvkeep_abort_session(kvkeep *cache, uint64_t session);
 /// chunk tokens as little-endian u32; a generation that is not 0 follows as little-endian u64.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (2^26 tokens a session; 4 GiB of
 /// hashes of all sessions, which are 32 bytes a chunk).
-kvkeep_status kvkeep_append_tokens(kvkeep *cache, uint64_t session, const uint32_t *tokens, size_t count,
+kvkeep_status kvkeep_append_tokens(kvkeep *cache,
+                                   uint64_t session,
+                                   const uint32_t *tokens,
+                                   size_t count,
                                    uint64_t *chunk_count);
 
 /// Writes the keys of `chunk_count` full chunks from `first_chunk` on, chunk-major: for each chunk, for each of
 /// `rank_count` ranks from `first_rank` on, for each group from 0 to `group_count` - 1. `keys` has room for
 /// `key_count` keys, which must be chunk_count * rank_count * group_count.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID (a chunk that is not full yet, a wrong count).
-kvkeep_status kvkeep_session_keys(kvkeep *cache, uint64_t session, uint64_t first_chunk, uint64_t chunk_count,
-                                  uint32_t first_rank, uint32_t rank_count, uint32_t group_count, kvkeep_key *keys,
+kvkeep_status kvkeep_session_keys(kvkeep *cache,
+                                  uint64_t session,
+                                  uint64_t first_chunk,
+                                  uint64_t chunk_count,
+                                  uint32_t first_rank,
+                                  uint32_t rank_count,
+                                  uint32_t group_count,
+                                  kvkeep_key *keys,
                                   size_t key_count);
 
 /// ---- Objects ----
@@ -881,34 +899,53 @@ kvkeep_status kvkeep_session_keys(kvkeep *cache, uint64_t session, uint64_t firs
 /// in the call. Memory is given in key order: after the first key that does not fit, later new keys do not either.
 /// Per key: EXISTS (ready, or staged by this session), NO_MEMORY, QUOTA (kvkeep_last_error() then names the session that holds
 /// most, and what to do), INVALID (a size of 0). Errors: NOT_FOUND (session), INVALID.
-kvkeep_status kvkeep_reserve_write(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count,
-                                   const uint64_t *sizes, uint32_t retention, kvkeep_view *views);
+kvkeep_status kvkeep_reserve_write(kvkeep *cache,
+                                   uint64_t session,
+                                   const kvkeep_key *keys,
+                                   size_t count,
+                                   const uint64_t *sizes,
+                                   uint32_t retention,
+                                   kvkeep_view *views);
 
 /// Commits staged keys: from now on every session can read them and they never change. If another session committed
 /// the key first, this copy is discarded and the result is still OK (a temporary object becomes a kept one if this
 /// one was to be kept). For eviction the last key of a call came first, so that a prompt goes from its end.
 /// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID.
-kvkeep_status kvkeep_finish_write(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count,
+kvkeep_status kvkeep_finish_write(kvkeep *cache,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t count,
                                   int32_t *statuses);
 
 /// Gives staged keys back unwritten. The views must not be used any more.
 /// Per key: NOT_FOUND (not staged by this session). Errors: NOT_FOUND (session), INVALID.
-kvkeep_status kvkeep_abort_write(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count,
+kvkeep_status kvkeep_abort_write(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
                                  int32_t *statuses);
 
 /// Commits staged keys and takes 1 + extra_count shares of each in one step, so that eviction cannot come between.
 /// Views are for reading, of whichever copy was committed first.
 /// Per key: NOT_FOUND (not staged by this session), CANCELLED (its space was forgotten since). Errors: NOT_FOUND (session), INVALID
 /// (extra_count outside 0 to 127).
-kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache, uint64_t session, const kvkeep_key *keys,
-                                                   size_t count, int32_t extra_count, kvkeep_view *views);
+kvkeep_status kvkeep_finish_write_and_reserve_read(kvkeep *cache,
+                                                   uint64_t session,
+                                                   const kvkeep_key *keys,
+                                                   size_t count,
+                                                   int32_t extra_count,
+                                                   kvkeep_view *views);
 
 /// Takes 1 + extra_count shares of each ready key and returns views to read. The bytes stay where they are until the
 /// shares are returned.
 /// Per key: NOT_FOUND (absent from L1, or only staged), LIMIT (the object would have 2^24 shares). Errors: NOT_FOUND
 /// (session), INVALID (extra_count outside 0 to 127).
-kvkeep_status kvkeep_reserve_read(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count,
-                                  int32_t extra_count, kvkeep_view *views);
+kvkeep_status kvkeep_reserve_read(kvkeep *cache,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t count,
+                                  int32_t extra_count,
+                                  kvkeep_view *views);
 
 /// Returns 1 + extra_count shares of each key, whoever of the session's readers took them. When the last share of an
 /// object goes, a temporary object is dropped and any other is touched, once; of one call the last key first. Chunks that
@@ -916,20 +953,33 @@ kvkeep_status kvkeep_reserve_read(kvkeep *cache, uint64_t session, const kvkeep_
 /// together.
 /// Per key: NOT_HELD (the session holds fewer shares; none is returned), EXPIRED (they were taken after the
 /// deadline). Errors: NOT_FOUND (session), INVALID.
-kvkeep_status kvkeep_finish_read(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count,
-                                 int32_t extra_count, int32_t *statuses);
+kvkeep_status kvkeep_finish_read(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
+                                 int32_t extra_count,
+                                 int32_t *statuses);
 
 /// As `kvkeep_finish_read`, for the session's chunks whose tokens lie wholly within [first_token, last_token) of the
 /// tokens it appended, and ranks and groups as in `kvkeep_session_keys`. Sets `*returned` to the keys whose shares
 /// were returned, unless NULL; chunks the session holds no shares of are passed over.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID (extra_count; an empty or unknown range).
-kvkeep_status kvkeep_release_tokens(kvkeep *cache, uint64_t session, uint64_t first_token, uint64_t last_token,
-                                    uint32_t first_rank, uint32_t rank_count, uint32_t group_count, int32_t extra_count,
+kvkeep_status kvkeep_release_tokens(kvkeep *cache,
+                                    uint64_t session,
+                                    uint64_t first_token,
+                                    uint64_t last_token,
+                                    uint32_t first_rank,
+                                    uint32_t rank_count,
+                                    uint32_t group_count,
+                                    int32_t extra_count,
                                     uint64_t *returned);
 
 /// Views again, for keys whose shares the session holds; takes none.
 /// Per key: NOT_HELD, EXPIRED. Errors: NOT_FOUND (session), INVALID.
-kvkeep_status kvkeep_unsafe_read(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count,
+kvkeep_status kvkeep_unsafe_read(kvkeep *cache,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t count,
                                  kvkeep_view *views);
 
 /// Marks ready keys as used now, in L1 and in backends that have them, last key first, so that the first is the most
@@ -941,28 +991,44 @@ kvkeep_status kvkeep_touch(kvkeep *cache, uint64_t space, const kvkeep_key *keys
 /// and renews no deadline. Backends are not asked. What it says may be over when it returns: only shares keep an object. OK
 /// whatever the states are.
 /// Errors: NOT_FOUND (space), INVALID.
-kvkeep_status kvkeep_query_keys(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count,
+kvkeep_status kvkeep_query_keys(kvkeep *cache,
+                                uint64_t space,
+                                const kvkeep_key *keys,
+                                size_t count,
                                 kvkeep_key_state *states);
 
 /// Keeps keys longer: until `ttl_ms` from now, eviction passes each over up to ceil(priority / 25) times before it
 /// takes it. A bias, never a hard pin. `priority` is 0 (takes the bias back) to 100.
 /// Per key: NOT_FOUND (not ready in L1). Errors: NOT_FOUND (space), INVALID.
-kvkeep_status kvkeep_retain(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, uint32_t priority,
-                            uint32_t ttl_ms, int32_t *statuses);
+kvkeep_status kvkeep_retain(kvkeep *cache,
+                            uint64_t space,
+                            const kvkeep_key *keys,
+                            size_t count,
+                            uint32_t priority,
+                            uint32_t ttl_ms,
+                            int32_t *statuses);
 
 /// Evicts keys from L1 alone, at once and whatever the policy would choose; backends keep what they have. An object that is
 /// still to be written is dropped unwritten, and counted by `stores_dropped`: `kvkeep_drain_writes` first has those written
 /// that wait for it. It counts as an eviction, and is told as removed from L1.
 /// Per key: NOT_FOUND (not ready in L1), LOCKED (shared, or under a copy or a transfer). Errors: NOT_FOUND (space), INVALID,
 /// PERMISSION (a read-only client).
-kvkeep_status kvkeep_evict(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, int32_t *statuses);
+kvkeep_status kvkeep_evict(kvkeep *cache,
+                           uint64_t space,
+                           const kvkeep_key *keys,
+                           size_t count,
+                           int32_t *statuses);
 
 /// Deletes keys from L1 at once, and from every backend in the background (lookups through this cache miss at once;
 /// `kvkeep_drain_writes` waits for the rest). A backend that fails, or has no room for more work, is asked again; what is given
 /// up is logged, and counted as `stores_dropped`.
 /// Per key: LOCKED (shared, under a copy or a transfer, or found by a job that will load it; deleted nowhere), NOT_FOUND (in no
 /// tier that knows without I/O; named before in the same call). Errors: NOT_FOUND (space), INVALID.
-kvkeep_status kvkeep_delete(kvkeep *cache, uint64_t space, const kvkeep_key *keys, size_t count, int32_t *statuses);
+kvkeep_status kvkeep_delete(kvkeep *cache,
+                            uint64_t space,
+                            const kvkeep_key *keys,
+                            size_t count,
+                            int32_t *statuses);
 
 /// Empties L1 of a space's committed objects (of every space for `space` 0); backends keep theirs. Without `force`
 /// objects in use stay, and the result is PARTIAL if there are any. With `force` (1) jobs of the space are cancelled
@@ -971,7 +1037,10 @@ kvkeep_status kvkeep_delete(kvkeep *cache, uint64_t space, const kvkeep_key *key
 /// holds of either are NOT_HELD, and where either may be meant, both stay until it has returned all its shares of the key. Staged
 /// writes stay. Sets `*removed` to the objects gone or hidden, unless NULL.
 /// Errors: NOT_FOUND (space), INVALID (force neither 0 nor 1).
-kvkeep_status kvkeep_clear(kvkeep *cache, uint64_t space, uint32_t force, uint64_t *removed);
+kvkeep_status kvkeep_clear(kvkeep *cache,
+                           uint64_t space,
+                           uint32_t force,
+                           uint64_t *removed);
 
 /// Forgets a space in every tier (every space for `space` 0), as is wanted when its weights have changed. When this returns, no
 /// call finds what was stored before, whichever client of a daemon makes it: jobs of the space are cancelled and L1 is emptied as
@@ -983,7 +1052,9 @@ kvkeep_status kvkeep_clear(kvkeep *cache, uint64_t space, uint32_t force, uint64
 /// Two things are beyond it: another process that has the same directory open keeps what is in its own L1, and may store it
 /// again; and what is not deleted yet when the process ends is found by the next. Another `generation` of the space meets neither.
 /// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
-kvkeep_status kvkeep_forget_space(kvkeep *cache, uint64_t space, uint64_t *removed);
+kvkeep_status kvkeep_forget_space(kvkeep *cache,
+                                  uint64_t space,
+                                  uint64_t *removed);
 
 /// ---- Prefetch ----
 ///
@@ -998,8 +1069,13 @@ kvkeep_status kvkeep_forget_space(kvkeep *cache, uint64_t space, uint64_t *remov
 /// on the library's thread; `*job` is set by then.
 /// Errors: NOT_FOUND (session), EXPIRED, INVALID, NO_MEMORY (the system refuses it), LIMIT (`jobs_max` jobs not released, or as many completions that no
 /// callback or drain has taken yet); then no completion comes.
-kvkeep_status kvkeep_submit_prefetch(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count,
-                                     const kvkeep_prefetch_options *options, uint64_t *job, kvkeep_callback callback,
+kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
+                                     uint64_t session,
+                                     const kvkeep_key *keys,
+                                     size_t count,
+                                     const kvkeep_prefetch_options *options,
+                                     uint64_t *job,
+                                     kvkeep_callback callback,
                                      void *userdata);
 
 /// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
@@ -1022,17 +1098,21 @@ kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, 
 /// wait, beside any other way of being told. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
 /// cancelled and waited for again.
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
-kvkeep_status kvkeep_wait(kvkeep *cache, uint64_t job, uint32_t timeout_ms);
+kvkeep_status kvkeep_wait(kvkeep *cache,
+                          uint64_t job,
+                          uint32_t timeout_ms);
 
 /// Stops what has not started, returns the job's shares, and completes it as CANCELLED; waits for nothing. What is under a
 /// transfer stays in use until its bytes have landed; then nobody holds it: it can be evicted, or, if it was to be temporary,
 /// is freed. A job that is done already stays as it is, and keeps its shares: OK.
 /// Errors: NOT_FOUND.
-kvkeep_status kvkeep_cancel(kvkeep *cache, uint64_t job);
+kvkeep_status kvkeep_cancel(kvkeep *cache,
+                            uint64_t job);
 
 /// Forgets a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
 /// pages until its completion, which after this only a callback or the event descriptor tells: wait before. Errors: NOT_FOUND.
-kvkeep_status kvkeep_release_job(kvkeep *cache, uint64_t job);
+kvkeep_status kvkeep_release_job(kvkeep *cache,
+                                 uint64_t job);
 
 /// Sets `*fd` to a descriptor that is readable while `kvkeep_drain_completions` has something to give. Owned by the
 /// library, valid until close: poll it, do not read or close it. Any thread.
@@ -1098,11 +1178,15 @@ kvkeep_status kvkeep_drain_completions(kvkeep *cache, kvkeep_completion *complet
 /// overlap; a stride below block_bytes; an address or block_bytes of 0; an address or size that is no multiple of 4; a chunk of
 /// more than 1 TiB; blocks_per_chunk that does not divide chunk_tokens; a shape that is not that of an earlier pool of the
 /// same space, rank and group, in whichever process), LIMIT (1024 pools open, or 65536 shapes remembered), IO (no thread can be started).
-kvkeep_status kvkeep_open_pool(kvkeep *cache, uint64_t space, const kvkeep_pool_options *options, uint64_t *pool);
+kvkeep_status kvkeep_open_pool(kvkeep *cache,
+                               uint64_t space,
+                               const kvkeep_pool_options *options,
+                               uint64_t *pool);
 
 /// Forgets a pool: cancels its transfers and waits until what is in flight has landed (never for I/O, but for what is on the
 /// caller's stream before it). Its pages are not touched any more when this returns. Errors: NOT_FOUND.
-kvkeep_status kvkeep_close_pool(kvkeep *cache, uint64_t pool);
+kvkeep_status kvkeep_close_pool(kvkeep *cache,
+                                uint64_t pool);
 
 /// Stores `key_count` objects, each key once, from the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
 /// `*job`. `block_count` is `key_count` times `blocks_per_chunk`; both are 1 to KVKEEP_KEYS_MAX. The arrays are copied. The call
@@ -1121,9 +1205,16 @@ kvkeep_status kvkeep_close_pool(kvkeep *cache, uint64_t pool);
 /// host is not 0), PERMISSION (a read-only client), DISCONNECTED (a daemon's client, without its daemon or with a session of an
 /// earlier one), LIMIT (65536 transfers not released, or as many completions not taken; `sessions_max`), DEVICE, IO (no thread can be
 /// started); then no completion comes.
-kvkeep_status kvkeep_submit_store(kvkeep *cache, uint64_t pool, uint64_t session, const kvkeep_key *keys,
-                                  size_t key_count, const int32_t *block_ids, size_t block_count,
-                                  const kvkeep_transfer_options *options, uint64_t *job, kvkeep_callback callback,
+kvkeep_status kvkeep_submit_store(kvkeep *cache,
+                                  uint64_t pool,
+                                  uint64_t session,
+                                  const kvkeep_key *keys,
+                                  size_t key_count,
+                                  const int32_t *block_ids,
+                                  size_t block_count,
+                                  const kvkeep_transfer_options *options,
+                                  uint64_t *job,
+                                  kvkeep_callback callback,
                                   void *userdata);
 
 /// Loads `key_count` objects, each key once, into the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
@@ -1137,9 +1228,16 @@ kvkeep_status kvkeep_submit_store(kvkeep *cache, uint64_t pool, uint64_t session
 /// pages of a block that is not OK may hold anything.
 /// Errors: as for `kvkeep_submit_store`, but neither for a read-only client nor for missing blocks; also INVALID for a block named
 /// twice in a group, or a `skip_first_tokens` that is no multiple of a block's tokens; then no completion comes.
-kvkeep_status kvkeep_submit_load(kvkeep *cache, uint64_t pool, uint64_t session, const kvkeep_key *keys,
-                                 size_t key_count, const int32_t *block_ids, size_t block_count,
-                                 const kvkeep_transfer_options *options, uint64_t *job, kvkeep_callback callback,
+kvkeep_status kvkeep_submit_load(kvkeep *cache,
+                                 uint64_t pool,
+                                 uint64_t session,
+                                 const kvkeep_key *keys,
+                                 size_t key_count,
+                                 const int32_t *block_ids,
+                                 size_t block_count,
+                                 const kvkeep_transfer_options *options,
+                                 uint64_t *job,
+                                 kvkeep_callback callback,
                                  void *userdata);
 
 /// Blocks until every page of `layer` (a segment's number) is copied, at most `timeout_ms`: a load's may be used then, a
@@ -1147,7 +1245,10 @@ kvkeep_status kvkeep_submit_load(kvkeep *cache, uint64_t pool, uint64_t session,
 /// which. Any number of threads may wait.
 /// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, DEVICE, INVALID (not a transfer; a layer of none of the pool's
 /// segments).
-kvkeep_status kvkeep_wait_layer(kvkeep *cache, uint64_t job, uint32_t layer, uint32_t timeout_ms);
+kvkeep_status kvkeep_wait_layer(kvkeep *cache,
+                                uint64_t job,
+                                uint32_t layer,
+                                uint32_t timeout_ms);
 
 /// Makes `stream` wait until every page of `layer` is copied, so that what is put on it from now on may use a load's pages, or
 /// overwrite a store's. The caller itself waits, at most `timeout_ms`, only until the copies are in the device's own queue: at
@@ -1156,14 +1257,20 @@ kvkeep_status kvkeep_wait_layer(kvkeep *cache, uint64_t job, uint32_t layer, uin
 /// failed later shows in the completion.
 /// Errors: as for `kvkeep_wait_layer`; also INVALID for a stream that on the host is not 0, or on a CUDA device is none or is
 /// capturing a graph, and NOT_FOUND for a CUDA device's pool that was closed.
-kvkeep_status kvkeep_stream_wait_layer(kvkeep *cache, uint64_t job, uint32_t layer, uint64_t stream,
+kvkeep_status kvkeep_stream_wait_layer(kvkeep *cache,
+                                       uint64_t job,
+                                       uint32_t layer,
+                                       uint64_t stream,
                                        uint32_t timeout_ms);
 
 /// What became of each block of a transfer: a kvkeep_status for each block number it was given, in that order. `count` is that
 /// of its `block_ids`. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only when this returns
 /// OK. Does not consume; any thread.
 /// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
-kvkeep_status kvkeep_query_blocks(kvkeep *cache, uint64_t job, int32_t *statuses, size_t count);
+kvkeep_status kvkeep_query_blocks(kvkeep *cache,
+                                  uint64_t job,
+                                  int32_t *statuses,
+                                  size_t count);
 
 /// ---- Seen from outside ----
 ///
@@ -1178,7 +1285,9 @@ kvkeep_status kvkeep_get_stats(kvkeep *cache, kvkeep_stats *stats);
 /// Fills in `usage`, prepared by KVKEEP_INIT, with what a space takes of L1 and may take, all of it at one instant. Never
 /// blocks on I/O.
 /// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
-kvkeep_status kvkeep_query_space(kvkeep *cache, uint64_t space, kvkeep_space_usage *usage);
+kvkeep_status kvkeep_query_space(kvkeep *cache,
+                                 uint64_t space,
+                                 kvkeep_space_usage *usage);
 
 /// Everything counted, as Prometheus text (exposition format 0.0.4).
 kvkeep_status kvkeep_metrics(kvkeep *cache, char *buffer, size_t capacity, size_t *length);
@@ -1186,7 +1295,11 @@ kvkeep_status kvkeep_metrics(kvkeep *cache, char *buffer, size_t capacity, size_
 /// Why a key is where it is: tier, state, size, who holds how many shares since when, and why it cannot be evicted.
 /// JSON.
 /// Errors: NOT_FOUND (space). A key that is nowhere is OK: its state is "absent".
-kvkeep_status kvkeep_explain_key(kvkeep *cache, uint64_t space, const kvkeep_key *key, char *buffer, size_t capacity,
+kvkeep_status kvkeep_explain_key(kvkeep *cache,
+                                 uint64_t space,
+                                 const kvkeep_key *key,
+                                 char *buffer,
+                                 size_t capacity,
                                  size_t *length);
 
 /// What a session holds (for `session` 0: every session that holds something): owner, request id, age, deadline,
@@ -1203,11 +1316,14 @@ kvkeep_status kvkeep_explain_session(kvkeep *cache, uint64_t session, char *buff
 /// when this one notices; what a backend has when it is added, or when it is removed, is not told. Never blocks. Any thread.
 /// Errors: INVALID (no event has the number before `*next_sequence` yet), NO_MEMORY (at the first call: the system refuses what
 /// the kept events need).
-kvkeep_status kvkeep_drain_events(kvkeep *cache, uint64_t *next_sequence, kvkeep_event *events, size_t capacity,
+kvkeep_status kvkeep_drain_events(kvkeep *cache,
+                                  uint64_t *next_sequence,
+                                  kvkeep_event *events,
+                                  size_t capacity,
                                   size_t *count);
 
 #ifdef __cplusplus
-} // extern "C"
-#endif // __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
 
-#endif /* KVKEEP_H */
+#endif  /* KVKEEP_H */
