@@ -395,6 +395,8 @@ impl Drop for Buffer {
 /// Has the core's cache fetch what is at `place`, to be looked at soon.
 #[inline]
 pub fn prefetch<T>(place: &T) {
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which reads nothing as far as the program can tell, and never faults.
     unsafe {
@@ -405,6 +407,8 @@ pub fn prefetch<T>(place: &T) {
 /// As [`prefetch`], to be changed soon: no other core keeps it.
 #[inline]
 pub fn prefetch_to_change<T>(place: &T) {
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as above.
     unsafe {

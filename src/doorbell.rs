@@ -3,10 +3,9 @@
 //! Ringing takes no lock. With a condition variable, the thread that rings would wait for the lock that the sleeper wakes up
 //! with; and a fair lock may be handed to a sleeper that has no processor yet, which on a busy machine takes milliseconds.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::Thread;
 use std::time::Instant;
+
+use crate::sync::{AtomicBool, AtomicU64, OnceLock, Ordering, Thread, current, park_timeout};
 
 /// The sleeper is awake, and would sleep without end.
 const AWAKE: u64 = u64::MAX;
@@ -54,60 +53,21 @@ impl Doorbell {
 
     /// Sleeps until it rings, or until `until`. Always called by the same thread.
     pub fn listen(&self, until: Instant) {
-        self.listener.get_or_init(std::thread::current);
+        self.listener.get_or_init(current);
         self.until.store(self.since_birth(until), Ordering::SeqCst);
         while !self.rung.swap(false, Ordering::SeqCst) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            std::thread::park_timeout(left);
+            park_timeout(left);
         }
         self.until.store(AWAKE, Ordering::SeqCst);
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use super::*;
-
-    const LONG: Duration = Duration::from_secs(1000);
-
-    #[test]
-    fn who_rings_first_is_heard() {
-        let bell = Doorbell::default();
-        bell.ring();
-        bell.ring();
-        bell.listen(Instant::now() + LONG);
-        let soon = Instant::now() + Duration::from_millis(1);
-        bell.listen(soon);
-        assert!(Instant::now() >= soon, "two rings are heard once");
-    }
-
-    #[test]
-    fn a_ring_wakes_and_one_for_later_does_not() {
-        let bell = Arc::new(Doorbell::default());
-        let listening = bell.clone();
-        let soon = Instant::now() + Duration::from_millis(100);
-        let listener = std::thread::spawn(move || {
-            listening.listen(soon);
-            let early = Instant::now() < soon;
-            listening.listen(Instant::now() + LONG);
-            early
-        });
-        while bell.until.load(Ordering::SeqCst) == AWAKE && Instant::now() < soon {
-            std::thread::yield_now();
-        }
-        bell.ring_by(soon + LONG);
-        while !listener.is_finished() {
-            if Instant::now() > soon {
-                bell.ring_by(Instant::now());
-            }
-            std::thread::yield_now();
-        }
-        assert!(!listener.join().unwrap(), "woken for what is due later");
+    /// Whether the listener sleeps, or is about to.
+    #[cfg(test)]
+    pub fn is_asleep(&self) -> bool {
+        self.until.load(Ordering::SeqCst) != AWAKE
     }
 }

@@ -37,4 +37,7 @@ pub mod policy;
 pub mod prometheus;
 pub mod shape;
 mod slot_table;
+mod sync;
+#[cfg(test)]
+mod tests;
 pub mod threads;

@@ -2,12 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::backends::BackendSlot;
+use crate::sync::{AtomicU8, AtomicUsize, Mutex, Ordering};
 
 const WAITING: u8 = 0;
 const ANSWERED: u8 = 1;

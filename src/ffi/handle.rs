@@ -1,15 +1,16 @@
 //! Handles: tokens that name an open cache, valid to use at any time, even when closed or invented.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use once_cell::sync::Lazy;
 
-use super::visitor::{self, Visit};
+use super::gate::{Gate, Pass};
+use super::visitor;
 use crate::cache::Cache;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
 use crate::open_cache::OpenCache;
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// One open cache. Opaque.
 #[allow(non_camel_case_types)]
@@ -20,21 +21,17 @@ pub struct kvkeep {
 const HANDLES: usize = 256;
 
 struct Slot {
-    /// Odd while open. Part of the token, so that a token is never valid twice.
-    generation: AtomicU64,
+    gate: Gate,
     /// Forks seen when it was opened.
     epoch: AtomicU32,
     cache: AtomicPtr<OpenCache>,
-    /// Calls in flight that their threads could not write down.
-    calls: AtomicU32,
 }
 
 static SLOTS: [Slot; HANDLES] = [const {
     Slot {
-        generation: AtomicU64::new(0),
+        gate: Gate { generation: AtomicU64::new(0), calls: AtomicU32::new(0) },
         epoch: AtomicU32::new(0),
         cache: AtomicPtr::new(std::ptr::null_mut()),
-        calls: AtomicU32::new(0),
     }
 }; HANDLES];
 
@@ -86,14 +83,13 @@ pub fn open(cache: Arc<dyn Cache>) -> Result<*mut kvkeep> {
     let slot = &SLOTS[number];
     slot.cache.store(Box::into_raw(Box::new(OpenCache::new(cache))), Ordering::SeqCst);
     slot.epoch.store(FORKS.load(Ordering::SeqCst), Ordering::SeqCst);
-    let generation = slot.generation.fetch_add(1, Ordering::SeqCst) + 1;
-    Ok(token(number, generation))
+    Ok(token(number, slot.gate.open()))
 }
 
 /// A call in flight: the cache stays open while it lives.
 pub struct User {
     slot: &'static Slot,
-    visit: Option<Visit>,
+    _pass: Pass,
 }
 
 impl User {
@@ -105,28 +101,13 @@ impl User {
     }
 }
 
-impl Drop for User {
-    #[inline]
-    fn drop(&mut self) {
-        if self.visit.is_none() {
-            self.slot.calls.fetch_sub(1, Ordering::Release);
-        }
-    }
-}
-
 /// Begins a call.
 #[inline]
 pub fn enter(cache: *mut kvkeep) -> Result<User> {
     let (slot, _, generation) = decode(cache)?;
-    let visit = visitor::visit(cache.addr());
-    if visit.is_none() {
-        slot.calls.fetch_add(1, Ordering::SeqCst);
-    }
-    let user = User { slot, visit };
-    let open = generation & 1 == 1
-        && slot.generation.load(Ordering::SeqCst) == generation
-        && slot.epoch.load(Ordering::Relaxed) == FORKS.load(Ordering::Relaxed);
-    if open { Ok(user) } else { Err(closed()) }
+    let pass = slot.gate.enter(cache.addr(), generation).ok_or_else(closed)?;
+    let of_this_process = slot.epoch.load(Ordering::Relaxed) == FORKS.load(Ordering::Relaxed);
+    if of_this_process { Ok(User { slot, _pass: pass }) } else { Err(closed()) }
 }
 
 /// Closes: no call begins any more, those in flight end, then the cache goes.
@@ -141,17 +122,14 @@ pub fn close(cache: *mut kvkeep) -> Result<()> {
             ));
         }
     }
-    slot.generation
-        .compare_exchange(generation, generation + 1, Ordering::SeqCst, Ordering::SeqCst)
-        .map_err(|_| closed())?;
+    if !slot.gate.shut(generation) {
+        return Err(closed());
+    }
     let open = slot.cache.load(Ordering::SeqCst);
     // SAFETY: the pointer came from `Box::into_raw` in `open`, and only the one closer that won the exchange gets here.
     let open = unsafe { &*open };
     open.wake_waiters();
-    let all_left = visitor::wait_for_all(cache.addr());
-    while slot.calls.load(Ordering::SeqCst) != 0 {
-        std::thread::yield_now();
-    }
+    let all_left = slot.gate.wait_until_empty(cache.addr());
     if !all_left {
         // The cache stays in memory, since a call may be in it.
         open.close();

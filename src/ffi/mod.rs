@@ -10,6 +10,7 @@
 pub mod cache;
 mod config;
 pub mod device;
+mod gate;
 mod handle;
 pub mod object;
 pub mod observe;

@@ -5,9 +5,10 @@
 //! time and closed once, whoever closes has the kernel run it in every thread (membarrier(2)).
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, compiler_fence, fence};
 
 use rustix::thread::{MembarrierCommand, membarrier};
+
+use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, compiler_fence, fence, global, per_thread, yield_now};
 
 /// What one thread wrote down, on cache lines that no other thread writes to. Records are never freed; that of a thread that ended
 /// goes to a new one.
@@ -21,22 +22,27 @@ struct Record {
     next: Option<&'static Record>,
 }
 
-/// The record made last. A list without a lock, since a lock that is held while the process forks stays held in the child.
-static LAST: AtomicPtr<Record> = AtomicPtr::new(std::ptr::null_mut());
-/// Whether whoever closes runs the barrier for all.
-static ONE_SIDED: AtomicBool = AtomicBool::new(false);
+global! {
+    /// The record made last. A list without a lock, since a lock that is held while the process forks stays held in the child.
+    static LAST: AtomicPtr<Record> = AtomicPtr::new(std::ptr::null_mut());
+}
+global! {
+    /// Whether whoever closes runs the barrier for all.
+    static ONE_SIDED: AtomicBool = AtomicBool::new(false);
+}
 
-thread_local! {
+per_thread! {
     static MINE: Cell<Option<&'static Record>> = const { Cell::new(None) };
-    static GIVEN_BACK: GiveBack = const { GiveBack };
+    static GIVEN_BACK: GiveBack = const { GiveBack(Cell::new(None)) };
 }
 
 /// Gives the thread's record back when the thread ends.
-struct GiveBack;
+struct GiveBack(Cell<Option<&'static Record>>);
 
 impl Drop for GiveBack {
     fn drop(&mut self) {
-        if let Some(record) = MINE.take() {
+        let _ = MINE.try_with(Cell::take);
+        if let Some(record) = self.0.take() {
             record.taken.store(false, Ordering::Release);
         }
     }
@@ -66,7 +72,8 @@ fn register() -> Option<&'static Record> {
             }
         }
     });
-    MINE.set(Some(record));
+    GIVEN_BACK.with(|back| back.0.set(Some(record)));
+    MINE.with(|mine| mine.set(Some(record)));
     Some(record)
 }
 
@@ -97,7 +104,7 @@ impl Drop for Visit {
 /// within a call, and in a thread that is ending.
 #[inline]
 pub fn visit(cache: usize) -> Option<Visit> {
-    let record = match MINE.get() {
+    let record = match MINE.with(Cell::get) {
         Some(record) => record,
         None => register()?,
     };
@@ -115,7 +122,7 @@ pub fn visit(cache: usize) -> Option<Visit> {
 
 /// Whether this thread is in `cache`.
 pub fn is_here(cache: usize) -> bool {
-    MINE.get().is_some_and(|record| record.within.load(Ordering::Relaxed) == cache)
+    MINE.with(Cell::get).is_some_and(|record| record.within.load(Ordering::Relaxed) == cache)
 }
 
 /// Waits until no thread is in `cache`, of which it was said before that it is closed. False if that cannot be found out.
@@ -127,7 +134,7 @@ pub fn wait_for_all(cache: usize) -> bool {
     for record in records() {
         // Once it is not there, it comes back for no longer than it takes to see that the cache is closed.
         while record.within.load(Ordering::Acquire) == cache {
-            std::thread::yield_now();
+            yield_now();
         }
     }
     true

@@ -1,0 +1,3 @@
+//! Unit tests of single files of `src`.
+
+mod doorbell;
