@@ -239,6 +239,12 @@ static void p4_a_hung_backend_is_fenced_at_its_deadline(void) {
     CHECK_EQUAL(completion.hit_chunks, 0);
     kvkeep_stats stats = stats_of(cache);
     CHECK(stats.backend_timeouts > 0);
+    kvkeep_backend_state backend;
+    size_t backends = 0;
+    OK(kvkeep_query_backends(cache, &backend, 1, &backends));
+    CHECK_EQUAL(backend.health, KVKEEP_BACKEND_FENCED);
+    CHECK(strstr(backend.message, "deadline") != NULL);
+    CHECK(backend.load_busy_us >= 100000);
     CHECK_EQUAL(stats.l1_shares, 0);
     // P2: the backend may still write there, so the memory stays locked.
     CHECK(stats.l1_locked_bytes >= SIZE);

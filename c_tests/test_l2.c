@@ -244,6 +244,44 @@ static void two_caches_may_share_a_directory(void) {
     remove_directory(directory);
 }
 
+static void backends_tell_their_state(void) {
+    enter(open_l2(4 * MIB, "memory:?capacity=8MiB"));
+    uint64_t second = 0;
+    OK(kvkeep_add_backend(cache, "fault:memory:?fault.seed=1", &second));
+    put_below(cache, space, keys, COUNT, SIZE);
+    CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).tier_keys[1], COUNT);
+    size_t count = 9;
+    CHECK_STATUS(kvkeep_query_backends(cache, NULL, 0, &count), KVKEEP_PARTIAL);
+    CHECK_EQUAL(count, 2);
+    kvkeep_backend_state states[3];
+    memset(states, 0xa5, sizeof states);
+    CHECK_STATUS(kvkeep_query_backends(cache, states, 1, &count), KVKEEP_PARTIAL);
+    CHECK_EQUAL(count, 2);
+    CHECK_EQUAL(states[1].place, 0xa5a5a5a5);
+    OK(kvkeep_query_backends(cache, states, 3, &count));
+    CHECK_EQUAL(count, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        CHECK_EQUAL(states[i].place, i + 1);
+        CHECK_EQUAL(states[i].health, KVKEEP_BACKEND_GOOD);
+        CHECK(states[i].message[0] == '\0');
+        CHECK_EQUAL(states[i].objects, COUNT);
+        CHECK_EQUAL(states[i].stores, COUNT);
+        CHECK_EQUAL(states[i].stored_bytes, COUNT * SIZE);
+        CHECK_EQUAL(states[i].writes_pending, 0);
+        CHECK_EQUAL(states[i].loads, i == 0 ? COUNT : 0);
+        CHECK_EQUAL(states[i].loaded_bytes, i == 0 ? COUNT * SIZE : 0);
+        for (size_t j = 0; j < 8; j++) CHECK_EQUAL(states[i].reserved[j], 0);
+    }
+    CHECK_EQUAL(states[1].load_us + states[1].load_busy_us, 0);
+    CHECK_EQUAL(states[0].capacity_bytes, 8 * MIB);
+    CHECK_EQUAL(states[1].backend, second);
+    CHECK(strcmp(states[0].url, "memory:?capacity=8MiB") == 0);
+    CHECK(strcmp(states[1].url, "fault:memory:?fault.seed=1") == 0);
+    FAILS(kvkeep_query_backends(cache, NULL, 1, &count), KVKEEP_ERR_INVALID, "backends is NULL");
+    FAILS(kvkeep_query_backends(cache, states, 1, NULL), KVKEEP_ERR_INVALID, "backend_count is NULL");
+    close_empty(cache);
+}
+
 int main(void) {
     watchdog();
     RUN(write_through_writes_what_is_committed);
@@ -262,5 +300,6 @@ int main(void) {
     RUN(drain_says_how_much_is_left);
     RUN(p9_an_l2_keeps_to_its_capacity);
     RUN(two_caches_may_share_a_directory);
+    RUN(backends_tell_their_state);
     return 0;
 }

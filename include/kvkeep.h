@@ -152,6 +152,9 @@
 /// Length of a request id, its NUL included.
 #define KVKEEP_REQUEST_ID_BYTES 256
 
+/// Length of the URL inside a backend's state, its NUL included.
+#define KVKEEP_URL_BYTES 512
+
 /// Most events that are kept for readers.
 #define KVKEEP_EVENTS_MAX (1 << 16)
 
@@ -276,6 +279,18 @@ typedef enum {
     /// A transfer from an engine's pages: `kvkeep_submit_store`.
     KVKEEP_JOB_STORE = 3,
 } kvkeep_job_kind;
+
+/// Whether a backend is used.
+typedef enum {
+    /// It answers.
+    KVKEEP_BACKEND_GOOD = 0,
+    /// It is used, and `message` names what slows or bounds it.
+    KVKEEP_BACKEND_NOTED = 1,
+    /// It is not used until it has answered the requests that passed their deadline.
+    KVKEEP_BACKEND_FENCED = 2,
+    /// It fails, and may come back.
+    KVKEEP_BACKEND_BAD = 3,
+} kvkeep_backend_health;
 
 /// A change of an object in one tier.
 typedef enum {
@@ -835,6 +850,51 @@ typedef struct {
     /// The `request_id` that it began with, NUL-terminated UTF-8.
     char request_id[KVKEEP_REQUEST_ID_BYTES];
 } kvkeep_session_state;
+
+/// The state of one backend. Counters only grow; gauges are marked. Of reads, `loaded_bytes / load_busy_us / 1000` is the rate in
+/// GB/s while there was anything to read, `load_us / loads` the mean latency; so it is of writes.
+typedef struct {
+    /// The number that `kvkeep_add_backend` gave.
+    uint64_t backend;
+    /// Its place, as in `tier_keys` of a result.
+    uint32_t place;
+    /// A kvkeep_backend_health.
+    uint32_t health;
+    /// Gauge: objects that it has, where it knows.
+    uint64_t objects;
+    /// Gauge: bytes that it has, where it knows.
+    uint64_t bytes;
+    /// Most bytes it may take; 0: no bound of its own.
+    uint64_t capacity_bytes;
+    /// Objects that it has evicted.
+    uint64_t evictions;
+    /// Objects loaded from it.
+    uint64_t loads;
+    /// Their bytes.
+    uint64_t loaded_bytes;
+    /// Microseconds from their requests until they were verified, summed.
+    uint64_t load_us;
+    /// Microseconds in which it had a load to do.
+    uint64_t load_busy_us;
+    /// Objects written to it.
+    uint64_t stores;
+    /// Their bytes.
+    uint64_t stored_bytes;
+    /// Microseconds from their requests until they were stored, summed.
+    uint64_t store_us;
+    /// Microseconds in which it had a write to do.
+    uint64_t store_busy_us;
+    /// Writes to it that were dropped.
+    uint64_t stores_dropped;
+    /// Gauge: writes to it that have not ended.
+    uint64_t writes_pending;
+    /// Always 0.
+    uint64_t reserved[8];
+    /// Its URL without passwords, keys and tokens, NUL-terminated UTF-8, cut where it is longer.
+    char url[KVKEEP_URL_BYTES];
+    /// NUL-terminated UTF-8: empty for GOOD, else the reason.
+    char message[KVKEEP_MESSAGE_BYTES];
+} kvkeep_backend_state;
 
 /// A change of one object in one tier.
 typedef struct {
@@ -1526,6 +1586,17 @@ KVKEEP_API
 kvkeep_status kvkeep_query_session(kvkeep *cache,
                                    uint64_t session,
                                    kvkeep_session_state *state);
+
+/// Fills in `backends` with the states of the first `backend_capacity` backends, in the order in which they are asked, and sets
+/// `*backend_count` to how many there are. PARTIAL where they do not fit. `backends` may be NULL when `backend_capacity` is 0.
+/// Never blocks on I/O.
+/// Errors: INVALID.
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_query_backends(kvkeep *cache,
+                                    kvkeep_backend_state *backends,
+                                    size_t backend_capacity,
+                                    size_t *backend_count);
 
 /// Sets `*base` and `*bytes` to where L1 lies in this process, for hosts that register its memory with a device or a network. The
 /// bytes of an object may be used there only under a share of it. It stays in place until close; a daemon's client has another one

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
+use crate::abi::{BackendState, Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::config::{PrefetchRequest, SpaceSpec};
@@ -183,6 +183,9 @@ pub trait Cache: Send + Sync {
 
     /// The state of a session: everything but the head.
     fn query_session(&self, session: u64, state: &mut SessionState) -> Result<()>;
+
+    /// The state of every backend, in the order in which they are asked.
+    fn query_backends(&self) -> Result<Vec<BackendState>>;
 
     /// Everything counted, as Prometheus text.
     fn metrics(&self) -> Result<String>;

@@ -235,6 +235,16 @@ public:
         return events;
     }
 
+    /// The state of every backend, in the order in which they are asked.
+    std::vector<kvkeep_backend_state> backends() const {
+        std::vector<kvkeep_backend_state> states(KVKEEP_TIERS_MAX);
+        std::size_t count = 0;
+        while (detail::check(kvkeep_query_backends(cache_, states.data(), states.size(), &count)) == Status::partial)
+            states.resize(count);
+        states.resize(count);
+        return states;
+    }
+
     /// Where L1 lies in this process; see kvkeep_get_arena.
     std::pair<void*, std::size_t> arena() const {
         std::pair<void*, std::size_t> arena{};

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::forgotten::ForgottenSpaces;
 use super::losses::Losses;
+use super::throughput::Throughput;
 use super::write_counters::WriteCounters;
 use crate::abi::KVKEEP_TIERS_MAX;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, Result};
@@ -26,6 +27,12 @@ pub struct BackendSlot {
     pub place: usize,
     /// The plug-in that stores objects.
     pub backend: Arc<dyn Backend>,
+    /// Its URL, without secrets.
+    pub url: String,
+    /// Its reads.
+    pub reads: Arc<Throughput>,
+    /// Its writes.
+    pub stores: Arc<Throughput>,
     /// Counters of writes to it by their end.
     pub writes: WriteCounters,
     /// The part of its evictions that [`Backends::evicted`] counts already.
@@ -189,8 +196,8 @@ impl Backends {
         self.list.read().clone()
     }
 
-    /// Adds a backend below the others. Returns its number.
-    pub fn add(&self, backend: Arc<dyn Backend>) -> Result<u64> {
+    /// Adds a backend below the others, with its URL for people. Returns its number.
+    pub fn add(&self, backend: Arc<dyn Backend>, url: String) -> Result<u64> {
         let mut list = self.list.write();
         // Above all others, so that places rise in the order in which backends are asked, as long as there are such places.
         let above = list.iter().map(|slot| slot.place + 1).max().unwrap_or(1);
@@ -221,6 +228,9 @@ impl Backends {
             number,
             place,
             backend,
+            url,
+            reads: Arc::default(),
+            stores: Arc::default(),
             writes: WriteCounters::default(),
             evicted_kept: AtomicU64::new(0),
             late: AtomicU64::new(0),

@@ -13,7 +13,7 @@ use once_cell::sync::OnceCell;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::abi::{Completion, KVKEEP_MESSAGE_BYTES};
+use crate::abi::{Completion, KVKEEP_MESSAGE_BYTES, chars};
 use crate::config::{Callback, Notify};
 use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
 
@@ -151,10 +151,5 @@ impl Completions {
 
 /// A message as completions carry it, cut to what fits.
 pub fn message_bytes(message: &str) -> [c_char; KVKEEP_MESSAGE_BYTES] {
-    let mut bytes = [0; KVKEEP_MESSAGE_BYTES];
-    let fits = message.floor_char_boundary(KVKEEP_MESSAGE_BYTES - 1);
-    for (place, byte) in bytes.iter_mut().zip(message[..fits].bytes()) {
-        *place = byte as c_char;
-    }
-    bytes
+    chars(message)
 }

@@ -10,6 +10,7 @@ pub mod losses;
 pub mod pending;
 pub mod prefetch;
 pub mod shortfall;
+pub mod throughput;
 pub mod tier_sync;
 pub mod tokens;
 pub mod write_counters;

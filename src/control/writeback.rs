@@ -253,7 +253,7 @@ impl Writeback {
                 return self.write_ended(pending, &slot, Ended::Dropped(Dropped::Failed));
             }
         }
-        let began = Instant::now();
+        let (began, under_way) = (Instant::now(), slot.stores.begin());
         let (me, late_pending, late_slot) = (self.clone(), pending.clone(), slot.clone());
         let on_late = std::iter::once(Box::new(move || {
             me.meters.backend_timeouts.add(1);
@@ -263,12 +263,14 @@ impl Writeback {
         let ticket = self.deadlines.begin(&slot, on_late).pop();
         let (me, its_pending, its_slot) = (self.clone(), pending.clone(), slot.clone());
         let reply = Reply::new(move |result: Result<Stored>| {
+            drop(under_way);
             if !ticket.is_some_and(|ticket| ticket.answered()) {
                 return me.write_answered(&its_pending, &its_slot);
             }
             match result {
                 Ok(Stored::Written) => {
                     me.meters.store_latency.add(began.elapsed());
+                    its_slot.stores.moved(its_pending.bytes, began.elapsed());
                     me.write_ended(&its_pending, &its_slot, Ended::Stored(its_pending.bytes));
                 }
                 Ok(Stored::Already) => me.write_ended(&its_pending, &its_slot, Ended::Already),

@@ -4,8 +4,8 @@ use std::ffi::{c_char, c_void};
 
 use super::handle::kvkeep;
 use super::{disjoint, fill_struct, input, on, output, output_slice, text};
-use crate::abi::{SessionState, SpaceUsage, Stats};
-use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_OK, Status};
+use crate::abi::{BackendState, SessionState, SpaceUsage, Stats};
+use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_OK, KVKEEP_PARTIAL, Status};
 use crate::events::Event;
 use crate::key::Key;
 
@@ -47,6 +47,30 @@ pub unsafe extern "C" fn kvkeep_query_session(cache: *mut kvkeep, session: u64, 
     on(cache, |cache| {
         fill_struct(state, "state", |state| cache.query_session(session, state))?;
         Ok(KVKEEP_OK)
+    })
+}
+
+/// Fills in `backends` with the states of the first `backend_capacity` backends, in the order in which they are asked, and sets
+/// `*backend_count` to how many there are. PARTIAL where they do not fit. `backends` may be NULL when `backend_capacity` is 0.
+/// Never blocks on I/O.
+/// Errors: INVALID.
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_backends(
+    cache: *mut kvkeep,
+    backends: *mut BackendState,
+    backend_capacity: usize,
+    backend_count: *mut usize,
+) -> Status {
+    on(cache, |cache| {
+        let states: &mut [BackendState] =
+            if backend_capacity == 0 { &mut [] } else { output_slice(backends, backend_capacity, "backends")? };
+        let count = output(backend_count, "backend_count")?;
+        disjoint(&[states.as_ptr_range().into(), std::slice::from_ref(&*count).as_ptr_range().into()])?;
+        let all = cache.query_backends()?;
+        *count = all.len();
+        states.iter_mut().zip(&all).for_each(|(state, found)| *state = *found);
+        Ok(if all.len() > states.len() { KVKEEP_PARTIAL } else { KVKEEP_OK })
     })
 }
 

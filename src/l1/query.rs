@@ -3,8 +3,8 @@
 use super::slot::{BUSY, NONE, QUEUED, STORED, TEMPORARY};
 use super::{L1, State};
 use crate::abi::{
-    KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KVKEEP_REQUEST_ID_BYTES,
-    KeyState, ObjectState, SessionState, SpaceUsage,
+    KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, ObjectState,
+    SessionState, SpaceUsage, chars,
 };
 use crate::error::Result;
 use crate::key::Key;
@@ -42,9 +42,6 @@ impl L1 {
     pub fn query_session(&self, session: u64, said: &mut SessionState) -> Result<()> {
         self.with(|state| {
             let session = state.sessions.at(state.sessions.index(session)?);
-            let mut request_id = [0; KVKEEP_REQUEST_ID_BYTES];
-            let text = session.request_id.bytes().take(KVKEEP_REQUEST_ID_BYTES - 1);
-            request_id.iter_mut().zip(text).for_each(|(place, byte)| *place = byte as std::ffi::c_char);
             *said = SessionState {
                 struct_size: said.struct_size,
                 abi_version: said.abi_version,
@@ -56,7 +53,7 @@ impl L1 {
                 staged_keys: session.staged.len() as u64,
                 jobs: session.jobs,
                 owner_pid: session.owner_pid,
-                request_id,
+                request_id: chars(&session.request_id),
             };
             Ok(())
         })

@@ -22,6 +22,28 @@ pub(super) fn split_scheme(url: &str) -> Option<(String, &str)> {
     (!scheme.is_empty() && scheme.bytes().all(fits)).then(|| (scheme.to_ascii_lowercase(), rest))
 }
 
+/// A URL as people may see it: without the user and password before its host, and without the values of parameters that are secret
+/// by their names.
+pub fn without_secrets(url: &str) -> String {
+    const SECRET: [&str; 5] = ["key", "secret", "token", "password", "signature"];
+    let (base, query) = url.split_once('?').map_or((url, None), |(base, query)| (base, Some(query)));
+    let mut shown = match base.split_once("//") {
+        Some((scheme, rest)) => {
+            let host = rest.find('/').unwrap_or(rest.len());
+            let from = rest[..host].rfind('@').map_or(0, |at| at + 1);
+            format!("{scheme}//{}", &rest[from..])
+        }
+        None => base.to_owned(),
+    };
+    for (place, pair) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name_is_secret = SECRET.iter().any(|word| name.to_ascii_lowercase().contains(word));
+        let value = if name_is_secret { "…" } else { value };
+        shown += &format!("{}{name}={value}", if place == 0 { '?' } else { '&' });
+    }
+    shown
+}
+
 /// Decodes parameters written as `name=value`.
 pub(super) fn parse_pairs<'a>(pairs: impl Iterator<Item = &'a str>) -> Result<Vec<(String, String)>> {
     pairs
@@ -179,6 +201,17 @@ impl<'a> Parameters<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn people_see_no_secrets() {
+        let plain = "fault:fs:///a@b/c?capacity=1GiB&fault.flip=1";
+        assert_eq!(without_secrets(plain), plain);
+        assert_eq!(without_secrets("memory:"), "memory:");
+        assert_eq!(
+            without_secrets("s3://me:pass@host:9000/bucket?region=x&SecretKey=abc&session_token=d"),
+            "s3://host:9000/bucket?region=x&SecretKey=…&session_token=…"
+        );
+    }
 
     fn parts(url: &str) -> (String, String, Vec<(String, String)>) {
         let Url { scheme, path, params } = Url::parse(url).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
+use crate::abi::{BackendState, Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::cache;
@@ -20,6 +20,7 @@ use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l1::staged_bytes::THIS_PROCESS;
 use crate::l2;
+use crate::l2::url::without_secrets;
 use crate::log::{Log, LogLevel};
 use crate::node::Node;
 use crate::shape::Shape;
@@ -106,7 +107,7 @@ impl Cache for Node {
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {
-        let number = self.backends.add(l2::registry::open(url, &self.log)?)?;
+        let number = self.backends.add(l2::registry::open(url, &self.log)?, without_secrets(url))?;
         self.look_below();
         self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
         Ok(number)
@@ -396,6 +397,10 @@ impl Cache for Node {
 
     fn query_session(&self, session: u64, state: &mut SessionState) -> Result<()> {
         self.l1.query_session(session, state)
+    }
+
+    fn query_backends(&self) -> Result<Vec<BackendState>> {
+        Ok(Node::query_backends(self))
     }
 
     fn metrics(&self) -> Result<String> {

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use crate::abi::Stats;
+use crate::abi::{BackendHealth, BackendState, Stats, chars};
 use crate::backend_report::BackendReport;
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
-use crate::l2::{Found, Usage};
+use crate::l2::{Found, Health, Usage};
 use crate::node::Node;
 use crate::prometheus;
 
@@ -128,6 +128,43 @@ impl Node {
             }
         });
         reports.collect()
+    }
+
+    /// The state of each backend, for programs.
+    pub fn query_backends(&self) -> Vec<BackendState> {
+        let backends = self.backends.list();
+        let states = backends.iter().map(|slot| {
+            let (usage, reads, stores) = (slot.backend.usage(), slot.reads.get(), slot.stores.get());
+            let (health, message) = match (slot.trouble(), slot.backend.health()) {
+                (Some(why), Health::Bad(_)) => (BackendHealth::KVKEEP_BACKEND_BAD, why),
+                (Some(why), _) if slot.late() > 0 => (BackendHealth::KVKEEP_BACKEND_FENCED, why),
+                (Some(note), _) | (None, Health::Noted(note)) => (BackendHealth::KVKEEP_BACKEND_NOTED, note),
+                (None, _) => (BackendHealth::KVKEEP_BACKEND_GOOD, String::new()),
+            };
+            BackendState {
+                backend: slot.number,
+                place: slot.place as u32,
+                health: health as u32,
+                objects: usage.objects,
+                bytes: usage.bytes,
+                capacity_bytes: usage.capacity,
+                evictions: usage.evicted,
+                loads: reads.objects,
+                loaded_bytes: reads.bytes,
+                load_us: reads.latency_us,
+                load_busy_us: reads.busy_us,
+                stores: stores.objects,
+                stored_bytes: stores.bytes,
+                store_us: stores.latency_us,
+                store_busy_us: stores.busy_us,
+                stores_dropped: slot.writes.dropped.get(),
+                writes_pending: slot.writes.pending.get(),
+                reserved: [0; 8],
+                url: chars(&slot.url),
+                message: chars(&message),
+            }
+        });
+        states.collect()
     }
 
     /// The tiers that have a key, its holders, and why it cannot be evicted. JSON.

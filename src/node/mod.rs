@@ -26,6 +26,7 @@ use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
 use crate::l1::evict::Eviction;
 use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
 use crate::l2;
+use crate::l2::url::without_secrets;
 use crate::log::{Log, LogLevel};
 use crate::memory_bounds::MemoryBounds;
 use crate::meters::Meters;
@@ -203,7 +204,7 @@ impl Node {
             }
         });
         for url in &config.backend_urls {
-            self.backends.add(l2::registry::open(url, &self.log)?)?;
+            self.backends.add(l2::registry::open(url, &self.log)?, without_secrets(url))?;
         }
         self.l1.set_has_l2(writes && !config.backend_urls.is_empty());
 

@@ -44,6 +44,7 @@ KVKEEP_EXTRA_COUNT_MAX = 127
 KVKEEP_MESSAGE_BYTES = 128
 KVKEEP_HISTOGRAM_BUCKETS = 26
 KVKEEP_REQUEST_ID_BYTES = 256
+KVKEEP_URL_BYTES = 512
 KVKEEP_EVENTS_MAX = (1 << 16)
 
 
@@ -112,6 +113,13 @@ class JobKind(enum.IntEnum):
     PREFETCH = 1
     LOAD = 2
     STORE = 3
+
+
+class BackendHealth(enum.IntEnum):
+    GOOD = 0
+    NOTED = 1
+    FENCED = 2
+    BAD = 3
 
 
 class EventKind(enum.IntEnum):
@@ -379,6 +387,51 @@ class kvkeep_session_state(Structure):
         ("jobs", c_uint32),
         ("owner_pid", c_uint32),
         ("request_id", c_char * KVKEEP_REQUEST_ID_BYTES),
+    ]
+
+
+class kvkeep_backend_state(Structure):
+    backend: int
+    place: int
+    health: int
+    objects: int
+    bytes: int
+    capacity_bytes: int
+    evictions: int
+    loads: int
+    loaded_bytes: int
+    load_us: int
+    load_busy_us: int
+    stores: int
+    stored_bytes: int
+    store_us: int
+    store_busy_us: int
+    stores_dropped: int
+    writes_pending: int
+    reserved: Any
+    url: bytes
+    message: bytes
+    _fields_ = [
+        ("backend", c_uint64),
+        ("place", c_uint32),
+        ("health", c_uint32),
+        ("objects", c_uint64),
+        ("bytes", c_uint64),
+        ("capacity_bytes", c_uint64),
+        ("evictions", c_uint64),
+        ("loads", c_uint64),
+        ("loaded_bytes", c_uint64),
+        ("load_us", c_uint64),
+        ("load_busy_us", c_uint64),
+        ("stores", c_uint64),
+        ("stored_bytes", c_uint64),
+        ("store_us", c_uint64),
+        ("store_busy_us", c_uint64),
+        ("stores_dropped", c_uint64),
+        ("writes_pending", c_uint64),
+        ("reserved", c_uint64 * 8),
+        ("url", c_char * KVKEEP_URL_BYTES),
+        ("message", c_char * KVKEEP_MESSAGE_BYTES),
     ]
 
 
@@ -1125,6 +1178,15 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_void_p,
             c_uint64,
             POINTER(kvkeep_session_state),
+        ),
+    ),
+    "kvkeep_query_backends": (
+        c_int,
+        (
+            c_void_p,
+            POINTER(kvkeep_backend_state),
+            c_size_t,
+            POINTER(c_size_t),
         ),
     ),
     "kvkeep_get_arena": (

@@ -162,6 +162,12 @@ class Cache:
         call(lib.kvkeep_forget_space, self.pointer, space, ctypes.byref(removed))
         return removed.value
 
+    def backends(self) -> list[_ffi.kvkeep_backend_state]:
+        """The state of every backend, in the order in which they are asked, by the names in kvkeep.h."""
+        count, states = ctypes.c_size_t(), (_ffi.kvkeep_backend_state * _ffi.KVKEEP_TIERS_MAX)()
+        call(lib.kvkeep_query_backends, self.pointer, states, len(states), ctypes.byref(count))
+        return list(states[: count.value])
+
     def arena(self) -> tuple[int, int]:
         """Address and bytes of L1 in this process, to register with a device or a network; see kvkeep_get_arena."""
         base, size = ctypes.c_void_p(), ctypes.c_size_t()

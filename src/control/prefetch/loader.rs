@@ -16,6 +16,7 @@ use super::phases::{LoadPhase, Phase};
 use crate::arena::Buffer;
 use crate::control::backends::BackendSlot;
 use crate::control::deadline::{Deadlines, Ticket};
+use crate::control::throughput::UnderWay;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::{Key, ObjectKey};
 use crate::l1::slot::Ref;
@@ -98,6 +99,7 @@ struct LoadBatch {
     items: Vec<Item>,
     tickets: OnceCell<Vec<Arc<Ticket>>>,
     began: Instant,
+    _under_way: UnderWay,
 }
 
 impl Loader {
@@ -310,6 +312,7 @@ impl Loader {
             items,
             tickets: OnceCell::new(),
             began: Instant::now(),
+            _under_way: slot.reads.begin(),
         });
         let on_late = (0..batch.items.len()).map(|i| {
             // Strong, so that the deadline holds even if the backend loses a request; the answer or the deadline lets go.
@@ -352,6 +355,7 @@ impl Loader {
                 self.meters.loads.add(1);
                 self.meters.loaded_bytes.add(item.bytes);
                 self.meters.load_latency.add(verified.took);
+                verified.slot.reads.moved(item.bytes, verified.took);
                 let mut bytes = item.bytes;
                 for ((job, index), given) in readers.into_iter().zip(given) {
                     let outcome =

@@ -42,7 +42,7 @@ fn open_with(l1_bytes: u64, backend: Arc<dyn Backend>, change: impl FnOnce(&mut 
     let mut config = NodeConfig::new(l1_bytes);
     change(&mut config);
     let node = Node::open(config).unwrap();
-    node.backends.add(backend).unwrap();
+    node.backends.add(backend, String::new()).unwrap();
     node.l1.set_has_l2(true);
     let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
     let space =

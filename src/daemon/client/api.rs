@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::daemon_link::DaemonLink;
 use super::read_answer::{fill, nothing, number, read_statuses, read_views, text, wrong_answer};
 use super::remote_cache::Client;
-use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
+use crate::abi::{BackendState, Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
 use crate::cache;
@@ -368,6 +368,10 @@ impl Cache for Client {
             *state = SessionState { struct_size, abi_version, ..fields.take()? };
             Ok(())
         })
+    }
+
+    fn query_backends(&self) -> Result<Vec<BackendState>> {
+        self.call(&*self.link()?, &Request::QueryBackends {}, |_, fields| Ok(fields.array()?.to_vec()))
     }
 
     fn metrics(&self) -> Result<String> {

@@ -48,6 +48,10 @@ impl Handler {
                 frame.begin(KVKEEP_OK as u32).put(&state);
                 Ok(())
             }
+            Request::QueryBackends {} => {
+                frame.begin(KVKEEP_OK as u32).array(&node.query_backends());
+                Ok(())
+            }
             Request::Metrics {} => text(frame, &Node::metrics(node)),
             Request::ExplainKey { space, key } => {
                 self.grants.check_space(client, space)?;

@@ -144,7 +144,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         46 => Request::ExplainRefusal { session, of_space: *flag },
         47 => Request::RenewSession { session },
         48 => Request::SetQuota { space, quota_bytes: *other },
-        _ => Request::QuerySession { session },
+        49 => Request::QuerySession { session },
+        _ => Request::QueryBackends {},
     }
 }
 

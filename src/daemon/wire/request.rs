@@ -98,6 +98,7 @@ requests! {
     47 RenewSession { session: u64 },
     48 SetQuota { space: u64, quota_bytes: u64 },
     49 QuerySession { session: u64 },
+    50 QueryBackends {},
 }
 
 impl Request<'_> {
@@ -114,6 +115,7 @@ impl Request<'_> {
                 | Request::ExplainRefusal { .. }
                 | Request::QuerySpace { .. }
                 | Request::QuerySession { .. }
+                | Request::QueryBackends {}
                 | Request::QueryKeys { .. }
         )
     }
