@@ -15,7 +15,7 @@ use crate::error::{Result, Status};
 use crate::key::Key;
 use crate::store_wait;
 use crate::transfer::Transfers;
-use crate::transfer::registry::is_transfer;
+use crate::transfer::transfers::is_transfer;
 
 /// A cache and its transfers.
 pub struct OpenCache {

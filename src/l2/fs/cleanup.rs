@@ -3,7 +3,7 @@
 
 use super::core::Core;
 use super::path;
-use super::quarantine::Quarantine;
+use super::quarantine_dir::Quarantine;
 use super::recover::{self, Recovered};
 use super::writers;
 use crate::log::LogLevel;

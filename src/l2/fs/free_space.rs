@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::fstatvfs;
 
+use super::fs_options::MinFree;
 use super::index::Index;
-use super::options::MinFree;
 use super::root::Root;
 use crate::log::LogLevel;
 

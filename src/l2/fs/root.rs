@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, FileType, statat};
 
 use super::failures::{Failures, file_error};
 use super::file_format::payload_of;
+use super::fs_options::FsOptions;
 use super::index::Index;
-use super::options::FsOptions;
 use super::path;
 use super::tasks::{MaintenanceTask, TaskQueue};
 use crate::error::Error;

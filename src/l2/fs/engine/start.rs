@@ -7,7 +7,7 @@ use super::thread_pool::ThreadPool;
 use super::uring::Uring;
 use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::l2::fs::core::Core;
-use crate::l2::fs::options::{EngineKind, FsOptions};
+use crate::l2::fs::fs_options::{EngineKind, FsOptions};
 use crate::log::LogLevel;
 
 /// Starts an engine. Gives its name, and whether it stands in for io_uring, which the kernel refuses.

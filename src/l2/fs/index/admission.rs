@@ -1,8 +1,8 @@
 //! The index's part in a store: who may write, what has to go for it, and what follows when it ends.
 
 use super::bounds::EvictionPlan;
+use super::fs_index::Index;
 use super::reservation::{Admit, Reservation};
-use super::table::Index;
 use crate::error::{Error, KVKEEP_ERR_LIMIT};
 use crate::l2::fs::file_format::{disk_bytes, is_small};
 use crate::l2::fs::objects::{FileState, HeaderState};

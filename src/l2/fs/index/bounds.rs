@@ -6,8 +6,8 @@
 //!
 //! The bound is the capacity, or what the file system has room for where that is less.
 
+use super::fs_index::Index;
 use super::reservation::Reservation;
-use super::table::Index;
 use crate::key::ObjectKey;
 use crate::l2::fs::file_format::disk_bytes;
 use crate::policy::Removal;
