@@ -161,7 +161,7 @@
 /// The result of a call, and of each key of a batch. 0 is success, a positive number is not an error, a
 /// negative one is. Numbers are never reused.
 typedef enum {
-    /// Done.
+    /// The call did what it was asked.
     KVKEEP_OK = 0,
     /// Not known yet: ask again, or wait for the completion.
     KVKEEP_PENDING = 1,

@@ -6,7 +6,7 @@
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {
-    /// Done.
+    /// The call did what it was asked.
     KVKEEP_OK = 0,
     /// Not known yet: ask again, or wait for the completion.
     KVKEEP_PENDING = 1,
@@ -100,7 +100,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of `status` that says `message`.
+    /// An error of `status` with a message for a person.
     pub fn new(status: Status, message: impl Into<String>) -> Error {
         Error { status, message: message.into() }
     }
@@ -128,7 +128,7 @@ impl Error {
     }
 }
 
-/// What helps against a failure of the operating system, as far as its kind tells.
+/// The remedy for a failure of the operating system, as far as its kind has one.
 pub(crate) fn remedy(kind: std::io::ErrorKind) -> &'static str {
     use std::io::ErrorKind;
     match kind {

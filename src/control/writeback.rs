@@ -208,7 +208,7 @@ impl Writeback {
             drop(write.buffer);
             return self.work_ended(0);
         }
-        let header = Header::seal(&write.key, &write.layout, write.buffer.bytes(), self.checksum).of_shape(write.shape);
+        let header = Header::new(&write.key, &write.layout, write.buffer.bytes(), self.checksum).of_shape(write.shape);
         let bytes = write.buffer.len() as u64;
         let (left, stored) = (AtomicUsize::new(targets.len()), AtomicBool::new(stored));
         let pending = Arc::new(PendingWrite { name: write.name, key: write.key, header, bytes, left, stored });

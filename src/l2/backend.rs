@@ -25,7 +25,7 @@ pub enum Found {
 /// What a store did with one object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stored {
-    /// Written and published.
+    /// The backend wrote and published it.
     Written,
     /// It was there already; nothing was written.
     Already,
@@ -55,7 +55,7 @@ pub struct Usage {
 /// Whether a backend can be used now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Health {
-    /// It answers requests.
+    /// The backend answers its requests.
     Good,
     /// It answers, and this sentence tells an operator what slows or bounds it.
     Noted(String),
@@ -119,21 +119,21 @@ pub struct LoadRequest {
 
 /// Takes the answers of a batch of loads, one call per item, on a backend's thread. Must not block.
 pub trait LoadSink: Send + Sync {
-    /// The backend read item `index`, whose stored header nobody has verified yet, or failed. The buffer comes back in both cases.
+    /// The backend read item `index`, whose header is not verified yet, or failed to. The buffer comes back in both cases.
     fn loaded(&self, index: u32, buffer: Buffer, result: Result<Header>);
 }
 
 /// One object to write.
 pub struct StoreRequest {
-    /// The object's name.
+    /// The key of the object.
     pub key: ObjectKey,
-    /// Its header.
+    /// The header to store with it.
     pub header: Header,
     /// Its payload. The backend drops it before it answers, since the answer may let another have the object's memory.
     pub buffer: Buffer,
     /// The backend need not begin after this time; it answers `TIMEOUT` then.
     pub deadline: Instant,
-    /// Takes the answer.
+    /// Takes the one answer.
     pub reply: Reply<Stored>,
 }
 
@@ -148,7 +148,7 @@ impl StoreRequest {
 /// What became of an object in a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Lookups find it from now on: it was stored, or found to have been stored by somebody else.
+    /// Lookups find it from now on: it was stored, or another process was found to have stored it.
     Appeared,
     /// Lookups do not find it any more: it was evicted, deleted or quarantined, or its bytes were found missing.
     Vanished,

@@ -71,7 +71,7 @@ struct FaultState {
     wake: Condvar,
 }
 
-/// The `fault:` backend.
+/// The backend `fault:`, around another one.
 pub struct FaultBackend {
     shared: Arc<FaultState>,
     seed: u64,
@@ -320,7 +320,7 @@ impl Backend for FaultBackend {
     }
 
     fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
-        // What is answered at once cannot fail, so a caller who wants lookups to fail has to be sent to `lookup`.
+        // Answers given at once cannot fail, so that lookups which are to fail have to go to `lookup`.
         if self.lookups.error > 0.0 || self.lookups.hang > 0.0 || self.delay > 0.0 {
             found.fill(Found::Unknown);
         } else {

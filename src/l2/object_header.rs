@@ -1,8 +1,21 @@
-//! The seal around every object below L1: who it is and a checksum of its bytes.
+//! The header of every object below L1: its identity, and a checksum of its payload. 160 bytes, numbers in little endian.
 //!
-//! 160 bytes, little endian: magic `KVKEEPOB` 8, version 4, checksum kind 4, payload bytes 8, payload CRC-32C 4, reserved
-//! 4, space tag 16, layout tag 16, key hash 32, rank 4, group 4, shape tag 16, reserved 36, CRC-32C of the 156 bytes before 4.
-//! The shape tag is 0 where the shape is unknown.
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | magic, `KVKEEPOB` |
+//! | 8 | 4 | version of the header, 1 |
+//! | 12 | 4 | kind of the payload's checksum: 0 none, 1 CRC-32C |
+//! | 16 | 8 | bytes of payload |
+//! | 24 | 4 | CRC-32C of the payload |
+//! | 28 | 4 | 0 |
+//! | 32 | 16 | space tag |
+//! | 48 | 16 | layout tag |
+//! | 64 | 32 | hash of the key |
+//! | 96 | 4 | rank of the key |
+//! | 100 | 4 | group of the key |
+//! | 104 | 16 | shape tag, 0 where the shape is unknown |
+//! | 120 | 36 | 0 |
+//! | 156 | 4 | CRC-32C of bytes 0 to 155 |
 
 use std::io::{self, Read};
 
@@ -20,7 +33,7 @@ const SHAPE_AT: usize = 104;
 const KIND_NONE: u32 = 0;
 const KIND_CRC32C: u32 = 1;
 
-/// The seal as it is stored.
+/// The header as it is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header(pub [u8; HEADER_BYTES]);
 
@@ -29,7 +42,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
-/// What a seal says of an object beyond its name and its length.
+/// The fields of a header beyond the object's key and length.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HeaderDetails {
     /// Tag of the layout of its space.
@@ -58,26 +71,26 @@ fn array_at<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
 }
 
 impl Header {
-    /// Seals `payload` as the object `key` of a space with the layout `layout`. Without `checksum` only identity and
-    /// length can be verified later.
-    pub fn seal(key: &ObjectKey, layout: &[u8; 16], payload: &[u8], checksum: bool) -> Header {
+    /// The header of `payload`, the object `key` of a space with the layout `layout`. Without `checksum` only identity and length can
+    /// be verified later.
+    pub fn new(key: &ObjectKey, layout: &[u8; 16], payload: &[u8], checksum: bool) -> Header {
         let (kind, crc) = if checksum { (KIND_CRC32C, crc32c(payload)) } else { (KIND_NONE, 0) };
         Header::write(key, layout, payload.len() as u64, kind, crc)
     }
 
-    /// The same seal, of an object of this shape.
+    /// The same header, with the shape's tag.
     pub fn of_shape(mut self, shape: ShapeTag) -> Header {
         self.0[SHAPE_AT..SHAPE_AT + 16].copy_from_slice(&shape.0);
         self.sum_up();
         self
     }
 
-    /// The shape that it says the object has. Worth something only of a seal that was verified.
+    /// The tag of the object's shape. The caller has verified the header.
     pub fn shape(&self) -> ShapeTag {
         ShapeTag(array_at(&self.0, SHAPE_AT))
     }
 
-    /// The seal of an object of which all that it says is known.
+    /// The header of an object of which all fields are known.
     pub fn again(key: &ObjectKey, length: u64, known: &HeaderDetails) -> Header {
         Header::write(key, &known.layout, length, KIND_CRC32C, known.crc).of_shape(known.shape)
     }
@@ -99,13 +112,13 @@ impl Header {
         header
     }
 
-    /// Writes the checksum of the seal itself.
+    /// Writes the header's own checksum.
     fn sum_up(&mut self) {
         let own = crc32c(&self.0[..HEADER_BYTES - 4]);
         self.0[HEADER_BYTES - 4..].copy_from_slice(&own.to_le_bytes());
     }
 
-    /// Checks that the seal itself is whole, and says whose it is and how long its payload is.
+    /// Checks the header's magic, version and own checksum. Gives the object's key and bytes of payload.
     pub fn open(&self) -> Result<(ObjectKey, u64)> {
         let bytes = &self.0;
         if bytes[0..8] != MAGIC {
@@ -125,17 +138,17 @@ impl Header {
         Ok((key, u64::from_le_bytes(array_at(bytes, 16))))
     }
 
-    /// What the seal of `key` with a payload of `length` bytes says beyond these two, if it is whole and has a checksum.
+    /// The fields of the header beyond `key` and `length`, if it is theirs, whole, and has a checksum of the payload.
     pub fn known(&self, key: &ObjectKey, length: u64) -> Option<HeaderDetails> {
         self.identify(key, None, length).ok()?;
-        let crc = self.sealed_crc().ok()??;
+        let crc = self.payload_crc().ok()??;
         Some(HeaderDetails { layout: array_at(&self.0, 48), shape: self.shape(), crc })
     }
 
     /// Checks identity, length, layout (if the caller knows it) and, unless `checksum` is off, the payload's bytes.
     pub fn verify(&self, key: &ObjectKey, layout: Option<&[u8; 16]>, payload: &[u8], checksum: bool) -> Result<()> {
         self.identify(key, layout, payload.len() as u64)?;
-        match self.sealed_crc()? {
+        match self.payload_crc()? {
             Some(crc) if checksum && crc32c(payload) != crc => Err(changed()),
             _ => Ok(()),
         }
@@ -144,7 +157,7 @@ impl Header {
     /// As [`verify`](Header::verify), of a payload of `length` bytes that is read piece by piece. `Err` outside: it cannot
     /// be read.
     pub fn verify_read(&self, key: &ObjectKey, length: u64, payload: &mut dyn Read) -> io::Result<Result<()>> {
-        let crc = match self.identify(key, None, length).and_then(|()| self.sealed_crc()) {
+        let crc = match self.identify(key, None, length).and_then(|()| self.payload_crc()) {
             Ok(Some(crc)) => crc,
             other => return Ok(other.map(drop)),
         };
@@ -177,8 +190,8 @@ impl Header {
         Ok(())
     }
 
-    /// The checksum of the payload, if it was sealed with one.
-    fn sealed_crc(&self) -> Result<Option<u32>> {
+    /// The checksum of the payload, if the header has one.
+    fn payload_crc(&self) -> Result<Option<u32>> {
         match u32_at(&self.0, 12) {
             KIND_CRC32C => Ok(Some(u32_at(&self.0, 24))),
             KIND_NONE => Ok(None),
@@ -212,7 +225,7 @@ mod tests {
     #[test]
     fn p7_any_flipped_bit_is_found() {
         let (key, mut payload) = object();
-        let header = Header::seal(&key, &[7; 16], &payload, true);
+        let header = Header::new(&key, &[7; 16], &payload, true);
         assert!(header.verify(&key, Some(&[7; 16]), &payload, true).is_ok());
         for bit in 0..HEADER_BYTES * 8 {
             let mut torn = header;
@@ -229,7 +242,7 @@ mod tests {
     #[test]
     fn a_seal_says_of_which_shape_the_object_is() {
         let (key, payload) = object();
-        let plain = Header::seal(&key, &[7; 16], &payload, true);
+        let plain = Header::new(&key, &[7; 16], &payload, true);
         assert_eq!(plain.shape(), ShapeTag::UNKNOWN);
         let shaped = plain.of_shape(ShapeTag([5; 16]));
         assert!(shaped.verify(&key, Some(&[7; 16]), &payload, true).is_ok());
@@ -244,21 +257,21 @@ mod tests {
         let mut payload: Vec<u8> = (0..2 * PIECE_BYTES as u32 + 77).map(|i| (i >> 3) as u8).collect();
         let length = payload.len() as u64;
         for checksum in [true, false] {
-            let header = Header::seal(&key, &[7; 16], &payload, checksum);
+            let header = Header::new(&key, &[7; 16], &payload, checksum);
             assert!(header.verify_read(&key, length, &mut &payload[..]).unwrap().is_ok());
             assert!(header.verify_read(&key, length - 1, &mut &payload[..]).unwrap().is_err());
             *payload.last_mut().unwrap() ^= 1;
             assert_eq!(header.verify_read(&key, length, &mut &payload[..]).unwrap().is_err(), checksum);
             *payload.last_mut().unwrap() ^= 1;
         }
-        let header = Header::seal(&key, &[7; 16], &payload, true);
+        let header = Header::new(&key, &[7; 16], &payload, true);
         assert!(header.verify_read(&key, length, &mut &payload[1..]).is_err());
     }
 
     #[test]
     fn p7_identity_and_length_are_verified_without_a_checksum_too() {
         let (key, payload) = object();
-        let header = Header::seal(&key, &[7; 16], &payload, false);
+        let header = Header::new(&key, &[7; 16], &payload, false);
         let mut other = key;
         other.key.rank += 1;
         assert!(header.verify(&other, None, &payload, true).is_err());

@@ -91,7 +91,7 @@ impl Url {
     }
 }
 
-/// The bytes that `text` says: a number and, if any, a binary unit (`4096`, `64M`, `200GiB`).
+/// A size in bytes as text: a number and, if any, a binary unit (`4096`, `64M`, `200GiB`).
 pub fn size(text: &str) -> Result<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -108,7 +108,7 @@ pub fn size(text: &str) -> Result<u64> {
         .ok_or_else(|| Error::invalid(format!("{text:?} is no size; write 4096, 64MiB or 200GiB")))
 }
 
-/// The truth that `text` says.
+/// True or false as text.
 pub fn boolean(text: &str) -> Result<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Ok(true),
@@ -117,7 +117,7 @@ pub fn boolean(text: &str) -> Result<bool> {
     }
 }
 
-/// The parameters of one backend, read by name; [`finish`](Parameters::finish) refuses those that nobody asked for.
+/// The parameters of one backend, read by name; [`finish`](Parameters::finish) refuses those that were not read.
 pub struct Parameters<'a> {
     of: &'static str,
     pairs: &'a [(String, String)],

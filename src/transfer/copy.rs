@@ -3,20 +3,20 @@
 //! `unsafe` lives here because pages are bare addresses that their owner vouches for, and because stores that go past the caches
 //! exist only as intrinsics. The C library's copy takes that way only for stretches of many megabytes on machines with a large
 //! last cache, so that a page of 16 KiB to 8 MiB is first read into the cache that it is about to overwrite; and one page after
-//! another keeps few reads under way at once. Here four pages go side by side, two lines each.
+//! another keeps few reads under way at once. Here four pages are copied side by side, two lines each.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 use super::copy_x86 as x86;
 use crate::arena::Arena;
 
-/// The word of who registered pages: they are there, to read and to write, until the pool is closed, and nobody touches those
-/// of a transfer before it is done.
+/// The promise of the engine that registered pages: they are there, to read and to write, until the pool is closed, and nothing else
+/// touches those of a transfer before it is done.
 #[derive(Clone, Copy)]
 pub struct Promise(());
 
 impl Promise {
-    /// The word is given.
+    /// The engine has given its promise.
     ///
     /// # Safety
     /// It is kept, for every block of every segment of the pool that is opened with it.
@@ -27,7 +27,7 @@ impl Promise {
 
 #[cfg(test)]
 impl Promise {
-    /// The word of a test, whose pages outlive its pools.
+    /// The promise of a test, whose pages outlive its pools.
     pub const fn of_a_test() -> Promise {
         Promise(())
     }
@@ -67,7 +67,7 @@ impl Fragment {
         goes_on
     }
 
-    /// How many bytes.
+    /// The number of its bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes as u64
     }
@@ -83,7 +83,7 @@ impl Fragment {
     }
 }
 
-/// Copies fragments. `cold` says that they are not in the caches and need not be there afterwards.
+/// Copies fragments. `cold`: they are not in the caches and need not be there afterwards.
 ///
 /// The caller holds what of L1 they name for the length of the call: staged by a session of its own, or shared by one.
 pub fn run(fragments: &[Fragment], way: Way, cold: bool) {
@@ -95,7 +95,7 @@ pub fn run(fragments: &[Fragment], way: Way, cold: bool) {
             Way::Scatter => (std::ptr::with_exposed_provenance(l1), std::ptr::with_exposed_provenance_mut(page)),
         };
         // SAFETY: the side of L1 is inside its mapping and held by the caller; the other side was promised when its pool was
-        // opened. They cannot overlap, since pages inside L1 would be another's staging or a share, which nobody may register.
+        // opened. They cannot overlap, since pages inside L1 would be another's staging or a share, which no pool may hold.
         unsafe {
             match stream {
                 Some(stream) if fragment.bytes >= STREAM_BYTES_MIN => stream(from, to, fragment.bytes),
@@ -183,7 +183,7 @@ mod tests {
         let mut page: Vec<u8> = (0..40_000).map(|at| (at >> 4) as u8).collect();
         let base = arena.at(0).expose_provenance() as u64;
         let address = page.as_mut_ptr().expose_provenance() as u64;
-        // SAFETY: the vector outlives the copies and nobody else has it.
+        // SAFETY: the vector outlives the copies and no other code has it.
         let promise = unsafe { Promise::given() };
         let part = |at: u64, bytes: u64| Fragment::new(&promise, address + at, &arena, base + 4096 + at, bytes);
         let mut first = part(0, 30_000);

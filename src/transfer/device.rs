@@ -1,4 +1,4 @@
-//! What every kind of device does for transfers, and what it is told of them.
+//! The two sides of copying: [`Device`] moves bytes, [`CopyWork`] is a transfer as its device sees it.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use super::pieces::KeySpan;
 use crate::arena_lease::ArenaLease;
 use crate::error::Result;
 
-/// A place in a device's order of work, which can be waited for as long as somebody has it.
+/// A place in a device's order of work, which can be waited for as long as a reference to it lives.
 pub trait StreamEvent: Send + Sync {
-    /// What its device calls it.
+    /// The device's own number for it.
     fn handle(&self) -> u64;
 }
 
@@ -23,15 +23,15 @@ pub struct CopyPiece {
     pub way: Way,
     /// The layer it is of, by its place among the pool's.
     pub layer: usize,
-    /// How many bytes.
+    /// The number of its bytes.
     pub bytes: u64,
     /// The keys that it is of, and those between them that have nothing in its layer.
     pub keys: KeySpan,
     /// The mapping that its side of L1 is in.
     pub arena: ArenaLease,
-    /// So much goes with it that the caches are of no use.
+    /// The transfer is so large that the caches are of no use.
     pub cold: bool,
-    /// So much can be had at once that another thread is worth waking.
+    /// So many more bytes can be copied now that another thread is worth waking.
     pub more: bool,
 }
 
@@ -43,8 +43,8 @@ pub trait CopyWork: Send + Sync {
     /// The next piece and its fragments, which replace what was in `fragments`. May call the cache; not under a lock.
     fn next(&self, fragments: &mut Vec<Fragment>) -> Option<CopyPiece>;
 
-    /// A piece stands in its device's order and will be where it belongs when `event` is reached. Told before it landed, in the
-    /// order in which pieces were given; only devices with streams say so. Not under a lock.
+    /// A piece stands in its device's order and will be where it belongs when `event` is reached. Called before it landed, in the
+    /// order in which pieces were given, and only by devices with streams. Not under a lock.
     fn queued(&self, piece: &CopyPiece, event: Arc<dyn StreamEvent>);
 
     /// A piece is where it belongs, or could not be brought there. Once for each; any thread, any order, not under a lock.
@@ -54,7 +54,7 @@ pub trait CopyWork: Send + Sync {
     fn broken(&self);
 }
 
-/// What moves bytes between L1 and the pages of one kind of device.
+/// Moves bytes between L1 and the pages of one kind of device.
 pub trait Device: Send + Sync {
     /// Makes it ready, the first time it is asked for.
     fn open(&self) -> Result<()>;
@@ -63,10 +63,10 @@ pub trait Device: Send + Sync {
     /// refused.
     fn point(&self, stream: u64, way: Way) -> Result<StreamPoint>;
 
-    /// Makes a caller's stream wait for what was queued. False where there are no streams: whoever asks has to wait himself.
+    /// Makes a caller's stream wait for what was queued. False where there are no streams: the caller has to wait itself.
     fn follow(&self, stream: u64, event: Option<&dyn StreamEvent>) -> Result<bool>;
 
-    /// A transfer has something to do, behind `after`. May be told again while it is being worked on.
+    /// A transfer has something to do, behind `after`. May be called again while it is being worked on.
     fn start(&self, work: Arc<dyn CopyWork>, after: StreamPoint);
 
     /// Ends its threads. Nothing is in flight any more.

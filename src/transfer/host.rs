@@ -16,14 +16,14 @@ const THREADS_MAX: usize = 4;
 
 #[derive(Default)]
 struct HostQueue {
-    /// Each with the number of its telling, so that none is taken off that was told later.
+    /// Each with the number of its start, so that none is taken off that was started later.
     works: VecDeque<(u64, Arc<dyn CopyWork>)>,
-    told: u64,
+    started: u64,
     idle: usize,
     closing: bool,
 }
 
-/// The threads and what they have to do.
+/// The threads, and the transfers that have something for them.
 pub struct HostDevice {
     queue: Mutex<HostQueue>,
     some: Condvar,
@@ -32,7 +32,7 @@ pub struct HostDevice {
 }
 
 impl HostDevice {
-    /// No threads yet.
+    /// A host without threads; [`open`](Device::open) starts them.
     pub fn new() -> Arc<HostDevice> {
         Arc::new_cyclic(|me| HostDevice {
             queue: Mutex::default(),
@@ -44,17 +44,17 @@ impl HostDevice {
 
     fn run(&self) {
         let mut fragments: Vec<Fragment> = Vec::new();
-        while let Some((told, work)) = self.front() {
-            let step = AssertUnwindSafe(|| self.step(told, &work, &mut fragments));
+        while let Some((number, work)) = self.front() {
+            let step = AssertUnwindSafe(|| self.step(number, &work, &mut fragments));
             if catch_unwind(step).is_err() {
-                self.done(told);
+                self.done(number);
                 work.broken();
             }
         }
     }
 
-    fn step(&self, told: u64, work: &Arc<dyn CopyWork>, fragments: &mut Vec<Fragment>) {
-        let Some(piece) = work.next(fragments) else { return self.done(told) };
+    fn step(&self, number: u64, work: &Arc<dyn CopyWork>, fragments: &mut Vec<Fragment>) {
+        let Some(piece) = work.next(fragments) else { return self.done(number) };
         if piece.more && self.queue.lock().idle > 0 {
             self.some.notify_one();
         }
@@ -65,8 +65,8 @@ impl HostDevice {
     fn front(&self) -> Option<(u64, Arc<dyn CopyWork>)> {
         let mut queue = self.queue.lock();
         loop {
-            if let Some((told, work)) = queue.works.front() {
-                return Some((*told, work.clone()));
+            if let Some((number, work)) = queue.works.front() {
+                return Some((*number, work.clone()));
             }
             if queue.closing {
                 return None;
@@ -77,10 +77,10 @@ impl HostDevice {
         }
     }
 
-    /// There is nothing left of what was told then.
-    fn done(&self, told: u64) {
+    /// The transfer that was started with this number has nothing left to do.
+    fn done(&self, number: u64) {
         let works = &mut self.queue.lock().works;
-        if let Ok(at) = works.binary_search_by_key(&told, |(number, _)| *number) {
+        if let Ok(at) = works.binary_search_by_key(&number, |(other, _)| *other) {
             works.remove(at);
         }
     }
@@ -122,12 +122,12 @@ impl Device for HostDevice {
     fn start(&self, work: Arc<dyn CopyWork>, _after: StreamPoint) {
         let mut queue = self.queue.lock();
         if queue.closing {
-            // It has ended, since closing waits for all, and nobody would take it off again.
+            // It has ended, since closing waits for all, and no thread would take it off again.
             return;
         }
-        queue.told += 1;
-        let told = queue.told;
-        queue.works.push_back((told, work));
+        queue.started += 1;
+        let number = queue.started;
+        queue.works.push_back((number, work));
         drop(queue);
         self.some.notify_one();
     }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_to_a_closed_host_is_not_kept() {
+    fn a_transfer_that_a_closed_host_is_to_start_is_not_kept() {
         let (host, before, after) = (HostDevice::new(), Arc::new(Nothing), Arc::new(Nothing));
         host.open().unwrap();
         host.start(before.clone(), StreamPoint::default());

@@ -21,7 +21,7 @@ const WINDOW: usize = 64;
 const TURN: Duration = Duration::from_millis(500);
 /// and how long where a next one waits.
 const SHORT_TURN: Duration = Duration::from_millis(20);
-/// A store gives up that was given no memory for so long.
+/// A store that was given no memory for so long gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The keys of a store that have no memory yet.
@@ -89,7 +89,7 @@ impl LargeStores {
         }
     }
 
-    /// Asks for memory for the next keys of a store. When it is through: why with less than all.
+    /// Asks for memory for the next keys of a store. None: more are left. Else it is through, with the reason if some got none.
     fn feed(&self, remainder: &mut StoreRemainder, wait: Duration) -> Option<Option<Why>> {
         if !remainder.transfer.progress.lock().is_copying() {
             return Some(None);
@@ -128,8 +128,8 @@ impl LargeStores {
         })
     }
 
-    /// Asks for memory. What was given none since `fed` for as long as stores wait, or has none to wait for, takes that of what is still
-    /// to be written.
+    /// Asks for memory. A store that got none since `fed` for as long as stores may wait, or that may not wait, takes the memory of objects
+    /// that are still to be written.
     fn ask(
         &self,
         copy: u64,

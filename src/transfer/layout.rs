@@ -1,8 +1,8 @@
-//! Where the bytes of a chunk lie in paged memory, and in which order they lie in its objects. Pure.
+//! The places of a chunk's bytes in paged memory, and their order in its objects. Pure arithmetic.
 //!
 //! An object has the bytes of one chunk for one group: for each segment of the group in the order given, for each block, that
-//! segment's bytes of the block. What else an engine's tensors are (heads or tokens first, K and V apart or fused, one latent, all
-//! layers of a block together) shows in the segments' addresses, sizes and strides alone.
+//! segment's bytes of the block. All else about an engine's tensors (heads or tokens first, K and V apart or fused, one latent, all
+//! layers of a block together) is in the segments' addresses, sizes and strides.
 
 use hashbrown::HashMap;
 
@@ -33,7 +33,7 @@ pub struct Segment {
     pub group: u32,
     /// The layer it belongs to.
     pub layer: u32,
-    /// Which tensor of the layer it is, as its engine says, or 0.
+    /// The tensor of the layer, by the engine's own number, or 0.
     pub part: u32,
 }
 
@@ -57,7 +57,7 @@ impl Segment {
 /// A segment as one of its group.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupSegment {
-    /// The segment.
+    /// The segment, as the engine gave it.
     pub segment: Segment,
     /// Place of its layer among the pool's layers.
     pub layer: usize,
@@ -97,7 +97,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Checks what an engine says of its pages.
+    /// Checks every number that an engine gives.
     pub fn new(blocks: u32, blocks_per_chunk: u32, segments: &[Segment]) -> Result<Layout> {
         if blocks == 0 || blocks > BLOCKS_MAX {
             return Err(Error::invalid(format!(

@@ -11,7 +11,7 @@ use crate::shape::Shape;
 /// The device that stands for the CPU's own memory, in C `KVKEEP_DEVICE_HOST`.
 const HOST: i32 = -1;
 
-/// What an engine says of its pages.
+/// The description of pages that an engine gives.
 pub struct PoolSpec {
     /// Where they are: -1 for the CPU's own memory, or the ordinal of a CUDA device.
     pub device: i32,
@@ -21,15 +21,15 @@ pub struct PoolSpec {
     pub blocks: u32,
     /// Blocks of a chunk.
     pub blocks_per_chunk: u32,
-    /// Where the blocks are.
+    /// The stretches of memory that hold the blocks.
     pub segments: Vec<Segment>,
-    /// That they are there.
+    /// The engine's promise that the pages are there.
     pub promise: Promise,
 }
 
-/// A registered pool.
+/// A pool, registered until it is closed.
 pub struct PagePool {
-    /// Its number.
+    /// The number that callers know it by.
     pub number: u64,
     /// The space whose objects it holds.
     pub space: u64,
@@ -37,13 +37,13 @@ pub struct PagePool {
     pub rank: u32,
     /// Tokens of a block.
     pub block_tokens: u32,
-    /// Where the bytes are.
+    /// The places of its blocks' bytes.
     pub layout: Layout,
     /// The shapes of the objects, one for each group.
     pub shapes: Vec<Shape>,
-    /// That they are there.
+    /// The engine's promise that the pages are there.
     pub promise: Promise,
-    /// What moves them.
+    /// The device that moves their bytes.
     pub device: Arc<dyn Device>,
 }
 

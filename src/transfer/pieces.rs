@@ -1,4 +1,4 @@
-//! In which order the bytes of a transfer go: layer by layer over all chunks that are there, a piece at a time.
+//! The order in which the bytes of a transfer are copied: layer by layer over all chunks that are there, a piece at a time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use super::copy::{Fragment, Promise};
 use super::layout::Layout;
 use crate::arena_lease::ArenaLease;
 
-/// A thread copies about so much between two looks at the rest.
+/// Bytes of a piece, about: a thread copies so many before it takes the transfer's lock again.
 const PIECE_BYTES: u64 = 2 << 20;
 const FRAGMENTS_MAX: usize = 4096;
 
@@ -16,17 +16,17 @@ const FRAGMENTS_MAX: usize = 4096;
 pub struct ObjectPlace {
     /// The mapping, which stays while this does, and what lies there.
     pub arena: ArenaLease,
-    /// Its first byte.
+    /// Address of its first byte.
     pub data: u64,
     /// How many blocks it has.
     pub blocks: u32,
 }
 
-/// What a batch is made from.
+/// The parts of a transfer from which its batches cut pieces.
 pub struct BatchSource<'a> {
-    /// The pool's layout.
+    /// The layout of the pool's segments.
     pub layout: &'a Layout,
-    /// The pool's promise.
+    /// The promise that its pages are there.
     pub promise: &'a Promise,
     /// The group of a key.
     pub group_of: &'a dyn Fn(usize) -> u32,
@@ -43,18 +43,18 @@ pub struct KeySpan {
 }
 
 impl KeySpan {
-    /// The keys.
+    /// The keys, by their places in the transfer.
     pub fn keys(&self) -> &[usize] {
         &self.batch[self.range.clone()]
     }
 
-    /// Whether they are of a batch of these keys.
+    /// Whether they are keys of this batch.
     pub fn is_of(&self, batch: &Arc<[usize]>) -> bool {
         Arc::ptr_eq(&self.batch, batch)
     }
 }
 
-/// Keys whose objects are there, and how far they are copied.
+/// Keys whose objects are there, and the place up to which they are cut into pieces.
 pub struct KeyBatch {
     keys: Arc<[usize]>,
     layer: usize,
@@ -65,9 +65,9 @@ pub struct KeyBatch {
 
 /// A piece's place in the transfer.
 pub struct CutPiece {
-    /// Its layer.
+    /// The place of its layer among the pool's.
     pub layer: usize,
-    /// Its bytes.
+    /// The number of its bytes.
     pub bytes: u64,
     /// From its first to its last key.
     pub keys: KeySpan,

@@ -1,4 +1,4 @@
-//! Accepting a transfer: everything is checked and its memory taken before the call returns; the copying is the device's.
+//! Accepting a transfer: the call checks its arguments and takes the memory before it returns; the device's threads copy.
 
 use std::collections::VecDeque;
 use std::ops::Deref;
@@ -21,7 +21,7 @@ use crate::key::Key;
 use crate::l1::memory_wait::is_refused;
 use crate::memory_bounds::ask_for;
 
-/// What a transfer needs for each key, about.
+/// Bytes that a transfer needs for each key, about.
 const KEY_BYTES: usize = 300;
 /// Objects that are loaded together at first, so that their copying begins when they are there and not when all are.
 const TOGETHER: usize = 8;
@@ -35,9 +35,9 @@ pub struct TransferRequest {
     pub skip_first_tokens: u32,
     /// Of a load: give back the session's own share of each key at the end.
     pub return_shares: bool,
-    /// What is stored, or brought into L1, is dropped with its last share.
+    /// Objects that it stores, or brings into L1, are dropped with their last share.
     pub temporary: bool,
-    /// Of a load: what it has to bring into L1 comes before that of lower priority.
+    /// Of a load: its prefetches come before those of lower priority.
     pub priority: i32,
     /// How the end is reported.
     pub notify: Notify,
@@ -140,7 +140,7 @@ fn skip(pool: &PagePool, keys: &[Key], blocks: &mut [i32], tokens: u32) -> Resul
     Ok(())
 }
 
-/// What is loaded together: each group twice the one before it, since each costs a call, but at most half of what is left, so that
+/// The keys that are loaded together: each group twice the one before it, since each costs a call, but at most half of what is left, so that
 /// no large one is still to be copied when all is there.
 fn groups(keys: &[usize]) -> impl Iterator<Item = &[usize]> {
     let (mut left, mut next) = (keys, TOGETHER);
@@ -152,19 +152,19 @@ fn groups(keys: &[usize]) -> impl Iterator<Item = &[usize]> {
     })
 }
 
-/// What a store or load asks.
+/// The arguments of a store or a load.
 pub struct AskedTransfer<'a> {
-    /// The pool.
+    /// The number of the pool.
     pub pool: u64,
     /// The session it is for.
     pub session: u64,
-    /// The objects.
+    /// The keys of the objects.
     pub keys: &'a [Key],
     /// The blocks, so many for each key as a chunk has.
     pub blocks: &'a [i32],
 }
 
-/// What was asked, as it is done.
+/// The checked arguments of a transfer.
 pub(super) struct CheckedRequest {
     pub(super) pool: Arc<PagePool>,
     pub(super) way: Way,
@@ -172,7 +172,7 @@ pub(super) struct CheckedRequest {
     pub(super) blocks: Vec<i32>,
 }
 
-/// A transfer that is known to others while it is being submitted. Whatever they do to it, it ends no sooner than this.
+/// A transfer that is being submitted and that other calls can name already. It does not end before this is dropped.
 pub(super) struct Submitting(Arc<Transfer>);
 
 impl Deref for Submitting {
@@ -212,7 +212,7 @@ impl Transfers {
         let waits = !temporary && !self.cache().store_wait().is_zero();
         let reserve = |copy, views: &mut [View]| {
             if waits {
-                // What has no memory without dropping writes waits in the background.
+                // Keys for which there is no memory unless writes are dropped wait in the background.
                 self.cache().reserve_patiently(copy, asked.keys, &sizes, Duration::ZERO, views).map(drop)
             } else {
                 self.cache().reserve_write(copy, asked.keys, &sizes, temporary, views).map(drop)
@@ -295,7 +295,7 @@ impl Transfers {
         Ok(())
     }
 
-    /// Has some keys of a load brought into L1, unless they are on their way: then it is told when they are there.
+    /// Has some keys of a load brought into L1, or follows the load that brings them already.
     fn fetch(&self, transfer: &Arc<Transfer>, keys: &[usize], all: &[Key], like: &PrefetchRequest) {
         let names: Vec<Key> = keys.iter().map(|&key| all[key]).collect();
         let follower = PrefetchFollower { transfer: transfer.clone(), keys: keys.to_vec() };
@@ -312,7 +312,7 @@ impl Transfers {
         }
     }
 
-    /// Takes the memory of a transfer and makes it known; from here on it completes, but not before what is given is dropped.
+    /// Takes the memory of a transfer and makes it known; from here on it completes, but not before the returned guard is dropped.
     pub(super) fn accept(
         &self,
         asked: &AskedTransfer<'_>,
@@ -350,7 +350,7 @@ impl Transfers {
         match accepted {
             Ok(transfer) => Ok((Submitting(transfer), views)),
             Err(error) => {
-                // What it had taken goes with its session; one that is gone has taken it along.
+                // The session's end returns what it had taken.
                 let _ = self.cache().abort_session(copy);
                 Err(error)
             }

@@ -1,4 +1,6 @@
-//! The pools and transfers of one open cache, by number, and what may be asked of them.
+//! The registry: the pools and transfers of one open cache, by number, and the calls that name them.
+//!
+//! Two locks: the registry's, then a transfer's. No device and no call of the cache is waited for under either.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,9 +30,9 @@ use crate::shape::Shape;
 const TRANSFER: u64 = 1 << 47;
 /// Most transfers not released.
 const TRANSFERS_MAX: usize = 1 << 16;
-/// Most pools.
+/// Most pools of one handle.
 const POOLS_MAX: usize = 1 << 10;
-/// An answer that nobody reads is kept so long.
+/// How long an answer is kept that its caller does not read.
 const KEPT: Duration = Duration::from_secs(300);
 
 /// Whether a job is a transfer.
@@ -50,7 +52,7 @@ pub(super) struct RegistryState {
     chunk_tokens: HashMap<u64, u32>,
 }
 
-/// All transfers of one open cache.
+/// The pools and transfers of one open cache.
 pub struct Transfers {
     cache: Arc<dyn Cache>,
     host: Arc<dyn Device>,
@@ -82,7 +84,7 @@ fn no_transfer(id: u64) -> Error {
     )
 }
 
-/// Cancels transfers.
+/// Cancels all of `transfers`.
 fn stop(transfers: &[Arc<Transfer>], why: &str) {
     transfers.iter().for_each(|transfer| transfer.stop(KVKEEP_ERR_CANCELLED, why));
 }
@@ -105,8 +107,8 @@ impl Transfers {
 
     /// None yet, of `cache`, whose pages on the host are copied by `host`.
     pub(super) fn by(cache: Arc<dyn Cache>, host: Arc<dyn Device>) -> Arc<Transfers> {
-        let told = cache.clone();
-        let gpus = Arc::new(Gpus::new(cache.log().clone(), move |memlock| told.note_unregistered(memlock)));
+        let notified = cache.clone();
+        let gpus = Arc::new(Gpus::new(cache.log().clone(), move |memlock| notified.note_unregistered(memlock)));
         let large_stores = LargeStores::new(cache.clone());
         Arc::new_cyclic(|me| Transfers {
             cache,
@@ -161,7 +163,7 @@ impl Transfers {
         entered
     }
 
-    /// Refuses what a pool must not be. Gives the tokens of a chunk.
+    /// Refuses a pool that does not fit its space. Gives the tokens of a chunk.
     fn check_pool(&self, inner: &RegistryState, space: u64, layout: &Layout) -> Result<u32> {
         self.check_open()?;
         let chunk_tokens = *inner.chunk_tokens.get(&space).ok_or_else(|| {
@@ -186,8 +188,8 @@ impl Transfers {
         Ok(chunk_tokens)
     }
 
-    /// Refuses a pool whose objects would look different from those of others, in whichever process. Without the daemon there is
-    /// nobody to ask: then its first transfer is refused, which asks again.
+    /// Refuses a pool whose objects would look different from those of others, in any process. While the daemon is
+    /// away the pool is accepted unchecked: its first transfer asks again, and is refused then.
     fn declare(&self, space: u64, shapes: &[Shape]) -> Result<()> {
         match self.cache.declare_shapes(space, shapes) {
             Err(error) if error.status == KVKEEP_ERR_DISCONNECTED => Ok(()),
@@ -207,7 +209,7 @@ impl Transfers {
         Ok(number)
     }
 
-    /// A pool's own device goes with it; the host is everybody's.
+    /// Closes a pool's own device; the host's is shared by all pools.
     fn close_device(&self, device: &Arc<dyn Device>) {
         if !Arc::ptr_eq(device, &self.host) {
             device.close();
@@ -239,7 +241,7 @@ impl Transfers {
         self.make_room(&mut self.inner.lock(), pool)
     }
 
-    /// Forgets what nobody asks for any more, and refuses one more transfer where it may not be.
+    /// Forgets answers that were not read in time, and refuses one more transfer where there are too many.
     fn make_room(&self, inner: &mut RegistryState, pool: u64) -> Result<()> {
         self.check_open()?;
         let now = Instant::now();
@@ -297,7 +299,7 @@ impl Transfers {
         Ok(())
     }
 
-    /// Blocks until a layer of a transfer is done, and says whether all of it that was asked was there.
+    /// Blocks until a layer of a transfer is done. PARTIAL if less of it than was asked for was there.
     pub fn wait_layer(&self, id: u64, layer: u32, timeout_ms: u32) -> Result<Status> {
         self.wait_until(id, layer, timeout_ms, Progress::layer_done).map(|(_, _, status)| status)
     }
@@ -351,7 +353,7 @@ impl Transfers {
         }
     }
 
-    /// Says that a transfer looks nothing up.
+    /// The error of a query for lookup hits: a transfer looks nothing up.
     pub fn no_lookup(&self, id: u64) -> Error {
         self.transfer(id).err().unwrap_or_else(|| {
             Error::invalid(format!(
@@ -398,7 +400,7 @@ impl Transfers {
         Ok(())
     }
 
-    /// Forgets a transfer.
+    /// Forgets a transfer, which is cancelled if it is not done.
     pub fn release(&self, id: u64) -> Result<()> {
         let transfer = self.transfer(id)?;
         let done = {
@@ -437,7 +439,7 @@ impl Transfers {
         self.stop_for_good();
     }
 
-    /// Completes everything and ends the threads.
+    /// Waits until every transfer is done, and ends the threads. Blocks.
     pub fn close(&self) {
         wait_for(&self.stop_for_good());
         self.large_stores.close();

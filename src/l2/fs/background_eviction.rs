@@ -9,7 +9,7 @@ use super::free_space::size;
 use super::root::Root;
 use crate::log::LogLevel;
 
-/// How often the log says how far it is.
+/// How often the log has a line about it.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// An eviction that takes more than one step.
@@ -69,7 +69,7 @@ impl BackgroundEviction {
         }
     }
 
-    /// What an operator should know, if anything.
+    /// A sentence for the operator while an eviction is under way.
     pub fn note(&self) -> Option<String> {
         let state = self.0.lock();
         state.as_ref().map(|progress| {

@@ -1,5 +1,5 @@
-//! What the maintenance thread does now and then besides its tasks: it removes what dead writers left, trims the quarantine, and
-//! lists again the directories that recovery could not list.
+//! The maintenance thread's work between its tasks: it removes what dead writers left, trims the quarantine, and lists again the
+//! directories that recovery could not list.
 
 use super::core::Core;
 use super::path;

@@ -30,7 +30,8 @@ pub struct Directories {
     known: Mutex<DirectorySizes>,
     /// They are much of the capacity.
     matter: AtomicBool,
-    /// Shards that stores have made and have not put their files into yet: they stay, though they are empty.
+    /// Shards that stores have made and have not put their files into yet: they stay, though they are empty. By path, with the number of
+    /// stores.
     awaiting: Mutex<HashMap<String, u32>>,
 }
 
@@ -53,7 +54,7 @@ impl Directories {
         Directories { count, ..Directories::default() }
     }
 
-    /// Changes what is known of the directories, and has it count.
+    /// Changes the sizes, and updates the index with their sum.
     fn change<T>(&self, root: &Root, change: impl FnOnce(&mut DirectorySizes) -> T) -> T {
         let mut known = self.known.lock();
         let result = change(&mut known);
@@ -69,7 +70,7 @@ impl Directories {
         result
     }
 
-    /// Measures all directories.
+    /// Measures all directories, when the backend is opened.
     pub fn measure_all(&self, root: &Root) {
         for space in recover::spaces(&root.dir).unwrap_or_default() {
             self.measure_space(root, space.space, false);
@@ -102,7 +103,7 @@ impl Directories {
     fn measure_space(&self, root: &Root, tag: SpaceTag, prune: bool) {
         let name = hex(&tag.0);
         let place = recover::ObjectDir { space: tag, path: root.dir.join(&name) };
-        // What cannot be listed cannot be measured either.
+        // A directory that cannot be listed cannot be measured either.
         let shards = recover::shards(vec![place], |_, _| {});
         let mut bytes = 0;
         for shard in shards {
@@ -159,7 +160,7 @@ impl Directories {
         }
     }
 
-    /// The file of an object is away: its directory goes too if it is empty, and directories are much of the capacity.
+    /// The file of an object is gone: removes its directory if that is empty, and directories are much of the capacity.
     pub fn prune(&self, root: &Root, key: &ObjectKey) {
         if !self.matter.load(Ordering::Relaxed) {
             return;

@@ -15,7 +15,7 @@ const READS_MAX: u32 = 8;
 /// Bytes of a path that are shown at least.
 const PATH_MIN: usize = 30;
 
-/// `path` in at most `most` bytes. What is left out stands in the middle: the beginning tells the directory, the end the file.
+/// `path` in at most `most` bytes. The middle is left out: the beginning is the directory, the end the file.
 pub fn shortened(path: &str, most: usize) -> String {
     const GAP: &str = "…";
     if path.len() <= most {
@@ -40,12 +40,11 @@ pub fn file_error(what: &str, path: &Path, error: &io::Error) -> Error {
     Error { message, ..Error::io("", error) }
 }
 
-/// What the engines do to a file that they load.
+/// What an engine was doing to a file when it failed, as errors name it.
 pub const OPENING: &str = "opening";
-/// What the engines do to a file that they load.
+/// As [`OPENING`], of a load's bytes.
 pub const READING: &str = "reading";
-
-/// What the engines do to a file that makes room for another.
+/// As [`OPENING`], of a victim.
 pub const EVICTING: &str = "evicting";
 
 /// Why bytes did not move.
@@ -56,12 +55,12 @@ pub enum IoFailure {
     Short(u64),
 }
 
-/// The answer to everything that comes after close.
+/// The answer to every request after close.
 pub fn closed() -> Error {
     Error::new(KVKEEP_ERR_CLOSED, "the fs backend is closed")
 }
 
-/// The answer to what would make a queue too long.
+/// The answer to a request that would make a queue too long.
 pub fn full(most: usize) -> Error {
     Error::new(KVKEEP_ERR_LIMIT, format!("the fs backend has {most} requests waiting already; try again later"))
 }
@@ -85,18 +84,18 @@ impl Streak {
         }
     }
 
-    /// What failed last, of at least `most` failures.
-    fn trouble(&self, most: u32) -> Option<String> {
+    /// The last failure, if there were at least `most`.
+    fn last_of(&self, most: u32) -> Option<String> {
         (self.failures.load(Ordering::Acquire) >= most).then(|| self.last.lock().clone())
     }
 }
 
-/// What fails in the directory now.
+/// The failures that make the backend unhealthy.
 #[derive(Default)]
 pub struct Failures {
     reads: Streak,
     writes: Streak,
-    /// What the scan could not read.
+    /// A sentence about the directories that recovery could not read.
     unlisted: Mutex<Option<String>>,
 }
 
@@ -117,7 +116,7 @@ impl Failures {
         self.writes.succeeded();
     }
 
-    /// What of the directory cannot be listed, if anything.
+    /// Sets the sentence about directories that cannot be listed, if there are any.
     pub fn set_unlisted(&self, why: Option<String>) {
         *self.unlisted.lock() = why;
     }
@@ -125,8 +124,8 @@ impl Failures {
     /// Bad once a write failed and none succeeded since, once many reads in a row failed, or while part of the directory cannot
     /// be listed.
     pub fn health(&self) -> Health {
-        let reads = self.reads.trouble(READS_MAX).map(|why| format!("reads fail: {why}"));
-        let writes = self.writes.trouble(1).map(|why| format!("writes fail: {why}"));
+        let reads = self.reads.last_of(READS_MAX).map(|why| format!("reads fail: {why}"));
+        let writes = self.writes.last_of(1).map(|why| format!("writes fail: {why}"));
         let all: Vec<String> = [writes, reads, self.unlisted.lock().clone()].into_iter().flatten().collect();
         if all.is_empty() { Health::Good } else { Health::Bad(all.join("; ")) }
     }

@@ -1,6 +1,7 @@
-//! One object as bytes on their way: a header block, the payload, and what direct I/O needs around it.
+//! The memory from which one object's file is written, or into which it is read: a header block, the payload, and what direct I/O needs
+//! around it.
 //!
-//! The header of a small object may be known: then it is not read, and the payload has to fit what is known of it.
+//! The header of a small object may be known: then only the payload is read, and its checksum has to be the known one.
 //!
 //! Direct I/O wants addresses, offsets and lengths in whole blocks. A payload in whole blocks travels from and to its own
 //! buffer; the tail of another goes through a block of ours; one at an unaligned address through a copy.
@@ -12,12 +13,12 @@ use crate::key::ObjectKey;
 use crate::l2::fs::file_format::BLOCK;
 use crate::l2::object_header::{HEADER_BYTES, Header, HeaderDetails};
 
-/// Blocks for a header and a tail, used again by the next frame.
+/// Blocks for a header and a tail, which the next object uses again.
 pub type Spare = Vec<Buffer>;
 
-/// One object under transfer.
+/// The buffers of one object's file.
 pub struct FileBuffers {
-    /// The caller's payload.
+    /// The caller's buffer, for the payload.
     buffer: Buffer,
     scratch: Buffer,
     /// Stands in for `buffer` when its address is unaligned.
@@ -29,7 +30,7 @@ pub struct FileBuffers {
 }
 
 impl FileBuffers {
-    /// A frame around `buffer`; hands it back if there is no memory.
+    /// Buffers around `buffer`; hands it back if there is no memory.
     pub fn new(buffer: Buffer, spare: &mut Spare, direct: bool) -> Result<FileBuffers, (Buffer, io::Error)> {
         let len = buffer.len();
         let scratch = match spare.pop().map_or_else(|| Buffer::heap(2 * BLOCK), Ok) {
@@ -56,13 +57,13 @@ impl FileBuffers {
         self.lens.iter().sum::<usize>() as u64
     }
 
-    /// Bytes of the file.
+    /// Bytes of the whole file.
     pub fn file_bytes(&self) -> u64 {
         (BLOCK + self.buffer.len()) as u64
     }
 
-    /// Makes the frame ready to be written, under `header`.
-    pub fn seal(&mut self, header: &Header) {
+    /// Fills in the header and the tail, so that the file can be written.
+    pub fn set_header(&mut self, header: &Header) {
         let (head, tail) = self.scratch.bytes_mut().split_at_mut(BLOCK);
         head[..HEADER_BYTES].copy_from_slice(&header.0);
         head[HEADER_BYTES..].fill(0);
@@ -76,7 +77,7 @@ impl FileBuffers {
         }
     }
 
-    /// Has the payload alone be read, of the object `key` of which this is known.
+    /// Has only the payload read, of the object `key` whose header has these fields.
     pub fn know(&mut self, key: &ObjectKey, known: HeaderDetails) {
         let header = Header::again(key, self.buffer.len() as u64, &known);
         self.scratch.bytes_mut()[..HEADER_BYTES].copy_from_slice(&header.0);
@@ -88,7 +89,7 @@ impl FileBuffers {
         if self.known.is_some() { BLOCK as u64 } else { 0 }
     }
 
-    /// Whether what was read, in full if `whole`, is other than what is known of it: then the whole of it is to be read.
+    /// Whether the payload, if it was read in full (`whole`), lacks the known checksum. Then the caller reads the whole file.
     pub fn mistaken(&mut self, whole: bool) -> bool {
         let Some(known) = self.known else { return false };
         if whole {
@@ -101,7 +102,7 @@ impl FileBuffers {
         mistaken
     }
 
-    /// Takes what was read: the header, and the payload in its buffer.
+    /// Gives the header and the payload that were read.
     pub fn opened(mut self, spare: &mut Spare) -> (Header, Buffer) {
         let mut header = Header([0; HEADER_BYTES]);
         header.0.copy_from_slice(&self.scratch.bytes()[..HEADER_BYTES]);
@@ -111,7 +112,7 @@ impl FileBuffers {
         (header, self.abandoned(spare))
     }
 
-    /// Brings what was read beside the buffer into it.
+    /// Copies into the buffer what was read around it.
     fn gather(&mut self) {
         let len = self.buffer.len();
         if let Some(bounce) = &self.bounce {
@@ -189,12 +190,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sealed_is_opened() {
+    fn a_file_that_was_written_is_read_back() {
         for (len, direct) in [(1, true), (1, false), (4096, true), (10_000, true), (10_000, false), (0, true)] {
             let mut buffer = Buffer::heap(len).unwrap();
             buffer.bytes_mut().iter_mut().enumerate().for_each(|(i, byte)| *byte = i as u8);
             let mut frame = FileBuffers::new(buffer, &mut Spare::new(), direct).ok().unwrap();
-            frame.seal(&Header([5; HEADER_BYTES]));
+            frame.set_header(&Header([5; HEADER_BYTES]));
             let bytes: Vec<u8> = frame.slices(0, frame.span()).iter().flat_map(|part| part.to_vec()).collect();
             assert_eq!(bytes.len() as u64, frame.span());
             assert_eq!(frame.file_bytes(), (BLOCK + len) as u64);

@@ -1,4 +1,4 @@
-//! The room that the file system has, which others use too: measured now and then, and learned from a store that it refuses.
+//! The free space of the file system, which others use too: measured now and then, and learned from stores that it refuses.
 //!
 //! Below `min_free=`, or when the file system is full, new objects take the place of the oldest of this backend.
 
@@ -14,16 +14,16 @@ use super::index::Index;
 use super::root::Root;
 use crate::log::LogLevel;
 
-/// The file system is measured again after this time, the second one while it has too little room: a store must not evict for
-/// what others have freed,
+/// The file system is measured again after this time, the second one while it has too little space: a store must not evict for
+/// bytes that others have freed,
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
 const MEASURE_EVERY_SHORT: Duration = Duration::from_millis(1);
 /// or when so many bytes were reserved since.
 const MEASURE_BYTES: u64 = 64 << 20;
-/// How long a refusal bounds the directory, unless the file system says that it has more room since; and how long it must have
-/// had room before that is said.
+/// How long a refusal bounds the directory, unless the file system has more space since; and how long it must have had space before
+/// the log has it.
 const REMEMBERED: Duration = Duration::from_secs(10);
-/// How long what the file system lacks is not evicted again where evicting did not help, at first,
+/// How long no more is evicted for what the file system lacks where an eviction did not help, at first,
 const PATIENCE: Duration = Duration::from_secs(10);
 /// and at most: it may be that it frees bytes late, or for others.
 const PATIENCE_MAX: Duration = Duration::from_secs(320);
@@ -38,10 +38,10 @@ struct Relief {
     patience: Duration,
 }
 
-/// The file system had no room for a store.
+/// The file system refused a store.
 struct DiskFull {
     at: Instant,
-    /// Bytes that it said were free then.
+    /// Bytes that were free then, by its own count.
     free: u64,
 }
 
@@ -51,22 +51,22 @@ struct FreeSpaceState {
     free: u64,
     min_free: u64,
     relief: Option<Relief>,
-    /// The file system has too little room since a store met its bound last.
+    /// A store met the file system's bound last at this time.
     pressed: Option<Instant>,
     refused: Option<DiskFull>,
     /// Evicting did not help a store then.
     futile: Option<Instant>,
 }
 
-/// What is known of the file system's room.
+/// The free space as last measured, and what follows from it.
 pub struct FreeSpace {
     min_free: MinFree,
     state: Mutex<FreeSpaceState>,
-    /// The file system has too little room.
+    /// The file system has too little space.
     short: AtomicBool,
     /// Bytes reserved since it was measured.
     reserved: AtomicU64,
-    /// Bytes reserved by stores whose files have no room yet.
+    /// Bytes reserved by stores whose files are not allocated yet.
     unallocated: AtomicU64,
     /// Bytes of all objects above which stores are refused as by a full file system.
     #[cfg(test)]
@@ -97,7 +97,7 @@ impl FreeSpace {
         self.unallocated.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// A store's file has its room, or the store ended.
+    /// A store's file is allocated, or the store ended.
     pub fn allocated(&self, bytes: u64) {
         self.unallocated.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -110,12 +110,12 @@ impl FreeSpace {
         REMEMBERED
     }
 
-    /// Whether the file system has less room than the capacity.
+    /// Whether the file system has less space than the capacity.
     pub fn is_short(&self) -> bool {
         self.short.load(Ordering::Relaxed)
     }
 
-    /// What an operator should know, if anything.
+    /// A sentence for the operator while the file system is full.
     pub fn note(&self) -> Option<String> {
         self.is_short().then(|| {
             let state = self.state.lock();
@@ -127,7 +127,7 @@ impl FreeSpace {
         })
     }
 
-    /// Measures the file system's room, unless that was done a moment ago.
+    /// Measures the free space, unless that was done a moment ago. Waits for the file system under no lock.
     pub fn measure(&self, root: &Root) {
         let mut state = self.state.lock();
         let every = if self.is_short() { MEASURE_EVERY_SHORT } else { MEASURE_EVERY };
@@ -138,7 +138,7 @@ impl FreeSpace {
         let now = Instant::now();
         state.measured = Some(now);
         self.reserved.store(0, Ordering::Relaxed);
-        // A file system that hangs must not keep anybody else waiting, such as those who ask for the backend's health.
+        // A file system that hangs must not keep others waiting, such as a caller that asks for the backend's health.
         drop(state);
         let Ok(vfs) = fstatvfs(&root.dirfd) else { return };
         let mut state = self.state.lock();
@@ -147,10 +147,10 @@ impl FreeSpace {
         state.min_free = self.min_free.bytes(vfs.f_blocks.saturating_mul(unit));
         let taken = state.min_free.saturating_add(self.unallocated.load(Ordering::Relaxed));
         let free = i64::try_from(state.free).unwrap_or(i64::MAX);
-        // A file system that does not say how large it is is not measured.
+        // A file system that does not give its size is not measured.
         let spare = if vfs.f_blocks == 0 { i64::MAX } else { free.saturating_sub_unsigned(taken) };
         let margin = root.index(|index| index.margin());
-        // A quota or a lack of files may refuse a store though bytes are free: then more of them say nothing.
+        // A quota or a lack of files may refuse a store though bytes are free: then more free bytes prove nothing.
         let is_over = |refused: &DiskFull| {
             let has_room = refused.free < MEASURE_BYTES && state.free > refused.free.saturating_add(2 * margin);
             has_room || refused.at.elapsed() >= self.remembered()
@@ -226,7 +226,7 @@ impl FreeSpace {
     }
 }
 
-/// Bytes in words.
+/// A number of bytes as text, in KiB, MiB or GiB.
 pub fn size(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{} KiB", bytes >> 10),
@@ -235,7 +235,7 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// Whether the file system has no room for a file, or no more files.
+/// Whether the file system has no more bytes, or no more files, for its caller.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
@@ -276,7 +276,7 @@ mod tests {
         let gib = 1 << 30;
         assert!(!state.is_patient(-4 * gib, 100 << 30, false, begun));
         assert!(!state.is_patient(-3 * gib, 99 << 30, true, begun), "it is going on");
-        // Nothing came of the four GiB that were evicted.
+        // The eviction of four GiB freed none.
         assert!(state.is_patient(-4 * gib, 96 << 30, false, after(1)));
         assert!(!state.is_patient(-4 * gib, 96 << 30, false, after(11)));
         assert!(state.is_patient(-4 * gib, 92 << 30, false, after(22)), "the second time it waits longer");

@@ -1,4 +1,4 @@
-//! What an `fs` backend is opened with, and how a URL says it.
+//! The options of an `fs` backend, and their form in a URL.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub enum EngineKind {
     /// io_uring where the kernel allows it, else the pool.
     #[default]
     Auto,
-    /// io_uring or nothing.
+    /// io_uring; opening fails without it.
     Uring,
     /// Threads that read and write.
     Pool,
@@ -27,12 +27,12 @@ pub enum MinFree {
     Auto,
     /// This share of the file system, in percent.
     Percent(f64),
-    /// So many bytes.
+    /// This number of bytes.
     Bytes(u64),
 }
 
 impl MinFree {
-    /// What `min_free=` says: a size, or a share in percent.
+    /// The value of `min_free=`: a size, or a share in percent.
     fn parse(text: &str) -> Result<MinFree> {
         let Some(percent) = text.strip_suffix('%') else {
             let wrong = |_| Error::invalid(format!("{text:?} is neither a size nor a share; write 10GiB, 5% or 0"));
@@ -61,7 +61,7 @@ pub struct FsOptions {
     pub dir: PathBuf,
     /// Most bytes of disk to take, 0 for no bound but the disk's.
     pub capacity: u64,
-    /// What the file system is to keep free: below it, this backend's oldest objects make room for new ones.
+    /// What the file system is to keep free: below it, new objects take the place of this backend's oldest.
     pub min_free: MinFree,
     /// What moves the bytes.
     pub engine: EngineKind,
@@ -79,8 +79,7 @@ pub struct FsOptions {
     pub log: Log,
     /// Directories count under the capacity too.
     pub count_directories: bool,
-    /// How often the directory is tidied up while it is open: what dead writers left is removed, what could not be listed is
-    /// tried again.
+    /// How often the maintenance thread removes what dead writers left, and lists again what could not be listed.
     pub cleanup_every: Duration,
 }
 
@@ -108,7 +107,7 @@ impl FsOptions {
         }
     }
 
-    /// What the URL `fs://<path>?<params>` says.
+    /// The options in the URL `fs://<path>?<params>`.
     pub fn from_url(path: &str, params: &[(String, String)]) -> Result<FsOptions> {
         if !path.starts_with('/') {
             return Err(Error::invalid(format!(

@@ -21,21 +21,21 @@ pub enum FileKind {
     Object(ObjectKey),
     /// An object being written, or what a writer left; stale once its writer is gone.
     Temporary {
-        /// Whoever opens the directory, or has it open, removes it.
+        /// Any backend that opens the directory, or has it open, removes it.
         stale: bool,
     },
-    /// An object found broken, kept for an inspection: that of this key, if its name says so.
+    /// An object found broken, kept for an inspection: that of this key, if its name has one.
     Quarantined(Option<ObjectKey>),
-    /// None of these.
+    /// A file that kvkeep did not write.
     Foreign,
 }
 
-/// One file.
+/// One file of a directory.
 #[derive(Clone, Debug)]
 pub struct FileEntry {
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
-    /// What it is.
+    /// The kind of file, by its name.
     pub kind: FileKind,
     /// Its length in bytes.
     pub bytes: u64,
@@ -50,14 +50,14 @@ impl FileEntry {
     }
 }
 
-/// The files of a directory in the order of their paths, from their names and sizes alone. What another process removes
-/// meanwhile is left out.
+/// The files of a directory in the order of their paths, from their names and sizes alone. Files that another process
+/// removes meanwhile are left out.
 pub fn list(dir: &Path) -> Result<Vec<FileEntry>> {
     let failed = |error: io::Error| Error::io(format!("reading {}", dir.display()), &error);
     let this = WriterId::this();
     let mut entries = Vec::new();
     list_files(dir, &this, &mut entries, |_| FileKind::Foreign).map_err(failed)?;
-    // What is not ours in the directory itself is nobody's concern; an open leaves a file there if it is killed.
+    // Foreign files in the directory itself do no harm; a process that is killed while it opens the directory leaves a file there.
     entries.retain(|entry| matches!(entry.kind, FileKind::Temporary { .. }));
     for file in temporaries(dir, &this).map_err(failed)? {
         let (kind, bytes) = (FileKind::Temporary { stale: file.stale }, file.meta.len());
@@ -103,7 +103,7 @@ fn list_files(
 }
 
 /// Reads the object of `key` and checks its header, identity, length and checksum. Returns its bytes of payload, or `None`
-/// if the file is gone. `CORRUPT` says what is wrong with it; any other error, that it could not be read.
+/// if the file is gone. The error `CORRUPT` names the defect; any other means that the file could not be read.
 pub fn verify(path: &Path, key: &ObjectKey) -> Result<Option<u64>> {
     let failed = |error: io::Error| Error::io(format!("reading {}", path.display()), &error);
     let Some(mut file) = gone_is_none(File::open(path)).map_err(failed)? else { return Ok(None) };

@@ -23,7 +23,7 @@ use crate::l2::{LoadRequest, LoadSink};
 /// A load under way.
 pub struct ActiveLoad {
     pub path: String,
-    /// A descriptor is waited for until then.
+    /// Until then it waits for a descriptor, where there is none.
     pub patience: Instant,
     key: ObjectKey,
     /// Names the object, should another one take its key.
@@ -33,7 +33,7 @@ pub struct ActiveLoad {
 }
 
 impl Core {
-    /// Prepares a load, or answers it.
+    /// Prepares a load and counts it as a use, or answers it.
     pub fn begin_load(&self, load: LoadRequest, spare: &mut Spare) -> Option<(ActiveLoad, FileBuffers)> {
         let LoadRequest { key, buffer, checksum, deadline, sink, index } = load;
         let mut reading =
@@ -41,12 +41,12 @@ impl Core {
         let checked =
             in_time(deadline, "load").and_then(|()| self.root.index(|index| index.begin_load(&key, buffer.len())));
         let error = match checked {
-            Ok(Opening { born, known, beside }) => match FileBuffers::new(buffer, spare, self.root.direct) {
+            Ok(Opening { born, known, follows }) => match FileBuffers::new(buffer, spare, self.root.direct) {
                 Ok(mut frame) => {
                     reading.born = born;
-                    // What is known stands for the seal only if the payload's sum tells that it is still the same object. Files that
-                    // stand beside each other are read whole: of those the kernel makes one reading, and headers cost less than gaps.
-                    if let Some(known) = known.filter(|_| checksum && !(beside && self.root.direct)) {
+                    // Known fields stand for the header only if the payload's checksum proves that it is still the same object. Files
+                    // that lie next to each other are read whole: the kernel joins those reads, and headers cost less than gaps.
+                    if let Some(known) = known.filter(|_| checksum && !(follows && self.root.direct)) {
                         frame.know(&key, known);
                     }
                     return Some((reading, frame));
@@ -59,7 +59,7 @@ impl Core {
         None
     }
 
-    /// Answers a load.
+    /// Answers a load whose bytes moved, or did not for the reason in `outcome`.
     pub fn end_load(
         &self,
         reading: ActiveLoad,
@@ -95,7 +95,7 @@ impl Core {
         };
         let buffer = frame.abandoned(spare);
         let error = match fault {
-            // Whatever is under the key now is another object.
+            // The object that is under the key now is another one.
             _ if !self.root.index(|index| index.is_still(&reading.key, reading.born)) => Error::new(
                 KVKEEP_ERR_NOT_FOUND,
                 about("deleted while it was read:", &self.root.dir.join(&reading.path)),
@@ -136,12 +136,12 @@ impl Core {
     }
 }
 
-/// Whether what has the object's name is no file: a link, a directory, a device.
+/// Whether the error is that of an object's name on a link, a directory or a device.
 fn is_no_file(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EISDIR | libc::ELOOP | libc::ENOTDIR | libc::ENXIO))
 }
 
-/// Whether an error tells of the file, not of something that the process or the machine is short of.
+/// Whether an error is about the file, and not about a lack in the process or the machine.
 fn concerns_file(error: &io::Error) -> bool {
     use libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM};
     !matches!(error.raw_os_error(), None | Some(EAGAIN | EINTR | EMFILE | ENFILE | ENOMEM))

@@ -1,5 +1,5 @@
-//! The maintenance thread: it does what needs the file system but moves no payload, and every so often writes times of use onto
-//! files and cleans up.
+//! The maintenance thread: it serves requests that need the file system but move no payload, and every so often writes times of use
+//! onto files and cleans up.
 
 use std::time::{Duration, Instant};
 

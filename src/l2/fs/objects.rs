@@ -10,25 +10,25 @@ use crate::l2::object_header::HeaderDetails;
 use crate::shape::ShapeTag;
 use crate::slot_table::Table;
 
-/// What stands behind a key.
+/// The state of an object's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileState {
-    /// A whole file.
+    /// The file is whole.
     Present,
-    /// A file being written by this process.
+    /// This process is writing the file.
     Writing,
-    /// Nothing but pins: the file went under its readers.
+    /// The file is gone, and the slot only counts pins.
     Gone,
 }
 
-/// What was seen of an object's seal.
+/// Whether an object's header is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HeaderState {
-    /// Nothing that is remembered.
+    /// Its fields are not remembered.
     Unknown,
-    /// What it says is in the object's [`ObjectUse`].
+    /// Its fields are in the object's [`ObjectUse`].
     Known,
-    /// The last attempt to open the file failed: lookups have the keeper try again before they promise the object.
+    /// The last attempt to open the file failed: lookups have the maintenance thread try again before they promise the object.
     Unreadable,
 }
 
@@ -41,16 +41,16 @@ pub struct ObjectSlot {
     /// Which of the spaces it belongs to.
     space: u32,
     pub pins: u32,
-    /// Bytes of payload.
+    /// Bytes of the payload.
     pub size: u64,
     /// Tells the object from those that were here before it under the same key.
     pub born: u32,
     pub state: FileState,
-    /// The policy was refused it and waits to hear of it.
+    /// The policy was refused it as a victim, and waits for its release.
     pub aside: bool,
     /// Its last use is not on its file yet.
     pub dirty: bool,
-    pub seal: HeaderState,
+    pub header: HeaderState,
 }
 
 const _: () = assert!(size_of::<ObjectSlot>() == 64);
@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<ObjectSlot>() == 64);
 impl ObjectSlot {
     /// Takes a pin, if it is present and can be read, and gives its size.
     pub fn pin(&mut self) -> Option<u64> {
-        let present = self.state == FileState::Present && self.seal != HeaderState::Unreadable;
+        let present = self.state == FileState::Present && self.header != HeaderState::Unreadable;
         self.pins += u32::from(present);
         present.then_some(self.size)
     }
@@ -74,16 +74,16 @@ pub struct ObjectUse {
     /// When last, in nanoseconds of the system's clock.
     pub at: u64,
     pub count: u16,
-    /// Of a seal that is known: what it says that others say too, as an index of [`ObjectTable`]' kinds …
+    /// Of a known header: the layout and shape, as an index into the table's classes,
     kind: u16,
-    /// … and the checksum of the payload.
+    /// and the checksum of the payload.
     crc: u32,
 }
 
-/// What the seals of many objects say alike: layout and shape.
+/// The layout and shape of a header, which many objects share.
 type HeaderClass = ([u8; 16], ShapeTag);
 
-/// All objects.
+/// All objects of a directory, by slot and by key.
 pub struct ObjectTable {
     table: Table,
     hasher: KeyHasher,
@@ -174,7 +174,7 @@ impl ObjectTable {
             state,
             aside: false,
             dirty: false,
-            seal: HeaderState::Unknown,
+            header: HeaderState::Unknown,
         };
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.reach(self.made, || slot);
@@ -209,7 +209,7 @@ impl ObjectTable {
         self.hasher.hash_in(slot.space, &slot.key)
     }
 
-    /// Remembers what the seal of an object says, unless there are too many kinds of seals.
+    /// Remembers the fields of an object's header, unless there are too many classes of headers.
     pub fn know(&mut self, id: u32, known: &HeaderDetails) {
         let kind = (known.layout, known.shape);
         let next = (self.kinds.len() < usize::from(u16::MAX)).then_some(self.kinds.len() as u16);
@@ -218,14 +218,14 @@ impl ObjectTable {
             self.kinds.push(kind);
             self.by_kind.extend(next.map(|next| (kind, next)));
         }
-        self.slots[id].seal = if number.is_some() { HeaderState::Known } else { HeaderState::Unknown };
+        self.slots[id].header = if number.is_some() { HeaderState::Known } else { HeaderState::Unknown };
         self.uses[id].kind = number.unwrap_or_default();
         self.uses[id].crc = known.crc;
     }
 
-    /// What the seal of an object says, if that is known.
+    /// The fields of an object's header, if they are known.
     pub fn known(&self, id: u32) -> Option<HeaderDetails> {
-        if self.slots[id].seal != HeaderState::Known {
+        if self.slots[id].header != HeaderState::Known {
             return None;
         }
         let ObjectUse { kind, crc, .. } = self.uses[id];
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_seals_say_is_remembered_of_each_shape() {
+    fn the_fields_of_headers_are_remembered_for_each_shape() {
         let mut slots = ObjectTable::new();
         let known = |n: u8| HeaderDetails { layout: [7; 16], shape: ShapeTag([n; 16]), crc: u32::from(n) };
         let key = |n: u8| ObjectKey { space: SpaceTag([1; 16]), key: Key { hash: [n; 32], rank: 0, group: 0 } };
@@ -285,7 +285,7 @@ mod tests {
             slots.know(ids[1], &known(1));
             assert_eq!(ids.map(|id| slots.known(id)), [Some(known(n)), Some(known(1))]);
         }
-        // There are bounds: beyond them the seal is read again each time.
+        // There is a bound: beyond it the header is read again each time.
         let many = |n: u16| {
             let mut shape = [9; 16];
             shape[..2].copy_from_slice(&n.to_le_bytes());

@@ -1,5 +1,5 @@
 //! Names in the directory: `<space>/<first hash byte>/<hash>-<rank>-<group>`, `tmp/` for objects that are being written,
-//! and `quarantine/` for those found broken.
+//! and `quarantine/` for broken ones.
 
 use std::ffi::CString;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -10,12 +10,13 @@ use crate::key::{Key, ObjectKey, SpaceTag, hex, unhex};
 
 /// Where broken objects are kept for an inspection.
 pub const QUARANTINE: &str = "quarantine";
-/// Where objects are written before they get their names. Earlier builds wrote them beside the objects.
+/// Where objects are written before they get their names. Earlier builds wrote them in the objects' directories.
 pub const TMP: &str = "tmp";
 /// How temporary names begin.
 pub const TEMPORARY: &str = ".tmp-";
 
-/// Who may read objects, less the umask: the bytes are what users said to a model, nobody else's business.
+/// The mode of files and directories, less the umask. The bytes are what users said to a model, which only this user and group may
+/// read.
 pub const FILE_MODE: u32 = 0o660;
 pub const DIRECTORY_MODE: u32 = 0o770;
 
@@ -66,12 +67,12 @@ pub fn parse_object(space: SpaceTag, shard: &str, name: &str) -> Option<ObjectKe
     (canonical == name && name.starts_with(shard)).then_some(ObjectKey { space, key })
 }
 
-/// Who wrote a temporary file.
+/// The process that wrote a temporary file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriterId {
     /// Eight digits for the kernel's boot and eight for the process namespace, so that process numbers can be compared.
     pub host: String,
-    /// Process number.
+    /// The process number in its namespace.
     pub pid: u32,
     /// When the process started, in the kernel's ticks: numbers are reused, pairs are not.
     pub start: u64,
@@ -84,7 +85,7 @@ fn start_of(pid: u32) -> Option<u64> {
 }
 
 impl WriterId {
-    /// This process.
+    /// The identity of this process.
     pub fn this() -> WriterId {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
@@ -94,14 +95,14 @@ impl WriterId {
         WriterId { host, pid, start: start_of(pid).unwrap_or(0) }
     }
 
-    /// Whether the writer `other` runs; `None` if that cannot be told from here.
+    /// Whether the writer `other` runs; `None` if that cannot be known from here.
     pub fn knows_alive(&self, other: &WriterId) -> Option<bool> {
         (self.host == other.host && self.start != 0).then(|| start_of(other.pid) == Some(other.start))
     }
 }
 
 impl WriterId {
-    /// Whether the writer `other` ran under this kernel since it was booted, in whatever namespace.
+    /// Whether the writer `other` ran under this kernel since it was booted, in any namespace.
     pub fn shares_kernel(&self, other: &WriterId) -> bool {
         self.host.get(..8) == other.host.get(..8)
     }
@@ -117,14 +118,14 @@ pub struct Temporaries {
 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
 impl Temporaries {
-    /// Names of `writer`.
+    /// Names that only `writer` gives.
     pub fn new(writer: &WriterId) -> Temporaries {
         let open = SEQUENCE.fetch_add(1, Ordering::Relaxed);
         let writer = format!("{}-{}-{}-{open}", writer.host, writer.pid, writer.start);
         Temporaries { writer, next: AtomicU64::new(0) }
     }
 
-    /// The open backend that they are of.
+    /// The open backend that gives these names.
     pub fn writer(&self) -> &str {
         &self.writer
     }
@@ -135,7 +136,7 @@ impl Temporaries {
     }
 }
 
-/// The writer of a temporary file, if `name` is that of one. `None` inside: it does not say.
+/// The writer of a temporary file, if `name` is that of one. `None` inside: the name has no writer.
 pub fn parse_temporary(name: &str) -> Option<Option<WriterId>> {
     name.strip_prefix(TEMPORARY).map(parse_writer)
 }

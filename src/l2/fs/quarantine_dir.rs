@@ -42,7 +42,7 @@ impl Quarantine {
         root.index(|index| index.capacity() / CAPACITY_SHARE).min(BYTES_MAX)
     }
 
-    /// Moves the file of a hidden object into quarantine, or unlinks it where it does not fit. The caller tells the index afterwards.
+    /// Moves the file of a hidden object into quarantine, or unlinks it where it does not fit. The caller ends the unlink in the index afterwards.
     pub fn move_away(&self, root: &Root, key: ObjectKey) {
         let (from, to) = (path::object(&key), path::quarantined(&key));
         let bytes = root.stat(&from).ok().flatten().map_or(0, |(size, _)| disk_bytes(size));

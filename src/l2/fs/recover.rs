@@ -17,17 +17,17 @@ use super::writers::{gone_is_none, is_stale};
 use crate::error::{Error, Result};
 use crate::key::{ObjectKey, SpaceTag};
 
-/// Threads that read directories: a cold scan waits for the disk, a warm one for the processor.
+/// Threads that read directories: cold ones wait for the disk, warm ones for the processor.
 const THREADS: usize = 4;
 
-/// One object found.
+/// An object found in the directory.
 pub struct FoundObject {
     pub key: ObjectKey,
-    /// Bytes of payload.
+    /// Bytes of the payload.
     pub size: u64,
     /// Time of last use in nanoseconds.
     pub used: u64,
-    /// When its file was made, where the file system tells, in nanoseconds.
+    /// When its file was made, where the file system has that, in nanoseconds.
     pub made: u64,
 }
 
@@ -38,7 +38,7 @@ pub struct ObjectDir {
     pub path: PathBuf,
 }
 
-/// What recovery found.
+/// The result of reading a directory, or a part of it.
 #[derive(Default)]
 pub struct Recovered {
     /// The objects, in no order.
@@ -47,7 +47,7 @@ pub struct Recovered {
     pub unlisted: Vec<ObjectDir>,
     /// Why not, of one of them.
     pub why: Option<Error>,
-    /// Why a file that nobody needs could not be removed, of one of them.
+    /// Why a useless file could not be removed, of one of them.
     pub unremoved: Option<Error>,
 }
 
@@ -73,7 +73,7 @@ impl Recovered {
     }
 }
 
-/// Reads `dir`, removes what dead writers left, and says what is there. Fails only if `dir` itself cannot be listed.
+/// Reads `dir` and removes what dead writers left. Fails only if `dir` itself cannot be listed.
 pub fn recover(dir: &Path, this: &WriterId) -> Result<Recovered> {
     let failed = |error: io::Error| Error::io(format!("scanning {}", dir.display()), &error);
     let mut recovered = Recovered::default();
@@ -119,7 +119,7 @@ pub fn spaces(dir: &Path) -> io::Result<Vec<ObjectDir>> {
     Ok(spaces)
 }
 
-/// The shards of spaces, and those places that are shards themselves. Tells `failed` of each that cannot be listed.
+/// The shards of spaces, and those places that are shards themselves. Calls `failed` for each that cannot be listed.
 pub fn shards(places: Vec<ObjectDir>, mut failed: impl FnMut(ObjectDir, io::Error)) -> Vec<ObjectDir> {
     let mut shards = Vec::new();
     for place in places {
@@ -162,7 +162,7 @@ fn read_shard(place: &ObjectDir, this: &WriterId, recovered: &mut Recovered) -> 
         let Some(name) = name_of(&entry) else { continue };
         match gone_is_none(look(place.space, shard, &name, &entry, this)) {
             Ok(Some(ShardFile::Object(seen))) => recovered.found.push(seen),
-            Ok(Some(ShardFile::Rubbish)) => {
+            Ok(Some(ShardFile::Leftover)) => {
                 if let Err(error) = gone_is_none(remove_file(entry.path())) {
                     recovered.unremoved.get_or_insert_with(|| file_error("removing", &entry.path(), &error));
                 }
@@ -178,7 +178,7 @@ fn nanoseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos().try_into().unwrap_or(u64::MAX))
 }
 
-/// Removes what died while it opened the directory left in it, and earlier builds at any time.
+/// Removes the temporary files of dead writers in the directory itself: of those that died while they opened it, and of earlier builds.
 fn remove_strays(dir: &Path, this: &WriterId, recovered: &mut Recovered) -> io::Result<()> {
     for entry in read_dir(dir)? {
         let entry = entry?;
@@ -196,15 +196,15 @@ fn remove_strays(dir: &Path, this: &WriterId, recovered: &mut Recovered) -> io::
 /// What a file in a shard is.
 enum ShardFile {
     Object(FoundObject),
-    /// Nobody needs it.
-    Rubbish,
+    /// A temporary file of a dead writer, or half a header.
+    Leftover,
     Other,
 }
 
 fn look(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &WriterId) -> io::Result<ShardFile> {
     if let Some(writer) = path::parse_temporary(name) {
         let stale = is_stale(writer.as_ref(), &entry.metadata()?, this)?;
-        return Ok(if stale { ShardFile::Rubbish } else { ShardFile::Other });
+        return Ok(if stale { ShardFile::Leftover } else { ShardFile::Other });
     }
     let Some(key) = path::parse_object(space, shard, name) else { return Ok(ShardFile::Other) };
     let meta = entry.metadata()?;
@@ -215,5 +215,5 @@ fn look(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &Write
     let made = meta.created().map_or(used, nanoseconds);
     // Shorter than a header: what a power cut left of a new file.
     Ok(payload_of(meta.len())
-        .map_or(ShardFile::Rubbish, |size| ShardFile::Object(FoundObject { key, size, used, made })))
+        .map_or(ShardFile::Leftover, |size| ShardFile::Object(FoundObject { key, size, used, made })))
 }

@@ -1,5 +1,4 @@
-//! The open directory of a backend: what its files, its index and its health are reached by. Every other part of the backend stands
-//! on this one.
+//! The open directory of a backend: its descriptor, its index and its health. Every other part of the backend stands on this one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,7 +16,7 @@ use super::tasks::{MaintenanceTask, TaskQueue};
 use crate::error::Error;
 use crate::log::Log;
 
-/// The directory, open.
+/// The open directory, as all threads share it.
 pub struct Root {
     pub dir: PathBuf,
     pub dirfd: OwnedFd,

@@ -1,4 +1,6 @@
-//! What both engines do with an object that they store before its bytes move and after.
+//! The life of a store, from its request to its answer. Every engine calls [`Core::begin_store`], unlinks the victims and calls
+//! [`Core::settle`], writes the temporary file, renames it, and calls [`Core::conclude`], or [`Core::fail`] at the first error; on its own
+//! threads and under no lock.
 
 use std::io;
 use std::time::Instant;
@@ -21,9 +23,9 @@ use crate::l2::{Reply, StoreRequest, Stored};
 /// A store under way.
 pub struct ActiveStore {
     pub path: String,
-    /// Its name until it is whole.
+    /// The name of its file until that is whole.
     pub temporary: String,
-    /// A descriptor is waited for until then.
+    /// Until then it waits for a descriptor, where there is none.
     pub patience: Instant,
     /// Objects to unlink first.
     pub victims: Vec<String>,
@@ -44,7 +46,7 @@ const ATTEMPTS_MAX: u32 = 3;
 const SHARDS_MADE_MAX: u32 = 8;
 
 impl Core {
-    /// Prepares a store, or answers it, or leaves it in the index to come back.
+    /// Prepares a store, or answers it, or leaves it in the index until it can be written.
     pub fn begin_store(&self, store: StoreRequest, spare: &mut Spare) -> Option<(ActiveStore, FileBuffers)> {
         if let Err(error) = in_time(store.deadline, "store") {
             self.answer_store(store, Err(error));
@@ -86,7 +88,7 @@ impl Core {
         };
         match FileBuffers::new(buffer, spare, self.root.direct) {
             Ok(mut frame) => {
-                frame.seal(&header);
+                frame.set_header(&header);
                 Some((writing, frame))
             }
             Err((buffer, error)) => {
@@ -98,7 +100,7 @@ impl Core {
     }
 
     /// Concludes a store that failed before its file was renamed. Gives it back if it is to begin anew, since the file system was full
-    /// and others made room.
+    /// and other objects were evicted for it.
     pub fn fail(
         &self,
         mut writing: ActiveStore,
@@ -149,7 +151,7 @@ impl Core {
         writing.victims.iter().find(there).unwrap_or(&writing.path)
     }
 
-    /// The file of a store was given its room with this result. A file system that cannot give it finds out while it is written.
+    /// The file system allocated the bytes of a store's file with this result. One that cannot allocate fails during the write instead.
     pub fn allocated(&self, writing: &mut ActiveStore, result: io::Result<()>) -> io::Result<()> {
         self.free_space.allocated(std::mem::take(&mut writing.unallocated));
         #[cfg(test)]
@@ -214,7 +216,7 @@ impl Core {
         match error.raw_os_error() {
             Some(libc::EEXIST) if self.is_whole(writing, frame) => Ok(Stored::Already),
             // Either what is there is no object, or the file system cannot rename without replacing. Objects of one key
-            // are alike, so replacing harms nobody.
+            // are alike, so replacing one harms no reader.
             Some(libc::EEXIST | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => {
                 renameat(&self.root.dirfd, writing.temporary.as_str(), &self.root.dirfd, writing.path.as_str())?;
                 Ok(Stored::Written)
@@ -228,7 +230,7 @@ impl Core {
             .is_ok_and(|stat| stat.st_size as u64 == frame.file_bytes())
     }
 
-    /// Renames without replacing.
+    /// Renames the temporary file to the object's name, replacing nothing.
     pub fn rename(&self, writing: &mut ActiveStore) -> io::Result<()> {
         loop {
             let (from, to) = (writing.temporary.as_str(), writing.path.as_str());
@@ -245,7 +247,7 @@ impl Core {
         }
     }
 
-    /// Answers a store.
+    /// Answers a store whose file is published, or is removed here.
     pub fn end_store(&self, writing: ActiveStore, frame: FileBuffers, outcome: Result<Stored>, spare: &mut Spare) {
         match &outcome {
             Ok(Stored::Written) => self.root.failures.written(),
@@ -273,7 +275,7 @@ impl Core {
         }
         let stores = self.root.index(|index| index.finish(writing.reservation, outcome.as_ref().ok()));
         stay.iter().for_each(|victim| remove::stays(self, victim));
-        // Not before: whoever deletes the object as soon as nobody writes it must find it in the index.
+        // Not before: a caller that deletes the object as soon as its payload is free must find it in the index.
         drop(payload);
         self.requeue(stores);
         writing.reply.send(outcome);

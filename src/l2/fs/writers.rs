@@ -24,7 +24,7 @@ const WRITING_MOST: Duration = Duration::from_secs(60);
 /// How the names of the locked files begin.
 const LOCK_NAME: &str = ".writer-";
 
-/// The lock that tells others that this writer lives.
+/// A locked file in `tmp/` that shows other processes that this writer lives.
 pub struct WriterLock {
     file: File,
     path: PathBuf,
@@ -36,17 +36,17 @@ impl WriterLock {
         let made = dir.join(TMP).join(names.name());
         let path = dir.join(TMP).join(format!("{LOCK_NAME}{}", names.writer()));
         OpenOptions::new().write(true).create_new(true).mode(path::FILE_MODE).open(&made)?;
-        // Locked before it has its name: nobody finds it there unlocked.
-        let claimed = lock(&made).and_then(|file| std::fs::rename(&made, &path).map(|()| file));
-        if claimed.is_err() {
+        // Locked before it has its name: no process finds it there unlocked.
+        let locked = lock(&made).and_then(|file| std::fs::rename(&made, &path).map(|()| file));
+        if locked.is_err() {
             let _ = remove_file(&made);
         }
-        claimed.map(|file| WriterLock { file, path })
+        locked.map(|file| WriterLock { file, path })
     }
 
-    /// Says again that the writer lives, to those who cannot see its lock.
+    /// Renews the time of the file, for machines that cannot see its lock.
     pub fn renew(&self) {
-        // Where it fails, the lock still tells.
+        // Where it fails, the lock still shows it.
         let _ = self.file.set_modified(SystemTime::now());
     }
 }
@@ -68,17 +68,17 @@ fn lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A temporary file.
+/// A temporary file in `tmp/`.
 pub struct Temporary {
     pub path: PathBuf,
     pub meta: Metadata,
-    /// Which open backend writes it, as its name says.
+    /// The open backend that writes it, by its name.
     writer: String,
     /// Its writer is gone.
     pub stale: bool,
 }
 
-/// What is in `tmp/`.
+/// The files in `tmp/`, by kind.
 #[derive(Default)]
 struct TmpFiles {
     temporaries: Vec<Temporary>,
@@ -122,7 +122,7 @@ fn find(dir: &Path, this: &WriterId) -> io::Result<TmpFiles> {
     Ok(found)
 }
 
-/// Whether the writer that claims to live by the file at `path` does; its lock if it does not.
+/// Whether the writer whose locked file is at `path` lives; the lock, taken, if it does not.
 fn lives(path: &Path, sees_lock: bool) -> (bool, Option<File>) {
     match lock(path) {
         Ok(file) if sees_lock => (false, Some(file)),
@@ -152,7 +152,7 @@ fn is_local(kind: u64) -> bool {
     LOCAL.contains(&(kind & 0xffff_ffff))
 }
 
-/// Whether the writer of a temporary file that nobody claims is gone.
+/// Whether the writer of a temporary file is gone, where it has no locked file.
 pub fn is_stale(writer: Option<&WriterId>, file: &Metadata, this: &WriterId) -> io::Result<bool> {
     Ok(match writer.and_then(|writer| this.knows_alive(writer)) {
         Some(alive) => !alive,
@@ -190,7 +190,7 @@ pub fn remove_leftovers(dir: &Path, this: &WriterId, own: &str) -> io::Result<Le
             left.bytes += meta.blocks() * 512;
         }
     }
-    // Not before what it claims is away: who finds the file unlocked would look no further.
+    // Not before its temporary files are gone: they would count as those of a writer without a lock.
     for (path, _lock) in dead {
         let _ = remove_file(path);
     }

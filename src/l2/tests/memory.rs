@@ -90,7 +90,7 @@ fn p2_a_pinned_object_is_not_evicted_and_can_be_after_its_last_pin() {
 }
 
 #[test]
-fn a_deleted_object_is_gone_whoever_has_it_pinned() {
+fn a_deleted_object_is_gone_though_it_is_pinned() {
     let memory = memory(&[]);
     store(&*memory, 1, LENGTH).unwrap();
     cached(&memory, 1);
@@ -149,7 +149,7 @@ fn what_comes_after_its_deadline_is_not_done() {
     let memory = memory(&[]);
     let (sender, receiver) = std::sync::mpsc::channel();
     let reply = Reply::new(move |result: Result<Stored>| sender.send(result).unwrap());
-    let header = Header::seal(&key(1), &LAYOUT, &[1], true);
+    let header = Header::new(&key(1), &LAYOUT, &[1], true);
     memory.store(vec![StoreRequest { key: key(1), header, buffer: buffer(&[1]), deadline: Instant::now(), reply }]);
     assert_eq!(answer(&receiver).unwrap_err().status, KVKEEP_ERR_TIMEOUT);
     assert_eq!(memory.usage(), Usage { capacity: DEFAULT_CAPACITY, ..Usage::default() });

@@ -65,7 +65,7 @@ impl Device for CudaDevice {
     }
 
     fn start(&self, work: Arc<dyn CopyWork>, after: StreamPoint) {
-        // Who tells a closed pool of work has been completed already: closing waits for all.
+        // A transfer of a closed pool has been completed already: closing waits for all.
         let Ok(open) = self.opened() else { return };
         if let Some(stream) = open.streams[work.way() as usize].get() {
             stream.push(work, after);

@@ -46,7 +46,7 @@ fn find<F: Copy>(name: &str) -> Option<F> {
 
 macro_rules! driver {
     ($($field:ident = $name:literal ($($argument:ty),*);)*) => {
-        /// What was found of the driver.
+        /// The functions that were found in the driver.
         pub struct Driver {
             $(#[doc = $name] pub $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
             /// `cuMemcpyBatchAsync`, where it is.
@@ -157,7 +157,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// How the driver calls an error.
+    /// The driver's name for an error.
     pub fn name_of(&self, code: c_int) -> String {
         let mut name = ptr::null();
         // SAFETY: the driver gives a NUL-terminated text of its own, or none.
@@ -174,7 +174,7 @@ pub fn is_fatal(code: c_int) -> bool {
     matches!(code, 4 | 46 | 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 810 | 999)
 }
 
-/// What a person can do about an error.
+/// The remedy for an error, for a person.
 pub fn remedy(code: c_int) -> &'static str {
     match code {
         1 | 101 => "check that the addresses and the device are those of the engine's tensors",

@@ -30,25 +30,25 @@ pub struct Kernel {
     pub function: Handle,
 }
 
-/// A device.
+/// An open device of this process.
 pub struct Gpu {
-    /// The driver.
+    /// The driver of the machine.
     pub driver: &'static Driver,
-    /// Its number.
+    /// The number that the driver gives it.
     pub ordinal: i32,
     device: c_int,
     context: Handle,
     name: String,
     lost: OnceLock<Error>,
-    /// Events that nobody uses now.
+    /// Events that are free to be used again.
     events: Mutex<Vec<Handle>>,
-    /// Set once, by the one who opened the device.
+    /// Set once, by [`kernel::load`](super::kernel::load).
     pub kernel: OnceLock<Kernel>,
     /// Whether copies go in batches.
     pub batches: AtomicBool,
     /// Fragments of at most so many bytes are moved by the kernel, by way.
     pub kernel_bytes_max: [AtomicU64; 2],
-    /// Where is said what is slower than it could be.
+    /// Gets a line about everything that is slower than it could be.
     pub log: Log,
 }
 
@@ -71,7 +71,7 @@ impl Drop for Inside<'_> {
     }
 }
 
-/// A place in the order of a stream. Its event is used again when nobody has it any more.
+/// A place in the order of a stream. Its event is used again when the mark is dropped.
 pub struct Mark {
     gpu: Arc<Gpu>,
     event: Handle,
@@ -163,7 +163,7 @@ impl Gpu {
         Ok(Inside { gpu: self, capture_mode, here: PhantomData })
     }
 
-    /// Turns a result of the driver's into an error that says what was done and what can be done.
+    /// Turns a result of the driver's into an error with the failed action and its remedy.
     pub fn check(&self, code: c_int, doing: &str) -> Result<()> {
         if code == 0 {
             return Ok(());
@@ -241,7 +241,7 @@ impl Gpu {
     /// Marks what is on a stream by now. The context is entered.
     pub fn record(self: &Arc<Self>, stream: Handle) -> Result<Arc<Mark>> {
         let mark = self.event()?;
-        // SAFETY: the event is live and nobody else's; a stream that is none is refused by the driver as far as it can tell.
+        // SAFETY: the event is live and this mark's alone; a stream that is none is refused by the driver as far as it can see.
         let code = unsafe { (self.driver.event_record)(mark.event, stream) };
         self.check(code, "recording an event on the stream").map(|()| Arc::new(mark))
     }
@@ -274,13 +274,13 @@ impl Gpu {
         self.check(code, "making a stream wait")
     }
 
-    /// What is captured into a graph happens when the graph runs, which nobody could wait for here.
+    /// Refuses a stream that is capturing a graph: captured work happens when the graph runs, which cannot be waited for here.
     fn check_stream(&self, stream: u64) -> Result<()> {
         let mut capturing = 0;
         // SAFETY: a plain call of the driver, with a place for what it gives.
         let code = unsafe { (self.driver.stream_is_capturing)(stream as Handle, &raw mut capturing) };
         if let Err(error) = self.check(code, "looking at the stream") {
-            // A device that is lost is nobody's mistake.
+            // A device that is lost is not the caller's mistake.
             let status = if self.lost.get().is_some() { KVKEEP_ERR_DEVICE } else { KVKEEP_ERR_INVALID };
             return Err(Error::new(status, format!("stream is {stream:#x}: {}", error.message)));
         }
@@ -323,7 +323,7 @@ impl Drop for Gpu {
             return;
         }
         let inside = self.enter();
-        // SAFETY: nobody has any of these any more, since whoever uses them holds this.
+        // SAFETY: none of these is used any more, since all users hold this device.
         unsafe {
             for event in self.events.lock().drain(..) {
                 (self.driver.event_destroy)(event);

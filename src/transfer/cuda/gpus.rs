@@ -11,7 +11,7 @@ use super::registration::Registrations;
 use crate::error::Result;
 use crate::log::Log;
 
-/// The GPUs in use by one cache, and what of its memory they reach.
+/// The GPUs in use by one cache, and the registrations of its memory for them.
 pub struct Gpus {
     open: Mutex<HashMap<i32, Weak<Gpu>>>,
     pub registrations: Arc<Registrations>,
@@ -19,7 +19,7 @@ pub struct Gpus {
 }
 
 impl Gpus {
-    /// None yet. `refused` hears of each mapping of L1 that a driver does not register.
+    /// None yet. `refused` is called for each mapping of L1 that a driver does not register.
     pub fn new(log: Log, refused: impl Fn(bool) + Send + Sync + 'static) -> Gpus {
         Gpus { open: Mutex::default(), registrations: Registrations::new(refused), log }
     }

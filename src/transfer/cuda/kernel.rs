@@ -16,8 +16,8 @@ const KERNEL: &CStr = match CStr::from_bytes_with_nul(concat!(include_str!("kern
 };
 const KERNEL_NAME: &CStr = c"kvkeep_move";
 
-/// Loads the kernel and measures when to use it. Without it, or where that fails, everything goes by the copy engines, unless
-/// the device was lost by it.
+/// Loads the kernel and measures when to use it. Without it, or where that fails, the copy engines move everything. Fails only if the
+/// device was lost by it.
 pub fn load(gpu: &Arc<Gpu>) -> Result<()> {
     let _inside = gpu.enter()?;
     if let Err(error) = try_kernel(gpu) {
@@ -26,7 +26,7 @@ pub fn load(gpu: &Arc<Gpu>) -> Result<()> {
     gpu.lost().map_or(Ok(()), Err)
 }
 
-/// Fails for a driver that is older than the kernel, has no compiler, or no room. The context is entered.
+/// Fails for a driver that is older than the kernel, has no compiler, or has no memory for it. The context is entered.
 fn try_kernel(gpu: &Arc<Gpu>) -> Result<()> {
     if gpu.attribute(REGISTERED_BY_ONE_ADDRESS)? == 0 {
         return Ok(());
@@ -38,7 +38,7 @@ fn try_kernel(gpu: &Arc<Gpu>) -> Result<()> {
     // SAFETY: the module was loaded above; the name ends with a NUL.
     let code = unsafe { (gpu.driver.module_function)(&raw mut function, module, KERNEL_NAME.as_ptr()) };
     if code != 0 {
-        // SAFETY: loaded above and used by nobody.
+        // SAFETY: loaded above and not used by any thread.
         unsafe { (gpu.driver.module_unload)(module) };
     }
     gpu.check(code, "finding the kernel in its module")?;

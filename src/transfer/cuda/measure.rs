@@ -1,5 +1,5 @@
 //! Which fragments the kernel moves faster than the copy engines: measured once for each device of a process, since it differs
-//! with the bus, the driver and who else uses them.
+//! with the bus, the driver and their other users.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,16 +14,16 @@ use super::registration::Stretch;
 use crate::error::Result;
 use crate::transfer::copy::Way;
 
-/// Moved in each round.
+/// Bytes moved in each round.
 const BYTES: u64 = 4 << 20;
 const ROUNDS: usize = 3;
 /// Fragments that are tried, smallest first.
 const SIZES: [u64; 6] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10];
-/// Where there is no memory to measure with.
+/// Largest fragments for the kernel where there is no memory to measure with.
 const UNMEASURED: u64 = 16 << 10;
 const NON_BLOCKING: u32 = 1;
 
-/// What was measured, by device.
+/// The results of this process, by device.
 static MEASURED: Mutex<Vec<(i32, [u64; 2])>> = Mutex::new(Vec::new());
 
 /// Memory on both sides and a stream between them.
@@ -35,7 +35,7 @@ struct MeasureScratch<'a> {
 }
 
 impl<'a> MeasureScratch<'a> {
-    /// None where there is no room.
+    /// None where there is not enough memory.
     fn new(gpu: &'a Arc<Gpu>) -> Option<MeasureScratch<'a>> {
         let mut scratch = MeasureScratch { gpu, page: 0, host: 0, stream: 0 };
         scratch.host = gpu.host_alloc(BYTES as usize).ok()? as u64;

@@ -65,7 +65,7 @@ impl Drop for Lists {
     }
 }
 
-/// What copies one way on one stream.
+/// Copies one way on one stream, from one thread.
 pub struct Mover {
     gpu: Arc<Gpu>,
     way: Way,

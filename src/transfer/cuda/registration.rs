@@ -1,7 +1,7 @@
 //! L1 as GPUs reach it: its mapping registered with the driver, part by part, in the background, a part that a copy needs first.
 //!
-//! What the machine does not let register is copied all the same: the driver takes such bytes through memory of its own, slower, and
-//! makes the thread that asks wait for what is on the stream before them.
+//! Memory that the machine does not let register is copied all the same: the driver takes such bytes through memory of its own, slower,
+//! and makes the calling thread wait for the work on the stream before them.
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -28,7 +28,7 @@ const PORTABLE: u32 = 1;
 const MAPPED: u32 = 2;
 const READ_ONLY: u32 = 8;
 
-/// What the driver says of memory that the system does not let it lock.
+/// The driver's error for memory that the system does not let it lock.
 const OUT_OF_MEMORY: c_int = 2;
 
 /// A stretch of a fragment inside one part.
@@ -38,7 +38,7 @@ pub struct Stretch {
     pub l1: u64,
     /// Its address among the pages.
     pub page: u64,
-    /// How many bytes.
+    /// The number of its bytes.
     pub bytes: u64,
     /// Whether devices reach it in L1.
     pub reached: bool,
@@ -53,32 +53,32 @@ struct ArenaRegistration {
     parts: Vec<AtomicU8>,
     /// None need be registered any more, because it is over, or because one could not be.
     stop: AtomicBool,
-    /// For those who wait until another has registered a part.
+    /// For threads that wait until another has registered a part.
     waiting: Mutex<()>,
     changed: Condvar,
 }
 
 /// How the reason begins where a limit on locked memory refuses.
 const NO_LOCKABLE: &str = "no more memory may be locked for the device";
-/// Nobody has begun with a part.
+/// No thread has begun with the part.
 const LEFT: u8 = 0;
-/// Somebody registers it.
+/// A thread is registering the part.
 const TAKEN: u8 = 1;
-/// It is registered.
+/// The part is registered.
 const DONE: u8 = 2;
-/// It cannot be.
+/// The part cannot be registered.
 const REFUSED: u8 = 3;
 
 /// The mappings that are registered for one cache's GPUs, by their first address.
 pub struct Registrations {
     all: Mutex<Vec<(usize, Weak<RegisteredArena>)>>,
     gone: Condvar,
-    /// Hears of each mapping that is not registered, and whether for want of lockable memory.
+    /// Called for each mapping that is not registered; true for want of lockable memory.
     refused: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 impl Registrations {
-    /// None yet.
+    /// No mapping is registered yet.
     pub fn new(refused: impl Fn(bool) + Send + Sync + 'static) -> Arc<Registrations> {
         Arc::new(Registrations { all: Mutex::default(), gone: Condvar::new(), refused: Box::new(refused) })
     }
@@ -91,7 +91,7 @@ impl Registrations {
             if let Some(pinned) = pinned.upgrade() {
                 return pinned;
             }
-            // Nobody has it any more, and it is registered until its drop is over.
+            // Its last user is dropping it, and it is registered until that is over.
             self.gone.wait(&mut all);
         }
         let pinned = RegisteredArena::begin(self.clone(), gpu.clone(), arena.clone());
@@ -173,7 +173,7 @@ impl ArenaRegistration {
         }
     }
 
-    /// Registers a part, or waits until somebody has. Whether it is registered. The context is entered.
+    /// Registers a part, or waits until another thread has. True if it is registered. The context is entered.
     fn register(&self, part: usize) -> bool {
         let state = &self.parts[part];
         match state.compare_exchange(LEFT, TAKEN, Ordering::AcqRel, Ordering::Acquire) {
@@ -189,7 +189,7 @@ impl ArenaRegistration {
                 if !self.stop.load(Ordering::Relaxed) {
                     let tried = self.try_part(part);
                     registered = tried.is_ok();
-                    // What the machine does not let register now it does not at the next part either.
+                    // The machine would refuse the next part as well.
                     if let Err(error) = tried
                         && !self.stop.swap(true, Ordering::Relaxed)
                     {
@@ -238,7 +238,7 @@ impl ArenaRegistration {
     fn unregister(&self) {
         for part in (0..self.parts.len()).filter(|&part| self.parts[part].load(Ordering::Acquire) == DONE) {
             let at = self.arena.at(self.part(part).0);
-            // SAFETY: registered by `run`, and no copy is under way: whoever copies holds what is being dropped.
+            // SAFETY: registered by `run`, and no copy is under way: every copy holds a reference to this.
             unsafe { (self.gpu.driver.host_unregister)(at.cast()) };
         }
     }

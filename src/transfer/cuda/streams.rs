@@ -1,7 +1,7 @@
-//! One direction of one pool: a stream, a thread that puts pieces on it, and one that notices when they have landed.
+//! One direction of one pool: a stream, a thread that puts pieces on it, and one that notices landed pieces.
 //!
-//! They are two so that pieces are queued, and a caller's stream can be told to wait for them, while those before them still wait
-//! for the engine's own work.
+//! They are two so that pieces are queued, and a caller's stream can wait for them, while those before them still wait for the engine's
+//! own work.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -41,7 +41,7 @@ struct StreamQueue {
     works: VecDeque<(Arc<dyn CopyWork>, StreamPoint)>,
     in_flight: VecDeque<PieceInFlight>,
     closing: bool,
-    /// Nothing more will fly.
+    /// No more pieces will be put on the stream.
     fed: bool,
 }
 
@@ -104,7 +104,7 @@ impl CopyStream {
             let _ = thread.join();
         }
         let Ok(_inside) = self.inner.gpu.enter() else { return };
-        // SAFETY: made in `open`, used by nobody any more.
+        // SAFETY: made in `open`, used by no thread any more.
         unsafe { (self.inner.gpu.driver.stream_destroy)(self.inner.stream) };
     }
 }
@@ -120,7 +120,7 @@ impl StreamState {
         let inside = self.gpu.enter();
         let mut mover = Mover::new(self.gpu.clone(), self.way, self.stream, DEPTH);
         let (mut fragments, mut number) = (Vec::new(), 0);
-        while let Some((work, after)) = self.told() {
+        while let Some((work, after)) = self.next_work() {
             let step = AssertUnwindSafe(|| self.feed_work(&mut mover, &work, &after, &mut fragments, &mut number));
             if catch_unwind(step).is_err() {
                 work.broken();
@@ -138,11 +138,11 @@ impl StreamState {
         drop(inside);
     }
 
-    fn told(&self) -> Option<(Arc<dyn CopyWork>, StreamPoint)> {
+    fn next_work(&self) -> Option<(Arc<dyn CopyWork>, StreamPoint)> {
         let mut queue = self.queue.lock();
         loop {
-            if let Some(told) = queue.works.pop_front() {
-                return Some(told);
+            if let Some(work) = queue.works.pop_front() {
+                return Some(work);
             }
             if queue.closing {
                 return None;
@@ -161,7 +161,7 @@ impl StreamState {
     ) {
         let mut stood: Option<Result<()>> = None;
         while let Some(piece) = work.next(fragments) {
-            drop(self.room());
+            drop(self.wait_for_place());
             let pinned = self.reach.of(&piece.arena);
             *number += 1;
             let behind = || after.0.as_ref().map_or(Ok(()), |event| self.gpu.wait_behind(self.stream, &**event));
@@ -186,8 +186,8 @@ impl StreamState {
         }
     }
 
-    /// Waits until another piece may fly.
-    fn room(&self) -> MutexGuard<'_, StreamQueue> {
+    /// Waits until another piece may be in flight.
+    fn wait_for_place(&self) -> MutexGuard<'_, StreamQueue> {
         let mut queue = self.queue.lock();
         while queue.in_flight.len() >= DEPTH {
             self.changed.wait(&mut queue);
@@ -208,7 +208,7 @@ impl StreamState {
         }
     }
 
-    /// The mark of the piece that lands next; it stays among the flights until it has.
+    /// The mark of the piece that lands next; it stays in flight until it has.
     fn next_mark(&self) -> Option<Option<Arc<Mark>>> {
         let mut queue = self.queue.lock();
         loop {
@@ -227,7 +227,7 @@ impl StreamState {
         if mark.is_some_and(|mark| self.gpu.wait_for(mark).is_ok()) {
             return Ok(());
         }
-        // Who cannot wait for the piece waits for all of the stream. Where that fails too, the driver has given the device up.
+        // Where the piece cannot be waited for, all of the stream is. Where that fails too, the driver has given the device up.
         self.gpu.wait_for_stream(self.stream).inspect_err(|error| self.gpu.lose(error.clone()))
     }
 }

@@ -1,4 +1,4 @@
-//! What a transfer copies: its keys, the blocks of each, and how many bytes those are.
+//! The keys of a transfer, the blocks of each, and the number of their bytes.
 
 use std::sync::Arc;
 

@@ -1,6 +1,5 @@
-//! A transfer as others hold it. Its memory in L1 is held by a session of its own (P2). What arrives from below is noted by observers
-//! and taken in by the device's threads, which also end it: nothing here runs under a lock of the cache's, and no callback is
-//! waited for.
+//! A transfer as others hold it. Its memory in L1 is held by a session of its own (P2). Observers note objects that arrive from below,
+//! and the device's threads take them in and also end it: nothing here runs under a lock of the cache's, and no callback is waited for.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -52,9 +51,9 @@ pub struct Transfer {
 
 /// What a transfer is made from.
 pub struct TransferPlan {
-    /// Its number.
+    /// The number that the registry gave it.
     pub id: u64,
-    /// Its pool.
+    /// The pool of its pages.
     pub pool: Arc<PagePool>,
     /// The session it is for.
     pub session: u64,
@@ -141,7 +140,7 @@ impl Transfer {
 
 /// Follows a prefetch of some of a load's keys.
 pub struct PrefetchFollower {
-    /// The load.
+    /// The load that waits for the keys.
     pub transfer: Arc<Transfer>,
     /// Places of the keys.
     pub keys: Vec<usize>,

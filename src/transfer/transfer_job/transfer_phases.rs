@@ -46,12 +46,12 @@ struct StorePart {
     left: u64,
 }
 
-/// What every phase before the last has.
+/// The state that every phase but the last has.
 #[derive(Default)]
 pub struct Steps {
     /// Steps under way: the submission, pieces being copied, arrivals being taken in, parts being committed.
     busy: usize,
-    /// Bytes copied.
+    /// Bytes copied so far.
     pub copied: u64,
     /// When the first piece was cut.
     pub began: Option<Instant>,
@@ -63,7 +63,7 @@ pub struct Steps {
     pub notify: Notify,
 }
 
-/// What a transfer has while it copies.
+/// The state of a transfer that copies.
 struct Copying {
     steps: Steps,
     /// Where the objects are that are there.
@@ -90,9 +90,9 @@ enum TransferPhase {
     },
 }
 
-/// What changes while a transfer lives.
+/// The part of a transfer that changes.
 pub struct Progress {
-    /// What became of each key; PENDING until known.
+    /// The status of each key; PENDING until known.
     statuses: Vec<Status>,
     /// How many blocks each object has, where that is known.
     there: Vec<u32>,
@@ -485,7 +485,7 @@ impl Progress {
     }
 }
 
-/// What follows from a landed piece.
+/// The consequences of a landed piece.
 pub struct LandedPiece {
     /// Nothing of its layer is left.
     pub layer_done: bool,

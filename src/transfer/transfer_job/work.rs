@@ -1,4 +1,4 @@
-//! What a device's threads call of a transfer: the next piece, and what became of those before.
+//! The calls of a device's threads: a transfer gives the next piece, and takes the results of those before.
 
 use std::sync::Arc;
 

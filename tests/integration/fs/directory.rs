@@ -294,7 +294,7 @@ fn p7_what_is_damaged_is_moved_away_however_much_waits() {
     let ask = |numbers: std::ops::Range<u64>, reply| {
         fs.lookup(LookupRequest { keys: numbers.map(key).collect(), in_order: true, deadline: deadline(), reply });
     };
-    // Holds the keeper's thread, behind which more waits than it takes.
+    // Holds the maintenance thread, behind which more waits than it takes.
     ask(1000..1001, Reply::new(move |_| wait.recv().unwrap_or_default()));
     let (refused, refusals) = mpsc::channel();
     for _ in 0..3 {

@@ -155,7 +155,7 @@ fn an_object_that_another_process_wrote_anew_is_read_as_it_is() {
         check(&fs, 1, 5_000);
         let other: Buffer = payload(2, 5_000);
         let mut whole = vec![0; HEADER];
-        let header = Header::seal(&key(1), &LAYOUT, other.bytes(), true);
+        let header = Header::new(&key(1), &LAYOUT, other.bytes(), true);
         whole[..header.0.len()].copy_from_slice(&header.0);
         whole.extend_from_slice(other.bytes());
         let path = file(dir, 1);

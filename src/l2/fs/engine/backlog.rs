@@ -1,4 +1,4 @@
-//! Work accepted and not begun, bounded, and the count of what is not answered yet.
+//! Requests that were accepted and not begun, bounded, and the count of those not answered yet.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,13 +20,13 @@ struct BacklogState {
     stopped: bool,
 }
 
-/// Work to do, taken by the engine's threads. Loads are taken before stores: a request waits for them.
+/// Requests for the engine's threads. Loads are taken before stores, since an engine's request waits for them.
 #[derive(Default)]
 pub struct Backlog {
     work: Mutex<BacklogState>,
-    /// There is work, or the end.
+    /// Notified of requests, and of the end.
     ready: Condvar,
-    /// Nothing is left to answer.
+    /// Notified when nothing is left to answer.
     idle: Condvar,
     outstanding: AtomicUsize,
 }
@@ -81,13 +81,13 @@ impl Backlog {
         into.extend(work.stores.drain(..count));
     }
 
-    /// Whether [`Backlog::take_loads`] or [`Backlog::take_stores`] has something for who wants it.
+    /// Whether [`Backlog::take_loads`] or [`Backlog::take_stores`] has something for a thread that wants loads or stores.
     pub fn calls(&self, loads: bool, stores: bool) -> bool {
         let work = self.work.lock();
         (loads && !work.loads.is_empty()) || (stores && !work.stores.is_empty())
     }
 
-    /// Waits for one piece of work; `None` at the end.
+    /// Blocks for one request; `None` at the end.
     pub fn wait(&self) -> Option<BacklogItem> {
         let mut work = self.work.lock();
         loop {
@@ -129,17 +129,17 @@ impl Backlog {
         self.work.lock().closed
     }
 
-    /// Has [`Backlog::wait`] end.
+    /// Has every [`Backlog::wait`] end, now and later.
     pub fn stop(&self) {
         self.work.lock().stopped = true;
         self.ready.notify_all();
     }
 }
 
-/// One piece of work.
+/// One request for a thread of the pool.
 pub enum BacklogItem {
-    /// Read an object.
+    /// The thread reads this object.
     Load(LoadRequest),
-    /// Write an object.
+    /// The thread writes this object.
     Store(StoreRequest),
 }

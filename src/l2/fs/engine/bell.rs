@@ -9,14 +9,14 @@ use rustix::event::{EventfdFlags, eventfd};
 /// Wakes a ring's thread.
 pub struct Bell {
     pub fd: OwnedFd,
-    /// The thread waits, or is about to, and would take more work.
+    /// The thread waits, or is about to, and would take more requests.
     pub waiting: AtomicBool,
     /// The thread is to end.
     pub stopped: AtomicBool,
 }
 
 impl Bell {
-    /// One that nobody waits for yet.
+    /// A bell that no thread waits for yet.
     pub fn new() -> io::Result<Bell> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC)?;
         Ok(Bell { fd, waiting: AtomicBool::new(false), stopped: AtomicBool::new(false) })

@@ -13,7 +13,7 @@ use crate::l2::fs::load::ActiveLoad;
 use crate::l2::fs::path::c;
 use crate::l2::fs::store::ActiveStore;
 
-/// Bytes of one read or write: an object of 1 MiB is one.
+/// Bytes of one read or write: an object of 1 MiB is one range.
 pub const RANGE_BYTES: u64 = (1 << 20) + BLOCK as u64;
 
 pub enum ActiveRequest {
@@ -22,7 +22,7 @@ pub enum ActiveRequest {
 }
 
 impl ActiveRequest {
-    /// The file has its room, unless for this error. Gives the error that it fails with.
+    /// The file is allocated, or failed to be with `error`. Gives the error that the operation fails with.
     pub fn allocated(&mut self, core: &Core, error: Option<io::Error>) -> Option<io::Error> {
         match self {
             ActiveRequest::Read(_) => error,
@@ -53,7 +53,7 @@ pub struct FileRange {
     pub parts: [libc::iovec; 3],
 }
 
-/// One object under way. Boxed, since the kernel holds addresses of its names and pieces.
+/// One object under way. Boxed, since the kernel holds addresses of its names and ranges.
 pub struct Operation {
     pub request: ActiveRequest,
     pub frame: FileBuffers,

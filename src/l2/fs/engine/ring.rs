@@ -21,12 +21,12 @@ use crate::l2::fs::file_buffers::Spare;
 const ENTRIES: u32 = 256;
 /// Marks the completion of the read that waits for the bell.
 const BELL: u64 = u64::MAX;
-/// Marks the completion of the pause after which flights without a descriptor try again.
+/// Marks the completion of the pause after which operations without a descriptor try again.
 pub(super) const PAUSED: u64 = u64::MAX - 1;
 /// Objects at least this large are answered one at a time, with the ring fed in between: sinks check sums.
 const LARGE: u64 = 256 << 10;
 
-/// One ring and its thread's state.
+/// One ring and its thread's state. Used by that thread alone.
 pub struct Ring {
     ring: IoUring,
     pub(super) core: Arc<Core>,
@@ -39,9 +39,9 @@ pub struct Ring {
     free: Vec<usize>,
     live: usize,
     stores: usize,
-    /// Flights with pieces to issue.
+    /// Operations with ranges to issue.
     pub(super) ready: VecDeque<usize>,
-    /// Flights that wait for a descriptor.
+    /// Operations that wait for a descriptor.
     pub(super) starved: VecDeque<usize>,
     /// How long they wait before they try again, and whether that time runs.
     pub(super) pause: Box<types::Timespec>,
@@ -104,7 +104,7 @@ impl Ring {
         })
     }
 
-    /// Serves the queue until the bell says stop.
+    /// The thread: serves the backlog until the bell is stopped.
     pub fn run(&mut self) {
         loop {
             let stopped = self.bell.stopped.load(Ordering::SeqCst);
@@ -118,7 +118,7 @@ impl Ring {
             self.issue();
             self.submit();
             self.harvest();
-            // Give the kernel what the completions made possible before anyone's code runs: a sink verifies, which takes long.
+            // Give the kernel what the completions made possible before sinks run: they verify, which takes long.
             self.issue();
             if !self.done.is_empty() && !self.ring.submission().is_empty() {
                 let _ = self.ring.submit();
@@ -129,7 +129,7 @@ impl Ring {
 
     /// Adds a request to the submission queue.
     pub(super) fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: what the entry points to lives in a boxed flight (its names, its pieces, the memory of its frame) or in
+        // SAFETY: what the entry points to lives in a boxed operation (its names, its ranges, the memory of its buffers) or in
         // this ring (`rung`, `pause`), and neither goes before the request's completion has been harvested.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
             // Full: hand over what is there. On an error the kernel is short of something, and completions free it.
@@ -181,9 +181,9 @@ impl Ring {
                 self.launch(Operation::new(ActiveRequest::Read(reading), frame));
             }
         }
-        let room = (self.depth - self.live).min(self.store_depth().saturating_sub(self.stores));
+        let places = (self.depth - self.live).min(self.store_depth().saturating_sub(self.stores));
         let mut stores = Vec::new();
-        self.core.backlog.take_stores(room, &mut stores);
+        self.core.backlog.take_stores(places, &mut stores);
         for store in stores {
             if let Some((writing, frame)) = self.core.begin_store(store, &mut self.spare) {
                 if self.core.is_stored(&writing, &frame) {
@@ -220,7 +220,7 @@ impl Ring {
         self.push(&entry.user_data((id as u64) << 32 | range as u64));
     }
 
-    /// Issues pieces of open objects, in the order they were opened, while there is room for their bytes.
+    /// Issues ranges of open files, in the order they were opened, while not too many bytes are under way.
     fn issue(&mut self) {
         while let Some(&id) = self.ready.front() {
             let Some(mut operation) = self.operations[id].take() else { return };
@@ -268,7 +268,7 @@ impl Ring {
     fn answer(&mut self) {
         while let Some(id) = self.done.pop_front() {
             let Some(operation) = self.operations[id].take() else { continue };
-            // A fault may come before all pieces were issued.
+            // A fault may come before all ranges were issued.
             self.ready.retain(|&other| other != id);
             self.free.push(id);
             self.live -= 1;

@@ -35,7 +35,7 @@ impl Ring {
         self.request(id, 0, operation, open.build());
     }
 
-    /// Requests what is left of a piece.
+    /// Requests the bytes that are left of a range.
     pub(super) fn transfer(&mut self, id: usize, range: usize, operation: &mut Operation) {
         let Some(file) = &operation.file else { return };
         let fd = types::Fd(file.as_raw_fd());
@@ -103,7 +103,7 @@ impl Ring {
     fn opened(&mut self, id: usize, operation: &mut Operation, result: i32, error: Option<io::Error>) {
         match (error, &operation.request) {
             (None, _) => {
-                // SAFETY: the kernel just gave us this descriptor, and nobody else has its number.
+                // SAFETY: the kernel just gave us this descriptor, and no other code has its number.
                 operation.file = Some(unsafe { OwnedFd::from_raw_fd(result) });
                 if operation.is_write() {
                     operation.step = OperationStep::Allocate;
@@ -131,7 +131,7 @@ impl Ring {
         }
     }
 
-    /// Has the flights that wait for a descriptor try again in a moment: nobody announces a file that others close.
+    /// Has the operations that wait for a descriptor try again in a moment: a file that another closes is not announced.
     fn start_pause(&mut self) {
         if !std::mem::replace(&mut self.pausing, true) {
             let pause = opcode::Timeout::new(std::ptr::from_ref(self.pause.as_ref()));
@@ -152,7 +152,7 @@ impl Ring {
         self.ready.push_back(id);
     }
 
-    /// A piece moved, or part of it did.
+    /// A range moved, or part of it did.
     fn moved(&mut self, id: usize, range: usize, operation: &mut Operation, result: i32) {
         let write = operation.is_write();
         let end = if write { operation.frame.span() } else { operation.frame.file_bytes() };
@@ -177,7 +177,7 @@ impl Ring {
         };
         match fault {
             None => self.transfer(id, range, operation),
-            // The first fault is the cause; of two short pieces the earlier tells where the file ends.
+            // The first fault is the cause; of two short ranges the earlier is where the file ends.
             Some(IoFailure::Short(at)) => match operation.fault {
                 Some(IoFailure::Short(earlier)) if earlier <= at => {}
                 Some(IoFailure::Io(..)) => {}

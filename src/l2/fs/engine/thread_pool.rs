@@ -22,7 +22,7 @@ use crate::l2::fs::store::ActiveStore;
 use crate::l2::{LoadRequest, StoreRequest, Stored};
 use crate::threads;
 
-/// Threads if not told: small objects want many reads under way.
+/// Threads by default: small objects want many reads under way.
 const THREADS: usize = 16;
 /// Bytes of one system call.
 const PIECE: u64 = 2 << 20;
@@ -50,7 +50,7 @@ impl Gate {
     }
 }
 
-/// The threads.
+/// The threads, and the core that they serve.
 pub struct ThreadPool {
     core: std::sync::Weak<Core>,
     threads: Mutex<Vec<JoinHandle<()>>>,

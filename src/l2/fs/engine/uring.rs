@@ -15,14 +15,14 @@ use super::ring::Ring;
 use crate::l2::fs::core::Core;
 use crate::threads;
 
-/// Threads, each with a ring, if not told: small objects cost more than one thread can give.
+/// Threads, each with a ring, by default: small objects cost more than one thread can give.
 const THREADS: usize = 2;
-/// Objects under way per ring if not told.
+/// Objects under way per ring, by default.
 const DEPTH: usize = 96;
 /// Bytes under way in all rings; more only makes each wait longer.
 const BYTES_MAX: u64 = 16 * RANGE_BYTES;
 
-/// The rings.
+/// The rings' threads and their bells.
 pub struct Uring {
     bells: Vec<Arc<Bell>>,
     threads: Mutex<Vec<JoinHandle<()>>>,

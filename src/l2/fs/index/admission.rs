@@ -1,4 +1,4 @@
-//! The index's part in a store: who may write, what has to go for it, and what follows when it ends.
+//! The index's part in a store: whether it may be written, the objects that are evicted for it, and its end.
 
 use super::bounds::EvictionPlan;
 use super::fs_index::Index;
@@ -9,7 +9,7 @@ use crate::l2::fs::objects::{FileState, HeaderState};
 use crate::l2::{StoreRequest, Stored};
 
 impl Index {
-    /// Reserves room for a store, evicting what has to go.
+    /// Reserves disk space for a store, evicting as much as it needs. The caller unlinks the victims.
     pub fn admit(&mut self, store: StoreRequest) -> Admit {
         let key = store.key;
         if self.leaving.contains_key(&key) {
@@ -20,7 +20,7 @@ impl Index {
         match found.map(|id| (id, self.slots.get(id).state)) {
             Some((id, FileState::Present)) => {
                 // One that this process cannot read is of no use to it.
-                if self.slots.get(id).seal != HeaderState::Unreadable {
+                if self.slots.get(id).header != HeaderState::Unreadable {
                     self.touch(&[key]);
                 }
                 return Admit::Already(store);
@@ -43,7 +43,7 @@ impl Index {
         }
         let victims = match self.plan_eviction(bytes) {
             EvictionPlan::Chosen(victims) => victims,
-            // A write or an unlink under way may make room.
+            // A write or an unlink under way may free enough.
             EvictionPlan::Later | EvictionPlan::Impossible if self.writing > 0 || self.excess > 0 => {
                 self.waiting_for_space.push_back(store);
                 return Admit::Waits;
@@ -76,7 +76,7 @@ impl Index {
         Admit::Go(store, reservation)
     }
 
-    /// The reservation's victims are unlinked: the disk has room for it. Says which stores may try again.
+    /// The reservation's victims are unlinked. Gives the stores that may try again.
     pub fn settle(&mut self, reservation: &mut Reservation) -> Vec<StoreRequest> {
         self.excess -= std::mem::take(&mut reservation.excess);
         self.unlinking -= std::mem::take(&mut reservation.freed);
@@ -84,7 +84,7 @@ impl Index {
         victims.iter().flat_map(|key| self.removed(key)).collect()
     }
 
-    /// The write ended; `published`: the object is there, by whose doing. Says which stores may try again.
+    /// The write ended; `published`: the object is there, written by this store or already. Gives the stores that may try again.
     pub fn finish(&mut self, mut reservation: Reservation, published: Option<&Stored>) -> Vec<StoreRequest> {
         let mut stores = self.settle(&mut reservation);
         let id = reservation.slot;

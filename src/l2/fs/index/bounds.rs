@@ -1,10 +1,10 @@
-//! How full the directory may be, and the objects that go so that it stays so.
+//! How full the directory may be, and the eviction that keeps it so.
 //!
 //! Two sums are bounded. `held` is what the directory comes to once everything under way is done: present objects and reserved
 //! writes. `held` and `excess` together are what the disk may hold now, since a victim's bytes are there until its file is
 //! unlinked. A victim counts as freed for `held` from the moment it is chosen, so that no other store evicts for the same need.
 //!
-//! The bound is the capacity, or what the file system has room for where that is less.
+//! The bound is the capacity, or the file system's bound where that is lower.
 
 use super::fs_index::Index;
 use super::reservation::Reservation;
@@ -14,16 +14,16 @@ use crate::policy::Removal;
 
 /// The part of a bound by which files that are about to be unlinked may exceed it: stores need not wait for those.
 const TRANSIT_SHARE: u64 = 256;
-/// Where the file system has no room, this share of what is present is evicted beyond the need, and no more than so many bytes:
+/// Where the file system is full, this share of what is present is evicted beyond the need, and no more than so many bytes:
 /// otherwise every store would meet a full file system.
 const MARGIN_SHARE: u64 = 100;
 const MARGIN_MAX: u64 = 64 << 20;
 
-/// Whether a store finds room.
+/// Whether a store finds disk space.
 pub enum EvictionPlan {
-    /// It does once these objects, which the policy has set aside, are unlinked.
+    /// It does once the caller has unlinked these objects, which the policy has set aside.
     Chosen(Vec<u32>),
-    /// It does once files that others take away are unlinked.
+    /// It does once other stores and deletions have unlinked their files.
     Later,
     /// Nothing is left that may be evicted.
     Impossible,
@@ -46,7 +46,7 @@ impl Index {
         self.held().saturating_sub(most)
     }
 
-    /// Whether `bytes` that fit without evicting anything have to wait until the disk really has room for them.
+    /// Whether `bytes` that fit without an eviction have to wait until files that take their place on the disk are unlinked.
     pub(super) fn waits(&self, bytes: u64) -> bool {
         self.excess > 0 && self.on_disk().saturating_add(bytes) > self.disk_most() && self.need(bytes) == 0
     }
@@ -67,7 +67,7 @@ impl Index {
         self.held().saturating_add(bytes).saturating_sub(self.target().max(self.held()))
     }
 
-    /// Finds room for `bytes`.
+    /// Chooses the objects to evict for `bytes`; the policy sets them aside.
     pub fn plan_eviction(&mut self, bytes: u64) -> EvictionPlan {
         let need = self.need(bytes);
         self.disk.pressed |= need > 0 && self.held().saturating_add(bytes) <= self.capacity;
@@ -128,14 +128,14 @@ impl Index {
         key
     }
 
-    /// Notes that the file of `key` is being taken away, which frees `bytes` of disk that no reservation counts.
+    /// The file of `key` is being unlinked, which frees `bytes` of disk that no reservation counts.
     pub(super) fn begin_unlink(&mut self, key: ObjectKey, bytes: u64) {
         *self.leaving.entry(key).or_default() += bytes;
         self.excess += bytes;
         self.unlinking += bytes;
     }
 
-    /// The file of `key` is not being taken away any more.
+    /// The file of `key` is not being unlinked any more.
     pub(super) fn end_unlink(&mut self, key: &ObjectKey) {
         let bytes = self.leaving.remove(key).unwrap_or(0);
         self.excess -= bytes;
@@ -166,12 +166,12 @@ impl Index {
         self.surplus() > 0 || self.shrink_to.is_some_and(|most| self.held() > most)
     }
 
-    /// Has what is above the bounds evicted, if anything is.
+    /// Has the next [`begin_shrinking`](Index::begin_shrinking) check the bounds.
     pub fn check_bounds(&mut self) {
         self.overfull = true;
     }
 
-    /// Whether somebody has to begin to evict what is above the bounds. The caller does, and ends by [`Index::shrunk`].
+    /// Whether an eviction has to begin since the directory is above its bounds. The caller begins it, and ends it by [`Index::shrunk`].
     pub fn begin_shrinking(&mut self) -> bool {
         let begin = self.overfull && !self.shrinking && self.surplus() > 0;
         self.overfull = false;
@@ -179,30 +179,30 @@ impl Index {
         begin
     }
 
-    /// Nothing more is evicted for now of what is above the bounds.
+    /// The eviction of what is above the bounds has ended, for now.
     pub fn shrunk(&mut self) {
         (self.shrinking, self.shrink_to) = (false, None);
     }
 
-    /// Whether somebody evicts what is above the bounds.
+    /// Whether an eviction of what is above the bounds is under way.
     pub fn is_shrinking(&self) -> bool {
         self.shrinking
     }
 
-    /// What is evicted beyond the need where the file system has no room.
+    /// Bytes that are evicted beyond the need where the file system is full.
     pub fn margin(&self) -> u64 {
         (self.present / MARGIN_SHARE).min(MARGIN_MAX)
     }
 
-    /// The file system has `spare` bytes more than are to stay free, or lacks as many; `patient`: what it lacks is not evicted now.
+    /// The file system has `spare` bytes more than are to stay free; negative: it lacks as many, which are not evicted now if `patient`.
     pub fn measured(&mut self, spare: i64, patient: bool) {
         self.disk.measured = (self.held() + self.unlinking).saturating_add_signed(spare);
         self.disk.patient = patient;
         self.overfull |= spare < 0;
     }
 
-    /// The file system has no room for a store, whose victims so far are unlinked. Evicts as much as it needs. False if there is
-    /// nothing to evict.
+    /// The file system refused a store, whose victims so far are unlinked. Evicts as much as it needs. False if there is nothing to
+    /// evict.
     pub fn refused(&mut self, reservation: &mut Reservation) -> bool {
         self.disk.pressed = true;
         let others = self.held() - reservation.bytes;
@@ -218,7 +218,7 @@ impl Index {
         self.disk.refused = u64::MAX;
     }
 
-    /// Whether a store met the file system's bound below the capacity since this was asked last.
+    /// Whether a store met the file system's bound below the capacity since the last call.
     pub fn take_pressed(&mut self) -> bool {
         std::mem::take(&mut self.disk.pressed)
     }

@@ -4,11 +4,11 @@
 pub struct DiskBound {
     /// Most bytes that leave free what is to stay free, as last measured.
     pub measured: u64,
-    /// Most bytes as a store told that the file system refused.
+    /// Most bytes, as learned from a store that the file system refused.
     pub refused: u64,
-    /// What the file system lacks is not evicted now, beyond what stores need.
+    /// Nothing is evicted now for what the file system lacks, beyond what stores need.
     pub patient: bool,
-    /// A store met this bound below the capacity since the last time somebody asked.
+    /// A store met this bound below the capacity since the last call of `take_pressed`.
     pub pressed: bool,
 }
 
@@ -24,16 +24,16 @@ impl DiskBound {
         self.measured.min(self.refused)
     }
 
-    /// Whether a store met the file system's bound and nobody asked since.
+    /// Whether a store met the file system's bound since the last call of `take_pressed`.
     pub fn is_pressed(&self) -> bool {
         self.pressed
     }
 }
 
-/// Bytes of disk of what is neither an object nor on its way to be one. They count under the capacity.
+/// Bytes of disk that belong to no object and to no write. They count under the capacity.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Overhead {
-    /// Objects found broken.
+    /// Files of objects found broken.
     pub quarantine: u64,
     /// Temporary files whose writers may still live.
     pub leftovers: u64,
@@ -41,7 +41,7 @@ pub struct Overhead {
 }
 
 impl Overhead {
-    /// All of it.
+    /// The sum of all three.
     pub fn bytes(&self) -> u64 {
         self.quarantine + self.leftovers + self.directories
     }

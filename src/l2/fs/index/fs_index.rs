@@ -1,7 +1,7 @@
-//! What this process knows of the directory: which objects, how large, pinned how often, used when; and how full it is.
+//! The objects of the directory that this process knows: their size, pins and uses; and how full the directory is.
 //!
-//! Present and reserved bytes never exceed the capacity by this process's doing: a write reserves its bytes before it begins. What is
-//! found in the directory beyond that is evicted in the background ([`bounds`]).
+//! Present and reserved bytes never exceed the capacity by this process's doing: a write reserves its bytes before it begins. Objects
+//! that are found beyond that are evicted in the background ([`bounds`](super::bounds)).
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,7 +20,7 @@ use crate::policy::{EvictionPolicy, Meta, Removal};
 /// loads that other threads begin come between.
 const NEAR: u32 = 256;
 
-/// Everything known of the directory.
+/// Guarded by one lock, which [`Root::index`](crate::l2::fs::root::Root::index) takes.
 pub struct Index {
     pub(super) slots: ObjectTable,
     pub(super) policy: Box<dyn EvictionPolicy>,
@@ -29,19 +29,19 @@ pub struct Index {
     pub(super) present: u64,
     /// Bytes of disk that writes reserve.
     pub(super) reserved: u64,
-    /// Bytes of files that are being taken away, beyond those that a write puts in their place.
+    /// Bytes of files that are being unlinked, beyond the bytes that a write puts in their place.
     pub(super) excess: u64,
-    /// Bytes of all files that are being taken away.
+    /// Bytes of all files that are being unlinked.
     pub(super) unlinking: u64,
-    /// What the file system has room for.
+    /// The bound that the file system sets.
     pub(super) disk: DiskBound,
-    /// The directory was found above its bounds, and nobody was told yet.
+    /// The directory was found above its bounds, and no eviction has begun yet.
     pub(super) overfull: bool,
-    /// Somebody evicts what is above the bounds,
+    /// The maintenance thread evicts what is above the bounds,
     pub(super) shrinking: bool,
     /// down to so many bytes.
     pub(super) shrink_to: Option<u64>,
-    /// What else takes room.
+    /// Bytes of disk that belong to no object.
     pub(super) overhead: Overhead,
     pub(super) objects: u64,
     pub(super) evicted: u64,
@@ -49,11 +49,11 @@ pub struct Index {
     pub(super) pins: u64,
     /// Objects that appeared, wrapping.
     pub(super) births: u32,
-    /// Keys whose files are being taken away, and the bytes of each in `excess` that are no reservation's.
+    /// Keys whose files are being unlinked, and the bytes of each in `excess` that are no reservation's.
     pub(super) leaving: HashMap<ObjectKey, u64>,
     /// Stores that wait for their own key.
     pub(super) waiting_for_key: HashMap<ObjectKey, Vec<StoreRequest>>,
-    /// Stores that wait for room.
+    /// Stores that wait for disk space.
     pub(super) waiting_for_space: VecDeque<StoreRequest>,
     pub(super) writing: u32,
     pub(super) dirty: Vec<u32>,
@@ -63,14 +63,14 @@ pub struct Index {
     pub(super) observer: Option<Observer>,
 }
 
-/// What a load needs to know of its object.
+/// What the index knows of an object that is to be loaded.
 pub struct Opening {
     /// Names the object, should another one take its key.
     pub born: u32,
-    /// What its seal says, if that is known.
+    /// The fields of its header, if they are known.
     pub known: Option<HeaderDetails>,
-    /// Its file is likely to stand beside that of the load before.
-    pub beside: bool,
+    /// Its file is likely to lie next to that of the load before.
+    pub follows: bool,
 }
 
 fn meta(slots: &ObjectTable, id: u32) -> Meta {
@@ -107,7 +107,7 @@ impl Index {
         }
     }
 
-    /// Has `observer` hear of what appears and vanishes.
+    /// Replaces the observer of objects that appear and vanish.
     pub fn observe(&mut self, observer: Observer) {
         self.observer = Some(observer);
     }
@@ -162,7 +162,7 @@ impl Index {
     pub(super) fn drop_file(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
         slot.state = FileState::Gone;
-        slot.seal = HeaderState::Unknown;
+        slot.header = HeaderState::Unknown;
         if slot.pins == 0 {
             self.slots.remove(id);
         }
@@ -173,13 +173,13 @@ impl Index {
         self.capacity
     }
 
-    /// What takes room beside objects and writes, to be set anew.
+    /// The bytes of disk that belong to no object, for the caller to set.
     pub fn overhead_mut(&mut self) -> &mut Overhead {
         self.overfull = true;
         &mut self.overhead
     }
 
-    /// Adds what a scan found: numbered as it was made, and told to the policy as it was used.
+    /// Adds the objects that recovery found: numbered in the order in which they were made, given to the policy in that of their use.
     pub fn restore(&mut self, mut seen: Vec<FoundObject>) {
         seen.sort_unstable_by_key(|seen| (seen.made, seen.key));
         let mut used: Vec<(u64, u32)> = Vec::with_capacity(seen.len());
@@ -197,11 +197,11 @@ impl Index {
         }
     }
 
-    /// Pins what is present; `other` stands for the rest.
+    /// Pins present objects; `other` is the answer for absent ones.
     pub fn lookup(&mut self, keys: &[ObjectKey], found: &mut [Found], other: Found) {
         let pins = &mut self.pins;
         self.slots.find_all(keys, |i, slot| {
-            let other = if slot.as_ref().is_some_and(|slot| slot.seal == HeaderState::Unreadable) {
+            let other = if slot.as_ref().is_some_and(|slot| slot.header == HeaderState::Unreadable) {
                 Found::Unknown
             } else {
                 other
@@ -224,29 +224,29 @@ impl Index {
         let id = self.present_again(key, size, used);
         self.overfull = true;
         let slot = self.slots.get_mut(id);
-        if slot.seal == HeaderState::Unreadable {
-            slot.seal = HeaderState::Unknown;
+        if slot.header == HeaderState::Unreadable {
+            slot.header = HeaderState::Unknown;
         }
         let pinned = slot.pin();
         self.pins += u64::from(pinned.is_some());
         pinned.map_or(Found::Absent, Found::Present)
     }
 
-    /// The file of `key` cannot be opened. It is there all the same: it keeps its place, and nobody writes it again.
+    /// The file of `key` cannot be opened, and is there all the same: it keeps its bytes, and is not written again.
     pub fn unreadable(&mut self, key: &ObjectKey) {
         if let Some(id) = self.slots.find(key)
             && self.slots.get(id).state == FileState::Present
         {
-            self.slots.get_mut(id).seal = HeaderState::Unreadable;
+            self.slots.get_mut(id).header = HeaderState::Unreadable;
         }
     }
 
     /// Whether the file of `key` could not be opened the last time.
     pub fn is_unreadable(&self, key: &ObjectKey) -> bool {
-        self.slots.find(key).is_some_and(|id| self.slots.get(id).seal == HeaderState::Unreadable)
+        self.slots.find(key).is_some_and(|id| self.slots.get(id).header == HeaderState::Unreadable)
     }
 
-    /// Takes one pin off each key. Says which stores may try again.
+    /// Takes one pin off each key. Gives the stores that may try again.
     pub fn unpin(&mut self, keys: &[ObjectKey]) -> Vec<StoreRequest> {
         let mut freed = false;
         for key in keys {
@@ -273,14 +273,14 @@ impl Index {
         if freed { self.take_waiting() } else { Vec::new() }
     }
 
-    /// Hides `key`, pinned or not: its file is to be unlinked. Whoever has it pinned finds it gone.
+    /// Hides `key`, pinned or not; the caller unlinks its file. A load that has it pinned finds it gone.
     pub fn begin_delete(&mut self, key: &ObjectKey) {
         let bytes = self.lost(key);
         self.begin_unlink(*key, bytes);
     }
 
-    /// Takes `key` out of sight at once, pinned or not. True if its file is to be moved away; false if that is away
-    /// already, and a new one is being written.
+    /// Hides `key`, pinned or not. True if the caller is to move its file away; false if another does that already, or if the file is gone
+    /// and a new one is being written.
     pub fn hide(&mut self, key: &ObjectKey) -> bool {
         if self.slots.find(key).is_some_and(|id| self.slots.get(id).state == FileState::Writing) {
             return false;
@@ -291,7 +291,7 @@ impl Index {
         first
     }
 
-    /// The file of `key` is not there or not whole. Gives the bytes of disk that it was known to have.
+    /// The file of `key` is not there or not whole. Gives the bytes of disk that the index counted for it.
     pub fn lost(&mut self, key: &ObjectKey) -> u64 {
         let present = self.slots.find(key).filter(|&id| self.slots.get(id).state == FileState::Present);
         present.map_or(0, |id| {
@@ -301,7 +301,7 @@ impl Index {
         })
     }
 
-    /// The file of `key` has been taken away. Says which stores may try again.
+    /// The file of the hidden `key` is gone. Gives the stores that may try again.
     pub fn removed(&mut self, key: &ObjectKey) -> Vec<StoreRequest> {
         // A write that was under way when it was deleted may have published it since.
         self.lost(key);
@@ -309,14 +309,14 @@ impl Index {
         self.retry(key)
     }
 
-    /// The file of `key`, which was to be taken away, cannot be. Says which stores may try again.
+    /// The file of the hidden `key` cannot be taken away: shows the object again. Gives the stores that may try again.
     pub fn unhide(&mut self, key: &ObjectKey, size: u64, used: u64) -> Vec<StoreRequest> {
         self.end_unlink(key);
         self.present_again(*key, size, used);
         self.retry(key)
     }
 
-    /// Has an object that is on disk known as present, unless it is known. Gives its slot.
+    /// Makes an object that is on disk present, unless the index has it already. Gives its slot.
     fn present_again(&mut self, key: ObjectKey, size: u64, used: u64) -> u32 {
         let id = self.slots.find(&key).unwrap_or_else(|| self.slots.insert(key, size, FileState::Gone));
         if self.slots.get(id).state == FileState::Gone {
@@ -333,7 +333,7 @@ impl Index {
         stores
     }
 
-    /// A few of the stores that wait for room, or all where no write or unlink is left to call them later.
+    /// A few of the stores that wait for disk space, or all where no write or unlink is left that would start them later.
     pub(super) fn take_waiting(&mut self) -> Vec<StoreRequest> {
         let most = if self.writing == 0 && self.excess == 0 { usize::MAX } else { 4 };
         let mut stores = Vec::new();
@@ -346,13 +346,13 @@ impl Index {
         stores
     }
 
-    /// Whether the object that was `born` then is still there. One that was stored anew under its key is another one.
+    /// Whether the object that was `born` then is still there. An object stored anew under its key is another one.
     pub fn is_still(&self, key: &ObjectKey, born: u32) -> bool {
         let of_key = self.slots.find(key).map(|id| self.slots.get(id));
         of_key.is_some_and(|slot| slot.state == FileState::Present && slot.born == born)
     }
 
-    /// Remembers what the seal of `key` says, so that it need not be read again.
+    /// Remembers the fields of the header of `key`, so that it need not be read again.
     pub fn know(&mut self, key: &ObjectKey, known: &HeaderDetails) {
         if let Some(id) = self.slots.find(key)
             && self.slots.get(id).state == FileState::Present
@@ -361,7 +361,7 @@ impl Index {
         }
     }
 
-    /// Says what a load of `key` into a buffer of `len` bytes needs to know, and counts the object as used.
+    /// Begins a load of `key` into a buffer of `len` bytes, which counts as a use of the object.
     pub fn begin_load(&mut self, key: &ObjectKey, len: usize) -> Result<Opening> {
         let id = self.slots.find(key).filter(|&id| self.slots.get(id).state == FileState::Present);
         let Some(id) = id else {
@@ -378,9 +378,9 @@ impl Index {
         let born = slot.born;
         self.tick();
         self.touch_slot(id);
-        let beside = (1..=NEAR).contains(&id.abs_diff(self.last));
+        let follows = (1..=NEAR).contains(&id.abs_diff(self.last));
         self.last = id;
-        Ok(Opening { born, known: self.slots.known(id), beside })
+        Ok(Opening { born, known: self.slots.known(id), follows })
     }
 
     pub(super) fn touch_slot(&mut self, id: u32) {
@@ -404,7 +404,8 @@ impl Index {
         }
     }
 
-    /// Up to `most` uses that are not on their files yet: of which object, by key and birth, and when. They count as written.
+    /// Up to `most` uses that are not on their files yet: key and birth of the object, and the time in nanoseconds. They count as
+    /// written from now on.
     pub fn take_dirty(&mut self, most: usize) -> Vec<(ObjectKey, u32, u64)> {
         let ids = self.dirty.split_off(self.dirty.len().saturating_sub(most));
         let slots = &mut self.slots;
@@ -421,7 +422,7 @@ impl Index {
         self.dirty.len()
     }
 
-    /// Whether `key` is known: stored, being written or being taken away.
+    /// Whether `key` is known: stored, being written or being unlinked.
     pub fn knows(&self, key: &ObjectKey) -> bool {
         self.leaving.contains_key(key)
             || self.slots.find(key).is_some_and(|id| self.slots.get(id).state != FileState::Gone)

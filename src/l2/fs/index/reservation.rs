@@ -8,7 +8,7 @@ use crate::l2::object_header::HeaderDetails;
 /// The right to write one object.
 pub struct Reservation {
     pub slot: u32,
-    /// To be unlinked before the first byte is written.
+    /// Evicted for it; unlinked before the first byte is written.
     pub victims: Vec<ObjectKey>,
     pub bytes: u64,
     /// Bytes of its victims until they are unlinked, and those of them beyond its own.
@@ -19,12 +19,12 @@ pub struct Reservation {
 
 /// Whether an object may be written now.
 pub enum Admit {
-    /// Write it.
+    /// The caller writes it.
     Go(StoreRequest, Reservation),
-    /// It is there.
+    /// The object is there already.
     Already(StoreRequest),
-    /// It cannot be written.
+    /// It cannot be written, for this reason.
     Refused(StoreRequest, Error),
-    /// It waits in the index for a write or an unlink to end, and comes back from the call that ends it.
+    /// The index keeps it until a write or an unlink ends; the call that ends that gives it back.
     Waits,
 }
