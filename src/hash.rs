@@ -31,7 +31,7 @@ pub fn layout_tag(spec: &SpaceSpec) -> [u8; 16] {
     blake3_of_texts(&[&spec.layout], spec.chunk_tokens, 0)
 }
 
-/// What stands before the first chunk of a space.
+/// The hash that stands for the chunk before the first one of a space.
 pub fn chain_seed(space: SpaceTag) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"kvkeep space");
@@ -71,7 +71,7 @@ impl KeyHasher {
         KeyHasher { seeds: std::array::from_fn(|i| state.hash_one(i) | 1) }
     }
 
-    /// With the same seed everywhere, for what has to come out the same in every run and is safe to be guessed.
+    /// With the same seed everywhere, for results that have to be the same in every run and may be guessed.
     pub const fn fixed() -> KeyHasher {
         // The first digits of pi.
         let (a, b, c) = (0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345, 0xa409_3822_299f_31d1);
@@ -88,7 +88,7 @@ impl KeyHasher {
         fold(low ^ tail ^ e, high ^ a.rotate_left(32))
     }
 
-    /// The hash of a key in one of a tier's spaces: another than that of the same key in the next.
+    /// The hash of a key in one of a tier's spaces: the same key has another hash in another space.
     pub fn hash_in(&self, space: u32, key: &Key) -> u64 {
         self.hash(key) ^ u64::from(space).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }

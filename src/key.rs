@@ -48,7 +48,7 @@ pub fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes that `text` spells in hexadecimal, if it spells exactly `N` of them.
+/// The bytes of `text`, which is exactly `N` of them in hexadecimal; else None.
 pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N {

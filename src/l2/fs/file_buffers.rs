@@ -37,19 +37,19 @@ impl FileBuffers {
             Ok(scratch) => scratch,
             Err(error) => return Err((buffer, error)),
         };
-        let mut frame = FileBuffers { buffer, scratch, bounce: None, lens: [BLOCK, len, 0], known: None };
-        if direct && !(frame.buffer.as_ptr() as usize).is_multiple_of(BLOCK) && len > 0 {
+        let mut buffers = FileBuffers { buffer, scratch, bounce: None, lens: [BLOCK, len, 0], known: None };
+        if direct && !(buffers.buffer.as_ptr() as usize).is_multiple_of(BLOCK) && len > 0 {
             match Buffer::heap(len.next_multiple_of(BLOCK)) {
                 Ok(bounce) => {
-                    frame.lens[1] = bounce.len();
-                    frame.bounce = Some(bounce);
+                    buffers.lens[1] = bounce.len();
+                    buffers.bounce = Some(bounce);
                 }
-                Err(error) => return Err((frame.buffer, error)),
+                Err(error) => return Err((buffers.buffer, error)),
             }
         } else if direct && !len.is_multiple_of(BLOCK) {
-            frame.lens = [BLOCK, len - len % BLOCK, BLOCK];
+            buffers.lens = [BLOCK, len - len % BLOCK, BLOCK];
         }
-        Ok(frame)
+        Ok(buffers)
     }
 
     /// Where the transfer ends: the file, up to the end of its last block when direct.
@@ -194,12 +194,16 @@ mod tests {
         for (len, direct) in [(1, true), (1, false), (4096, true), (10_000, true), (10_000, false), (0, true)] {
             let mut buffer = Buffer::heap(len).unwrap();
             buffer.bytes_mut().iter_mut().enumerate().for_each(|(i, byte)| *byte = i as u8);
-            let mut frame = FileBuffers::new(buffer, &mut Spare::new(), direct).ok().unwrap();
-            frame.set_header(&Header([5; HEADER_BYTES]));
-            let bytes: Vec<u8> = frame.slices(0, frame.span()).iter().flat_map(|part| part.to_vec()).collect();
-            assert_eq!(bytes.len() as u64, frame.span());
-            assert_eq!(frame.file_bytes(), (BLOCK + len) as u64);
-            assert!(if direct { frame.span() == disk_bytes(len as u64) } else { frame.span() == frame.file_bytes() });
+            let mut buffers = FileBuffers::new(buffer, &mut Spare::new(), direct).ok().unwrap();
+            buffers.set_header(&Header([5; HEADER_BYTES]));
+            let bytes: Vec<u8> = buffers.slices(0, buffers.span()).iter().flat_map(|part| part.to_vec()).collect();
+            assert_eq!(bytes.len() as u64, buffers.span());
+            assert_eq!(buffers.file_bytes(), (BLOCK + len) as u64);
+            assert!(if direct {
+                buffers.span() == disk_bytes(len as u64)
+            } else {
+                buffers.span() == buffers.file_bytes()
+            });
             let mut back = FileBuffers::new(Buffer::heap(len).unwrap(), &mut Spare::new(), direct).ok().unwrap();
             let mut at = 0;
             for mut part in back.slices_mut(0, bytes.len() as u64) {

@@ -36,38 +36,38 @@ impl Core {
     /// Prepares a load and counts it as a use, or answers it.
     pub fn begin_load(&self, load: LoadRequest, spare: &mut Spare) -> Option<(ActiveLoad, FileBuffers)> {
         let LoadRequest { key, buffer, checksum, deadline, sink, index } = load;
-        let mut reading =
+        let mut active =
             ActiveLoad { path: path::object(&key), patience: patience(deadline), key, born: 0, sink, index };
         let checked =
             in_time(deadline, "load").and_then(|()| self.root.index(|index| index.begin_load(&key, buffer.len())));
         let error = match checked {
             Ok(Opening { born, known, follows }) => match FileBuffers::new(buffer, spare, self.root.direct) {
-                Ok(mut frame) => {
-                    reading.born = born;
+                Ok(mut buffers) => {
+                    active.born = born;
                     // Known fields stand for the header only if the payload's checksum proves that it is still the same object. Files
                     // that lie next to each other are read whole: the kernel joins those reads, and headers cost less than gaps.
                     if let Some(known) = known.filter(|_| checksum && !(follows && self.root.direct)) {
-                        frame.know(&key, known);
+                        buffers.know(&key, known);
                     }
-                    return Some((reading, frame));
+                    return Some((active, buffers));
                 }
                 Err((buffer, error)) => (buffer, Error::io("a buffer for an unaligned load", &error)),
             },
             Err(error) => (buffer, error),
         };
-        self.answer_load(reading, error.0, Err(error.1));
+        self.answer_load(active, error.0, Err(error.1));
         None
     }
 
     /// Answers a load whose bytes moved, or did not for the reason in `outcome`.
     pub fn end_load(
         &self,
-        reading: ActiveLoad,
-        frame: FileBuffers,
+        active: ActiveLoad,
+        buffers: FileBuffers,
         outcome: std::result::Result<(), IoFailure>,
         spare: &mut Spare,
     ) {
-        let wanted = frame.file_bytes();
+        let wanted = buffers.file_bytes();
         #[cfg(test)]
         let outcome = self
             .reads_fail_with
@@ -76,55 +76,54 @@ impl Core {
         let fault = match outcome {
             Ok(()) => {
                 self.root.failures.read();
-                let read = frame.start() == 0;
-                let (header, buffer) = frame.opened(spare);
+                let read = buffers.start() == 0;
+                let (header, buffer) = buffers.opened(spare);
                 let size = buffer.len() as u64;
                 if read
                     && is_small(size)
-                    && let Some(known) = header.known(&reading.key, size)
+                    && let Some(known) = header.known(&active.key, size)
                 {
                     self.root.index(|index| {
-                        if index.is_still(&reading.key, reading.born) {
-                            index.know(&reading.key, &known);
+                        if index.is_still(&active.key, active.born) {
+                            index.know(&active.key, &known);
                         }
                     });
                 }
-                return self.answer_load(reading, buffer, Ok(header));
+                return self.answer_load(active, buffer, Ok(header));
             }
             Err(fault) => fault,
         };
-        let buffer = frame.abandoned(spare);
+        let buffer = buffers.abandoned(spare);
         let error = match fault {
             // The object that is under the key now is another one.
-            _ if !self.root.index(|index| index.is_still(&reading.key, reading.born)) => Error::new(
-                KVKEEP_ERR_NOT_FOUND,
-                about("deleted while it was read:", &self.root.dir.join(&reading.path)),
-            ),
+            _ if !self.root.index(|index| index.is_still(&active.key, active.born)) => {
+                Error::new(KVKEEP_ERR_NOT_FOUND, about("deleted while it was read:", &self.root.dir.join(&active.path)))
+            }
             IoFailure::Io(what, error) if error.kind() == io::ErrorKind::NotFound => {
-                self.root.index(|index| index.lost(&reading.key));
+                self.root.index(|index| index.lost(&active.key));
                 let why = format!("{error}, another process removed it: {what}");
-                Error::new(KVKEEP_ERR_NOT_FOUND, about(&why, &self.root.dir.join(&reading.path)))
+                Error::new(KVKEEP_ERR_NOT_FOUND, about(&why, &self.root.dir.join(&active.path)))
             }
             // The file may be whole, and readable later or for others: it stays.
             IoFailure::Io(what, error) => {
                 if is_no_file(&error) {
-                    self.root.index(|index| index.lost(&reading.key));
+                    self.root.index(|index| index.lost(&active.key));
                 } else if what == OPENING && concerns_file(&error) {
-                    self.root.index(|index| index.unreadable(&reading.key));
+                    self.root.index(|index| index.unreadable(&active.key));
                 }
-                self.root.unread(what, &reading.path, &error)
+                self.root.unread(what, &active.path, &error)
             }
             IoFailure::Short(got) => {
-                self.quarantine(reading.key);
+                self.quarantine(active.key);
                 let why = format!("the file ends after {got} of {wanted} bytes:");
-                Error::new(KVKEEP_ERR_CORRUPT, about(&why, &self.root.dir.join(&reading.path)))
+                Error::new(KVKEEP_ERR_CORRUPT, about(&why, &self.root.dir.join(&active.path)))
             }
         };
-        self.answer_load(reading, buffer, Err(error));
+        self.answer_load(active, buffer, Err(error));
     }
 
-    fn answer_load(&self, reading: ActiveLoad, buffer: Buffer, result: Result<Header>) {
-        reading.sink.loaded(reading.index, buffer, result);
+    fn answer_load(&self, active: ActiveLoad, buffer: Buffer, result: Result<Header>) {
+        active.sink.loaded(active.index, buffer, result);
         self.backlog.answered();
     }
 

@@ -74,7 +74,7 @@ impl Core {
         };
         let StoreRequest { key, header, buffer, deadline, reply } = store;
         self.free_space.reserve(reservation.bytes);
-        let writing = ActiveStore {
+        let active = ActiveStore {
             unallocated: reservation.bytes,
             attempts: 0,
             shards_made: 0,
@@ -87,13 +87,13 @@ impl Core {
             reservation,
         };
         match FileBuffers::new(buffer, spare, self.root.direct) {
-            Ok(mut frame) => {
-                frame.set_header(&header);
-                Some((writing, frame))
+            Ok(mut buffers) => {
+                buffers.set_header(&header);
+                Some((active, buffers))
             }
             Err((buffer, error)) => {
                 let error = Error::io("a buffer for an unaligned store", &error);
-                self.finish_store(writing, buffer, Err(error));
+                self.finish_store(active, buffer, Err(error));
                 None
             }
         }
@@ -103,8 +103,8 @@ impl Core {
     /// and other objects were evicted for it.
     pub fn fail(
         &self,
-        mut writing: ActiveStore,
-        frame: FileBuffers,
+        mut active: ActiveStore,
+        buffers: FileBuffers,
         fault: IoFailure,
         spare: &mut Spare,
     ) -> Option<(ActiveStore, FileBuffers)> {
@@ -112,48 +112,48 @@ impl Core {
             IoFailure::Io(what, error) => (what, error),
             IoFailure::Short(_) => ("writing", io::Error::from(io::ErrorKind::WriteZero)),
         };
-        if self.makes_room(&mut writing, &error) {
-            let _ = unlinkat(&self.root.dirfd, writing.temporary.as_str(), AtFlags::empty());
-            return Some((writing, frame));
+        if self.makes_room(&mut active, &error) {
+            let _ = unlinkat(&self.root.dirfd, active.temporary.as_str(), AtFlags::empty());
+            return Some((active, buffers));
         }
         let error = match what {
             // Tried again, it evicts others, whether or not this one may ever go.
             EVICTING if error.kind() != io::ErrorKind::ReadOnlyFilesystem => {
-                Error { status: KVKEEP_ERR_IO, ..self.root.error(what, self.first_there(&writing), &error) }
+                Error { status: KVKEEP_ERR_IO, ..self.root.error(what, self.first_there(&active), &error) }
             }
-            _ => self.root.error(what, &writing.path, &error),
+            _ => self.root.error(what, &active.path, &error),
         };
-        self.end_store(writing, frame, Err(error), spare);
+        self.end_store(active, buffers, Err(error), spare);
         None
     }
 
     /// Evicts for a store that the file system refused with `error`. True if the store is to begin anew.
-    fn makes_room(&self, writing: &mut ActiveStore, error: &io::Error) -> bool {
-        if !is_full(error) || !writing.victims.is_empty() {
+    fn makes_room(&self, active: &mut ActiveStore, error: &io::Error) -> bool {
+        if !is_full(error) || !active.victims.is_empty() {
             return false;
         }
-        let last_attempt = writing.attempts == ATTEMPTS_MAX;
+        let last_attempt = active.attempts == ATTEMPTS_MAX;
         if !self.free_space.refused(&self.root, error, last_attempt)
-            || !self.root.index(|index| index.refused(&mut writing.reservation))
+            || !self.root.index(|index| index.refused(&mut active.reservation))
         {
             return false;
         }
-        writing.attempts += 1;
-        writing.unallocated = writing.reservation.bytes;
-        self.free_space.reserve(writing.unallocated);
-        writing.victims = writing.reservation.victims.iter().map(path::object).collect();
+        active.attempts += 1;
+        active.unallocated = active.reservation.bytes;
+        self.free_space.reserve(active.unallocated);
+        active.victims = active.reservation.victims.iter().map(path::object).collect();
         true
     }
 
     /// The first of a store's victims whose file is still there.
-    fn first_there<'a>(&self, writing: &'a ActiveStore) -> &'a str {
+    fn first_there<'a>(&self, active: &'a ActiveStore) -> &'a str {
         let there = |path: &&String| statat(&self.root.dirfd, path.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        writing.victims.iter().find(there).unwrap_or(&writing.path)
+        active.victims.iter().find(there).unwrap_or(&active.path)
     }
 
     /// The file system allocated the bytes of a store's file with this result. One that cannot allocate fails during the write instead.
-    pub fn allocated(&self, writing: &mut ActiveStore, result: io::Result<()>) -> io::Result<()> {
-        self.free_space.allocated(std::mem::take(&mut writing.unallocated));
+    pub fn allocated(&self, active: &mut ActiveStore, result: io::Result<()>) -> io::Result<()> {
+        self.free_space.allocated(std::mem::take(&mut active.unallocated));
         #[cfg(test)]
         self.free_space.pretend(self.root.index(|index| index.held()))?;
         match result.as_ref().err().and_then(io::Error::raw_os_error) {
@@ -163,28 +163,28 @@ impl Core {
     }
 
     /// Whether another process stored the object already.
-    pub fn is_stored(&self, writing: &ActiveStore, frame: &FileBuffers) -> bool {
-        self.root.shared && self.is_whole(writing, frame)
+    pub fn is_stored(&self, active: &ActiveStore, buffers: &FileBuffers) -> bool {
+        self.root.shared && self.is_whole(active, buffers)
     }
 
     /// The victims of a store are unlinked.
-    pub fn settle(&self, writing: &mut ActiveStore) {
-        if !writing.victims.is_empty() {
-            writing.victims.clear();
-            writing.reservation.victims.iter().for_each(|victim| self.directories.prune(&self.root, victim));
-            let stores = self.root.index(|index| index.settle(&mut writing.reservation));
+    pub fn settle(&self, active: &mut ActiveStore) {
+        if !active.victims.is_empty() {
+            active.victims.clear();
+            active.reservation.victims.iter().for_each(|victim| self.directories.prune(&self.root, victim));
+            let stores = self.root.index(|index| index.settle(&mut active.reservation));
             self.requeue(stores);
         }
     }
 
     /// Whether to rename again what could not be for `error`: the directory that the file goes to was missing, and is made.
-    pub fn made_shard(&self, writing: &mut ActiveStore, error: &mut io::Error) -> bool {
+    pub fn made_shard(&self, active: &mut ActiveStore, error: &mut io::Error) -> bool {
         // More than once, since another process may take an empty one away.
-        if error.kind() != io::ErrorKind::NotFound || writing.shards_made == SHARDS_MADE_MAX {
+        if error.kind() != io::ErrorKind::NotFound || active.shards_made == SHARDS_MADE_MAX {
             return false;
         }
-        writing.shards_made += 1;
-        match self.directories.make_shard(&self.root, &writing.key, writing.shards_made == 1) {
+        active.shards_made += 1;
+        match self.directories.make_shard(&self.root, &active.key, active.shards_made == 1) {
             // Another process took the space's away meanwhile: it is made the next time.
             Err(failed) if failed.kind() != io::ErrorKind::NotFound => {
                 *error = failed;
@@ -197,48 +197,48 @@ impl Core {
     /// Concludes a store whose file was renamed with the result `renamed`, without replacing. Gives it back if it is to begin anew.
     pub fn conclude(
         &self,
-        writing: ActiveStore,
-        frame: FileBuffers,
+        active: ActiveStore,
+        buffers: FileBuffers,
         renamed: io::Result<()>,
         spare: &mut Spare,
     ) -> Option<(ActiveStore, FileBuffers)> {
-        match self.renamed(&writing, &frame, renamed) {
+        match self.renamed(&active, &buffers, renamed) {
             Ok(stored) => {
-                self.end_store(writing, frame, Ok(stored), spare);
+                self.end_store(active, buffers, Ok(stored), spare);
                 None
             }
-            Err(error) => self.fail(writing, frame, IoFailure::Io("publishing", error), spare),
+            Err(error) => self.fail(active, buffers, IoFailure::Io("publishing", error), spare),
         }
     }
 
-    fn renamed(&self, writing: &ActiveStore, frame: &FileBuffers, renamed: io::Result<()>) -> io::Result<Stored> {
+    fn renamed(&self, active: &ActiveStore, buffers: &FileBuffers, renamed: io::Result<()>) -> io::Result<Stored> {
         let Err(error) = renamed else { return Ok(Stored::Written) };
         match error.raw_os_error() {
-            Some(libc::EEXIST) if self.is_whole(writing, frame) => Ok(Stored::Already),
+            Some(libc::EEXIST) if self.is_whole(active, buffers) => Ok(Stored::Already),
             // Either what is there is no object, or the file system cannot rename without replacing. Objects of one key
             // are alike, so replacing one harms no reader.
             Some(libc::EEXIST | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => {
-                renameat(&self.root.dirfd, writing.temporary.as_str(), &self.root.dirfd, writing.path.as_str())?;
+                renameat(&self.root.dirfd, active.temporary.as_str(), &self.root.dirfd, active.path.as_str())?;
                 Ok(Stored::Written)
             }
             _ => Err(error),
         }
     }
 
-    fn is_whole(&self, writing: &ActiveStore, frame: &FileBuffers) -> bool {
-        statat(&self.root.dirfd, writing.path.as_str(), AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|stat| stat.st_size as u64 == frame.file_bytes())
+    fn is_whole(&self, active: &ActiveStore, buffers: &FileBuffers) -> bool {
+        statat(&self.root.dirfd, active.path.as_str(), AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| stat.st_size as u64 == buffers.file_bytes())
     }
 
     /// Renames the temporary file to the object's name, replacing nothing.
-    pub fn rename(&self, writing: &mut ActiveStore) -> io::Result<()> {
+    pub fn rename(&self, active: &mut ActiveStore) -> io::Result<()> {
         loop {
-            let (from, to) = (writing.temporary.as_str(), writing.path.as_str());
+            let (from, to) = (active.temporary.as_str(), active.path.as_str());
             match renameat_with(&self.root.dirfd, from, &self.root.dirfd, to, RenameFlags::NOREPLACE)
                 .map_err(io::Error::from)
             {
                 Err(mut error) => {
-                    if !self.made_shard(writing, &mut error) {
+                    if !self.made_shard(active, &mut error) {
                         return Err(error);
                     }
                 }
@@ -248,37 +248,37 @@ impl Core {
     }
 
     /// Answers a store whose file is published, or is removed here.
-    pub fn end_store(&self, writing: ActiveStore, frame: FileBuffers, outcome: Result<Stored>, spare: &mut Spare) {
+    pub fn end_store(&self, active: ActiveStore, buffers: FileBuffers, outcome: Result<Stored>, spare: &mut Spare) {
         match &outcome {
             Ok(Stored::Written) => self.root.failures.written(),
             // Best effort: what stays is removed as stale by a later open.
             Ok(Stored::Already) | Err(_) => {
-                let _ = unlinkat(&self.root.dirfd, writing.temporary.as_str(), AtFlags::empty());
+                let _ = unlinkat(&self.root.dirfd, active.temporary.as_str(), AtFlags::empty());
             }
         }
-        self.finish_store(writing, frame.abandoned(spare), outcome);
+        self.finish_store(active, buffers.abandoned(spare), outcome);
     }
 
-    fn finish_store(&self, mut writing: ActiveStore, payload: Buffer, outcome: Result<Stored>) {
-        self.free_space.allocated(writing.unallocated);
-        if writing.shards_made > 0 {
-            self.directories.shard_filled(&writing.key);
+    fn finish_store(&self, mut active: ActiveStore, payload: Buffer, outcome: Result<Stored>) {
+        self.free_space.allocated(active.unallocated);
+        if active.shards_made > 0 {
+            self.directories.shard_filled(&active.key);
         }
         // Where the store failed before it unlinked its victims: they are out of the index and must not stay on disk, nor be
         // forgotten where they do.
         let mut stay = Vec::new();
-        if !writing.victims.is_empty() {
-            let mut paths = writing.victims.iter();
+        if !active.victims.is_empty() {
+            let mut paths = active.victims.iter();
             let unlink = |path: &String| unlinkat(&self.root.dirfd, path.as_str(), AtFlags::empty());
             let gone = |path| matches!(unlink(path), Ok(()) | Err(Errno::NOENT));
-            stay.extend(writing.reservation.victims.extract_if(.., |_| !paths.next().is_none_or(gone)));
+            stay.extend(active.reservation.victims.extract_if(.., |_| !paths.next().is_none_or(gone)));
         }
-        let stores = self.root.index(|index| index.finish(writing.reservation, outcome.as_ref().ok()));
+        let stores = self.root.index(|index| index.finish(active.reservation, outcome.as_ref().ok()));
         stay.iter().for_each(|victim| remove::stays(self, victim));
         // Not before: a caller that deletes the object as soon as its payload is free must find it in the index.
         drop(payload);
         self.requeue(stores);
-        writing.reply.send(outcome);
+        active.reply.send(outcome);
         self.backlog.answered();
     }
 

@@ -26,15 +26,15 @@ impl ActiveRequest {
     pub fn allocated(&mut self, core: &Core, error: Option<io::Error>) -> Option<io::Error> {
         match self {
             ActiveRequest::Read(_) => error,
-            ActiveRequest::Write(writing) => core.allocated(writing, error.map_or(Ok(()), Err)).err(),
+            ActiveRequest::Write(active) => core.allocated(active, error.map_or(Ok(()), Err)).err(),
         }
     }
 
     /// Until when it waits for a descriptor.
     pub fn patience(&self) -> Instant {
         match self {
-            ActiveRequest::Read(reading) => reading.patience,
-            ActiveRequest::Write(writing) => writing.patience,
+            ActiveRequest::Read(active) => active.patience,
+            ActiveRequest::Write(active) => active.patience,
         }
     }
 }
@@ -56,7 +56,7 @@ pub struct FileRange {
 /// One object under way. Boxed, since the kernel holds addresses of its names and ranges.
 pub struct Operation {
     pub request: ActiveRequest,
-    pub frame: FileBuffers,
+    pub buffers: FileBuffers,
     pub step: OperationStep,
     pub name: CString,
     pub temporary: CString,
@@ -73,19 +73,19 @@ pub struct Operation {
 }
 
 impl Operation {
-    pub fn new(request: ActiveRequest, frame: FileBuffers) -> Operation {
+    pub fn new(request: ActiveRequest, buffers: FileBuffers) -> Operation {
         let (name, temporary, victims) = match &request {
-            ActiveRequest::Read(reading) => (c(&reading.path), CString::default(), Vec::new()),
-            ActiveRequest::Write(writing) => {
-                let victims = writing.victims.iter().map(|victim| c(victim)).collect();
-                (c(&writing.path), c(&writing.temporary), victims)
+            ActiveRequest::Read(active) => (c(&active.path), CString::default(), Vec::new()),
+            ActiveRequest::Write(active) => {
+                let victims = active.victims.iter().map(|victim| c(victim)).collect();
+                (c(&active.path), c(&active.temporary), victims)
             }
         };
-        let issued = frame.start();
-        let ranges = Vec::with_capacity(frame.span().div_ceil(RANGE_BYTES) as usize);
+        let issued = buffers.start();
+        let ranges = Vec::with_capacity(buffers.span().div_ceil(RANGE_BYTES) as usize);
         Operation {
             request,
-            frame,
+            buffers,
             step: OperationStep::Open,
             name,
             temporary,

@@ -177,19 +177,19 @@ impl Ring {
         let mut loads = Vec::new();
         self.core.backlog.take_loads(self.depth - self.live, &mut loads);
         for load in loads {
-            if let Some((reading, frame)) = self.core.begin_load(load, &mut self.spare) {
-                self.launch(Operation::new(ActiveRequest::Read(reading), frame));
+            if let Some((active, buffers)) = self.core.begin_load(load, &mut self.spare) {
+                self.launch(Operation::new(ActiveRequest::Read(active), buffers));
             }
         }
         let places = (self.depth - self.live).min(self.store_depth().saturating_sub(self.stores));
         let mut stores = Vec::new();
         self.core.backlog.take_stores(places, &mut stores);
         for store in stores {
-            if let Some((writing, frame)) = self.core.begin_store(store, &mut self.spare) {
-                if self.core.is_stored(&writing, &frame) {
-                    self.core.end_store(writing, frame, Ok(Stored::Already), &mut self.spare);
+            if let Some((active, buffers)) = self.core.begin_store(store, &mut self.spare) {
+                if self.core.is_stored(&active, &buffers) {
+                    self.core.end_store(active, buffers, Ok(Stored::Already), &mut self.spare);
                 } else {
-                    self.launch(Operation::new(ActiveRequest::Write(writing), frame));
+                    self.launch(Operation::new(ActiveRequest::Write(active), buffers));
                 }
             }
         }
@@ -224,7 +224,7 @@ impl Ring {
     fn issue(&mut self) {
         while let Some(&id) = self.ready.front() {
             let Some(mut operation) = self.operations[id].take() else { return };
-            let span = operation.frame.span();
+            let span = operation.buffers.span();
             while operation.issued < span && operation.fault.is_none() {
                 let to = span.min(operation.issued + RANGE_BYTES);
                 if self.bytes > 0 && self.bytes + (to - operation.issued) > self.bytes_max {
@@ -273,22 +273,22 @@ impl Ring {
             self.free.push(id);
             self.live -= 1;
             self.stores -= usize::from(operation.is_write());
-            let Operation { request, frame, file, fault, renamed, .. } = *operation;
+            let Operation { request, buffers, file, fault, renamed, .. } = *operation;
             if file.is_some() {
                 drop(file);
                 self.open_starved();
             }
-            let large = frame.span() >= LARGE;
+            let large = buffers.span() >= LARGE;
             let anew = match (request, fault) {
-                (ActiveRequest::Read(reading), fault) => {
-                    self.core.end_load(reading, frame, fault.map_or(Ok(()), Err), &mut self.spare);
+                (ActiveRequest::Read(active), fault) => {
+                    self.core.end_load(active, buffers, fault.map_or(Ok(()), Err), &mut self.spare);
                     None
                 }
-                (ActiveRequest::Write(writing), None) => self.core.conclude(writing, frame, renamed, &mut self.spare),
-                (ActiveRequest::Write(writing), Some(fault)) => self.core.fail(writing, frame, fault, &mut self.spare),
+                (ActiveRequest::Write(active), None) => self.core.conclude(active, buffers, renamed, &mut self.spare),
+                (ActiveRequest::Write(active), Some(fault)) => self.core.fail(active, buffers, fault, &mut self.spare),
             };
-            if let Some((writing, frame)) = anew {
-                self.launch(Operation::new(ActiveRequest::Write(writing), frame));
+            if let Some((active, buffers)) = anew {
+                self.launch(Operation::new(ActiveRequest::Write(active), buffers));
             }
             if large {
                 return;

@@ -40,7 +40,7 @@ impl Ring {
         let Some(file) = &operation.file else { return };
         let fd = types::Fd(file.as_raw_fd());
         let FileRange { at, to, parts } = &mut operation.ranges[range];
-        let (pointers, count) = operation.frame.pointers(*at, *to);
+        let (pointers, count) = operation.buffers.pointers(*at, *to);
         for (part, (base, len)) in parts.iter_mut().zip(pointers) {
             *part = libc::iovec { iov_base: base.cast(), iov_len: len };
         }
@@ -67,8 +67,8 @@ impl Ring {
                 if operation.fault.is_some() {
                     return self.done.push_back(id);
                 }
-                if let ActiveRequest::Write(writing) = &mut operation.request {
-                    self.core.settle(writing);
+                if let ActiveRequest::Write(active) = &mut operation.request {
+                    self.core.settle(active);
                 }
                 self.open(id, operation);
             }
@@ -79,14 +79,15 @@ impl Ring {
             },
             OperationStep::Move => {
                 self.moved(id, range, operation, result);
-                if operation.pending == 0 && (operation.issued == operation.frame.span() || operation.fault.is_some()) {
+                if operation.pending == 0 && (operation.issued == operation.buffers.span() || operation.fault.is_some())
+                {
                     self.all_moved(id, operation);
                 }
             }
             OperationStep::Rename => {
                 operation.renamed = error.map_or(Ok(()), Err);
-                if let (Err(error), ActiveRequest::Write(writing)) = (&mut operation.renamed, &mut operation.request)
-                    && self.core.made_shard(writing, error)
+                if let (Err(error), ActiveRequest::Write(active)) = (&mut operation.renamed, &mut operation.request)
+                    && self.core.made_shard(active, error)
                 {
                     return self.rename(id, operation);
                 }
@@ -107,7 +108,7 @@ impl Ring {
                 operation.file = Some(unsafe { OwnedFd::from_raw_fd(result) });
                 if operation.is_write() {
                     operation.step = OperationStep::Allocate;
-                    let allocate = opcode::Fallocate::new(types::Fd(result), operation.frame.span());
+                    let allocate = opcode::Fallocate::new(types::Fd(result), operation.buffers.span());
                     self.request(id, 0, operation, allocate.build());
                 } else {
                     self.start_moving(id, operation);
@@ -155,7 +156,7 @@ impl Ring {
     /// A range moved, or part of it did.
     fn moved(&mut self, id: usize, range: usize, operation: &mut Operation, result: i32) {
         let write = operation.is_write();
-        let end = if write { operation.frame.span() } else { operation.frame.file_bytes() };
+        let end = if write { operation.buffers.span() } else { operation.buffers.file_bytes() };
         let FileRange { at, to, .. } = &mut operation.ranges[range];
         self.bytes -= *to - *at;
         let fault = match result {
@@ -188,17 +189,17 @@ impl Ring {
     }
 
     fn all_moved(&mut self, id: usize, operation: &mut Operation) {
-        if !operation.is_write() && operation.frame.mistaken(operation.fault.is_none()) {
+        if !operation.is_write() && operation.buffers.mistaken(operation.fault.is_none()) {
             operation.fault = None;
             operation.ranges.clear();
-            operation.issued = operation.frame.start();
+            operation.issued = operation.buffers.start();
             return self.ready.push_back(id);
         }
         if operation.fault.is_some() || !operation.is_write() {
             return self.done.push_back(id);
         }
-        let bytes = operation.frame.file_bytes();
-        if bytes < operation.frame.span()
+        let bytes = operation.buffers.file_bytes();
+        if bytes < operation.buffers.span()
             && let Some(file) = &operation.file
             && let Err(error) = rustix::fs::ftruncate(file, bytes)
         {

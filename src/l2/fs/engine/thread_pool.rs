@@ -30,12 +30,12 @@ const PIECE: u64 = 2 << 20;
 const BYTES_MAX: u64 = 16 << 20;
 
 /// Bounds the bytes under way.
-struct Gate {
+struct ByteGate {
     free: Mutex<u64>,
     freed: Condvar,
 }
 
-impl Gate {
+impl ByteGate {
     fn pass<T>(&self, bytes: u64, work: impl FnOnce() -> T) -> T {
         let mut free = self.free.lock();
         while *free < bytes {
@@ -59,7 +59,7 @@ pub struct ThreadPool {
 impl ThreadPool {
     /// Starts `threads` threads, or the default for 0.
     pub fn start(core: &Arc<Core>, threads: usize) -> Result<Arc<ThreadPool>> {
-        let gate = Arc::new(Gate { free: Mutex::new(BYTES_MAX), freed: Condvar::new() });
+        let gate = Arc::new(ByteGate { free: Mutex::new(BYTES_MAX), freed: Condvar::new() });
         let pool = Arc::new(ThreadPool { core: Arc::downgrade(core), threads: Mutex::new(Vec::new()) });
         for number in 0..if threads == 0 { THREADS } else { threads } {
             let (theirs, gate) = (Arc::clone(core), Arc::clone(&gate));
@@ -92,7 +92,7 @@ impl IoEngine for ThreadPool {
     }
 }
 
-fn run(core: &Core, gate: &Gate) {
+fn run(core: &Core, gate: &ByteGate) {
     let mut spare = Spare::new();
     while let Some(task) = core.backlog.wait() {
         match task {
@@ -102,16 +102,16 @@ fn run(core: &Core, gate: &Gate) {
     }
 }
 
-fn load(core: &Core, gate: &Gate, load: LoadRequest, spare: &mut Spare) {
-    let Some((reading, mut frame)) = core.begin_load(load, spare) else { return };
-    let outcome = open(core, &reading.path, OFlags::RDONLY, reading.patience)
+fn load(core: &Core, gate: &ByteGate, load: LoadRequest, spare: &mut Spare) {
+    let Some((active, mut buffers)) = core.begin_load(load, spare) else { return };
+    let outcome = open(core, &active.path, OFlags::RDONLY, active.patience)
         .map_err(|error| IoFailure::Io(OPENING, error.into()))
         .and_then(|file| {
-            let result = read(gate, &file, &mut frame);
-            if frame.mistaken(result.is_ok()) { read(gate, &file, &mut frame) } else { result }
+            let result = read(gate, &file, &mut buffers);
+            if buffers.mistaken(result.is_ok()) { read(gate, &file, &mut buffers) } else { result }
         });
     core.descriptors.freed();
-    core.end_load(reading, frame, outcome, spare);
+    core.end_load(active, buffers, outcome, spare);
 }
 
 fn open(core: &Core, path: &str, flags: OFlags, patience: Instant) -> rustix::io::Result<OwnedFd> {
@@ -125,11 +125,11 @@ fn open(core: &Core, path: &str, flags: OFlags, patience: Instant) -> rustix::io
     }
 }
 
-fn read(gate: &Gate, file: &impl AsFd, frame: &mut FileBuffers) -> std::result::Result<(), IoFailure> {
-    let (mut at, span, end) = (frame.start(), frame.span(), frame.file_bytes());
+fn read(gate: &ByteGate, file: &impl AsFd, buffers: &mut FileBuffers) -> std::result::Result<(), IoFailure> {
+    let (mut at, span, end) = (buffers.start(), buffers.span(), buffers.file_bytes());
     while at < end {
         let to = span.min(at + PIECE);
-        match gate.pass(to - at, || preadv(file, &mut frame.slices_mut(at, to), at)) {
+        match gate.pass(to - at, || preadv(file, &mut buffers.slices_mut(at, to), at)) {
             Err(Errno::INTR) => {}
             Err(error) => return Err(IoFailure::Io(READING, error.into())),
             Ok(count) => {
@@ -143,59 +143,59 @@ fn read(gate: &Gate, file: &impl AsFd, frame: &mut FileBuffers) -> std::result::
     Ok(())
 }
 
-fn store(core: &Core, gate: &Gate, store: StoreRequest, spare: &mut Spare) {
+fn store(core: &Core, gate: &ByteGate, store: StoreRequest, spare: &mut Spare) {
     let mut next = core.begin_store(store, spare);
-    if let Some((writing, frame)) = next.take_if(|(writing, frame)| core.is_stored(writing, frame)) {
-        core.end_store(writing, frame, Ok(Stored::Already), spare);
+    if let Some((active, buffers)) = next.take_if(|(active, buffers)| core.is_stored(active, buffers)) {
+        core.end_store(active, buffers, Ok(Stored::Already), spare);
     }
-    while let Some((mut writing, frame)) = next {
-        let written = write(core, gate, &mut writing, &frame);
+    while let Some((mut active, buffers)) = next {
+        let written = write(core, gate, &mut active, &buffers);
         core.descriptors.freed();
         next = match written {
             Ok(()) => {
-                let renamed = core.rename(&mut writing);
-                core.conclude(writing, frame, renamed, spare)
+                let renamed = core.rename(&mut active);
+                core.conclude(active, buffers, renamed, spare)
             }
-            Err((what, error)) => core.fail(writing, frame, IoFailure::Io(what, error), spare),
+            Err((what, error)) => core.fail(active, buffers, IoFailure::Io(what, error), spare),
         };
     }
 }
 
 type StepResult<T> = std::result::Result<T, (&'static str, io::Error)>;
 
-fn write(core: &Core, gate: &Gate, writing: &mut ActiveStore, frame: &FileBuffers) -> StepResult<()> {
-    for victim in &writing.victims {
+fn write(core: &Core, gate: &ByteGate, active: &mut ActiveStore, buffers: &FileBuffers) -> StepResult<()> {
+    for victim in &active.victims {
         match unlinkat(&core.root.dirfd, victim.as_str(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err((EVICTING, error.into())),
         }
     }
-    core.settle(writing);
-    let file = create(core, writing).map_err(|error| ("creating", error.into()))?;
-    let given = fallocate(&file, FallocateFlags::empty(), 0, frame.span()).map_err(io::Error::from);
-    core.allocated(writing, given).map_err(|error| ("allocating", error))?;
-    let (mut at, span) = (0, frame.span());
+    core.settle(active);
+    let file = create(core, active).map_err(|error| ("creating", error.into()))?;
+    let given = fallocate(&file, FallocateFlags::empty(), 0, buffers.span()).map_err(io::Error::from);
+    core.allocated(active, given).map_err(|error| ("allocating", error))?;
+    let (mut at, span) = (0, buffers.span());
     while at < span {
         let to = span.min(at + PIECE);
-        match gate.pass(to - at, || pwritev(&file, &frame.slices(at, to), at)) {
+        match gate.pass(to - at, || pwritev(&file, &buffers.slices(at, to), at)) {
             Err(Errno::INTR) => {}
             Err(error) => return Err(("writing", error.into())),
             Ok(0) => return Err(("writing", Errno::NOSPC.into())),
             Ok(count) => at += count as u64,
         }
     }
-    if frame.file_bytes() < span {
-        ftruncate(&file, frame.file_bytes()).map_err(|error| ("trimming", error.into()))?;
+    if buffers.file_bytes() < span {
+        ftruncate(&file, buffers.file_bytes()).map_err(|error| ("trimming", error.into()))?;
     }
     Ok(())
 }
 
-fn create(core: &Core, writing: &ActiveStore) -> rustix::io::Result<OwnedFd> {
+fn create(core: &Core, active: &ActiveStore) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    match open(core, &writing.temporary, flags, writing.patience) {
+    match open(core, &active.temporary, flags, active.patience) {
         Err(Errno::NOENT) => {
             core.root.make_tmp().map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
-            open(core, &writing.temporary, flags, writing.patience)
+            open(core, &active.temporary, flags, active.patience)
         }
         result => result,
     }
