@@ -81,8 +81,9 @@ pub trait Cache: Send + Sync {
     /// How long a reservation waits before L1 evicts unwritten objects.
     fn store_wait(&self) -> Duration;
 
-    /// Stages keys as far as memory allows without dropping unwritten objects, and waits up to `wait` where none fits and writes or
-    /// copies under way will free memory. OK: none was refused; PENDING: the refused ones may fit later; PARTIAL: they will not.
+    /// Stages keys as far as memory allows without dropping unwritten objects, and waits up to `wait` where none fits and writes
+    /// or copies under way will free memory. OK: none was refused; PENDING: the refused ones may fit later; PARTIAL: they will
+    /// not.
     fn reserve_patiently(
         &self,
         session: u64,

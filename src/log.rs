@@ -81,7 +81,7 @@ impl Log {
     }
 
     /// Writes one line; `line` is not made when the log drops it.
-    pub fn say(&self, level: LogLevel, line: impl FnOnce() -> String) {
+    pub fn write(&self, level: LogLevel, line: impl FnOnce() -> String) {
         if let Some(sink) = self.listener(level) {
             (sink.write)(level, &line());
         }
@@ -97,7 +97,7 @@ impl Log {
             repeated.count += 1;
             repeated.last = line;
             drop(kinds);
-            return self.say_repeated();
+            return self.write_repeated();
         }
         kinds.insert(kind, Repeated { level, since: Instant::now(), count: 0, last: String::new() });
         sink.repeats.any.store(true, Ordering::Release);
@@ -107,16 +107,16 @@ impl Log {
 
     /// Writes the lines that [`often`](Log::often) has counted for a whole period. The control thread calls it now and then,
     /// so that the last lines of a burst are written without another line.
-    pub fn say_repeated(&self) {
-        self.say_repeated_after(PERIOD);
+    pub fn write_repeated(&self) {
+        self.write_repeated_after(PERIOD);
     }
 
     /// Writes all that is counted, before the log ends.
-    pub fn say_repeated_now(&self) {
-        self.say_repeated_after(Duration::ZERO);
+    pub fn write_repeated_now(&self) {
+        self.write_repeated_after(Duration::ZERO);
     }
 
-    fn say_repeated_after(&self, period: Duration) {
+    fn write_repeated_after(&self, period: Duration) {
         let Some(sink) = self.sink.as_deref() else { return };
         if !sink.repeats.any.load(Ordering::Acquire) {
             return;
@@ -162,14 +162,14 @@ mod tests {
             log.often("open", LogLevel::Info, || format!("opened {number}"));
         }
         assert_eq!(*lines.lock(), ["write 0 was dropped", "write 0 is retried"]);
-        log.say_repeated();
+        log.write_repeated();
         assert_eq!(lines.lock().len(), 2, "the period is not over");
-        log.say_repeated_now();
+        log.write_repeated_now();
         let mut counted = lines.lock().split_off(2);
         counted.sort();
         assert_eq!(counted, ["write 999 is retried (999 times in 0 s)", "write 999 was dropped (999 times in 0 s)"]);
         // The kind was quiet for a period: its next line is a first one again.
-        log.say_repeated_now();
+        log.write_repeated_now();
         log.often("drop", LogLevel::Warn, || "write 7 was dropped".to_owned());
         assert_eq!(lines.lock()[2..], ["write 7 was dropped"]);
     }

@@ -11,7 +11,7 @@ use crate::backend_report::BackendReport;
 pub struct Metric {
     /// Its name, as in the C header.
     pub name: &'static str,
-    /// The help text.
+    /// The help text of Prometheus.
     pub help: &'static str,
     /// Takes the value out of the statistics.
     pub of: fn(&Stats) -> u64,
@@ -23,7 +23,7 @@ pub struct LatencyMetric {
     pub name: &'static str,
     /// Its name in Prometheus text.
     pub metric: &'static str,
-    /// The help text.
+    /// The help text of Prometheus.
     pub help: &'static str,
     /// Takes the value out of the statistics.
     pub of: fn(&Stats) -> &Histogram,

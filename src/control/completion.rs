@@ -122,7 +122,7 @@ impl Completions {
     }
 
     /// Refuses a job whose completion would be queued while `most` completions wait already.
-    pub fn check_room(&self, notify: &Notify, most: usize) -> Result<()> {
+    pub fn check_capacity(&self, notify: &Notify, most: usize) -> Result<()> {
         if notify.is_queued() && self.waiting() >= most {
             return Err(Error::new(KVKEEP_ERR_LIMIT, format!("{most} completions wait to be taken: drain them")));
         }

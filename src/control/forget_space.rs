@@ -85,7 +85,7 @@ impl Writeback {
         let closed = failure.as_ref().is_some_and(|error| error.status == KVKEEP_ERR_CLOSED);
         if let Some(error) = failure.as_ref().filter(|_| !closed) {
             let number = slot.number;
-            self.log.say(LogLevel::Error, || {
+            self.log.write(LogLevel::Error, || {
                 format!(
                     "backend {number} cannot forget a space: {error}; it is not asked about that space any more: mend it, then \
                      forget the space again, or use another generation of the space"

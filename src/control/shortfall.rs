@@ -94,13 +94,13 @@ impl Shortfall {
         }
         let lines = state.lines(now, PAUSE, &counts, meters, &self.limited.lock());
         drop(state);
-        lines.into_iter().for_each(|line| log.say(LogLevel::Warn, || line));
+        lines.into_iter().for_each(|line| log.write(LogLevel::Warn, || line));
     }
 
     /// Logs everything that is new. Called once, before the log ends.
     pub fn look_last(&self, log: &Log, counts: &Counts, meters: &Meters) {
         let lines = self.state.lock().lines(Instant::now(), Duration::ZERO, counts, meters, &self.limited.lock());
-        lines.into_iter().for_each(|line| log.say(LogLevel::Warn, || line));
+        lines.into_iter().for_each(|line| log.write(LogLevel::Warn, || line));
     }
 
     /// Writes dropped in the last minute.

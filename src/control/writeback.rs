@@ -111,7 +111,7 @@ impl Writeback {
     /// The body of the store thread.
     pub fn run(self: &Arc<Self>) {
         loop {
-            let (retries, room, closing) = {
+            let (retries, free_bytes, closing) = {
                 let mut state = self.state.lock();
                 state.busy = false;
                 self.quiet.notify_all();
@@ -129,8 +129,8 @@ impl Writeback {
                 while state.retries.peek().is_some_and(|retry| retry.due <= now) {
                     retries.extend(state.retries.pop());
                 }
-                let room = if state.open < OPEN_MAX { self.bytes_max.saturating_sub(state.bytes) } else { 0 };
-                (retries, room, state.closing)
+                let free_bytes = if state.open < OPEN_MAX { self.bytes_max.saturating_sub(state.bytes) } else { 0 };
+                (retries, free_bytes, state.closing)
             };
             if closing {
                 return;
@@ -147,11 +147,11 @@ impl Writeback {
                     Task::Clean(cleaning) => self.clean(cleaning),
                 }
             }
-            if room == 0 {
+            if free_bytes == 0 {
                 continue;
             }
             self.state.lock().reading = true;
-            let writes = self.l1.take_writes(BATCH, room);
+            let writes = self.l1.take_writes(BATCH, free_bytes);
             {
                 let mut state = self.state.lock();
                 state.reading = false;

@@ -94,7 +94,7 @@ impl Http {
             runtime.block_on(async {
                 match TcpListener::from_std(listener) {
                     Ok(listener) => serve(listener, &handler, &options, stopped, &log).await,
-                    Err(error) => log.say(LogLevel::Error, || format!("the HTTP port is not served: {error}")),
+                    Err(error) => log.write(LogLevel::Error, || format!("the HTTP port is not served: {error}")),
                 }
             });
         };
@@ -143,7 +143,7 @@ async fn serve(
             _ = sampling.tick() => handler.sample(),
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if places.make_room(options.connections_max.max(1)) => {
+                Ok((stream, _)) if places.free_place(options.connections_max.max(1)) => {
                     let (handler, options, closing, stage) = (handler.clone(), options.clone(), closing.clone(), Stage::default());
                     let known = stage.clone();
                     let task = connections.spawn(async move { converse(stream, handler, &options, closing, stage).await });

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::parts::Node;
 use crate::abi::{BackendState, Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
@@ -22,7 +23,6 @@ use crate::l1::staged_bytes::THIS_PROCESS;
 use crate::l2;
 use crate::l2::url::without_secrets;
 use crate::log::{Log, LogLevel};
-use crate::node::Node;
 use crate::shape::Shape;
 
 /// Between two looks whether jobs are through with a backend that is removed.
@@ -109,7 +109,7 @@ impl Cache for Node {
     fn add_backend(&self, url: &str) -> Result<u64> {
         let number = self.backends.add(l2::registry::open(url, &self.log)?, without_secrets(url))?;
         self.look_below();
-        self.log.say(LogLevel::Info, || format!("added backend {number}: {url}"));
+        self.log.write(LogLevel::Info, || format!("added backend {number}: {url}"));
         Ok(number)
     }
 

@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
+use super::parts::Node;
 use crate::abi::{BackendHealth, BackendState, Stats, chars};
 use crate::backend_report::BackendReport;
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
 use crate::l2::{Found, Health, Usage};
-use crate::node::Node;
 use crate::prometheus;
 
 impl Node {

@@ -323,7 +323,7 @@ impl Transfers {
     ) -> Result<(Submitting, Vec<View>)> {
         let submitted = Instant::now();
         let CheckedRequest { pool, way, blocks } = checked;
-        self.cache().completions().check_room(&request.notify, WAITING_MAX)?;
+        self.cache().completions().check_capacity(&request.notify, WAITING_MAX)?;
         self.check_room(pool.number)?;
         let point = pool.device.point(request.stream, way)?;
         let copy = self.cache().begin_copy(asked.session, pool.space, &pool.shapes)?;

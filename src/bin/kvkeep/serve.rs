@@ -62,7 +62,7 @@ fn log(level: LogLevel) -> Log {
 /// Notifies systemd, if it asked for that; a failure is no reason to stop.
 fn notify_systemd(log: &Log, state: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(state) {
-        log.say(LogLevel::Warn, || format!("telling systemd failed: {error}"));
+        log.write(LogLevel::Warn, || format!("telling systemd failed: {error}"));
     }
 }
 
@@ -84,10 +84,10 @@ fn raise_limit(log: &Log) {
     match descriptors::raise_limit() {
         Ok((before, now)) if before == now => {}
         Ok((before, now)) => {
-            log.say(LogLevel::Info, || format!("the limit on open files was raised from {before} to {now}"));
+            log.write(LogLevel::Info, || format!("the limit on open files was raised from {before} to {now}"));
         }
         Err(error) => {
-            log.say(LogLevel::Warn, || format!("the limit on open files cannot be raised to the hard one: {error}"));
+            log.write(LogLevel::Warn, || format!("the limit on open files cannot be raised to the hard one: {error}"));
         }
     }
 }
@@ -118,12 +118,14 @@ pub fn run(args: &ServeArgs) -> Outcome {
     notify_systemd(&log, &[NotifyState::Ready, NotifyState::Status(&status)]);
 
     let signal = signals.forever().next().unwrap_or(SIGTERM);
-    log.say(LogLevel::Info, || format!("signal {signal}: writing out what was accepted; another signal ends at once"));
+    log.write(LogLevel::Info, || {
+        format!("signal {signal}: writing out what was accepted; another signal ends at once")
+    });
     notify_systemd(&log, &[NotifyState::Stopping, NotifyState::Status("writing out what was accepted")]);
     server.stop();
     let drained = node.flush(timeout_ms);
     if let Err(error) = &drained {
-        log.say(LogLevel::Error, || format!("not everything was written: {error}"));
+        log.write(LogLevel::Error, || format!("not everything was written: {error}"));
     }
     if let Some(http) = http {
         http.stop();
@@ -148,7 +150,7 @@ fn open(
     };
     let http = settings.http.map(start).transpose().map_err(sentence)?;
     if let Some(http) = &http {
-        log.say(LogLevel::Info, || format!("the page is at http://{}/", http.address()));
+        log.write(LogLevel::Info, || format!("the page is at http://{}/", http.address()));
     }
     let server = Server::start(node.clone(), lock_file, access, limits).map_err(sentence)?;
     Ok((server, http))

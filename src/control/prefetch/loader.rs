@@ -292,14 +292,14 @@ impl Loader {
 
     /// How many of the next planned keys may be issued now: at least one.
     fn choose(&self, load: &LoadPhase) -> usize {
-        let mut room = self.bytes_max.saturating_sub(self.bytes.load(Ordering::Acquire));
+        let mut free = self.bytes_max.saturating_sub(self.bytes.load(Ordering::Acquire));
         let mut count = 0;
         for &index in load.planned().iter().take(BATCH) {
             let size = load.search.sizes[index as usize];
-            if size > room && count > 0 {
+            if size > free && count > 0 {
                 break;
             }
-            room = room.saturating_sub(size);
+            free = free.saturating_sub(size);
             count += 1;
         }
         count

@@ -1,7 +1,7 @@
 //! Pins on objects in backends. A lookup takes them; each is given back exactly once.
 //!
-//! The answers to a lookup own its pins until the job takes them over, [`JobPins`] owns those of a job. Both give back the pins that
-//! they still own when they are dropped, so that no path of a job can forget one.
+//! The answers to a lookup own its pins until the job takes them over, [`JobPins`] owns those of a job. Both give back the pins
+//! that they still own when they are dropped, so that no path of a job can forget one.
 
 use crate::control::backends::BackendList;
 use crate::key::ObjectKey;

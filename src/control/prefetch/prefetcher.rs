@@ -68,7 +68,7 @@ impl Prefetcher {
         if self.table.is_closing() {
             return Err(closing());
         }
-        self.table.completions().check_room(&request.notify, self.table.jobs_max())?;
+        self.table.completions().check_capacity(&request.notify, self.table.jobs_max())?;
         ask_for(keys.len() * KEY_BYTES, "the keys of a job")?;
         let (space, timeout, copied_for) = self.l1.begin_job(session)?;
         let deadline = submitted + request.deadline.unwrap_or(timeout);

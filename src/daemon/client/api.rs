@@ -247,7 +247,7 @@ impl Cache for Client {
     fn submit_prefetch(&self, session: u64, keys: &[Key], mut request: PrefetchRequest, job: &mut u64) -> Result<()> {
         let link = self.link_of(session)?;
         let notify = std::mem::take(&mut request.notify);
-        self.completions.check_room(&notify, WAITING_MAX)?;
+        self.completions.check_capacity(&notify, WAITING_MAX)?;
         let ticket = self.jobs.begin(session, keys.len(), notify);
         let request = Request::SubmitPrefetch { session, keys, request, ticket };
         let answer = self.call(&link, &request, |_, fields| {

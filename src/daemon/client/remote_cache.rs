@@ -89,7 +89,7 @@ impl Client {
             return Err(error);
         }
         client.prefault(&link);
-        client.say(LogLevel::Info, || format!("connected to {}", client.socket().display()));
+        client.log(LogLevel::Info, || format!("connected to {}", client.socket().display()));
         Ok(client)
     }
 
@@ -116,8 +116,8 @@ impl Client {
         &self.config.socket
     }
 
-    fn say(&self, level: LogLevel, line: impl FnOnce() -> String) {
-        self.config.log.say(level, line);
+    fn log(&self, level: LogLevel, line: impl FnOnce() -> String) {
+        self.config.log.write(level, line);
     }
 
     /// The connection, if there is one.
@@ -296,7 +296,7 @@ impl Client {
             started.lose_all();
             started.lose(jobs);
             drop(started);
-            self.say(LogLevel::Warn, || format!("the daemon at {} went away", self.socket().display()));
+            self.log(LogLevel::Warn, || format!("the daemon at {} went away", self.socket().display()));
         }
     }
 
@@ -310,7 +310,7 @@ impl Client {
                         return;
                     }
                 }
-                Err(error) => self.say(LogLevel::Info, || format!("not connected yet: {error}")),
+                Err(error) => self.log(LogLevel::Info, || format!("not connected yet: {error}")),
             }
             self.unmap_retired();
             let mut sleeping = self.sleeping.lock();
@@ -330,7 +330,7 @@ impl Client {
         for spec in self.spaces.all() {
             let opened = self.call(&link, &Request::OpenSpace { spec }, |_, fields| fields.take::<u64>());
             if let Err(error) = opened {
-                self.say(LogLevel::Warn, || format!("opening a space again: {error}"));
+                self.log(LogLevel::Warn, || format!("opening a space again: {error}"));
                 if matches!(error.status, KVKEEP_ERR_TIMEOUT | KVKEEP_ERR_DISCONNECTED) {
                     return false;
                 }
@@ -342,7 +342,7 @@ impl Client {
             connected.past.retain(|boot| *boot != link.welcome.boot);
             connected.link = Some(link);
         }
-        self.say(LogLevel::Info, || format!("connected again to {}", self.socket().display()));
+        self.log(LogLevel::Info, || format!("connected again to {}", self.socket().display()));
         true
     }
 
@@ -384,6 +384,6 @@ impl Client {
         }
         *self.connected.write() = Connected::default();
         self.completions.close();
-        self.say(LogLevel::Info, || "closed".to_owned());
+        self.log(LogLevel::Info, || "closed".to_owned());
     }
 }

@@ -36,7 +36,7 @@ impl HttpPlaces {
 
     /// Frees a place for one more where `most` may be. The oldest connection whose request is not whole is closed for it, or
     /// else the oldest that does not take its answer. False if all follow events: they have few places of their own.
-    pub fn make_room(&mut self, most: usize) -> bool {
+    pub fn free_place(&mut self, most: usize) -> bool {
         self.0.retain(|(task, _)| !task.is_finished());
         if self.0.len() < most {
             return true;

@@ -43,7 +43,7 @@ pub struct WireView {
     pub size: u64,
     /// The status of the view.
     pub status: i32,
-    /// Always 0: padding.
+    /// Always 0: it fills the word.
     pub reserved: u32,
 }
 

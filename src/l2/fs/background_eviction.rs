@@ -60,7 +60,7 @@ impl BackgroundEviction {
                 format!("fs: {dir} is {above} above its bounds: the oldest objects are evicted in the background")
             });
         } else if due {
-            root.log.say(LogLevel::Info, || {
+            root.log.write(LogLevel::Info, || {
                 format!(
                     "fs: {dir} is {} above its bounds: {objects} objects are evicted after {seconds:.0} s",
                     size(left)

@@ -175,7 +175,7 @@ impl FreeSpace {
             let free = size(state.free);
             // The log's reader may ask for the backend's health.
             drop(state);
-            root.log.say(LogLevel::Info, || {
+            root.log.write(LogLevel::Info, || {
                 format!("fs: the file system of {} has room again ({free} free)", root.dir.display())
             });
         }
@@ -188,7 +188,7 @@ impl FreeSpace {
         drop(state);
         if !self.short.swap(true, Ordering::Relaxed) {
             let cause = cause.map_or(String::new(), |error| format!("{error}; "));
-            root.log.say(LogLevel::Warn, || {
+            root.log.write(LogLevel::Warn, || {
                 format!(
                     "fs: the file system of {} is full ({cause}{free} free, {min_free} kept free by min_free=): \
                      new objects take the place of the oldest of this cache until it has room again",

@@ -64,7 +64,7 @@ impl Fs {
         core.directories.measure_all(&core.root);
         if let Err(error) = direct {
             let error = core.root.error("writing to", "", &error);
-            core.root.log.say(LogLevel::Warn, || format!("fs: objects are loaded, but none is stored: {error}"));
+            core.root.log.write(LogLevel::Warn, || format!("fs: objects are loaded, but none is stored: {error}"));
         }
         let (engine, uring_refused) = start::start(&core, &options)?;
         let fs = Fs { core: Arc::clone(&core), maintenance: Mutex::new(None), engine, uring_refused };
@@ -73,7 +73,7 @@ impl Fs {
             Ok(thread) => *fs.maintenance.lock() = Some(thread),
             Err(error) => return Err(Error::io("starting a thread of the fs backend", &error)),
         }
-        fs.core.root.log.say(LogLevel::Info, || {
+        fs.core.root.log.write(LogLevel::Info, || {
             let usage = fs.usage();
             format!("fs: {} has {} objects, {} bytes (engine {})", dir.display(), usage.objects, usage.bytes, fs.engine)
         });

@@ -21,7 +21,7 @@ const KERNEL_NAME: &CStr = c"kvkeep_move";
 pub fn load(gpu: &Arc<Gpu>) -> Result<()> {
     let _inside = gpu.enter()?;
     if let Err(error) = try_kernel(gpu) {
-        gpu.log.say(LogLevel::Warn, || format!("small fragments go by the copy engines, slower: {error}"));
+        gpu.log.write(LogLevel::Warn, || format!("small fragments go by the copy engines, slower: {error}"));
     }
     gpu.lost().map_or(Ok(()), Err)
 }

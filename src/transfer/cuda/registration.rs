@@ -193,7 +193,7 @@ impl ArenaRegistration {
                     if let Err(error) = tried
                         && !self.stop.swap(true, Ordering::Relaxed)
                     {
-                        self.gpu.log.say(LogLevel::Warn, || {
+                        self.gpu.log.write(LogLevel::Warn, || {
                             format!("copies to and from some of L1 take a detour, slower: {error}")
                         });
                         (self.registrations.refused)(error.message.starts_with(NO_LOCKABLE));

@@ -27,7 +27,7 @@ pub fn start(core: &Arc<Core>, options: &FsOptions) -> Result<(&'static str, boo
             match uring() {
                 Ok(uring) => (uring, "uring", false),
                 Err(error) => {
-                    core.root.log.say(LogLevel::Warn, || {
+                    core.root.log.write(LogLevel::Warn, || {
                     // Kernels before 5.12 count the memory of a ring as locked.
                     let locked = error.raw_os_error() == Some(libc::ENOMEM);
                     let remedy = if locked { "the limit on locked memory (ulimit -l)" } else { "seccomp, io_uring_disabled" };
