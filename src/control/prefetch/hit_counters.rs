@@ -30,10 +30,19 @@ pub fn count_lookup(meters: &Meters, question: &Question, plan: &HitPlan, found:
 /// Counts the chunks that a job needed and those of them that its answer has.
 pub fn count_chunks(meters: &Meters, question: &Question, answer: &HitPlan, asked_before: &[bool]) {
     let (mut needed, mut hits) = (0, 0);
-    for first in (0..question.keys.len()).step_by(question.per_chunk) {
-        let of_chunk = || (first..first + question.per_chunk).filter(|&index| counts(asked_before, index));
-        needed += u64::from(of_chunk().any(|index| question.needs(answer, index)));
-        hits += u64::from(of_chunk().any(|index| answer.wanted[index]));
+    for (chunk, wanted) in answer.wanted.chunks(question.per_chunk).enumerate() {
+        let needs_all = question.needs_chunk(answer, chunk);
+        let (asked, hit) = if asked_before.is_empty() {
+            // One pass over bytes: this runs for every chunk of every request.
+            let hit = wanted.contains(&true);
+            (needs_all || hit, hit)
+        } else {
+            let first = chunk * question.per_chunk;
+            let counted = || wanted.iter().enumerate().filter(|(at, _)| counts(asked_before, first + at));
+            (counted().any(|(_, wanted)| needs_all || *wanted), counted().any(|(_, wanted)| *wanted))
+        };
+        needed += u64::from(asked);
+        hits += u64::from(hit);
     }
     meters.prefetch_asked_chunks.add(needed);
     meters.prefetch_hit_chunks.add(hits);

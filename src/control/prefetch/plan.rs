@@ -52,7 +52,12 @@ impl Question<'_> {
 
     /// Whether a job needs a key: the answer `plan` holds it, or misses it. What lies before a window is neither.
     pub fn needs(&self, plan: &HitPlan, index: usize) -> bool {
-        self.mode == Mode::Any || plan.wanted[index] || index / self.per_chunk >= plan.chunks as usize
+        plan.wanted[index] || self.needs_chunk(plan, index / self.per_chunk)
+    }
+
+    /// Whether a job needs all keys of a chunk, because the answer misses some of them or the mode asks for each.
+    pub fn needs_chunk(&self, plan: &HitPlan, chunk: usize) -> bool {
+        self.mode == Mode::Any || chunk >= plan.chunks as usize
     }
 
     fn any(&self, there: &[bool]) -> HitPlan {
