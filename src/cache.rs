@@ -208,7 +208,7 @@ pub trait Cache: Send + Sync {
     /// The memory that L1 is in now; none while a daemon is away.
     fn arena(&self) -> Option<Arc<Arena>>;
 
-    /// The memory that a view lies in, if that is this cache's. While this is kept, it is nobody else's, though the connection
+    /// The memory that a view lies in, if that is this cache's. While the lease is kept, no other object gets it, though the connection
     /// to a daemon be lost.
     fn arena_of(&self, view: &View) -> Option<ArenaLease>;
 

@@ -10,7 +10,7 @@ use crate::sync::{AtomicBool, AtomicU64, OnceLock, Ordering, Thread, current, pa
 /// The sleeper is awake, and would sleep without end.
 const AWAKE: u64 = u64::MAX;
 
-/// Rung by any thread, heard by one.
+/// Any thread rings it; one thread listens.
 pub struct Doorbell {
     rung: AtomicBool,
     /// Until when the listener sleeps, in nanoseconds since `born`.

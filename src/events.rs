@@ -121,7 +121,7 @@ impl Events {
     }
 
     /// Copies events from number `next` on (from the oldest kept for 0), sets `next` to the number after the last one
-    /// given, and says how many were given. Lost ones are passed over.
+    /// given, and says how many were given. Lost events are passed over.
     pub fn drain(&self, next: &mut u64, events: &mut [Event]) -> Result<usize> {
         let mut given = 0;
         for slice in events.chunks_mut(SLICE) {

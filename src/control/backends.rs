@@ -27,11 +27,11 @@ pub struct BackendSlot {
     pub place: usize,
     /// The plug-in that stores objects.
     pub backend: Arc<dyn Backend>,
-    /// Its URL, without secrets.
+    /// The URL that it was opened by, without secrets.
     pub url: String,
-    /// Its reads.
+    /// Throughput of its reads.
     pub reads: Arc<Throughput>,
-    /// Its writes.
+    /// Throughput of its writes.
     pub stores: Arc<Throughput>,
     /// Counters of writes to it by their end.
     pub writes: WriteCounters,

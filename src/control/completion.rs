@@ -1,7 +1,6 @@
 //! Completions on their way to the caller: each by exactly one way, exactly once (P4).
 
 use std::collections::VecDeque;
-use std::ffi::c_char;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -13,7 +12,7 @@ use once_cell::sync::OnceCell;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::abi::{Completion, KVKEEP_MESSAGE_BYTES, chars};
+use crate::abi::Completion;
 use crate::config::{Callback, Notify};
 use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
 
@@ -147,9 +146,4 @@ impl Completions {
             let _ = thread.join();
         }
     }
-}
-
-/// A message as completions carry it, cut to what fits.
-pub fn message_bytes(message: &str) -> [c_char; KVKEEP_MESSAGE_BYTES] {
-    chars(message)
 }

@@ -25,7 +25,7 @@ struct Busy {
 
 /// The counters at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ThroughputReading {
+pub struct ThroughputCounts {
     /// Objects that were moved.
     pub objects: u64,
     /// Their bytes.
@@ -40,7 +40,7 @@ pub struct ThroughputReading {
 pub struct UnderWay(Arc<Throughput>);
 
 impl Throughput {
-    /// A request begins.
+    /// Notes that a request begins. It ends when the guard is dropped.
     pub fn begin(self: &Arc<Throughput>) -> UnderWay {
         let mut busy = self.busy.lock();
         busy.under_way += 1;
@@ -49,18 +49,18 @@ impl Throughput {
         UnderWay(self.clone())
     }
 
-    /// Counts an object that was moved.
+    /// Counts an object that was read or written.
     pub fn moved(&self, bytes: u64, latency: Duration) {
         self.objects.add(1);
         self.bytes.add(bytes);
         self.latency_us.add(latency.as_micros() as u64);
     }
 
-    /// The counters now.
-    pub fn get(&self) -> ThroughputReading {
+    /// A copy of the counters as they are now.
+    pub fn get(&self) -> ThroughputCounts {
         let busy = self.busy.lock();
         let busy = busy.total + busy.since.map_or(Duration::ZERO, |since| since.elapsed());
-        ThroughputReading {
+        ThroughputCounts {
             objects: self.objects.get(),
             bytes: self.bytes.get(),
             latency_us: self.latency_us.get(),

@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(chains.append(2, &space, &[7; 16]).unwrap(), 1);
         let refused = chains.append(2, &space, &[7]).unwrap_err();
         assert_eq!(refused.status, KVKEEP_ERR_LIMIT);
-        // Nothing was appended, and the first session goes on where that takes less.
+        // Nothing was appended, and the first session may append where that takes less.
         assert_eq!(chains.append(1, &space, &[]).unwrap(), 2);
         chains.forget(1);
         assert_eq!(chains.bytes.load(Ordering::Relaxed), 32);

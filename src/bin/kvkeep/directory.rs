@@ -42,7 +42,7 @@ pub fn read(dir: &Path) -> Result<Directory, String> {
 }
 
 impl Directory {
-    /// The lines that say what else is there; empty if nothing is.
+    /// Lines about the other files of the directory; empty if there are none.
     pub fn leftovers(&self) -> String {
         let mut text = String::new();
         let sum = |entries: &[FileEntry]| (entries.len(), entries.iter().map(|entry| entry.bytes).sum());

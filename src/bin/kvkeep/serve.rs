@@ -101,7 +101,7 @@ pub fn run(args: &ServeArgs) -> Outcome {
     raise_limit(&log);
     let (access, limits) = (settings.access(), settings.limits().map_err(sentence)?);
     let socket = settings.socket().map_err(sentence)?;
-    // Everything that may be refused is asked for before L1 is mapped, but for the socket's name, which says who we are.
+    // Everything that may be refused is asked for before L1 is mapped, but for the socket's lock, which gives this run its number.
     let lock_file = LockFile::take(&socket).map_err(sentence)?;
     let config = settings.node(lock_file.boot, log.clone()).map_err(sentence)?;
     let timeout_ms = u32::try_from(config.backend_timeout.as_millis()).unwrap_or(u32::MAX);

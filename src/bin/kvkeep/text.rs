@@ -90,7 +90,7 @@ pub fn date(time: SystemTime) -> String {
     format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3600, second / 60 % 60, second % 60)
 }
 
-/// Prints to the standard output; where nobody reads any more (`| head`), there is nothing left to do.
+/// Prints to the standard output. A failed write means that no reader is left (`| head`), and is ignored.
 pub fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

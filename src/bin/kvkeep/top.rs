@@ -102,7 +102,7 @@ fn bar(used: u64, locked: u64, whole: u64) -> String {
     format!("[{}{}{}]", "=".repeat(locked), "-".repeat(used - locked), " ".repeat(BAR as usize - used))
 }
 
-/// The time that so many percent of the samples since `before` took at most, as far as the buckets tell.
+/// The time that so many percent of the samples since `before` took at most, as exactly as the buckets allow.
 fn within(percent: u64, now: &Histogram, before: Option<&Histogram>) -> String {
     let mut since = *now;
     for (count, before) in since.buckets.iter_mut().zip(before.unwrap_or(&Histogram::default()).buckets) {

@@ -12,9 +12,9 @@ use parking_lot::{Condvar, Mutex};
 use super::hit_counters::{count_chunks, count_lookup};
 use super::phases::{DonePhase, JobState, LoadPhase, LookupPhase, Phase, Search};
 use super::plan::{HitPlan, NOWHERE, Question};
-use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX};
+use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX, chars};
 use crate::config::{JobObserver, Notify, PrefetchRequest};
-use crate::control::completion::{Completions, message_bytes};
+use crate::control::completion::Completions;
 use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_OK, Status};
 use crate::key::{Key, ObjectKey};
 use crate::l1::{L1, Landed, SpaceInfo};
@@ -235,7 +235,7 @@ impl Job {
             lookup_us: since(looked_up, self.submitted),
             load_us: since(now, looked_up),
             total_us: since(now, self.submitted),
-            message: message_bytes(search.trouble.as_deref().unwrap_or("")),
+            message: chars(search.trouble.as_deref().unwrap_or("")),
             kind: JobKind::KVKEEP_JOB_PREFETCH as u32,
             asked_keys: self.keys.len() as u32,
             ..JobResult::default()
@@ -271,7 +271,7 @@ impl Job {
         self.done.notify_all();
     }
 
-    /// `Done` → `Done`, released: nobody finds the job any more. Called under the lock of the state by the thread that has taken
+    /// `Done` → `Done`, released: no call finds the job any more. Called under the lock of the state by the thread that has taken
     /// the job out of the table and finished it: that of a release, of a session's end, of the deadline, or of a submission that
     /// met its session's end.
     pub fn mark_released(&self, state: &mut JobState) {

@@ -111,7 +111,7 @@ impl JobTable {
         Ok(())
     }
 
-    /// Takes a job out: nobody finds it any more.
+    /// Takes a job out of the table: no call finds it any more.
     pub fn forget(&self, job: &Job) {
         let mut lists = self.lists.lock();
         lists.by_id.remove(&job.id);

@@ -315,7 +315,7 @@ impl Loader {
             _under_way: slot.reads.begin(),
         });
         let on_late = (0..batch.items.len()).map(|i| {
-            // Strong, so that the deadline holds even if the backend loses a request; the answer or the deadline lets go.
+            // Strong, so that the deadline holds even if the backend loses a request; the answer or the deadline drops it.
             let batch = batch.clone();
             Box::new(move || batch.late(i)) as Box<dyn FnOnce() + Send>
         });

@@ -20,7 +20,7 @@ const PIECE: usize = 256;
 
 impl Prefetcher {
     /// Looks for missing keys in L1, then in the backends' indexes. Keys that need I/O are returned, to be asked of the
-    /// backends once the lock of the state is let go: a backend may answer at once.
+    /// backends once the state is unlocked: a backend may answer at once.
     pub(super) fn ask(self: &Arc<Self>, job: &Arc<Job>, state: &mut JobState) -> Asks {
         let Some((held, lookup)) = state.lookup_mut() else { return Vec::new() };
         let search = &mut lookup.search;

@@ -55,7 +55,7 @@ impl Prefetcher {
         &self.table
     }
 
-    /// Submits a job and sets `id` before anybody can be notified of its end.
+    /// Submits a job and sets `id` before its end can be notified.
     pub fn submit(self: &Arc<Self>, session: u64, keys: &[Key], request: PrefetchRequest, id: &mut u64) -> Result<()> {
         let submitted = Instant::now();
         let per_chunk = request.objects_per_chunk as usize;
@@ -78,7 +78,7 @@ impl Prefetcher {
             job.asked_before = self.table.asked_before(user, keys);
         }
         let job = Arc::new(job);
-        // Held before anybody can find the job, so that nobody ends it before it has begun.
+        // Locked before another thread can find the job, so that none ends it before it has begun.
         let mut state = job.state.lock();
         self.table.enter(&job).inspect_err(|_| self.l1.end_job(session))?;
         *id = job.id;
@@ -125,7 +125,7 @@ impl Prefetcher {
     /// Cancels and forgets the jobs of a session.
     pub fn release_session(&self, session: u64) {
         for id in self.table.ids_of_session(session) {
-            // One that its caller released meanwhile is gone as wished.
+            // A job that its caller released meanwhile is gone already.
             let _ = self.release(id);
         }
     }

@@ -5,9 +5,9 @@ use std::time::Instant;
 use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
 
-use crate::abi::{JobKind, JobResult};
+use crate::abi::{JobKind, JobResult, chars};
 use crate::config::Notify;
-use crate::control::completion::{Completions, message_bytes};
+use crate::control::completion::Completions;
 use crate::error::{
     Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK,
     KVKEEP_PENDING, Result, Status,
@@ -30,7 +30,7 @@ impl SubmittedJob {
     /// Ends the job without an answer of the daemon.
     fn lose(mut self, status: Status, message: &str, completions: &Completions) {
         if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
-            let (status, message) = (status as i32, message_bytes(message));
+            let (status, message) = (status as i32, chars(message));
             let kind = JobKind::KVKEEP_JOB_PREFETCH as u32;
             let result = JobResult { status, message, kind, ..JobResult::default() };
             notify_end(notify, job, self.session, &(result, Vec::new()), completions);
@@ -123,7 +123,7 @@ impl SubmittedJobs {
         if entry.released && entry.notify.is_none() {
             table.by_ticket.remove(&ticket);
         } else {
-            // Of one that its session's end made forgotten, the daemon still has to say how it ended.
+            // The daemon still has to push the end of a job whose session has ended.
             table.by_job.insert(job, ticket);
         }
     }

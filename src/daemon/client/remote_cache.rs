@@ -357,7 +357,7 @@ impl Client {
         self.jobs.close(&self.completions);
     }
 
-    /// Lets the daemon end what is this client's, then lets go of the daemon.
+    /// Has the daemon end this client's sessions and jobs, then disconnects.
     pub(super) fn finish_closing(&self) {
         let link = self.link();
         if let Ok(link) = &link {

@@ -215,7 +215,7 @@ impl ClientState {
             std::mem::replace(&mut *held, Holdings { gone: true, ..Holdings::default() })
         };
         for job in held.jobs.into_values().filter(|job| *job != 0) {
-            // A job that was released meanwhile is gone as wished; so is a session.
+            // A job that was released meanwhile is gone already; so is a session that ended.
             let _ = node.release_job(job);
         }
         let holding = held.sessions.iter().filter(|&&session| node.l1.session_holds(session)).count();

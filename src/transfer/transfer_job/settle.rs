@@ -4,9 +4,8 @@ use std::time::Instant;
 
 use super::transfer::{Transfer, TransferOwner};
 use super::transfer_phases::{Progress, Steps, StopReason};
-use crate::abi::{JobKind, JobResult};
+use crate::abi::{JobKind, JobResult, chars};
 use crate::cache::Cache;
-use crate::control::completion::message_bytes;
 use crate::error::{
     KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result,
     Status,
@@ -113,7 +112,7 @@ impl Transfer {
             status: status as i32,
             failed_keys: failed,
             total_us: micros(now, self.submitted),
-            message: message_bytes(&message),
+            message: chars(&message),
             kind: kind as u32,
             asked_keys: self.targets.keys.len() as u32,
             copied_keys: done,
