@@ -107,6 +107,7 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     KVKEEP_INIT(&state_of_session);
     GONE(kvkeep_query_session(cache, session, &state_of_session));
     GONE(kvkeep_query_backends(cache, NULL, 0, &length));
+    GONE(kvkeep_query_prefix_lengths(cache, job, NULL, 0, &length));
     GONE(kvkeep_touch(cache, space, &key, 1, NULL));
     GONE(kvkeep_query_keys(cache, space, &key, 1, &state));
     GONE(kvkeep_retain(cache, space, &key, 1, 50, 1000, NULL));

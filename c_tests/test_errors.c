@@ -117,6 +117,7 @@ static void check_all_closed(kvkeep *closed) {
     size_t base_bytes;
     CLOSED(kvkeep_get_arena(closed, &base, &base_bytes));
     CLOSED(kvkeep_query_backends(closed, NULL, 0, &base_bytes));
+    CLOSED(kvkeep_query_prefix_lengths(closed, 1, NULL, 0, &base_bytes));
     CLOSED(kvkeep_append_tokens(closed, 1, tokens, 4, &number));
     CLOSED(kvkeep_get_session_keys(closed, 1, 0, 1, 0, 1, 1, keys, 1));
     CLOSED(kvkeep_reserve_write(closed, 1, keys, 4, sizes, 0, views));

@@ -274,6 +274,59 @@ static void polling_ends_with_its_time(void) {
     teardown();
 }
 
+static uint64_t submit_hybrid(const kvkeep_key *keys) {
+    kvkeep_prefetch_options options = plain_options();
+    kvkeep_group_rule rule = {.group = 1, .mode = KVKEEP_PREFETCH_WINDOW, .window_chunks = 1};
+    options.objects_per_chunk = 2;
+    options.group_rules = &rule;
+    options.group_rule_count = 1;
+    return submit(keys, 12, &options);
+}
+
+// Six chunks of a group whose prefix counts and of one whose last chunk counts, which only the second, fourth and sixth have.
+static void check_lengths(const char *url, const uint32_t *wanted, size_t count) {
+    setup_l2(url);
+    kvkeep_key keys[12], stored[8];
+    size_t some = 0;
+    for (uint32_t i = 0; i < 12; i++) {
+        keys[i] = key_of(i / 2);
+        keys[i].group = i % 2;
+        if (i < 10 && (i % 2 == 0 || i / 2 % 2 == 1)) stored[some++] = keys[i];
+    }
+    put_below(cache, space, stored, some, SIZE);
+    uint64_t job = submit_hybrid(keys);
+    OK(kvkeep_wait_job(cache, job, 60000));
+    uint32_t lengths[8];
+    size_t found = 99;
+    if (count > 0) CHECK_STATUS(kvkeep_query_prefix_lengths(cache, job, NULL, 0, &found), KVKEEP_PARTIAL);
+    memset(lengths, 0, sizeof lengths);
+    OK(kvkeep_query_prefix_lengths(cache, job, lengths, 8, &found));
+    CHECK_EQUAL(found, count);
+    for (size_t i = 0; i < 8; i++) CHECK_EQUAL(lengths[i], i < count ? wanted[i] : 0);
+    if (count > 1) {
+        CHECK_STATUS(kvkeep_query_prefix_lengths(cache, job, &lengths[4], 1, &found), KVKEEP_PARTIAL);
+        CHECK_EQUAL(found, count);
+        CHECK_EQUAL(lengths[4], wanted[0]);
+    }
+    CHECK_EQUAL(result_of(job).hit_chunks, count > 0 ? wanted[0] : 0);
+    FAILS(kvkeep_query_prefix_lengths(cache, job, NULL, 1, &found), KVKEEP_ERR_INVALID, "lengths is NULL");
+    FAILS(kvkeep_query_prefix_lengths(cache, job, lengths, 8, NULL), KVKEEP_ERR_INVALID, "length_count is NULL");
+    OK(kvkeep_release_job(cache, job));
+    FAILS(kvkeep_query_prefix_lengths(cache, job, lengths, 8, &found), KVKEEP_ERR_NOT_FOUND, "job");
+    kvkeep_prefetch_options options = plain_options();
+    options.mode = KVKEEP_PREFETCH_EACH;
+    job = submit(keys, 12, &options);
+    OK(kvkeep_wait_job(cache, job, 60000));
+    FAILS(kvkeep_query_prefix_lengths(cache, job, lengths, 8, &found), KVKEEP_ERR_INVALID, "EACH");
+    teardown();
+}
+
+static void every_length_that_can_be_continued_is_told(void) {
+    const uint32_t all[] = {4, 2};
+    check_lengths("memory:", all, 2);
+    check_lengths("fault:memory:?fault.load_error=1", NULL, 0);
+}
+
 int main(void) {
     watchdog();
     RUN(hits_in_l1_are_done_when_submit_returns);
@@ -291,5 +344,6 @@ int main(void) {
     RUN(p9_what_does_not_fit_l1_ends_the_prefix);
     RUN(a_job_polls_for_what_comes_late);
     RUN(polling_ends_with_its_time);
+    RUN(every_length_that_can_be_continued_is_told);
     return 0;
 }

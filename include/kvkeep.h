@@ -1347,6 +1347,21 @@ KVKEEP_API kvkeep_status kvkeep_query_lookup_hits(kvkeep *cache, uint64_t job, u
 /// Since: 0.1.
 KVKEEP_API kvkeep_status kvkeep_query_job(kvkeep *cache, uint64_t job, kvkeep_job_result *result);
 
+/// Every prefix length in chunks at which all groups of the job could continue, as soon as every tier has answered the lookup: for
+/// hosts whose ranks or groups ask by jobs of their own, and go on at the greatest length that all have. Fills in `lengths` with
+/// the first `length_capacity` of them, the longest first, and sets `*length_count` to how many there are; PARTIAL where they do not
+/// fit. `lengths` may be NULL when `length_capacity` is 0. The job loads what its longest length needs, `kvkeep_query_lookup_hits`;
+/// for a shorter one, submit its chunks alone. Once the job is done, lengths that need an object which could not be loaded are not
+/// among them; of a job that ended early there are none. PENDING until known. Does not consume; any thread.
+/// Errors: NOT_FOUND (never given, or released), INVALID (a transfer; KVKEEP_PREFETCH_EACH).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_query_prefix_lengths(kvkeep *cache,
+                                          uint64_t job,
+                                          uint32_t *lengths,
+                                          size_t length_capacity,
+                                          size_t *length_count);
+
 /// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has
 /// `bitmap_bytes` bytes, at least (key_count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
 /// Errors: NOT_FOUND, INVALID (too small; a transfer).

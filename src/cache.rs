@@ -158,6 +158,9 @@ pub trait Cache: Send + Sync {
     /// Which keys of a job are held.
     fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status>;
 
+    /// Every restorable length of a job, the longest first.
+    fn query_prefix_lengths(&self, job: u64, lengths: &mut Vec<u32>) -> Result<Status>;
+
     /// Blocks until a job is done.
     fn wait(&self, job: u64, timeout_ms: u32) -> Result<()>;
 

@@ -110,6 +110,15 @@ impl OpenCache {
         if is_transfer(job) { Err(self.transfers.no_lookup(job)) } else { self.cache.query_bitmap(job, bitmap) }
     }
 
+    /// Every restorable length of a prefetch, the longest first.
+    pub fn query_prefix_lengths(&self, job: u64, lengths: &mut Vec<u32>) -> Result<Status> {
+        if is_transfer(job) {
+            Err(self.transfers.no_lookup(job))
+        } else {
+            self.cache.query_prefix_lengths(job, lengths)
+        }
+    }
+
     /// Blocks until a job is done.
     pub fn wait(&self, job: u64, timeout_ms: u32) -> Result<()> {
         if is_transfer(job) { self.transfers.wait(job, timeout_ms) } else { self.cache.wait(job, timeout_ms) }

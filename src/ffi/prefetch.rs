@@ -8,7 +8,7 @@ use super::{
     config, disjoint, fill_struct, input, input_struct_or_default, on, on_even_poisoned, output, output_slice,
 };
 use crate::abi::{Completion, JobResult};
-use crate::error::{KVKEEP_OK, Status};
+use crate::error::{KVKEEP_OK, KVKEEP_PARTIAL, Status};
 use crate::key::Key;
 
 /// ---- Prefetch ----
@@ -66,6 +66,38 @@ pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_job(cache: *mut kvkeep, job: u64, result: *mut JobResult) -> Status {
     on(cache, |cache| fill_struct(result, "result", |result| cache.query_job(job, result)))
+}
+
+/// Every prefix length in chunks at which all groups of the job could continue, as soon as every tier has answered the lookup: for
+/// hosts whose ranks or groups ask by jobs of their own, and go on at the greatest length that all have. Fills in `lengths` with
+/// the first `length_capacity` of them, the longest first, and sets `*length_count` to how many there are; PARTIAL where they do not
+/// fit. `lengths` may be NULL when `length_capacity` is 0. The job loads what its longest length needs, `kvkeep_query_lookup_hits`;
+/// for a shorter one, submit its chunks alone. Once the job is done, lengths that need an object which could not be loaded are not
+/// among them; of a job that ended early there are none. PENDING until known. Does not consume; any thread.
+/// Errors: NOT_FOUND (never given, or released), INVALID (a transfer; KVKEEP_PREFETCH_EACH).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_prefix_lengths(
+    cache: *mut kvkeep,
+    job: u64,
+    lengths: *mut u32,
+    length_capacity: usize,
+    length_count: *mut usize,
+) -> Status {
+    on(cache, |cache| {
+        let wanted: &mut [u32] =
+            if length_capacity == 0 { &mut [] } else { output_slice(lengths, length_capacity, "lengths")? };
+        let count = output(length_count, "length_count")?;
+        disjoint(&[wanted.as_ptr_range().into(), std::slice::from_ref(&*count).as_ptr_range().into()])?;
+        let mut all = Vec::new();
+        let status = cache.query_prefix_lengths(job, &mut all)?;
+        if status != KVKEEP_OK {
+            return Ok(status);
+        }
+        *count = all.len();
+        wanted.iter_mut().zip(&all).for_each(|(place, length)| *place = *length);
+        Ok(if all.len() > wanted.len() { KVKEEP_PARTIAL } else { KVKEEP_OK })
+    })
 }
 
 /// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has

@@ -358,6 +358,10 @@ impl Cache for Node {
         status
     }
 
+    fn query_prefix_lengths(&self, job: u64, lengths: &mut Vec<u32>) -> Result<Status> {
+        self.prefetcher.table().query_prefix_lengths(job, lengths)
+    }
+
     fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
         self.prefetcher.table().query_bitmap(job, bitmap)
     }

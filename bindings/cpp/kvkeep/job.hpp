@@ -34,6 +34,16 @@ public:
         return result;
     }
 
+    /// Every length in chunks at which all groups could continue, the longest first; empty until the lookup is answered.
+    std::optional<std::vector<std::uint32_t>> prefix_lengths() const {
+        std::vector<std::uint32_t> lengths(key_count_);
+        std::size_t count = 0;
+        const auto status = kvkeep_query_prefix_lengths(cache_, id_, lengths.data(), lengths.size(), &count);
+        if (detail::check(status) == Status::pending) return std::nullopt;
+        lengths.resize(count);
+        return lengths;
+    }
+
     /// For each key, whether the session holds shares of it; empty until the job is done.
     std::optional<std::vector<bool>> bitmap() const {
         std::vector<std::uint8_t> bytes((key_count_ + 7) / 8);

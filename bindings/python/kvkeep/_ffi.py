@@ -1034,6 +1034,16 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(kvkeep_job_result),
         ),
     ),
+    "kvkeep_query_prefix_lengths": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(c_uint32),
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
     "kvkeep_query_bitmap": (
         c_int,
         (

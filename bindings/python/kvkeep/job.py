@@ -103,6 +103,14 @@ class Job:
         """Whether the job has ended."""
         return self.query() is not None
 
+    def prefix_lengths(self) -> Optional[list[int]]:
+        """Every length in chunks at which all groups could continue, the longest first; None until the lookup is answered."""
+        count, lengths = ctypes.c_size_t(), (ctypes.c_uint32 * self._key_count)()
+        arguments = (self.id, lengths, len(lengths), ctypes.byref(count))
+        if call(lib.kvkeep_query_prefix_lengths, self._cache.pointer, *arguments) == _ffi.Status.PENDING:
+            return None
+        return list(lengths[: count.value])
+
     def bitmap(self) -> Optional[list[bool]]:
         """For each key, whether the session holds shares of it; None until the job is done."""
         bits = (ctypes.c_uint8 * ((self._key_count + 7) // 8))()

@@ -22,6 +22,7 @@ class Jobs(CacheTest):
         self.assertEqual((result.status, result.hit_chunks, result.tier_keys[0]), (Status.OK, 3, 3))
         self.assertEqual((job.lookup_hits(), job.query(), job.done()), (3, result, True))
         self.assertEqual(job.bitmap(), [True, True, True, False, False])
+        self.assertEqual(job.prefix_lengths(), [3, 2, 1])
         job.release()
         with self.assertRaises(kvkeep.NotFoundError):
             job.query()

@@ -199,6 +199,7 @@ impl Job {
         }
         let plan = self.answer(&state.held);
         let given = if status == KVKEEP_OK { plan } else { HitPlan::nothing(self.keys.len()) };
+        let mut there = if status == KVKEEP_OK { state.held.clone() } else { Vec::new() };
         self.return_shares(&mut state.held, &given.wanted, host.l1());
         let (mut search, lookup, failed, loaded_bytes) = match &mut state.phase {
             Phase::Lookup(lookup) => {
@@ -208,6 +209,7 @@ impl Job {
             }
             Phase::Load(load) => {
                 self.unpin(&mut load.search, |_| true);
+                load.note_found_besides(&mut there);
                 (std::mem::take(&mut load.search), Some(load.lookup), load.failed, load.loaded_bytes)
             }
             Phase::Done(_) => return,
@@ -240,7 +242,7 @@ impl Job {
             asked_keys: self.keys.len() as u32,
             ..JobResult::default()
         };
-        state.phase = Phase::Done(DonePhase { lookup_chunks, result, at: now, released: false });
+        state.phase = Phase::Done(DonePhase { lookup_chunks, result, there, at: now, released: false });
         self.notify_end(search.notify, &given, &result, &state.held, host);
     }
 
@@ -310,6 +312,16 @@ impl Job {
 
     fn answer(&self, there: &[bool]) -> HitPlan {
         self.question().answer(there)
+    }
+
+    /// Every length of a prefix at which the keys that could be had let all groups continue, the longest first; none while it
+    /// looks up.
+    pub fn prefix_lengths(&self, state: &JobState) -> Option<Vec<u32>> {
+        match &state.phase {
+            Phase::Lookup(_) => None,
+            Phase::Load(load) => Some(self.question().lengths(&load.search.there())),
+            Phase::Done(done) => Some(self.question().lengths(&done.there)),
+        }
     }
 
     /// Whether the answer would be complete with the keys that were found so far.

@@ -60,6 +60,8 @@ pub struct DonePhase {
     pub lookup_chunks: u32,
     /// The answer that callers read.
     pub result: JobResult,
+    /// Keys that could be had: those found, but for those whose load failed. Empty unless the job ended well.
+    pub(super) there: Vec<bool>,
     /// When the job was done.
     pub at: Instant,
     /// The table of jobs no longer has it: waiters return.
@@ -119,6 +121,13 @@ impl LoadPhase {
     /// The keys that have not been asked for, in order.
     pub fn planned(&self) -> &[u32] {
         &self.to_load[self.cursor..]
+    }
+
+    /// Adds to `there` the keys that were found and are not among those to be loaded.
+    pub(super) fn note_found_besides(&self, there: &mut [bool]) {
+        let mut besides = self.search.there();
+        self.to_load.iter().for_each(|&index| besides[index as usize] = false);
+        there.iter_mut().zip(besides).for_each(|(there, besides)| *there |= besides);
     }
 
     /// Whether every planned key was asked for.

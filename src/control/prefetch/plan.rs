@@ -80,23 +80,41 @@ impl Question<'_> {
         HitPlan { chunks: chunks as u32, complete: run == there.len(), wanted }
     }
 
-    /// The longest length at which every group can continue: a prefix group has all chunks before it, a window group the
-    /// last ones.
+    /// Every length at which every group can continue when the keys marked in `there` can be had, the longest first.
+    pub fn lengths(&self, there: &[bool]) -> Vec<u32> {
+        let runs = self.runs(there);
+        (1..=there.len() / self.per_chunk)
+            .rev()
+            .filter(|&length| runs.fit(length))
+            .map(|length| length as u32)
+            .collect()
+    }
+
     fn longest(&self, there: &[bool]) -> HitPlan {
         let chunks = there.len() / self.per_chunk;
+        let runs = self.runs(there);
+        let length = (1..=chunks).rev().find(|&length| runs.fit(length)).unwrap_or(0);
+        let wanted = (0..there.len())
+            .map(|i| {
+                let chunk = i / self.per_chunk;
+                chunk < length && length - chunk <= runs.kinds[runs.kind_of[i]].0
+            })
+            .collect();
+        HitPlan { chunks: length as u32, complete: length == chunks, wanted }
+    }
+
+    fn runs(&self, there: &[bool]) -> Runs {
+        let chunks = there.len() / self.per_chunk;
         let windows = |mode| if let Mode::Window(chunks) = mode { chunks as usize } else { usize::MAX };
-        // Chunks in a row, up to each, in which every object of one window length is there.
         let mut kinds: Vec<(usize, Vec<usize>)> = Vec::new();
-        let mut kind_of = Vec::with_capacity(self.per_chunk);
-        for chunk in 0..chunks {
-            for place in 0..self.per_chunk {
-                let window = windows(self.mode_of(&self.keys[chunk * self.per_chunk + place]));
-                let kind = kinds.iter().position(|(known, _)| *known == window).unwrap_or_else(|| {
-                    kinds.push((window, vec![0; chunks + 1]));
-                    kinds.len() - 1
-                });
-                kind_of.push(kind);
-            }
+        let mut kind_of = Vec::with_capacity(there.len());
+        for key in &self.keys[..there.len()] {
+            let window = windows(self.mode_of(key));
+            let kind = kinds.iter().position(|(known, _)| *known == window).unwrap_or_else(|| {
+                kinds.push((window, vec![0; chunks + 1]));
+                kinds.len() - 1
+            });
+            kind_of.push(kind);
         }
         for (kind, (_, runs)) in kinds.iter_mut().enumerate() {
             for chunk in 0..chunks {
@@ -105,15 +123,23 @@ impl Question<'_> {
                 runs[chunk + 1] = if whole { runs[chunk] + 1 } else { 0 };
             }
         }
-        let fits = |length: usize| kinds.iter().all(|(window, runs)| runs[length] >= (*window).min(length));
-        let length = (0..=chunks).rev().find(|&length| fits(length)).unwrap_or(0);
-        let wanted = (0..there.len())
-            .map(|i| {
-                let chunk = i / self.per_chunk;
-                chunk < length && length - chunk <= kinds[kind_of[i]].0
-            })
-            .collect();
-        HitPlan { chunks: length as u32, complete: length == chunks, wanted }
+        Runs { kinds, kind_of }
+    }
+}
+
+/// The chunks of a job as far as they are there, by window lengths: a prefix group has all chunks before its length, a window group
+/// the last ones.
+struct Runs {
+    /// Window lengths, and for each length of the job how many chunks in a row, up to it, have every object of that window length.
+    kinds: Vec<(usize, Vec<usize>)>,
+    /// The kind of each key.
+    kind_of: Vec<usize>,
+}
+
+impl Runs {
+    /// Whether every group can continue at this length.
+    fn fit(&self, length: usize) -> bool {
+        self.kinds.iter().all(|(window, runs)| runs[length] >= (*window).min(length))
     }
 }
 
@@ -181,6 +207,20 @@ mod tests {
         assert_eq!(ask(Mode::Prefix, &rules, 2, "10 11 10 10"), (2, bits("10 11 00 00")));
         assert_eq!(ask(Mode::Prefix, &rules, 2, "10 10 10 11"), (4, bits("10 10 10 11")));
         assert_eq!(ask(Mode::Prefix, &rules, 2, "10 00 10 11"), (0, bits("00 00 00 00")));
+    }
+
+    #[test]
+    fn every_length_at_which_all_groups_can_continue_is_told() {
+        let lengths = |mode, rules: &[GroupRule], per_chunk: usize, there: &str| {
+            let there = bits(there);
+            let keys = keys(there.len() / per_chunk, per_chunk as u32);
+            Question { keys: &keys, per_chunk, mode, rules }.lengths(&there)
+        };
+        let rules = [GroupRule { group: 1, mode: Mode::Window(1) }];
+        assert_eq!(lengths(Mode::Prefix, &[], 1, "1101"), [2, 1]);
+        assert!(lengths(Mode::Prefix, &[], 1, "0111").is_empty());
+        assert_eq!(lengths(Mode::Window(2), &[], 1, "101101"), [4, 1]);
+        assert_eq!(lengths(Mode::Prefix, &rules, 2, "10 11 10 11 01"), [4, 2]);
     }
 
     #[test]

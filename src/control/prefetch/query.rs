@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::job_table::{JobTable, no_job};
 use super::phases::Phase;
 use crate::abi::JobResult;
+use crate::config::Mode;
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status};
 use crate::l1::SpaceInfo;
 
@@ -52,6 +53,20 @@ impl JobTable {
         for (i, _) in state.held.iter().enumerate().filter(|(_, held)| **held) {
             bitmap[i / 8] |= 1 << (i % 8);
         }
+        Ok(KVKEEP_OK)
+    }
+
+    /// Every restorable length of a job, or PENDING while the job looks up.
+    pub fn query_prefix_lengths(&self, id: u64, lengths: &mut Vec<u32>) -> Result<Status> {
+        let job = self.job(id)?;
+        if job.request.mode == Mode::Any {
+            return Err(Error::invalid(format!(
+                "job {id} is of mode EACH, which looks for no length: use PREFIX or WINDOW, or kvkeep_query_bitmap"
+            )));
+        }
+        let state = job.state.lock();
+        let Some(all) = job.prefix_lengths(&state) else { return Ok(KVKEEP_PENDING) };
+        *lengths = all;
         Ok(KVKEEP_OK)
     }
 

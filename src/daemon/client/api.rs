@@ -297,6 +297,13 @@ impl Cache for Client {
         })
     }
 
+    fn query_prefix_lengths(&self, job: u64, lengths: &mut Vec<u32>) -> Result<Status> {
+        self.call(&*self.link_of(job)?, &Request::QueryPrefixLengths { job }, |status, fields| {
+            *lengths = fields.array()?.to_vec();
+            Ok(status)
+        })
+    }
+
     fn query_bitmap(&self, job: u64, bitmap: &mut [u8]) -> Result<Status> {
         self.jobs.query_bitmap(job, bitmap).unwrap_or_else(|| {
             let request = Request::QueryBitmap { job, bytes: bitmap.len() as u64 };

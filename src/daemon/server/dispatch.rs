@@ -146,6 +146,13 @@ impl Handler {
                 frame.begin(status as u32).put(&result);
                 Ok(())
             }
+            Request::QueryPrefixLengths { job } => {
+                self.grants.check_job(client, job)?;
+                let mut lengths = Vec::new();
+                let status = node.query_prefix_lengths(job, &mut lengths)?;
+                frame.begin(status as u32).array(&lengths);
+                Ok(())
+            }
             Request::QueryBitmap { job, bytes } => {
                 self.grants.check_job(client, job)?;
                 let mut bitmap = vec![0; check_count(bytes)?];

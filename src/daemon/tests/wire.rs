@@ -145,7 +145,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         47 => Request::RenewSession { session },
         48 => Request::SetQuota { space, quota_bytes: *other },
         49 => Request::QuerySession { session },
-        _ => Request::QueryBackends {},
+        50 => Request::QueryBackends {},
+        _ => Request::QueryPrefixLengths { job },
     }
 }
 

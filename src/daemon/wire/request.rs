@@ -99,6 +99,7 @@ requests! {
     48 SetQuota { space: u64, quota_bytes: u64 },
     49 QuerySession { session: u64 },
     50 QueryBackends {},
+    51 QueryPrefixLengths { job: u64 },
 }
 
 impl Request<'_> {
