@@ -12,12 +12,12 @@ const WAYS: usize = 12;
 const FULL: usize = 10;
 
 /// Slot numbers by the hashes of their keys.
-pub struct Table {
-    parts: Box<[Part; PARTS]>,
+pub struct SlotTable {
+    parts: Box<[TablePart; PARTS]>,
 }
 
 #[derive(Default)]
-struct Part {
+struct TablePart {
     buckets: Vec<Bucket>,
     count: usize,
 }
@@ -71,7 +71,7 @@ impl Bucket {
     }
 }
 
-impl Part {
+impl TablePart {
     /// The bucket that a hash belongs to.
     #[inline]
     fn home(&self, hash: u64) -> usize {
@@ -129,7 +129,7 @@ impl Part {
     #[cold]
     fn grow(&mut self, rehash: impl Fn(u32) -> u64) {
         let more = self.buckets.len() + self.buckets.len() / 2 + 1;
-        let before = std::mem::replace(self, Part { buckets: vec![Bucket::default(); more], count: 0 });
+        let before = std::mem::replace(self, TablePart { buckets: vec![Bucket::default(); more], count: 0 });
         before.ids().for_each(|id| self.add(rehash(id), id));
     }
 
@@ -139,10 +139,10 @@ impl Part {
     }
 }
 
-impl Table {
+impl SlotTable {
     /// Empty.
-    pub fn new() -> Table {
-        Table { parts: Box::new(std::array::from_fn(|_| Part::default())) }
+    pub fn new() -> SlotTable {
+        SlotTable { parts: Box::new(std::array::from_fn(|_| TablePart::default())) }
     }
 
     /// Has what is looked at for a hash fetched, which is asked for soon.
@@ -154,7 +154,7 @@ impl Table {
         }
     }
 
-    /// A slot that very likely holds the key: seven bits of its hash are the same. The caller compares, and asks [`find`](Table::find)
+    /// A slot that very likely holds the key: seven bits of its hash are the same. The caller compares, and asks [`find`](SlotTable::find)
     /// if it is another. Asking so for a batch first, and comparing after, lets the memory accesses of its keys overlap.
     #[inline]
     pub fn candidate(&self, hash: u64) -> Option<u32> {
@@ -184,7 +184,7 @@ impl Table {
 
     /// All slots, in no order.
     pub fn ids(&self) -> impl Iterator<Item = u32> {
-        self.parts.iter().flat_map(Part::ids)
+        self.parts.iter().flat_map(TablePart::ids)
     }
 
     /// Memory held, in bytes.
@@ -217,7 +217,7 @@ mod tests {
     fn what_is_in_it_is_found_and_nothing_else() {
         let hashes = hashes(60_000);
         let hash = |id: u32| hashes[id as usize];
-        let mut table = Table::new();
+        let mut table = SlotTable::new();
         (0..50_000).for_each(|id| table.insert(hash(id), id, hash));
         (0..50_000).step_by(3).for_each(|id| assert!(table.remove(hash(id), id)));
         let stays = |id: u32| id < 50_000 && !id.is_multiple_of(3);
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn slots_of_one_hash_are_told_apart() {
-        let mut table = Table::new();
+        let mut table = SlotTable::new();
         (0..10).for_each(|id| table.insert(7, id, |_| 7));
         assert!(table.candidate(7).is_some_and(|id| id < 10));
         assert_eq!(table.candidate(7 | 1 << 60), None);
@@ -246,7 +246,7 @@ mod tests {
         #[test]
         fn crowded_buckets_lose_nothing(moves in proptest::collection::vec((0..400_u32, 0..3_u8), 1..1500)) {
             let hash = |id: u32| u64::from(id % 3) << 57 | u64::from(id % 5) << 29 | u64::from(id % 2);
-            let (mut table, mut there) = (Table::new(), std::collections::HashSet::new());
+            let (mut table, mut there) = (SlotTable::new(), std::collections::HashSet::new());
             for (id, what) in moves {
                 if what > 0 && there.insert(id) {
                     table.insert(hash(id), id, hash);
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn no_insertion_moves_many() {
         let hashes = hashes(200_000);
-        let mut table = Table::new();
+        let mut table = SlotTable::new();
         let mut most = 0;
         for (id, &hash) in (0..).zip(&hashes) {
             let moved = Cell::new(0);

@@ -15,7 +15,7 @@ use super::write_counters::{Dropped, Ended};
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
-use crate::l1::{L1, Write};
+use crate::l1::{L1, QueuedWrite};
 use crate::l2::object_header::Header;
 use crate::l2::{Found, Reply, StoreRequest, Stored};
 use crate::log::{Log, LogLevel};
@@ -167,7 +167,7 @@ impl Writeback {
         }
     }
 
-    fn start_write(self: &Arc<Self>, write: Write) {
+    fn start_write(self: &Arc<Self>, write: QueuedWrite) {
         let backends = self.backends.list();
         let mut targets: Vec<Arc<BackendSlot>> = Vec::new();
         let mut stored = false;

@@ -28,7 +28,7 @@ pub struct Block {
 }
 
 #[derive(Clone, Copy)]
-struct Node {
+struct BlockNode {
     /// In units.
     start: u32,
     /// Units less one, so that a block of 2^32 units can be written.
@@ -39,10 +39,10 @@ struct Node {
     next_free: u32,
 }
 
-const _: () = assert!(size_of::<Node>() == 24);
-const BLANK: Node = Node { start: 0, last: 0, left: NIL, right: NIL, prev_free: USED, next_free: NIL };
+const _: () = assert!(size_of::<BlockNode>() == 24);
+const BLANK: BlockNode = BlockNode { start: 0, last: 0, left: NIL, right: NIL, prev_free: USED, next_free: NIL };
 
-impl Node {
+impl BlockNode {
     fn units(&self) -> u64 {
         u64::from(self.last) + 1
     }
@@ -72,7 +72,7 @@ struct Bin {
 
 /// The allocator of one arena. It keeps offsets only and never touches the arena's memory.
 pub struct Alloc {
-    nodes: Chunked<Node>,
+    nodes: Chunked<BlockNode>,
     /// Nodes ever used; those given back hang in `spare` by `next_free`.
     made: u32,
     spare: u32,
@@ -125,7 +125,7 @@ impl Alloc {
             again: Again { units: 0, align: 0, node: NIL },
         };
         if alloc.units > 0 {
-            let node = alloc.new_node(Node { last: (alloc.units - 1) as u32, ..BLANK });
+            let node = alloc.new_node(BlockNode { last: (alloc.units - 1) as u32, ..BLANK });
             if let Some(node) = node {
                 alloc.push(node);
             }
@@ -155,7 +155,7 @@ impl Alloc {
 
     /// Gives back a block that [`alloc`](Alloc::alloc) gave.
     pub fn free(&mut self, node: u32) {
-        let Some(&Node { left, right, prev_free: USED, .. }) = self.nodes.get(node) else {
+        let Some(&BlockNode { left, right, prev_free: USED, .. }) = self.nodes.get(node) else {
             debug_assert!(false, "block {node} is not in use");
             return;
         };
@@ -306,8 +306,8 @@ impl Alloc {
 
     /// Makes a used block of the first `units` of a free one, which stays in its bin with what is left.
     fn cut(&mut self, node: u32, units: u64) -> Option<Block> {
-        let Node { start, left, .. } = self.nodes[node];
-        let block = self.new_node(Node { start, last: (units - 1) as u32, left, right: node, ..BLANK })?;
+        let BlockNode { start, left, .. } = self.nodes[node];
+        let block = self.new_node(BlockNode { start, last: (units - 1) as u32, left, right: node, ..BLANK })?;
         if left != NIL {
             self.nodes[left].right = block;
         }
@@ -321,9 +321,14 @@ impl Alloc {
 
     /// Cuts a block after `units` and gives the node of the part behind.
     fn split(&mut self, node: u32, units: u64) -> Option<u32> {
-        let Node { start, last, right, .. } = self.nodes[node];
-        let behind =
-            self.new_node(Node { start: start + units as u32, last: last - units as u32, left: node, right, ..BLANK })?;
+        let BlockNode { start, last, right, .. } = self.nodes[node];
+        let behind = self.new_node(BlockNode {
+            start: start + units as u32,
+            last: last - units as u32,
+            left: node,
+            right,
+            ..BLANK
+        })?;
         let front = &mut self.nodes[node];
         front.last = (units - 1) as u32;
         front.right = behind;
@@ -336,7 +341,7 @@ impl Alloc {
     /// Joins a block with its right neighbour, whose node is given back.
     fn absorb_right(&mut self, node: u32) {
         let gone = self.nodes[node].right;
-        let Node { last, right, .. } = self.nodes[gone];
+        let BlockNode { last, right, .. } = self.nodes[gone];
         let block = &mut self.nodes[node];
         // Never more than the arena, whose last unit fits in 32 bits.
         block.last += last + 1;
@@ -344,11 +349,11 @@ impl Alloc {
         if right != NIL {
             self.nodes[right].left = node;
         }
-        self.nodes[gone] = Node { next_free: self.spare, prev_free: NIL, ..BLANK };
+        self.nodes[gone] = BlockNode { next_free: self.spare, prev_free: NIL, ..BLANK };
         self.spare = gone;
     }
 
-    fn new_node(&mut self, node: Node) -> Option<u32> {
+    fn new_node(&mut self, node: BlockNode) -> Option<u32> {
         let place = self.spare;
         if place != NIL {
             self.spare = self.nodes[place].next_free;
@@ -413,4 +418,5 @@ impl Alloc {
 }
 
 #[cfg(test)]
+#[path = "tests/alloc.rs"]
 mod tests;

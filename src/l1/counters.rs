@@ -1,11 +1,10 @@
-//! What L1 counted, and how full it is.
+//! The numbers that L1 counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{L1, State};
 use crate::error::{KVKEEP_ERR_QUOTA, Status};
 
-/// What only grows.
+/// Numbers that only grow.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs)]
 pub struct Counts {
@@ -32,9 +31,18 @@ impl Counts {
     pub fn writes_dropped(&self) -> u64 {
         self.dropped_queue + self.dropped_evicted
     }
+
+    /// A reservation was refused for want of memory or quota.
+    pub(super) fn count_refusal(&mut self, why: Status) {
+        if why == KVKEEP_ERR_QUOTA {
+            self.refused_quota += 1;
+        } else {
+            self.refused_memory += 1;
+        }
+    }
 }
 
-/// What goes up and down.
+/// Numbers that go up and down.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs)]
 pub struct Gauges {
@@ -51,29 +59,29 @@ pub struct Gauges {
 
 /// The keys that one reservation for reading asks L1 for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Read {
+pub(super) struct ReadCounts {
     /// Keys found that the request did not hold before.
     pub hits: u64,
     /// Keys not found. A copy counts none: it has its missing keys loaded by a job, which counts them.
     pub misses: u64,
 }
 
-/// On how many parts, each with cache lines of its own, calls that run side by side write what they tell the others.
+/// Calls that share the state write to so many parts, each with cache lines of its own, what others are to read.
 pub(super) const PARTS: usize = 8;
 
-/// That of a session, which few others are on.
+/// The part of a session, which few other sessions have.
 pub(super) fn part_of(session: u32) -> usize {
     session as usize % PARTS
 }
 
-/// What calls that run side by side count, those of a session on a cache line that few others are on. Only the sums mean anything.
+/// Sums that calls which share the state add to, each session on a cache line that few others have. Only the sums mean anything.
 #[derive(Default)]
-pub(super) struct Tally([Part; PARTS]);
+pub(super) struct Counters([CounterPart; PARTS]);
 
 /// A part of the sums, some of which may be below zero: all wraps.
 #[derive(Default)]
 #[repr(align(128))]
-pub(super) struct Part {
+pub(super) struct CounterPart {
     locked_bytes: AtomicU64,
     shares: AtomicU64,
     read_hits: AtomicU64,
@@ -85,49 +93,59 @@ fn add(number: &mut AtomicU64, more: u64) {
     *number = number.wrapping_add(more);
 }
 
-impl Tally {
-    /// Where the calls of a session count, side by side with others.
-    pub fn beside(&self, session: u32) -> &Part {
+impl Counters {
+    /// The part that the calls of a session add to while they share the state.
+    pub fn part(&self, session: u32) -> &CounterPart {
         &self.0[part_of(session)]
     }
 
-    /// Memory was taken into use.
+    /// An object of so many bytes is in use from now on.
     pub fn lock(&mut self, bytes: u64) {
         add(&mut self.0[0].locked_bytes, bytes);
     }
 
-    /// Memory became free to evict.
+    /// An object of so many bytes may be evicted from now on.
     pub fn unlock(&mut self, bytes: u64) {
         add(&mut self.0[0].locked_bytes, bytes.wrapping_neg());
     }
 
-    /// Shares were taken.
+    /// A session took shares.
     pub fn take(&mut self, shares: u32) {
         add(&mut self.0[0].shares, shares.into());
     }
 
-    /// Shares were returned.
+    /// A session returned shares.
     pub fn give_back(&mut self, shares: u32) {
         add(&mut self.0[0].shares, u64::from(shares).wrapping_neg());
     }
 
     /// A reservation for reading asked for keys.
-    pub fn read(&mut self, read: Read) {
+    pub fn read(&mut self, read: ReadCounts) {
         add(&mut self.0[0].read_hits, read.hits);
         add(&mut self.0[0].read_misses, read.misses);
     }
 
-    /// Bytes in use.
+    /// Bytes of objects whose memory is in use.
     pub fn locked_bytes(&self) -> u64 {
         self.sum(|part| &part.locked_bytes)
     }
 
-    fn sum(&self, of: impl Fn(&Part) -> &AtomicU64) -> u64 {
+    /// Keys found by reads, and keys not found.
+    pub fn reads(&self) -> (u64, u64) {
+        (self.sum(|part| &part.read_hits), self.sum(|part| &part.read_misses))
+    }
+
+    /// Shares that sessions hold.
+    pub fn shares(&self) -> u64 {
+        self.sum(|part| &part.shares)
+    }
+
+    fn sum(&self, of: impl Fn(&CounterPart) -> &AtomicU64) -> u64 {
         self.0.iter().fold(0, |sum: u64, part| sum.wrapping_add(of(part).load(Ordering::Relaxed)))
     }
 }
 
-impl Part {
+impl CounterPart {
     /// Shares were taken; so many bytes were taken into use.
     pub fn take(&self, shares: u64, locked: u64) {
         self.shares.fetch_add(shares, Ordering::Relaxed);
@@ -135,7 +153,7 @@ impl Part {
     }
 
     /// A reservation for reading asked for keys.
-    pub fn read(&self, read: Read) {
+    pub fn read(&self, read: ReadCounts) {
         self.read_hits.fetch_add(read.hits, Ordering::Relaxed);
         if read.misses > 0 {
             self.read_misses.fetch_add(read.misses, Ordering::Relaxed);
@@ -146,60 +164,5 @@ impl Part {
     pub fn give_back(&self, shares: u64, unlocked: u64) {
         self.shares.fetch_sub(shares, Ordering::Relaxed);
         self.locked_bytes.fetch_sub(unlocked, Ordering::Relaxed);
-    }
-}
-
-impl L1 {
-    /// Objects waiting to be written to L2.
-    pub fn writes_queued(&self) -> u64 {
-        self.state.read().writes_waiting
-    }
-
-    /// What it counted.
-    pub fn counts(&self) -> Counts {
-        self.state.read().counts()
-    }
-
-    /// What it counted, and how full it is.
-    pub fn gauges(&self) -> (Counts, Gauges) {
-        self.with(|state| (state.counts(), state.gauges()))
-    }
-}
-
-impl State {
-    /// A reservation was refused for want of room.
-    pub(super) fn count_refusal(&mut self, why: Status) {
-        if why == KVKEEP_ERR_QUOTA {
-            self.counts.refused_quota += 1;
-        } else {
-            self.counts.refused_memory += 1;
-        }
-    }
-
-    fn counts(&self) -> Counts {
-        Counts {
-            read_hits: self.tally.sum(|part| &part.read_hits),
-            read_misses: self.tally.sum(|part| &part.read_misses),
-            ..self.counts
-        }
-    }
-
-    pub(super) fn gauges(&self) -> Gauges {
-        let policies: usize = self.pools.iter().map(|pool| pool.policy.lock().memory_bytes()).sum();
-        Gauges {
-            capacity_bytes: self.alloc.capacity(),
-            used_bytes: self.alloc.used_bytes(),
-            locked_bytes: self.tally.locked_bytes(),
-            objects: self.ready,
-            staged: self.staged,
-            shares: self.tally.sum(|part| &part.shares),
-            sessions: self.sessions.len() as u64,
-            writes_queued: self.writes_waiting,
-            memory_bytes: (policies
-                + self.touched.memory_bytes()
-                + self.table.memory_bytes()
-                + self.slots.memory_bytes()
-                + self.alloc.memory_bytes()) as u64,
-        }
     }
 }

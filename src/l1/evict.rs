@@ -1,12 +1,14 @@
-//! Making room: eviction, retention's spared turns, and the shares of expired sessions as a last resort.
+//! Eviction: finding memory for a reservation, and keeping L1 below its watermark in the background.
+//!
+//! Where no object may be evicted, shares of expired sessions are revoked as a last resort. Retained objects are spared some turns.
 
 use super::alloc::Block;
-use parking_lot::MutexGuard;
-
-use super::memory_wait::Spared;
-use super::session::Session;
-use super::slot::{GIVEN_UP, LEAVING, LOST, PARKED, QUEUED, Ref, SIZE_MAX, STORED, Slot, TEMPORARY};
-use super::{L1, State, WAKE_FREED};
+use super::session::lifecycle;
+use super::slot::{GIVEN_UP, LEAVING, LOST, PARKED, QUEUED, SIZE_MAX, STORED, Slot, TEMPORARY};
+use super::state::{L1State, MayEvict};
+use super::tier::L1;
+use super::wakes::WAKE_FREED;
+use super::{object_life, pending_writes};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
 use crate::policy::Removal;
@@ -16,323 +18,262 @@ const SLICE: usize = 64;
 /// Objects that backends lost, met by an eviction that cannot wait: so many are written first, the next one is dropped.
 const WRITTEN_FIRST: usize = 8;
 
-/// What is left to do after a slice of background eviction.
+/// The work that is left after a slice of background eviction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Eviction {
-    /// Nothing: L1 is no more above its low watermark, or nothing may go.
+    /// None: L1 is no more above its low watermark, or no object may go.
     Done,
-    /// More.
+    /// Another slice at once.
     More,
-    /// The same as before: callers keep L1 busy. Those that write make their room themselves.
+    /// The same as before: callers keep L1 busy. Those that write evict for themselves.
     Busy,
 }
 
-impl L1 {
-    /// Evicts a slice of objects if L1 is above its low watermark. `insists`: even if L1 is busy.
-    pub fn evict_slice(&self, insists: bool) -> Eviction {
-        let slice = |state: &mut State| {
-            let above = |state: &State| state.above(state.config.low_percent, state.leaving_bytes);
-            (0..SLICE).all(|_| above(state) && state.evict_in_background()) && above(state)
-        };
-        let more = if insists { Some(self.with(slice)) } else { self.with_leave(slice) };
-        match more {
-            None => Eviction::Busy,
-            Some(true) => Eviction::More,
-            Some(false) => Eviction::Done,
+pub(super) fn evict_slice(l1: &L1, insists: bool) -> Eviction {
+    let slice = |state: &mut L1State| {
+        let above = |state: &L1State| state.above(state.config.low_percent, state.leaving_bytes);
+        (0..SLICE).all(|_| above(state) && evict_in_background(state)) && above(state)
+    };
+    let more = if insists { Some(l1.with(slice)) } else { l1.with_if_free(slice) };
+    match more {
+        None => Eviction::Busy,
+        Some(true) => Eviction::More,
+        Some(false) => Eviction::Done,
+    }
+}
+
+/// Allocates memory for an object of `space`, and evicts others for it as far as the call may. Called by `write::stage`.
+pub(super) fn allocate(state: &mut L1State, space: u32, size: u64) -> Result<Block, Status> {
+    if size > state.alloc.capacity().min(SIZE_MAX) {
+        return Err(KVKEEP_ERR_NO_MEMORY);
+    }
+    let quota = state.spaces[space as usize].quota;
+    if quota > 0 {
+        if size > quota {
+            return Err(KVKEEP_ERR_QUOTA);
+        }
+        while state.spaces[space as usize].used.saturating_add(size) > quota {
+            let pool = state.spaces[space as usize].pool;
+            if !evict_one(state, pool) && !lifecycle::revoke_longest_expired(state, Some(space)) {
+                return Err(KVKEEP_ERR_QUOTA);
+            }
+        }
+    }
+    if let Some(block) = state.alloc.alloc(size) {
+        return Ok(block);
+    }
+    // Do not empty the cache for what cannot fit anyway.
+    let takeable = state.alloc.capacity().saturating_sub(state.counters.locked_bytes());
+    if size > takeable && size > takeable + lifecycle::revocable_bytes(state) {
+        return Err(KVKEEP_ERR_NO_MEMORY);
+    }
+    loop {
+        let fullest = fullest_pool(state);
+        if !evict_one(state, fullest) && !evict_any(state) && !lifecycle::revoke_longest_expired(state, None) {
+            return Err(KVKEEP_ERR_NO_MEMORY);
+        }
+        if let Some(block) = state.alloc.alloc(size) {
+            return Ok(block);
         }
     }
 }
 
-impl State {
-    /// Memory for `size` bytes of `space`, evicting what it takes.
-    pub(super) fn make_room(&mut self, space: u32, size: u64) -> Result<Block, Status> {
-        if size > self.alloc.capacity().min(SIZE_MAX) {
-            return Err(KVKEEP_ERR_NO_MEMORY);
-        }
-        let quota = self.spaces[space as usize].quota;
-        if quota > 0 {
-            if size > quota {
-                return Err(KVKEEP_ERR_QUOTA);
+fn fullest_pool(state: &L1State) -> usize {
+    (0..state.pools.len()).max_by_key(|&pool| state.pools[pool].bytes).unwrap_or(0)
+}
+
+fn evict_any(state: &mut L1State) -> bool {
+    (0..state.pools.len()).any(|pool| evict_one(state, pool))
+}
+
+/// The next victim of a pool: an object that is not in use and that L2 has, had, or need not have.
+fn victim(state: &mut L1State, pool: usize) -> Option<u32> {
+    let rule = WriteRule::of(state);
+    state.settle_uses();
+    loop {
+        let (slots, parked) = (&mut state.slots, &mut state.parked);
+        let mut usable = |id: u32| {
+            let name = slots.name(id);
+            if parked.len() == parked.capacity() {
+                // Those written or gone since would pile up where a victim is always found.
+                parked.retain(|&name| slots.find(name).is_some_and(|slot| slot.is(PARKED)));
             }
-            while self.spaces[space as usize].used.saturating_add(size) > quota {
-                if !self.evict_one(self.spaces[space as usize].pool) && !self.revoke_oldest(Some(space)) {
-                    return Err(KVKEEP_ERR_QUOTA);
-                }
+            let slot = &mut slots[id];
+            if slot.locked() {
+                return false;
             }
-        }
-        if let Some(block) = self.alloc.alloc(size) {
-            return Ok(block);
-        }
-        // Do not empty the cache for what cannot fit anyway.
-        let takeable = self.alloc.capacity().saturating_sub(self.tally.locked_bytes());
-        if size > takeable && size > takeable + self.revocable_bytes() {
-            return Err(KVKEEP_ERR_NO_MEMORY);
-        }
-        loop {
-            if !self.evict_one(self.fullest_pool()) && !self.evict_any() && !self.revoke_oldest(None) {
-                return Err(KVKEEP_ERR_NO_MEMORY);
+            let unwritten = rule.is_unwritten(slot) && !rule.is_lost(slot);
+            if unwritten && !slot.is(PARKED) {
+                slot.set(PARKED);
+                parked.push_back(name);
             }
-            if let Some(block) = self.alloc.alloc(size) {
-                return Ok(block);
-            }
+            !unwritten
+        };
+        let id = state.pools[pool].policy.get_mut().victim(&mut usable)?;
+        let now_ms = state.now_ms;
+        let cold = state.slots.cold_mut(id);
+        if cold.chances == 0 || !cold.retained(now_ms) {
+            return Some(id);
+        }
+        cold.chances -= 1;
+        state.touch_object(pool, id);
+    }
+}
+
+/// Has a victim that backends lost written before it is evicted. False if it need not be, or cannot.
+fn write_first(state: &mut L1State, id: u32) -> bool {
+    if !WriteRule::of(state).is_lost(&state.slots[id]) {
+        return false;
+    }
+    let name = state.slots.name(id);
+    let queued = pending_writes::queue_write(state, id);
+    let slot = &mut state.slots[id];
+    if !queued {
+        // Counted as dropped already.
+        slot.clear(LOST);
+        slot.set(GIVEN_UP);
+        return false;
+    }
+    state.leaving_bytes += slot.size();
+    if !slot.is(PARKED) {
+        state.parked.push_back(name);
+    }
+    slot.set(PARKED | LEAVING);
+    true
+}
+
+/// Evicts an object at once; if backends lost it, a few others are looked at first, and it leaves when it is written.
+fn evict_victim(state: &mut L1State, pool: usize) -> bool {
+    for _ in 0..WRITTEN_FIRST {
+        let Some(id) = victim(state, pool) else { return false };
+        if !write_first(state, id) {
+            evict_object(state, id);
+            return true;
         }
     }
+    let Some(id) = victim(state, pool) else { return false };
+    evict_now(state, id);
+    true
+}
 
-    fn fullest_pool(&self) -> usize {
-        (0..self.pools.len()).max_by_key(|&pool| self.pools[pool].bytes).unwrap_or(0)
+/// Evicts one object of a pool: one that L2 has if possible, else one that is still to be written.
+fn evict_one(state: &mut L1State, pool: usize) -> bool {
+    if state.may_evict == MayEvict::Nothing {
+        return false;
     }
-
-    fn evict_any(&mut self) -> bool {
-        (0..self.pools.len()).any(|pool| self.evict_one(pool))
+    if evict_victim(state, pool) {
+        return true;
     }
-
-    /// The next victim of a pool that is not in use and that L2 has, had, or need not have.
-    fn victim(&mut self, pool: usize) -> Option<u32> {
-        let policy = self.write_policy();
-        self.settle_touched();
-        loop {
-            let (slots, parked) = (&mut self.slots, &mut self.parked);
-            let mut usable = |id: u32| {
-                let name = slots.name(id);
-                if parked.len() == parked.capacity() {
-                    // Those written or gone since would pile up where a victim is always found.
-                    parked.retain(|&name| slots.find(name).is_some_and(|slot| slot.is(PARKED)));
-                }
-                let slot = &mut slots[id];
-                if slot.locked() {
-                    return false;
-                }
-                let unwritten = policy.is_unwritten(slot) && !policy.is_lost(slot);
-                if unwritten && !slot.is(PARKED) {
-                    slot.set(PARKED);
-                    parked.push_back(name);
-                }
-                !unwritten
-            };
-            let id = self.pools[pool].policy.get_mut().victim(&mut usable)?;
-            let now_ms = self.now_ms;
-            let detail = self.slots.detail_mut(id);
-            if detail.chances == 0 || !detail.retained(now_ms) {
-                return Some(id);
-            }
-            detail.chances -= 1;
-            self.touch_slot(pool, id);
-        }
+    if state.may_evict == MayEvict::Written {
+        return false;
     }
-
-    /// Has a victim that backends lost written, and leave when it is. False if it need not be, or cannot.
-    fn write_first(&mut self, id: u32) -> bool {
-        if !self.write_policy().is_lost(&self.slots[id]) {
-            return false;
-        }
-        let name = self.slots.name(id);
-        let queued = self.queue_write(id);
-        let slot = &mut self.slots[id];
-        if !queued {
-            // Counted as dropped already.
-            slot.clear(LOST);
-            slot.set(GIVEN_UP);
-            return false;
-        }
-        self.leaving_bytes += slot.size();
+    for _ in 0..state.parked.len() {
+        let Some(name) = state.parked.pop_front() else { break };
+        let Some(slot) = state.slots.find(name) else { continue };
         if !slot.is(PARKED) {
-            self.parked.push_back(name);
+            continue;
         }
-        slot.set(PARKED | LEAVING);
-        true
+        if slot.locked() || state.spaces[state.slots.space(name.slot) as usize].pool != pool {
+            state.parked.push_back(name);
+            continue;
+        }
+        evict_now(state, name.slot);
+        return true;
     }
+    false
+}
 
-    /// Evicts an object at once; if backends lost it, a few others are looked at first, and it leaves when it is written.
-    fn evict_victim(&mut self, pool: usize) -> bool {
-        for _ in 0..WRITTEN_FIRST {
-            let Some(id) = self.victim(pool) else { return false };
-            if !self.write_first(id) {
-                self.evict(id);
+/// Evicts a slice of the objects that a space has above its quota and that L2 has, or need not have. True if there may be more.
+pub(super) fn trim_to_quota(state: &mut L1State, space: u32) -> bool {
+    for _ in 0..SLICE {
+        let space = &state.spaces[space as usize];
+        if space.quota == 0 || space.used <= space.quota {
+            return false;
+        }
+        let pool = space.pool;
+        if !evict_victim(state, pool) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Evicts a ready object that is not in use and that need not be written any more.
+pub(super) fn evict_object(state: &mut L1State, id: u32) {
+    state.wakes |= WAKE_FREED;
+    state.counts.evictions += 1;
+    state.counts.evicted_bytes += state.slots[id].size();
+    object_life::detach(state, id, Removal::Evicted);
+    object_life::free_if_unused(state, id);
+}
+
+/// Evicts an object, though it may still have to be written. It must not be in use.
+pub(super) fn evict_now(state: &mut L1State, id: u32) {
+    let slot = &state.slots[id];
+    // One that is queued is counted as dropped when it leaves the queue.
+    if !slot.is(QUEUED) && WriteRule::of(state).is_unwritten(slot) {
+        pending_writes::count_unasked_drop(state);
+    }
+    evict_object(state, id);
+}
+
+/// Evicts one object, or starts writing one that must be written first.
+fn evict_in_background(state: &mut L1State) -> bool {
+    let first = fullest_pool(state);
+    let victim = victim(state, first).or_else(|| (0..state.pools.len()).find_map(|pool| victim(state, pool)));
+    if let Some(id) = victim {
+        if !write_first(state, id) {
+            evict_object(state, id);
+        }
+        return true;
+    }
+    for _ in 0..state.parked.len() {
+        let Some(name) = state.parked.pop_front() else { break };
+        let Some(slot) = state.slots.find(name) else { continue };
+        if !slot.is(PARKED) {
+            continue;
+        }
+        let passed = slot.is(LEAVING) || slot.locked();
+        state.parked.push_back(name);
+        if passed {
+            continue;
+        }
+        if !state.slots[name.slot].is(QUEUED) {
+            if !state.has_l2 {
+                // There is nothing to write it to any more.
+                evict_object(state, name.slot);
                 return true;
             }
-        }
-        let Some(id) = self.victim(pool) else { return false };
-        self.evict_as_it_is(id);
-        true
-    }
-
-    /// Evicts one object of a pool: one that L2 has if possible, else one that is still to be written.
-    fn evict_one(&mut self, pool: usize) -> bool {
-        if self.spared == Spared::Everything {
-            return false;
-        }
-        if self.evict_victim(pool) {
-            return true;
-        }
-        if self.spared == Spared::Unwritten {
-            return false;
-        }
-        for _ in 0..self.parked.len() {
-            let Some(name) = self.parked.pop_front() else { break };
-            let Some(slot) = self.slots.find(name) else { continue };
-            if !slot.is(PARKED) {
-                continue;
-            }
-            if slot.locked() || self.spaces[self.slots.space(name.slot) as usize].pool != pool {
-                self.parked.push_back(name);
-                continue;
-            }
-            self.evict_as_it_is(name.slot);
-            return true;
-        }
-        false
-    }
-
-    /// Evicts a slice of what a space has above its quota and L2 has, or need not have. True if there may be more.
-    pub(super) fn trim_to_quota(&mut self, space: u32) -> bool {
-        for _ in 0..SLICE {
-            let space = &self.spaces[space as usize];
-            if space.quota == 0 || space.used <= space.quota {
-                return false;
-            }
-            let pool = space.pool;
-            if !self.evict_victim(pool) {
+            if !pending_writes::has_room(state) || !pending_writes::queue_write(state, name.slot) {
                 return false;
             }
         }
-        true
+        let slot = &mut state.slots[name.slot];
+        slot.set(LEAVING);
+        state.leaving_bytes += slot.size();
+        return true;
     }
-
-    /// An object that was to leave once written does not any more. True if it was.
-    pub(super) fn stay(&mut self, id: u32) -> bool {
-        let slot = &mut self.slots[id];
-        let leaving = slot.is(LEAVING);
-        if leaving {
-            slot.clear(LEAVING);
-            self.leaving_bytes -= slot.size();
-        }
-        leaving
-    }
-
-    pub(super) fn evict(&mut self, id: u32) {
-        self.wakes |= WAKE_FREED;
-        self.counts.evictions += 1;
-        self.counts.evicted_bytes += self.slots[id].size();
-        self.hide(id, Removal::Evicted);
-        self.free_if_unused(id);
-    }
-
-    /// Evicts an object, though it may still have to be written.
-    pub(super) fn evict_as_it_is(&mut self, id: u32) {
-        let slot = &self.slots[id];
-        // One that is queued is counted as dropped when it leaves the queue.
-        if !slot.is(QUEUED) && self.write_policy().is_unwritten(slot) {
-            self.count_unasked_drop();
-        }
-        self.evict(id);
-    }
-
-    /// An object is evicted that was to be written, and that no backend was asked to store.
-    pub(super) fn count_unasked_drop(&mut self) {
-        self.counts.writes_asked += 1;
-        self.counts.dropped_evicted += 1;
-    }
-
-    fn write_policy(&self) -> WritePolicy {
-        let mode = self.config.store_mode;
-        WritePolicy {
-            back: self.has_l2 && mode == StoreMode::WriteBack,
-            again: self.has_l2 && mode != StoreMode::Never,
-        }
-    }
-
-    /// Evicts one object, or starts writing one that must be written first.
-    fn evict_in_background(&mut self) -> bool {
-        let first = self.fullest_pool();
-        let victim = self.victim(first).or_else(|| (0..self.pools.len()).find_map(|pool| self.victim(pool)));
-        if let Some(id) = victim {
-            if !self.write_first(id) {
-                self.evict(id);
-            }
-            return true;
-        }
-        for _ in 0..self.parked.len() {
-            let Some(name) = self.parked.pop_front() else { break };
-            let Some(slot) = self.slots.find(name) else { continue };
-            if !slot.is(PARKED) {
-                continue;
-            }
-            let passed = slot.is(LEAVING) || slot.locked();
-            self.parked.push_back(name);
-            if passed {
-                continue;
-            }
-            if !self.slots[name.slot].is(QUEUED) {
-                if !self.has_l2 {
-                    // There is nothing to write it to any more.
-                    self.evict(name.slot);
-                    return true;
-                }
-                if !self.writes_have_room() || !self.queue_write(name.slot) {
-                    return false;
-                }
-            }
-            let slot = &mut self.slots[name.slot];
-            slot.set(LEAVING);
-            self.leaving_bytes += slot.size();
-            return true;
-        }
-        false
-    }
-
-    fn expired(&self, space: Option<u32>) -> impl Iterator<Item = (u32, MutexGuard<'_, Session>)> {
-        self.sessions.live().filter(move |(_, session)| {
-            session.shares > 0 && session.is_expired(self.now_ms) && space.is_none_or(|space| space == session.space)
-        })
-    }
-
-    fn revocable_bytes(&self) -> u64 {
-        let size = |session: u32, name: Ref| match self.slots.find(name) {
-            Some(slot) if self.shares_of(session, name.slot) > 0 => slot.size(),
-            _ => 0,
-        };
-        self.expired(None).map(|(index, session)| session.used.iter().map(|&name| size(index, name)).sum::<u64>()).sum()
-    }
-
-    /// Takes the shares of the session that expired first. True if it held any.
-    fn revoke_oldest(&mut self, space: Option<u32>) -> bool {
-        let first = self.expired(space).map(|(index, session)| (session.deadline_ms, index)).min();
-        let Some((_, index)) = first else { return false };
-        let Session { used, space, .. } = self.sessions.at_mut(index);
-        let (used, pool) = (used.clone(), self.spaces[*space as usize].pool);
-        for name in used.into_iter().rev() {
-            if self.slots.find(name).is_none() {
-                continue;
-            }
-            let count = self.shares_of(index, name.slot);
-            if count == 0 {
-                continue;
-            }
-            let key = *self.slots.key(name.slot);
-            if self.give_back(index, name.slot, count) {
-                self.unread(pool, name.slot);
-            }
-            *self.sessions.at_mut(index).revoked.entry(key).or_insert(0) += count;
-            self.counts.shares_revoked += u64::from(count);
-        }
-        self.sessions.at_mut(index).strays.clear();
-        for (key, owed) in std::mem::take(&mut self.sessions.at_mut(index).owed) {
-            self.forgive_revoked(index, &key, owed);
-        }
-        true
-    }
+    false
 }
 
 /// Which objects eviction has written first.
 #[derive(Clone, Copy)]
-struct WritePolicy {
+struct WriteRule {
     /// All that no backend has.
     back: bool,
     /// Those that a backend had and lost.
     again: bool,
 }
 
-impl WritePolicy {
+impl WriteRule {
+    fn of(state: &L1State) -> WriteRule {
+        let mode = state.config.store_mode;
+        WriteRule {
+            back: state.has_l2 && mode == StoreMode::WriteBack,
+            again: state.has_l2 && mode != StoreMode::Never,
+        }
+    }
+
     /// Whether an object is still to be written to L2.
     fn is_unwritten(self, slot: &Slot) -> bool {
         slot.is(QUEUED) || self.is_lost(slot) || self.back && !slot.has(STORED | GIVEN_UP | TEMPORARY)
@@ -345,4 +286,5 @@ impl WritePolicy {
 }
 
 #[cfg(test)]
+#[path = "tests/evict.rs"]
 mod tests;

@@ -1,9 +1,10 @@
-//! Who has shares of an object beside its holder.
+//! The sessions that have shares of an object besides its first holder.
 
-use super::slot::{LISTED, NONE, Slots};
+use super::slot::{LISTED, NONE};
+use super::slots::Slots;
 
 #[derive(Clone, Copy)]
-struct Hold {
+struct Holder {
     session: u32,
     count: u32,
     next: u32,
@@ -11,35 +12,35 @@ struct Hold {
 
 /// Shares of an object's second and further holders, as lists.
 #[derive(Default)]
-pub struct Holds {
-    holds: Vec<Hold>,
+pub struct Holders {
+    list: Vec<Holder>,
     spare: Vec<u32>,
 }
 
-impl Holds {
+impl Holders {
     /// Adds shares of `session` to the list of a slot. True if it had none in the list before.
     pub fn add(&mut self, slots: &mut Slots, id: u32, session: u32, count: u32) -> bool {
         slots[id].set(LISTED);
-        let of_slot = slots.detail_mut(id);
-        of_slot.rest += count;
+        let of_slot = slots.cold_mut(id);
+        of_slot.listed += count;
         let mut at = of_slot.more;
         while at != NONE {
-            let hold = &mut self.holds[at as usize];
-            if hold.session == session {
-                hold.count += count;
+            let entry = &mut self.list[at as usize];
+            if entry.session == session {
+                entry.count += count;
                 return false;
             }
-            at = hold.next;
+            at = entry.next;
         }
-        let hold = Hold { session, count, next: of_slot.more };
+        let entry = Holder { session, count, next: of_slot.more };
         of_slot.more = match self.spare.pop() {
             Some(place) => {
-                self.holds[place as usize] = hold;
+                self.list[place as usize] = entry;
                 place
             }
             None => {
-                self.holds.push(hold);
-                (self.holds.len() - 1) as u32
+                self.list.push(entry);
+                (self.list.len() - 1) as u32
             }
         };
         true
@@ -52,39 +53,39 @@ impl Holds {
 
     /// Takes shares of `session` off the list; they must be there.
     pub fn sub(&mut self, slots: &mut Slots, id: u32, session: u32, count: u32) {
-        if slots.detail(id).rest == count {
+        if slots.cold(id).listed == count {
             slots[id].clear(LISTED);
         }
-        let of_slot = slots.detail_mut(id);
-        of_slot.rest -= count;
+        let of_slot = slots.cold_mut(id);
+        of_slot.listed -= count;
         let mut before = NONE;
         let mut at = of_slot.more;
         while at != NONE {
-            let hold = self.holds[at as usize];
-            if hold.session == session {
-                debug_assert!(hold.count >= count);
-                if hold.count > count {
-                    self.holds[at as usize].count -= count;
+            let entry = self.list[at as usize];
+            if entry.session == session {
+                debug_assert!(entry.count >= count);
+                if entry.count > count {
+                    self.list[at as usize].count -= count;
                     return;
                 }
                 match before {
-                    NONE => of_slot.more = hold.next,
-                    before => self.holds[before as usize].next = hold.next,
+                    NONE => of_slot.more = entry.next,
+                    before => self.list[before as usize].next = entry.next,
                 }
                 self.spare.push(at);
                 return;
             }
-            (before, at) = (at, hold.next);
+            (before, at) = (at, entry.next);
         }
     }
 
     /// Sessions in the list and their shares.
     pub fn iter(&self, slots: &Slots, id: u32) -> impl Iterator<Item = (u32, u32)> {
-        let mut at = slots.detail(id).more;
+        let mut at = slots.cold(id).more;
         std::iter::from_fn(move || {
-            let hold = self.holds.get(at as usize)?;
-            at = hold.next;
-            Some((hold.session, hold.count))
+            let entry = self.list.get(at as usize)?;
+            at = entry.next;
+            Some((entry.session, entry.count))
         })
     }
 }

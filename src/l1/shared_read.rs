@@ -1,103 +1,63 @@
-//! Calls that read, side by side.
+//! Reads that share the lock.
 //!
-//! Reads of two sessions do not hinder each other, and whatever could see half of one has the lock alone; so, when calls
-//! meet, those that take and return shares use the state together. Each has its session to itself, and with it every
+//! Reads of two sessions do not hinder each other, and a call that could see half of one has the exclusive lock; so, when calls
+//! meet, those that take and return shares use the state together. Each locks its session, and has with it every
 //! object of which that session is the holder and has shares; it becomes the holder of one that nobody has shares of by one
 //! exchange. Nothing else of an object changes here. A batch that needs more than this is found out before it has changed
-//! anything, or is undone unseen, and runs alone.
+//! anything, or is undone unseen, and runs under the exclusive lock.
 //!
-//! Where no calls meet, an exchange per object would be wasted, and each call has the state alone.
+//! Where no calls meet, an exchange per object would be wasted, and each call takes the exclusive lock.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use super::counters::Read;
-use super::session::Session;
+use super::counters::ReadCounts;
+use super::outcome::Outcome;
+use super::pending_writes;
+use super::pools::Metas;
+use super::session::sessions::Session;
 use super::share::without_none;
 use super::slot::{BUSY, LISTED, NONE, SHARES_MAX, Slot, TEMPORARY};
-use super::{L1, Outcome, State, patiently};
+use super::spin::spin;
+use super::state::L1State;
+use super::tier::L1;
 use crate::error::{KVKEEP_ERR_NOT_HELD, KVKEEP_OK};
 
-/// Calls that met, less one for each millisecond since; from so many on the next ones run side by side …
-const CROWD: u64 = 8;
-/// … for so long. A background thread that passes by now and then makes no crowd.
-const CROWD_MS: u64 = 50;
+/// Most calls in a row that a session makes under the exclusive lock because one of them had to.
+const EXCLUSIVE_MAX: u8 = 63;
 
-/// Most calls in a row that a session runs alone because one of them had to.
-const SITS_OUT_MAX: u8 = 63;
-
-/// Whether calls meet, so that one has to wait for another.
-#[derive(Default)]
-pub(super) struct Crowd {
-    /// When the last of them will be forgotten.
-    until_ms: AtomicU64,
-}
-
-impl Crowd {
-    /// Two calls met.
-    pub fn met(&self, now_ms: u64) {
-        let until_ms = self.until_ms.load(Ordering::Relaxed).max(now_ms).saturating_add(1);
-        let there = until_ms > now_ms + CROWD;
-        self.until_ms.store(if there { now_ms + CROWD + CROWD_MS } else { until_ms }, Ordering::Relaxed);
-    }
-
-    /// From now on there is one.
-    #[cfg(test)]
-    pub fn stay(&self) {
-        self.until_ms.store(u64::MAX, Ordering::Relaxed);
-    }
-
-    /// From now on there is none.
-    #[cfg(test)]
-    pub fn leave(&self) {
-        self.until_ms.store(0, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub fn is_there(&self, now_ms: u64) -> bool {
-        self.until_ms.load(Ordering::Relaxed) > now_ms + CROWD
-    }
-}
-
-/// The state as one of several calls has it.
-pub(super) struct Beside<'a> {
-    pub state: &'a State,
+/// The state and the session of a call that shares the lock.
+pub(super) struct SharedCall<'a> {
+    pub state: &'a L1State,
     pub session: &'a mut Session,
     pub index: u32,
     now_ms: u64,
 }
 
-impl L1 {
-    /// Runs a call of a session beside others, if calls met of late. `None`: nothing was done, and it must run alone.
-    #[inline]
-    pub(super) fn beside<R>(
-        &self,
-        session: u64,
-        now_ms: u64,
-        body: impl FnOnce(&mut Beside) -> Option<R>,
-    ) -> Option<R> {
-        if !self.crowd.is_there(now_ms) {
-            return None;
-        }
-        let look = || self.state.try_read();
-        let state = look().or_else(|| patiently(look)).unwrap_or_else(|| self.state.read());
-        let index = state.sessions.index(session).ok()?;
-        let mut session = state.sessions.try_at(index).filter(|session| !session.crammed())?;
-        if session.sits_out > 0 {
-            session.sits_out -= 1;
-            return None;
-        }
-        // The clock was read before the lock was waited for.
-        let now_ms = now_ms.max(state.now_ms);
-        session.deadline_ms = session.deadline_ms.max(now_ms + session.timeout_ms);
-        let result = body(&mut Beside { state: &state, session: &mut session, index, now_ms });
-        // Who shares objects with others is likely to do so again.
-        session.sat_out = if result.is_some() { 0 } else { (session.sat_out * 2 + 1).min(SITS_OUT_MAX) };
-        session.sits_out = session.sat_out;
-        result
+/// Runs a call of a session under the shared lock, if calls met of late. `None`: it changed nothing, and must take the exclusive lock.
+#[inline]
+pub(super) fn run<R>(l1: &L1, session: u64, now_ms: u64, body: impl FnOnce(&mut SharedCall) -> Option<R>) -> Option<R> {
+    if !l1.contention.is_there(now_ms) {
+        return None;
     }
+    let look = || l1.state.try_read();
+    let state = look().or_else(|| spin(look)).unwrap_or_else(|| l1.state.read());
+    let index = state.sessions.index(session).ok()?;
+    let mut session = state.sessions.try_at(index).filter(|session| !session.has_duplicates())?;
+    if session.exclusive_left > 0 {
+        session.exclusive_left -= 1;
+        return None;
+    }
+    // The clock was read before the lock was waited for.
+    let now_ms = now_ms.max(state.now_ms);
+    session.deadline_ms = session.deadline_ms.max(now_ms + session.timeout_ms);
+    let result = body(&mut SharedCall { state: &state, session: &mut session, index, now_ms });
+    // A session that shares objects with others is likely to do so again.
+    session.exclusive_last = if result.is_some() { 0 } else { (session.exclusive_last * 2 + 1).min(EXCLUSIVE_MAX) };
+    session.exclusive_left = session.exclusive_last;
+    result
 }
 
-impl Beside<'_> {
+impl SharedCall<'_> {
     /// Takes `count` shares of each object found, and says how many those are and of how many the session had shares before.
     /// `fresh` is for those taken for the first time.
     pub fn take_all(&mut self, found: &[u32], count: u32, fresh: &mut Vec<u32>) -> Option<(u64, u64)> {
@@ -120,7 +80,7 @@ impl Beside<'_> {
             return None;
         }
         self.session.shares += taken * u64::from(count);
-        self.state.tally.beside(self.index).take(taken * u64::from(count), locked);
+        self.state.counters.part(self.index).take(taken * u64::from(count), locked);
         Some((taken, held))
     }
 
@@ -128,7 +88,7 @@ impl Beside<'_> {
     /// session copies for has another holder, and is not taken here.
     pub fn count_read(&self, keys: u64, hits: u64, held: u64) {
         let misses = if self.session.user == 0 { keys - hits } else { 0 };
-        self.state.tally.beside(self.index).read(Read { hits: hits - held, misses });
+        self.state.counters.part(self.index).read(ReadCounts { hits: hits - held, misses });
     }
 
     /// Takes shares of one object: of how many bytes the first ones, and whether the session had some before.
@@ -159,10 +119,11 @@ impl Beside<'_> {
     /// Returns `count` shares of each object found, touches those of which they were the last, and says whether it had all.
     pub fn give_all(&mut self, found: &mut [u32], count: u32, mut outcome: Outcome) -> Option<bool> {
         let state = self.state;
-        let alone = |slot: &Slot| slot.is(TEMPORARY) || slot.is(LISTED) || state.due_after(slot, 1);
-        if state.hidden > 0
+        let exclusive =
+            |slot: &Slot| slot.is(TEMPORARY) || slot.is(LISTED) || pending_writes::is_due_after(state, slot, 1);
+        if state.detached > 0
             || !self.session.revoked.is_empty()
-            || found.iter().any(|&id| id != NONE && alone(&state.slots[id]))
+            || found.iter().any(|&id| id != NONE && exclusive(&state.slots[id]))
         {
             return None;
         }
@@ -187,14 +148,16 @@ impl Beside<'_> {
             slot.set_holder(self.index, 0);
         }
         self.session.shares -= given * u64::from(count);
-        state.tally.beside(self.index).give_back(given * u64::from(count), unlocked);
+        state.counters.part(self.index).give_back(given * u64::from(count), unlocked);
         let pool = state.spaces[self.session.space as usize].pool;
         let touched = without_none(found);
         touched.reverse();
-        state.touch_beside(self.index, pool, touched, self.now_ms);
+        let metas = Metas { slots: &state.slots, now_ms: self.now_ms };
+        state.deferred.note_shared(&state.pools, metas, self.index, pool, touched);
         Some(outcome.all_ok())
     }
 }
 
 #[cfg(test)]
+#[path = "tests/shared_read.rs"]
 mod tests;

@@ -1,17 +1,10 @@
-//! What L1 knows of one object: where its bytes lie, its state, and who holds it.
+//! One object in L1: where its bytes lie, its state, and the session that holds it.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use super::alloc::Block;
-use super::detail::{Detail, Mention};
-use crate::chunked::Chunked;
 use crate::fingerprint::Fingerprint;
-use crate::hash::KeyHasher;
-use crate::key::Key;
-use crate::policy::Meta;
 
-/// No slot.
+/// In place of a slot number: there is no slot.
 pub const NONE: u32 = u32::MAX;
 
 const SESSION_BITS: u32 = 20;
@@ -23,7 +16,7 @@ const SIZE_HIGH_SHIFT: u32 = HELD_SHIFT - SIZE_HIGH_BITS;
 
 const SIZE_HIGH: u64 = (1 << SIZE_HIGH_BITS) - 1;
 
-/// No session. Sessions' indexes are below.
+/// In place of a session's index: no session. All indexes are below.
 pub const NOBODY: u32 = (1 << SESSION_BITS) - 1;
 /// Most shares of one object.
 pub const SHARES_MAX: u32 = (1 << HELD_BITS) - 1;
@@ -39,8 +32,8 @@ pub const RETAIN_MS: u64 = 64;
 pub type Flags = u16;
 /// Dropped when its last share is returned.
 pub const TEMPORARY: Flags = 1;
-/// Not in the table any more; freed when nothing uses its memory.
-pub const HIDDEN: Flags = 2;
+/// Not in the table any more; freed when no share, transfer or session uses its memory.
+pub const DETACHED: Flags = 2;
 /// A backend has it, as far as L1 knows.
 pub const STORED: Flags = 4;
 /// Waiting to be written to L2, or being written.
@@ -70,17 +63,17 @@ pub const WRITING: Flags = GIVEN_UP;
 
 const FLAGS: u64 = (1 << SIZE_HIGH_SHIFT) - 1;
 const HELD: u64 = (SHARES_MAX as u64) << HELD_SHIFT;
-/// What of `word` keeps an object's memory from being evicted.
+/// The bits of `word` that keep an object's memory from being evicted.
 const LOCKS: u64 = HELD | (LISTED | BUSY | STAGING) as u64;
 
-/// What a reading looks at, on half a cache line: of a hundred thousand objects, that is what stays in a core's share of the caches,
-/// where the keys themselves would not. What is atomic may change in calls that run side by side (`beside.rs`), all else in one that is
-/// alone.
+/// The part of an object that a read looks at, on half a cache line: of a hundred thousand objects it stays in a core's share of the
+/// caches, where the keys themselves would not. Calls that share the lock may change the atomic fields (`shared_read.rs`); the
+/// others change only under the exclusive lock.
 #[repr(C, align(32))]
 #[derive(Debug)]
 pub struct Slot {
     fingerprint_low: u64,
-    /// From the top: its holder, the holder's shares, the upper bits of its size, flags. Calls side by side change the first two.
+    /// From the top: its holder, the holder's shares, the upper bits of its size, flags. Shared calls change the first two.
     word: AtomicU64,
     /// Where its bytes begin in the arena, in the allocator's units.
     pub start: u32,
@@ -93,7 +86,7 @@ pub struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 32);
 
-/// What a slot said of its holder, its flags and the upper bits of its size at one moment.
+/// A slot's holder, flags and upper bits of the size, as they were at one moment.
 #[derive(Clone, Copy)]
 pub struct Word(u64);
 
@@ -140,7 +133,8 @@ impl Word {
 }
 
 impl Slot {
-    fn new(fingerprint: Fingerprint, size: u64, start: u32, flags: Flags) -> Slot {
+    /// The slot of an object that no session holds yet.
+    pub(super) fn new(fingerprint: Fingerprint, size: u64, start: u32, flags: Flags) -> Slot {
         debug_assert!(size <= SIZE_MAX);
         let word = u64::from(NOBODY) << SESSION_SHIFT | size >> 32 << SIZE_HIGH_SHIFT | u64::from(flags);
         Slot {
@@ -154,11 +148,12 @@ impl Slot {
         }
     }
 
-    fn free() -> Slot {
+    /// A slot without an object.
+    pub(super) fn free() -> Slot {
         Slot::new(Fingerprint::default(), 0, 0, 0)
     }
 
-    /// What it says now. Worth asking once where several things are asked of it.
+    /// The word as it is now. Load it once where several questions are asked of it.
     #[inline]
     pub fn word(&self) -> Word {
         Word(self.word.load(Ordering::Acquire))
@@ -170,7 +165,7 @@ impl Slot {
         self.fingerprint_low == fingerprint.low && self.fingerprint_high == fingerprint.high
     }
 
-    /// How many bytes it has.
+    /// Bytes of its payload.
     #[inline]
     pub fn size(&self) -> u64 {
         u64::from(self.size_low) | (self.word().0 >> SIZE_HIGH_SHIFT & SIZE_HIGH) << 32
@@ -182,8 +177,8 @@ impl Slot {
         self.word().holder()
     }
 
-    /// Sets what [`holder`](Slot::holder) gives. Calls that run side by side may do so only for a holder with shares, which
-    /// is theirs alone while they have its session.
+    /// Sets the holder and its shares. A call that shares the lock may do so only for a holder with shares, which no other call
+    /// changes while this one has locked the holder's session.
     #[inline]
     pub fn set_holder(&self, session: u32, held: u32) {
         self.word.store(self.word().with_holder(session, held).0, Ordering::Release);
@@ -209,7 +204,7 @@ impl Slot {
         u32::from(self.uses.load(Ordering::Relaxed))
     }
 
-    /// Counts a reading. Calls that run side by side may do so only for an object of which they have the last share.
+    /// Counts a read. A call that shares the lock may do so only for an object of which it has the last share.
     #[inline]
     pub fn count_use(&self) {
         let uses = self.uses.load(Ordering::Relaxed);
@@ -228,13 +223,13 @@ impl Slot {
         self.word().has(flags)
     }
 
-    /// Sets flags.
+    /// Sets flags. Needs the exclusive lock.
     #[inline]
     pub fn set(&mut self, flags: Flags) {
         *self.word.get_mut() |= u64::from(flags);
     }
 
-    /// Clears flags.
+    /// Clears flags. Needs the exclusive lock.
     #[inline]
     pub fn clear(&mut self, flags: Flags) {
         *self.word.get_mut() &= !u64::from(flags);
@@ -242,7 +237,7 @@ impl Slot {
 
     /// Whether it is committed, and in the table.
     pub fn is_findable(&self) -> bool {
-        self.word().0 & u64::from(READY | HIDDEN) == u64::from(READY)
+        self.word().0 & u64::from(READY | DETACHED) == u64::from(READY)
     }
 
     /// As [`Word::locked`].
@@ -255,228 +250,23 @@ impl Slot {
 /// Names an object for as long as it lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Ref {
-    /// Its slot.
+    /// The number of its slot.
     pub slot: u32,
     /// The slot's generation at that time.
     pub generation: u32,
 }
 
 impl Ref {
-    /// Names no object.
+    /// A reference to no object at all.
     pub const NOTHING: Ref = Ref { slot: NONE, generation: 0 };
 
-    /// As one number.
+    /// As one number, for a token that a backend gives back.
     pub fn pack(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.slot)
     }
 
-    /// From one number.
+    /// From the number that [`pack`](Ref::pack) made.
     pub fn unpack(number: u64) -> Ref {
         Ref { slot: number as u32, generation: (number >> 32) as u32 }
-    }
-}
-
-/// All slots.
-pub struct Slots {
-    slots: Chunked<Slot, 2048>,
-    mentions: Chunked<Mention, 4096>,
-    details: Chunked<Detail>,
-    made: u32,
-    spare: Vec<u32>,
-    /// How many transfers run on.
-    busy: usize,
-}
-
-impl Default for Slots {
-    fn default() -> Slots {
-        Slots::new()
-    }
-}
-
-impl Slots {
-    /// None yet.
-    pub fn new() -> Slots {
-        let (slots, mentions, details) = (Chunked::new(), Chunked::new(), Chunked::new());
-        Slots { slots, mentions, details, made: 0, spare: Vec::new(), busy: 0 }
-    }
-
-    /// A slot for an object that is being staged in `block`, whose key and space have this fingerprint.
-    pub fn take(
-        &mut self,
-        key: Key,
-        space: u32,
-        fingerprint: Fingerprint,
-        size: u64,
-        block: Block,
-        flags: Flags,
-    ) -> u32 {
-        let id = self.spare.pop().unwrap_or_else(|| {
-            self.slots.reach(self.made, Slot::free);
-            self.mentions.reach(self.made, Mention::default);
-            self.details.reach(self.made, Detail::free);
-            self.made += 1;
-            self.made - 1
-        });
-        self.slots[id] = Slot::new(fingerprint, size, block.start, flags | STAGING);
-        let Mention { generation, .. } = self.mentions[id];
-        self.mentions[id] = Mention { generation, ..Mention::default() };
-        self.details[id] = Detail::new(key, space, block.node);
-        id
-    }
-
-    /// Gives a slot back; references to it name nothing from now on.
-    pub fn give(&mut self, id: u32) {
-        let mention = &mut self.mentions[id];
-        mention.generation = mention.generation.wrapping_add(1);
-        self.slots[id].clear(STAGING | READY | FORGOTTEN);
-        self.spare.push(id);
-    }
-
-    /// The slot, if there is one of this number.
-    #[inline]
-    pub fn get(&self, id: u32) -> Option<&Slot> {
-        self.slots.get(id)
-    }
-
-    /// The reference that names the object now in slot `id`.
-    #[inline]
-    pub fn name(&self, id: u32) -> Ref {
-        Ref { slot: id, generation: self.mentions[id].generation }
-    }
-
-    /// The slot of `name`, if its object still lives.
-    pub fn find(&self, name: Ref) -> Option<&Slot> {
-        let slot = self.slots.get(name.slot)?;
-        (slot.has(STAGING | READY) && self.mentions[name.slot].generation == name.generation).then_some(slot)
-    }
-
-    /// The key of the object in a slot.
-    #[inline]
-    pub fn key(&self, id: u32) -> &Key {
-        &self.details[id].key
-    }
-
-    /// Index of the space of the object in a slot.
-    #[inline]
-    pub fn space(&self, id: u32) -> u32 {
-        self.details[id].space()
-    }
-
-    /// What a session looks at that notes the object in a slot.
-    #[inline]
-    pub fn mention(&self, id: u32) -> &Mention {
-        &self.mentions[id]
-    }
-
-    /// What a session looks at that notes the object in a slot.
-    #[inline]
-    pub fn mention_mut(&mut self, id: u32) -> &mut Mention {
-        &mut self.mentions[id]
-    }
-
-    /// What else is known of the object in a slot.
-    #[inline]
-    pub fn detail(&self, id: u32) -> &Detail {
-        &self.details[id]
-    }
-
-    /// What else is known of the object in a slot.
-    #[inline]
-    pub fn detail_mut(&mut self, id: u32) -> &mut Detail {
-        &mut self.details[id]
-    }
-
-    /// Shares of an object held by all sessions.
-    #[inline]
-    pub fn shares(&self, id: u32) -> u32 {
-        let slot = &self.slots[id];
-        let held = slot.holder().1;
-        if slot.is(LISTED) { held + self.details[id].rest } else { held }
-    }
-
-    /// Transfers that run on an object's bytes.
-    pub fn transfers(&self, id: u32) -> u32 {
-        self.details[id].io
-    }
-
-    /// One more transfer runs on an object's bytes.
-    pub fn begin_transfer(&mut self, id: u32) {
-        self.busy += usize::from(self.details[id].io == 0);
-        self.details[id].io += 1;
-        self.slots[id].set(BUSY);
-    }
-
-    /// One fewer.
-    pub fn end_transfer(&mut self, id: u32) {
-        let io = &mut self.details[id].io;
-        *io -= 1;
-        if *io == 0 {
-            self.busy -= 1;
-            self.slots[id].clear(BUSY);
-        }
-    }
-
-    /// How many slots have transfers running on their bytes.
-    pub fn busy(&self) -> usize {
-        self.busy
-    }
-
-    /// What a policy may know of a new object.
-    pub fn new_meta(&self, id: u32, now_ms: u64) -> Meta {
-        // Which memories of a policy push each other out hangs on it, and one trace is to have one hit rate.
-        const TAGS: KeyHasher = KeyHasher::fixed();
-        let detail = &self.details[id];
-        Meta { tag: TAGS.hash_in(detail.space(), &detail.key), ..self.meta(id, now_ms) }
-    }
-
-    /// What a policy may know of an object it has already: no tag.
-    pub fn meta(&self, id: u32, now_ms: u64) -> Meta {
-        let (slot, detail) = (&self.slots[id], &self.details[id]);
-        Meta {
-            tag: 0,
-            size: slot.size(),
-            depth: self.mentions[id].depth,
-            uses: slot.uses(),
-            priority: if detail.retained(now_ms) { detail.priority } else { 0 },
-        }
-    }
-
-    /// Every slot in use.
-    pub fn live(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        self.live_among(0..self.made)
-    }
-
-    /// Those in use among the slots `ids`.
-    pub fn live_among(&self, ids: Range<u32>) -> impl Iterator<Item = (u32, &Slot)> {
-        let ids = ids.start..ids.end.min(self.made);
-        ids.map(|id| (id, &self.slots[id])).filter(|(_, slot)| slot.has(STAGING | READY))
-    }
-
-    /// How many there are, in use or not.
-    pub fn count(&self) -> u32 {
-        self.made
-    }
-
-    /// Memory held, in bytes.
-    pub fn memory_bytes(&self) -> usize {
-        self.slots.memory_bytes()
-            + self.mentions.memory_bytes()
-            + self.details.memory_bytes()
-            + self.spare.capacity() * size_of::<u32>()
-    }
-}
-
-impl std::ops::Index<u32> for Slots {
-    type Output = Slot;
-    #[inline]
-    fn index(&self, id: u32) -> &Slot {
-        &self.slots[id]
-    }
-}
-
-impl std::ops::IndexMut<u32> for Slots {
-    #[inline]
-    fn index_mut(&mut self, id: u32) -> &mut Slot {
-        &mut self.slots[id]
     }
 }

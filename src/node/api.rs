@@ -68,7 +68,7 @@ impl Node {
         wait: Duration,
         views: &mut [View],
     ) -> Result<Status> {
-        self.l1.reserve_patiently((session, writer), keys, sizes, wait, views)
+        self.l1.reserve_waiting((session, writer), keys, sizes, wait, views)
     }
 
     fn leave(&self, session: u64, touch: bool) -> Result<()> {
@@ -299,7 +299,7 @@ impl Cache for Node {
             self.prefetcher.drop_deleted(&objects);
             if self.prefetcher.loads_committed() != committed {
                 let gone: Vec<Key> = free.iter().map(|&i| keys[i]).collect();
-                self.l1.hide_all(space, &gone)?;
+                self.l1.detach_keys(space, &gone)?;
             }
         }
         // A key is deleted once: where it stands again, nothing is left to delete, whichever tier had it.

@@ -21,7 +21,7 @@ use crate::control::tier_sync::TierSync;
 use crate::control::tokens::Chains;
 use crate::control::writeback::Writeback;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
-use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_ROOM, WAKE_WRITES};
+use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_EVICTION, WAKE_WRITES};
 use crate::l2;
 use crate::l2::url::without_secrets;
 use crate::log::{Log, LogLevel};
@@ -183,7 +183,7 @@ impl Node {
             {
                 prefetcher.committed();
             }
-            if wakes & WAKE_ROOM != 0
+            if wakes & WAKE_EVICTION != 0
                 && !above_watermark.swap(true, Ordering::AcqRel)
                 && let Some(prefetcher) = prefetcher.upgrade()
             {

@@ -17,7 +17,7 @@ use crate::config::{JobObserver, Notify, PrefetchRequest};
 use crate::control::completion::Completions;
 use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_OK, Status};
 use crate::key::{Key, ObjectKey};
-use crate::l1::{L1, Landed, SpaceInfo};
+use crate::l1::{L1, LoadReader, SpaceInfo};
 use crate::meters::Meters;
 
 /// The cache around a job, as far as the job's transitions act on it.
@@ -292,8 +292,8 @@ impl Job {
     }
 
     /// The job's part in a load, for the commit of the object.
-    pub fn reader(&self) -> Landed {
-        Landed { session: self.session, count: self.shares(), keep: !self.request.temporary }
+    pub fn reader(&self) -> LoadReader {
+        LoadReader { session: self.session, count: self.shares(), keep: !self.request.temporary }
     }
 
     /// The full name of a key.

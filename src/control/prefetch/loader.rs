@@ -20,7 +20,7 @@ use crate::control::throughput::UnderWay;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::{Key, ObjectKey};
 use crate::l1::slot::Ref;
-use crate::l1::{L1, Landed};
+use crate::l1::{L1, LoadReader};
 use crate::l2::object_header::Header;
 use crate::l2::{LoadRequest, LoadSink};
 use crate::log::{Log, LogLevel};
@@ -341,7 +341,7 @@ impl Loader {
         let result = if deleted { Err("it was deleted while it was loaded".to_owned()) } else { result };
         match result {
             Ok(verified) => {
-                let shares: Vec<Landed> = readers.iter().map(|(job, _)| job.reader()).collect();
+                let shares: Vec<LoadReader> = readers.iter().map(|(job, _)| job.reader()).collect();
                 let given = self.l1.commit_load(item.name, verified.shape, &shares, lost);
                 self.committed.fetch_add(1, Ordering::AcqRel);
                 drop(pending);

@@ -1,21 +1,29 @@
 //! Cases that random operations meet too rarely, or that need a clock or numbers no test waits for.
 
-#[cfg(test)]
-pub mod model;
+pub(super) mod model;
 
+mod copies;
+mod deferred_uses;
+mod shapes;
+mod staged_bytes;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use super::contention::Contention;
 use super::evict::Eviction;
-use super::slot::{LEAVING, SHARES_MAX};
-use super::*;
+use super::open_space::open_tagged_space;
+use super::slot::{LEAVING, Ref, SHARES_MAX};
+use super::{L1, L1Config, LoadReader};
 use crate::abi::View;
-use crate::arena::MapOptions;
-use crate::config::SpaceSpec;
+use crate::arena::{Arena, MapOptions};
+use crate::config::{SpaceSpec, StoreMode};
 use crate::error::{
     KVKEEP_ERR_EXPIRED, KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND,
-    KVKEEP_ERR_QUOTA,
+    KVKEEP_ERR_QUOTA, KVKEEP_OK,
 };
-use crate::key::Key;
+use crate::key::{Key, SpaceTag};
 use crate::shape::ShapeTag;
 
 const PAGES: usize = 100;
@@ -143,7 +151,7 @@ fn of_two_readers_of_one_load_the_one_that_keeps_wins() {
     for (keep, left) in [([false, true], 1), ([true, false], 1), ([false, false], 0)] {
         let l1 = l1(StoreMode::Never, 10);
         let session = session(&l1, space(&l1, 0));
-        let readers = keep.map(|keep| Landed { session, count: 1, keep });
+        let readers = keep.map(|keep| LoadReader { session, count: 1, keep });
         assert_eq!(l1.commit_load(temporary_load(&l1, 0), ShapeTag::UNKNOWN, &readers, false), Some(vec![true, true]));
         l1.finish_read(session, &[key(1)], 2, None).unwrap();
         assert_eq!(l1.gauges().1.objects, left);
@@ -154,7 +162,7 @@ fn of_two_readers_of_one_load_the_one_that_keeps_wins() {
 fn a_temporary_load_whose_readers_are_gone_is_not_kept() {
     let l1 = l1(StoreMode::Never, 10);
     space(&l1, 0);
-    let gone = [Landed { session: 5, count: 1, keep: false }];
+    let gone = [LoadReader { session: 5, count: 1, keep: false }];
     assert_eq!(l1.commit_load(temporary_load(&l1, 0), ShapeTag::UNKNOWN, &gone, false), Some(vec![false]));
     assert_eq!(l1.gauges().1.used_bytes, 0);
 }
@@ -291,24 +299,24 @@ fn a_session_that_takes_turns_with_another_names_what_it_uses_once() {
 }
 
 #[test]
-fn a_background_thread_now_and_then_makes_no_crowd_and_two_callers_do() {
-    let crowd = Crowd::default();
+fn a_background_thread_now_and_then_makes_no_contention_and_two_callers_do() {
+    let contention = Contention::default();
     for now_ms in (1..10_000).step_by(50) {
-        crowd.met(now_ms);
-        assert!(!crowd.is_there(now_ms));
+        contention.met(now_ms);
+        assert!(!contention.is_there(now_ms));
     }
     for _ in 0..20 {
-        crowd.met(20_000);
+        contention.met(20_000);
     }
-    assert!(crowd.is_there(20_000) && crowd.is_there(20_040) && !crowd.is_there(20_100));
+    assert!(contention.is_there(20_000) && contention.is_there(20_040) && !contention.is_there(20_100));
 }
 
 #[test]
-fn readers_side_by_side_leave_the_books_as_they_were() {
+fn reads_that_share_the_lock_leave_the_counters_as_they_were() {
     const READERS: u32 = 4;
     const ROUNDS: u32 = 3000;
     let l1 = l1(StoreMode::Never, 10);
-    l1.crowd.stay();
+    l1.contention.stay();
     let space = space(&l1, 0);
     commit(&l1, session(&l1, space), 0..60);
     let misses = AtomicU64::new(0);
@@ -361,17 +369,17 @@ fn a_space_whose_number_is_another_spaces_is_refused() {
         quota_bytes: 0,
     };
     let tag = |first: u8, last: u8| SpaceTag(std::array::from_fn(|i| if i < 8 { first } else { last }));
-    let one = l1.open_tagged_space(tag(1, 1), &spec("a")).unwrap();
-    let error = l1.open_tagged_space(tag(1, 2), &spec("b")).unwrap_err();
+    let one = open_tagged_space(&l1, tag(1, 1), &spec("a")).unwrap();
+    let error = open_tagged_space(&l1, tag(1, 2), &spec("b")).unwrap_err();
     assert_eq!(error.status, KVKEEP_ERR_INVALID);
     assert!(error.message.contains(&one.to_string()) && error.message.contains("tenant"), "{error}");
     // The same space opens again, and the refused one changed nothing.
-    assert_eq!(l1.open_tagged_space(tag(1, 1), &spec("a")).unwrap(), one);
+    assert_eq!(open_tagged_space(&l1, tag(1, 1), &spec("a")).unwrap(), one);
     assert_eq!(l1.space(one).unwrap().tag, tag(1, 1));
     // No space has the number 0: one that would shares 1.
-    assert_eq!(l1.open_tagged_space(tag(0, 1), &spec("c")).unwrap(), 1);
+    assert_eq!(open_tagged_space(&l1, tag(0, 1), &spec("c")).unwrap(), 1);
     let begins_with_1 = SpaceTag(std::array::from_fn(|i| u8::from(i == 0)));
-    assert_eq!(l1.open_tagged_space(begins_with_1, &spec("d")).unwrap_err().status, KVKEEP_ERR_INVALID);
+    assert_eq!(open_tagged_space(&l1, begins_with_1, &spec("d")).unwrap_err().status, KVKEEP_ERR_INVALID);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::hash::KeyHasher;
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::object_header::HeaderDetails;
 use crate::shape::ShapeTag;
-use crate::slot_table::Table;
+use crate::slot_table::SlotTable;
 
 /// The state of an object's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,7 +85,7 @@ type HeaderClass = ([u8; 16], ShapeTag);
 
 /// All objects of a directory, by slot and by key.
 pub struct ObjectTable {
-    table: Table,
+    table: SlotTable,
     hasher: KeyHasher,
     slots: Chunked<ObjectSlot>,
     uses: Chunked<ObjectUse>,
@@ -101,7 +101,7 @@ pub struct ObjectTable {
 impl ObjectTable {
     pub fn new() -> ObjectTable {
         ObjectTable {
-            table: Table::new(),
+            table: SlotTable::new(),
             // Secret, since an engine may let its users choose the bits of a key.
             hasher: KeyHasher::new(),
             slots: Chunked::new(),

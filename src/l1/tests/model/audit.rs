@@ -1,15 +1,16 @@
 //! What must hold after each step, and when all is given back.
 
 use super::*;
-use crate::events::Event;
-use crate::l1::slot::{BUSY, HIDDEN, LEAVING, LISTED, STAGING, TEMPORARY};
+use crate::events::{Event, EventKind};
+use crate::l1::inspect;
+use crate::l1::slot::{BUSY, DETACHED, LEAVING, LISTED, STAGING, TEMPORARY};
 
 impl World {
     /// Every book of L1 agrees with what it counts, and with the model.
     pub(in crate::l1::tests::model) fn audit(&self) {
         self.l1.with(|state| {
             let mut spans = Vec::new();
-            let (mut shares, mut locked, mut used, mut ready, mut hidden, mut staged, mut leaving) =
+            let (mut shares, mut locked, mut used, mut ready, mut detached, mut staged, mut leaving) =
                 (0, 0, 0, 0, 0, 0, 0);
             let mut by_session: HashMap<u32, u64> = HashMap::new();
             let mut by_space = vec![(0, 0); state.spaces.len()];
@@ -21,16 +22,16 @@ impl World {
                 if of_slot > 0 {
                     *by_session.entry(holder).or_default() += u64::from(of_slot);
                 }
-                for (session, count) in state.holds.iter(&state.slots, id) {
+                for (session, count) in state.holders.iter(&state.slots, id) {
                     assert!(count > 0);
                     of_slot += count;
                     *by_session.entry(session).or_default() += u64::from(count);
                 }
                 assert_eq!(of_slot, state.slots.shares(id));
                 assert_eq!(slot.is(BUSY), state.slots.transfers(id) > 0);
-                assert_eq!(slot.is(LISTED), state.holds.iter(&state.slots, id).next().is_some());
+                assert_eq!(slot.is(LISTED), state.holders.iter(&state.slots, id).next().is_some());
                 shares += u64::from(of_slot);
-                used += state.alloc.size_of(state.slots.detail(id).node);
+                used += state.alloc.size_of(state.slots.cold(id).node);
                 let space = state.slots.space(id);
                 let of_space = &mut by_space[space as usize];
                 of_space.0 += slot.size();
@@ -38,19 +39,19 @@ impl World {
                 locked += if slot.locked() { slot.size() } else { 0 };
                 leaving += if slot.is(LEAVING) { slot.size() } else { 0 };
                 staged += u64::from(slot.is(STAGING));
-                hidden += u64::from(slot.is(HIDDEN));
+                detached += u64::from(slot.is(DETACHED));
                 if slot.is_findable() {
                     ready += 1;
                     by_pool[state.spaces[space as usize].pool] += slot.size();
                     assert_eq!(state.find(space, state.slots.key(id)), Some(id));
                 }
-                assert!(!slot.is(HIDDEN) || slot.locked(), "a hidden object that nothing uses was not freed");
+                assert!(!slot.is(DETACHED) || slot.locked(), "a detached object that nothing uses was not freed");
             }
             spans.sort_unstable();
             assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "P2: two live objects overlap");
-            let gauges = state.gauges();
+            let gauges = inspect::gauges(state);
             assert_eq!((gauges.shares, gauges.locked_bytes, gauges.used_bytes), (shares, locked, used));
-            assert_eq!((gauges.objects, gauges.staged, state.hidden), (ready, staged, hidden));
+            assert_eq!((gauges.objects, gauges.staged, state.detached), (ready, staged, detached));
             assert_eq!(state.leaving_bytes, leaving);
             assert!(state.spaces.iter().map(|space| (space.used, space.ready)).eq(by_space));
             assert!(state.pools.iter().map(|pool| pool.bytes).eq(by_pool));
@@ -133,9 +134,9 @@ impl World {
         let gauges = self.l1.gauges().1;
         assert_eq!((gauges.used_bytes, gauges.locked_bytes, gauges.objects, gauges.staged), (0, 0, 0, 0));
         assert_eq!((gauges.shares, gauges.sessions), (0, 0));
-        assert!(self.l1.with(|state| state.hidden_writes.is_empty()));
-        let (largest, capacity, hidden) =
-            self.l1.with(|state| (state.alloc.largest_free(), state.alloc.capacity(), state.hidden));
-        assert_eq!((largest, hidden), (capacity, 0));
+        assert!(self.l1.with(|state| state.detached_writes.is_empty()));
+        let (largest, capacity, detached) =
+            self.l1.with(|state| (state.alloc.largest_free(), state.alloc.capacity(), state.detached));
+        assert_eq!((largest, detached), (capacity, 0));
     }
 }

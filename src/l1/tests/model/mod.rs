@@ -3,20 +3,21 @@
 //! The model does not foresee what a policy evicts. It sees what went, and that nothing in use did.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
 use crate::abi::{KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, View};
-use crate::arena::{Buffer, MapOptions};
-use crate::config::SpaceSpec;
+use crate::arena::{Arena, Buffer, MapOptions};
+use crate::config::{SpaceSpec, StoreMode};
 use crate::error::{
     KVKEEP_ERR_EXISTS, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NO_MEMORY,
-    KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, KVKEEP_ERR_QUOTA,
+    KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, KVKEEP_ERR_QUOTA, KVKEEP_OK, Status,
 };
 use crate::key::{Key, ObjectKey};
-use crate::l1::slot::{HIDDEN, Slot};
-use crate::l1::*;
+use crate::l1::slot::{DETACHED, Ref, Slot};
+use crate::l1::{L1, L1Config, LoadReader};
 
 mod audit;
 mod steps;
@@ -173,7 +174,7 @@ fn index_of(session: u64) -> u32 {
 }
 
 impl World {
-    fn new(policy: &str, store_mode: StoreMode, crowded: bool) -> World {
+    fn new(policy: &str, store_mode: StoreMode, contended: bool) -> World {
         let config = L1Config {
             policy: policy.to_owned(),
             high_percent: 80,
@@ -186,8 +187,8 @@ impl World {
         let l1 = L1::new(Arc::new(Arena::map(ARENA, MapOptions::default()).unwrap()), config).unwrap();
         l1.set_has_l2(true);
         l1.events().keep().unwrap();
-        if crowded {
-            l1.crowd.stay();
+        if contended {
+            l1.contention.stay();
         }
         let spaces = [("a", 0), ("b", QUOTA)].map(|(model, quota_bytes)| {
             let (layout, tenant) = (String::new(), String::new());
@@ -219,7 +220,7 @@ impl World {
     }
 
     fn stamp_on(&self, data: *mut u8, size: u64, stamp: u64) {
-        let put = |at| self.l1.arena.copy_in(data.wrapping_add(at), &stamp.to_ne_bytes());
+        let put = |at| self.l1.arena().copy_in(data.wrapping_add(at), &stamp.to_ne_bytes());
         assert!(places(size).into_iter().all(put));
     }
 
@@ -227,7 +228,7 @@ impl World {
         let mut word = [0; 8];
         places(size)
             .into_iter()
-            .all(|at| self.l1.arena.copy_out(data.wrapping_add(at), &mut word) && word == stamp.to_ne_bytes())
+            .all(|at| self.l1.arena().copy_out(data.wrapping_add(at), &mut word) && word == stamp.to_ne_bytes())
     }
 
     fn advance(&mut self, ms: u64) {
@@ -303,7 +304,7 @@ impl World {
             let slot = state.slots.find(inc.name).unwrap();
             (state.alloc.offset(slot.start), slot.size())
         });
-        assert_eq!((view.status, view.data.cast(), view.size), (0, self.l1.arena.at(offset), size));
+        assert_eq!((view.status, view.data.cast(), view.size), (0, self.l1.arena().at(offset), size));
         assert!(self.bears(view.data.cast(), size, inc.stamp), "P1: other bytes than were committed");
     }
 
@@ -372,7 +373,7 @@ impl World {
             .iter()
             .filter(|(_, inc)| {
                 let name = self.incs[**inc].1.name;
-                self.l1.with(|state| state.slots.find(name).is_none_or(|slot| slot.is(HIDDEN)))
+                self.l1.with(|state| state.slots.find(name).is_none_or(|slot| slot.is(DETACHED)))
             })
             .map(|(at, _)| *at)
             .collect();
@@ -390,7 +391,7 @@ impl World {
                 status if status == KVKEEP_ERR_QUOTA as i32 => quota > 0 && size <= quota,
                 status => {
                     assert_eq!(status, KVKEEP_ERR_NO_MEMORY as i32);
-                    size <= state.alloc.capacity() - state.tally.locked_bytes()
+                    size <= state.alloc.capacity() - state.counters.locked_bytes()
                 }
             };
             let pool = (status == KVKEEP_ERR_QUOTA as i32).then_some(state.spaces[space].pool);
@@ -404,8 +405,8 @@ impl World {
     }
 }
 
-fn check(policy: &str, store_mode: StoreMode, crowded: bool, ops: Vec<Op>) {
-    let mut world = World::new(policy, store_mode, crowded);
+fn check(policy: &str, store_mode: StoreMode, contended: bool, ops: Vec<Op>) {
+    let mut world = World::new(policy, store_mode, contended);
     for op in ops {
         world.step(op, policy);
         world.see_what_went();
@@ -435,8 +436,8 @@ macro_rules! against_the_model {
         proptest! {
             #![proptest_config(config())]
             $(#[test]
-            fn $name(mode in any_mode(), crowded: bool, ops in prop::collection::vec(ops(), 1..150)) {
-                check($policy, mode, crowded, ops);
+            fn $name(mode in any_mode(), contended: bool, ops in prop::collection::vec(ops(), 1..150)) {
+                check($policy, mode, contended, ops);
             })*
         }
     };

@@ -1,6 +1,9 @@
 //! Each operation: done to L1, foretold by the model, compared.
 
+use std::time::Duration;
+
 use super::*;
+use crate::l1::tier_notes::Uses;
 use crate::shape::ShapeTag;
 
 impl World {
@@ -171,7 +174,7 @@ impl World {
                 assert_eq!(self.l1.gauges().0.evictions - evicted, (before - self.ready.len()) as u64);
             }
             Op::Delete { space, keys } => {
-                let written = |name: &u8| self.l1.with(|state| state.hidden_writes.has(space as u32, &key(*name)));
+                let written = |name: &u8| self.l1.with(|state| state.detached_writes.has(space as u32, &key(*name)));
                 let (locked, keys): (Vec<u8>, Vec<u8>) = keys.into_iter().partition(written);
                 let said = self.l1.delete(self.spaces[space], &keys_of(&locked)).unwrap();
                 assert!(said.into_iter().all(|status| status == KVKEEP_ERR_LOCKED));
@@ -220,12 +223,12 @@ impl World {
                     return;
                 }
                 let load = self.loads.swap_remove(load % self.loads.len());
-                let readers: Vec<Landed> = readers
+                let readers: Vec<LoadReader> = readers
                     .into_iter()
                     .map(|(pick, extra, keep)| {
                         let of_space = |(id, holder): (&u64, &Holder)| (holder.space == load.at.0).then_some(*id);
                         let session = self.sessions.iter().filter_map(of_space).nth(pick).unwrap_or(77);
-                        Landed { session, count: extra + 1, keep }
+                        LoadReader { session, count: extra + 1, keep }
                     })
                     .collect();
                 let given = self.l1.commit_load(load.name, ShapeTag::UNKNOWN, &readers, false).unwrap();
@@ -295,7 +298,7 @@ impl World {
                 }
             }
             Op::Uses => {
-                let mut uses = tier_notes::Uses::new();
+                let mut uses = Uses::new();
                 self.l1.take_uses(&mut uses);
                 let uses: Vec<Ref> = uses.into();
                 for object in self.l1.stored_names(&uses) {

@@ -20,16 +20,16 @@ fn take(l1: &L1, session: u64, keys: &[Key]) {
 }
 
 #[test]
-fn a_session_of_a_long_prompt_runs_beside_others_again() {
+fn a_session_of_a_long_prompt_shares_the_lock_again() {
     let l1 = l1(StoreMode::Never, 10);
     let space = space(&l1, 0);
     commit(&l1, session(&l1, space), 0..80);
-    l1.crowd.stay();
+    l1.contention.stay();
     let reader = session(&l1, space);
-    let crammed = || l1.with(|state| state.sessions.at(state.sessions.index(reader).unwrap()).crammed());
+    let has_duplicates = || l1.with(|state| state.sessions.at(state.sessions.index(reader).unwrap()).has_duplicates());
     for round in 0..3 {
         take(&l1, reader, &keys(0..80));
-        assert!(round == 0 || !crammed());
+        assert!(round == 0 || !has_duplicates());
         assert!(l1.finish_read(reader, &keys(0..80), 1, None).unwrap());
     }
 }
@@ -41,7 +41,7 @@ fn a_call_that_read_the_clock_long_ago_sets_no_deadline_back() {
     let space = space(&l1, 0);
     let (reader, writer) = (session(&l1, space), session(&l1, space));
     commit(&l1, writer, 0..100);
-    l1.crowd.stay();
+    l1.contention.stay();
     // While it waited for the lock, others used the session at a later time.
     l1.with(|state| {
         state.now_ms = 5000;
@@ -56,11 +56,11 @@ fn a_call_that_read_the_clock_long_ago_sets_no_deadline_back() {
 }
 
 #[test]
-fn what_was_hidden_since_is_given_back() {
-    for crowded in [true, false] {
+fn what_was_detached_since_is_returned() {
+    for contended in [true, false] {
         let l1 = l1(StoreMode::Never, 10);
-        if crowded {
-            l1.crowd.stay();
+        if contended {
+            l1.contention.stay();
         }
         let space = space(&l1, 0);
         let session = session(&l1, space);
@@ -70,7 +70,7 @@ fn what_was_hidden_since_is_given_back() {
             l1.clear(None, true).unwrap();
             let mut statuses = vec![9; keys.len()];
             assert!(l1.finish_read(session, &keys, 1, Some(&mut statuses)).unwrap(), "{statuses:?}");
-            assert_eq!((l1.gauges().1.shares, l1.gauges().1.used_bytes), (0, 0), "crowded: {crowded}");
+            assert_eq!((l1.gauges().1.shares, l1.gauges().1.used_bytes), (0, 0), "contended: {contended}");
         }
     }
 }
@@ -79,7 +79,7 @@ fn what_was_hidden_since_is_given_back() {
 fn what_was_revoked_is_expired() {
     let l1 = l1(StoreMode::Never, 10);
     l1.set_ms.store(1, Ordering::Relaxed);
-    l1.crowd.stay();
+    l1.contention.stay();
     let space = space(&l1, 0);
     let (reader, writer) = (session(&l1, space), session(&l1, space));
     commit(&l1, writer, 0..100);
@@ -95,7 +95,7 @@ fn what_was_revoked_is_expired() {
 #[test]
 fn what_is_used_often_enough_is_written() {
     let l1 = l1(StoreMode::AfterUses(2), 10);
-    l1.crowd.stay();
+    l1.contention.stay();
     let session = session(&l1, space(&l1, 0));
     commit(&l1, session, 0..1);
     for written in [0, 1] {
@@ -112,7 +112,7 @@ fn since_when_it_is_shared_is_known() {
     let space = space(&l1, 0);
     let session = session(&l1, space);
     commit(&l1, session, 0..1);
-    l1.crowd.stay();
+    l1.contention.stay();
     take(&l1, session, &keys(0..1));
     l1.set_ms.store(1300, Ordering::Relaxed);
     assert_eq!(l1.explain_key(space, &key(0)).unwrap()[0].shared_for_ms, 300);

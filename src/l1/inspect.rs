@@ -1,0 +1,368 @@
+//! Answers about L1 for programs and people: the state of keys, the holders of an object (P12), the holder of most memory, numbers.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use hashbrown::HashSet;
+use serde::Serialize;
+
+use super::counters::{Counts, Gauges};
+use super::session::sessions::Session;
+use super::slot::{BUSY, DETACHED, GIVEN_UP, NOBODY, NONE, QUEUED, STAGING, STORED, TEMPORARY};
+use super::state::L1State;
+use super::tier::L1;
+use super::{lookup, pending_writes};
+use crate::abi::{
+    KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, ObjectState,
+    SessionState, SpaceUsage, chars,
+};
+use crate::error::{Error, Result};
+use crate::key::Key;
+
+/// Slots looked at under one lock.
+const SLICE: usize = 4096;
+/// Characters of a request id that are shown.
+const REQUEST_SHOWN: usize = 24;
+
+/// One session's hold on an object.
+#[derive(Serialize, Debug)]
+pub struct HolderReport {
+    /// The number of the session.
+    pub session: u64,
+    /// The name of its request.
+    pub request_id: String,
+    /// Process that opened it.
+    pub owner_pid: u32,
+    /// Shares that the session holds of it.
+    pub shares: u32,
+    /// Whether they may be taken under pressure, because its deadline passed.
+    pub revocable: bool,
+}
+
+/// One object, or one staging of it.
+#[derive(Serialize, Debug)]
+pub struct ObjectReport {
+    /// The key, as text.
+    pub key: String,
+    /// "absent", "staging", "ready" or "hidden".
+    pub state: &'static str,
+    /// Bytes of its payload.
+    pub bytes: u64,
+    /// Shares that sessions hold of it.
+    pub shares: u32,
+    /// Transfers running on its bytes.
+    pub transfers: u32,
+    /// Milliseconds since the first of the present shares was taken.
+    pub shared_for_ms: u64,
+    /// Times it was read.
+    pub uses: u32,
+    /// Dropped with its last share.
+    pub temporary: bool,
+    /// A backend has it, as far as L1 knows.
+    pub written: bool,
+    /// Writing it was given up.
+    pub write_given_up: bool,
+    /// It waits to be written.
+    pub write_pending: bool,
+    /// Its retention priority, 0 when that has ended.
+    pub retention_priority: u8,
+    /// The sessions that hold or stage it.
+    pub holders: Vec<HolderReport>,
+    /// Why it cannot be evicted now; empty if it can.
+    pub unevictable_because: Vec<String>,
+}
+
+/// One session and what it holds.
+#[derive(Serialize, Debug)]
+pub struct SessionReport {
+    /// The number of the session.
+    pub session: u64,
+    /// The name of its request.
+    pub request_id: String,
+    /// Process that opened it.
+    pub owner_pid: u32,
+    /// The number of its space.
+    pub space: u64,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
+    /// Milliseconds until its deadline, negative past it.
+    pub expires_in_ms: i64,
+    /// Shares that it holds of all keys together.
+    pub shares: u64,
+    /// Keys it holds shares of, with how many.
+    pub held: Vec<(String, u32)>,
+    /// Keys of which it holds shares of a copy that was cleared meanwhile and nobody else finds, with how many.
+    pub held_of_cleared: Vec<(String, u32)>,
+    /// Keys that it stages.
+    pub staged: Vec<String>,
+    /// Jobs of it that are not done.
+    pub jobs: u32,
+}
+
+pub(super) fn query_keys(l1: &L1, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()> {
+    lookup::with_slots(l1, keys, false, |mut lookup| {
+        // Under the exclusive lock: of a call that shares the lock it would see half.
+        l1.with(|state| {
+            let space = state.space_index(space)?;
+            let (found, _) = lookup.find_all(state, space);
+            for (said, &id) in states.iter_mut().zip(&*found) {
+                *said = if id == NONE { KeyState::default() } else { key_state(state, id) };
+            }
+            Ok(())
+        })
+    })
+}
+
+pub(super) fn query_space(l1: &L1, space: u64, usage: &mut SpaceUsage) -> Result<()> {
+    l1.with(|state| {
+        let space = &state.spaces[state.space_index(space)? as usize];
+        usage.objects = space.ready;
+        usage.used_bytes = space.used;
+        usage.quota_bytes = space.quota;
+        Ok(())
+    })
+}
+
+pub(super) fn query_session(l1: &L1, session: u64, answer: &mut SessionState) -> Result<()> {
+    l1.with(|state| {
+        let session = state.sessions.at(state.sessions.index(session)?);
+        *answer = SessionState {
+            struct_size: answer.struct_size,
+            abi_version: answer.abi_version,
+            space: state.spaces[session.space as usize].tag.number(),
+            age_ms: state.now_ms - session.began_ms,
+            expires_in_ms: session.deadline_ms as i64 - state.now_ms as i64,
+            shares: session.shares,
+            revoked_shares: session.revoked.values().copied().map(u64::from).sum(),
+            staged_keys: session.staged.len() as u64,
+            jobs: session.jobs,
+            owner_pid: session.owner_pid,
+            request_id: chars(&session.request_id),
+        };
+        Ok(())
+    })
+}
+
+pub(super) fn explain_key(l1: &L1, space: u64, key: &Key) -> Result<Vec<ObjectReport>> {
+    let (space, slots) = l1.with(|state| Ok((state.space_index(space)?, state.slots.count())))?;
+    let fingerprint = l1.fingerprinter.fingerprint(key).within(space);
+    let mut by_slot = BTreeMap::new();
+    for first in (0..slots).step_by(SLICE) {
+        l1.with(|state| {
+            let slice = state.slots.live_among(first..first + SLICE as u32);
+            let its = slice.filter(|(_, slot)| slot.is_of(fingerprint));
+            by_slot.extend(its.map(|(id, _)| (id, object_report(state, id))));
+        });
+    }
+    l1.with(|state| {
+        by_slot.extend(state.find_fingerprint(fingerprint).map(|id| (id, object_report(state, id))));
+    });
+    let mut reports: Vec<ObjectReport> = by_slot.into_values().collect();
+    reports.sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));
+    Ok(reports)
+}
+
+pub(super) fn explain_sessions(l1: &L1, session: Option<u64>) -> Result<Vec<SessionReport>> {
+    let report = |id| {
+        l1.with(|state| {
+            let index = state.sessions.index(id)?;
+            Ok(session_report(state, index, &state.sessions.at(index)))
+        })
+    };
+    if let Some(session) = session {
+        return Ok(vec![report(session)?]);
+    }
+    let holding: Vec<u64> = l1.with(|state| {
+        state.sessions.live().filter(|(_, session)| !session.idle()).map(|(_, session)| session.id).collect()
+    });
+    // One that ended meanwhile holds nothing.
+    Ok(holding.into_iter().filter_map(|session| report(session).ok()).collect())
+}
+
+pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<String> {
+    let (whole, sessions) = l1.with(|state| {
+        let index = state.sessions.index(session)?;
+        let &mut Session { space, user, .. } = state.sessions.at_mut(index);
+        let copies = user != 0;
+        let quota = state.spaces[space as usize].quota;
+        let whole = if of_space { quota } else { state.alloc.capacity() };
+        // What a copy itself has staged before is not in its way.
+        let holding = |other: &Session| {
+            let passed = other.idle() || of_space && other.space != space || copies && other.id == session;
+            !passed
+        };
+        let sessions: Vec<u64> =
+            state.sessions.live().filter(|(_, session)| holding(session)).map(|(_, session)| session.id).collect();
+        Ok::<_, Error>((whole, sessions))
+    })?;
+    let held = |session: &u64| l1.with(|state| bytes_held(state, *session));
+    let holders: Vec<(u64, String)> = sessions.iter().filter_map(held).collect();
+    let in_use = l1.with(|state| state.counters.locked_bytes());
+    let moving = in_use.saturating_sub(holders.iter().map(|(bytes, _)| bytes).sum());
+    let moving = if of_space { 0 } else { moving };
+    let largest = holders.into_iter().max_by_key(|(bytes, _)| *bytes).filter(|(bytes, _)| *bytes > 0);
+    let (whole_name, larger) =
+        if of_space { ("the space's quota", "raise the quota") } else { ("L1", "make L1 larger") };
+    Ok(match largest {
+        Some((bytes, who)) if bytes >= moving => format!(
+            "{who} holds {bytes} of the {whole} bytes of {whole_name}: return its shares, commit or abort its writes, or {larger}"
+        ),
+        _ if !l1.with(|state| pending_writes::stores_everything(state)) => format!(
+            "the {whole} bytes of {whole_name} are full, and no backend is given what is stored, which would make room: add one, or \
+             {larger}"
+        ),
+        _ if moving > 0 => format!(
+            "writes and copies under way hold {moving} of the {whole} bytes of {whole_name}: try again when they are done, or {larger}"
+        ),
+        _ => format!("no object of this size fits into the {whole} bytes of {whole_name}: {larger}"),
+    })
+}
+
+pub(super) fn counts(state: &L1State) -> Counts {
+    let (read_hits, read_misses) = state.counters.reads();
+    Counts { read_hits, read_misses, ..state.counts }
+}
+
+pub(super) fn gauges(state: &L1State) -> Gauges {
+    let policies: usize = state.pools.iter().map(|pool| pool.policy.lock().memory_bytes()).sum();
+    Gauges {
+        capacity_bytes: state.alloc.capacity(),
+        used_bytes: state.alloc.used_bytes(),
+        locked_bytes: state.counters.locked_bytes(),
+        objects: state.ready,
+        staged: state.staged,
+        shares: state.counters.shares(),
+        sessions: state.sessions.len() as u64,
+        writes_queued: state.writes_waiting,
+        memory_bytes: (policies
+            + state.deferred.memory_bytes()
+            + state.table.memory_bytes()
+            + state.slots.memory_bytes()
+            + state.alloc.memory_bytes()) as u64,
+    }
+}
+
+fn key_state(state: &L1State, id: u32) -> KeyState {
+    let slot = &state.slots[id];
+    let flags = [
+        (slot.is(TEMPORARY), KVKEEP_KEY_TEMPORARY),
+        (evictable(state, id), KVKEEP_KEY_EVICTABLE),
+        (slot.is(STORED), KVKEEP_KEY_STORED),
+        (slot.is(QUEUED), KVKEEP_KEY_STORING),
+    ];
+    KeyState {
+        size: slot.size(),
+        state: ObjectState::KVKEEP_OBJECT_READY as u32,
+        shares: state.slots.shares(id),
+        flags: flags.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
+        reserved: 0,
+    }
+}
+
+/// Whether eviction may take a ready object: nobody uses its memory, or nobody but sessions past their deadlines.
+fn evictable(state: &L1State, id: u32) -> bool {
+    let word = state.slots[id].word();
+    if !word.locked() || word.is(BUSY) {
+        return !word.locked();
+    }
+    let expired = |session: u32| state.sessions.at(session).is_expired(state.now_ms);
+    let (holder, held) = word.holder();
+    (held == 0 || expired(holder)) && state.holders.iter(&state.slots, id).all(|(session, _)| expired(session))
+}
+
+fn holder_report(state: &L1State, index: u32, shares: u32) -> HolderReport {
+    let session = state.sessions.at(index);
+    HolderReport {
+        session: session.id,
+        request_id: session.request_id.to_string(),
+        owner_pid: session.owner_pid,
+        shares,
+        revocable: session.is_expired(state.now_ms),
+    }
+}
+
+fn object_report(state: &L1State, id: u32) -> ObjectReport {
+    let slot = &state.slots[id];
+    let (staging, shares, transfers) = (slot.is(STAGING), state.slots.shares(id), state.slots.transfers(id));
+    let mut holders = Vec::new();
+    let (holder, held) = slot.holder();
+    if holder != NOBODY && (held > 0 || staging) {
+        holders.push(holder_report(state, holder, held));
+    }
+    holders.extend(state.holders.iter(&state.slots, id).map(|(index, shares)| holder_report(state, index, shares)));
+    let mut because = Vec::new();
+    for holder in holders.iter().filter(|holder| staging || !holder.revocable) {
+        let what = if staging { "stages it".to_owned() } else { format!("holds {} share(s)", holder.shares) };
+        because
+            .push(format!("session {} (\"{}\", pid {}) {what}", holder.session, holder.request_id, holder.owner_pid));
+    }
+    if transfers > 0 {
+        because.push(format!("{transfers} transfer(s) run on its bytes"));
+    }
+    ObjectReport {
+        key: state.slots.key(id).to_string(),
+        state: match (slot.is(DETACHED), staging) {
+            (true, _) => "hidden",
+            (_, true) => "staging",
+            _ => "ready",
+        },
+        bytes: slot.size(),
+        shares,
+        transfers,
+        shared_for_ms: if shares > 0 {
+            u64::from((state.now_ms as u32).wrapping_sub(slot.since_ms.load(Ordering::Relaxed)))
+        } else {
+            0
+        },
+        uses: slot.uses(),
+        temporary: slot.is(TEMPORARY),
+        written: slot.is(STORED),
+        write_given_up: slot.is(GIVEN_UP) && !slot.is(QUEUED),
+        write_pending: slot.is(QUEUED),
+        retention_priority: state.slots.meta(id, state.now_ms).priority,
+        holders,
+        unevictable_because: because,
+    }
+}
+
+fn session_report(state: &L1State, index: u32, session: &Session) -> SessionReport {
+    let mut seen = HashSet::new();
+    let (mut held, mut held_of_cleared) = (Vec::<(String, u32)>::new(), Vec::new());
+    for &name in &session.used {
+        if state.slots.find(name).is_none() {
+            continue;
+        }
+        let shares = state.shares_of(index, name.slot);
+        if shares > 0 && seen.insert(name) {
+            let list = if state.slots[name.slot].is(DETACHED) { &mut held_of_cleared } else { &mut held };
+            list.push((state.slots.key(name.slot).to_string(), shares));
+        }
+    }
+    SessionReport {
+        session: session.id,
+        request_id: session.request_id.to_string(),
+        owner_pid: session.owner_pid,
+        space: state.spaces[session.space as usize].tag.number(),
+        age_ms: state.now_ms - session.began_ms,
+        expires_in_ms: session.deadline_ms as i64 - state.now_ms as i64,
+        shares: session.shares,
+        held,
+        held_of_cleared,
+        staged: session.staged.iter().map(|staged| state.slots.key(staged.id).to_string()).collect(),
+        jobs: session.jobs,
+    }
+}
+
+/// The bytes that a session holds by shares and staging, and its description.
+fn bytes_held(state: &L1State, session: u64) -> Option<(u64, String)> {
+    let index = state.sessions.index(session).ok()?;
+    let session = state.sessions.at(index);
+    let mut seen = HashSet::new();
+    let shared = session.used.iter().filter(|name| {
+        state.slots.find(**name).is_some() && state.shares_of(index, name.slot) > 0 && seen.insert(name.slot)
+    });
+    let bytes = shared.map(|name| name.slot).chain(session.staged.iter().map(|staged| staged.id));
+    let bytes = bytes.map(|id| state.slots[id].size()).sum();
+    let shown: String = session.request_id.chars().take(REQUEST_SHOWN).collect();
+    Some((bytes, format!("session {} (\"{shown}\", pid {})", session.id, session.owner_pid)))
+}

@@ -1,0 +1,97 @@
+//! Opening spaces, and their quotas.
+
+use super::evict;
+use super::pools::EvictionPool;
+use super::space::Space;
+use super::state::L1State;
+use super::tier::L1;
+use crate::config::SpaceSpec;
+use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
+use crate::hash::{layout_tag, space_tag};
+use crate::key::SpaceTag;
+use crate::policy::Removal;
+
+const SPACES_MAX: usize = 1 << 16;
+
+pub(super) fn open_space(l1: &L1, spec: &SpaceSpec) -> Result<u64> {
+    open_tagged_space(l1, space_tag(spec), spec)
+}
+
+/// As [`open_space`], of a space with the tag `tag`. A number is half of a tag, so the tags are compared.
+pub(super) fn open_tagged_space(l1: &L1, tag: SpaceTag, spec: &SpaceSpec) -> Result<u64> {
+    let index = l1.with(|state| {
+        let index = match state.by_number.get(&tag.number()) {
+            Some(&index) if state.spaces[index as usize].tag != tag => return Err(alias(&tag)),
+            Some(&index) => index,
+            None => {
+                if state.spaces.len() >= SPACES_MAX {
+                    return Err(Error::new(
+                        KVKEEP_ERR_LIMIT,
+                        format!("{SPACES_MAX} spaces are open: use fewer tenants or layouts per cache"),
+                    ));
+                }
+                let index = state.spaces.len() as u32;
+                let layout = layout_tag(spec);
+                let chunk_tokens = spec.chunk_tokens;
+                state.spaces.push(Space { tag, layout, chunk_tokens, quota: 0, used: 0, ready: 0, pool: 0 });
+                state.by_number.insert(tag.number(), index);
+                index
+            }
+        };
+        set_quota_of(state, index, spec.quota_bytes)?;
+        Ok(index)
+    })?;
+    trim_to_quota(l1, index);
+    Ok(tag.number())
+}
+
+pub(super) fn set_quota(l1: &L1, number: u64, quota_bytes: u64) -> Result<()> {
+    let index = l1.with(|state| {
+        let index = state.space_index(number)?;
+        set_quota_of(state, index, quota_bytes)?;
+        Ok(index)
+    })?;
+    trim_to_quota(l1, index);
+    Ok(())
+}
+
+/// Evicts the objects above a space's quota, a slice under one lock.
+fn trim_to_quota(l1: &L1, space: u32) {
+    while l1.with(|state| evict::trim_to_quota(state, space)) {}
+}
+
+#[cold]
+fn alias(tag: &SpaceTag) -> Error {
+    Error::invalid(format!(
+        "the number of this space, {}, is that of another space that is open (a coincidence of one in 2^64, or made so): \
+         change a character of its tenant, layout or model",
+        tag.number()
+    ))
+}
+
+fn set_quota_of(state: &mut L1State, index: u32, quota: u64) -> Result<()> {
+    let space = &mut state.spaces[index as usize];
+    space.quota = quota;
+    if quota == 0 || space.pool != 0 {
+        return Ok(());
+    }
+    // A quota evicts within its space, so from now on its objects compete with each other only.
+    let pool = state.pools.len();
+    space.pool = pool;
+    state.pools.push(EvictionPool::new(&state.config.policy)?);
+    let members: Vec<u32> = state
+        .slots
+        .live()
+        .filter(|(id, slot)| slot.is_findable() && state.slots.space(*id) == index)
+        .map(|(id, _)| id)
+        .collect();
+    for id in members {
+        let size = state.slots[id].size();
+        state.policy(0).0.remove(id, Removal::Deleted);
+        state.pools[0].bytes -= size;
+        let (policy, metas) = state.policy(pool);
+        policy.insert(id, &|id| metas.of_new(id));
+        state.pools[pool].bytes += size;
+    }
+    Ok(())
+}

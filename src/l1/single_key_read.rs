@@ -1,0 +1,47 @@
+//! Reads of one key at a time: as those of many (`read.rs`), without lists to make and to walk, which would take half their time.
+
+use super::counters::ReadCounts;
+use super::session::sessions::{LastRead, Session};
+use super::slot::NONE;
+use super::tier::L1;
+use super::{share, share_return};
+use crate::abi::View;
+use crate::error::{Result, Status};
+use crate::key::Key;
+
+/// Takes `count` shares of a key, if it is ready.
+#[inline]
+pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<View> {
+    let fingerprint = l1.fingerprinter.fingerprint(key);
+    l1.with_at(now_ms, |state| {
+        let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
+        let fingerprint = fingerprint.within(space);
+        let id = state.find_fingerprint(fingerprint).unwrap_or(NONE);
+        if id != NONE {
+            state.sessions.at_mut(index).last_read = Some(LastRead { key: *key, fingerprint, id });
+        }
+        let (mut read, mut fresh) = (ReadCounts::default(), None);
+        let view = share::read_one(state, index, id, count, &mut read, |id| fresh = Some(id));
+        if let Some(id) = fresh {
+            share::note_all(state, index, &[id]);
+        }
+        state.counters.read(read);
+        Ok(view)
+    })
+}
+
+/// Returns `count` shares of a key.
+#[inline]
+pub(super) fn finish(l1: &L1, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<Status> {
+    l1.with_at(now_ms, |state| {
+        let (index, Session { space, last_read, .. }) = state.sessions.use_now(session, state.now_ms)?;
+        let (fingerprint, id) = match last_read {
+            Some(last) if last.key == *key => (last.fingerprint, last.id),
+            _ => (l1.fingerprinter.fingerprint(key).within(*space), NONE),
+        };
+        let (space, mut id) = (*space, state.find_again(id, fingerprint));
+        let status = share_return::return_shares(state, index, key, &mut id, count);
+        share::count_reads(state, space, &mut [id]);
+        Ok(status)
+    })
+}
