@@ -281,7 +281,7 @@ impl SubmittedJobs {
         }
     }
 
-    /// The cache closes: as [`lose`](Jobs::lose), cancelled.
+    /// The cache closes: as [`lose`](SubmittedJobs::lose), cancelled.
     pub fn close(&self, completions: &Completions) {
         let why = Error::new(KVKEEP_ERR_CLOSED, "the cache was closed: open one, and submit the job again");
         self.lose(KVKEEP_ERR_CANCELLED, "the cache was closed", why, completions);

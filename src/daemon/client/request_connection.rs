@@ -170,7 +170,7 @@ impl RequestConnection {
         result
     }
 
-    /// As [`call`](Lane::call), of a request that is encoded already.
+    /// As [`call`](RequestConnection::call), of a request that is encoded already.
     pub fn call_encoded<R>(
         &mut self,
         bytes: &[u8],
