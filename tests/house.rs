@@ -18,7 +18,7 @@ const UNSAFE_ROOMS: [&str; 9] = [
     "src/l2/fs/engine/ring",
     "src/l2/plugin",
     "src/transfer/cuda",
-    "src/transfer/copy",
+    "src/transfer/cpu_copy",
     "src/daemon/server/peer.rs",
 ];
 

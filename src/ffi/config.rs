@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::log::{Log, LogLevel};
 use crate::memory_bounds::MemoryBounds;
 use crate::node::Node;
-use crate::transfer::copy::Promise;
+use crate::transfer::cpu_copy::Promise;
 use crate::transfer::layout::{SEGMENTS_MAX, Segment};
 use crate::transfer::{PoolSpec, TransferRequest};
 

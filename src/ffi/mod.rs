@@ -230,7 +230,7 @@ mod tests {
     use crate::error::{KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
     use crate::key::Key;
     use crate::node::Node;
-    use crate::transfer::copy::Promise;
+    use crate::transfer::cpu_copy::Promise;
     use crate::transfer::layout::Segment;
     use crate::transfer::submit::AskedTransfer;
     use crate::transfer::{PoolSpec, TransferRequest};

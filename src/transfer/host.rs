@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::copy::{self, Fragment, Way};
-use super::device::{CopyWork, Device, StreamEvent, StreamPoint};
+use super::copy_device::{CopyWork, Device, StreamEvent, StreamPoint};
+use super::cpu_copy::{self, Fragment, Way};
 use crate::error::{Error, Result};
 
 /// Two threads fill most memory controllers, four nearly all; an engine on the same cores has use for the others.
@@ -58,7 +58,7 @@ impl HostDevice {
         if piece.more && self.queue.lock().idle > 0 {
             self.some.notify_one();
         }
-        copy::run(fragments, piece.way, piece.cold);
+        cpu_copy::run(fragments, piece.way, piece.cold);
         work.landed(piece, Ok(()));
     }
 
@@ -145,7 +145,7 @@ impl Device for HostDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transfer::device::CopyPiece;
+    use crate::transfer::copy_device::CopyPiece;
 
     struct Nothing;
 

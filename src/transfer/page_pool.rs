@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::copy::Promise;
-use super::device::Device;
+use super::copy_device::Device;
+use super::cpu_copy::Promise;
 use super::layout::{Layout, Segment};
 use crate::error::{Error, Result};
 use crate::shape::Shape;

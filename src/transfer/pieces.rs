@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::copy::{Fragment, Promise};
+use super::cpu_copy::{Fragment, Promise};
 use super::layout::Layout;
 use crate::arena_lease::ArenaLease;
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::copy::Way;
+use super::cpu_copy::Way;
 use super::large_store::StoreRemainder;
 use super::page_pool::PagePool;
 use super::transfer_job::{PrefetchFollower, Transfer, TransferPlan};

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use super::copy_device::Device;
 use super::cuda::{CudaDevice, Gpus};
-use super::device::Device;
 use super::host::HostDevice;
 use super::large_store::LargeStores;
 use super::layout::Layout;

@@ -19,7 +19,7 @@ use kvkeep::daemon::client::Client;
 use kvkeep::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND};
 use kvkeep::key::Key;
 use kvkeep::l2::Backend as _;
-use kvkeep::l2::fs::{Fs, FsOptions, inspect};
+use kvkeep::l2::fs::{Fs, FsOptions, listing};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -330,14 +330,14 @@ fn day(dir: &Path, small_disk: bool, seconds: u64, seed: u64) {
     let options = FsOptions { capacity: CAPACITY, ..FsOptions::new(&objects) };
     let fs = Fs::open(options).unwrap();
     until("the surplus is worked off", || disk_usage(&objects) <= CAPACITY + CAPACITY / 100);
-    let temporary = |entry: &inspect::FileEntry| matches!(entry.kind, inspect::FileKind::Temporary { .. });
-    until("temporary files are removed", || !inspect::list(&objects).unwrap().iter().any(temporary));
+    let temporary = |entry: &listing::FileEntry| matches!(entry.kind, listing::FileKind::Temporary { .. });
+    until("temporary files are removed", || !listing::list(&objects).unwrap().iter().any(temporary));
     let usage = fs.usage();
     assert!(usage.objects > 0 && usage.bytes <= CAPACITY, "{usage:?}");
     fs.close();
-    for entry in inspect::list(&objects).unwrap() {
-        if let inspect::FileKind::Object(key) = entry.kind {
-            inspect::verify(&entry.path, &key).unwrap();
+    for entry in listing::list(&objects).unwrap() {
+        if let listing::FileKind::Object(key) = entry.kind {
+            listing::verify(&entry.path, &key).unwrap();
         }
     }
 }

@@ -16,7 +16,7 @@ use kvkeep::error::{KVKEEP_ERR_UNSUPPORTED, KVKEEP_OK};
 use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
 use kvkeep::open_cache::OpenCache;
-use kvkeep::transfer::copy::Promise;
+use kvkeep::transfer::cpu_copy::Promise;
 use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};
 

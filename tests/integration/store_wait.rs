@@ -14,7 +14,7 @@ use kvkeep::node::Node;
 use kvkeep::open_cache::OpenCache;
 use kvkeep::transfer::PoolSpec;
 use kvkeep::transfer::TransferRequest;
-use kvkeep::transfer::copy::Promise;
+use kvkeep::transfer::cpu_copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::AskedTransfer;
 

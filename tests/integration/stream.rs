@@ -10,7 +10,7 @@ use kvkeep::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 use kvkeep::open_cache::OpenCache;
-use kvkeep::transfer::copy::Promise;
+use kvkeep::transfer::cpu_copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};

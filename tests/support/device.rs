@@ -6,7 +6,7 @@ use kvkeep::config::SpaceSpec;
 use kvkeep::error::{KVKEEP_OK, Status};
 use kvkeep::key::Key;
 use kvkeep::open_cache::OpenCache;
-use kvkeep::transfer::copy::Promise;
+use kvkeep::transfer::cpu_copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};

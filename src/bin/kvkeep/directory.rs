@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kvkeep::key::ObjectKey;
-use kvkeep::l2::fs::inspect::{FileEntry, FileKind, list};
+use kvkeep::l2::fs::listing::{FileEntry, FileKind, list};
 
 /// The files of one directory.
 pub struct Directory {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kvkeep::l2::fs::inspect;
+use kvkeep::l2::fs::listing;
 
 use crate::{Outcome, directory, text};
 
@@ -43,7 +43,7 @@ pub fn run(args: &QuarantineArgs) -> Outcome {
     }
     let mut report = format!("{count:>12}  objects in quarantine ({bytes})\n");
     for (key, entry) in &quarantined {
-        let why = match key.map(|key| inspect::verify(&entry.path, &key)) {
+        let why = match key.map(|key| listing::verify(&entry.path, &key)) {
             Some(Ok(Some(_))) => "is whole when read now".to_owned(),
             Some(Ok(None)) => continue,
             Some(Err(error)) => error.to_string(),

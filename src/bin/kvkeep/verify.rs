@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use kvkeep::error::KVKEEP_ERR_CORRUPT;
-use kvkeep::l2::fs::inspect;
+use kvkeep::l2::fs::listing;
 
 use crate::{Outcome, directory, text};
 
@@ -50,7 +50,7 @@ pub fn run(args: &VerifyArgs) -> Outcome {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 while let Some((key, entry)) = directory.objects.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let found = inspect::verify(&entry.path, key);
+                    let found = listing::verify(&entry.path, key);
                     bar.inc(entry.bytes);
                     let mut all = all.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                     match found {

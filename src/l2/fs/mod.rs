@@ -24,7 +24,7 @@ mod free_space;
 mod fs_backend;
 mod fs_options;
 mod index;
-pub mod inspect;
+pub mod listing;
 mod load;
 mod maintenance;
 mod objects;

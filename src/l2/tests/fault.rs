@@ -17,7 +17,7 @@ fn fault(pairs: &[(&str, &str)]) -> Arc<FaultBackend> {
     FaultBackend::wrap(inner, &params(pairs)).unwrap()
 }
 
-/// Loads every object and says what came of each: intact, spoiled, failed.
+/// Loads every object and counts the results: intact, spoiled, failed.
 fn load_all(fault: &FaultBackend) -> Vec<&'static str> {
     (0..COUNT)
         .map(|number| {

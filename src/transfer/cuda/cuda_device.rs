@@ -10,8 +10,8 @@ use super::reach::Reach;
 use super::streams::CopyStream;
 use crate::arena::Arena;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
-use crate::transfer::copy::Way;
-use crate::transfer::device::{CopyWork, Device, StreamEvent, StreamPoint};
+use crate::transfer::copy_device::{CopyWork, Device, StreamEvent, StreamPoint};
+use crate::transfer::cpu_copy::Way;
 use crate::transfer::layout::Segment;
 
 /// The state of a pool between `open` and `close`.

@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use super::driver::{Driver, Handle, is_fatal, remedy};
 use crate::error::{Error, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INVALID, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::log::Log;
-use crate::transfer::copy::Way;
-use crate::transfer::device::StreamEvent;
+use crate::transfer::copy_device::StreamEvent;
+use crate::transfer::cpu_copy::Way;
 use crate::transfer::layout::Segment;
 
 /// Numbers of the driver's attributes and flags.

@@ -12,7 +12,7 @@ use super::gpu::Gpu;
 use super::mover::Mover;
 use super::registration::Stretch;
 use crate::error::Result;
-use crate::transfer::copy::Way;
+use crate::transfer::cpu_copy::Way;
 
 /// Bytes moved in each round.
 const BYTES: u64 = 4 << 20;

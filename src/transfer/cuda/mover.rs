@@ -12,7 +12,7 @@ use super::driver::{Handle, is_fatal};
 use super::gpu::Gpu;
 use super::registration::Stretch;
 use crate::error::Result;
-use crate::transfer::copy::Way;
+use crate::transfer::cpu_copy::Way;
 
 /// A line of the kernel's list.
 #[repr(C)]

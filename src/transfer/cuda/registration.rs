@@ -15,7 +15,7 @@ use crate::arena::Arena;
 use crate::error::{Error, KVKEEP_ERR_DEVICE, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::log::LogLevel;
 use crate::threads;
-use crate::transfer::copy::Fragment;
+use crate::transfer::cpu_copy::Fragment;
 
 /// Parts are multiples of a huge page: many enough for the threads, and small enough to be waited for.
 const PART_BYTES_MIN: u64 = 2 << 20;

@@ -17,8 +17,8 @@ use super::mover::Mover;
 use super::reach::Reach;
 use super::registration::RegisteredArena;
 use crate::error::{Error, Result};
-use crate::transfer::copy::{Fragment, Way};
-use crate::transfer::device::{CopyPiece, CopyWork, StreamPoint};
+use crate::transfer::copy_device::{CopyPiece, CopyWork, StreamPoint};
+use crate::transfer::cpu_copy::{Fragment, Way};
 
 /// Pieces in flight: enough for the bus to have more to do while one is noticed.
 const DEPTH: usize = 16;

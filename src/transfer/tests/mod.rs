@@ -1,4 +1,4 @@
-//! Transfers in flight for as long as a test wants: what may happen to everybody else meanwhile.
+//! Transfers in flight for as long as a test wants: their effect on everything else meanwhile.
 
 mod parted;
 
@@ -8,8 +8,8 @@ use std::sync::{Arc, mpsc};
 use parking_lot::Mutex;
 use zerocopy::FromZeros as _;
 
-use super::copy::{self, Fragment, Promise, Way};
-use super::device::{CopyPiece, CopyWork, Device, StreamEvent, StreamPoint};
+use super::copy_device::{CopyPiece, CopyWork, Device, StreamEvent, StreamPoint};
+use super::cpu_copy::{self, Fragment, Promise, Way};
 use super::layout::Segment;
 use super::submit::{AskedTransfer, CheckedRequest};
 use super::transfers::Transfers;
@@ -32,7 +32,7 @@ const CHUNKS: u8 = 3;
 /// So many objects fill L1.
 const ROOM: u32 = 4;
 
-/// A device that copies when it is told to.
+/// A device that copies when the test has it do so.
 #[derive(Default)]
 struct Slow {
     started: Mutex<VecDeque<Arc<dyn CopyWork>>>,
@@ -80,7 +80,7 @@ impl Slow {
 
 fn land(in_flight: Vec<InFlight>) {
     for InFlight { work, piece, fragments } in in_flight {
-        copy::run(&fragments, piece.way, piece.cold);
+        cpu_copy::run(&fragments, piece.way, piece.cold);
         work.landed(piece, Ok(()));
     }
 }
@@ -266,7 +266,7 @@ fn a_pool_and_a_cache_close_when_what_is_in_flight_has_landed() {
         let fixture = fixture();
         let session = fixture.session();
         let (job, begun) = fixture.in_flight(session, true, [0, 1]);
-        let (told, hear) = mpsc::channel();
+        let (stopped, hear) = mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 if whole {
@@ -274,9 +274,9 @@ fn a_pool_and_a_cache_close_when_what_is_in_flight_has_landed() {
                 } else {
                     fixture.transfers.close_pool(fixture.pool).unwrap();
                 }
-                told.send(()).unwrap();
+                stopped.send(()).unwrap();
             });
-            // It has been told to stop before it lands.
+            // It has been stopped before it lands.
             while fixture.slow.started.lock().is_empty() {
                 std::thread::yield_now();
             }

@@ -11,8 +11,8 @@ use crate::error::{
     Status,
 };
 use crate::key::Key;
-use crate::transfer::copy::Way;
-use crate::transfer::device::StreamPoint;
+use crate::transfer::copy_device::StreamPoint;
+use crate::transfer::cpu_copy::Way;
 
 fn micros(later: Instant, earlier: Instant) -> u64 {
     later.saturating_duration_since(earlier).as_micros() as u64

@@ -13,8 +13,8 @@ use crate::cache::Cache;
 use crate::config::{JobObserver, Notify};
 use crate::error::{KVKEEP_ERR_INTERNAL, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Status};
 use crate::key::Key;
-use crate::transfer::copy::Way;
-use crate::transfer::device::StreamPoint;
+use crate::transfer::copy_device::StreamPoint;
+use crate::transfer::cpu_copy::Way;
 use crate::transfer::page_pool::PagePool;
 
 /// The registry of a transfer, as the transfer sees it.

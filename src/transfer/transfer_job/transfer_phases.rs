@@ -19,8 +19,8 @@ use crate::abi::{JobResult, View};
 use crate::cache::Cache;
 use crate::config::Notify;
 use crate::error::{Error, KVKEEP_ERR_EXISTS, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result, Status};
-use crate::transfer::copy::{Fragment, Way};
-use crate::transfer::device::{CopyPiece, StreamEvent};
+use crate::transfer::copy_device::{CopyPiece, StreamEvent};
+use crate::transfer::cpu_copy::{Fragment, Way};
 use crate::transfer::pieces::{BatchSource, CutPiece, KeyBatch, ObjectPlace};
 
 /// From so many bytes on a transfer goes past the caches: with its two sides it is larger than a core's own.

@@ -8,8 +8,8 @@ use crate::abi::View;
 use crate::cache::Cache;
 use crate::error::{KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, Result};
 use crate::key::Key;
-use crate::transfer::copy::{Fragment, Way};
-use crate::transfer::device::{CopyPiece, CopyWork, StreamEvent};
+use crate::transfer::copy_device::{CopyPiece, CopyWork, StreamEvent};
+use crate::transfer::cpu_copy::{Fragment, Way};
 
 impl Transfer {
     /// Takes in the keys of prefetches that have ended. Not under the transfer's lock.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use kvkeep::arena::{Buffer, Hold};
 use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, Result};
-use kvkeep::l2::fs::inspect::FileKind;
+use kvkeep::l2::fs::listing::FileKind;
 use kvkeep::l2::fs::{EngineKind, Fs, FsOptions};
 use kvkeep::l2::{Backend, Found, LookupRequest, Reply, Stored};
 use kvkeep::log::Log;
@@ -243,7 +243,7 @@ fn rubbish_is_removed_or_ignored() {
     // What one that was killed while it opened the directory left.
     let probe = dir.path().join(dead.file_name().unwrap());
     std::fs::write(&probe, b"").unwrap();
-    let listed = kvkeep::l2::fs::inspect::list(dir.path()).unwrap();
+    let listed = kvkeep::l2::fs::listing::list(dir.path()).unwrap();
     let stale = FileKind::Temporary { stale: true };
     assert!(listed.iter().any(|entry| entry.path == probe && entry.kind == stale));
     assert!(listed.iter().all(|entry| entry.path != dir.path().join("notes")));

@@ -5,7 +5,7 @@ use kvkeep::cache::Cache as _;
 use kvkeep::error::{KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
 use kvkeep::key::Key;
 use kvkeep::open_cache::OpenCache;
-use kvkeep::transfer::copy::Promise;
+use kvkeep::transfer::cpu_copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};

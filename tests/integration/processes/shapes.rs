@@ -3,7 +3,7 @@
 use kvkeep::cache::Cache as _;
 use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_OK, Result};
 use kvkeep::open_cache::OpenCache;
-use kvkeep::transfer::copy::Promise;
+use kvkeep::transfer::cpu_copy::Promise;
 use kvkeep::transfer::layout::Segment;
 use kvkeep::transfer::submit::AskedTransfer;
 use kvkeep::transfer::{PoolSpec, TransferRequest};

@@ -79,10 +79,10 @@ fn a_full_file_system_is_a_bound_like_the_capacity_and_said_once() {
     for engine in [EngineKind::Pool, EngineKind::Auto] {
         let dir = tempfile::tempdir().unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&lines);
+        let logged = Arc::clone(&lines);
         let log = Log::new(LogLevel::Info, move |_, line: &str| {
             if line.contains("the file system of") {
-                told.lock().push(line.to_owned());
+                logged.lock().push(line.to_owned());
             }
         });
         let fs = unbounded(dir.path(), engine, log);
@@ -130,6 +130,6 @@ fn a_full_file_system_is_a_bound_like_the_capacity_and_said_once() {
 
 /// Temporary files anywhere below `dir`.
 fn temporaries(dir: &std::path::Path) -> usize {
-    let entries = super::inspect::list(dir).unwrap();
-    entries.iter().filter(|entry| matches!(entry.kind, super::inspect::FileKind::Temporary { .. })).count()
+    let entries = super::listing::list(dir).unwrap();
+    entries.iter().filter(|entry| matches!(entry.kind, super::listing::FileKind::Temporary { .. })).count()
 }

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-use super::copy_x86 as x86;
+use super::cpu_copy_x86 as x86;
 use crate::arena::Arena;
 
 /// The promise of the engine that registered pages: they are there, to read and to write, until the pool is closed, and nothing else

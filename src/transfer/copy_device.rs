@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::copy::{Fragment, Way};
+use super::cpu_copy::{Fragment, Way};
 use super::pieces::KeySpan;
 use crate::arena_lease::ArenaLease;
 use crate::error::Result;
