@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 /// Alignment of the mapping and of every payload whose size is a multiple of it, as direct I/O wants.
 pub const PAGE: usize = 4096;
-/// What the kernel joins pages to, and the alignment of a mapping that is as large.
+/// Size of a huge page, and the alignment of a mapping that is as large.
 const HUGE_PAGE: usize = 2 << 20;
 /// Bytes made present at a time.
 const PREFAULT_BYTES: u64 = 8 << 20;
@@ -40,7 +40,7 @@ pub struct Arena {
     refused: AtomicBool,
 }
 
-// SAFETY: the mapping is plain memory; who may touch which part of it, and when, is decided by L1's lock.
+// SAFETY: the mapping is plain memory; L1 decides under its lock which code may touch which part of it.
 unsafe impl Send for Arena {}
 // SAFETY: as above; the struct itself is immutable.
 unsafe impl Sync for Arena {}
@@ -64,7 +64,7 @@ fn map_aligned(bytes: usize, fd: &OwnedFd, access: libc::c_int, reserve: bool) -
     let before = if spare > 0 { place.align_offset(HUGE_PAGE) } else { 0 };
     let (base, end) = (place.wrapping_add(before), place.wrapping_add(bytes + spare));
     let kind = libc::MAP_SHARED | libc::MAP_FIXED | if reserve { 0 } else { libc::MAP_NORESERVE };
-    // SAFETY: replaces a part of the mapping just made, of which nobody knows; the result is checked.
+    // SAFETY: replaces a part of the mapping just made, which no other code knows of yet; the result is checked.
     let mapped = unsafe { libc::mmap(base.cast(), bytes, access, kind, fd.as_raw_fd(), 0) };
     let error = (mapped == libc::MAP_FAILED).then(|| last_error("mapping the arena"));
     let keep = if error.is_none() { bytes } else { 0 };
@@ -120,7 +120,7 @@ impl Arena {
         Ok(arena)
     }
 
-    /// Who was given it to read must not be able to open it anew to write, as a memfd's mode lets everybody at first.
+    /// Restricts the mode of the descriptor: a process that was given it to read must not be able to open it anew to write.
     fn keep_to_owner(&self) -> io::Result<()> {
         // SAFETY: a plain call on a descriptor we own.
         if unsafe { libc::fchmod(self.fd.as_raw_fd(), 0o600) } != 0 {
@@ -209,7 +209,7 @@ impl Arena {
 
     /// Copies the bytes at `data` out. False, and nothing done, if they do not all lie inside.
     ///
-    /// Safe whoever writes them meanwhile: who has no right to them gets what happens to be there.
+    /// Safe although others may write them meanwhile: a caller that holds no share gets the bytes that happen to be there.
     pub fn copy_out(&self, data: *const u8, into: &mut [u8]) -> bool {
         let Some((words, odd)) = self.cells(data, into.len()) else { return false };
         let (places, rest) = into.as_chunks_mut();
@@ -220,7 +220,7 @@ impl Arena {
 
     /// Copies bytes in to `data`. False, and nothing done, if they do not all fit inside or it may only be read.
     ///
-    /// Whose bytes they replace is the caller's to know.
+    /// The caller must know whose bytes they replace.
     pub fn copy_in(&self, data: *mut u8, from: &[u8]) -> bool {
         let Some((words, odd)) = self.cells(data, from.len()).filter(|_| self.writable) else { return false };
         let (values, rest) = from.as_chunks();
@@ -229,14 +229,14 @@ impl Arena {
         true
     }
 
-    /// Lends `len` bytes at `offset` out. They stay valid, and are nobody else's to write, until `hold` is told that the buffer
-    /// made with `token` is gone: seeing to that is `hold`'s whole business.
+    /// Lends `len` bytes at `offset` out. They stay valid, and no other code writes them, until `hold` is notified that the buffer
+    /// made with `token` is gone: `hold` sees to that.
     pub fn lend(&self, offset: u64, len: u64, hold: Arc<dyn Hold>, token: u64) -> Buffer {
         assert!(offset + len <= self.bytes as u64, "range outside the arena");
         Buffer { data: self.at(offset), len: len as usize, token, hold: Some(hold) }
     }
 
-    /// Makes all pages present, a part at a time, until told to stop. Where the kernel cannot, the first use of a page pays for it.
+    /// Makes all pages present, a part at a time, until `stop` is set. Where the kernel cannot, the first use of a page pays for it.
     pub fn prefault(&self, stop: &AtomicBool) {
         let bytes = self.bytes as u64;
         let mut at = 0;
@@ -249,7 +249,7 @@ impl Arena {
         }
     }
 
-    /// Makes the pages of a range present without changing what they hold, joined to huge pages as far as the kernel can.
+    /// Makes the pages of a range present without changing their contents, joined to huge pages as far as the kernel can.
     /// Fails on kernels before 5.14.
     ///
     /// A disk moves scattered pages at little more than half the speed of joined ones. The kernel joins on request whatever is
@@ -296,7 +296,7 @@ impl Drop for Arena {
     }
 }
 
-/// Keeps the memory of [`Buffer`]s from being reused; told once per buffer when it is let go.
+/// Keeps the memory of [`Buffer`]s from being reused; notified once per buffer when that is dropped.
 pub trait Hold: Send + Sync {
     /// The buffer made with `token` is gone.
     fn release(&self, token: u64);
@@ -310,7 +310,7 @@ pub struct Buffer {
     hold: Option<Arc<dyn Hold>>,
 }
 
-// SAFETY: whoever owns the buffer has the right to its bytes that its hold keeps for it.
+// SAFETY: the owner of the buffer has the right to its bytes, which its hold keeps for it.
 unsafe impl Send for Buffer {}
 // SAFETY: shared access only reads.
 unsafe impl Sync for Buffer {}
@@ -340,7 +340,7 @@ impl Buffer {
     /// A buffer over `len` bytes at `data`, kept from reuse by `hold` until `hold.release(token)`.
     ///
     /// # Safety
-    /// The bytes stay valid and are nobody else's to write until then.
+    /// The bytes stay valid, and no other code writes them, until then.
     pub unsafe fn from_raw(data: *mut u8, len: usize, hold: Arc<dyn Hold>, token: u64) -> Buffer {
         Buffer { data, len, token, hold: Some(hold) }
     }
@@ -356,7 +356,7 @@ impl Buffer {
         Ok(Buffer { data, len, token: 0, hold: Some(Arc::new(HeapBlock { data, layout })) })
     }
 
-    /// Length in bytes.
+    /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -371,7 +371,7 @@ impl Buffer {
         self.data
     }
 
-    /// Its bytes.
+    /// Its bytes, to read.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: valid for `len` bytes while `hold` lives, and no one writes while we are borrowed.
         unsafe { std::slice::from_raw_parts(self.data, self.len) }
@@ -392,7 +392,7 @@ impl Drop for Buffer {
     }
 }
 
-/// Has the core's cache fetch what is at `place`, to be looked at soon.
+/// Has the core's cache fetch the bytes at `place`, to be looked at soon.
 #[inline]
 pub fn prefetch<T>(place: &T) {
     #[cfg(not(target_arch = "x86_64"))]

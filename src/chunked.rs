@@ -1,6 +1,6 @@
 //! A growing array in chunks: growth copies nothing and leaves at most one chunk unused.
 
-/// An array indexed by `u32` that grows a chunk of so many at a time, a power of two, and never moves what it holds. Some caller waits
+/// An array indexed by `u32` that grows a chunk of so many at a time, a power of two, and never moves its elements. Some caller waits
 /// while the kernel makes a chunk's pages: 64 KiB take it a tenth of a millisecond.
 pub(crate) struct Chunked<T, const CHUNK: usize = 1024> {
     chunks: Vec<Box<[T; CHUNK]>>,

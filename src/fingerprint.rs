@@ -1,8 +1,8 @@
 //! Fingerprints of keys: eighty bits that stand for a key and its space where the key itself lies too far away to be compared.
 //!
-//! They are of a hash that is multilinear modulo a Mersenne prime, with secret random multipliers (Carter and Wegman 1979): whoever
-//! chooses two keys without knowing the multipliers has them printed alike with a chance of 2^-79. What is compared is only what other
-//! bits of the hash brought to the same bucket of a table under the same tag, a tenth of an object for a key that is not there. So of
+//! They are of a hash that is multilinear modulo a Mersenne prime, with secret random multipliers (Carter and Wegman 1979): a caller
+//! that chooses two keys without knowing the multipliers gets one fingerprint for both with a chance of 2^-79. Fingerprints are compared
+//! only where other bits of the hash brought them to the same bucket of a table under the same tag, a tenth of an object for a key that is not there. So of
 //! a trillion keys asked for, one is taken for another with a chance of less than one in a trillion.
 
 use std::hash::{BuildHasher, RandomState};
@@ -22,7 +22,7 @@ pub struct Fingerprint {
     pub hash: u64,
     /// The fingerprint's first 64 bits.
     pub low: u64,
-    /// The others.
+    /// The other 16 bits.
     pub high: u16,
 }
 
@@ -34,7 +34,7 @@ impl Fingerprint {
     }
 }
 
-/// Makes fingerprints.
+/// Makes fingerprints, with the multipliers of this process.
 #[derive(Clone)]
 pub struct Fingerprinter {
     multipliers: [u128; 5],
@@ -57,7 +57,7 @@ impl Fingerprinter {
     /// The fingerprint of a key, of no space yet.
     #[inline]
     pub fn fingerprint(&self, key: &Key) -> Fingerprint {
-        // Sums of the products with the lower and the upper halves of the multipliers, and what they carry beyond 128 bits.
+        // Sums of the products with the lower and the upper halves of the multipliers, and the carries beyond 128 bits.
         let (mut low, mut low_carry) = (self.summand, 0_u64);
         let (mut high, mut high_carry) = (0_u128, 0_u64);
         for (word, multiplier) in key.words().into_iter().zip(&self.multipliers) {

@@ -1,7 +1,7 @@
 //! The shape of a space's objects: the segments that a chunk's bytes are made of, in which order and of which sizes.
 //!
 //! Two pools of one shape can read each other's objects. A shape belongs to a rank and a group of a space, and so to each
-//! object of these. It says nothing of addresses, strides or devices, which each process chooses for itself.
+//! object of these. It has nothing of addresses, strides or devices, which each process chooses for itself.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -13,16 +13,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct ShapeTag(pub [u8; 16]);
 
 impl ShapeTag {
-    /// Of objects that were not stored from a pool: the bytes are what their writer says they are.
+    /// Of objects that were not stored from a pool: only their writer knows their layout.
     pub const UNKNOWN: ShapeTag = ShapeTag([0; 16]);
 }
 
-/// What one segment adds to a shape.
+/// One segment's part of a shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Piece {
     /// The number of its layer.
     pub layer: u32,
-    /// Which tensor of the layer it is, as its engine says, or 0.
+    /// The tensor of the layer that it is, as its engine numbers it, or 0.
     pub part: u32,
     /// Bytes of a block in it.
     pub block_bytes: u64,
@@ -40,7 +40,7 @@ pub struct Shape {
     pub tag: ShapeTag,
     /// Bytes of a block in all segments.
     pub block_bytes: u64,
-    /// How many segments.
+    /// Segments of a chunk.
     pub segments: u32,
     /// Blocks of a chunk.
     pub blocks_per_chunk: u32,

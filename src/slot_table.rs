@@ -22,12 +22,12 @@ struct TablePart {
     count: usize,
 }
 
-/// A cache line, which is mostly all that is looked at for a key. What does not fit goes to the next bucket with room, and all that it
-/// passes count it, so that who looks for it knows to go on (as in F14, Bronson and Shi 2019).
+/// A cache line, which is mostly all that a lookup of a key touches. A slot number that does not fit goes to the next bucket with a
+/// free place, and all buckets that it passes count it, so that a lookup goes on there (as in F14, Bronson and Shi 2019).
 #[repr(align(64))]
 #[derive(Clone, Default)]
 struct Bucket {
-    /// What tells its keys apart, 0 where there is none.
+    /// Bits of the keys' hashes, 0 where there is no key.
     tags: [u8; WAYS],
     passed: u32,
     ids: [u32; WAYS],
@@ -41,7 +41,7 @@ fn part(hash: u64) -> usize {
     (hash >> 48) as usize % PARTS
 }
 
-/// Never 0.
+/// The tag of a hash, which is never 0.
 #[inline]
 fn tag(hash: u64) -> u8 {
     (hash >> 57) as u8 | 0x80
@@ -101,7 +101,7 @@ impl TablePart {
         None
     }
 
-    /// Adds a slot number to the first bucket that has room.
+    /// Adds a slot number to the first bucket that has a free place.
     #[inline]
     fn add(&mut self, hash: u64, id: u32) {
         for at in self.way(hash) {
@@ -140,12 +140,12 @@ impl TablePart {
 }
 
 impl SlotTable {
-    /// Empty.
+    /// A table without slots.
     pub fn new() -> SlotTable {
         SlotTable { parts: Box::new(std::array::from_fn(|_| TablePart::default())) }
     }
 
-    /// Has what is looked at for a hash fetched, which is asked for soon.
+    /// Has the core fetch the bucket of a hash that is looked up soon.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
         let part = &self.parts[part(hash)];
@@ -177,7 +177,7 @@ impl SlotTable {
         part.add(hash, id);
     }
 
-    /// Takes a slot out, and says whether it was there.
+    /// Takes a slot out. True if it was there.
     pub fn remove(&mut self, hash: u64, id: u32) -> bool {
         self.parts[part(hash)].remove(hash, id)
     }

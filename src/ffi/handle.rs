@@ -20,15 +20,15 @@ pub struct kvkeep {
 
 const HANDLES: usize = 256;
 
-struct Slot {
+struct HandleSlot {
     gate: Gate,
     /// Forks seen when it was opened.
     epoch: AtomicU32,
     cache: AtomicPtr<OpenCache>,
 }
 
-static SLOTS: [Slot; HANDLES] = [const {
-    Slot {
+static SLOTS: [HandleSlot; HANDLES] = [const {
+    HandleSlot {
         gate: Gate { generation: AtomicU64::new(0), calls: AtomicU32::new(0) },
         epoch: AtomicU32::new(0),
         cache: AtomicPtr::new(std::ptr::null_mut()),
@@ -65,7 +65,7 @@ fn token(slot: usize, generation: u64) -> *mut kvkeep {
 }
 
 #[inline]
-fn decode(cache: *mut kvkeep) -> Result<(&'static Slot, usize, u64)> {
+fn decode(cache: *mut kvkeep) -> Result<(&'static HandleSlot, usize, u64)> {
     let token = cache.addr();
     let slot = token >> 4 & 0xff;
     if token & 0xf != 0x8 {
@@ -88,7 +88,7 @@ pub fn open(cache: Arc<dyn Cache>) -> Result<*mut kvkeep> {
 
 /// A call in flight: the cache stays open while it lives.
 pub struct User {
-    slot: &'static Slot,
+    slot: &'static HandleSlot,
     _pass: Pass,
 }
 

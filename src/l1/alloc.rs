@@ -1,4 +1,4 @@
-//! Who owns which stretch of the arena: a two-level segregated fit (TLSF) whose books are kept beside the arena.
+//! The allocator of the arena's memory: a two-level segregated fit (TLSF) whose lists stand outside the arena.
 //!
 //! Free blocks hang in bins by size, 32 bins to a power of two, and two levels of bitmaps find the next bin that has
 //! one. A block knows its neighbours by address, so that a freed one melts into them at once.
@@ -29,7 +29,7 @@ pub struct Block {
 
 #[derive(Clone, Copy)]
 struct BlockNode {
-    /// In units.
+    /// First unit of the block.
     start: u32,
     /// Units less one, so that a block of 2^32 units can be written.
     last: u32,
@@ -53,10 +53,10 @@ impl BlockNode {
     }
 
     fn fits(&self, units: u64, align: u64) -> bool {
-        self.room(align) >= units
+        self.usable(align) >= units
     }
 
-    fn room(&self, align: u64) -> u64 {
+    fn usable(&self, align: u64) -> u64 {
         self.units().saturating_sub(self.gap(align))
     }
 }
@@ -64,7 +64,7 @@ impl BlockNode {
 #[derive(Clone, Copy)]
 struct Bin {
     head: u32,
-    /// Upper bounds of the room in any of its blocks, from any unit on and from a page on: they spare the walk through
+    /// Upper bounds of the free units in any of its blocks, from any unit on and from a page on: they spare the walk through
     /// a bin that is known to hold no fit.
     most: u64,
     most_paged: u64,
@@ -73,7 +73,7 @@ struct Bin {
 /// The allocator of one arena. It keeps offsets only and never touches the arena's memory.
 pub struct Alloc {
     nodes: Chunked<BlockNode>,
-    /// Nodes ever used; those given back hang in `spare` by `next_free`.
+    /// Nodes ever used; those freed again hang in `spare` by `next_free`.
     made: u32,
     spare: u32,
     bins: Box<[Bin]>,
@@ -85,11 +85,11 @@ pub struct Alloc {
     page_units: u64,
     units: u64,
     used_units: u64,
-    again: Again,
+    last_request: LastRequest,
 }
 
-/// What was asked for last and where it was cut off. As long as no bin changed, that is where the same is found again.
-struct Again {
+/// The last request and the block it was cut off. As long as no bin changed, the same request is served from there again.
+struct LastRequest {
     units: u64,
     align: u64,
     node: u32,
@@ -122,7 +122,7 @@ impl Alloc {
             page_units: (PAGE >> unit_bits).max(1),
             units: bytes >> unit_bits,
             used_units: 0,
-            again: Again { units: 0, align: 0, node: NIL },
+            last_request: LastRequest { units: 0, align: 0, node: NIL },
         };
         if alloc.units > 0 {
             let node = alloc.new_node(BlockNode { last: (alloc.units - 1) as u32, ..BLANK });
@@ -141,8 +141,8 @@ impl Alloc {
             return None;
         }
         let align = if size.is_multiple_of(PAGE) { self.page_units } else { 1 };
-        let Again { node, .. } = self.again;
-        let again = node != NIL && self.again.units == units && self.again.align == align;
+        let LastRequest { node, .. } = self.last_request;
+        let again = node != NIL && self.last_request.units == units && self.last_request.align == align;
         let node = if again && self.nodes[node].fits(units, align) { node } else { self.find(units, align)? };
         self.carve(node, units, align)
     }
@@ -183,7 +183,7 @@ impl Alloc {
         self.used_units << self.unit_bits
     }
 
-    /// Bytes there are.
+    /// Bytes of the arena, used or free.
     pub fn capacity(&self) -> u64 {
         self.units << self.unit_bits
     }
@@ -204,7 +204,7 @@ impl Alloc {
         most << self.unit_bits
     }
 
-    /// Bytes of memory that the books take.
+    /// Memory that the allocator itself holds, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.nodes.memory_bytes() + self.bins.len() * size_of::<Bin>() + size_of::<Alloc>()
     }
@@ -254,7 +254,7 @@ impl Alloc {
             if block.fits(units, align) {
                 return Some(node);
             }
-            seen = seen.max(block.room(align));
+            seen = seen.max(block.usable(align));
             node = block.next_free;
         }
         None
@@ -278,7 +278,7 @@ impl Alloc {
         Some(coarse * FINE_BINS + self.fine[coarse].trailing_zeros() as usize)
     }
 
-    /// Makes a used block of `units` out of a free one, giving back what is left over on both sides.
+    /// Makes a used block of `units` out of a free one, and frees the remainder on both sides.
     fn carve(&mut self, node: u32, units: u64, align: u64) -> Option<Block> {
         let gap = self.nodes[node].gap(align);
         let tail = self.nodes[node].units() - gap - units;
@@ -287,7 +287,7 @@ impl Alloc {
             return None;
         }
         if gap == 0 && tail > 0 && bin_of(tail) == bin_of(tail + units) {
-            self.again = Again { units, align, node };
+            self.last_request = LastRequest { units, align, node };
             return self.cut(node, units);
         }
         self.unlink(node);
@@ -304,7 +304,7 @@ impl Alloc {
         Some(Block { start: self.nodes[block].start, node: block })
     }
 
-    /// Makes a used block of the first `units` of a free one, which stays in its bin with what is left.
+    /// Makes a used block of the first `units` of a free one, whose remainder stays in its bin.
     fn cut(&mut self, node: u32, units: u64) -> Option<Block> {
         let BlockNode { start, left, .. } = self.nodes[node];
         let block = self.new_node(BlockNode { start, last: (units - 1) as u32, left, right: node, ..BLANK })?;
@@ -338,7 +338,7 @@ impl Alloc {
         Some(behind)
     }
 
-    /// Joins a block with its right neighbour, whose node is given back.
+    /// Joins a block with its right neighbour, whose node is free again.
     fn absorb_right(&mut self, node: u32) {
         let gone = self.nodes[node].right;
         let BlockNode { last, right, .. } = self.nodes[gone];
@@ -372,14 +372,14 @@ impl Alloc {
 
     /// Hangs a free block in its bin.
     fn push(&mut self, node: u32) {
-        self.again.node = NIL;
+        self.last_request.node = NIL;
         let block = self.nodes[node];
         let at = bin_of(block.units());
         let bin = &mut self.bins[at];
         let next = bin.head;
         bin.head = node;
         bin.most = bin.most.max(block.units());
-        bin.most_paged = bin.most_paged.max(block.room(self.page_units));
+        bin.most_paged = bin.most_paged.max(block.usable(self.page_units));
         if next == NIL {
             self.fine[at / FINE_BINS] |= 1 << (at % FINE_BINS);
             self.coarse |= 1 << (at / FINE_BINS);
@@ -393,7 +393,7 @@ impl Alloc {
 
     /// Takes a free block out of its bin and marks it used.
     fn unlink(&mut self, node: u32) {
-        self.again.node = NIL;
+        self.last_request.node = NIL;
         let block = self.nodes[node];
         if block.next_free != NIL {
             self.nodes[block.next_free].prev_free = block.prev_free;

@@ -146,7 +146,7 @@ impl L1 {
         write::abort_write(self, session, keys, statuses)
     }
 
-    /// Stages what fits of `keys`, in their order, for a writer. Evicts nothing that is still to be written; where none of them fits,
+    /// Stages as many of `keys` as fit, in their order, for a writer. Evicts nothing that is still to be written; where none of them fits,
     /// waits up to `timeout` for writes and copies under way. OK: none was refused. PENDING: those refused may fit later. PARTIAL:
     /// nothing that is under way will free memory for them.
     pub fn reserve_waiting(
@@ -170,7 +170,7 @@ impl L1 {
         read::reserve_read(self, session, keys, count, views)
     }
 
-    /// Takes `count` shares of each ready key that is wanted and not there yet, and says which are there now.
+    /// Takes `count` shares of each ready key whose `held` is false, and sets `held` of those it found.
     pub fn reserve_found(&self, session: u64, keys: &[Key], count: u32, held: &mut [bool]) -> Result<()> {
         read::reserve_found(self, session, keys, count, held)
     }
@@ -180,7 +180,7 @@ impl L1 {
         read::finish_read(self, session, keys, count, statuses)
     }
 
-    /// Returns `count` shares of each key that the session holds so many of, and says of how many keys.
+    /// Returns `count` shares of each key of which the session holds as many. Gives the number of these keys.
     pub fn release(&self, session: u64, keys: &[Key], count: u32) -> Result<u64> {
         read::release(self, session, keys, count)
     }
@@ -218,7 +218,7 @@ impl L1 {
         remove::evict(self, space, keys, statuses)
     }
 
-    /// Deletes keys that are not in use, and says of each what became of it.
+    /// Deletes keys that are not in use: OK, NOT_FOUND or LOCKED of each.
     pub fn delete(&self, space: u64, keys: &[Key]) -> Result<Vec<Status>> {
         remove::delete(self, space, keys)
     }
@@ -228,13 +228,14 @@ impl L1 {
         remove::detach_keys(self, space, keys)
     }
 
-    /// Removes the objects of a space, or of all. With `force`, those in use are detached. Says how many went, and whether none stayed.
+    /// Removes the objects of a space, or of all. With `force`, those in use are detached. Gives the number
+    /// removed, and whether none stayed.
     pub fn clear(&self, space: Option<u64>, force: bool) -> Result<(u64, bool)> {
         remove::clear(self, space, force)
     }
 
     /// Removes the objects of a space, or of all, in use or not, and has nothing committed that is staged now, or that a copy under
-    /// way is still to stage: it comes from pages of before. Says how many went.
+    /// way is still to stage: it comes from pages of before. Gives the number removed.
     pub fn forget(&self, space: Option<u64>) -> Result<u64> {
         remove::forget(self, space)
     }
@@ -265,7 +266,7 @@ impl L1 {
         inspect::explain_sessions(self, session)
     }
 
-    /// Which session holds most of L1, or with `of_space` of the quota of the space of `session`, and what can be done. Sessions are
+    /// Which session holds most of L1, or with `of_space` of the quota of the space of `session`, and a remedy. Sessions are
     /// looked at one by one, so that no call waits for it long.
     pub fn largest_holder(&self, session: u64, of_space: bool) -> Result<String> {
         inspect::largest_holder(self, session, of_space)

@@ -28,14 +28,14 @@ impl L1 {
         tier_io::stage_loads(self, space, wanted, temporary)
     }
 
-    /// Commits a loaded object and gives its readers their shares. Says of each whether it has them (its session lives).
+    /// Commits a loaded object and gives its readers their shares. Gives for each whether it has them (its session lives).
     /// False for all if the load was dropped meanwhile. None if the object has another shape than those of its rank and group: it
     /// is dropped. `lost`: no backend has it any more.
     pub fn commit_load(&self, name: Ref, shape: ShapeTag, readers: &[LoadReader], lost: bool) -> Option<Vec<bool>> {
         tier_io::commit_load(self, name, shape, readers, lost)
     }
 
-    /// Gives up a load; its memory is freed when the transfer has landed.
+    /// Gives up a load; its memory is freed when the transfer is over.
     pub fn drop_load(&self, name: Ref) {
         tier_io::drop_load(self, name)
     }
@@ -45,7 +45,7 @@ impl L1 {
         tier_io::take_writes(self, objects, bytes)
     }
 
-    /// Gives up all that waits to be written, and says how many objects that were.
+    /// Gives up all objects that wait to be written, and gives their number.
     pub fn drop_writes(&self) -> u64 {
         tier_io::drop_writes(self)
     }

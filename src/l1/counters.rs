@@ -66,7 +66,7 @@ pub(super) struct ReadCounts {
     pub misses: u64,
 }
 
-/// Calls that share the state write to so many parts, each with cache lines of its own, what others are to read.
+/// Calls that share the state write to so many parts, each with cache lines of its own.
 pub(super) const PARTS: usize = 8;
 
 /// The part of a session, which few other sessions have.

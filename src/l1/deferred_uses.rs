@@ -4,7 +4,7 @@
 //! overlap. No code asks a policy before all uses were passed on (`L1State::policy`), so none sees one that knows less than it
 //! should.
 //!
-//! Calls that have the state for themselves leave what they used in one place, in order. Those that share it would meet there:
+//! Exclusive calls leave their uses in one place, in order. Calls that share the state would meet there:
 //! they leave it where few others of their session do.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,7 +66,7 @@ impl DeferredBatch {
 
 impl DeferredUses {
     /// Notes the use of objects of a pool by an exclusive call. False if they do not fit: the caller settles and passes them on
-    /// itself, and then says so by [`begin`](DeferredUses::begin).
+    /// itself, and then calls [`begin`](DeferredUses::begin).
     #[inline(always)]
     pub fn note(&mut self, pool: usize, ids: &[u32]) -> bool {
         let waiting = self.exclusive.0.get_mut();
@@ -101,7 +101,7 @@ impl DeferredUses {
         }
     }
 
-    /// Passes on what waits in one of the parts, and before it the uses by exclusive calls.
+    /// Passes on the uses in one of the parts, and before them those by exclusive calls.
     fn settle_shared(&self, pools: &[EvictionPool], metas: Metas, waiting: &mut MutexGuard<DeferredBatch>) {
         self.exclusive.0.lock().pass_on_shared(pools, metas);
         waiting.pass_on_shared(pools, metas);

@@ -62,7 +62,7 @@ pub(super) fn allocate(state: &mut L1State, space: u32, size: u64) -> Result<Blo
     if let Some(block) = state.alloc.alloc(size) {
         return Ok(block);
     }
-    // Do not empty the cache for what cannot fit anyway.
+    // Do not empty the cache for an object that cannot fit anyway.
     let takeable = state.alloc.capacity().saturating_sub(state.counters.locked_bytes());
     if size > takeable && size > takeable + lifecycle::revocable_bytes(state) {
         return Err(KVKEEP_ERR_NO_MEMORY);

@@ -91,7 +91,7 @@ pub struct SessionReport {
     pub shares: u64,
     /// Keys it holds shares of, with how many.
     pub held: Vec<(String, u32)>,
-    /// Keys of which it holds shares of a copy that was cleared meanwhile and nobody else finds, with how many.
+    /// Keys of which it holds shares of a detached copy, with how many.
     pub held_of_cleared: Vec<(String, u32)>,
     /// Keys that it stages.
     pub staged: Vec<String>,
@@ -186,7 +186,7 @@ pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<St
         let copies = user != 0;
         let quota = state.spaces[space as usize].quota;
         let whole = if of_space { quota } else { state.alloc.capacity() };
-        // What a copy itself has staged before is not in its way.
+        // A copy is not in its own way with its earlier staging.
         let holding = |other: &Session| {
             let passed = other.idle() || of_space && other.space != space || copies && other.id == session;
             !passed
@@ -259,7 +259,7 @@ fn key_state(state: &L1State, id: u32) -> KeyState {
     }
 }
 
-/// Whether eviction may take a ready object: nobody uses its memory, or nobody but sessions past their deadlines.
+/// Whether eviction may take a ready object: its memory is not in use, or only by sessions past their deadlines.
 fn evictable(state: &L1State, id: u32) -> bool {
     let word = state.slots[id].word();
     if !word.locked() || word.is(BUSY) {

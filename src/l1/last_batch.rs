@@ -27,7 +27,7 @@ thread_local! {
 }
 
 impl LastBatch {
-    /// Makes the fingerprints of `keys`, unless they are there, and says whether they were.
+    /// Makes the fingerprints of `keys`, unless they are there. True if they were.
     #[inline]
     pub fn fingerprint(&mut self, keys: &[Key], fingerprinter: &Fingerprinter) -> bool {
         let again = self.keys.as_bytes() == keys.as_bytes();

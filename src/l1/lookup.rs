@@ -18,7 +18,7 @@ pub(super) struct BatchLookup<'a> {
     again: bool,
 }
 
-/// Runs `body` with what finds the slots of `keys`. Their fingerprints are made here, before a lock is taken. A call that
+/// Runs `body` with a lookup of the slots of `keys`. Their fingerprints are made here, before a lock is taken. A call that
 /// `returns` shares is likely to be for the keys that this thread looked up last.
 #[inline]
 pub(super) fn with_slots<R>(l1: &L1, keys: &[Key], returns: bool, body: impl FnOnce(BatchLookup) -> R) -> R {
@@ -68,7 +68,7 @@ impl BatchLookup<'_> {
         }
     }
 
-    /// A group of keys at a time, so that what they need of the memory is fetched at the same time.
+    /// A group of keys at a time, so that the memory of all of them is fetched at the same time.
     fn find_anew(&mut self, state: &L1State, space: u32) {
         let LastBatch { fingerprints, found, .. } = &mut *self.last;
         if let ([fingerprint], [id]) = (&fingerprints[..], &mut found[..]) {

@@ -59,7 +59,7 @@ pub(super) fn reserve_waiting(
 }
 
 /// Whether memory becomes free for an object of so many bytes without any caller's doing: by writes, and by copies, which are
-/// written when they have landed.
+/// written when they are over.
 fn memory_is_coming(state: &mut L1State, session: u64, size: u64) -> bool {
     let Ok(index) = state.sessions.index(session) else { return false };
     let quota = state.spaces[state.sessions.at_mut(index).space as usize].quota;

@@ -114,8 +114,8 @@ fn slots_of(state: &L1State, space: Option<u32>, wished: impl Fn(&Slot) -> bool)
     state.slots.live().filter(|(id, slot)| wished(slot) && of_space(*id)).map(|(id, _)| id).collect()
 }
 
-/// Detaches the ready objects of a space, or of all; without `force`, those that are not in use. Says how many went, and whether none
-/// stayed.
+/// Detaches the ready objects of a space, or of all; without `force`, those that are not in use. Gives the number removed, and whether
+/// none stayed.
 fn clear_objects(state: &mut L1State, space: Option<u32>, force: bool) -> (u64, bool) {
     let ready = slots_of(state, space, Slot::is_findable);
     let mut gone = 0;

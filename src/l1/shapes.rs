@@ -2,7 +2,7 @@
 //!
 //! The first pool that declares a shape defines it, until the cache is closed. Before that, the first object that a backend
 //! gives does so for the others of its rank and group; such a shape gives way to that of a pool, and its objects go with it. So
-//! all objects of a rank and group that say their shape have one in L1, and objects do not carry it themselves.
+//! all objects of a rank and group that carry a shape tag have one shape in L1, and objects do not carry it themselves.
 
 use hashbrown::{HashMap, HashSet};
 
@@ -80,8 +80,8 @@ impl Shapes {
         Ok(replaced)
     }
 
-    /// Whether an object that a backend gave may be committed: it has the shape of the others of its rank and group, or says
-    /// none, or is the first to say one.
+    /// Whether an object that a backend gave may be committed: it has the shape of the others of its rank and group, or none
+    /// that is known, or is the first to have one.
     pub fn admits(&mut self, name: ShapeName, tag: ShapeTag) -> bool {
         if tag == ShapeTag::UNKNOWN {
             return true;

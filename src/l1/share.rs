@@ -108,7 +108,7 @@ pub(super) fn note_all(state: &mut L1State, session: u32, fresh: &[u32]) {
 /// Leaves the first entry of each living object in the list of those that a session used. Slots are marked with the number of the
 /// pass, so that it costs one look at each.
 fn forget_duplicates(state: &mut L1State, session: u32) {
-    // 0 is what a fresh slot is marked with.
+    // A fresh slot is marked with 0.
     state.passes = state.passes.wrapping_add(1).max(1);
     let (pass, slots) = (state.passes, &mut state.slots);
     let holder = state.sessions.at_mut(session);

@@ -39,7 +39,7 @@ pub(super) fn return_shares(state: &mut L1State, session: u32, key: &Key, id: &m
         return status;
     };
     if detached && state.shares_of(session, held) == count {
-        // It held this copy alone.
+        // It held no other copy.
         state.sessions.at_mut(session).detached.remove(key);
     }
     *id = if share::give_back(state, session, held, count) { held } else { NONE };

@@ -2,8 +2,8 @@
 //!
 //! Reads of two sessions do not hinder each other, and a call that could see half of one has the exclusive lock; so, when calls
 //! meet, those that take and return shares use the state together. Each locks its session, and has with it every
-//! object of which that session is the holder and has shares; it becomes the holder of one that nobody has shares of by one
-//! exchange. Nothing else of an object changes here. A batch that needs more than this is found out before it has changed
+//! object of which that session is the holder and has shares; by one exchange it becomes the holder of an object of which no
+//! session has shares. Nothing else of an object changes here. A batch that needs more than this is found out before it has changed
 //! anything, or is undone unseen, and runs under the exclusive lock.
 //!
 //! Where no calls meet, an exchange per object would be wasted, and each call takes the exclusive lock.
@@ -58,7 +58,7 @@ pub(super) fn run<R>(l1: &L1, session: u64, now_ms: u64, body: impl FnOnce(&mut 
 }
 
 impl SharedCall<'_> {
-    /// Takes `count` shares of each object found, and says how many those are and of how many the session had shares before.
+    /// Takes `count` shares of each object found. Gives the number of these objects, and of how many the session had shares before.
     /// `fresh` is for those taken for the first time.
     pub fn take_all(&mut self, found: &[u32], count: u32, fresh: &mut Vec<u32>) -> Option<(u64, u64)> {
         let (mut taken, mut locked, mut held) = (0, 0, 0);
@@ -116,7 +116,7 @@ impl SharedCall<'_> {
         Some((if slot.is(BUSY) { 0 } else { slot.size() }, false))
     }
 
-    /// Returns `count` shares of each object found, touches those of which they were the last, and says whether it had all.
+    /// Returns `count` shares of each object found, and touches those of which they were the last. True if the session had all.
     pub fn give_all(&mut self, found: &mut [u32], count: u32, mut outcome: Outcome) -> Option<bool> {
         let state = self.state;
         let exclusive =

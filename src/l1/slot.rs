@@ -42,7 +42,7 @@ pub const QUEUED: Flags = 8;
 pub const PARKED: Flags = 16;
 /// To be evicted once it is written.
 pub const LEAVING: Flags = 32;
-/// Sessions beside its holder have shares of it.
+/// Sessions other than its holder have shares of it, in `Holders`.
 pub const LISTED: Flags = 64;
 /// Transfers of the library run on its bytes.
 pub const BUSY: Flags = 128;
@@ -58,7 +58,7 @@ pub const READ: Flags = 2048;
 pub const LOST: Flags = 4096;
 /// Writing it was given up: it is not tried again.
 pub const GIVEN_UP: Flags = 8192;
-/// Together with `QUEUED`, which nothing given up is: it was taken from the queue, and the writer counts what becomes of it.
+/// Together with `QUEUED`, which no object given up has: the writer took it from the queue, and counts its end.
 pub const WRITING: Flags = GIVEN_UP;
 
 const FLAGS: u64 = (1 << SIZE_HIGH_SHIFT) - 1;
@@ -171,7 +171,7 @@ impl Slot {
         u64::from(self.size_low) | (self.word().0 >> SIZE_HIGH_SHIFT & SIZE_HIGH) << 32
     }
 
-    /// As [`Word::holder`].
+    /// As [`Word::holder`], loading the word.
     #[inline]
     pub fn holder(&self) -> (u32, u32) {
         self.word().holder()
@@ -192,7 +192,7 @@ impl Slot {
         self.word.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// As [`Word::held_by`].
+    /// As [`Word::held_by`], loading the word.
     #[inline]
     pub fn held_by(&self, session: u32) -> u32 {
         self.word().held_by(session)
@@ -211,13 +211,13 @@ impl Slot {
         self.uses.store(uses.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// As [`Word::is`].
+    /// As [`Word::is`], loading the word.
     #[inline]
     pub fn is(&self, flags: Flags) -> bool {
         self.word().is(flags)
     }
 
-    /// As [`Word::has`].
+    /// As [`Word::has`], loading the word.
     #[inline]
     pub fn has(&self, flags: Flags) -> bool {
         self.word().has(flags)
@@ -240,7 +240,7 @@ impl Slot {
         self.word().0 & u64::from(READY | DETACHED) == u64::from(READY)
     }
 
-    /// As [`Word::locked`].
+    /// As [`Word::locked`], loading the word.
     #[inline]
     pub fn locked(&self) -> bool {
         self.word().locked()

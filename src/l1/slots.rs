@@ -1,4 +1,4 @@
-//! All objects of L1: their slots, and beside these what reads do not look at.
+//! All objects of L1: their slots, and the records of each that reads do not look at.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use crate::policy::Meta;
 pub struct UseRecord {
     /// Raised when the slot is freed, so that an old reference names nothing.
     pub generation: u32,
-    /// Place of the object in its prompt, as far as its writer's session tells.
+    /// Place of the object in its prompt, as far as its writer's session knows.
     pub depth: u32,
     /// The last pass over a session's objects that met it.
     pub seen: u32,

@@ -49,7 +49,7 @@ impl WriterAccounts {
         }
     }
 
-    /// What a writer had staged was committed or dropped.
+    /// Staging of a writer was committed or dropped.
     pub fn subtract(&mut self, writer: u64, bytes: u64) {
         if let Some(account) = self.0.get_mut(&writer) {
             account.bytes -= bytes;

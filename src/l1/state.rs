@@ -1,4 +1,4 @@
-//! The state of L1, under its one lock, and what can be asked of it.
+//! The state of L1, under its one lock, and the questions it answers.
 //!
 //! Everything that changes it stands in a file of its own; only the passing on of uses to the policies is here, since no policy may be
 //! asked before.
@@ -32,7 +32,7 @@ use crate::policy::EvictionPolicy;
 use crate::shape::ShapeTag;
 use crate::slot_table::SlotTable;
 
-/// How many keys ahead the table is asked for what is written.
+/// How many keys ahead the table is asked for keys that are written.
 const AHEAD: usize = 12;
 
 /// The settings of a tier.
@@ -54,7 +54,7 @@ pub struct L1Config {
 }
 
 impl L1Config {
-    /// Refuses what a slot has no bits for.
+    /// Refuses numbers for which a slot has no bits.
     pub(super) fn check(&self) -> Result<()> {
         if self.sessions_max > NOBODY {
             let most = self.sessions_max;
@@ -204,7 +204,7 @@ impl L1State {
         }
     }
 
-    /// Has what the table says of a key fetched, as keys are gone through whose fingerprints these are: of one some way ahead of number `at`.
+    /// Has the core fetch the table's bucket of a key some way ahead, for a caller that goes through these keys and is at number `at`.
     #[inline]
     pub fn look_ahead(&self, fingerprints: &[Fingerprint], at: usize) {
         if let Some(fingerprint) = fingerprints.get(at + AHEAD) {

@@ -1,4 +1,4 @@
-//! L1 itself: its lock, its clock, and whom it wakes.
+//! L1 itself: its lock, its clock, and the threads it wakes.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -23,7 +23,7 @@ fn coarse_ms() -> u64 {
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// The tier. Every method may be called from any thread; none blocks, but for those that say so.
+/// The tier. Every method may be called from any thread. None blocks but `reserve_waiting`.
 pub struct L1 {
     pub(super) state: RwLock<L1State>,
     pub(super) fingerprinter: Fingerprinter,
@@ -159,7 +159,7 @@ impl L1 {
         if self.events.are_kept() { Ok(()) } else { self.with(|_| self.events.keep()) }
     }
 
-    /// Says whether there is an L2 to write to.
+    /// Sets whether there is an L2 to write to. Without one, no object is queued to be written.
     pub fn set_has_l2(&self, has_l2: bool) {
         self.with(|state| state.has_l2 = has_l2);
     }

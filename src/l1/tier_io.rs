@@ -47,7 +47,7 @@ impl Hold for L1 {
     }
 }
 
-/// A buffer over the bytes of a slot for which the caller began a transfer. A staged slot is known to its loader alone, and a ready one is
+/// A buffer over the bytes of a slot for which the caller began a transfer. A staged slot is known to no one but its loader, and a ready one is
 /// never written again.
 fn buffer_of(l1: &L1, name: Ref, (offset, size): ArenaRange) -> Option<Buffer> {
     let hold: Arc<dyn Hold> = l1.upgrade()?;
@@ -226,7 +226,7 @@ pub(super) fn written(l1: &L1, name: Ref, stored: bool) {
         let locked = slot.locked();
         let pool = state.spaces[state.slots.space(name.slot) as usize].pool;
         if leaving && !locked && state.above(state.config.low_percent, 0) {
-            // Not kept to be written again: a backend that loses at once what it stores must not keep L1 full.
+            // It is not kept to be written again: a backend that loses at once what it stores must not keep L1 full.
             if lost {
                 pending_writes::count_unasked_drop(state);
             }

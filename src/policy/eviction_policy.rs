@@ -1,13 +1,13 @@
 //! The interface between a tier and its eviction policy.
 
-/// What a policy may know of an object.
+/// The facts that a policy may ask for of an object.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Meta {
     /// Hash of the object's identity, stable across eviction and reinsertion (for ghost lists).
     pub tag: u64,
-    /// Bytes of payload.
+    /// Bytes of the object's payload.
     pub size: u64,
-    /// Place of the object in its prompt, 0 for the first, as far as its writer's session tells.
+    /// Place of the object in its prompt, 0 for the first, as far as its writer's session knows.
     pub depth: u32,
     /// Times the object was read since it was inserted.
     pub uses: u32,
@@ -42,7 +42,7 @@ pub trait EvictionPolicy: Send {
     /// The object is gone. Works for known objects in any state, set aside or not.
     fn remove(&mut self, id: u32, why: Removal);
     /// The next object to go, first to last, that `usable` accepts; each one it refuses is set aside, and so is the
-    /// accepted one, until `remove`, `touch` or `release` says what became of it. `None`: nothing usable is left.
+    /// accepted one, until `remove`, `touch` or `release` is called for it. `None`: no usable object is left.
     fn victim(&mut self, usable: &mut dyn FnMut(u32) -> bool) -> Option<u32>;
     /// A set-aside object may be offered again, at about the place it had (first to go). No-op if not set aside.
     fn release(&mut self, id: u32);

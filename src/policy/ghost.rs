@@ -1,4 +1,4 @@
-//! What an evicted object is remembered by: a fingerprint of its tag and how often it was used.
+//! The memory of evicted objects: of each a fingerprint of its tag and how often it was used.
 //!
 //! Eight bytes a memory, in buckets of eight. A tag has two buckets and is remembered in the emptier one, so that none is
 //! forgotten before its time (balanced allocations: Azar, Broder, Karlin, Upfal, SIAM J. Comput. 1999). With one bucket, chance
@@ -9,7 +9,7 @@
 use crate::chunked::Chunked;
 
 const WAYS: usize = 8;
-/// Buckets made for each memory while there are too few: so many that there is always room, so few that no caller waits for them.
+/// Buckets made for each memory while there are too few: so many that a bucket is always free, so few that no caller waits for them.
 const GROWTH: u32 = 4;
 /// Spreads a tag for its second bucket (2^32 divided by the golden ratio).
 const SECOND: u32 = 0x9e37_79b9;
@@ -82,7 +82,7 @@ impl Ghost {
             0 => u32::MAX,
             _ => now.wrapping_sub(memory.since),
         };
-        // What is older than the span is forgotten already.
+        // A memory older than the span is forgotten already.
         let fullness = |bucket: &u32| {
             let full = self.buckets[*bucket].iter().filter(|memory| age(memory) <= self.span).count();
             let oldest = self.buckets[*bucket].iter().map(age).max();
@@ -95,7 +95,7 @@ impl Ghost {
         }
     }
 
-    /// Forgets the object and says how often it was used and how long ago, if it was remembered.
+    /// Forgets an object that was remembered. Gives how often it was used and how long ago.
     pub(super) fn recall(&mut self, tag: u32, now: u32) -> Option<(u8, u32)> {
         let wanted = fingerprint(tag, 0);
         let mut youngest = None;

@@ -10,7 +10,7 @@ pub struct Lru {
 }
 
 impl Lru {
-    /// An empty one.
+    /// A policy that knows no object yet.
     pub fn new() -> Lru {
         Lru { places: QueuePlaces::new(), queue: AppendQueue::default() }
     }

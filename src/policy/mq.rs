@@ -1,5 +1,5 @@
-//! MQ (Zhou, Philbin, Li, USENIX 2001): one LRU queue per power of two of uses, so that what was used often outlives
-//! what was used lately; what is not used for a lifetime sinks by one queue; a memory keeps the count of what was evicted.
+//! MQ (Zhou, Philbin, Li, USENIX 2001): one LRU queue per power of two of uses, so that objects used often
+//! outlive those used lately; an object not used for a lifetime sinks by one queue; a memory keeps the counts of evicted objects.
 //!
 //! The lifetime follows the workload, not the cache: it is a multiple of the distance at which objects are typically used
 //! again, seen in the queues and in the memory.
@@ -25,12 +25,12 @@ struct MqObject {
     since: u32,
     /// Uses before this residence, counting its insertion.
     before: u8,
-    /// Uses altogether.
+    /// Uses before this residence and in it.
     uses: u8,
     queue: u8,
 }
 
-/// Eight LRU queues.
+/// The policy: eight LRU queues and a memory.
 pub struct Mq {
     states: Chunked<MqObject>,
     places: QueuePlaces,
@@ -48,7 +48,7 @@ fn queue_of(uses: u8) -> u8 {
 }
 
 impl Mq {
-    /// An empty one.
+    /// A policy that knows no object yet.
     pub fn new() -> Mq {
         Mq {
             states: Chunked::new(),
@@ -71,7 +71,7 @@ impl Mq {
         }
     }
 
-    /// Lets what was not used for a lifetime sink by one queue, for two lifetimes by two.
+    /// Lets objects not used for a lifetime sink by one queue, for two lifetimes by two.
     fn sink(&mut self) {
         if self.typical == 0 {
             self.typical = u32::try_from(self.residents).unwrap_or(u32::MAX);

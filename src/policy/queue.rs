@@ -46,7 +46,7 @@ impl QueuePlaces {
         QueuePlaces { place: Chunked::new(), tickets: 0, segments: 0, spare: Vec::new() }
     }
 
-    /// Makes room for `id`.
+    /// Makes a place for `id`.
     pub(super) fn reach(&mut self, id: u32) {
         self.place.reach(id, || ABSENT);
     }
@@ -102,14 +102,14 @@ struct Run {
     /// The last segment, written up to `fill`.
     last: QueueSegment,
     fill: usize,
-    /// What of the first segment was read.
+    /// How many entries of the first segment were read.
     head: usize,
 }
 
 impl Run {
-    /// Begins a segment when the last one is full, and says whether it did.
+    /// Begins a segment when the last one is full. True if it did.
     #[inline]
-    fn make_room(&mut self, places: &mut QueuePlaces) -> bool {
+    fn begin_if_full(&mut self, places: &mut QueuePlaces) -> bool {
         let full = self.fill == self.last.ids.len();
         if full {
             self.begin(places);
@@ -167,7 +167,7 @@ impl Run {
 pub(super) struct AppendQueue {
     /// Ids that were set aside and come first again, each with its ticket.
     returned: VecDeque<(u32, u32)>,
-    /// What the sweep has packed, what it packed the time before, and what was appended since.
+    /// The entries that the sweep has packed, those it packed the time before, and those appended since.
     packed: Run,
     before: Run,
     recent: Run,
@@ -204,7 +204,7 @@ impl AppendQueue {
 
     #[inline]
     fn append(&mut self, places: &mut QueuePlaces, id: u32) {
-        let began = self.recent.make_room(places);
+        let began = self.recent.begin_if_full(places);
         self.recent.last.ids[self.recent.fill] = id;
         places.set(id, self.recent.last.base + self.recent.fill as u32);
         self.recent.fill += 1;
@@ -222,7 +222,7 @@ impl AppendQueue {
         places.set(id, ABSENT);
     }
 
-    /// The first id.
+    /// The id to go first. Skips entries left behind.
     pub(super) fn first(&mut self, places: &mut QueuePlaces) -> Option<u32> {
         while let Some(&(id, ticket)) = self.returned.front() {
             if places.get(id) == ticket {
@@ -258,7 +258,7 @@ impl AppendQueue {
         self.returned.push_back((id, ticket));
     }
 
-    /// Bytes beside those that [`QueuePlaces`] counts.
+    /// Memory held, in bytes, without that which [`QueuePlaces`] counts.
     pub(super) fn memory_bytes(&self) -> usize {
         let runs = [&self.packed, &self.before, &self.recent];
         self.returned.capacity() * size_of::<(u32, u32)>()
@@ -283,7 +283,7 @@ impl AppendQueue {
             };
             self.entries -= unread.len();
             for at in unread {
-                self.packed.make_room(places);
+                self.packed.begin_if_full(places);
                 let id = segment.ids[at];
                 if let Some(&later) = segment.ids.get(at + AHEAD) {
                     places.prefetch(later);

@@ -1,5 +1,5 @@
-//! S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi, SOSP 2023): a small queue for what is new, a main one for what was used
-//! again, and a memory of what left the small one.
+//! S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi, SOSP 2023): a small queue for new objects, a main one for those used
+//! again, and a memory of those that left the small one.
 
 use super::eviction_policy::{EvictionPolicy, Meta, Removal};
 use super::ghost::{Ghost, short};
@@ -35,7 +35,7 @@ pub struct S3Fifo {
 }
 
 impl S3Fifo {
-    /// An empty one.
+    /// A policy that knows no object yet.
     pub fn new() -> S3Fifo {
         S3Fifo {
             states: Chunked::new(),

@@ -1,4 +1,4 @@
-//! Sessions of copies: what the library itself reads and writes for a request, held apart from what the request holds.
+//! Sessions of copies: the library reads and writes in them for a request, apart from the session of the request.
 //!
 //! The memory under a copy belongs to the copy, so that the request's session may end meanwhile. The objects that a copy stores count as
 //! used by the request; those that it stores for one that was aborted are dropped instead of committed.

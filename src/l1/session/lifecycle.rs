@@ -79,7 +79,7 @@ fn end(state: &mut L1State, index: u32, touch: bool, reclaimed: bool) {
     let mut used = std::mem::take(&mut session.used);
     let pool = state.spaces[session.space as usize].pool;
     if touch && session.landed {
-        // Loads land in any order; the prompt's own is that in which its objects are to die.
+        // Loads are committed in any order; objects are to be evicted in that of the prompt.
         used.sort_by_key(|&name| state.slots.find(name).map_or(u32::MAX, |_| state.slots.use_record(name.slot).depth));
     }
     for &name in used.iter().rev() {

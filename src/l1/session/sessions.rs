@@ -14,7 +14,7 @@ use crate::key::Key;
 use crate::l1::slot::{NOBODY, Ref};
 use crate::l1::slots::Slots;
 
-/// Sessions reclaimed by their deadline that are remembered, so that a late use is told EXPIRED.
+/// Sessions reclaimed by their deadline that are remembered, so that a late use is answered with EXPIRED.
 const REMEMBERED: usize = 4096;
 /// A session's number: the cache's boot in the upper 16 bits, then the round in which it was given, then its index.
 const INDEX_BITS: u32 = NOBODY.count_ones();
@@ -24,7 +24,7 @@ const ROUNDS_MAX: u32 = (1 << (BOOT_SHIFT - INDEX_BITS)) - 1;
 /// So many indexes are given in a round before the next begins: sessions one after another would soon use the rounds up.
 const SPREAD: usize = 1 << 12;
 
-/// One live session.
+/// A live session, or one whose deadline has passed.
 pub struct Session {
     /// Its number, which callers know.
     pub id: u64,
@@ -46,7 +46,7 @@ pub struct Session {
     distinct: usize,
     /// Some of the entries of `used`, by slot, once `used` was found to fill with duplicates.
     known: Box<[Ref]>,
-    /// Whether loads landed in it.
+    /// Whether objects were loaded for it.
     pub landed: bool,
     /// Shares it holds of all objects together.
     pub shares: u64,
@@ -70,7 +70,7 @@ pub struct Session {
     pub exclusive_last: u8,
     /// The session that it copies for, or 0.
     pub user: u64,
-    /// Its space was forgotten while it copied: what it has not staged by then is not stored any more.
+    /// Its space was forgotten while it copied: keys that it has not staged by then are not stored any more.
     pub forgotten: bool,
 }
 

@@ -115,7 +115,7 @@ proptest! {
         let mut taken = Vec::new();
         for (op, times) in ops {
             for _ in 0..times {
-                allocs[1].again.node = NIL;
+                allocs[1].last_request.node = NIL;
                 match op {
                     Op::Take(size) => {
                         let [one, other] = allocs.each_mut().map(|alloc| alloc.alloc(size));
