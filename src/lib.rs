@@ -28,6 +28,8 @@ mod doorbell;
 pub mod error;
 pub mod events;
 pub(crate) mod fingerprint;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hash;
 pub mod key;
 pub mod log;

@@ -12,6 +12,7 @@ mod daemon;
 mod device;
 mod embedded;
 mod fs;
+mod fuzz;
 mod http;
 mod memory_limit;
 mod page;

@@ -28,7 +28,7 @@ pub mod listing;
 mod load;
 mod maintenance;
 mod objects;
-mod path;
+pub(crate) mod path;
 mod quarantine_dir;
 mod recover;
 mod remove;
