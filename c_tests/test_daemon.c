@@ -103,6 +103,7 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     GONE(kvkeep_get_views(cache, session, &key, 1, &view));
     GONE(kvkeep_renew_session(cache, session));
     GONE(kvkeep_set_quota(cache, space, 0));
+    GONE(kvkeep_close_space(cache, 1));
     kvkeep_session_state state_of_session;
     KVKEEP_INIT(&state_of_session);
     GONE(kvkeep_query_session(cache, session, &state_of_session));

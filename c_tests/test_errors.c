@@ -114,10 +114,10 @@ static void check_all_closed(kvkeep *closed) {
     KVKEEP_INIT(&state_of_session);
     CLOSED(kvkeep_query_session(closed, 1, &state_of_session));
     void *base;
-    size_t base_bytes;
-    CLOSED(kvkeep_get_arena(closed, &base, &base_bytes));
-    CLOSED(kvkeep_query_backends(closed, NULL, 0, &base_bytes));
-    CLOSED(kvkeep_query_prefix_lengths(closed, 1, NULL, 0, &base_bytes));
+    CLOSED(kvkeep_close_space(closed, 1));
+    CLOSED(kvkeep_get_arena(closed, &base, &length));
+    CLOSED(kvkeep_query_backends(closed, NULL, 0, &length));
+    CLOSED(kvkeep_query_prefix_lengths(closed, 1, NULL, 0, &length));
     CLOSED(kvkeep_append_tokens(closed, 1, tokens, 4, &number));
     CLOSED(kvkeep_get_session_keys(closed, 1, 0, 1, 0, 1, 1, keys, 1));
     CLOSED(kvkeep_reserve_write(closed, 1, keys, 4, sizes, 0, views));

@@ -69,6 +69,7 @@ static void bad_pools_are_refused(void) {
     other = 77;
     options = pool_options(segments);
     FAILS(kvkeep_open_pool(cache, space + 1, &options, &other), KVKEEP_ERR_NOT_FOUND, "not opened");
+    FAILS(kvkeep_close_space(cache, space), KVKEEP_ERR_LOCKED, "pool");
     FAILS(kvkeep_open_pool(cache, space, NULL, &other), KVKEEP_ERR_INVALID, "NULL");
     FAILS(kvkeep_open_pool(cache, space, &options, NULL), KVKEEP_ERR_INVALID, "NULL");
     FAILS(kvkeep_close_pool(cache, 99), KVKEEP_ERR_NOT_FOUND, "not open");

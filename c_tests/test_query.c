@@ -220,6 +220,65 @@ static void a_quota_is_set_anew(void) {
     close_empty(cache);
 }
 
+static uint64_t open_tenant(const char *tenant, uint64_t quota_bytes) {
+    kvkeep_space_options options;
+    KVKEEP_INIT(&options);
+    options.model = "model";
+    options.tenant = tenant;
+    options.quota_bytes = quota_bytes;
+    uint64_t tenants = 0;
+    OK(kvkeep_open_space(cache, &options, &tenants));
+    return tenants;
+}
+
+static void a_space_is_closed_and_opened_again(void) {
+    enter(open_l2(MIB, "memory:"));
+    kvkeep_key keys[4];
+    keys_of(keys, 1, 4);
+    uint64_t tenant = open_tenant("tenant", 0);
+    put(cache, tenant, keys, 4, 4096);
+    OK(kvkeep_flush(cache, 30000));
+    uint64_t user = begin(cache, tenant);
+    FAILS(kvkeep_close_space(cache, tenant), KVKEEP_ERR_LOCKED, "session");
+    check_usage(tenant, 4, 4 * 4096, 0);
+    OK(kvkeep_end_session(cache, user));
+    OK(kvkeep_close_space(cache, tenant));
+    CHECK_EQUAL(stats_of(cache).l1_objects, 0);
+    FAILS(kvkeep_close_space(cache, tenant), KVKEEP_ERR_NOT_FOUND, "never opened");
+    FAILS(kvkeep_close_space(cache, 0), KVKEEP_ERR_NOT_FOUND, "never opened");
+    // Another space in its place meets nothing of it.
+    uint64_t other = open_tenant("other", 0);
+    CHECK(!is_ready(cache, other, &keys[0]));
+    CHECK_EQUAL(open_tenant("tenant", 0), tenant);
+    user = begin(cache, tenant);
+    uint64_t job;
+    OK(kvkeep_submit_prefetch(cache, user, keys, 4, NULL, &job, NULL, NULL));
+    CHECK_EQUAL(answer_of(cache, job).tier_keys[1], 4);
+    close_empty(cache);
+}
+
+static void spaces_without_end_come_and_go(void) {
+    enter(open_l1(MIB));
+    kvkeep_key key = key_of(1);
+    char name[32];
+    // More than may be open at once, but where things are slow.
+    const int spaces = getenv("KVKEEP_TEST_WATCHDOG_S") ? 2000 : 70000;
+    for (int i = 0; i < spaces; i++) {
+        snprintf(name, sizeof name, "tenant %d", i);
+        uint64_t tenant = open_tenant(name, i % 2 ? 4096 : 0);
+        if (i % 1000 < 2) {
+            put(cache, tenant, &key, 1, 4096);
+            CHECK(is_ready(cache, tenant, &key));
+            check_usage(tenant, 1, 4096, i % 2 ? 4096 : 0);
+        }
+        OK(kvkeep_close_space(cache, tenant));
+    }
+    put(cache, space, &key, 1, 4096);
+    check_usage(space, 1, 4096, 0);
+    CHECK_EQUAL(stats_of(cache).l1_objects, 1);
+    close_empty(cache);
+}
+
 int main(void) {
     watchdog();
     RUN(keys_are_absent_until_they_are_committed);
@@ -228,6 +287,8 @@ int main(void) {
     RUN(what_is_written_says_so);
     RUN(a_space_tells_its_usage_and_its_quota);
     RUN(a_quota_is_set_anew);
+    RUN(a_space_is_closed_and_opened_again);
+    RUN(spaces_without_end_come_and_go);
     RUN(p11_a_batch_is_told_at_one_instant);
     return 0;
 }

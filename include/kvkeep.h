@@ -1003,6 +1003,16 @@ kvkeep_status kvkeep_open_space(kvkeep *cache,
                                 const kvkeep_space_options *options,
                                 uint64_t *space);
 
+/// Closes a space that is used no more: its number is not valid any more, and its objects leave L1, written or not: `kvkeep_flush`
+/// first has those written that wait for it. Backends keep theirs, and opening the space again finds them. Of a daemon the space is
+/// closed for this client at once, and altogether when the last client that has it open closes it; objects stay until then. Never
+/// blocks on I/O.
+/// Errors: NOT_FOUND (space), LOCKED (a session of it is live, or a pool of it is open), PERMISSION (a read-only client).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_close_space(kvkeep *cache,
+                                 uint64_t space);
+
 /// Sets the most bytes of L1 that objects of a space may take, as opening it again does. 0: no bound but L1. Objects above it are
 /// evicted at once, but for those in use or still to be written to L2, which are evicted when they may be. Never blocks on I/O.
 /// Errors: NOT_FOUND (space), PERMISSION (a read-only client).

@@ -22,6 +22,9 @@ pub trait Cache: Send + Sync {
     /// Opens a space, or gives the number of one that is open.
     fn open_space(&self, spec: SpaceSpec) -> Result<u64>;
 
+    /// Closes a space that no session uses.
+    fn close_space(&self, space: u64) -> Result<()>;
+
     /// Bounds a space's part of L1; 0: by L1 alone.
     fn set_quota(&self, space: u64, quota_bytes: u64) -> Result<()>;
 

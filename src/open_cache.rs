@@ -72,6 +72,14 @@ impl OpenCache {
         Ok(number)
     }
 
+    /// Closes a space that neither a session nor a pool of this process uses.
+    pub fn close_space(&self, space: u64) -> Result<()> {
+        self.transfers.check_without_pools(space)?;
+        self.cache.close_space(space)?;
+        self.transfers.forget_space(space);
+        Ok(())
+    }
+
     /// Stages keys. If the cache has a time for it, waits for writes under way before unwritten objects are evicted.
     pub fn reserve_write(
         &self,

@@ -83,6 +83,9 @@ public:
         return usage;
     }
 
+    /// Closes it, once no session and no pool of it is left. Not to be used after that.
+    void close() const { detail::check(kvkeep_close_space(cache_, id_)); }
+
     /// Bounds the part of L1 that its objects may take; 0: by L1 alone.
     void set_quota(std::uint64_t bytes) const { detail::check(kvkeep_set_quota(cache_, id_, bytes)); }
 

@@ -82,6 +82,11 @@ impl L1 {
         open_space::open_space(self, spec)
     }
 
+    /// Closes a space that no session uses; its objects leave L1.
+    pub fn close_space(&self, space: u64) -> Result<()> {
+        open_space::close_space(self, space)
+    }
+
     /// Sets the quota of an open space.
     pub fn set_quota(&self, space: u64, quota_bytes: u64) -> Result<()> {
         open_space::set_quota(self, space, quota_bytes)

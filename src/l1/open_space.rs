@@ -1,12 +1,12 @@
-//! Opening spaces, and their quotas.
+//! Opening and closing spaces, and their quotas.
 
-use super::evict;
 use super::pools::EvictionPool;
 use super::space::Space;
 use super::state::L1State;
 use super::tier::L1;
+use super::{evict, remove};
 use crate::config::SpaceSpec;
-use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
+use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, Result};
 use crate::hash::{layout_tag, space_tag};
 use crate::key::SpaceTag;
 use crate::policy::Removal;
@@ -24,16 +24,10 @@ pub(super) fn open_tagged_space(l1: &L1, tag: SpaceTag, spec: &SpaceSpec) -> Res
             Some(&index) if state.spaces[index as usize].tag != tag => return Err(alias(&tag)),
             Some(&index) => index,
             None => {
-                if state.spaces.len() >= SPACES_MAX {
-                    return Err(Error::new(
-                        KVKEEP_ERR_LIMIT,
-                        format!("{SPACES_MAX} spaces are open: use fewer tenants or layouts per cache"),
-                    ));
-                }
-                let index = state.spaces.len() as u32;
                 let layout = layout_tag(spec);
                 let chunk_tokens = spec.chunk_tokens;
-                state.spaces.push(Space { tag, layout, chunk_tokens, quota: 0, used: 0, ready: 0, pool: 0 });
+                let space = Space { tag, layout, chunk_tokens, quota: 0, used: 0, ready: 0, pool: 0 };
+                let index = enter(state, space)?;
                 state.by_number.insert(tag.number(), index);
                 index
             }
@@ -43,6 +37,47 @@ pub(super) fn open_tagged_space(l1: &L1, tag: SpaceTag, spec: &SpaceSpec) -> Res
     })?;
     trim_to_quota(l1, index);
     Ok(tag.number())
+}
+
+/// Gives a space an index: that of a closed one, if no memory is that one's any more, or a new one.
+fn enter(state: &mut L1State, space: Space) -> Result<u32> {
+    let left = state.closed_spaces.iter().position(|&index| state.spaces[index as usize].used == 0);
+    if let Some(at) = left {
+        let index = state.closed_spaces.swap_remove(at);
+        let former = std::mem::replace(&mut state.spaces[index as usize], space);
+        if former.pool != 0 {
+            state.spare_pools.push(former.pool);
+        }
+        // Loads that came after it was closed may have left some.
+        state.shapes.forget(index);
+        return Ok(index);
+    }
+    if state.spaces.len() >= SPACES_MAX {
+        return Err(Error::new(
+            KVKEEP_ERR_LIMIT,
+            format!("{SPACES_MAX} spaces are open: close some, or use fewer tenants or layouts per cache"),
+        ));
+    }
+    state.spaces.push(space);
+    Ok(state.spaces.len() as u32 - 1)
+}
+
+/// Closes a space that no session uses: its number is not known any more, and its objects leave this tier.
+pub(super) fn close_space(l1: &L1, number: u64) -> Result<()> {
+    l1.with(|state| {
+        let index = state.space_index(number)?;
+        if let Some((_, session)) = state.sessions.live().find(|(_, session)| session.space == index) {
+            return Err(Error::new(
+                KVKEEP_ERR_LOCKED,
+                format!("session {} of space {number} is live: end the sessions of a space first", session.id),
+            ));
+        }
+        remove::clear_objects(state, Some(index), true);
+        state.shapes.forget(index);
+        state.by_number.remove(&number);
+        state.closed_spaces.push(index);
+        Ok(())
+    })
 }
 
 pub(super) fn set_quota(l1: &L1, number: u64, quota_bytes: u64) -> Result<()> {
@@ -76,9 +111,13 @@ fn set_quota_of(state: &mut L1State, index: u32, quota: u64) -> Result<()> {
         return Ok(());
     }
     // A quota evicts within its space, so from now on its objects compete with each other only.
-    let pool = state.pools.len();
+    let empty = EvictionPool::new(&state.config.policy)?;
+    let pool = state.spare_pools.pop().unwrap_or(state.pools.len());
     space.pool = pool;
-    state.pools.push(EvictionPool::new(&state.config.policy)?);
+    match state.pools.get_mut(pool) {
+        Some(spare) => *spare = empty,
+        None => state.pools.push(empty),
+    }
     let members: Vec<u32> = state
         .slots
         .live()

@@ -116,7 +116,7 @@ fn slots_of(state: &L1State, space: Option<u32>, wished: impl Fn(&Slot) -> bool)
 
 /// Detaches the ready objects of a space, or of all; without `force`, those that are not in use. Gives the number removed, and whether
 /// none stayed.
-fn clear_objects(state: &mut L1State, space: Option<u32>, force: bool) -> (u64, bool) {
+pub(super) fn clear_objects(state: &mut L1State, space: Option<u32>, force: bool) -> (u64, bool) {
     let ready = slots_of(state, space, Slot::is_findable);
     let mut gone = 0;
     for &id in &ready {

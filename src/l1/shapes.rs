@@ -49,6 +49,11 @@ fn contradiction(known: &Shape, shape: &Shape) -> Error {
 }
 
 impl Shapes {
+    /// Forgets the shapes of a space.
+    pub fn forget(&mut self, space: u32) {
+        self.0.retain(|(of, ..), _| *of != space);
+    }
+
     /// Declares the shapes that a pool has in a space. Refuses all of them if one contradicts an earlier pool. Gives the ranks and
     /// groups whose shape was that of a loaded object and is replaced: the caller detaches their objects.
     pub fn declare(&mut self, space: u32, shapes: &[Shape]) -> Result<HashSet<(u32, u32)>> {

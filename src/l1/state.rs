@@ -95,8 +95,12 @@ pub(super) struct L1State {
     pub spaces: Vec<Space>,
     /// Indexes of spaces by the numbers that callers know.
     pub by_number: HashMap<u64, u32>,
+    /// Indexes of spaces that were closed. Another space may have one once no memory is its any more.
+    pub closed_spaces: Vec<u32>,
     pub shapes: Shapes,
     pub pools: Vec<EvictionPool>,
+    /// Indexes of pools whose spaces were closed, and which are empty.
+    pub spare_pools: Vec<usize>,
     pub sessions: Sessions,
     pub writers: WriterAccounts,
     pub config: L1Config,
@@ -154,8 +158,10 @@ impl L1State {
             holders: Holders::default(),
             spaces: Vec::new(),
             by_number: HashMap::new(),
+            closed_spaces: Vec::new(),
             shapes: Shapes::default(),
             pools: vec![EvictionPool::new(&config.policy)?],
+            spare_pools: Vec::new(),
             sessions: Sessions::new(config.sessions_max, config.boot),
             writers: WriterAccounts::default(),
             config,

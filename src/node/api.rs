@@ -102,6 +102,10 @@ impl Cache for Node {
         self.l1.open_space(&spec)
     }
 
+    fn close_space(&self, space: u64) -> Result<()> {
+        self.l1.close_space(space)
+    }
+
     fn set_quota(&self, space: u64, quota_bytes: u64) -> Result<()> {
         self.l1.set_quota(space, quota_bytes)
     }

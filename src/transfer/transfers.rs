@@ -21,8 +21,8 @@ use crate::abi::JobResult;
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{
-    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND,
-    KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status,
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED,
+    KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, KVKEEP_PENDING, Result, Status,
 };
 use crate::shape::Shape;
 
@@ -129,6 +129,22 @@ impl Transfers {
     /// A space was opened through this handle.
     pub fn note_space(&self, number: u64, spec: &SpaceSpec) {
         self.inner.lock().chunk_tokens.insert(number, spec.chunk_tokens);
+    }
+
+    /// Refuses to close a space that pools are open of.
+    pub fn check_without_pools(&self, space: u64) -> Result<()> {
+        match self.inner.lock().pools.values().find(|pool| pool.space == space) {
+            None => Ok(()),
+            Some(pool) => Err(Error::new(
+                KVKEEP_ERR_LOCKED,
+                format!("pool {} of space {space} is open: close the pools of a space first", pool.number),
+            )),
+        }
+    }
+
+    /// A space was closed through this handle.
+    pub fn forget_space(&self, space: u64) {
+        self.inner.lock().chunk_tokens.remove(&space);
     }
 
     fn check_open(&self) -> Result<()> {

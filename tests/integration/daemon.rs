@@ -7,7 +7,7 @@ use kvkeep::abi::{JobResult, KeyState, SpaceUsage, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Mode, NodeConfig, Notify, PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
-use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
+use kvkeep::error::{KVKEEP_ERR_DISCONNECTED, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
 use kvkeep::key::Key;
 use parking_lot::Mutex;
 
@@ -80,6 +80,34 @@ fn what_one_client_writes_another_reads() {
     a.close();
     b.close();
     assert_eq!(daemon.stats().sessions, 0);
+}
+
+#[test]
+fn a_space_is_closed_when_the_last_client_that_has_it_open_closes_it() {
+    let daemon = start();
+    let (a, b, gone) = (daemon.client(), daemon.client(), daemon.client());
+    let (space, keys) = (a.open_space(spec()).unwrap(), keys(5));
+    for client in [&b, &gone] {
+        assert_eq!(client.open_space(spec()).unwrap(), space);
+    }
+    let session = a.begin_session(space, "writer", None).unwrap();
+    write(&a, session, &keys);
+    a.end_session(session).unwrap();
+    // One that is not there any more has nothing open.
+    gone.close();
+    a.close_space(space).unwrap();
+    assert_eq!(a.close_space(space).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+    let reader = b.begin_session(space, "reader", None).unwrap();
+    read(&b, reader, &keys);
+    assert_eq!(b.close_space(space).unwrap_err().status, KVKEEP_ERR_LOCKED);
+    b.end_session(reader).unwrap();
+    b.close_space(space).unwrap();
+    assert_eq!(daemon.stats().l1_objects, 0);
+    assert_eq!(b.begin_session(space, "late", None).unwrap_err().status, KVKEEP_ERR_NOT_FOUND);
+    assert_eq!(b.open_space(spec()).unwrap(), space);
+    assert_eq!(daemon.stats().l1_objects, 0);
+    a.close();
+    b.close();
 }
 
 #[test]

@@ -763,6 +763,13 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_uint64),
         ),
     ),
+    "kvkeep_close_space": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+        ),
+    ),
     "kvkeep_set_quota": (
         c_int,
         (

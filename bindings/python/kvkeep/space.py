@@ -83,6 +83,10 @@ class Space:
         call(lib.kvkeep_query_space, self._cache.pointer, self.id, ctypes.byref(usage))
         return usage
 
+    def close(self) -> None:
+        """Closes the space, once no session and no pool of it is left. Its objects leave L1; backends keep theirs."""
+        call(lib.kvkeep_close_space, self._cache.pointer, self.id)
+
     def set_quota(self, quota_bytes: int) -> None:
         """Bounds the part of L1 that the space's objects may take; 0: by L1 alone."""
         call(lib.kvkeep_set_quota, self._cache.pointer, self.id, number(ctypes.c_uint64, "quota_bytes", quota_bytes))

@@ -60,6 +60,12 @@ impl Cache for Client {
         self.spaces.open(&spec, open)
     }
 
+    fn close_space(&self, space: u64) -> Result<()> {
+        self.call(&*self.link()?, &Request::CloseSpace { space }, nothing)?;
+        self.spaces.close(space);
+        Ok(())
+    }
+
     fn set_quota(&self, space: u64, quota_bytes: u64) -> Result<()> {
         self.call(&*self.link()?, &Request::SetQuota { space, quota_bytes }, nothing)?;
         self.spaces.set_quota(space, quota_bytes);

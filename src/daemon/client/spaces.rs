@@ -44,6 +44,11 @@ impl Spaces {
         self.known.lock().iter().map(|known| known.spec.clone()).collect()
     }
 
+    /// The next run of the daemon does not open it.
+    pub fn close(&self, number: u64) {
+        self.known.lock().retain(|known| space_tag(&known.spec).number() != number);
+    }
+
     /// The next run of the daemon opens it with this quota.
     pub fn set_quota(&self, number: u64, quota_bytes: u64) {
         let mut known = self.known.lock();

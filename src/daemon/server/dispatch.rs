@@ -54,6 +54,11 @@ impl Handler {
             Request::Bye {} => number(frame, client.leave(node).1 as u64),
             Request::Ping {} => done(frame),
             Request::OpenSpace { spec } => number(frame, self.grants.open_space(client, spec)?),
+            Request::CloseSpace { space } => {
+                client.may_write()?;
+                self.grants.close_space(client, space)?;
+                done(frame)
+            }
             Request::SetQuota { space, quota_bytes } => {
                 client.may_write()?;
                 self.grants.check_space(client, space)?;

@@ -1,14 +1,14 @@
 //! Spaces that only some users may use: those of tenants with users of their own.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use hashbrown::HashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::client_state::ClientState;
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
-use crate::error::{Error, KVKEEP_ERR_PERMISSION, Result};
+use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, Result};
 use crate::node::Node;
 
 /// The users of spaces that not everyone may use.
@@ -18,16 +18,52 @@ pub struct SpaceGrants {
     tenants: Vec<(String, Vec<u32>)>,
     /// The users of each space of such a tenant.
     grants: RwLock<HashMap<u64, Vec<u32>>>,
+    /// The clients that have each space open.
+    openers: Mutex<HashMap<u64, Vec<Weak<ClientState>>>>,
 }
 
 impl SpaceGrants {
     /// No space is open yet. `tenants` have users who alone may open their spaces.
     pub fn new(node: Arc<Node>, tenants: Vec<(String, Vec<u32>)>) -> SpaceGrants {
-        SpaceGrants { node, tenants, grants: RwLock::default() }
+        SpaceGrants { node, tenants, grants: RwLock::default(), openers: Mutex::default() }
     }
 
     /// Opens a space, if its tenant has no users of its own or this client is one.
-    pub fn open_space(&self, client: &ClientState, spec: SpaceSpec) -> Result<u64> {
+    pub fn open_space(&self, client: &Arc<ClientState>, spec: SpaceSpec) -> Result<u64> {
+        // Held meanwhile, so that no other client closes it before this one has it.
+        let mut openers = self.openers.lock();
+        let space = self.open_granted(client, spec)?;
+        let openers = openers.entry(space).or_default();
+        openers.retain(|opener| opener.strong_count() > 0);
+        if !openers.iter().any(|opener| opener.as_ptr() == Arc::as_ptr(client)) {
+            openers.push(Arc::downgrade(client));
+        }
+        Ok(space)
+    }
+
+    /// Closes a space for this client, and altogether where no other client that is connected has it open.
+    pub fn close_space(&self, client: &Arc<ClientState>, space: u64) -> Result<()> {
+        self.check_space(client, space)?;
+        let mut openers = self.openers.lock();
+        let is_client = |opener: &Weak<ClientState>| opener.as_ptr() == Arc::as_ptr(client);
+        let of_space = openers.get_mut(&space).filter(|openers| openers.iter().any(is_client)).ok_or_else(|| {
+            Error::new(
+                KVKEEP_ERR_NOT_FOUND,
+                format!("space {space} is not open for this client: it was never opened, or closed before"),
+            )
+        })?;
+        let is_there = |opener: &Weak<ClientState>| opener.upgrade().is_some_and(|client| !client.is_gone());
+        if of_space.iter().any(|opener| !is_client(opener) && is_there(opener)) {
+            of_space.retain(|opener| !is_client(opener) && is_there(opener));
+            return Ok(());
+        }
+        self.node.close_space(space)?;
+        openers.remove(&space);
+        self.grants.write().remove(&space);
+        Ok(())
+    }
+
+    fn open_granted(&self, client: &ClientState, spec: SpaceSpec) -> Result<u64> {
         let users = self.tenants.iter().find(|(tenant, _)| *tenant == spec.tenant).map(|(_, users)| users.clone());
         if let Some(users) = &users {
             allow(client, users)?;

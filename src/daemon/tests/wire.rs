@@ -146,7 +146,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         48 => Request::SetQuota { space, quota_bytes: *other },
         49 => Request::QuerySession { session },
         50 => Request::QueryBackends {},
-        _ => Request::QueryPrefixLengths { job },
+        51 => Request::QueryPrefixLengths { job },
+        _ => Request::CloseSpace { space },
     }
 }
 

@@ -100,6 +100,7 @@ requests! {
     49 QuerySession { session: u64 },
     50 QueryBackends {},
     51 QueryPrefixLengths { job: u64 },
+    52 CloseSpace { space: u64 },
 }
 
 impl Request<'_> {
