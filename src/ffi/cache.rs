@@ -2,9 +2,12 @@
 
 use std::ffi::c_char;
 
+use super::guard::{guard, on};
 use super::handle::{self, kvkeep};
 use super::options::{kvkeep_options, kvkeep_space_options};
-use super::{config, guard, input_struct, on, optional_output, output, text};
+use super::pointers::{optional_output, output};
+use super::versioned::input_struct;
+use super::{config, text};
 use crate::error::{KVKEEP_OK, Status};
 use crate::threads;
 

@@ -10,9 +10,10 @@ use super::options::{
     kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
     kvkeep_transfer_options,
 };
+use super::pointers::input;
+use super::text;
 use super::versioned::input_elements;
-use super::{checked_extra_count, flag, input, text};
-use crate::abi::Completion;
+use crate::abi::{Completion, KVKEEP_EXTRA_COUNT_MAX};
 use crate::cache::Cache;
 use crate::config::{Callback, GroupRule, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode};
 use crate::daemon::client::{Client, ClientConfig};
@@ -371,4 +372,23 @@ pub fn store(
         zero(value, name)?;
     }
     load(options, callback, userdata)
+}
+
+/// The extra_count that every share operation takes.
+pub(super) fn checked_extra_count(extra_count: i32) -> Result<u32> {
+    match u32::try_from(extra_count) {
+        Ok(extra) if extra_count <= KVKEEP_EXTRA_COUNT_MAX => Ok(extra),
+        _ => Err(Error::invalid(format!(
+            "extra_count is {extra_count}, it must be 0 to {KVKEEP_EXTRA_COUNT_MAX}: pass the number of readers less one"
+        ))),
+    }
+}
+
+/// A choice between two, as C passes it.
+pub(super) fn flag(value: u32, name: &str) -> Result<bool> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Error::invalid(format!("{name} is {value}, it must be 0 or 1: see the header for what they mean"))),
+    }
 }

@@ -2,9 +2,12 @@
 
 use std::ffi::c_void;
 
+use super::config;
+use super::guard::{on, on_even_poisoned};
 use super::handle::kvkeep;
 use super::options::{kvkeep_callback, kvkeep_pool_options, kvkeep_transfer_options};
-use super::{config, input, input_struct, input_struct_or_default, on, on_even_poisoned, output, output_slice};
+use super::pointers::{input, output, output_slice};
+use super::versioned::{input_struct, input_struct_or_default};
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
 use crate::transfer::submit::AskedTransfer;

@@ -1,10 +1,10 @@
 //! Objects: exported functions.
 
+use super::config::{checked_extra_count, flag};
+use super::guard::{batch_status, on};
 use super::handle::kvkeep;
-use super::{
-    batch_status, checked_extra_count, disjoint, flag, input, on, optional_output, optional_statuses, output_slice,
-    text,
-};
+use super::pointers::{disjoint, input, optional_output, optional_statuses, output_slice};
+use super::text;
 use crate::abi::{KeyState, View};
 use crate::error::{KVKEEP_ERR_QUOTA, KVKEEP_OK, Status};
 use crate::key::Key;

@@ -2,8 +2,11 @@
 
 use std::ffi::{c_char, c_void};
 
+use super::guard::on;
 use super::handle::kvkeep;
-use super::{disjoint, fill_struct, input, on, output, output_slice, text};
+use super::pointers::{disjoint, input, output, output_slice};
+use super::text;
+use super::versioned::fill_struct;
 use crate::abi::{BackendState, SessionState, SpaceUsage, Stats};
 use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_OK, KVKEEP_PARTIAL, Status};
 use crate::events::Event;

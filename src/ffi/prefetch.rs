@@ -2,11 +2,12 @@
 
 use std::ffi::c_void;
 
+use super::config;
+use super::guard::{on, on_even_poisoned};
 use super::handle::kvkeep;
 use super::options::{kvkeep_callback, kvkeep_prefetch_options};
-use super::{
-    config, disjoint, fill_struct, input, input_struct_or_default, on, on_even_poisoned, output, output_slice,
-};
+use super::pointers::{disjoint, input, output, output_slice};
+use super::versioned::{fill_struct, input_struct_or_default};
 use crate::abi::{Completion, JobResult};
 use crate::error::{KVKEEP_OK, KVKEEP_PARTIAL, Status};
 use crate::key::Key;

@@ -1,8 +1,11 @@
 //! Sessions: exported functions.
 
+use super::config;
+use super::guard::on;
 use super::handle::kvkeep;
 use super::options::kvkeep_session_options;
-use super::{config, input, input_struct_or_default, on, optional_output, output, output_slice};
+use super::pointers::{input, optional_output, output, output_slice};
+use super::versioned::input_struct_or_default;
 use crate::error::{Error, KVKEEP_OK, Status};
 use crate::key::Key;
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 
-use super::{null, output};
+use super::pointers::{null, output};
 use crate::error::{Error, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 
 /// Bytes that are kept of a message, its NUL included.

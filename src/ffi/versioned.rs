@@ -6,8 +6,8 @@ use super::options::{
     kvkeep_group_rule, kvkeep_options, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_segment,
     kvkeep_session_options, kvkeep_space_options, kvkeep_transfer_options,
 };
+use super::pointers::{checked_count, input, misaligned, null, output};
 use super::version::KVKEEP_ABI_VERSION;
-use super::{input, misaligned, null, output};
 use crate::abi::{JobResult, SessionState, SpaceUsage, Stats};
 use crate::error::{Error, KVKEEP_ERR_VERSION, Result};
 
@@ -86,7 +86,7 @@ pub fn input_elements<T: Element>(first: *const T, count: usize, owner_size: u32
     if size == size_of::<T>() {
         return input(first, count, name).map(<[T]>::to_vec);
     }
-    super::checked_count(count, name)?;
+    checked_count(count, name)?;
     if !first.is_null() && !first.is_aligned() {
         return Err(misaligned::<T>(name));
     }
