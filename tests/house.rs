@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const LINES_MAX: usize = 500;
 const FUNCTIONS_MAX: usize = 70;
@@ -133,6 +134,17 @@ fn nothing_is_left_for_later() {
         })
         .collect();
     assert!(left.is_empty(), "left for later: {left:#?}");
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle_and_no_type_name_occurs_twice() {
+    let script = root().join("scripts/structure.py");
+    let output = Command::new(&script).args(["--circles", "--doubles"]).output().unwrap();
+    let numbers = String::from_utf8(output.stdout).unwrap();
+    for row in ["import circles", "type names that occur twice"] {
+        let line = numbers.lines().find(|line| line.starts_with(row)).unwrap_or_default();
+        assert!(line.ends_with(" 0"), "{numbers}");
+    }
 }
 
 /// Name and doc comment of each function of the header.
