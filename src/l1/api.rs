@@ -192,8 +192,8 @@ impl L1 {
 
     /// Returns shares that a job took and its caller never saw: no use, no touch. Unknown sessions have none left. A temporary object
     /// that no session has read so far stays, unless a backend has it, too.
-    pub fn take_back(&self, session: u64, keys: impl Iterator<Item = Key>, count: u32) {
-        read::take_back(self, session, keys, count)
+    pub fn return_unread(&self, session: u64, keys: impl Iterator<Item = Key>, count: u32) {
+        read::return_unread(self, session, keys, count)
     }
 
     /// Views of keys whose shares the session holds.

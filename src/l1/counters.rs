@@ -115,7 +115,7 @@ impl Counters {
     }
 
     /// A session returned shares.
-    pub fn give_back(&mut self, shares: u32) {
+    pub fn return_shares(&mut self, shares: u32) {
         add(&mut self.0[0].shares, u64::from(shares).wrapping_neg());
     }
 
@@ -161,7 +161,7 @@ impl CounterPart {
     }
 
     /// Shares were returned; so many bytes became free to evict.
-    pub fn give_back(&self, shares: u64, unlocked: u64) {
+    pub fn return_shares(&self, shares: u64, unlocked: u64) {
         self.shares.fetch_sub(shares, Ordering::Relaxed);
         self.locked_bytes.fetch_sub(unlocked, Ordering::Relaxed);
     }

@@ -94,7 +94,7 @@ pub(super) fn finish_read(
     lookup::with_slots(l1, keys, true, |mut lookup| {
         let shared = shared_read::run(l1, session, now_ms, |call| {
             let (found, _) = lookup.find_all(call.state, call.session.space);
-            call.give_all(found, count, Outcome::new(statuses.as_deref_mut()))
+            call.return_all(found, count, Outcome::new(statuses.as_deref_mut()))
         });
         if let Some(all) = shared {
             return Ok(all);
@@ -104,7 +104,7 @@ pub(super) fn finish_read(
             let (found, _) = lookup.find_all(state, space);
             let mut outcome = Outcome::new(statuses);
             for (i, (key, id)) in keys.iter().zip(found.iter_mut()).enumerate() {
-                outcome.set(i, share_return::return_shares(state, index, key, id, count));
+                outcome.set(i, share_return::return_key(state, index, key, id, count));
             }
             share::count_reads(state, space, found);
             Ok(outcome.all_ok())
@@ -118,14 +118,14 @@ pub(super) fn release(l1: &L1, session: u64, keys: &[Key], count: u32) -> Result
         let mut returned = 0;
         for key in keys {
             let mut id = state.find(space, key).unwrap_or(NONE);
-            returned += u64::from(share_return::return_shares(state, index, key, &mut id, count) == KVKEEP_OK);
+            returned += u64::from(share_return::return_key(state, index, key, &mut id, count) == KVKEEP_OK);
             share::count_reads(state, space, &mut [id]);
         }
         Ok(returned)
     })
 }
 
-pub(super) fn take_back(l1: &L1, session: u64, keys: impl Iterator<Item = Key>, count: u32) {
+pub(super) fn return_unread(l1: &L1, session: u64, keys: impl Iterator<Item = Key>, count: u32) {
     l1.with(|state| {
         let Ok(index) = state.sessions.index(session) else { return };
         let space = state.sessions.at_mut(index).space;
@@ -136,7 +136,7 @@ pub(super) fn take_back(l1: &L1, session: u64, keys: impl Iterator<Item = Key>, 
             if let Some(awaited) = awaited {
                 state.slots[awaited].clear(TEMPORARY);
             }
-            share_return::return_shares(state, index, &key, &mut id, count);
+            share_return::return_key(state, index, &key, &mut id, count);
             if let Some(awaited) = awaited {
                 state.slots[awaited].set(TEMPORARY);
             }

@@ -128,9 +128,9 @@ fn forget_duplicates(state: &mut L1State, session: u32) {
 
 /// Takes `count` shares of an object back from a session that holds them. True if they were the last ones and the object stays.
 #[inline(always)]
-pub(super) fn give_back(state: &mut L1State, session: u32, id: u32, count: u32) -> bool {
+pub(super) fn return_shares(state: &mut L1State, session: u32, id: u32, count: u32) -> bool {
     state.sessions.at_mut(session).shares -= u64::from(count);
-    state.counters.give_back(count);
+    state.counters.return_shares(count);
     let slot = &mut state.slots[id];
     let word = slot.word();
     if word.is(TEMPORARY) {

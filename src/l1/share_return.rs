@@ -18,6 +18,7 @@ pub(super) fn held_slot(state: &L1State, session: u32, key: &Key, id: u32, count
     holder.detached.get(key)?.iter().rev().find(holds).map(|name| name.slot)
 }
 
+/// The answer to a session that does not hold the shares of a key it returns or reads: EXPIRED if they were revoked.
 pub(super) fn not_held(state: &L1State, session: u32, key: &Key) -> Status {
     if state.sessions.at(session).revoked.contains_key(key) { KVKEEP_ERR_EXPIRED } else { KVKEEP_ERR_NOT_HELD }
 }
@@ -25,7 +26,7 @@ pub(super) fn not_held(state: &L1State, session: u32, key: &Key) -> Status {
 /// Returns shares of the key whose slot is `id`, which becomes `NONE` unless they were the last ones and the object stays:
 /// the caller then counts it as read by `share::count_reads`, or not by `share::keep_place`.
 #[inline(always)]
-pub(super) fn return_shares(state: &mut L1State, session: u32, key: &Key, id: &mut u32, count: u32) -> Status {
+pub(super) fn return_key(state: &mut L1State, session: u32, key: &Key, id: &mut u32, count: u32) -> Status {
     let detached = !state.sessions.at_mut(session).detached.is_empty();
     if detached && let Some(status) = return_among_copies(state, session, key, id, count) {
         return status;
@@ -42,7 +43,7 @@ pub(super) fn return_shares(state: &mut L1State, session: u32, key: &Key, id: &m
         // It held no other copy.
         state.sessions.at_mut(session).detached.remove(key);
     }
-    *id = if share::give_back(state, session, held, count) { held } else { NONE };
+    *id = if share::return_shares(state, session, held, count) { held } else { NONE };
     KVKEEP_OK
 }
 
@@ -69,7 +70,7 @@ fn return_among_copies(state: &mut L1State, session: u32, key: &Key, id: &mut u3
             return Some(KVKEEP_ERR_NOT_HELD);
         }
         (Some(&(copy, _)), None) if before == 0 => {
-            *id = if share::give_back(state, session, copy, count) { copy } else { NONE };
+            *id = if share::return_shares(state, session, copy, count) { copy } else { NONE };
             return Some(KVKEEP_OK);
         }
         _ => {}
@@ -86,7 +87,7 @@ fn return_among_copies(state: &mut L1State, session: u32, key: &Key, id: &mut u3
     state.sessions.at_mut(session).detached.remove(key);
     for (copy, shares) in copies {
         // One of them at most is not detached.
-        if share::give_back(state, session, copy, shares) {
+        if share::return_shares(state, session, copy, shares) {
             *id = copy;
         }
     }

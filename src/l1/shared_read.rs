@@ -117,7 +117,7 @@ impl SharedCall<'_> {
     }
 
     /// Returns `count` shares of each object found, and touches those of which they were the last. True if the session had all.
-    pub fn give_all(&mut self, found: &mut [u32], count: u32, mut outcome: Outcome) -> Option<bool> {
+    pub fn return_all(&mut self, found: &mut [u32], count: u32, mut outcome: Outcome) -> Option<bool> {
         let state = self.state;
         let exclusive =
             |slot: &Slot| slot.is(TEMPORARY) || slot.is(LISTED) || pending_writes::is_due_after(state, slot, 1);
@@ -148,7 +148,7 @@ impl SharedCall<'_> {
             slot.set_holder(self.index, 0);
         }
         self.session.shares -= given * u64::from(count);
-        state.counters.part(self.index).give_back(given * u64::from(count), unlocked);
+        state.counters.part(self.index).return_shares(given * u64::from(count), unlocked);
         let pool = state.spaces[self.session.space as usize].pool;
         let touched = without_none(found);
         touched.reverse();

@@ -40,7 +40,7 @@ pub(super) fn finish(l1: &L1, session: u64, key: &Key, count: u32, now_ms: u64) 
             _ => (l1.fingerprinter.fingerprint(key).within(*space), NONE),
         };
         let (space, mut id) = (*space, state.find_again(id, fingerprint));
-        let status = share_return::return_shares(state, index, key, &mut id, count);
+        let status = share_return::return_key(state, index, key, &mut id, count);
         share::count_reads(state, space, &mut [id]);
         Ok(status)
     })

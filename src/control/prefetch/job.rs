@@ -164,7 +164,7 @@ impl Job {
         let mut state = self.state.lock();
         let JobState { held, phase: Phase::Load(load) } = &mut *state else {
             if outcome.is_ok() {
-                host.l1().take_back(self.session, std::iter::once(self.keys[index]), self.shares());
+                host.l1().return_unread(self.session, std::iter::once(self.keys[index]), self.shares());
             }
             return false;
         };
@@ -344,7 +344,7 @@ impl Job {
         if extra.is_empty() {
             return;
         }
-        l1.take_back(self.session, extra.iter().map(|&i| self.keys[i]), self.shares());
+        l1.return_unread(self.session, extra.iter().map(|&i| self.keys[i]), self.shares());
         extra.into_iter().for_each(|i| held[i] = false);
     }
 }

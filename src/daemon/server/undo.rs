@@ -117,6 +117,6 @@ impl UndoLog {
     }
 
     fn return_shares(&self, node: &Node) {
-        node.l1.take_back(self.session, self.keys.iter().copied(), self.extra + 1);
+        node.l1.return_unread(self.session, self.keys.iter().copied(), self.extra + 1);
     }
 }

@@ -88,7 +88,7 @@ fn end(state: &mut L1State, index: u32, touch: bool, reclaimed: bool) {
         }
         let id = name.slot;
         let count = state.shares_of(index, id);
-        if count > 0 && share::give_back(state, index, id, count) {
+        if count > 0 && share::return_shares(state, index, id, count) {
             if touch {
                 share::count_read(state, id);
             } else {
@@ -186,7 +186,7 @@ pub(in crate::l1) fn revoke_longest_expired(state: &mut L1State, space: Option<u
             continue;
         }
         let key = *state.slots.key(name.slot);
-        if share::give_back(state, index, name.slot, count) {
+        if share::return_shares(state, index, name.slot, count) {
             share::keep_place(state, pool, name.slot);
         }
         *state.sessions.at_mut(index).revoked.entry(key).or_insert(0) += count;

@@ -21,7 +21,7 @@ fn waiting(l1: &L1) -> usize {
     l1.state.read().deferred.len()
 }
 
-/// Space for 40 objects in a pool of their own, and 60 beside them; a session of each that leave their uses at the same place.
+/// Space for 40 objects in a pool of their own, and for 60 others; a session of each, which leave their uses at the same place.
 fn full() -> (Arc<L1>, [u64; 2]) {
     let l1 = l1(StoreMode::Never, 10);
     let quota_bytes = 40 * 4096;
@@ -43,12 +43,12 @@ fn full() -> (Arc<L1>, [u64; 2]) {
 }
 
 #[test]
-fn what_was_used_side_by_side_is_evicted_last() {
+fn objects_used_under_the_shared_lock_are_evicted_last() {
     let (l1, sessions) = full();
     for number in 0..10 {
         sessions.iter().for_each(|&session| read(&l1, session, number));
     }
-    assert!(waiting(&l1) > 0, "nothing ran side by side");
+    assert!(waiting(&l1) > 0, "no call shared the lock");
     for session in sessions {
         commit(&l1, session, 100..110);
         assert_eq!(waiting(&l1), 0);
@@ -63,7 +63,7 @@ fn what_was_used_side_by_side_is_evicted_last() {
 }
 
 #[test]
-fn what_was_used_alone_is_told_first_though_another_pool_takes_the_place() {
+fn uses_under_the_exclusive_lock_come_first_though_another_pool_takes_the_place() {
     let (l1, sessions) = full();
     l1.contention.leave();
     (1..20).for_each(|number| read(&l1, sessions[0], number));
@@ -76,7 +76,7 @@ fn what_was_used_alone_is_told_first_though_another_pool_takes_the_place() {
     assert_ne!(views[0].status, KVKEEP_OK as i32, "what was used first was not the first to go");
 }
 
-/// Random calls of a session, alone and beside others, against a list of its objects in order of use: of one call, the last first.
+/// Random calls of a session, under the exclusive and the shared lock, against a list of its objects in order of use: of one call, the last first.
 #[test]
 fn what_was_used_first_is_evicted_first_however_it_was_used() {
     let mut seed = 42u64;
@@ -129,7 +129,7 @@ fn what_was_used_first_is_evicted_first_however_it_was_used() {
 }
 
 #[test]
-fn a_policy_is_told_before_too_much_waits() {
+fn uses_are_passed_on_before_too_many_wait() {
     let (l1, [session, _]) = full();
     let mut most = 0;
     for turn in 0..3 * MOST as u32 {

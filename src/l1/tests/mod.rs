@@ -263,7 +263,7 @@ fn idle_sessions_are_reclaimed_when_due_whatever_else_lives() {
     l1.set_ms.store(1003, Ordering::Relaxed);
     assert_eq!(l1.reclaim_sessions().0, [idle]);
     // One that holds something past its deadline is looked at again, also when what it held was taken from it.
-    l1.take_back(holder, std::iter::once(key(0)), 1);
+    l1.return_unread(holder, std::iter::once(key(0)), 1);
     l1.set_ms.store(2100, Ordering::Relaxed);
     assert_eq!(l1.reclaim_sessions().0, [holder]);
     assert!(l1.session_lives(long).is_ok());

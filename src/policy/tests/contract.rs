@@ -1,4 +1,4 @@
-//! What every policy owes its tier, told as lists of steps.
+//! The contract of every policy with its tier, as lists of steps.
 
 use crate::policy::{EvictionPolicy, Meta, NAMES, Removal, by_name};
 use Step::*;

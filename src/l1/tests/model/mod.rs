@@ -1,4 +1,4 @@
-//! Random operations against a model of who holds what; the books are balanced after each step.
+//! Random operations against a model of the holders; the counters are compared after each step.
 //!
 //! The model does not foresee what a policy evicts. It sees what went, and that nothing in use did.
 
@@ -266,7 +266,7 @@ impl World {
         *self.sessions.get_mut(&session).unwrap().held.entry(inc).or_insert(0) += count;
     }
 
-    /// Takes shares back, of a lookup or of a reader; a temporary object goes with its last one. One that nobody has read and no
+    /// Takes shares back, of a lookup or of a reader; a temporary object goes with its last one. One that no session has read and no
     /// backend has outlives a lookup.
     fn give(&mut self, session: u64, inc: usize, count: u32, lookup: bool) {
         let held = &mut self.sessions.get_mut(&session).unwrap().held;

@@ -345,7 +345,7 @@ impl World {
                     _ => 1,
                 }),
                 _ => {
-                    self.l1.take_back(session, std::iter::once(key(name)), count);
+                    self.l1.return_unread(session, std::iter::once(key(name)), count);
                     None
                 }
             };
@@ -361,7 +361,7 @@ impl World {
         }
     }
 
-    /// What is said of keys is what the model has, and what people are told.
+    /// The state of keys is that of the model, and that of the reports.
     fn states_are(&self, space: usize, keys: &[u8]) {
         let mut states = vec![KeyState::default(); keys.len()];
         self.l1.query_keys(self.spaces[space], &keys_of(keys), &mut states).unwrap();
