@@ -18,7 +18,8 @@ def declarations(lines):
             else:
                 comment.append(text)
             continue
-        if not line.strip() or line.startswith(("//", "}", "#if", "#endif", "#ifdef", "#include", " ", "/*", "*")):
+        other = line.startswith("#") and not line.startswith("#define")
+        if not line.strip() or other or line.startswith(("//", "}", " ", "/*", "*")):
             if comment and not line.strip():
                 yield "text", "", comment
                 comment = []
@@ -69,17 +70,20 @@ def name(body):
 def paragraphs(comment):
     """The comment as Markdown: sentences on errors and per-key statuses begin a paragraph."""
     text = "\n".join(comment).strip()
-    text = re.sub(r"\n(?=(?:Errors|Per key|Per block):)", "\n\n", text)
+    text = re.sub(r"\n(?=(?:Errors|Per key|Per block|Since):)", "\n\n", text)
     # What is no code in the header must not be taken for a tag.
     return text.replace("<", "&lt;")
 
 
 def main():
     text = open(sys.argv[1], encoding="utf-8").read()
-    conventions = re.search(r"/\*\n(.*?)\*/", text, re.S)[1]
-    conventions = "\n".join(line.strip().removeprefix("*").strip() for line in conventions.splitlines())
+    conventions = re.search(r"/\*\n(.*?)\*/", text, re.S)[1].replace("<", "&lt;")
+    lines = [line.strip().removeprefix("*").removeprefix(" ").rstrip() for line in conventions.splitlines()]
+    # The nouns: an indented word, then its meaning; what goes on stands below the meaning.
+    lines = [re.sub(r"^  (\w+) {2,}", r"- **\1**: ", line) for line in lines]
     print("# The header\n\nGenerated from `include/kvkeep.h`, which is the specification.\n")
-    print(conventions.replace("<", "&lt;"))
+    print("\n".join(lines))
+    printed = set()
     for kind, title, comment, *body in declarations(text[text.index("#define") :].splitlines()):
         if kind == "part":
             print(f"\n## {title}\n")
@@ -89,6 +93,10 @@ def main():
             print(f"\n### `{title}`\n\n{paragraphs(comment)}\n\n```c")
             print("\n".join(line.rstrip() for line in body[0]))
             print("```")
+            printed.add(title)
+    declared = set(re.findall(r"^(?:\w+ )*\*?(kvkeep_\w+)\(", text, re.M))
+    if declared - printed:
+        sys.exit(f"{sys.argv[1]}: these functions were not understood: {sorted(declared - printed)}")
 
 
 main()
