@@ -93,9 +93,9 @@ impl Status {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// What the caller gets as a number.
+    /// The number that the caller gets.
     pub status: Status,
-    /// What a person reads.
+    /// The sentence that a person reads.
     pub message: String,
 }
 
@@ -140,5 +140,5 @@ pub(crate) fn remedy(kind: std::io::ErrorKind) -> &'static str {
     }
 }
 
-/// What fallible functions of kvkeep return.
+/// The result of kvkeep's fallible functions.
 pub type Result<T> = std::result::Result<T, Error>;

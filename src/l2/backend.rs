@@ -11,7 +11,7 @@ use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, Result};
 use crate::key::{ObjectKey, SpaceTag};
 
-/// What a lookup says of one key.
+/// The answer of a lookup for one key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Found {
     /// The backend does not have it.
@@ -22,7 +22,7 @@ pub enum Found {
     Unknown,
 }
 
-/// What a store did with one object.
+/// The success of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stored {
     /// The backend wrote and published it.
@@ -145,7 +145,7 @@ impl StoreRequest {
     }
 }
 
-/// What became of an object in a backend.
+/// A change that an observer sees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
     /// Lookups find it from now on: it was stored, or another process was found to have stored it.

@@ -392,7 +392,7 @@ impl Backend for FaultBackend {
         self.shared.inner.health()
     }
 
-    /// What is delayed goes on in its time, as in a slow backend, what hangs is answered as cancelled, and the wrapped backend is
+    /// Delayed requests go on in their time, as in a slow backend, hanging ones are answered as cancelled, and the wrapped backend is
     /// closed last.
     fn close(&self) {
         {

@@ -7,9 +7,9 @@ use crate::error::{Error, Result};
 /// A URL in its parts, decoded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Url {
-    /// What stands before the first colon, in lower case.
+    /// The part before the first colon, in lower case.
     pub scheme: String,
-    /// What stands between the colon (and `//`, if it is there) and the question mark.
+    /// The part between the colon (and `//`, if it is there) and the question mark.
     pub path: String,
     /// The parameters in their order.
     pub params: Vec<(String, String)>,

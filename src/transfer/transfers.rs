@@ -388,7 +388,7 @@ impl Transfers {
         Ok(KVKEEP_OK)
     }
 
-    /// What became of each block of a transfer.
+    /// The status of each block of a transfer; PENDING before it is done.
     pub fn query_blocks(&self, id: u64, statuses: &mut [i32]) -> Result<Status> {
         let transfer = self.transfer(id)?;
         let per_chunk = transfer.targets.pool.layout.blocks_per_chunk as usize;

@@ -40,7 +40,7 @@ pub fn file_error(what: &str, path: &Path, error: &io::Error) -> Error {
     Error { message, ..Error::io("", error) }
 }
 
-/// What an engine was doing to a file when it failed, as errors name it.
+/// The action of an engine that failed, as errors name it.
 pub const OPENING: &str = "opening";
 /// As [`OPENING`], of a load's bytes.
 pub const READING: &str = "reading";

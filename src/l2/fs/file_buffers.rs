@@ -25,7 +25,7 @@ pub struct FileBuffers {
     bounce: Option<Buffer>,
     /// Bytes of header block, body and tail block.
     lens: [usize; 3],
-    /// What is known of the object, whose header is not read then.
+    /// The known fields of the header, which is not read then.
     known: Option<HeaderDetails>,
 }
 

@@ -50,7 +50,7 @@ fn unpin_found(core: &Core, keys: &[ObjectKey], found: &[Found]) {
     core.unpin(&pinned);
 }
 
-/// Asks the file system for one key. What cannot be seen or opened is absent for now.
+/// Asks the file system for one key. A file that cannot be seen or opened is absent for now.
 fn discover(core: &Core, key: &ObjectKey) -> Found {
     let path = path::object(key);
     let seen = match core.root.stat(&path) {

@@ -1,4 +1,4 @@
-//! The `fs` backend as others see it: opening a directory, and the requests of the trait.
+//! The `fs` backend as its callers see it: opening a directory, and the requests of the trait.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -39,8 +39,8 @@ impl Fs {
         Fs::open(FsOptions { log: log.clone(), ..FsOptions::from_url(path, params)? })
     }
 
-    /// Opens a directory: finds what is in it and starts the threads. What is above its capacity is evicted afterwards,
-    /// oldest first, in the background. Blocks.
+    /// Opens a directory: recovers its objects and starts the threads. The oldest objects above its capacity are evicted afterwards, in
+    /// the background. Blocks.
     pub fn open(options: FsOptions) -> Result<Arc<Fs>> {
         let dir = options.dir.as_path();
         let policy = policy::by_name(&options.policy).ok_or_else(|| {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::l2::url::{Parameters, size};
 use crate::log::Log;
 
-/// What moves the bytes.
+/// The engine that moves the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum EngineKind {
     /// io_uring where the kernel allows it, else the pool.
@@ -61,9 +61,9 @@ pub struct FsOptions {
     pub dir: PathBuf,
     /// Most bytes of disk to take, 0 for no bound but the disk's.
     pub capacity: u64,
-    /// What the file system is to keep free: below it, new objects take the place of this backend's oldest.
+    /// The space that the file system is to keep free: below it, new objects take the place of this backend's oldest.
     pub min_free: MinFree,
-    /// What moves the bytes.
+    /// The engine that moves the bytes.
     pub engine: EngineKind,
     /// Name of the eviction policy.
     pub policy: String,

@@ -1,5 +1,5 @@
-//! A directory seen from outside: what its files are, and whether an object's bytes are whole. Opens no backend and
-//! changes nothing.
+//! A directory seen from outside: the kinds of its files, and whether an object's bytes are whole. Opens no backend and changes
+//! nothing.
 
 use std::fs::{File, read_dir};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -14,7 +14,7 @@ use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
 use crate::key::ObjectKey;
 use crate::l2::object_header::{HEADER_BYTES, Header};
 
-/// What a file is, by its place and name.
+/// The kind of a file, by its place and name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
     /// The object of this key.

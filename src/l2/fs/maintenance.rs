@@ -89,7 +89,7 @@ fn flush(core: &Core) {
             // One that cannot be marked loses only its place in the order.
             let marked = utimensat(&core.root.dirfd, path::object(&key).as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);
             if marked == Err(Errno::NOENT) {
-                // Another process removed it: what is in L1 is to be written again.
+                // Another process removed it: L1 has to write its copy again.
                 core.root.index(|index| {
                     if index.is_still(&key, born) {
                         index.lost(&key);

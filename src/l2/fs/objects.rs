@@ -32,7 +32,7 @@ pub enum HeaderState {
     Unreadable,
 }
 
-/// One object: what a lookup looks at, on one cache line. Thousands of them are looked at in a scheduler's call, after other
+/// One object, with all that a lookup needs of it on one cache line. Thousands of them are looked at in a scheduler's call, after other
 /// cores have changed them.
 #[repr(align(64))]
 #[derive(Clone, Copy)]

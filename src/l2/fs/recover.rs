@@ -144,7 +144,7 @@ fn shards_of(space: &ObjectDir, shards: &mut Vec<ObjectDir>) -> io::Result<()> {
     Ok(())
 }
 
-/// What is in a directory; none if it is away or no directory.
+/// The entries of a directory; none if it is gone, or is no directory.
 fn listed(dir: &Path) -> io::Result<Option<ReadDir>> {
     match read_dir(dir) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
@@ -193,7 +193,7 @@ fn remove_strays(dir: &Path, this: &WriterId, recovered: &mut Recovered) -> io::
     Ok(())
 }
 
-/// What a file in a shard is.
+/// A file in a shard, by its name and size.
 enum ShardFile {
     Object(FoundObject),
     /// A temporary file of a dead writer, or half a header.
@@ -213,7 +213,7 @@ fn look(space: SpaceTag, shard: &str, name: &str, entry: &DirEntry, this: &Write
     }
     let used = nanoseconds(meta.modified()?);
     let made = meta.created().map_or(used, nanoseconds);
-    // Shorter than a header: what a power cut left of a new file.
+    // Shorter than a header: a power cut left this of a new file.
     Ok(payload_of(meta.len())
         .map_or(ShardFile::Leftover, |size| ShardFile::Object(FoundObject { key, size, used, made })))
 }

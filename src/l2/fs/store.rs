@@ -251,7 +251,7 @@ impl Core {
     pub fn end_store(&self, active: ActiveStore, buffers: FileBuffers, outcome: Result<Stored>, spare: &mut Spare) {
         match &outcome {
             Ok(Stored::Written) => self.root.failures.written(),
-            // Best effort: what stays is removed as stale by a later open.
+            // Best effort: a later open removes a file that stays.
             Ok(Stored::Already) | Err(_) => {
                 let _ = unlinkat(&self.root.dirfd, active.temporary.as_str(), AtFlags::empty());
             }

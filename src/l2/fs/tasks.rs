@@ -74,7 +74,7 @@ impl ForeignSweep {
     }
 }
 
-/// What the maintenance thread can be asked to do.
+/// A task for the maintenance thread.
 pub enum MaintenanceTask {
     /// Look for keys in the file system.
     Lookup(LookupRequest),

@@ -267,7 +267,7 @@ impl Gpu {
         event.map_or(Ok(()), |event| self.wait_behind(stream as Handle, event))
     }
 
-    /// What is put on a stream from now on waits for a mark. The context is entered.
+    /// Has work that is put on a stream from now on wait for a mark. The context is entered.
     pub fn wait_behind(&self, stream: Handle, event: &dyn StreamEvent) -> Result<()> {
         // SAFETY: the event lives as long as it is borrowed; the driver remembers its state, not the event.
         let code = unsafe { (self.driver.stream_wait_event)(stream, event.handle() as Handle, 0) };

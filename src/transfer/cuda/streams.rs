@@ -32,7 +32,7 @@ struct PieceInFlight {
     mark: Option<Arc<Mark>>,
     /// Whether all of it was put on the stream.
     put: Result<()>,
-    /// What it comes from or goes to stays registered.
+    /// Its side of L1 stays registered.
     _pinned: Arc<RegisteredArena>,
 }
 

@@ -49,7 +49,7 @@ pub struct Transfer {
     pub(super) me: Weak<Transfer>,
 }
 
-/// What a transfer is made from.
+/// The parts from which the submission makes a transfer.
 pub struct TransferPlan {
     /// The number that the registry gave it.
     pub id: u64,

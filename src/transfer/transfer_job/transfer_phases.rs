@@ -181,7 +181,7 @@ impl Progress {
         self.released = true;
     }
 
-    /// What became of each key so far.
+    /// The status of each key so far.
     pub fn statuses(&self) -> &[Status] {
         &self.statuses
     }
@@ -212,7 +212,7 @@ impl Progress {
         (self.left[layer] == 0 || answer.is_some()).then(|| self.so_far())
     }
 
-    /// What became of each block of a key.
+    /// The status of each block of a key.
     pub fn block_statuses<'a>(&'a self, targets: &'a Targets, key: usize) -> impl Iterator<Item = Status> + 'a {
         let status = self.statuses[key];
         let there = self.there[key] as usize;

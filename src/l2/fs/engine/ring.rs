@@ -129,7 +129,7 @@ impl Ring {
 
     /// Adds a request to the submission queue.
     pub(super) fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: what the entry points to lives in a boxed operation (its names, its ranges, the memory of its buffers) or in
+        // SAFETY: the memory that the entry points to lives in a boxed operation (its names, its ranges, the memory of its buffers) or in
         // this ring (`rung`, `pause`), and neither goes before the request's completion has been harvested.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
             // Full: hand over what is there. On an error the kernel is short of something, and completions free it.

@@ -63,7 +63,7 @@ pub struct Index {
     pub(super) observer: Option<Observer>,
 }
 
-/// What the index knows of an object that is to be loaded.
+/// The index's answer to a load that begins.
 pub struct Opening {
     /// Names the object, should another one take its key.
     pub born: u32,

@@ -1,5 +1,5 @@
-//! What this process knows of the directory: [`fs_index`] the objects, their pins and uses, [`admission`] the index's part in a store,
-//! [`bounds`] how full the directory may be.
+//! The index: all that this process knows of the directory. [`fs_index`] has the objects, their pins and uses, [`admission`] the index's part in a
+//! store, [`bounds`] how full the directory may be.
 
 mod admission;
 mod bounds;
