@@ -1,8 +1,7 @@
 //! One object in L1: where its bytes lie, its state, and the session that holds it.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
-
 use crate::fingerprint::Fingerprint;
+use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// In place of a slot number: there is no slot.
 pub const NONE: u32 = u32::MAX;
@@ -83,8 +82,6 @@ pub struct Slot {
     uses: AtomicU16,
     fingerprint_high: u16,
 }
-
-const _: () = assert!(size_of::<Slot>() == 32);
 
 /// A slot's holder, flags and upper bits of the size, as they were at one moment.
 #[derive(Clone, Copy)]
@@ -226,13 +223,13 @@ impl Slot {
     /// Sets flags. Needs the exclusive lock.
     #[inline]
     pub fn set(&mut self, flags: Flags) {
-        *self.word.get_mut() |= u64::from(flags);
+        self.word.store(self.word().0 | u64::from(flags), Ordering::Relaxed);
     }
 
     /// Clears flags. Needs the exclusive lock.
     #[inline]
     pub fn clear(&mut self, flags: Flags) {
-        *self.word.get_mut() &= !u64::from(flags);
+        self.word.store(self.word().0 & !u64::from(flags), Ordering::Relaxed);
     }
 
     /// Whether it is committed, and in the table.

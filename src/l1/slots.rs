@@ -10,6 +10,9 @@ use crate::hash::KeyHasher;
 use crate::key::Key;
 use crate::policy::Meta;
 
+// Half a cache line.
+const _: () = assert!(size_of::<Slot>() == 32);
+
 /// The part of an object that a session looks at when it notes the object's use.
 #[derive(Debug, Default)]
 pub struct UseRecord {

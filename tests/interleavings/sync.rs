@@ -7,7 +7,9 @@ pub use std::sync::atomic::compiler_fence;
 
 use loom::sync::{Arc, Condvar};
 
-pub use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub use loom::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 pub use loom::thread::yield_now;
 
 /// Where a thread sleeps; loom's own would also wake it from a join.
