@@ -55,6 +55,14 @@ impl L1 {
         self.with(|state| state.sessions.index(session).map(drop))
     }
 
+    /// The space of a session, whose deadline stays as it is.
+    pub fn space_of_session(&self, session: u64) -> Result<SpaceInfo> {
+        self.with(|state| {
+            let space = state.sessions.at(state.sessions.index(session)?).space;
+            Ok(state.space_info(space))
+        })
+    }
+
     /// The space of a session, whose deadline is renewed.
     pub fn session_space(&self, session: u64) -> Result<SpaceInfo> {
         self.with(|state| {

@@ -43,7 +43,7 @@ impl Handler {
             Request::QuerySession { session } => {
                 let mut state = SessionState::default();
                 node.query_session(session, &mut state)?;
-                // By its space: to look the session up renews its deadline.
+                // By its space: `check_session` takes session 0 for all of them.
                 self.grants.check_space(client, state.space)?;
                 frame.begin(KVKEEP_OK as u32).put(&state);
                 Ok(())

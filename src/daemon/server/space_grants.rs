@@ -9,6 +9,7 @@ use super::client_state::ClientState;
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, Result};
+use crate::hash::space_tag;
 use crate::node::Node;
 
 /// The users of spaces that not everyone may use.
@@ -68,12 +69,19 @@ impl SpaceGrants {
         if let Some(users) = &users {
             allow(client, users)?;
         }
-        let Some(users) = users else { return self.node.open_space(spec) };
+        let Some(users) = users else { return self.open_in_node(client, spec) };
         // Held meanwhile, so that no request names the space before its users are known.
         let mut grants = self.grants.write();
-        let space = self.node.open_space(spec)?;
+        let space = self.open_in_node(client, spec)?;
         grants.insert(space, users);
         Ok(space)
+    }
+
+    /// Opens a space. A reader opens one that is open already as it is: a quota evicts.
+    fn open_in_node(&self, client: &ClientState, spec: SpaceSpec) -> Result<u64> {
+        let tag = space_tag(&spec);
+        let is_open = self.node.l1.space(tag.number()).is_ok_and(|known| known.tag == tag);
+        if client.read_only && is_open { Ok(tag.number()) } else { self.node.open_space(spec) }
     }
 
     /// Refuses a space that is not for this client.
@@ -92,7 +100,8 @@ impl SpaceGrants {
         if session == 0 {
             return client.may_administer();
         }
-        let space = self.node.l1.session_space(session)?;
+        // A client that is refused renews no deadline.
+        let space = self.node.l1.space_of_session(session)?;
         self.check_space(client, space.tag.number())
     }
 

@@ -2,10 +2,11 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use kvkeep::abi::{KeyState, SpaceUsage, View};
+use kvkeep::abi::{JobResult, KeyState, SessionState, SpaceUsage, View};
 use kvkeep::cache::Cache as _;
-use kvkeep::config::PrefetchRequest;
+use kvkeep::config::{PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Status};
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,11 @@ impl Reader {
         reader(client.finish_write(session, &new, None));
         reader(client.abort_write(session, &new, None));
         reader(client.finish_write_and_reserve_read(session, &new, 0, &mut views(1)));
+        reader(client.set_quota(space, 1).map(|()| true));
+        client.open_space(SpaceSpec { quota_bytes: 1, ..spec("m", "") }).unwrap();
+        let mut usage = SpaceUsage::default();
+        client.query_space(space, &mut usage).unwrap();
+        assert_eq!(usage.quota_bytes, 0);
         reader(client.evict(space, &some, None));
         reader(client.delete(space, &some, None));
         reader(client.retain(space, &some, 100, 1000, None));
@@ -156,6 +162,7 @@ impl Stranger {
         kept_out(client.touch(space, &some, None).map(u64::from));
         kept_out(client.query_keys(space, &some, &mut [KeyState::default(); 5]).map(|()| 0));
         kept_out(client.query_space(space, &mut SpaceUsage::default()).map(|()| 0));
+        kept_out(client.set_quota(space, 1).map(|()| 0));
         kept_out(client.evict(space, &some, None).map(u64::from));
         kept_out(client.delete(space, &some, None).map(u64::from));
         kept_out(client.clear(space, true).map(|_| 0));
@@ -163,12 +170,17 @@ impl Stranger {
         kept_out(client.get_views(session, &some, &mut views(5)).map(u64::from));
         kept_out(client.reserve_read(session, &some, 0, &mut views(5)).map(u64::from));
         kept_out(client.finish_read(session, &some, 0, None).map(u64::from));
+        kept_out(client.renew_session(session).map(|()| 0));
         kept_out(client.end_session(session).map(|()| 0));
+        kept_out(client.abort_session(session).map(|()| 0));
+        kept_out(client.query_session(session, &mut SessionState::default()).map(|()| 0));
         kept_out(client.explain_session(session).map(|_| 0));
         kept_out(client.submit_prefetch(session, &some, PrefetchRequest::default(), &mut 0).map(|()| 0));
         kept_out(client.cancel(job).map(|()| 0));
         kept_out(client.release_job(job).map(|()| 0));
         kept_out(client.query_bitmap(job, &mut [0]).map(|_| 0));
+        kept_out(client.query_job(job, &mut JobResult::default()).map(|_| 0));
+        kept_out(client.wait(job, 0).map(|()| 0));
         client.close();
         say("kept out");
     }
@@ -195,12 +207,21 @@ fn users_and_tenants_are_kept_apart() {
     write(&client, session, &keys(0..5));
     let mut job = 0;
     client.submit_prefetch(session, &keys(0..5), PrefetchRequest::default(), &mut job).unwrap();
+    let expires_in_ms = || {
+        let mut state = SessionState::default();
+        client.query_session(session, &mut state).unwrap();
+        state.expires_in_ms
+    };
+    std::thread::sleep(Duration::from_millis(300));
     for (uid, word) in [(NOBODY, "kept out"), (SOMEBODY, "let in")] {
+        let before = expires_in_ms();
         let mut stranger = Process::start(&Part::Stranger(Stranger { daemon: part.clone(), uid }));
         stranger.expect("connected");
         stranger.say(&format!("{space} {session} {job}"));
         stranger.expect(word);
         stranger.wait();
+        // Calls that are refused renew no deadline.
+        assert!(uid == SOMEBODY || expires_in_ms() <= before);
     }
     look(&client, session, &keys(0..5));
     client.close();
