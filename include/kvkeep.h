@@ -9,7 +9,7 @@
  *   tier      L1, or one backend.
  *   space     A namespace in a cache: a model, a layout of its bytes, a tenant. Objects of two spaces never meet.
  *   session   One request's use of a space: its tokens, the shares it holds, its staged writes, its jobs, its deadline.
- *   chunk     So many tokens of a sequence that they are cached together: the `chunk_tokens` of the space.
+ *   chunk     A run of tokens of a sequence that is cached as one; its length is the `chunk_tokens` of the space.
  *   rank      The slice of the KV cache that one worker has (tensor or pipeline parallel).
  *   group     Layers that are cached alike (full attention, sliding window, state).
  *   key       The name of an object in its space: the hash of all tokens up to the end of a chunk, a rank, a group.
@@ -18,28 +18,34 @@
  *   job       Work that goes on after the call that submits it: a prefetch, which brings objects into L1, or a transfer,
  *             which copies them between L1 and an engine's pages: a load to the pages, a store from them.
  *   pool      Paged memory of an engine, as it is registered for transfers.
- *   block     A page of a pool: so many tokens that a chunk is a whole number of them. It has one piece in each segment.
+ *   block     A page of a pool. A chunk is a whole number of blocks. A block has one piece in each segment.
  *   segment   A stretch of a pool's memory with a place for every block: one tensor of one layer.
  *
- * A cache has spaces, a space has sessions and objects, a chunk has one object for each rank and group, an object of a pool's
- * has the pieces of its blocks, segment by segment.
+ * A cache has spaces, a space has sessions and objects, a chunk has one object for each rank and group. An object that goes to or
+ * from a pool has the pieces of its blocks, segment by segment.
  *
- * Verbs. A session stages what it writes, then commits it or drops it. Shares are taken and returned; sessions begin and end;
- * jobs are submitted, may be cancelled, and are released; caches, spaces and pools are opened and closed. A function query_
+ * Verbs. A session stages what it writes (kvkeep_reserve_write), then commits it (kvkeep_finish_write) or drops it
+ * (kvkeep_abort_write). It takes shares (kvkeep_reserve_read, and jobs) and returns them (kvkeep_finish_read). Sessions begin and
+ * end; jobs are submitted, may be cancelled, and are released; caches, spaces and pools are opened and closed. A function query_
  * answers about a state, in a struct or for each item; a function get_ hands out something to use: views, keys, a descriptor,
  * a text. A sentence without a subject speaks of the function.
  *
- * Conventions. A function is kvkeep_verb_noun, handle first, outputs last, callback and userdata at the end. The count of an
- * array is a size_t and is called after the array. A function returns a kvkeep_status: 0 is success, a positive number is not
- * an error, a negative one is, and then kvkeep_last_error() says cause and remedy. A call that returns an error has changed
- * nothing. Bad input (NULL, zero or huge counts, unknown numbers, closed handles, text that is not UTF-8) is an error, never
- * undefined; only a pointer that does not point to as much as its type and count say is beyond checking. Memory that the caller
- * passes stays the caller's and is not kept after the call, unless said. The caller frees nothing that the library returns.
- * Times are in milliseconds or microseconds as the name says, sizes in bytes. Sessions, jobs, spaces and backends are numbers,
- * never 0, and never reused while the cache is open; those of a daemon's sessions and jobs are not given again in its next 65534
- * runs. If the system refuses memory to the library itself, the call is NO_MEMORY where it may need much: L1, the events that
- * are kept, a session's tokens, the keys of a job or a transfer. Elsewhere (a batch's lists, some hundred bytes a key; pieces of
- * tables, some hundred kilobytes) a refusal ends the process.
+ * Conventions. A function is kvkeep_verb_noun, or kvkeep_verb where it works on keys, handle first, outputs last, callback and
+ * userdata at the end. The length of an array is a size_t and is called after the array: a _count of elements that are read or
+ * all written, a _capacity where the function fills in as many as there are and says how many in a _count. Unless it says
+ * otherwise, a function returns a kvkeep_status: 0 is success, a positive number is not an error, a negative one is, and then
+ * kvkeep_last_error() says cause and remedy. A call that returns an error has changed nothing, but for TIMEOUT, DISCONNECTED and
+ * INTERNAL, where the function says what goes on or may have happened. "Errors" names the errors that are particular to a
+ * function. Any function may also return INVALID (its arguments), VERSION (its structs), CLOSED (also a call that waits while the
+ * cache is closed), INTERNAL, and with a daemon DISCONNECTED, TIMEOUT, LIMIT and PERMISSION (a client that is read-only, or that
+ * the daemon does not grant it). Bad input (NULL, zero or huge counts, unknown numbers, closed handles, text that is not
+ * UTF-8) is an error, never undefined; only a pointer that does not point to as much as its type and count say is beyond
+ * checking. Memory that the caller passes stays the caller's and is not kept after the call, unless said. The caller frees
+ * nothing that the library returns. Times are in milliseconds or microseconds as the name says, sizes in bytes. Sessions,
+ * jobs, spaces and backends are numbers, never 0, and never reused while the cache is open; those of a daemon's sessions and
+ * jobs are not given again in its next 65534 runs. If the system refuses memory to the library itself, the call is NO_MEMORY
+ * where it may need much: L1, the events that are kept, a session's tokens, the keys of a job or a transfer. Elsewhere (a
+ * batch's lists, some hundred bytes a key; pieces of tables, some hundred kilobytes) a refusal ends the process.
  */
 
 
@@ -92,8 +98,10 @@
 /// (VERSION otherwise).
 /// Elements of arrays have no size of their own. Those that an option struct points to (kvkeep_group_rule, kvkeep_segment) have
 /// the size that they had together with the caller's version of that struct. kvkeep_key, kvkeep_view and kvkeep_key_state keep
-/// their sizes for good, kvkeep_completion and kvkeep_event from this version on: their reserved fields are there to grow into.
-/// An array inside a struct keeps its length for good, and its last element stands for all that come after.
+/// their sizes for good; so do kvkeep_completion, kvkeep_event and kvkeep_backend_state from this version on. Their reserved fields
+/// are there to grow into.
+/// An array inside a struct keeps its length for good. The last element of `tier_keys` and of `buckets` stands for all that come
+/// after; a text that does not fit is cut.
 ///
 /// Back L1 with reserved huge pages; opening fails where too few are reserved.
 #define KVKEEP_FLAG_HUGE_PAGES 1
@@ -171,13 +179,13 @@ typedef enum {
     KVKEEP_ERR_INVALID = -1,
     /// The handle was never given out, is closed, or was opened by the parent of a fork.
     KVKEEP_ERR_CLOSED = -2,
-    /// No such key, session, space, job or backend (or the key is only staged).
+    /// No such key, session, space, job, pool or backend (or the key is only staged).
     KVKEEP_ERR_NOT_FOUND = -3,
     /// The key is ready already, or staged by the same session.
     KVKEEP_ERR_EXISTS = -4,
     /// The session does not hold as many shares of the key; nothing was changed.
     KVKEEP_ERR_NOT_HELD = -5,
-    /// The session passed its deadline and its shares were revoked.
+    /// The session passed its deadline and was ended, or shares of it were revoked.
     KVKEEP_ERR_EXPIRED = -6,
     /// The object is shared, or under a copy or a transfer.
     KVKEEP_ERR_LOCKED = -7,
@@ -185,7 +193,7 @@ typedef enum {
     KVKEEP_ERR_NO_MEMORY = -8,
     /// The space's quota is full of memory in use.
     KVKEEP_ERR_QUOTA = -9,
-    /// A bound of the cache (sessions, jobs, spaces, backends, queue) is reached.
+    /// A bound is reached: of sessions, jobs, spaces, backends, pools, or of another thing that the message names.
     KVKEEP_ERR_LIMIT = -10,
     /// The deadline passed first, or a daemon's client got no answer in time.
     KVKEEP_ERR_TIMEOUT = -11,
@@ -199,7 +207,7 @@ typedef enum {
     KVKEEP_ERR_UNSUPPORTED = -15,
     /// The header the caller was built with does not fit the library that was loaded.
     KVKEEP_ERR_VERSION = -16,
-    /// Not allowed, by file mode, a read-only file system or peer credentials.
+    /// Not allowed, by file mode, a read-only file system, peer credentials or KVKEEP_FLAG_READ_ONLY.
     KVKEEP_ERR_PERMISSION = -17,
     /// The daemon went away; all that it held for this connection is lost.
     KVKEEP_ERR_DISCONNECTED = -18,
@@ -260,7 +268,8 @@ typedef enum {
     KVKEEP_NOTIFY_EVENT_FD = 1,
 } kvkeep_notify;
 
-/// Which tensor of its layer a segment is: for `parts` of kvkeep_pool_options. Any other number is the engine's own.
+/// Which tensor of its layer a segment is: for `parts` of kvkeep_pool_options. Numbers from 65536 on are the engine's own; those
+/// between are kept for parts to come.
 typedef enum {
     /// Not said. The default.
     KVKEEP_PART_UNSAID = 0,
@@ -306,7 +315,7 @@ typedef enum {
     KVKEEP_LOG_ERROR = 1,
     /// Something was refused, dropped or retried. The default.
     KVKEEP_LOG_WARN = 2,
-    /// OpenCache, closed, added, removed.
+    /// A cache was opened or closed, or a backend added or removed.
     KVKEEP_LOG_INFO = 3,
 } kvkeep_log_level;
 
@@ -349,9 +358,9 @@ typedef struct {
     uint32_t numa_node;
     /// "lru", "s3fifo", "mq" or "none". NULL: "lru".
     const char *eviction_policy;
-    /// Background eviction starts above this part of L1 … 0: 80. 100: never.
+    /// Background eviction starts above this percentage of L1. 0: 80. 100: never.
     uint32_t watermark_high_percent;
-    /// … and stops at this one. 0: 60. Not above the high one.
+    /// Background eviction stops at this percentage of L1, which is not above the high one. 0: 60.
     uint32_t watermark_low_percent;
     /// A kvkeep_store_mode.
     uint32_t store_mode;
@@ -371,11 +380,11 @@ typedef struct {
     uint32_t session_timeout_ms;
     /// Deadline of one request to a backend; past it the backend is fenced until it answers. 0: 30000.
     uint32_t backend_timeout_ms;
-    /// How long a reservation to write waits for writes under way before L1 evicts what no backend has yet, and drops its writes. Also
-    /// while as many writes wait as `writes_pending_max` allows. `kvkeep_reserve_write` then blocks its caller up to so long;
-    /// `kvkeep_submit_store` never blocks, and what it finds no memory for waits in the background. Objects that are loaded, or are
-    /// temporary, do not wait, nor does anything with KVKEEP_STORE_AFTER_USES or KVKEEP_STORE_NEVER. 0: 0, or with `connect` that
-    /// of the daemon (`--store-wait-ms`).
+    /// When L1 is full of objects that no backend has yet, or as many writes wait as `writes_pending_max` allows, a reservation to
+    /// write waits so long for writes to end before L1 evicts such objects and drops their writes. `kvkeep_reserve_write` then blocks
+    /// its caller up to so long; `kvkeep_submit_store` never blocks, and what it finds no memory for waits in the background.
+    /// Objects that are loaded, or are temporary, do not wait, nor does anything with KVKEEP_STORE_AFTER_USES or
+    /// KVKEEP_STORE_NEVER. 0: 0, or with `connect` that of the daemon (`--store-wait-ms`).
     uint32_t store_wait_ms;
     /// Most bytes being loaded from L2 at once, and never more than about 16384 objects; further loads wait in order of priority.
     /// 0: a quarter of L1, at most 1 GiB, so that what waits in a backend is read before `backend_timeout_ms`.
@@ -491,7 +500,8 @@ typedef struct {
     uint32_t mode;
     /// For KVKEEP_PREFETCH_WINDOW: how many chunks, at least 1.
     uint32_t window_chunks;
-    /// Rules of single groups, copied. A job's length is the longest at which every group can continue. NULL if none.
+    /// Rules of single groups, copied; of two for one group the first holds. A job's length is the longest at which every group can
+    /// continue. NULL if none.
     const kvkeep_group_rule *group_rules;
     /// How many rules, at most 64.
     size_t group_rule_count;
@@ -684,7 +694,7 @@ typedef struct {
     uint64_t l1_shares;
     /// Gauge: live sessions.
     uint64_t sessions;
-    /// Gauge: jobs not yet released.
+    /// Gauge: prefetches not yet released. This and the counters of jobs below leave transfers out.
     uint64_t jobs;
     /// Gauge: writes to L2 that wait or are under way: one for each backend that an object is to go to, and one for an object that was
     /// not sent to any yet.
@@ -709,13 +719,13 @@ typedef struct {
     uint64_t sessions_reclaimed;
     /// Shares taken from sessions past their deadline.
     uint64_t shares_revoked;
-    /// Jobs released by their deadline because nobody read them.
+    /// Prefetches released by their deadline because nobody read them.
     uint64_t jobs_reclaimed;
-    /// Jobs accepted.
+    /// Prefetches accepted.
     uint64_t jobs_submitted;
-    /// Jobs completed, whatever their status.
+    /// Prefetches completed, whatever their status.
     uint64_t jobs_completed;
-    /// Jobs that ended cancelled.
+    /// Prefetches that ended cancelled.
     uint64_t jobs_cancelled;
     /// Chunks that prefetches found and took shares of, all tiers. Of a window, those in it: what lies before it counts neither here
     /// nor below.
@@ -958,9 +968,9 @@ int kvkeep_extra_count(int tp_size,
 
 /// ---- Cache ----
 ///
-/// A cache is one open kvkeep. Every function may be called from any thread at any time, at once with any other,
-/// except `kvkeep_close`, which must be the last call on its handle to begin. A handle is a token, not an address:
-/// using a closed or invented one is `KVKEEP_ERR_CLOSED`. After fork, the child's copy of a handle is closed.
+/// A cache is one open kvkeep. Every function may be called from any thread at any time, at once with any other. A call that
+/// begins after `kvkeep_close` began is CLOSED. A handle is a token, not an address: using a closed or invented one is CLOSED, too.
+/// After fork, the child's copy of a handle is closed.
 ///
 /// Opens a cache. `options` is read during the call only; `*cache` is set on success and left alone on failure.
 /// Blocks while the backends open (a directory's index is rebuilt). Close with `kvkeep_close`.
@@ -977,24 +987,27 @@ int kvkeep_extra_count(int tp_size,
 /// not be asked yet: the views must not be used any more. Sessions, shares and jobs stay as they are. Calls that add or remove
 /// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
-/// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
+/// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's
+/// clients).
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_open(const kvkeep_options *options,
                           kvkeep **cache);
 
 /// Closes a cache: refuses new calls, cancels its jobs (each still completes once; callbacks have returned when this
-/// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
-/// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
-/// the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1 go on, and what a
-/// view still shows may be replaced. Completions for the event descriptor that nobody took before are gone. Blocks.
-/// Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
+/// does), lets calls under way end (those that wait stop waiting), gives accepted writes to L2 up to `backend_timeout_ms`, ends all
+/// sessions without touching, and frees L1. Memory that a session still holds shares or staging of, or that a hung backend may
+/// still write, stays mapped until the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1
+/// go on, and what a view still shows may be replaced. Completions for the event descriptor that nobody took before are gone.
+/// Blocks. Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
 /// Since: 0.1.
-KVKEEP_API kvkeep_status kvkeep_close(kvkeep *cache);
+KVKEEP_API
+kvkeep_status kvkeep_close(kvkeep *cache);
 
-/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
-/// size and generation again gives the same number and sets the quota anew; objects above it are evicted at once, but for those
-/// in use or still to be written to L2, which are evicted when they may be. Objects of two spaces never meet, in any tier.
+/// Opens a space and sets `*space` to its number, valid until the space or the cache is closed. Opening the same model, layout,
+/// tenant, chunk size and generation again, in whichever process, gives the same number and sets the quota anew, as
+/// `kvkeep_set_quota` does: 0 takes it away. A read-only client leaves the quota of an open space as it is. Objects of two spaces
+/// never meet, in any tier.
 /// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
 /// of one in 2^64), LIMIT (65536 spaces).
 /// Since: 0.1.
@@ -1013,8 +1026,10 @@ KVKEEP_API
 kvkeep_status kvkeep_close_space(kvkeep *cache,
                                  uint64_t space);
 
-/// Sets the most bytes of L1 that objects of a space may take, as opening it again does. 0: no bound but L1. Objects above it are
-/// evicted at once, but for those in use or still to be written to L2, which are evicted when they may be. Never blocks on I/O.
+/// Sets the most bytes of L1 that objects of a space may take, for all clients of a daemon, as opening it again does. 0: no bound but
+/// L1. Objects above it are evicted at once, but for those in use or still to be written to L2: the space stays above its quota until
+/// its next reservation or load evicts them. A client that connects to a new run of the daemon sets the quota that it set last, or
+/// opened the space with; where clients differ, the last to connect has its way. Never blocks on I/O.
 /// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
 /// Since: 0.1.
 KVKEEP_API
@@ -1055,8 +1070,10 @@ KVKEEP_API kvkeep_status kvkeep_flush(kvkeep *cache, uint32_t timeout_ms);
 /// A session is one request's use of a space, named by a number that is never reused: the keys it used, the shares
 /// it holds, its staged writes, its jobs and its deadline. Any use renews the deadline. Past it, a session that holds
 /// nothing is ended; shares that it holds may be revoked by eviction when memory runs short, and a later use of their keys
-/// says EXPIRED. Where none was revoked, the next use revives the session. Staged writes are never revoked.
-/// When `sessions_max` are live, a new one takes the place of the session that expired first and stages nothing.
+/// says EXPIRED. Where none was revoked, the next use revives the session. Staged writes are never revoked. A call that names a
+/// session which was ended by its deadline is EXPIRED, also where only NOT_FOUND (session) is named.
+/// When `sessions_max` are live, a new session takes the place of one that is past its deadline and stages nothing: of those, the one
+/// that expired first. All clients of a daemon may use a session by its number.
 ///
 /// Begins a session of `space` and sets `*session`. `options` may be NULL.
 /// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).
@@ -1118,10 +1135,11 @@ kvkeep_status kvkeep_get_session_keys(kvkeep *cache,
 
 /// ---- Objects ----
 ///
-/// All functions of this part take a batch of `key_count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O, and are atomic:
-/// no other call sees half of one. A key fails alone: its status stands in its view, or in `statuses`, which may be
-/// NULL. The call returns OK when every key did, PARTIAL when one or more did not, and an error when nothing was done
-/// at all. Arrays must not overlap. A session works on keys of its own space.
+/// All functions of this part take a batch of `key_count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O (only
+/// `kvkeep_reserve_write` waits for writes, as long as `store_wait_ms` says), and are atomic: no other call sees half of one. A key
+/// fails alone: its status stands in its view, or in `statuses`, which may be NULL. The call returns OK when every key did, PARTIAL
+/// when one or more did not, and an error when nothing was done at all. Arrays must not overlap. A session works on keys of its own
+/// space.
 ///
 /// Reserves `sizes[i]` bytes of L1 for `keys[i]` and returns views to write to. `lifetime` is a kvkeep_lifetime.
 /// Nobody reads the bytes before they are committed; they stay the session's until `kvkeep_finish_write`,
@@ -1308,11 +1326,11 @@ kvkeep_status kvkeep_clear(kvkeep *cache,
 /// call finds an object that was stored before, whichever client of a daemon makes it: jobs of the space are cancelled and L1 is
 /// emptied as by `kvkeep_clear` with `force`; objects that are staged or being stored from pages are not committed any more (their
 /// keys are CANCELLED). In the backends all of it is deleted in the background, objects of other processes too. Until that is
-/// done, nothing of the space is looked up there, and objects that are stored anew wait in L1 to be written; `kvkeep_flush` waits for all of it. A backend that
-/// cannot delete is not asked about the space any more until this was called again with success: logged as an error.
-/// Sets `*removed_count` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O.
-/// Two things are beyond it: another process that has the same directory open keeps the objects in its own L1, and may store
-/// them again; and objects that are not deleted yet when the process ends are found by the next. Another `generation` of the space meets neither.
+/// done, nothing of the space is looked up there, and objects that are stored anew wait in L1 to be written; `kvkeep_flush` waits
+/// for all of it. A backend that cannot delete is not asked about the space any more until this was called again with success:
+/// logged as an error. Sets `*removed_count` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O. Two things
+/// are beyond it: another process that has the same directory open keeps the objects in its own L1, and may store them again; and
+/// objects that are not deleted yet when the process ends are found by the next. Another `generation` of the space meets neither.
 /// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
 /// Since: 0.1.
 KVKEEP_API
@@ -1344,18 +1362,23 @@ kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
                                      kvkeep_callback callback,
                                      void *userdata);
 
-/// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
-/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the
-/// result of the job is final.
+/// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded.
+/// PENDING until known. The loads may still fall short of it: the result of the job is final. May be called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.
-KVKEEP_API kvkeep_status kvkeep_query_lookup_hits(kvkeep *cache, uint64_t job, uint32_t *chunks);
+KVKEEP_API
+kvkeep_status kvkeep_query_lookup_hits(kvkeep *cache,
+                                       uint64_t job,
+                                       uint32_t *chunks);
 
-/// The job's result. `result` is prepared by KVKEEP_INIT and filled in when the job is done. PENDING until then. Does
-/// not consume; any thread.
+/// Fills in `result`, prepared by KVKEEP_INIT, with the result of a job that is done; PENDING until then. OK however the job
+/// ended: its own status is in the result. May be called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released).
 /// Since: 0.1.
-KVKEEP_API kvkeep_status kvkeep_query_job(kvkeep *cache, uint64_t job, kvkeep_job_result *result);
+KVKEEP_API
+kvkeep_status kvkeep_query_job(kvkeep *cache,
+                               uint64_t job,
+                               kvkeep_job_result *result);
 
 /// Every prefix length in chunks at which all groups of the job could continue, as soon as every tier has answered the lookup: for
 /// hosts whose ranks or groups ask by jobs of their own, and go on at the greatest length that all have. Fills in `lengths` with
@@ -1372,15 +1395,19 @@ kvkeep_status kvkeep_query_prefix_lengths(kvkeep *cache,
                                           size_t length_capacity,
                                           size_t *length_count);
 
-/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has
-/// `bitmap_bytes` bytes, at least (key_count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
+/// Fills in `bitmap` with the keys of a done job that the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has
+/// `bitmap_bytes` bytes, at least (key_count + 7) / 8 of them; the function zeroes those beyond. PENDING until the job is done.
 /// Errors: NOT_FOUND, INVALID (too small; a transfer).
 /// Since: 0.1.
-KVKEEP_API kvkeep_status kvkeep_query_bitmap(kvkeep *cache, uint64_t job, uint8_t *bitmap, size_t bitmap_bytes);
+KVKEEP_API
+kvkeep_status kvkeep_query_bitmap(kvkeep *cache,
+                                  uint64_t job,
+                                  uint8_t *bitmap,
+                                  size_t bitmap_bytes);
 
-/// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
-/// wait, whatever other way the job reports by. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
-/// cancelled and waited for again.
+/// Blocks until the job is done, at most `timeout_ms`; 0 only asks. OK however the job ended: its result is then there to query.
+/// Any number of threads may wait, whatever other way the job reports by. After TIMEOUT the job goes on: a transfer still touches
+/// its pages, until it was cancelled and waited for again.
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
 /// Since: 0.1.
 KVKEEP_API
@@ -1409,8 +1436,8 @@ kvkeep_status kvkeep_release_job(kvkeep *cache,
 /// Since: 0.1.
 KVKEEP_API kvkeep_status kvkeep_get_event_fd(kvkeep *cache, int32_t *fd);
 
-/// Takes up to `completion_capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*completion_count`.
-/// Each is given exactly once. Never blocks. Any thread.
+/// Takes up to `completion_capacity` (1 to KVKEEP_KEYS_MAX) completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first,
+/// and sets `*completion_count`, to 0 where there is none. Each is given exactly once. Never blocks. Any thread.
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_take_completions(kvkeep *cache,
@@ -1548,8 +1575,8 @@ kvkeep_status kvkeep_submit_load(kvkeep *cache,
 /// Blocks until every page of `layer` (a segment's number) is copied, at most `timeout_ms`: a load's may be used then, a
 /// store's overwritten, though other layers are not done. PARTIAL if some objects could not be had: wait for the whole and ask
 /// which. Any number of threads may wait.
-/// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, DEVICE, INVALID (not a transfer; a layer of none of the pool's
-/// segments).
+/// Errors: TIMEOUT, NOT_FOUND (released), CANCELLED, DISCONNECTED, DEVICE, INVALID (not the number of a transfer; a layer of none of
+/// the pool's segments).
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_wait_layer(kvkeep *cache,
@@ -1575,7 +1602,7 @@ kvkeep_status kvkeep_stream_wait_layer(kvkeep *cache,
 /// Fills in a kvkeep_status for each block number that the transfer was given, in that order. `status_count` is the
 /// `block_count` it was submitted with. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only
 /// when this returns OK. Does not consume; any thread.
-/// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
+/// Errors: NOT_FOUND (released), INVALID (not the number of a transfer; a wrong count).
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_query_blocks(kvkeep *cache,
@@ -1623,9 +1650,9 @@ kvkeep_status kvkeep_query_backends(kvkeep *cache,
                                     size_t backend_capacity,
                                     size_t *backend_count);
 
-/// Sets `*base` and `*bytes` to where L1 lies in this process, for hosts that register its memory with a device or a network. The
-/// bytes of an object may be used there only under a share of it. It stays in place until close; a daemon's client has another one
-/// after it has connected to another run of the daemon, and the former stays mapped for one session timeout. With
+/// Sets `*base` and `*bytes` to the memory of L1 (the arena) in this process, for hosts that register its memory with a device or a
+/// network. The bytes of an object may be used there only under a share of it. It stays in place until close; a daemon's client has
+/// another one after it has connected to another run of the daemon, and the former stays mapped for one session timeout. With
 /// KVKEEP_FLAG_READ_ONLY it cannot be written.
 /// Errors: DISCONNECTED (a daemon's client, without its daemon).
 /// Since: 0.1.
@@ -1667,7 +1694,8 @@ kvkeep_status kvkeep_explain_session(kvkeep *cache,
 /// from the first call on; before it they are only counted. A reader that was too slow sees it: the first event it is given
 /// has a higher number than it asked for, and `*next_sequence` rises by more than `*event_count`. Events of L1 are in the order in
 /// which they happened, and so are those of one key in one backend. A change that another process makes in a shared
-/// backend has its event when this one notices; the objects of a backend that is added or removed have none. Never blocks. Any thread.
+/// backend has its event when this one notices; the objects of a backend that is added or removed have none. Never blocks. Any
+/// thread.
 /// Errors: INVALID (no event has the number before `*next_sequence` yet), NO_MEMORY (at the first call: the system refuses what
 /// the kept events need).
 /// Since: 0.1.

@@ -357,7 +357,7 @@ pub struct Stats {
     pub l1_shares: u64,
     /// Gauge: live sessions.
     pub sessions: u64,
-    /// Gauge: jobs not yet released.
+    /// Gauge: prefetches not yet released. This and the counters of jobs below leave transfers out.
     pub jobs: u64,
     /// Gauge: writes to L2 that wait or are under way: one for each backend that an object is to go to, and one for an object that was
     /// not sent to any yet.
@@ -382,13 +382,13 @@ pub struct Stats {
     pub sessions_reclaimed: u64,
     /// Shares taken from sessions past their deadline.
     pub shares_revoked: u64,
-    /// Jobs released by their deadline because nobody read them.
+    /// Prefetches released by their deadline because nobody read them.
     pub jobs_reclaimed: u64,
-    /// Jobs accepted.
+    /// Prefetches accepted.
     pub jobs_submitted: u64,
-    /// Jobs completed, whatever their status.
+    /// Prefetches completed, whatever their status.
     pub jobs_completed: u64,
-    /// Jobs that ended cancelled.
+    /// Prefetches that ended cancelled.
     pub jobs_cancelled: u64,
     /// Chunks that prefetches found and took shares of, all tiers. Of a window, those in it: what lies before it counts neither here
     /// nor below.

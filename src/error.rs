@@ -16,13 +16,13 @@ pub enum Status {
     KVKEEP_ERR_INVALID = -1,
     /// The handle was never given out, is closed, or was opened by the parent of a fork.
     KVKEEP_ERR_CLOSED = -2,
-    /// No such key, session, space, job or backend (or the key is only staged).
+    /// No such key, session, space, job, pool or backend (or the key is only staged).
     KVKEEP_ERR_NOT_FOUND = -3,
     /// The key is ready already, or staged by the same session.
     KVKEEP_ERR_EXISTS = -4,
     /// The session does not hold as many shares of the key; nothing was changed.
     KVKEEP_ERR_NOT_HELD = -5,
-    /// The session passed its deadline and its shares were revoked.
+    /// The session passed its deadline and was ended, or shares of it were revoked.
     KVKEEP_ERR_EXPIRED = -6,
     /// The object is shared, or under a copy or a transfer.
     KVKEEP_ERR_LOCKED = -7,
@@ -30,7 +30,7 @@ pub enum Status {
     KVKEEP_ERR_NO_MEMORY = -8,
     /// The space's quota is full of memory in use.
     KVKEEP_ERR_QUOTA = -9,
-    /// A bound of the cache (sessions, jobs, spaces, backends, queue) is reached.
+    /// A bound is reached: of sessions, jobs, spaces, backends, pools, or of another thing that the message names.
     KVKEEP_ERR_LIMIT = -10,
     /// The deadline passed first, or a daemon's client got no answer in time.
     KVKEEP_ERR_TIMEOUT = -11,
@@ -44,7 +44,7 @@ pub enum Status {
     KVKEEP_ERR_UNSUPPORTED = -15,
     /// The header the caller was built with does not fit the library that was loaded.
     KVKEEP_ERR_VERSION = -16,
-    /// Not allowed, by file mode, a read-only file system or peer credentials.
+    /// Not allowed, by file mode, a read-only file system, peer credentials or KVKEEP_FLAG_READ_ONLY.
     KVKEEP_ERR_PERMISSION = -17,
     /// The daemon went away; all that it held for this connection is lost.
     KVKEEP_ERR_DISCONNECTED = -18,

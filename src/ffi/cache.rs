@@ -13,9 +13,9 @@ use crate::threads;
 
 /// ---- Cache ----
 ///
-/// A cache is one open kvkeep. Every function may be called from any thread at any time, at once with any other,
-/// except `kvkeep_close`, which must be the last call on its handle to begin. A handle is a token, not an address:
-/// using a closed or invented one is `KVKEEP_ERR_CLOSED`. After fork, the child's copy of a handle is closed.
+/// A cache is one open kvkeep. Every function may be called from any thread at any time, at once with any other. A call that
+/// begins after `kvkeep_close` began is CLOSED. A handle is a token, not an address: using a closed or invented one is CLOSED, too.
+/// After fork, the child's copy of a handle is closed.
 ///
 /// Opens a cache. `options` is read during the call only; `*cache` is set on success and left alone on failure.
 /// Blocks while the backends open (a directory's index is rebuilt). Close with `kvkeep_close`.
@@ -32,7 +32,8 @@ use crate::threads;
 /// not be asked yet: the views must not be used any more. Sessions, shares and jobs stay as they are. Calls that add or remove
 /// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
-/// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's clients).
+/// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's
+/// clients).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut *mut kvkeep) -> Status {
@@ -46,20 +47,21 @@ pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut
 }
 
 /// Closes a cache: refuses new calls, cancels its jobs (each still completes once; callbacks have returned when this
-/// does), gives accepted writes to L2 up to `backend_timeout_ms`, ends all sessions without touching, and frees L1.
-/// Memory that a session still holds shares or staging of, or that a hung backend may still write, stays mapped until
-/// the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1 go on, and what a
-/// view still shows may be replaced. Completions for the event descriptor that nobody took before are gone. Blocks.
-/// Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
+/// does), lets calls under way end (those that wait stop waiting), gives accepted writes to L2 up to `backend_timeout_ms`, ends all
+/// sessions without touching, and frees L1. Memory that a session still holds shares or staging of, or that a hung backend may
+/// still write, stays mapped until the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1
+/// go on, and what a view still shows may be replaced. Completions for the event descriptor that nobody took before are gone.
+/// Blocks. Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_close(cache: *mut kvkeep) -> Status {
     guard(|| if cache.is_null() { Ok(KVKEEP_OK) } else { handle::close(cache).map(|()| KVKEEP_OK) })
 }
 
-/// Opens a space and sets `*space` to its number, valid until close. Opening the same model, layout, tenant, chunk
-/// size and generation again gives the same number and sets the quota anew; objects above it are evicted at once, but for those
-/// in use or still to be written to L2, which are evicted when they may be. Objects of two spaces never meet, in any tier.
+/// Opens a space and sets `*space` to its number, valid until the space or the cache is closed. Opening the same model, layout,
+/// tenant, chunk size and generation again, in whichever process, gives the same number and sets the quota anew, as
+/// `kvkeep_set_quota` does: 0 takes it away. A read-only client leaves the quota of an open space as it is. Objects of two spaces
+/// never meet, in any tier.
 /// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
 /// of one in 2^64), LIMIT (65536 spaces).
 /// Since: 0.1.
@@ -88,8 +90,10 @@ pub unsafe extern "C" fn kvkeep_close_space(cache: *mut kvkeep, space: u64) -> S
     on(cache, |cache| cache.close_space(space).map(|()| KVKEEP_OK))
 }
 
-/// Sets the most bytes of L1 that objects of a space may take, as opening it again does. 0: no bound but L1. Objects above it are
-/// evicted at once, but for those in use or still to be written to L2, which are evicted when they may be. Never blocks on I/O.
+/// Sets the most bytes of L1 that objects of a space may take, for all clients of a daemon, as opening it again does. 0: no bound but
+/// L1. Objects above it are evicted at once, but for those in use or still to be written to L2: the space stays above its quota until
+/// its next reservation or load evicts them. A client that connects to a new run of the daemon sets the quota that it set last, or
+/// opened the space with; where clients differ, the last to connect has its way. Never blocks on I/O.
 /// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
 /// Since: 0.1.
 #[unsafe(no_mangle)]

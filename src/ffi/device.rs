@@ -172,8 +172,8 @@ pub unsafe extern "C" fn kvkeep_submit_load(
 /// Blocks until every page of `layer` (a segment's number) is copied, at most `timeout_ms`: a load's may be used then, a
 /// store's overwritten, though other layers are not done. PARTIAL if some objects could not be had: wait for the whole and ask
 /// which. Any number of threads may wait.
-/// Errors: TIMEOUT, NOT_FOUND (job), CANCELLED, DISCONNECTED, DEVICE, INVALID (not a transfer; a layer of none of the pool's
-/// segments).
+/// Errors: TIMEOUT, NOT_FOUND (released), CANCELLED, DISCONNECTED, DEVICE, INVALID (not the number of a transfer; a layer of none of
+/// the pool's segments).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: u32, timeout_ms: u32) -> Status {
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn kvkeep_stream_wait_layer(
 /// Fills in a kvkeep_status for each block number that the transfer was given, in that order. `status_count` is the
 /// `block_count` it was submitted with. Blocks passed over are OK. PENDING until the transfer is done. `statuses` is written only
 /// when this returns OK. Does not consume; any thread.
-/// Errors: NOT_FOUND (job), INVALID (not a transfer; a wrong count).
+/// Errors: NOT_FOUND (released), INVALID (not the number of a transfer; a wrong count).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_blocks(

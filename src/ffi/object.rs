@@ -12,10 +12,11 @@ use crate::l1::memory_wait::is_refused;
 
 /// ---- Objects ----
 ///
-/// All functions of this part take a batch of `key_count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O, and are atomic:
-/// no other call sees half of one. A key fails alone: its status stands in its view, or in `statuses`, which may be
-/// NULL. The call returns OK when every key did, PARTIAL when one or more did not, and an error when nothing was done
-/// at all. Arrays must not overlap. A session works on keys of its own space.
+/// All functions of this part take a batch of `key_count` keys, 1 to KVKEEP_KEYS_MAX, never block on I/O (only
+/// `kvkeep_reserve_write` waits for writes, as long as `store_wait_ms` says), and are atomic: no other call sees half of one. A key
+/// fails alone: its status stands in its view, or in `statuses`, which may be NULL. The call returns OK when every key did, PARTIAL
+/// when one or more did not, and an error when nothing was done at all. Arrays must not overlap. A session works on keys of its own
+/// space.
 ///
 /// Reserves `sizes[i]` bytes of L1 for `keys[i]` and returns views to write to. `lifetime` is a kvkeep_lifetime.
 /// Nobody reads the bytes before they are committed; they stay the session's until `kvkeep_finish_write`,
@@ -325,11 +326,11 @@ pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32
 /// call finds an object that was stored before, whichever client of a daemon makes it: jobs of the space are cancelled and L1 is
 /// emptied as by `kvkeep_clear` with `force`; objects that are staged or being stored from pages are not committed any more (their
 /// keys are CANCELLED). In the backends all of it is deleted in the background, objects of other processes too. Until that is
-/// done, nothing of the space is looked up there, and objects that are stored anew wait in L1 to be written; `kvkeep_flush` waits for all of it. A backend that
-/// cannot delete is not asked about the space any more until this was called again with success: logged as an error.
-/// Sets `*removed_count` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O.
-/// Two things are beyond it: another process that has the same directory open keeps the objects in its own L1, and may store
-/// them again; and objects that are not deleted yet when the process ends are found by the next. Another `generation` of the space meets neither.
+/// done, nothing of the space is looked up there, and objects that are stored anew wait in L1 to be written; `kvkeep_flush` waits
+/// for all of it. A backend that cannot delete is not asked about the space any more until this was called again with success:
+/// logged as an error. Sets `*removed_count` to the objects of L1 gone or hidden, unless NULL. Does not block on I/O. Two things
+/// are beyond it: another process that has the same directory open keeps the objects in its own L1, and may store them again; and
+/// objects that are not deleted yet when the process ends are found by the next. Another `generation` of the space meets neither.
 /// Errors: NOT_FOUND (space), PERMISSION (a read-only client).
 /// Since: 0.1.
 #[unsafe(no_mangle)]

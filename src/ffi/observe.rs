@@ -77,9 +77,9 @@ pub unsafe extern "C" fn kvkeep_query_backends(
     })
 }
 
-/// Sets `*base` and `*bytes` to where L1 lies in this process, for hosts that register its memory with a device or a network. The
-/// bytes of an object may be used there only under a share of it. It stays in place until close; a daemon's client has another one
-/// after it has connected to another run of the daemon, and the former stays mapped for one session timeout. With
+/// Sets `*base` and `*bytes` to the memory of L1 (the arena) in this process, for hosts that register its memory with a device or a
+/// network. The bytes of an object may be used there only under a share of it. It stays in place until close; a daemon's client has
+/// another one after it has connected to another run of the daemon, and the former stays mapped for one session timeout. With
 /// KVKEEP_FLAG_READ_ONLY it cannot be written.
 /// Errors: DISCONNECTED (a daemon's client, without its daemon).
 /// Since: 0.1.
@@ -147,7 +147,8 @@ pub unsafe extern "C" fn kvkeep_explain_session(
 /// from the first call on; before it they are only counted. A reader that was too slow sees it: the first event it is given
 /// has a higher number than it asked for, and `*next_sequence` rises by more than `*event_count`. Events of L1 are in the order in
 /// which they happened, and so are those of one key in one backend. A change that another process makes in a shared
-/// backend has its event when this one notices; the objects of a backend that is added or removed have none. Never blocks. Any thread.
+/// backend has its event when this one notices; the objects of a backend that is added or removed have none. Never blocks. Any
+/// thread.
 /// Errors: INVALID (no event has the number before `*next_sequence` yet), NO_MEMORY (at the first call: the system refuses what
 /// the kept events need).
 /// Since: 0.1.

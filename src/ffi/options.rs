@@ -19,8 +19,10 @@ use crate::abi::Completion;
 /// (VERSION otherwise).
 /// Elements of arrays have no size of their own. Those that an option struct points to (kvkeep_group_rule, kvkeep_segment) have
 /// the size that they had together with the caller's version of that struct. kvkeep_key, kvkeep_view and kvkeep_key_state keep
-/// their sizes for good, kvkeep_completion and kvkeep_event from this version on: their reserved fields are there to grow into.
-/// An array inside a struct keeps its length for good, and its last element stands for all that come after.
+/// their sizes for good; so do kvkeep_completion, kvkeep_event and kvkeep_backend_state from this version on. Their reserved fields
+/// are there to grow into.
+/// An array inside a struct keeps its length for good. The last element of `tier_keys` and of `buckets` stands for all that come
+/// after; a text that does not fit is cut.
 ///
 /// Back L1 with reserved huge pages; opening fails where too few are reserved.
 pub const KVKEEP_FLAG_HUGE_PAGES: u32 = 1;
@@ -113,7 +115,7 @@ pub enum kvkeep_log_level {
     KVKEEP_LOG_ERROR = 1,
     /// Something was refused, dropped or retried. The default.
     KVKEEP_LOG_WARN = 2,
-    /// OpenCache, closed, added, removed.
+    /// A cache was opened or closed, or a backend added or removed.
     KVKEEP_LOG_INFO = 3,
 }
 
@@ -153,9 +155,9 @@ pub struct kvkeep_options {
     pub numa_node: u32,
     /// "lru", "s3fifo", "mq" or "none". NULL: "lru".
     pub eviction_policy: *const c_char,
-    /// Background eviction starts above this part of L1 … 0: 80. 100: never.
+    /// Background eviction starts above this percentage of L1. 0: 80. 100: never.
     pub watermark_high_percent: u32,
-    /// … and stops at this one. 0: 60. Not above the high one.
+    /// Background eviction stops at this percentage of L1, which is not above the high one. 0: 60.
     pub watermark_low_percent: u32,
     /// A kvkeep_store_mode.
     pub store_mode: u32,
@@ -175,11 +177,11 @@ pub struct kvkeep_options {
     pub session_timeout_ms: u32,
     /// Deadline of one request to a backend; past it the backend is fenced until it answers. 0: 30000.
     pub backend_timeout_ms: u32,
-    /// How long a reservation to write waits for writes under way before L1 evicts what no backend has yet, and drops its writes. Also
-    /// while as many writes wait as `writes_pending_max` allows. `kvkeep_reserve_write` then blocks its caller up to so long;
-    /// `kvkeep_submit_store` never blocks, and what it finds no memory for waits in the background. Objects that are loaded, or are
-    /// temporary, do not wait, nor does anything with KVKEEP_STORE_AFTER_USES or KVKEEP_STORE_NEVER. 0: 0, or with `connect` that
-    /// of the daemon (`--store-wait-ms`).
+    /// When L1 is full of objects that no backend has yet, or as many writes wait as `writes_pending_max` allows, a reservation to
+    /// write waits so long for writes to end before L1 evicts such objects and drops their writes. `kvkeep_reserve_write` then blocks
+    /// its caller up to so long; `kvkeep_submit_store` never blocks, and what it finds no memory for waits in the background.
+    /// Objects that are loaded, or are temporary, do not wait, nor does anything with KVKEEP_STORE_AFTER_USES or
+    /// KVKEEP_STORE_NEVER. 0: 0, or with `connect` that of the daemon (`--store-wait-ms`).
     pub store_wait_ms: u32,
     /// Most bytes being loaded from L2 at once, and never more than about 16384 objects; further loads wait in order of priority.
     /// 0: a quarter of L1, at most 1 GiB, so that what waits in a backend is read before `backend_timeout_ms`.
@@ -267,7 +269,8 @@ pub struct kvkeep_prefetch_options {
     pub mode: u32,
     /// For KVKEEP_PREFETCH_WINDOW: how many chunks, at least 1.
     pub window_chunks: u32,
-    /// Rules of single groups, copied. A job's length is the longest at which every group can continue. NULL if none.
+    /// Rules of single groups, copied; of two for one group the first holds. A job's length is the longest at which every group can
+    /// continue. NULL if none.
     pub group_rules: *const kvkeep_group_rule,
     /// How many rules, at most 64.
     pub group_rule_count: usize,
@@ -297,7 +300,8 @@ pub const KVKEEP_DEVICE_HOST: i32 = -1;
 /// In place of a block's number: there is none.
 pub const KVKEEP_BLOCK_NONE: i32 = -1;
 
-/// Which tensor of its layer a segment is: for `parts` of kvkeep_pool_options. Any other number is the engine's own.
+/// Which tensor of its layer a segment is: for `parts` of kvkeep_pool_options. Numbers from 65536 on are the engine's own; those
+/// between are kept for parts to come.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 pub enum kvkeep_part {

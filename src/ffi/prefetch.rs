@@ -47,9 +47,8 @@ pub unsafe extern "C" fn kvkeep_submit_prefetch(
     })
 }
 
-/// How many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. Sets
-/// `*chunks`. PENDING until known. Does not consume; any thread. The loads may still fall short of it: the
-/// result of the job is final.
+/// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded.
+/// PENDING until known. The loads may still fall short of it: the result of the job is final. May be called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
@@ -60,8 +59,8 @@ pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, 
     })
 }
 
-/// The job's result. `result` is prepared by KVKEEP_INIT and filled in when the job is done. PENDING until then. Does
-/// not consume; any thread.
+/// Fills in `result`, prepared by KVKEEP_INIT, with the result of a job that is done; PENDING until then. OK however the job
+/// ended: its own status is in the result. May be called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
@@ -101,8 +100,8 @@ pub unsafe extern "C" fn kvkeep_query_prefix_lengths(
     })
 }
 
-/// Which keys of a done job the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has
-/// `bitmap_bytes` bytes, at least (key_count + 7) / 8 of them; the rest is zeroed. PENDING until the job is done.
+/// Fills in `bitmap` with the keys of a done job that the session holds shares of: bit i % 8 of byte i / 8 is key i. `bitmap` has
+/// `bitmap_bytes` bytes, at least (key_count + 7) / 8 of them; the function zeroes those beyond. PENDING until the job is done.
 /// Errors: NOT_FOUND, INVALID (too small; a transfer).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
@@ -118,9 +117,9 @@ pub unsafe extern "C" fn kvkeep_query_bitmap(
     })
 }
 
-/// Blocks until the job is done, at most `timeout_ms`. Its result is then there to query. Any number of threads may
-/// wait, whatever other way the job reports by. After TIMEOUT the job goes on: a transfer still touches its pages, until it was
-/// cancelled and waited for again.
+/// Blocks until the job is done, at most `timeout_ms`; 0 only asks. OK however the job ended: its result is then there to query.
+/// Any number of threads may wait, whatever other way the job reports by. After TIMEOUT the job goes on: a transfer still touches
+/// its pages, until it was cancelled and waited for again.
 /// Errors: TIMEOUT, NOT_FOUND (never given, or released, also while waiting).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
@@ -157,8 +156,8 @@ pub unsafe extern "C" fn kvkeep_get_event_fd(cache: *mut kvkeep, fd: *mut i32) -
     })
 }
 
-/// Takes up to `completion_capacity` completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first, and sets `*completion_count`.
-/// Each is given exactly once. Never blocks. Any thread.
+/// Takes up to `completion_capacity` (1 to KVKEEP_KEYS_MAX) completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first,
+/// and sets `*completion_count`, to 0 where there is none. Each is given exactly once. Never blocks. Any thread.
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_take_completions(

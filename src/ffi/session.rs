@@ -14,8 +14,10 @@ use crate::key::Key;
 /// A session is one request's use of a space, named by a number that is never reused: the keys it used, the shares
 /// it holds, its staged writes, its jobs and its deadline. Any use renews the deadline. Past it, a session that holds
 /// nothing is ended; shares that it holds may be revoked by eviction when memory runs short, and a later use of their keys
-/// says EXPIRED. Where none was revoked, the next use revives the session. Staged writes are never revoked.
-/// When `sessions_max` are live, a new one takes the place of the session that expired first and stages nothing.
+/// says EXPIRED. Where none was revoked, the next use revives the session. Staged writes are never revoked. A call that names a
+/// session which was ended by its deadline is EXPIRED, also where only NOT_FOUND (session) is named.
+/// When `sessions_max` are live, a new session takes the place of one that is past its deadline and stages nothing: of those, the one
+/// that expired first. All clients of a daemon may use a session by its number.
 ///
 /// Begins a session of `space` and sets `*session`. `options` may be NULL.
 /// Errors: NOT_FOUND (space), INVALID, LIMIT (`sessions_max`).

@@ -13,7 +13,7 @@ from .errors import InvalidError
 
 class Segment(NamedTuple):
     """A stretch of memory with a place for every block of a pool; a `block_stride` of 0 is `block_bytes`. `part` tells the
-    tensors of one layer apart: Part.KEY, Part.VALUE, or a number of the engine's own."""
+    tensors of one layer apart: Part.KEY, Part.VALUE, or a number of the engine's own from 65536 on."""
 
     address: int
     block_bytes: int
