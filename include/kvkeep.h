@@ -142,7 +142,7 @@
 /// In a key's state: it waits to be written to the backends, or is being written.
 #define KVKEEP_KEY_STORING 8
 
-/// Most tiers a cache has: L1 and up to seven backends.
+/// Length of `tier_keys` in a result: L1 and seven backends, the most that a cache has today. `kvkeep_query_backends` bounds nothing.
 #define KVKEEP_TIERS_MAX 8
 
 /// Most keys in one call.
@@ -279,7 +279,7 @@ typedef enum {
     KVKEEP_PART_VALUE = 2,
 } kvkeep_part;
 
-/// What a job does.
+/// The kind of a job.
 typedef enum {
     /// It looks keys up and loads into L1 what L1 lacks: `kvkeep_submit_prefetch`.
     KVKEEP_JOB_PREFETCH = 1,
@@ -342,7 +342,7 @@ typedef struct {
     uint32_t abi_version;
     /// NULL: embedded, in this process. "unix:///path/of/the.sock": a client of the daemon that serves this socket
     /// (`kvkeep serve`), whose L1 is mapped here. A client leaves everything below 0 or NULL (INVALID otherwise), except
-    /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: the rest is the
+    /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: all else is the
     /// daemon's. "unix:///path?spin_us=50": a call looks for its answer so long before it sleeps, and the
     /// daemon for the next call (at most 50 us): quicker, at the price of a busy core. Default 0. "?wait_ms=5000":
     /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0. "?patience_ms=2000": so long a call
@@ -350,7 +350,7 @@ typedef struct {
     const char *connect;
     /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
     /// memory and the limit of the process's control group and of those above it (cgroup v1 and v2; NO_MEMORY beyond).
-    /// What else the process needs is not set aside.
+    /// No memory is set aside for the rest of the process.
     uint64_t l1_bytes;
     /// KVKEEP_FLAG_…, or'ed.
     uint32_t flags;
@@ -407,8 +407,8 @@ typedef struct {
     uint32_t abi_version;
     /// The model, required and not empty: name and revision, or a hash of the weights.
     const char *model;
-    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". What a pool says of its pages
-    /// is compared besides (`kvkeep_open_pool`).
+    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". The shapes of pools
+    /// are compared besides (`kvkeep_open_pool`).
     const char *layout;
     /// Salt that keeps tenants apart. NULL: "".
     const char *tenant;
@@ -631,7 +631,7 @@ typedef struct {
     const kvkeep_segment *segments;
     /// How many, at most 4096.
     size_t segment_count;
-    /// What each segment is, in the order of `segments`: a kvkeep_part. Copied. It tells pools apart whose segments have the same
+    /// A kvkeep_part for each segment, in the order of `segments`. Copied. It tells pools apart whose segments have the same
     /// sizes, as K before V from V before K. NULL: all KVKEEP_PART_UNSAID.
     const uint32_t *parts;
     /// Must be 0.
@@ -955,12 +955,12 @@ const char *kvkeep_last_error(void);
 /// The `extra_count` of a model: readers of an object besides the one that every share count includes. `world_size` is the
 /// number of objects of a chunk. Any thread.
 ///
-/// | the model                                                                 | the numbers                  | result      |
-/// |---------------------------------------------------------------------------|------------------------------|-------------|
-/// | one worker                                                                | tp_size <= 1                 | 0           |
-/// | each rank stores an object of its own                                     | 1 < tp_size <= world_size    | 0           |
-/// | MLA: all ranks read one object, and world_size is divided by tp_size       | tp_size > world_size         | tp_size - 1 |
-/// | MLA with pipeline parallelism: the caller says itself how many read        | not told apart from the second | 0         |
+/// | the model                                                            | the numbers                | result           |
+/// |----------------------------------------------------------------------|----------------------------|------------------|
+/// | one worker                                                           | tp_size <= 1               | 0                |
+/// | each rank stores an object of its own                                | 1 < tp_size <= world_size  | 0                |
+/// | MLA: all ranks read one object, and world_size is divided by tp_size | tp_size > world_size       | tp_size - 1      |
+/// | MLA with pipeline parallelism: the caller counts the readers itself  | may be those of the second | may be too small |
 /// Since: 0.1.
 KVKEEP_API
 int kvkeep_extra_count(int tp_size,

@@ -62,7 +62,7 @@ pub struct KeyState {
     pub reserved: u32,
 }
 
-/// Most tiers a cache has: L1 and up to seven backends.
+/// Length of `tier_keys` in a result: L1 and seven backends, the most that a cache has today. `kvkeep_query_backends` bounds nothing.
 pub const KVKEEP_TIERS_MAX: usize = 8;
 
 /// Most keys in one call.
@@ -77,7 +77,7 @@ pub const KVKEEP_MESSAGE_BYTES: usize = 128;
 /// Buckets of a histogram.
 pub const KVKEEP_HISTOGRAM_BUCKETS: usize = 26;
 
-/// What a job does.
+/// The kind of a job.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -139,7 +139,7 @@ pub struct kvkeep_options {
     pub abi_version: u32,
     /// NULL: embedded, in this process. "unix:///path/of/the.sock": a client of the daemon that serves this socket
     /// (`kvkeep serve`), whose L1 is mapped here. A client leaves everything below 0 or NULL (INVALID otherwise), except
-    /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: the rest is the
+    /// the flags READ_ONLY and NO_PREFAULT, `session_timeout_ms` (0: the daemon's) and the log: all else is the
     /// daemon's. "unix:///path?spin_us=50": a call looks for its answer so long before it sleeps, and the
     /// daemon for the next call (at most 50 us): quicker, at the price of a busy core. Default 0. "?wait_ms=5000":
     /// `kvkeep_open` waits so long for a daemon that is not there yet. Default 0. "?patience_ms=2000": so long a call
@@ -147,7 +147,7 @@ pub struct kvkeep_options {
     pub connect: *const c_char,
     /// Size of L1 in bytes, required when embedded. Rounded up to whole pages. At least 4096, at most the machine's
     /// memory and the limit of the process's control group and of those above it (cgroup v1 and v2; NO_MEMORY beyond).
-    /// What else the process needs is not set aside.
+    /// No memory is set aside for the rest of the process.
     pub l1_bytes: u64,
     /// KVKEEP_FLAG_…, or'ed.
     pub flags: u32,
@@ -206,8 +206,8 @@ pub struct kvkeep_space_options {
     pub abi_version: u32,
     /// The model, required and not empty: name and revision, or a hash of the weights.
     pub model: *const c_char,
-    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". What a pool says of its pages
-    /// is compared besides (`kvkeep_open_pool`).
+    /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". The shapes of pools
+    /// are compared besides (`kvkeep_open_pool`).
     pub layout: *const c_char,
     /// Salt that keeps tenants apart. NULL: "".
     pub tenant: *const c_char,
@@ -352,7 +352,7 @@ pub struct kvkeep_pool_options {
     pub segments: *const kvkeep_segment,
     /// How many, at most 4096.
     pub segment_count: usize,
-    /// What each segment is, in the order of `segments`: a kvkeep_part. Copied. It tells pools apart whose segments have the same
+    /// A kvkeep_part for each segment, in the order of `segments`. Copied. It tells pools apart whose segments have the same
     /// sizes, as K before V from V before K. NULL: all KVKEEP_PART_UNSAID.
     pub parts: *const u32,
     /// Must be 0.

@@ -46,12 +46,12 @@ pub extern "C" fn kvkeep_last_error() -> *const c_char {
 /// The `extra_count` of a model: readers of an object besides the one that every share count includes. `world_size` is the
 /// number of objects of a chunk. Any thread.
 ///
-/// | the model                                                                 | the numbers                  | result      |
-/// |---------------------------------------------------------------------------|------------------------------|-------------|
-/// | one worker                                                                | tp_size <= 1                 | 0           |
-/// | each rank stores an object of its own                                     | 1 < tp_size <= world_size    | 0           |
-/// | MLA: all ranks read one object, and world_size is divided by tp_size       | tp_size > world_size         | tp_size - 1 |
-/// | MLA with pipeline parallelism: the caller says itself how many read        | not told apart from the second | 0         |
+/// | the model                                                            | the numbers                | result           |
+/// |----------------------------------------------------------------------|----------------------------|------------------|
+/// | one worker                                                           | tp_size <= 1               | 0                |
+/// | each rank stores an object of its own                                | 1 < tp_size <= world_size  | 0                |
+/// | MLA: all ranks read one object, and world_size is divided by tp_size | tp_size > world_size       | tp_size - 1      |
+/// | MLA with pipeline parallelism: the caller counts the readers itself  | may be those of the second | may be too small |
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvkeep_extra_count(tp_size: c_int, world_size: c_int) -> c_int {
