@@ -474,7 +474,7 @@ static void p9_a_full_disk_is_a_bound(void) {
     kvkeep_job_result result;
     KVKEEP_INIT(&result);
     OK(kvkeep_query_job(small, job, &result));
-    CHECK_EQUAL(result.hit_chunks, stats.l2_objects);
+    CHECK(result.hit_chunks <= stats.l2_objects && result.hit_chunks >= stats_of(small).l2_objects);
     CHECK_EQUAL(stats_of(small).corruptions, 0);
     OK(kvkeep_end_session(small, reader));
     OK(kvkeep_close(small));
