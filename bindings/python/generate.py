@@ -110,10 +110,11 @@ def split(text: str) -> list[str]:
 
 
 def annotation(ctype: str) -> str:
+    # A field may be called bytes.
     if ctype == "c_char_p":
-        return "Optional[bytes]"
+        return "Optional[builtins.bytes]"
     if " * " in ctype:
-        return "bytes" if ctype.startswith("c_char *") else "Any"
+        return "builtins.bytes" if ctype.startswith("c_char *") else "Any"
     return "int" if ctype in SCALARS.values() else "Any"
 
 
@@ -148,6 +149,7 @@ def render(header: Header) -> str:
         "",
         "from __future__ import annotations",
         "",
+        "import builtins",
         "import enum",
         *["from ctypes import (", *[f"    {name}," for name in used], ")"],
         "from typing import Any, Optional",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import enum
 from ctypes import (
     CFUNCTYPE,
@@ -144,9 +145,9 @@ kvkeep_log_callback = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 class kvkeep_space_options(Structure):
     struct_size: int
     abi_version: int
-    model: Optional[bytes]
-    layout: Optional[bytes]
-    tenant: Optional[bytes]
+    model: Optional[builtins.bytes]
+    layout: Optional[builtins.bytes]
+    tenant: Optional[builtins.bytes]
     chunk_tokens: int
     reserved: int
     quota_bytes: int
@@ -167,7 +168,7 @@ class kvkeep_space_options(Structure):
 class kvkeep_session_options(Structure):
     struct_size: int
     abi_version: int
-    request_id: Optional[bytes]
+    request_id: Optional[builtins.bytes]
     timeout_ms: int
     reserved: int
     _fields_ = [
@@ -237,7 +238,7 @@ class kvkeep_completion(Structure):
     status: int
     hit_chunks: int
     loaded_bytes: int
-    message: bytes
+    message: builtins.bytes
     kind: int
     copied_keys: int
     copied_bytes: int
@@ -268,7 +269,7 @@ class kvkeep_job_result(Structure):
     lookup_us: int
     load_us: int
     total_us: int
-    message: bytes
+    message: builtins.bytes
     kind: int
     asked_keys: int
     copied_keys: int
@@ -374,7 +375,7 @@ class kvkeep_session_state(Structure):
     staged_keys: int
     jobs: int
     owner_pid: int
-    request_id: bytes
+    request_id: builtins.bytes
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -409,8 +410,8 @@ class kvkeep_backend_state(Structure):
     stores_dropped: int
     writes_pending: int
     reserved: Any
-    url: bytes
-    message: bytes
+    url: builtins.bytes
+    message: builtins.bytes
     _fields_ = [
         ("backend", c_uint64),
         ("place", c_uint32),
@@ -441,11 +442,11 @@ kvkeep_callback = CFUNCTYPE(None, c_void_p, POINTER(kvkeep_completion))
 class kvkeep_options(Structure):
     struct_size: int
     abi_version: int
-    connect: Optional[bytes]
+    connect: Optional[builtins.bytes]
     l1_bytes: int
     flags: int
     numa_node: int
-    eviction_policy: Optional[bytes]
+    eviction_policy: Optional[builtins.bytes]
     watermark_high_percent: int
     watermark_low_percent: int
     store_mode: int

@@ -122,8 +122,8 @@ class Scheduler:
         step, self._next = self._next, Step()
         step.generation = self._generation
         now = time.monotonic()
-        for tracked in (*self._tracked.values(), *self._ending.values()):
-            tracked.renew(now, RENEW_S)
+        for alive in (*self._tracked.values(), *self._ending.values()):
+            alive.renew(now, RENEW_S)
         for name in preempted:
             step.preempted.add(name)
             if tracked := self._tracked.get(name):
