@@ -62,7 +62,7 @@ static void serve(kvkeep *cache, uint64_t space, const char *name, const uint32_
 
     // Tokens to keys: one for each full chunk, equal where all tokens before are equal.
     kvkeep_key keys[CHUNKS_MAX];
-    uint64_t count;
+    size_t count;
     must(kvkeep_append_tokens(cache, session, tokens, token_count, &count), "append_tokens");
     must(kvkeep_get_session_keys(cache, session, 0, count, 0, 1, 1, keys, count), "session_keys");
 

@@ -49,7 +49,7 @@ public:
 
     /// Appends token ids; the number of full chunks so far.
     std::uint64_t append_tokens(Span<const std::uint32_t> tokens) {
-        std::uint64_t chunks = 0;
+        std::size_t chunks = 0;
         detail::check(kvkeep_append_tokens(cache_, id_, tokens.data(), tokens.size(), &chunks));
         return chunks;
     }
