@@ -116,7 +116,7 @@ static inline int holds(const kvkeep_key *key, const kvkeep_view *view) {
 
 static inline void stage_in(kvkeep *cache, uint64_t session, const kvkeep_key *keys, size_t count, uint64_t bytes,
                             uint32_t lifetime) {
-    uint64_t sizes[BATCH_MAX];
+    uint64_t sizes[BATCH_MAX] = {0};
     kvkeep_view views[BATCH_MAX];
     for (size_t i = 0; i < count; i++) sizes[i] = bytes;
     OK(kvkeep_reserve_write(cache, session, keys, count, sizes, lifetime, views));
