@@ -83,7 +83,7 @@ static void tensors_of_a_layer_are_told_apart_by_their_parts() {
     tensor.item_bytes = 4;
     tensor.block_axis = 1;
     kvk::PoolOptions options;
-    options.segments.push_back({4096, 16, 16, 0, 0});
+    options.segments.push_back({4096, 16, 16, 0, 0, {}});
     tensor.part = KVKEEP_PART_VALUE;
     options.add(tensor);
     CHECK((options.parts == std::vector<std::uint32_t>{KVKEEP_PART_UNSAID, KVKEEP_PART_VALUE, KVKEEP_PART_VALUE}));
@@ -216,7 +216,7 @@ struct Landing {
     kvk::Pool pool = space.pool([this] {
         kvk::PoolOptions options;
         options.block_count = 2 * blocks;
-        options.segments.push_back({reinterpret_cast<std::uintptr_t>(memory.data()), block_bytes, 0, 0, 0});
+        options.segments.push_back({reinterpret_cast<std::uintptr_t>(memory.data()), block_bytes, 0, 0, 0, {}});
         return options;
     }());
 
