@@ -29,21 +29,50 @@ pub fn count_lookup(meters: &Meters, question: &Question, plan: &HitPlan, found:
 
 /// Counts the chunks that a job needed and those of them that its answer has.
 pub fn count_chunks(meters: &Meters, question: &Question, answer: &HitPlan, asked_before: &[bool]) {
+    let chunks = question.keys.len().div_ceil(question.per_chunk);
     let (mut needed, mut hits) = (0, 0);
-    for (chunk, wanted) in answer.wanted.chunks(question.per_chunk).enumerate() {
-        let needs_all = question.needs_chunk(answer, chunk);
-        let (asked, hit) = if asked_before.is_empty() {
-            // One pass over bytes: this runs for every chunk of every request.
-            let hit = wanted.contains(&true);
-            (needs_all || hit, hit)
-        } else {
-            let first = chunk * question.per_chunk;
-            let counted = || wanted.iter().enumerate().filter(|(at, _)| counts(asked_before, first + at));
-            (counted().any(|(_, wanted)| needs_all || *wanted), counted().any(|(_, wanted)| *wanted))
-        };
-        needed += u64::from(asked);
-        hits += u64::from(hit);
+    if asked_before.is_empty() && question.needs_all() {
+        (needed, hits) = (chunks as u64, u64::from(answer.chunks));
+    } else {
+        for chunk in 0..chunks {
+            let keys = chunk * question.per_chunk..(chunk + 1) * question.per_chunk;
+            let counted = || keys.clone().filter(|&index| counts(asked_before, index));
+            needed += u64::from(counted().any(|index| question.needs(answer, index)));
+            hits += u64::from(counted().any(|index| answer.wanted[index]));
+        }
     }
     meters.prefetch_asked_chunks.add(needed);
     meters.prefetch_hit_chunks.add(hits);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{GroupRule, Mode};
+    use crate::key::Key;
+
+    /// Without windows the numbers follow from the answer's length; a list in which no key was asked for before has each chunk
+    /// looked at, and must come to the same.
+    #[test]
+    fn chunks_count_alike_by_the_length_of_the_answer_and_one_by_one() {
+        let keys = [Key { hash: [0; 32], rank: 0, group: 0 }; 6];
+        let window = [GroupRule { group: 0, mode: Mode::Window(1) }];
+        let cases: [(Mode, &[GroupRule]); 4] =
+            [(Mode::Prefix, &[]), (Mode::Any, &[]), (Mode::Window(2), &[]), (Mode::Prefix, &window)];
+        for (mode, rules) in cases {
+            for per_chunk in [1, 2, 3] {
+                for bits in 0..1 << keys.len() {
+                    let there: Vec<bool> = (0..keys.len()).map(|i| bits >> i & 1 == 1).collect();
+                    let question = Question { keys: &keys, per_chunk, mode, rules };
+                    let answer = question.answer(&there);
+                    let count = |asked_before: &[bool]| {
+                        let meters = Meters::default();
+                        count_chunks(&meters, &question, &answer, asked_before);
+                        (meters.prefetch_asked_chunks.get(), meters.prefetch_hit_chunks.get())
+                    };
+                    assert_eq!(count(&[]), count(&[false; 6]), "{mode:?} {rules:?} {per_chunk} {there:?}");
+                }
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::hit_counters::{count_chunks, count_lookup};
-use super::phases::{DonePhase, JobState, LoadPhase, LookupPhase, Phase, Search};
+use super::phases::{DonePhase, JobState, LoadPhase, LookupPhase, Phase, Search, there};
 use super::plan::{HitPlan, NOWHERE, Question};
 use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX, chars};
 use crate::config::{JobObserver, Notify, PrefetchRequest};
@@ -127,7 +127,7 @@ impl Job {
     pub fn looked_up(self: &Arc<Self>, state: &mut JobState, host: &impl JobHost) -> bool {
         let Some((held, lookup)) = state.lookup_mut() else { return false };
         let now = Instant::now();
-        let plan = self.answer(&lookup.search.there());
+        let plan = self.answer(&there(&lookup.search.found));
         if let Some(until) = lookup.ask_until.filter(|until| !plan.complete && now < *until) {
             host.look_up_again(self.id, (now + self.request.lookup_interval).min(until));
             return false;
@@ -199,8 +199,6 @@ impl Job {
         }
         let plan = self.answer(&state.held);
         let given = if status == KVKEEP_OK { plan } else { HitPlan::nothing(self.keys.len()) };
-        let mut there = if status == KVKEEP_OK { state.held.clone() } else { Vec::new() };
-        self.return_shares(&mut state.held, &given.wanted, host.l1());
         let (mut search, lookup, failed, loaded_bytes) = match &mut state.phase {
             Phase::Lookup(lookup) => {
                 self.unpin(&mut lookup.search, |_| true);
@@ -209,7 +207,7 @@ impl Job {
             }
             Phase::Load(load) => {
                 self.unpin(&mut load.search, |_| true);
-                load.note_found_besides(&mut there);
+                load.forget_unloaded(&state.held);
                 (std::mem::take(&mut load.search), Some(load.lookup), load.failed, load.loaded_bytes)
             }
             Phase::Done(_) => return,
@@ -221,6 +219,10 @@ impl Job {
         if lookup.is_none() && status != KVKEEP_ERR_CANCELLED {
             self.count_lookup(&search, &given, host.meters());
         }
+        if lookup.is_none() {
+            search.keep_found(&state.held);
+        }
+        self.return_shares(&mut state.held, &given.wanted, host.l1());
         host.l1().end_job(self.session);
         let now = Instant::now();
         let (lookup_chunks, looked_up) = lookup.unwrap_or((given.chunks, now));
@@ -242,7 +244,8 @@ impl Job {
             asked_keys: self.keys.len() as u32,
             ..JobResult::default()
         };
-        state.phase = Phase::Done(DonePhase { lookup_chunks, result, there, at: now, released: false });
+        let found = if status == KVKEEP_OK { search.found } else { Vec::new() };
+        state.phase = Phase::Done(DonePhase { lookup_chunks, result, found, at: now, released: false });
         self.notify_end(search.notify, &given, &result, &state.held, host);
     }
 
@@ -319,14 +322,14 @@ impl Job {
     pub fn prefix_lengths(&self, state: &JobState) -> Option<Vec<u32>> {
         match &state.phase {
             Phase::Lookup(_) => None,
-            Phase::Load(load) => Some(self.question().lengths(&load.search.there())),
-            Phase::Done(done) => Some(self.question().lengths(&done.there)),
+            Phase::Load(load) => Some(self.question().lengths(&there(&load.search.found))),
+            Phase::Done(done) => Some(self.question().lengths(&there(&done.found))),
         }
     }
 
     /// Whether the answer would be complete with the keys that were found so far.
     pub fn is_answered(&self, lookup: &LookupPhase) -> bool {
-        self.answer(&lookup.search.there()).complete
+        self.answer(&there(&lookup.search.found)).complete
     }
 
     fn count_lookup(&self, search: &Search, plan: &HitPlan, meters: &Meters) {
@@ -340,6 +343,10 @@ impl Job {
 
     /// Returns the shares of held keys that are not wanted.
     fn return_shares(&self, held: &mut [bool], wanted: &[bool], l1: &L1) {
+        // The usual case, found by one comparison of bytes.
+        if held == wanted {
+            return;
+        }
         let extra: Vec<usize> = (0..self.keys.len()).filter(|&i| held[i] && !wanted[i]).collect();
         if extra.is_empty() {
             return;

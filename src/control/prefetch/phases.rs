@@ -60,8 +60,8 @@ pub struct DonePhase {
     pub lookup_chunks: u32,
     /// The answer that callers read.
     pub result: JobResult,
-    /// Keys that could be had: those found, but for those whose load failed. Empty unless the job ended well.
-    pub(super) there: Vec<bool>,
+    /// Where each key that could be had was found, [`NOWHERE`] for the others. Empty unless the job ended well.
+    pub(super) found: Vec<u8>,
     /// When the job was done.
     pub at: Instant,
     /// The table of jobs no longer has it: waiters return.
@@ -86,15 +86,21 @@ pub struct JobState {
     pub phase: Phase,
 }
 
+/// Which keys were found in some tier.
+pub(super) fn there(found: &[u8]) -> Vec<bool> {
+    found.iter().map(|&found| found != NOWHERE).collect()
+}
+
 impl Search {
     /// The backend at `place`, if the job has asked it.
     pub fn slot(&self, place: u8) -> Option<&Arc<BackendSlot>> {
         self.backends.iter().find(|slot| slot.place == place as usize)
     }
 
-    /// Which keys some tier has.
-    pub(super) fn there(&self) -> Vec<bool> {
-        self.found.iter().map(|&found| found != NOWHERE).collect()
+    /// Of a lookup that ends before its answer: only the keys that are held could be had.
+    pub(super) fn keep_found(&mut self, held: &[bool]) {
+        let missing = self.found.iter_mut().zip(held).filter(|(_, held)| !**held);
+        missing.for_each(|(found, _)| *found = NOWHERE);
     }
 
     /// Notes that the backend `tier` has the key `index` and has pinned it for this job.
@@ -123,11 +129,10 @@ impl LoadPhase {
         &self.to_load[self.cursor..]
     }
 
-    /// Adds to `there` the keys that were found and are not among those to be loaded.
-    pub(super) fn note_found_besides(&self, there: &mut [bool]) {
-        let mut besides = self.search.there();
-        self.to_load.iter().for_each(|&index| besides[index as usize] = false);
-        there.iter_mut().zip(besides).for_each(|(there, besides)| *there |= besides);
+    /// Takes the planned keys that have not been loaded out of those found.
+    pub(super) fn forget_unloaded(&mut self, held: &[bool]) {
+        let unloaded = self.to_load.iter().filter(|&&index| !held[index as usize]);
+        unloaded.for_each(|&index| self.search.found[index as usize] = NOWHERE);
     }
 
     /// Whether every planned key was asked for.

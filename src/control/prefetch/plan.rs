@@ -52,12 +52,13 @@ impl Question<'_> {
 
     /// Whether a job needs a key: the answer `plan` holds it, or misses it. What lies before a window is neither.
     pub fn needs(&self, plan: &HitPlan, index: usize) -> bool {
-        plan.wanted[index] || self.needs_chunk(plan, index / self.per_chunk)
+        self.mode == Mode::Any || plan.wanted[index] || index / self.per_chunk >= plan.chunks as usize
     }
 
-    /// Whether a job needs all keys of a chunk, because the answer misses some of them or the mode asks for each.
-    pub fn needs_chunk(&self, plan: &HitPlan, chunk: usize) -> bool {
-        self.mode == Mode::Any || chunk >= plan.chunks as usize
+    /// Whether a job needs every key, whatever the answer is: no group has a window. The answer then holds as many chunks as it is
+    /// long.
+    pub fn needs_all(&self) -> bool {
+        matches!(self.mode, Mode::Any | Mode::Prefix) && self.rules.is_empty()
     }
 
     fn any(&self, there: &[bool]) -> HitPlan {
