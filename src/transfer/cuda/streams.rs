@@ -73,10 +73,10 @@ impl CopyStream {
         }
         let (queue, changed) = (Mutex::default(), Condvar::new());
         let inner = Arc::new(StreamState { reach, gpu, way, stream, queue, changed });
-        let lane = CopyStream { inner, threads: Mutex::default(), closed: AtomicBool::new(false) };
-        lane.spawn("kvkeep-cuda", StreamState::feed)?;
-        lane.spawn("kvkeep-landed", StreamState::land)?;
-        Ok(lane)
+        let stream = CopyStream { inner, threads: Mutex::default(), closed: AtomicBool::new(false) };
+        stream.spawn("kvkeep-cuda", StreamState::feed)?;
+        stream.spawn("kvkeep-landed", StreamState::land)?;
+        Ok(stream)
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce(&StreamState) + Send + 'static) -> Result<()> {
