@@ -1017,8 +1017,8 @@ kvkeep_status kvkeep_open_space(kvkeep *cache,
                                 uint64_t *space);
 
 /// Closes a space that is used no more: its number is not valid any more, and its objects leave L1, written or not: `kvkeep_flush`
-/// first has those written that wait for it. Backends keep theirs, and opening the space again finds them. Of a daemon the space is
-/// closed for this client at once, and altogether when the last client that has it open closes it; objects stay until then. Never
+/// first has those written that wait for it. Backends keep theirs, and opening the space again finds them. A daemon closes the space
+/// when the last client that has it open and is connected closes it; until then its number and its objects stay. Never
 /// blocks on I/O.
 /// Errors: NOT_FOUND (space), LOCKED (a session of it is live, or a pool of it is open), PERMISSION (a read-only client).
 /// Since: 0.1.
