@@ -452,7 +452,8 @@ mod tests {
         assert!(back == bytes);
         // What the kernel can, said by itself.
         if arena.advise(HUGE_PAGE as u64, HUGE_PAGE as u64, libc::MADV_COLLAPSE).is_err() {
-            return eprintln!("skipped: this kernel does not join pages, or has no memory for it");
+            let test = "a_populated_arena_is_of_joined_pages_and_keeps_its_bytes";
+            return crate::skip::skipped(test, "this kernel does not join pages, or has no memory for it");
         }
         let pages = (HUGE_PAGE..2 * HUGE_PAGE - PAGE).step_by(PAGE);
         assert!(pages.map(|at| neighbours(arena.at(at as u64) as usize)).all(|joined| joined != Some(false)));

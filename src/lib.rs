@@ -38,6 +38,9 @@ pub mod meters;
 pub mod policy;
 pub mod prometheus;
 pub mod shape;
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;
 mod slot_table;
 mod sync;
 #[cfg(test)]
