@@ -155,8 +155,14 @@ static void a_space_tells_its_usage_and_its_quota(void) {
     OK(kvkeep_clear(cache, bounded, 1, NULL));
     check_usage(bounded, 0, 4000, 10000);
     OK(kvkeep_finish_read(cache, writer, keys, 1, 0, NULL));
+    // Opening it again without a quota leaves the one that it has.
     options.quota_bytes = 0;
     OK(kvkeep_open_space(cache, &options, &bounded));
+    check_usage(bounded, 0, 0, 10000);
+    options.quota_bytes = 20000;
+    OK(kvkeep_open_space(cache, &options, &bounded));
+    check_usage(bounded, 0, 0, 20000);
+    OK(kvkeep_set_quota(cache, bounded, 0));
     check_usage(bounded, 0, 0, 0);
     OK(kvkeep_evict(cache, space, keys, 1, NULL));
     OK(kvkeep_delete(cache, space, &keys[1], 1, NULL));

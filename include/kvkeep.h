@@ -416,7 +416,7 @@ typedef struct {
     uint32_t chunk_tokens;
     /// Must be 0.
     uint32_t reserved;
-    /// Most bytes of L1 that objects of this space may take. 0: no bound but L1.
+    /// Most bytes of L1 that objects of this space may take. 0: no bound but L1, or the quota of the space if it is open already.
     uint64_t quota_bytes;
     /// Which weights, where the model's name stays the same when they change: a count, a step, a hash. Spaces of two generations
     /// never meet, so that the former's objects need not be removed before they are out of reach. 0 is one like any other.
@@ -1005,9 +1005,9 @@ KVKEEP_API
 kvkeep_status kvkeep_close(kvkeep *cache);
 
 /// Opens a space and sets `*space` to its number, valid until the space or the cache is closed. Opening the same model, layout,
-/// tenant, chunk size and generation again, in whichever process, gives the same number and sets the quota anew, as
-/// `kvkeep_set_quota` does: 0 takes it away. A read-only client leaves the quota of an open space as it is. Objects of two spaces
-/// never meet, in any tier.
+/// tenant, chunk size and generation again, in whichever process, gives the same number. It sets the quota anew if `quota_bytes`
+/// is not 0; 0, or a read-only client, leaves the quota of an open space as it is, and `kvkeep_set_quota` takes it away. Objects of
+/// two spaces never meet, in any tier.
 /// Errors: INVALID (also for a space whose number, the first 8 bytes of its tag, is that of another open space: a coincidence
 /// of one in 2^64), LIMIT (65536 spaces).
 /// Since: 0.1.
@@ -1026,7 +1026,7 @@ KVKEEP_API
 kvkeep_status kvkeep_close_space(kvkeep *cache,
                                  uint64_t space);
 
-/// Sets the most bytes of L1 that objects of a space may take, for all clients of a daemon, as opening it again does. 0: no bound but
+/// Sets the most bytes of L1 that objects of a space may take, for all clients of a daemon, as opening it again with one does. 0: no bound but
 /// L1. Objects above it are evicted at once, but for those in use or still to be written to L2: the space stays above its quota until
 /// its next reservation or load evicts them. A client that connects to a new run of the daemon sets the quota that it set last, or
 /// opened the space with; where clients differ, the last to connect has its way. Never blocks on I/O.

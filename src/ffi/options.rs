@@ -215,7 +215,7 @@ pub struct kvkeep_space_options {
     pub chunk_tokens: u32,
     /// Must be 0.
     pub reserved: u32,
-    /// Most bytes of L1 that objects of this space may take. 0: no bound but L1.
+    /// Most bytes of L1 that objects of this space may take. 0: no bound but L1, or the quota of the space if it is open already.
     pub quota_bytes: u64,
     /// Which weights, where the model's name stays the same when they change: a count, a step, a hash. Spaces of two generations
     /// never meet, so that the former's objects need not be removed before they are out of reach. 0 is one like any other.

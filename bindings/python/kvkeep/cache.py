@@ -112,7 +112,7 @@ class Cache:
         quota_bytes: int = 0,
         generation: int = 0,
     ) -> Space:
-        """Opens a space. `chunk_tokens` of 0 is 256, `quota_bytes` of 0 is no bound but L1.
+        """Opens a space. `chunk_tokens` of 0 is 256, `quota_bytes` of 0 is no bound but L1, or the one it has.
 
         `generation` says which weights, where the model's name stays the same when they change: spaces of two never meet.
         """

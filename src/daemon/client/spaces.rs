@@ -62,7 +62,9 @@ impl Spaces {
         let mut known = self.known.lock();
         if let Some(known) = known.iter_mut().find(|known| same(&known.spec, spec)) {
             known.opened |= opened;
-            return Some(std::mem::replace(&mut known.spec, spec.clone()));
+            // As in the daemon, opening a space without a quota leaves the quota that it has.
+            let quota_bytes = if spec.quota_bytes == 0 { known.spec.quota_bytes } else { spec.quota_bytes };
+            return Some(std::mem::replace(&mut known.spec, SpaceSpec { quota_bytes, ..spec.clone() }));
         }
         known.push(OpenedSpace { spec: spec.clone(), opened });
         None
@@ -111,6 +113,9 @@ mod tests {
             refused()
         };
         assert!(spaces.open(&spec("b", 3), opened_meanwhile).is_err());
+        assert_eq!(known(&spaces), [("a".to_owned(), 1), ("b".to_owned(), 3)]);
+        // Opening without a quota leaves the quota that there is.
+        spaces.open(&spec("b", 0), || Ok(8)).unwrap();
         assert_eq!(known(&spaces), [("a".to_owned(), 1), ("b".to_owned(), 3)]);
     }
 }
