@@ -59,6 +59,9 @@ pub struct Writeback {
     /// Writes that had not ended were counted as dropped: a later answer counts nothing.
     pub(super) over: AtomicBool,
     wake: Condvar,
+    /// `reading` is over.
+    read: Condvar,
+    /// Nothing is on its way, or the thread waits.
     quiet: Condvar,
 }
 
@@ -73,7 +76,7 @@ impl Writeback {
         bytes_max: u64,
     ) -> Arc<Writeback> {
         let (l1, backends) = (sync.l1.clone(), sync.backends.clone());
-        let (state, wake, quiet) = (Mutex::default(), Condvar::new(), Condvar::new());
+        let state = Mutex::default();
         let over = AtomicBool::new(false);
         Arc::new(Writeback {
             l1,
@@ -86,8 +89,9 @@ impl Writeback {
             bytes_max,
             state,
             over,
-            wake,
-            quiet,
+            wake: Condvar::new(),
+            read: Condvar::new(),
+            quiet: Condvar::new(),
         })
     }
 
@@ -113,11 +117,11 @@ impl Writeback {
         loop {
             let (retries, free_bytes, closing) = {
                 let mut state = self.state.lock();
-                state.busy = false;
-                self.quiet.notify_all();
                 let now = Instant::now();
                 let due = state.retries.peek().map(|retry| retry.due);
                 if !state.woken && !state.closing && due.is_none_or(|due| due > now) {
+                    state.busy = false;
+                    self.quiet.notify_all();
                     match due {
                         Some(due) => drop(self.wake.wait_until(&mut state, due)),
                         None => self.wake.wait(&mut state),
@@ -160,7 +164,7 @@ impl Writeback {
                 // Fewer than asked for may mean that the bytes ran out, and the writes taken may need fewer after all.
                 state.woken |= !writes.is_empty();
             }
-            self.quiet.notify_all();
+            self.read.notify_all();
             for write in writes {
                 self.start_write(write);
             }
@@ -359,7 +363,7 @@ impl Writeback {
     pub fn pending(&self) -> u64 {
         let mut state = self.state.lock();
         while state.reading {
-            self.quiet.wait(&mut state);
+            self.read.wait(&mut state);
         }
         // The queue is not read while the state is locked.
         self.l1.writes_queued() + state.open as u64
@@ -369,7 +373,7 @@ impl Writeback {
     pub fn writes_pending(&self) -> u64 {
         let mut state = self.state.lock();
         while state.reading {
-            self.quiet.wait(&mut state);
+            self.read.wait(&mut state);
         }
         self.l1.writes_queued() + self.meters.writes_under_way.get()
     }
@@ -396,10 +400,13 @@ impl Writeback {
                     ),
                 ));
             }
+            // Woken once, not for each write that ends: the store thread needs the processor for the writes.
             self.wake();
             let mut state = self.state.lock();
-            if state.open > 0 || state.busy || state.woken {
-                self.quiet.wait_until(&mut state, until);
+            while state.open > 0 || state.busy || state.woken {
+                if self.quiet.wait_until(&mut state, until).timed_out() {
+                    break;
+                }
             }
         }
     }
