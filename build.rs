@@ -12,6 +12,7 @@ fn main() {
     println!("cargo::rerun-if-changed=src/events.rs");
     println!("cargo::rerun-if-changed=src/error.rs");
     println!("cargo::rerun-if-changed=src/key.rs");
+    println!("cargo::rerun-if-changed=src/l2/plugin/vtable.rs");
     println!("cargo::rerun-if-changed=cbindgen.toml");
     let [major, minor, patch] =
         ["MAJOR", "MINOR", "PATCH"].map(|part| env::var(format!("CARGO_PKG_VERSION_{part}")).expect("set by cargo"));
@@ -32,13 +33,14 @@ fn main() {
     );
     config.after_includes = Some(format!("{version}{}", config.after_includes.unwrap_or_default()));
     // In the order of the header. Other sources have nothing to say in it.
-    const SOURCES: [&str; 13] = [
+    const SOURCES: [&str; 14] = [
         "ffi/version.rs",
         "ffi/options.rs",
         "error.rs",
         "key.rs",
         "abi.rs",
         "events.rs",
+        "l2/plugin/vtable.rs",
         "ffi/handle.rs",
         "ffi/cache.rs",
         "ffi/session.rs",

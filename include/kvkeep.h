@@ -166,6 +166,13 @@
 /// Most events that are kept for readers.
 #define KVKEEP_EVENTS_MAX (1 << 16)
 
+/// Bytes of the header that a backend stores beside each payload.
+#define KVKEEP_OBJECT_HEADER_BYTES 160
+
+/// In the flags of a lookup: the caller wants a prefix, so that every key after the first absent one may be answered NOT_FOUND
+/// without a look.
+#define KVKEEP_LOOKUP_IN_ORDER 1
+
 /// The result of a call, and of each key of a batch. 0 is success, a positive number is not an error, a
 /// negative one is. Numbers are never reused.
 typedef enum {
@@ -423,6 +430,235 @@ typedef struct {
     uint64_t generation;
 } kvkeep_space_options;
 
+/// A parameter of a backend's URL, percent-decoded.
+typedef struct {
+    /// Its name; NUL-terminated UTF-8.
+    const char *name;
+    /// Its value; NUL-terminated UTF-8.
+    const char *value;
+} kvkeep_backend_parameter;
+
+/// Names an object inside a space. Plain data, 40 bytes, so that arrays of it cross the ABI uncopied.
+typedef struct {
+    /// Hash of all tokens up to the end of the chunk.
+    uint8_t hash[32];
+    /// Slice of the KV cache (tensor or pipeline parallel rank) that the object holds.
+    uint32_t rank;
+    /// Set of layers cached alike (full attention, sliding window, state).
+    uint32_t group;
+} kvkeep_key;
+
+/// The name of an object below L1, the same in every process and after every restart. 56 bytes without padding, so that its bytes
+/// may serve as a name.
+typedef struct {
+    /// The tag of its space: a fingerprint of model, layout, tenant, chunk size and generation.
+    uint8_t space[16];
+    /// Its key in the space.
+    kvkeep_key key;
+} kvkeep_backend_key;
+
+/// The answer to one request. Prepare it with KVKEEP_INIT and set the fields that the request asks for. It is read during the
+/// call of `complete` only.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// A kvkeep_status: OK, or the error that the whole request met; then nothing else is read but `message`. Of a health request, OK
+    /// means that the backend answers its requests.
+    int32_t status;
+    /// Must be 0.
+    uint32_t reserved;
+    /// For people: the cause of an error, or of a health request what slows or bounds the backend. UTF-8. NULL: nothing to say.
+    const char *message;
+    /// A kvkeep_status for each key or object of the request, in its order. Of a lookup: OK or NOT_FOUND. Of a load: OK, NOT_FOUND
+    /// or an error. Of a store: OK, EXISTS (it was there already) or an error. Of a removal: OK, NOT_FOUND or an error. NULL: all OK.
+    const int32_t *statuses;
+    /// Of a lookup: for each key that is OK, the bytes of its payload. Of a load: for each object, the bytes of payload that were
+    /// read; NULL: as many as were asked for. Otherwise not read.
+    const uint64_t *sizes;
+    /// Elements of `statuses` and of `sizes`: as many as the request has keys or objects.
+    size_t count;
+    /// Of a list: names of objects, at most KVKEEP_KEYS_MAX. NULL if none.
+    const kvkeep_backend_key *keys;
+    /// How many names.
+    size_t key_count;
+    /// Of a list: where the next one is to go on, in the plug-in's own numbers. 0: these were the last.
+    uint64_t next_cursor;
+    /// Of a usage request: objects that the backend has, 0 where it does not know.
+    uint64_t objects;
+    /// Of a usage request: bytes that they take.
+    uint64_t bytes;
+    /// Of a usage request: most bytes that it may take; 0: no bound of its own.
+    uint64_t capacity_bytes;
+    /// Of a usage request: objects that it has evicted since it was opened.
+    uint64_t evictions;
+} kvkeep_backend_answer;
+
+/// Completes a request: exactly once, from any thread, also from inside the call that made the request. Afterwards the plug-in uses
+/// nothing of the request any more: not its arrays, headers or payloads. Waits for no I/O. Returns OK; or INVALID where there is no
+/// such request, because it was completed before or never made: nothing was changed then; or INVALID or VERSION where the answer
+/// is none: the request has then ended with an error. Each refusal is counted and logged; `kvkeep_last_error` is not set.
+typedef kvkeep_status (*kvkeep_backend_complete)(uint64_t request, const kvkeep_backend_answer *answer);
+
+/// Writes a line to the cache's log. `backend` is the number in the host, `level` a kvkeep_log_level. Any thread.
+typedef void (*kvkeep_backend_log)(uint64_t backend, int32_t level, const char *message);
+
+/// Tells that the backend has lost objects by itself, because it evicted them or another process deleted them: L1 then does not take
+/// them for stored any more. Of removals, and of loads that are NOT_FOUND, kvkeep knows already. Any thread.
+typedef void (*kvkeep_backend_lost)(uint64_t backend, const kvkeep_backend_key *keys, size_t key_count);
+
+/// The library, as a plug-in sees it. Functions are called by these pointers, not by name: the process may have the library linked
+/// into its program, where a plug-in cannot find its functions.
+typedef struct {
+    /// sizeof of the library's struct: a field beyond it is not there.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the library.
+    uint32_t abi_version;
+    /// The number to pass to `log` and `lost`.
+    uint64_t backend;
+    /// First byte of L1 in this process, so that it can be registered with a device or a network. Payloads lie in it, except where
+    /// "fault:" tears a store.
+    void *arena;
+    /// Its length in bytes.
+    uint64_t arena_bytes;
+    /// Completes a request.
+    kvkeep_backend_complete complete;
+    /// Writes a line to the log.
+    kvkeep_backend_log log;
+    /// Tells of objects that are gone.
+    kvkeep_backend_lost lost;
+} kvkeep_backend_host;
+
+/// Opens a backend and sets `*backend`, which the other functions get; it may stay NULL. `parameters` are those of the URL that
+/// kvkeep does not know itself; one that the plug-in does not know should be INVALID. They are valid during the call; `host` is
+/// until close returns. Returns a kvkeep_status; on failure, writes cause and remedy as NUL-terminated UTF-8 into `message` of
+/// `message_bytes` bytes; close is not called then. Runs inside the call that opens the backend, and may block.
+typedef int32_t (*kvkeep_backend_open)(void *userdata,
+                                       const kvkeep_backend_parameter *parameters,
+                                       size_t parameter_count,
+                                       const kvkeep_backend_host *host,
+                                       void **backend,
+                                       char *message,
+                                       size_t message_bytes);
+
+/// Asks which objects are there, and pins those that are: until unpin, the backend should not evict them. A store that has no pins
+/// leaves unpin NULL: where an object is gone when it is loaded, its load is NOT_FOUND. `flags` are KVKEEP_LOOKUP_…, or'ed.
+typedef void (*kvkeep_backend_lookup)(void *backend,
+                                      uint64_t request,
+                                      const kvkeep_backend_key *keys,
+                                      size_t key_count,
+                                      uint32_t flags,
+                                      uint32_t timeout_ms);
+
+/// One object of a load or a store.
+typedef struct {
+    /// Its name.
+    kvkeep_backend_key key;
+    /// KVKEEP_OBJECT_HEADER_BYTES bytes: a load writes what was stored, a store reads. They say whose the payload is and have its
+    /// checksum; kvkeep makes and verifies them. Not in the arena.
+    void *header;
+    /// The payload in L1, aligned to 64: a load writes it, a store reads it.
+    void *data;
+    /// Bytes of the payload. For a load, those that the lookup answered.
+    uint64_t size;
+    /// Always 0.
+    uint64_t reserved[2];
+} kvkeep_backend_object;
+
+/// Reads objects: of each, the header and exactly `size` bytes of payload. An object that is longer or shorter is answered with its
+/// own length in `sizes`, and is then deleted.
+typedef void (*kvkeep_backend_load)(void *backend,
+                                    uint64_t request,
+                                    const kvkeep_backend_object *objects,
+                                    size_t object_count,
+                                    uint32_t timeout_ms);
+
+/// Writes objects: of each, header and payload. No lookup may find an object before it is whole. One that is there already is EXISTS
+/// and is not written again.
+typedef void (*kvkeep_backend_store)(void *backend,
+                                     uint64_t request,
+                                     const kvkeep_backend_object *objects,
+                                     size_t object_count,
+                                     uint32_t timeout_ms);
+
+/// Tells of keys, and is owed no answer: to touch, that they were used, the last one last; to unpin, that each has one pin less. `keys`
+/// is valid during the call. NULL: the backend does not care.
+typedef void (*kvkeep_backend_tell)(void *backend, const kvkeep_backend_key *keys, size_t key_count);
+
+/// Deletes objects, pinned or not. kvkeep neither looks them up nor stores them anew before it is completed.
+typedef void (*kvkeep_backend_remove)(void *backend,
+                                      uint64_t request,
+                                      const kvkeep_backend_key *keys,
+                                      size_t key_count,
+                                      uint32_t timeout_ms);
+
+/// Lists objects of one space, whose tag has 16 bytes, or for NULL of all, from `cursor` on: 0, or the `next_cursor` of the answer
+/// before. It is asked when a space is forgotten; what it lists is removed before it is asked for more. NULL: the backend cannot list,
+/// and can forget a space only as far as its objects are removed by key; the space's `generation` then serves instead.
+typedef void (*kvkeep_backend_list)(void *backend,
+                                    uint64_t request,
+                                    const uint8_t *space,
+                                    uint64_t cursor,
+                                    uint32_t timeout_ms);
+
+/// Asks for usage or health, now and then. NULL: usage is 0, and health is good.
+typedef void (*kvkeep_backend_query)(void *backend, uint64_t request, uint32_t timeout_ms);
+
+/// Closes a backend, once, when no other call of it runs or will begin. Requests may still be under way: the plug-in completes each
+/// before it returns, and afterwards calls the host no more. The memory of a request that it does not complete stays reserved until
+/// the process exits. May block; a cache that closes waits for it up to `backend_timeout_ms`.
+typedef void (*kvkeep_backend_close)(void *backend);
+
+/// A store that the host or a plug-in brings: its functions. `open`, `lookup`, `load`, `store`, `remove` and `close` are required.
+///
+/// Threads. Functions are called from `threads` threads of the library, "kvkeep-plugin", with no lock held: 1 by default, so that they
+/// are called one after another. A function may do its work and complete the request before it returns, or return at once and complete
+/// from another thread; a function that blocks delays only its own backend. It must not throw, and must not call kvkeep but by the
+/// host. More than one request is usually under way.
+///
+/// Ownership. Keys, objects, headers and payloads of a request are the library's, and stay in place until the request is completed,
+/// however late that is.
+///
+/// Time. `timeout_ms` is the time that is left. A request that is not completed by then is given up for its caller: the backend gets no
+/// new requests until it has completed all that are late, and the memory of a late one is used for nothing else before.
+///
+/// What goes wrong. A nonsensical answer is an error of its request; a second answer is refused. Both are counted, are named in the
+/// backend's health, and are logged, at most once in ten seconds. Nothing that a backend answers is believed before its header and
+/// checksum are verified. Code that writes where it should not cannot be contained: a plug-in is part of the process.
+typedef struct {
+    /// sizeof of the plug-in's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the plug-in's header.
+    uint32_t abi_version;
+    /// What the store is called, for people: 1 to 63 bytes of UTF-8, copied.
+    const char *name;
+    /// Passed to `open`.
+    void *userdata;
+    /// Opens the backend.
+    kvkeep_backend_open open;
+    /// Looks keys up, and pins what is there.
+    kvkeep_backend_lookup lookup;
+    /// Reads objects.
+    kvkeep_backend_load load;
+    /// Writes objects.
+    kvkeep_backend_store store;
+    /// Notes uses. May be NULL.
+    kvkeep_backend_tell touch;
+    /// Takes pins off. May be NULL.
+    kvkeep_backend_tell unpin;
+    /// Deletes objects.
+    kvkeep_backend_remove remove;
+    /// Lists objects. May be NULL.
+    kvkeep_backend_list list;
+    /// Counts what the backend has. May be NULL.
+    kvkeep_backend_query usage;
+    /// Says whether the backend can be used. May be NULL.
+    kvkeep_backend_query health;
+    /// Closes the backend.
+    kvkeep_backend_close close;
+} kvkeep_backend_vtable;
+
 /// How a session begins.
 typedef struct {
     /// sizeof of the caller's struct.
@@ -436,16 +672,6 @@ typedef struct {
     /// Must be 0.
     uint32_t reserved;
 } kvkeep_session_options;
-
-/// Names an object inside a space. Plain data, 40 bytes, so that arrays of it cross the ABI uncopied.
-typedef struct {
-    /// Hash of all tokens up to the end of the chunk.
-    uint8_t hash[32];
-    /// Slice of the KV cache (tensor or pipeline parallel rank) that the object holds.
-    uint32_t rank;
-    /// Set of layers cached alike (full attention, sliding window, state).
-    uint32_t group;
-} kvkeep_key;
 
 /// One object's bytes in L1, as a reservation returns it.
 typedef struct {
@@ -928,6 +1154,10 @@ typedef struct {
     uint64_t reserved[4];
 } kvkeep_event;
 
+/// The function "kvkeep_plugin" that a shared library for "plugin:/path/library.so" exports: gives its vtable, which is copied. The
+/// library stays loaded until the process exits.
+typedef const kvkeep_backend_vtable *(*kvkeep_plugin_entry)(void);
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -1038,17 +1268,32 @@ kvkeep_status kvkeep_set_quota(kvkeep *cache,
                                uint64_t quota_bytes);
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
-/// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
-/// the backend opens. A directory may be open in several processes; its capacity bounds what each of them knows to be there,
-/// not what all of them write. "fs:" also leaves `min_free=` of the file system free, a size or a share such as 5% (by default
-/// 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest. A
-/// directory above its bounds is worked off in the background after it is opened.
-/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
+/// "memory:?capacity=1GiB", "plugin:/path/to/library.so?name=value", or "fault:" before one of these. Sets `*backend` to its number,
+/// unless NULL. Blocks while the backend opens. A directory may be open in several processes; its capacity bounds what each of them
+/// knows to be there, not what all of them write. "fs:" also leaves `min_free=` of the file system free, a size or a share such as 5%
+/// (by default 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest.
+/// A directory above its bounds is worked off in the background after it is opened.
+/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends), and of a plug-in, the
+/// error that its `open` returned.
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_add_backend(kvkeep *cache,
                                  const char *url,
                                  uint64_t *backend);
+
+/// Adds a backend whose functions the caller has, as `kvkeep_add_backend` adds one by its URL. `vtable` and `parameters` are copied; the
+/// functions must be there until the backend is closed. `parameters` are written as in a URL, percent-encoded: "host=a&threads=4".
+/// NULL: none. Two of them are not the plug-in's own: `threads`, from which it is called (1 by default, at most 64), and `batch`, the
+/// most objects of one load or store (32 by default). A shared library that exports its vtable is added by `kvkeep_add_backend` with
+/// "plugin:/path/to/library.so?name=value", in a daemon too.
+/// Errors: INVALID (a function that is missing, named in the message; the parameters), VERSION (the vtable is of another ABI),
+/// UNSUPPORTED (a client of a daemon), LIMIT (seven backends), and the error that the plug-in's `open` returned.
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_add_backend_vtable(kvkeep *cache,
+                                        const kvkeep_backend_vtable *vtable,
+                                        const char *parameters,
+                                        uint64_t *backend);
 
 /// Removes a backend: no new job asks it, objects that jobs have found in it are loaded, everything else it accepted is
 /// answered, then it is closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend

@@ -13,6 +13,7 @@ use crate::control::tokens::Ranks;
 use crate::error::{Error, Result, Status};
 use crate::events::Event;
 use crate::key::Key;
+use crate::l2::plugin::PluginSource;
 use crate::log::Log;
 use crate::shape::Shape;
 
@@ -30,6 +31,9 @@ pub trait Cache: Send + Sync {
 
     /// Adds a backend below the others. Returns its number.
     fn add_backend(&self, url: &str) -> Result<u64>;
+
+    /// Adds a backend whose functions this process has. Returns its number.
+    fn add_plugin(&self, source: &PluginSource) -> Result<u64>;
 
     /// Removes a backend, and waits until jobs are through with it.
     fn remove_backend(&self, number: u64) -> Result<()>;

@@ -9,6 +9,8 @@ use super::pointers::{optional_output, output};
 use super::versioned::input_struct;
 use super::{config, text};
 use crate::error::{KVKEEP_OK, Status};
+use crate::l2::plugin::PluginSource;
+use crate::l2::plugin::vtable::BackendVtable;
 use crate::threads;
 
 /// ---- Cache ----
@@ -102,18 +104,47 @@ pub unsafe extern "C" fn kvkeep_set_quota(cache: *mut kvkeep, space: u64, quota_
 }
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
-/// "memory:?capacity=1GiB", or "fault:" before one of these. Sets `*backend` to its number, unless NULL. Blocks while
-/// the backend opens. A directory may be open in several processes; its capacity bounds what each of them knows to be there,
-/// not what all of them write. "fs:" also leaves `min_free=` of the file system free, a size or a share such as 5% (by default
-/// 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest. A
-/// directory above its bounds is worked off in the background after it is opened.
-/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends).
+/// "memory:?capacity=1GiB", "plugin:/path/to/library.so?name=value", or "fault:" before one of these. Sets `*backend` to its number,
+/// unless NULL. Blocks while the backend opens. A directory may be open in several processes; its capacity bounds what each of them
+/// knows to be there, not what all of them write. "fs:" also leaves `min_free=` of the file system free, a size or a share such as 5%
+/// (by default 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest.
+/// A directory above its bounds is worked off in the background after it is opened.
+/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends), and of a plug-in, the
+/// error that its `open` returned.
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_char, backend: *mut u64) -> Status {
     on(cache, |cache| {
         let backend = optional_output(backend, "backend")?;
         let number = cache.add_backend(text::utf8(url, "url")?)?;
+        if let Some(backend) = backend {
+            *backend = number;
+        }
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Adds a backend whose functions the caller has, as `kvkeep_add_backend` adds one by its URL. `vtable` and `parameters` are copied; the
+/// functions must be there until the backend is closed. `parameters` are written as in a URL, percent-encoded: "host=a&threads=4".
+/// NULL: none. Two of them are not the plug-in's own: `threads`, from which it is called (1 by default, at most 64), and `batch`, the
+/// most objects of one load or store (32 by default). A shared library that exports its vtable is added by `kvkeep_add_backend` with
+/// "plugin:/path/to/library.so?name=value", in a daemon too.
+/// Errors: INVALID (a function that is missing, named in the message; the parameters), VERSION (the vtable is of another ABI),
+/// UNSUPPORTED (a client of a daemon), LIMIT (seven backends), and the error that the plug-in's `open` returned.
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_add_backend_vtable(
+    cache: *mut kvkeep,
+    vtable: *const BackendVtable,
+    parameters: *const c_char,
+    backend: *mut u64,
+) -> Status {
+    on(cache, |cache| {
+        let backend = optional_output(backend, "backend")?;
+        let parameters = text::utf8_or(parameters, "", "parameters")?;
+        // SAFETY: that the struct is as large as it says, and its functions are those of the header, is the caller's promise.
+        let source = unsafe { PluginSource::of_host(vtable, parameters) }?;
+        let number = cache.add_plugin(&source)?;
         if let Some(backend) = backend {
             *backend = number;
         }

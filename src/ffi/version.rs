@@ -12,6 +12,8 @@ use super::text;
 /// Version of the ABI that this header describes.
 pub const KVKEEP_ABI_VERSION: u32 = 1;
 
+const _: () = assert!(KVKEEP_ABI_VERSION == crate::l2::plugin::ABI_VERSION);
+
 /// Version of the library, as "major.minor.patch". Static; never NULL. Any thread.
 /// Since: 0.1.
 #[unsafe(no_mangle)]

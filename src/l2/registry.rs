@@ -6,17 +6,19 @@ use super::backend::Backend;
 use super::fault::FaultBackend;
 use super::fs::Fs;
 use super::memory::MemoryBackend;
+use super::plugin::{PluginBackend, PluginSource};
 use super::url::{Url, parse_pairs, split_scheme};
+use crate::arena::Arena;
 use crate::error::{Error, Result};
 use crate::log::Log;
 
 /// Opens the backend of one scheme.
-type Open = fn(&Url, &Log) -> Result<Arc<dyn Backend>>;
+type Open = fn(&Url, &Log, &Arena) -> Result<Arc<dyn Backend>>;
 
 /// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
-const SCHEMES: [(&str, &str, Open); 2] = [
-    ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log| Ok(Fs::open_url(&url.path, &url.params, log)?)),
-    ("memory", "memory:?capacity=1GiB", |url, _| {
+const SCHEMES: [(&str, &str, Open); 3] = [
+    ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log, _| Ok(Fs::open_url(&url.path, &url.params, log)?)),
+    ("memory", "memory:?capacity=1GiB", |url, _, _| {
         if !url.path.is_empty() {
             return Err(Error::invalid(format!(
                 "memory: takes no path, but was given {:?}; write memory:?…",
@@ -25,20 +27,23 @@ const SCHEMES: [(&str, &str, Open); 2] = [
         }
         Ok(MemoryBackend::open_url(&url.params)?)
     }),
+    ("plugin", "plugin:/path/to/library.so", |url, log, arena| {
+        Ok(PluginBackend::open(&PluginSource::of_library(&url.path, &url.params)?, arena, log)?)
+    }),
 ];
 
-/// Opens the backend that a URL names. The backend logs to `log` while it is open.
-pub fn open(url: &str, log: &Log) -> Result<Arc<dyn Backend>> {
+/// Opens the backend that a URL names, below the L1 in `arena`. The backend logs to `log` while it is open.
+pub fn open(url: &str, log: &Log, arena: &Arena) -> Result<Arc<dyn Backend>> {
     if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
         let (inner, faults) = split_faults(inner)?;
         if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
             return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
         }
-        return Ok(FaultBackend::wrap(open(&inner, log)?, &faults)?);
+        return Ok(FaultBackend::wrap(open(&inner, log, arena)?, &faults)?);
     }
     let url = Url::parse(url)?;
     match SCHEMES.iter().find(|(scheme, ..)| *scheme == url.scheme) {
-        Some((_, _, open)) => open(&url, log),
+        Some((_, _, open)) => open(&url, log, arena),
         None => {
             let known: Vec<_> = SCHEMES.iter().map(|(_, example, _)| *example).chain(["fault:<URL>"]).collect();
             let message = format!("no backend has the scheme {:?}; known are {}", url.scheme, known.join(", "));
@@ -59,9 +64,14 @@ fn split_faults(url: &str) -> Result<(String, Vec<(String, String)>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arena::MapOptions;
+
+    fn opened(url: &str) -> Result<Arc<dyn Backend>> {
+        open(url, &Log::none(), &Arena::map(4096, MapOptions::default()).unwrap())
+    }
 
     fn refusal(url: &str) -> String {
-        open(url, &Log::none()).map(|_| ()).unwrap_err().message
+        opened(url).map(|_| ()).unwrap_err().message
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -72,7 +82,7 @@ mod tests {
     fn an_error_names_the_cause_and_the_remedy() {
         assert_eq!(
             refusal("nfs:///x"),
-            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, fault:<URL>"
+            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, plugin:/path/to/library.so, fault:<URL>"
         );
         assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
         assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));
@@ -89,7 +99,7 @@ mod tests {
         let (inner, faults) = split_faults("fs:///a%20b?fault.seed=7&capacity=1G&fault.flip=0.5").unwrap();
         assert_eq!(inner, "fs:///a%20b?capacity=1G");
         assert_eq!(faults, pairs(&[("fault.seed", "7"), ("fault.flip", "0.5")]));
-        let backend = open("fault:memory:?fault.seed=7&capacity=1MiB", &Log::none()).unwrap();
+        let backend = opened("fault:memory:?fault.seed=7&capacity=1MiB").unwrap();
         assert_eq!((backend.name(), backend.usage().capacity), ("fault", 1 << 20));
     }
 }

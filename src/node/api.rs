@@ -21,6 +21,7 @@ use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l1::staged_bytes::THIS_PROCESS;
 use crate::l2;
+use crate::l2::plugin::{PluginBackend, PluginSource};
 use crate::l2::url::without_secrets;
 use crate::log::{Log, LogLevel};
 use crate::shape::Shape;
@@ -111,7 +112,17 @@ impl Cache for Node {
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {
-        let number = self.backends.add(l2::registry::open(url, &self.log)?, without_secrets(url))?;
+        let backend = l2::registry::open(url, &self.log, self.l1.arena())?;
+        let number = self.backends.add(backend, without_secrets(url))?;
+        self.look_below();
+        self.log.write(LogLevel::Info, || format!("added backend {number}: {url}"));
+        Ok(number)
+    }
+
+    fn add_plugin(&self, source: &PluginSource) -> Result<u64> {
+        let backend = PluginBackend::open(source, self.l1.arena(), &self.log)?;
+        let url = without_secrets(&source.url());
+        let number = self.backends.add(backend, url.clone())?;
         self.look_below();
         self.log.write(LogLevel::Info, || format!("added backend {number}: {url}"));
         Ok(number)

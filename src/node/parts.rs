@@ -191,7 +191,7 @@ impl Node {
             }
         });
         for url in &config.backend_urls {
-            self.backends.add(l2::registry::open(url, &self.log)?, without_secrets(url))?;
+            self.backends.add(l2::registry::open(url, &self.log, arena)?, without_secrets(url))?;
         }
         self.l1.set_has_l2(writes && !config.backend_urls.is_empty());
 

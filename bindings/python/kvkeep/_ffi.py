@@ -47,6 +47,8 @@ KVKEEP_HISTOGRAM_BUCKETS = 26
 KVKEEP_REQUEST_ID_BYTES = 256
 KVKEEP_URL_BYTES = 512
 KVKEEP_EVENTS_MAX = (1 << 16)
+KVKEEP_OBJECT_HEADER_BYTES = 160
+KVKEEP_LOOKUP_IN_ORDER = 1
 
 
 class Status(enum.IntEnum):
@@ -142,6 +144,18 @@ class ObjectState(enum.IntEnum):
 kvkeep_log_callback = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 
 
+kvkeep_backend_log = CFUNCTYPE(None, c_uint64, c_int32, c_char_p)
+
+
+kvkeep_backend_list = CFUNCTYPE(None, c_void_p, c_uint64, POINTER(c_uint8), c_uint64, c_uint32)
+
+
+kvkeep_backend_query = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32)
+
+
+kvkeep_backend_close = CFUNCTYPE(None, c_void_p)
+
+
 class kvkeep_space_options(Structure):
     struct_size: int
     abi_version: int
@@ -165,6 +179,26 @@ class kvkeep_space_options(Structure):
     ]
 
 
+class kvkeep_backend_parameter(Structure):
+    name: Optional[builtins.bytes]
+    value: Optional[builtins.bytes]
+    _fields_ = [
+        ("name", c_char_p),
+        ("value", c_char_p),
+    ]
+
+
+class kvkeep_key(Structure):
+    hash: Any
+    rank: int
+    group: int
+    _fields_ = [
+        ("hash", c_uint8 * 32),
+        ("rank", c_uint32),
+        ("group", c_uint32),
+    ]
+
+
 class kvkeep_session_options(Structure):
     struct_size: int
     abi_version: int
@@ -177,17 +211,6 @@ class kvkeep_session_options(Structure):
         ("request_id", c_char_p),
         ("timeout_ms", c_uint32),
         ("reserved", c_uint32),
-    ]
-
-
-class kvkeep_key(Structure):
-    hash: Any
-    rank: int
-    group: int
-    _fields_ = [
-        ("hash", c_uint8 * 32),
-        ("rank", c_uint32),
-        ("group", c_uint32),
     ]
 
 
@@ -492,6 +515,15 @@ class kvkeep_options(Structure):
     ]
 
 
+class kvkeep_backend_key(Structure):
+    space: Any
+    key: Any
+    _fields_ = [
+        ("space", c_uint8 * 16),
+        ("key", kvkeep_key),
+    ]
+
+
 class kvkeep_prefetch_options(Structure):
     struct_size: int
     abi_version: int
@@ -714,6 +746,139 @@ class kvkeep_event(Structure):
     ]
 
 
+kvkeep_backend_lost = CFUNCTYPE(None, c_uint64, POINTER(kvkeep_backend_key), c_size_t)
+
+
+kvkeep_backend_lookup = CFUNCTYPE(None, c_void_p, c_uint64, POINTER(kvkeep_backend_key), c_size_t, c_uint32, c_uint32)
+
+
+kvkeep_backend_tell = CFUNCTYPE(None, c_void_p, POINTER(kvkeep_backend_key), c_size_t)
+
+
+kvkeep_backend_remove = CFUNCTYPE(None, c_void_p, c_uint64, POINTER(kvkeep_backend_key), c_size_t, c_uint32)
+
+
+class kvkeep_backend_answer(Structure):
+    struct_size: int
+    abi_version: int
+    status: int
+    reserved: int
+    message: Optional[builtins.bytes]
+    statuses: Any
+    sizes: Any
+    count: int
+    keys: Any
+    key_count: int
+    next_cursor: int
+    objects: int
+    bytes: int
+    capacity_bytes: int
+    evictions: int
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("status", c_int32),
+        ("reserved", c_uint32),
+        ("message", c_char_p),
+        ("statuses", POINTER(c_int32)),
+        ("sizes", POINTER(c_uint64)),
+        ("count", c_size_t),
+        ("keys", POINTER(kvkeep_backend_key)),
+        ("key_count", c_size_t),
+        ("next_cursor", c_uint64),
+        ("objects", c_uint64),
+        ("bytes", c_uint64),
+        ("capacity_bytes", c_uint64),
+        ("evictions", c_uint64),
+    ]
+
+
+class kvkeep_backend_object(Structure):
+    key: Any
+    header: Any
+    data: Any
+    size: int
+    reserved: Any
+    _fields_ = [
+        ("key", kvkeep_backend_key),
+        ("header", c_void_p),
+        ("data", c_void_p),
+        ("size", c_uint64),
+        ("reserved", c_uint64 * 2),
+    ]
+
+
+kvkeep_backend_complete = CFUNCTYPE(c_int, c_uint64, POINTER(kvkeep_backend_answer))
+
+
+kvkeep_backend_load = CFUNCTYPE(None, c_void_p, c_uint64, POINTER(kvkeep_backend_object), c_size_t, c_uint32)
+
+
+kvkeep_backend_store = CFUNCTYPE(None, c_void_p, c_uint64, POINTER(kvkeep_backend_object), c_size_t, c_uint32)
+
+
+class kvkeep_backend_host(Structure):
+    struct_size: int
+    abi_version: int
+    backend: int
+    arena: Any
+    arena_bytes: int
+    complete: Any
+    log: Any
+    lost: Any
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("backend", c_uint64),
+        ("arena", c_void_p),
+        ("arena_bytes", c_uint64),
+        ("complete", kvkeep_backend_complete),
+        ("log", kvkeep_backend_log),
+        ("lost", kvkeep_backend_lost),
+    ]
+
+
+kvkeep_backend_open = CFUNCTYPE(c_int32, c_void_p, POINTER(kvkeep_backend_parameter), c_size_t, POINTER(kvkeep_backend_host), POINTER(c_void_p), c_char_p, c_size_t)
+
+
+class kvkeep_backend_vtable(Structure):
+    struct_size: int
+    abi_version: int
+    name: Optional[builtins.bytes]
+    userdata: Any
+    open: Any
+    lookup: Any
+    load: Any
+    store: Any
+    touch: Any
+    unpin: Any
+    remove: Any
+    list: Any
+    usage: Any
+    health: Any
+    close: Any
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("name", c_char_p),
+        ("userdata", c_void_p),
+        ("open", kvkeep_backend_open),
+        ("lookup", kvkeep_backend_lookup),
+        ("load", kvkeep_backend_load),
+        ("store", kvkeep_backend_store),
+        ("touch", kvkeep_backend_tell),
+        ("unpin", kvkeep_backend_tell),
+        ("remove", kvkeep_backend_remove),
+        ("list", kvkeep_backend_list),
+        ("usage", kvkeep_backend_query),
+        ("health", kvkeep_backend_query),
+        ("close", kvkeep_backend_close),
+    ]
+
+
+kvkeep_plugin_entry = CFUNCTYPE(POINTER(kvkeep_backend_vtable))
+
+
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "kvkeep_version": (
         c_char_p,
@@ -783,6 +948,15 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_int,
         (
             c_void_p,
+            c_char_p,
+            POINTER(c_uint64),
+        ),
+    ),
+    "kvkeep_add_backend_vtable": (
+        c_int,
+        (
+            c_void_p,
+            POINTER(kvkeep_backend_vtable),
             c_char_p,
             POINTER(c_uint64),
         ),

@@ -18,9 +18,10 @@ use crate::control::completion::{Completions, WAITING_MAX};
 use crate::control::tokens::Ranks;
 use crate::daemon::wire::Request;
 use crate::daemon::wire::request::Extra;
-use crate::error::{KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Result, Status};
+use crate::error::{Error, KVKEEP_ERR_TIMEOUT, KVKEEP_ERR_UNSUPPORTED, KVKEEP_OK, Result, Status};
 use crate::events::Event;
 use crate::key::Key;
+use crate::l2::plugin::PluginSource;
 use crate::log::Log;
 use crate::shape::Shape;
 
@@ -74,6 +75,14 @@ impl Cache for Client {
 
     fn add_backend(&self, url: &str) -> Result<u64> {
         self.link()?.call_while_it_works(&Request::AddBackend { url }, number)
+    }
+
+    fn add_plugin(&self, _source: &PluginSource) -> Result<u64> {
+        Err(Error::new(
+            KVKEEP_ERR_UNSUPPORTED,
+            "a daemon cannot call functions of its client: give the daemon a plugin: URL, or open the cache in the process that has \
+             the functions",
+        ))
     }
 
     fn remove_backend(&self, backend: u64) -> Result<()> {
