@@ -34,6 +34,7 @@ from ._ffi import (
     StoreMode,
 )
 from ._library import lib as _lib
+from .backend import Backend, BackendKey, BackendObject, BackendUsage
 from .cache import Cache
 from .completion import Completion
 from .errors import (
@@ -81,6 +82,10 @@ def extra_count(tp_size: int, world_size: int) -> int:
 __all__ = [
     "AccessError",
     "BLOCK_NONE",
+    "Backend",
+    "BackendKey",
+    "BackendObject",
+    "BackendUsage",
     "Cache",
     "CancelledError",
     "ClosedError",

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Callable, Optional, Union
 
-from . import _ffi
+from . import _ffi, _plugin
 from ._library import call, encoded, lib, number, prepared, text
+from .backend import Backend
 from .completion import Callbacks, Completion, Completions
 from .errors import InvalidError
 from .event import Event, copied
@@ -133,11 +134,16 @@ class Cache:
         """A session that was begun elsewhere, by its number."""
         return Session(self, number(ctypes.c_uint64, "the session", id))
 
-    def add_backend(self, url: str) -> int:
-        """Adds a backend below those already there and returns its number. Blocks while it opens."""
-        backend = ctypes.c_uint64()
-        call(lib.kvkeep_add_backend, self.pointer, encoded("url", url), ctypes.byref(backend))
-        return backend.value
+    def add_backend(self, backend: Union[str, Backend]) -> int:
+        """Adds a backend below those already there and returns its number: by its URL, or a store written in Python.
+
+        Blocks while it opens.
+        """
+        if isinstance(backend, Backend):
+            return _plugin.add(self.pointer, backend)
+        number = ctypes.c_uint64()
+        call(lib.kvkeep_add_backend, self.pointer, encoded("url", backend), ctypes.byref(number))
+        return number.value
 
     def remove_backend(self, backend: int) -> None:
         """Removes a backend; what it stored stays where it is. Blocks while it closes."""
