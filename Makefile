@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel demo e2e-vllm bench bench-device soak fuzz install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel test-mooncake demo demo-mooncake e2e-vllm bench bench-device soak fuzz install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -37,7 +37,7 @@ docs: ## the documents, the header and the Rust modules as HTML in build/docs; c
 
 test: ## everything that must pass, then what could not be checked here
 	@mkdir -p $(CARGO_TARGET_DIR) && rm -f $(KVKEEP_SKIPPED)
-	$(MAKE) check test-kernel test-rust test-page test-c test-bindings test-daemon $(ALSO)
+	$(MAKE) check test-kernel test-rust test-page test-c test-bindings test-daemon test-mooncake $(ALSO)
 	@scripts/skipped.sh
 
 test-kernel: ## the GPU kernel's PTX against its source, with NVRTC fetched by pip where it is not installed
@@ -65,6 +65,11 @@ test-daemon: test-c test-bindings ## the tests of the bindings once more, a daem
 	KVKEEP_COMMAND=$(CARGO_TARGET_DIR)/release/kvkeep LD_PRELOAD=$(SHIM) $(CTEST) --test-dir build/bindings/cpp17 --output-on-failure
 	KVKEEP_COMMAND=$(CARGO_TARGET_DIR)/release/kvkeep $(MAKE) -C bindings test-python KVKEEP_LIBRARY=$(SHIM)
 
+test-mooncake: build ## the Mooncake backend against a real master, which pip fetches where none is installed
+	@if packages=$$(scripts/mooncake.sh $(CURDIR)/build/mooncake); then cd bindings/python && \
+		KVKEEP_LIBRARY=$(CARGO_TARGET_DIR)/release/libkvkeep.so PYTHONPATH=$$packages python3 -m unittest tests.test_mooncake; \
+	else scripts/skipped.sh test-mooncake "mooncake-transfer-engine-non-cuda cannot be had from PyPI for this Python"; fi
+
 e2e-vllm: build ## vLLM over a daemon with a toy model: opt-in, downloads gigabytes into build/e2e-vllm
 	e2e/vllm/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-vllm
 
@@ -75,6 +80,10 @@ demo: ## install into build/prefix, build the quickstart against it, replay a tr
 		$(CMAKE) -S examples -B build/examples -DCMAKE_PREFIX_PATH=$(CURDIR)/build/prefix && \
 		$(CMAKE) --build build/examples; } >build/demo.log || { cat build/demo.log; exit 1; }
 	@scripts/demo.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo
+
+demo-mooncake: build ## two processes that share only a Mooncake store, whose master runs on loopback
+	@packages=$$(scripts/mooncake.sh $(CURDIR)/build/mooncake) && \
+		scripts/demo_mooncake.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so "$$packages"
 
 bench: ## measure into target/bench/results.json and print the table
 	cargo bench --locked --no-run
