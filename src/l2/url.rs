@@ -11,9 +11,15 @@ pub struct Url {
     pub scheme: String,
     /// The part between the colon (and `//`, if it is there) and the question mark.
     pub path: String,
+    /// As `path`, as it was written: where a user and a password may stand in it, it is taken apart before it is decoded.
+    pub written: String,
     /// The parameters in their order.
     pub params: Vec<(String, String)>,
 }
+
+/// The error of a URL that has a part which must not be shown.
+const NOT_ENCODED: &str = "the URL is not percent-encoded UTF-8, or a parameter of it has no value; write the characters %, @, \
+                           /, ? and & of a user or a password as %25, %40, %2F, %3F and %26";
 
 /// The scheme in lower case, and everything after its colon; none where `url` does not begin with a scheme.
 pub(super) fn split_scheme(url: &str) -> Option<(String, &str)> {
@@ -26,7 +32,8 @@ pub(super) fn split_scheme(url: &str) -> Option<(String, &str)> {
 /// by their names.
 pub fn without_secrets(url: &str) -> String {
     const SECRET: [&str; 5] = ["key", "secret", "token", "password", "signature"];
-    let (base, query) = url.split_once('?').map_or((url, None), |(base, query)| (base, Some(query)));
+    let url = &without_login(url);
+    let (base, query) = url.split_once('?').map_or((url.as_str(), None), |(base, query)| (base, Some(query)));
     let mut shown = match base.split_once("//") {
         Some((scheme, rest)) => {
             let host = rest.find('/').unwrap_or(rest.len());
@@ -42,6 +49,17 @@ pub fn without_secrets(url: &str) -> String {
         shown += &format!("{}{name}={value}", if place == 0 { '?' } else { '&' });
     }
     shown
+}
+
+/// Leaves out all up to the last `@` of a Redis URL: a password that should have been percent-encoded may have any character.
+fn without_login(url: &str) -> String {
+    match url.split_once("//") {
+        Some((scheme, rest)) if scheme.to_ascii_lowercase().contains("redis") => {
+            let from = rest.rfind('@').map_or(0, |at| at + 1);
+            format!("{scheme}//{}", &rest[from..])
+        }
+        _ => url.to_owned(),
+    }
 }
 
 /// Decodes parameters written as `name=value`.
@@ -62,7 +80,7 @@ fn decode_value(text: &str) -> Result<String> {
     }
 }
 
-fn decode(text: &str) -> Result<String> {
+pub(super) fn decode(text: &str) -> Result<String> {
     let wrong = || Error::invalid(format!("{text:?} is not percent-encoded UTF-8; write a percent sign as %25"));
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -81,13 +99,18 @@ fn decode(text: &str) -> Result<String> {
 }
 
 impl Url {
-    /// Takes a URL apart.
+    /// Takes a URL apart. No error has a user or a password.
     pub fn parse(url: &str) -> Result<Url> {
-        let (scheme, rest) = split_scheme(url)
-            .ok_or_else(|| Error::invalid(format!("{url:?} is no URL; write scheme:path?name=value")))?;
+        let (scheme, rest) = split_scheme(url).ok_or_else(|| {
+            Error::invalid(format!("{:?} is no URL; write scheme:path?name=value", without_secrets(url)))
+        })?;
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let path = decode(path.strip_prefix("//").unwrap_or(path))?;
-        Ok(Url { scheme, path, params: parse_pairs(query.split('&').filter(|pair| !pair.is_empty()))? })
+        let written = path.strip_prefix("//").unwrap_or(path);
+        let login = rest.contains('@');
+        let hide = |error: Error| if login { Error::invalid(NOT_ENCODED) } else { error };
+        let path = decode(written).map_err(hide)?;
+        let params = parse_pairs(query.split('&').filter(|pair| !pair.is_empty())).map_err(hide)?;
+        Ok(Url { scheme, path, written: written.to_owned(), params })
     }
 }
 
@@ -211,10 +234,18 @@ mod tests {
             without_secrets("s3://me:pass@host:9000/bucket?region=x&SecretKey=abc&session_token=d"),
             "s3://host:9000/bucket?region=x&SecretKey=…&session_token=…"
         );
+        for login in ["u:p4ss@", ":p4s/s@", "u:p@4?s#s@", "u:p&4s=s@"] {
+            assert_eq!(without_secrets(&format!("redis://{login}h:1/2?ttl=1")), "redis://h:1/2?ttl=1");
+            assert_eq!(without_secrets(&format!("fault:REDIS+unix://{login}/s?ttl=1")), "fault:REDIS+unix:///s?ttl=1");
+        }
+        for url in ["redis://u:p4ss%zz@h", "redis://:p?4ss@h", "redis ://:p4ss@h", "redis://:%ffp4ss@h?x"] {
+            let message = Url::parse(url).unwrap_err().message;
+            assert!(!message.contains("4ss"), "{message}");
+        }
     }
 
     fn parts(url: &str) -> (String, String, Vec<(String, String)>) {
-        let Url { scheme, path, params } = Url::parse(url).unwrap();
+        let Url { scheme, path, params, .. } = Url::parse(url).unwrap();
         (scheme, path, params)
     }
 
