@@ -8,6 +8,8 @@ use crate::daemon::wire::{Frame, Request, Welcome};
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::fs::{FsOptions, path};
 use crate::l2::object_header::{HEADER_BYTES, Header};
+use crate::l2::redis::RedisOptions;
+use crate::l2::redis::resp::{ReplyHead, RespValue};
 use crate::l2::url::{Url, boolean, size};
 
 const FRAME_BYTES_MAX: u32 = 1 << 20;
@@ -74,6 +76,27 @@ pub fn file_name(bytes: &[u8]) {
     let _ = (path::parse_temporary(name), path::parse_writer(name));
 }
 
+/// What a Redis server sends: a reply is refused, or is whole at its last byte and not before.
+pub fn resp(bytes: &[u8]) {
+    const BULK_MAX: usize = 100;
+    let whole = RespValue::parse(bytes, BULK_MAX);
+    if let Ok(Some((value, length))) = &whole {
+        assert!(*length <= bytes.len());
+        for end in [0, 1, length / 2, length - 1] {
+            let part = RespValue::parse(&bytes[..end.min(length - 1)], BULK_MAX);
+            assert!(matches!(part, Ok(None)), "part of a reply is taken for the whole");
+        }
+        let alone = RespValue::parse(&bytes[..*length], BULK_MAX);
+        assert!(matches!(alone, Ok(Some((again, at))) if again == *value && at == *length));
+    }
+    if let Ok(Some(ReplyHead::Bulk { length, head })) = ReplyHead::parse(bytes) {
+        assert!(head <= bytes.len() && bytes[..head].ends_with(b"\r\n"));
+        if let Ok(Some((value, whole))) = whole {
+            assert!(value.as_text().is_none_or(|text| text.len() == length) && whole == head + length + 2);
+        }
+    }
+}
+
 /// What a user writes: URLs of backends and of daemons, sizes, choices. A refusal says why.
 pub fn url(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
@@ -85,6 +108,9 @@ pub fn url(bytes: &[u8]) {
         Ok(url) => {
             assert!(!url.scheme.is_empty() && url.scheme == url.scheme.to_ascii_lowercase());
             if let Err(error) = FsOptions::from_url(&url.path, &url.params) {
+                assert!(!error.message.is_empty());
+            }
+            if let Err(error) = RedisOptions::from_url(&url) {
                 assert!(!error.message.is_empty());
             }
         }

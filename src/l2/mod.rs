@@ -1,5 +1,5 @@
 //! Everything below L1: [`backend`] is the trait of any store of objects, [`object_header`] the header around every object,
-//! [`registry`] opens a store by its URL; [`fs`], [`memory`], [`plugin`] and [`fault`] are the stores.
+//! [`registry`] opens a store by its URL; [`fs`], [`memory`], [`plugin`], [`redis`] and [`fault`] are the stores.
 
 pub mod backend;
 pub mod fault;
@@ -7,6 +7,7 @@ pub mod fs;
 pub mod memory;
 pub mod object_header;
 pub mod plugin;
+pub mod redis;
 pub mod registry;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use super::fault::FaultBackend;
 use super::fs::Fs;
 use super::memory::MemoryBackend;
 use super::plugin::{PluginBackend, PluginSource};
+use super::redis::RedisBackend;
 use super::url::{Url, parse_pairs, split_scheme};
 use crate::arena::Arena;
 use crate::error::{Error, Result};
@@ -16,7 +17,7 @@ use crate::log::Log;
 type Open = fn(&Url, &Log, &Arena) -> Result<Arc<dyn Backend>>;
 
 /// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
-const SCHEMES: [(&str, &str, Open); 3] = [
+const SCHEMES: [(&str, &str, Open); 5] = [
     ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log, _| Ok(Fs::open_url(&url.path, &url.params, log)?)),
     ("memory", "memory:?capacity=1GiB", |url, _, _| {
         if !url.path.is_empty() {
@@ -30,6 +31,8 @@ const SCHEMES: [(&str, &str, Open); 3] = [
     ("plugin", "plugin:/path/to/library.so", |url, log, arena| {
         Ok(PluginBackend::open(&PluginSource::of_library(&url.path, &url.params)?, arena, log)?)
     }),
+    ("redis", "redis://host:6379", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
+    ("redis+unix", "redis+unix:///run/redis.sock", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
 ];
 
 /// Opens the backend that a URL names, below the L1 in `arena`. The backend logs to `log` while it is open.
@@ -82,7 +85,8 @@ mod tests {
     fn an_error_names_the_cause_and_the_remedy() {
         assert_eq!(
             refusal("nfs:///x"),
-            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, plugin:/path/to/library.so, fault:<URL>"
+            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, plugin:/path/to/library.so, \
+             redis://host:6379, redis+unix:///run/redis.sock, fault:<URL>"
         );
         assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
         assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));

@@ -81,11 +81,27 @@ fn a_file_name_is_foreign_or_that_of_its_object() {
 }
 
 #[test]
+fn a_reply_is_read_when_it_is_whole() {
+    let replies = [
+        "+OK\r\n",
+        "-LOADING Redis is loading the dataset in memory\r\n",
+        "$5\r\nab\r\nc\r\n",
+        "*2\r\n$1\r\n0\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n",
+        "%2\r\n+mode\r\n+standalone\r\n+proto\r\n:3\r\n",
+        ">2\r\n+a\r\n_\r\n",
+        "|1\r\n+a\r\n,1.5\r\n=7\r\ntxt:abc\r\n",
+    ];
+    tried(&texts(&replies), fuzzing::resp);
+}
+
+#[test]
 fn a_url_is_read_or_refused() {
     let urls = [
         "fs:///var/cache/kv?capacity=200GiB&engine=uring&min_free=5%&policy=lru",
         "fs://relative/%C3%A9?direct=off&count_directories=no",
         "fault:memory:?capacity=1MiB&fault.delay=0.5",
+        "redis://me:p%40ss@[::1]:7000/3?prefix=kv:&ttl=12h&connections=8&part=8MiB",
+        "redis+unix:///run/redis.sock?db=2&timeout_ms=500",
         "unix:///run/kvkeep.sock?wait_ms=100&patience_ms=5&spin_us=3",
         "64MiB",
         "true",

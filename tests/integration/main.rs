@@ -19,6 +19,7 @@ mod page;
 mod policy_trace;
 mod processes;
 mod promises;
+mod redis;
 mod serve;
 mod store_wait;
 mod stream;

@@ -7,6 +7,7 @@ pub mod device;
 pub mod fs;
 pub mod process;
 pub mod random;
+pub mod redis;
 pub mod skip;
 
 /// The name under which the test harness knows the test `name` of the module whose `module_path!()` this is: a process that starts

@@ -4,7 +4,7 @@
 mod backends;
 mod bad_input;
 mod bounds;
-mod cache;
+pub mod cache;
 mod completions;
 mod counters;
 mod disk;

@@ -1,0 +1,6 @@
+//! The `redis` backend, against real servers.
+
+mod access;
+mod caches;
+mod round_trip;
+mod trouble;
