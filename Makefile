@@ -100,6 +100,7 @@ soak: ## the long campaigns: kills by the hundred, random operations and garbage
 	KVKEEP_KILL_ROUNDS=200 KVKEEP_FUZZ_ROUNDS=5000 cargo test --locked --release --test integration processes::
 	PROPTEST_CASES=4000 cargo test --locked --release --lib
 	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test integration promises::
+	KVKEEP_PROXY_ROUNDS=10000 cargo test --locked --release --test integration redis::proxied:: -- --nocapture
 	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test campaigns stress:: -- --nocapture
 	KVKEEP_BAD_DAY_SECONDS=1800 cargo test --locked --release --test campaigns bad_day:: -- --nocapture
 

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod device;
 pub mod fs;
 pub mod process;
+pub mod proxy;
 pub mod random;
 pub mod redis;
 pub mod skip;

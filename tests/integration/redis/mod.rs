@@ -2,5 +2,6 @@
 
 mod access;
 mod caches;
+mod proxied;
 mod round_trip;
 mod trouble;
