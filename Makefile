@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel test-mooncake demo demo-mooncake e2e-vllm bench bench-device soak fuzz install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-mooncake e2e-vllm bench bench-device soak fuzz install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -73,13 +73,18 @@ test-mooncake: build ## the Mooncake backend against a real master, which pip fe
 e2e-vllm: build ## vLLM over a daemon with a toy model: opt-in, downloads gigabytes into build/e2e-vllm
 	e2e/vllm/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-vllm
 
-demo: ## install into build/prefix, build the quickstart against it, replay a trace, share a daemon
+demo: demo-programs ## install into build/prefix, build the quickstart against it, replay a trace, share a daemon
+	@scripts/demo.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo
+
+demo-redis: demo-programs ## two processes that share only a Redis server, which is started for them and installed if this is root
+	@scripts/demo_redis.sh build/examples/quickstart $(CURDIR)/build/demo
+
+demo-programs:
 	@mkdir -p build
 	@# Of the build, only what cargo says is shown, unless it fails.
 	@{ $(MAKE) install PREFIX=$(CURDIR)/build/prefix && \
 		$(CMAKE) -S examples -B build/examples -DCMAKE_PREFIX_PATH=$(CURDIR)/build/prefix && \
 		$(CMAKE) --build build/examples; } >build/demo.log || { cat build/demo.log; exit 1; }
-	@scripts/demo.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo
 
 demo-mooncake: build ## two processes that share only a Mooncake store, whose master runs on loopback
 	@packages=$$(scripts/mooncake.sh $(CURDIR)/build/mooncake) && \

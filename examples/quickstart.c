@@ -3,7 +3,8 @@
 //     quickstart DIRECTORY            the first run: computes, stores, and hits in memory
 //     quickstart DIRECTORY again      a later process: hits on disk
 //
-// In place of a directory it takes the socket of a daemon, "unix:///tmp/kvkeep.sock": then both share the daemon's memory.
+// In place of a directory it takes the URL of another backend, "redis://host:6379": then both share that server. Or it takes the
+// socket of a daemon, "unix:///tmp/kvkeep.sock": then both share the daemon's memory.
 //
 // An engine would write the KV blocks of its GPU where this program writes made-up bytes.
 #include <kvkeep.h>
@@ -109,11 +110,11 @@ static void serve(kvkeep *cache, uint64_t space, const char *name, const uint32_
 
 int main(int argc, char **argv) {
     if (argc < 2 || argc > 3 || (argc == 3 && strcmp(argv[2], "again") != 0)) {
-        fprintf(stderr, "usage: quickstart DIRECTORY|unix:///SOCKET [again]\n");
+        fprintf(stderr, "usage: quickstart DIRECTORY|URL|unix:///SOCKET [again]\n");
         return 2;
     }
     char url[4096];
-    snprintf(url, sizeof url, "fs://%s?capacity=1GiB", argv[1]);
+    snprintf(url, sizeof url, strstr(argv[1], "://") ? "%s" : "fs://%s?capacity=1GiB", argv[1]);
     const char *urls[] = {url};
 
     kvkeep_options options;
