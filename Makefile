@@ -99,7 +99,7 @@ bench: ## measure into target/bench/results.json and print the table
 bench-device: ## measure transfers to and from pages into target/bench/results-device.json
 	cargo bench --locked --bench kvkeep -- --device
 
-soak: ## the long campaigns: kills by the hundred, random operations and garbage by the million
+soak: test-c ## the long campaigns: kills by the hundred, random operations and garbage by the million
 	KVKEEP_KILL_ROUNDS=200 cargo test --locked --release --test integration fs::kill:: -- --nocapture
 	KVKEEP_CHAOS_KILLS=50 cargo test --locked --release --test campaigns chaos:: -- --nocapture
 	KVKEEP_KILL_ROUNDS=200 KVKEEP_FUZZ_ROUNDS=5000 cargo test --locked --release --test integration processes::
@@ -107,6 +107,7 @@ soak: ## the long campaigns: kills by the hundred, random operations and garbage
 	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test integration promises::
 	KVKEEP_PROXY_ROUNDS=10000 cargo test --locked --release --test integration redis::proxied:: -- --nocapture
 	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test campaigns stress:: -- --nocapture
+	KVKEEP_PLUGIN_ROUNDS=100000 KVKEEP_TEST_WATCHDOG_S=1800 $(CTEST) --test-dir build/c_tests -R plugin_chaos_shared --output-on-failure
 	KVKEEP_BAD_DAY_SECONDS=1800 cargo test --locked --release --test campaigns bad_day:: -- --nocapture
 
 fuzz: ## what reads bytes of others, by coverage, FUZZ_SECONDS (60) each; needs nightly Rust, and takes cargo-fuzz from PyPI

@@ -25,6 +25,7 @@ enum misbehaviour {
     SHORT,           // gives half of an object, and says so
     HUGE_SIZE,       // finds objects that are larger than L1
     NO_SIZES,        // finds objects and does not say of which size
+    ANYHOW,          // each request in one of these ways or well, by the seed
 };
 
 struct table_entry {
@@ -35,6 +36,7 @@ struct table_entry {
 };
 
 struct answer_held {
+    enum misbehaviour how;
     uint64_t request;
     kvkeep_backend_answer answer;
     int32_t statuses[BATCH_MAX];
@@ -51,6 +53,9 @@ static struct {
     int held_count, blocked, release;
     // Only loads go wrong.
     int loads_only;
+    unsigned seed;
+    // Answers on their way in threads of their own.
+    int threads;
     // What was called how often, and what `complete` returned.
     int opened, closed, lookups, loads, stores, touches, unpins, removals, lists;
     int completed, refused;
@@ -86,15 +91,18 @@ static inline void *complete_in_thread(void *userdata) {
     struct answer_held *held = userdata;
     OK(complete_once(held->request, &held->answer));
     free(held);
+    pthread_mutex_lock(&plugin.mutex);
+    plugin.threads--;
+    pthread_cond_broadcast(&plugin.changed);
+    pthread_mutex_unlock(&plugin.mutex);
     return NULL;
 }
 
 // Answers, or misbehaves.
-static inline void answer_with(struct answer_held *held, int is_load) {
-    enum misbehaviour how = plugin.loads_only && !is_load ? WELL : plugin.how;
+static inline void answer_with(struct answer_held *held) {
     kvkeep_backend_answer *answer = &held->answer;
     uint64_t request = held->request;
-    switch (how) {
+    switch (held->how) {
     case TWICE:
         OK(complete_once(request, answer));
         CHECK_STATUS(complete_once(request, answer), KVKEEP_ERR_INVALID);
@@ -108,6 +116,9 @@ static inline void answer_with(struct answer_held *held, int is_load) {
         return;
     case FROM_A_THREAD: {
         pthread_t thread;
+        pthread_mutex_lock(&plugin.mutex);
+        plugin.threads++;
+        pthread_mutex_unlock(&plugin.mutex);
         CHECK_EQUAL(pthread_create(&thread, NULL, complete_in_thread, held), 0);
         CHECK_EQUAL(pthread_detach(thread), 0);
         return;
@@ -138,9 +149,22 @@ static inline void answer_with(struct answer_held *held, int is_load) {
     free(held);
 }
 
-static inline struct answer_held *answer_for(uint64_t request, size_t count) {
+// The way in which a request will be answered. Half of them well, where it is anyhow. The mutex is held.
+static inline enum misbehaviour choose_how(int is_load) {
+    if (plugin.loads_only && !is_load) return WELL;
+    if (plugin.how != ANYHOW) return plugin.how;
+    plugin.seed = plugin.seed * 1664525u + 1013904223u;
+    unsigned draw = plugin.seed >> 16;
+    enum misbehaviour how = draw % 2 ? WELL : (enum misbehaviour)(draw / 2 % ANYHOW);
+    return how == BLOCKS ? WELL : how;
+}
+
+static inline struct answer_held *answer_for(uint64_t request, size_t count, int is_load) {
     struct answer_held *held = calloc(1, sizeof *held);
     CHECK(held != NULL && count <= BATCH_MAX);
+    pthread_mutex_lock(&plugin.mutex);
+    held->how = choose_how(is_load);
+    pthread_mutex_unlock(&plugin.mutex);
     held->request = request;
     KVKEEP_INIT(&held->answer);
     held->answer.statuses = held->statuses;
@@ -185,10 +209,10 @@ static inline int32_t plugin_open(void *userdata, const kvkeep_backend_parameter
 static inline void plugin_lookup(void *backend, uint64_t request, const kvkeep_backend_key *keys, size_t key_count,
                                  uint32_t flags, uint32_t timeout_ms) {
     CHECK(backend == &plugin && timeout_ms > 0 && flags <= KVKEEP_LOOKUP_IN_ORDER);
-    struct answer_held *held = answer_for(request, key_count);
+    struct answer_held *held = answer_for(request, key_count, 0);
     pthread_mutex_lock(&plugin.mutex);
     plugin.lookups++;
-    if (plugin.how == BLOCKS) {
+    if (held->how == BLOCKS) {
         plugin.blocked++;
         while (!plugin.release) pthread_cond_wait(&plugin.changed, &plugin.mutex);
     }
@@ -196,17 +220,17 @@ static inline void plugin_lookup(void *backend, uint64_t request, const kvkeep_b
         struct table_entry **entry = entry_of(&keys[i]);
         held->statuses[i] = entry ? KVKEEP_OK : KVKEEP_ERR_NOT_FOUND;
         held->sizes[i] = entry ? (*entry)->size : 0;
-        if (entry && plugin.how == HUGE_SIZE) held->sizes[i] = UINT64_MAX / 2;
+        if (entry && held->how == HUGE_SIZE) held->sizes[i] = UINT64_MAX / 2;
     }
-    if (plugin.how == NO_SIZES) held->answer.sizes = NULL;
+    if (held->how == NO_SIZES) held->answer.sizes = NULL;
     pthread_mutex_unlock(&plugin.mutex);
-    answer_with(held, 0);
+    answer_with(held);
 }
 
 static inline void plugin_load(void *backend, uint64_t request, const kvkeep_backend_object *objects,
                                size_t object_count, uint32_t timeout_ms) {
     CHECK(backend == &plugin && timeout_ms > 0);
-    struct answer_held *held = answer_for(request, object_count);
+    struct answer_held *held = answer_for(request, object_count, 1);
     pthread_mutex_lock(&plugin.mutex);
     plugin.loads++;
     for (size_t i = 0; i < object_count; i++) {
@@ -220,18 +244,18 @@ static inline void plugin_load(void *backend, uint64_t request, const kvkeep_bac
         CHECK_EQUAL((*entry)->size, object->size);
         memcpy(object->header, (*entry)->header, sizeof(*entry)->header);
         memcpy(object->data, (*entry)->data, object->size);
-        if (plugin.how == WRONG_HEADER) memset(object->header, 0x55, KVKEEP_OBJECT_HEADER_BYTES);
-        if (plugin.how == WRONG_BYTES) ((uint8_t *)object->data)[object->size / 2] ^= 4;
-        if (plugin.how == SHORT) held->sizes[i] /= 2;
+        if (held->how == WRONG_HEADER) memset(object->header, 0x55, KVKEEP_OBJECT_HEADER_BYTES);
+        if (held->how == WRONG_BYTES) ((uint8_t *)object->data)[object->size / 2] ^= 4;
+        if (held->how == SHORT) held->sizes[i] /= 2;
     }
     pthread_mutex_unlock(&plugin.mutex);
-    answer_with(held, 1);
+    answer_with(held);
 }
 
 static inline void plugin_store(void *backend, uint64_t request, const kvkeep_backend_object *objects,
                                 size_t object_count, uint32_t timeout_ms) {
     CHECK(backend == &plugin && timeout_ms > 0);
-    struct answer_held *held = answer_for(request, object_count);
+    struct answer_held *held = answer_for(request, object_count, 0);
     held->answer.sizes = NULL;
     pthread_mutex_lock(&plugin.mutex);
     plugin.stores++;
@@ -249,13 +273,13 @@ static inline void plugin_store(void *backend, uint64_t request, const kvkeep_ba
         *place = entry;
     }
     pthread_mutex_unlock(&plugin.mutex);
-    answer_with(held, 0);
+    answer_with(held);
 }
 
 static inline void plugin_remove(void *backend, uint64_t request, const kvkeep_backend_key *keys, size_t key_count,
                                  uint32_t timeout_ms) {
     CHECK(backend == &plugin && timeout_ms > 0);
-    struct answer_held *held = answer_for(request, key_count);
+    struct answer_held *held = answer_for(request, key_count, 0);
     held->answer.sizes = NULL;
     pthread_mutex_lock(&plugin.mutex);
     plugin.removals++;
@@ -267,7 +291,7 @@ static inline void plugin_remove(void *backend, uint64_t request, const kvkeep_b
         *entry = NULL;
     }
     pthread_mutex_unlock(&plugin.mutex);
-    answer_with(held, 0);
+    answer_with(held);
 }
 
 // Three keys a time.
@@ -275,7 +299,7 @@ static inline void plugin_list(void *backend, uint64_t request, const uint8_t *w
                                uint32_t timeout_ms) {
     CHECK(backend == &plugin && timeout_ms > 0);
     kvkeep_backend_key listed[3];
-    struct answer_held *held = answer_for(request, 0);
+    struct answer_held *held = answer_for(request, 0, 0);
     pthread_mutex_lock(&plugin.mutex);
     plugin.lists++;
     uint64_t at = cursor;
@@ -328,12 +352,14 @@ static inline void release_held(void) {
     pthread_mutex_lock(&plugin.mutex);
     plugin.release = 1;
     pthread_cond_broadcast(&plugin.changed);
+    struct answer_held *held[HELD];
     int count = plugin.held_count;
+    memcpy(held, plugin.held, sizeof held);
     plugin.held_count = 0;
     pthread_mutex_unlock(&plugin.mutex);
     for (int i = 0; i < count; i++) {
-        OK(complete_once(plugin.held[i]->request, &plugin.held[i]->answer));
-        free(plugin.held[i]);
+        OK(complete_once(held[i]->request, &held[i]->answer));
+        free(held[i]);
     }
 }
 
@@ -341,6 +367,7 @@ static inline void plugin_close(void *backend) {
     CHECK(backend == &plugin);
     if (plugin.complete_when_closed) release_held();
     pthread_mutex_lock(&plugin.mutex);
+    while (plugin.threads > 0) pthread_cond_wait(&plugin.changed, &plugin.mutex);
     plugin.closed++;
     pthread_mutex_unlock(&plugin.mutex);
 }
@@ -372,6 +399,7 @@ static inline void reset_plugin(void) {
     }
     plugin.how = WELL;
     plugin.loads_only = 0;
+    plugin.seed = 0;
     plugin.held_count = plugin.blocked = plugin.release = plugin.complete_when_closed = 0;
     plugin.opened = plugin.closed = plugin.lookups = plugin.loads = plugin.stores = plugin.touches = 0;
     plugin.unpins = plugin.removals = plugin.lists = 0;
