@@ -32,6 +32,7 @@ int main(void) {
     FIELD(kvkeep_options, log_userdata);
     FIELD(kvkeep_options, log_level);
     FIELD(kvkeep_options, reserved);
+    FIELD(kvkeep_options, listen);
     STRUCT(kvkeep_space_options);
     FIELD(kvkeep_space_options, struct_size);
     FIELD(kvkeep_space_options, abi_version);

@@ -404,6 +404,11 @@ typedef struct {
     uint32_t log_level;
     /// Must be 0.
     uint32_t reserved;
+    /// NULL: this cache is the process's alone. "unix:///path/of/the.sock": other processes `connect` to it, as to a daemon, as
+    /// long as it is open; this process is the daemon then, and may have backends of its own (`kvkeep_add_backend_vtable`).
+    /// "?http=127.0.0.1:9400": the daemon's page, metrics and health there. "?mode=0660": the socket's mode, 0600 by default. A file
+    /// beside the socket, with ".lock" after its name, is locked; EXISTS where another process has it. Not with `connect`.
+    const char *listen;
 } kvkeep_options;
 
 /// How a space is opened. All texts are UTF-8 and copied.
@@ -1218,7 +1223,7 @@ int kvkeep_extra_count(int tp_size,
 /// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
 /// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's
-/// clients).
+/// clients), EXISTS (another process serves the socket of `listen`).
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_open(const kvkeep_options *options,
@@ -1228,7 +1233,7 @@ kvkeep_status kvkeep_open(const kvkeep_options *options,
 /// does), lets calls under way end (those that wait stop waiting), gives accepted writes to L2 up to `backend_timeout_ms`, ends all
 /// sessions without touching, and frees L1. Memory that a session still holds shares or staging of, or that a hung backend may
 /// still write, stays mapped until the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1
-/// go on, and what a view still shows may be replaced. Completions for the event descriptor that nobody took before are gone.
+/// go on, and what a view still shows may be replaced. With `listen`, clients are disconnected first. Completions for the event descriptor that nobody took before are gone.
 /// Blocks. Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
 /// Since: 0.1.
 KVKEEP_API

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use crate::abi::{JobResult, View};
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
+use crate::daemon::service::Service;
 use crate::error::{Result, Status};
 use crate::key::Key;
 use crate::store_wait;
@@ -23,6 +24,8 @@ pub struct OpenCache {
     transfers: Arc<Transfers>,
     /// The last explanation of a refusal of L1, and when it was made: it costs a look at every session.
     refusal: Mutex<Option<(Instant, String)>>,
+    /// What other processes reach this cache by.
+    service: Mutex<Option<Service>>,
 }
 
 /// An explanation of a refusal is true enough for so long.
@@ -40,7 +43,13 @@ impl OpenCache {
     /// A cache with no transfers yet.
     pub fn new(cache: Arc<dyn Cache>) -> OpenCache {
         let transfers = Transfers::new(cache.clone());
-        OpenCache { cache, transfers, refusal: Mutex::default() }
+        OpenCache { cache, transfers, refusal: Mutex::default(), service: Mutex::default() }
+    }
+
+    /// Has a service end with it.
+    pub fn served_by(self, service: Option<Service>) -> OpenCache {
+        *self.service.lock() = service;
+        self
     }
 
     /// The transfers of this process.
@@ -150,6 +159,9 @@ impl OpenCache {
 
     /// Closes. Called once, when no other call is in flight.
     pub fn close(&self) {
+        if let Some(service) = self.service.lock().take() {
+            service.stop();
+        }
         self.transfers.close();
         self.cache.close();
     }

@@ -82,8 +82,8 @@ static void remember(kvkeep *cache, pid_t pid, const char *directory) {
 static int can_serve(const kvkeep_options *options) {
     const uint32_t known = KVKEEP_FLAG_NO_PREFAULT | KVKEEP_FLAG_NO_CHECKSUM;
     if (!options || options->struct_size != sizeof *options || options->abi_version != KVKEEP_ABI_VERSION ||
-        options->connect || options->l1_bytes == 0 || options->store_mode >= STORES || (options->flags & ~known) ||
-        options->reserved != 0 || options->log_level > KVKEEP_LOG_INFO ||
+        options->connect || options->listen || options->l1_bytes == 0 || options->store_mode >= STORES ||
+        (options->flags & ~known) || options->reserved != 0 || options->log_level > KVKEEP_LOG_INFO ||
         (options->backend_count > 0 && !options->backend_urls) || !getenv("KVKEEP_COMMAND")) {
         return 0;
     }

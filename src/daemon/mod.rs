@@ -6,6 +6,7 @@
 pub mod client;
 pub mod http;
 pub mod server;
+pub mod service;
 pub mod settings;
 pub mod wire;
 

@@ -35,7 +35,7 @@ use crate::threads;
 /// backends, delete, clear or forget are waited for as long as the daemon answers others; after TIMEOUT, make them again.
 /// Errors: INVALID, VERSION (header and library do not fit, or library and daemon), NO_MEMORY (L1 does not fit the
 /// machine or the control group), PERMISSION, IO, DISCONNECTED (no daemon answers), LIMIT (256 caches are open; the daemon's
-/// clients).
+/// clients), EXISTS (another process serves the socket of `listen`).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut *mut kvkeep) -> Status {
@@ -52,7 +52,7 @@ pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut
 /// does), lets calls under way end (those that wait stop waiting), gives accepted writes to L2 up to `backend_timeout_ms`, ends all
 /// sessions without touching, and frees L1. Memory that a session still holds shares or staging of, or that a hung backend may
 /// still write, stays mapped until the process exits (logged). A client's sessions and jobs end the same way; the daemon and its L1
-/// go on, and what a view still shows may be replaced. Completions for the event descriptor that nobody took before are gone.
+/// go on, and what a view still shows may be replaced. With `listen`, clients are disconnected first. Completions for the event descriptor that nobody took before are gone.
 /// Blocks. Not from a callback (INVALID). NULL is OK; a handle closed before is CLOSED.
 /// Since: 0.1.
 #[unsafe(no_mangle)]

@@ -14,13 +14,14 @@ use super::pointers::input;
 use super::text;
 use super::versioned::input_elements;
 use crate::abi::{Completion, KVKEEP_EXTRA_COUNT_MAX};
-use crate::cache::Cache;
 use crate::config::{Callback, GroupRule, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode};
 use crate::daemon::client::{Client, ClientConfig};
+use crate::daemon::service::{Service, ServiceOptions};
 use crate::error::{Error, Result};
 use crate::log::{Log, LogLevel};
 use crate::memory_bounds::MemoryBounds;
 use crate::node::Node;
+use crate::open_cache::OpenCache;
 use crate::transfer::cpu_copy::Promise;
 use crate::transfer::layout::{SEGMENTS_MAX, Segment};
 use crate::transfer::{PoolSpec, TransferRequest};
@@ -94,11 +95,26 @@ fn urls(first: *const *const c_char, count: usize) -> Result<Vec<String>> {
 }
 
 /// Opens the cache that `options` describe.
-pub fn open(options: &kvkeep_options) -> Result<Arc<dyn Cache>> {
+pub fn open(options: &kvkeep_options) -> Result<OpenCache> {
     zero(options.reserved, "reserved")?;
-    match text::utf8_or(options.connect, "", "connect")? {
-        "" => Ok(node(options)?),
-        url => Ok(client(options, url)?),
+    match (text::utf8_or(options.connect, "", "connect")?, text::utf8_or(options.listen, "", "listen")?) {
+        ("", "") => Ok(OpenCache::new(node(options, 0)?)),
+        ("", listen) => served(options, listen),
+        (url, _) => Ok(OpenCache::new(client(options, url)?)),
+    }
+}
+
+/// Opens a cache in this process that others connect to.
+fn served(options: &kvkeep_options, listen: &str) -> Result<OpenCache> {
+    // The socket's lock gives this run its number.
+    let (lock_file, service) = ServiceOptions::of_url(listen)?;
+    let node = node(options, lock_file.boot)?;
+    match Service::start(&node, lock_file, service, &node.log) {
+        Ok(service) => Ok(OpenCache::new(node).served_by(Some(service))),
+        Err(error) => {
+            node.close();
+            Err(error)
+        }
     }
 }
 
@@ -120,6 +136,7 @@ fn only_connects(options: &kvkeep_options) -> Result<()> {
         ("writes_pending_max", options.writes_pending_max != 0),
         ("backend_timeout_ms", options.backend_timeout_ms != 0),
         ("loading_bytes_max", options.loading_bytes_max != 0),
+        ("listen", !options.listen.is_null()),
     ];
     match set.iter().find(|(_, set)| *set) {
         Some((name, _)) => Err(Error::invalid(format!(
@@ -149,7 +166,7 @@ fn l1_bytes(options: &kvkeep_options, huge_pages: bool) -> Result<u64> {
     MemoryBounds::of_process(huge_pages).percent(u32::try_from(options.l1_bytes).unwrap_or(u32::MAX))
 }
 
-fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
+fn node(options: &kvkeep_options, boot: u16) -> Result<Arc<Node>> {
     let known = KVKEEP_FLAG_HUGE_PAGES
         | KVKEEP_FLAG_NUMA_NODE
         | KVKEEP_FLAG_NO_PREFAULT
@@ -193,7 +210,7 @@ fn node(options: &kvkeep_options) -> Result<Arc<Node>> {
         backend_timeout: millis(options.backend_timeout_ms, 30_000),
         store_wait: Duration::from_millis(options.store_wait_ms.into()),
         loading_bytes_max: options.loading_bytes_max,
-        boot: 0,
+        boot,
         log: log(options.log, options.log_userdata, options.log_level)?,
     })
 }

@@ -77,6 +77,7 @@ mod tests {
     use crate::error::{KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
     use crate::key::Key;
     use crate::node::Node;
+    use crate::open_cache::OpenCache;
     use crate::transfer::cpu_copy::Promise;
     use crate::transfer::layout::Segment;
     use crate::transfer::submit::AskedTransfer;
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn what_is_under_way_can_be_ended_after_a_bug() {
-        let cache = handle::open(Node::open(NodeConfig::new(1 << 20)).unwrap()).unwrap();
+        let cache = handle::open(OpenCache::new(Node::open(NodeConfig::new(1 << 20)).unwrap())).unwrap();
         let pages = vec![0u64; 512];
         let (session, pool, job) = {
             let user = handle::enter(cache).unwrap();

@@ -1,13 +1,10 @@
 //! Handles: tokens that name an open cache, valid to use at any time, even when closed or invented.
 
-use std::sync::Arc;
-
 use crossbeam_queue::ArrayQueue;
 use once_cell::sync::Lazy;
 
 use super::gate::{Gate, Pass};
 use super::visitor;
-use crate::cache::Cache;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
 use crate::open_cache::OpenCache;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -75,13 +72,13 @@ fn decode(cache: *mut kvkeep) -> Result<(&'static HandleSlot, usize, u64)> {
 }
 
 /// Registers an open cache.
-pub fn open(cache: Arc<dyn Cache>) -> Result<*mut kvkeep> {
+pub fn open(cache: OpenCache) -> Result<*mut kvkeep> {
     let Some(number) = FREE.pop() else {
         cache.close();
         return Err(Error::new(KVKEEP_ERR_LIMIT, format!("{HANDLES} caches are open: close one first")));
     };
     let slot = &SLOTS[number];
-    slot.cache.store(Box::into_raw(Box::new(OpenCache::new(cache))), Ordering::SeqCst);
+    slot.cache.store(Box::into_raw(Box::new(cache)), Ordering::SeqCst);
     slot.epoch.store(FORKS.load(Ordering::SeqCst), Ordering::SeqCst);
     Ok(token(number, slot.gate.open()))
 }

@@ -487,6 +487,7 @@ class kvkeep_options(Structure):
     log_userdata: Any
     log_level: int
     reserved: int
+    listen: Optional[builtins.bytes]
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -512,6 +513,7 @@ class kvkeep_options(Structure):
         ("log_userdata", c_void_p),
         ("log_level", c_uint32),
         ("reserved", c_uint32),
+        ("listen", c_char_p),
     ]
 
 

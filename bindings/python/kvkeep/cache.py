@@ -35,6 +35,7 @@ class Cache:
         l1_bytes: int = 0,
         *,
         connect: Optional[str] = None,
+        listen: Optional[str] = None,
         backends: Iterable[str] = (),
         flags: int = 0,
         numa_node: int = 0,
@@ -59,6 +60,7 @@ class Cache:
         options = prepared(
             _ffi.kvkeep_options,
             connect=None if connect is None else encoded("connect", connect),
+            listen=None if listen is None else encoded("listen", listen),
             l1_bytes=l1_bytes,
             flags=flags,
             numa_node=numa_node,

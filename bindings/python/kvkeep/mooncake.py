@@ -86,13 +86,14 @@ class MooncakeBackend(Backend):
         self._setup = {
             "local_hostname": host,
             "metadata_server": metadata,
-            "global_segment_size": segment_bytes,
-            "local_buffer_size": local_bytes,
+            # A command line gives numbers as texts.
+            "global_segment_size": int(segment_bytes),
+            "local_buffer_size": int(local_bytes),
             "protocol": protocol,
             "rdma_devices": devices,
             "master_server_addr": master,
         }
-        self._prefix, self._replicas = prefix, replicas
+        self._prefix, self._replicas = prefix, int(replicas)
         self._client: Any = None
         self._config: Any = None
         # Not thread-local: Python forgets a library's thread as soon as a call of it has ended.

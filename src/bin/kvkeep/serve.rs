@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use kvkeep::cache::Cache as _;
-use kvkeep::daemon::http::{Http, HttpOptions};
-use kvkeep::daemon::server::descriptors::{self, DescriptorShares};
-use kvkeep::daemon::server::{Access, Limits, LockFile, Server};
+use kvkeep::daemon::server::LockFile;
+use kvkeep::daemon::server::descriptors;
+use kvkeep::daemon::service::{Service, ServiceOptions};
 use kvkeep::daemon::settings::{Level, Settings};
 use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
@@ -106,12 +106,12 @@ pub fn run(args: &ServeArgs) -> Outcome {
     let config = settings.node(lock_file.boot, log.clone()).map_err(sentence)?;
     let timeout_ms = u32::try_from(config.backend_timeout.as_millis()).unwrap_or(u32::MAX);
     let node = Node::open(config).map_err(sentence)?;
-    let opened = open(&node, lock_file, &settings, access, limits, &log);
-    let (server, http) = match opened {
-        Ok(opened) => opened,
-        Err(sentence) => {
+    let options = ServiceOptions { access, limits, http: settings.http };
+    let service = match Service::start(&node, lock_file, options, &log) {
+        Ok(service) => service,
+        Err(error) => {
             node.close();
-            return Err(sentence);
+            return Err(sentence(error));
         }
     };
     let status = format!("serving {}", socket.display());
@@ -122,7 +122,7 @@ pub fn run(args: &ServeArgs) -> Outcome {
         format!("signal {signal}: writing out what was accepted; another signal ends at once")
     });
     notify_systemd(&log, &[NotifyState::Stopping, NotifyState::Status("writing out what was accepted")]);
-    server.stop();
+    let http = service.stop_clients();
     let drained = node.flush(timeout_ms);
     if let Err(error) = &drained {
         log.write(LogLevel::Error, || format!("not everything was written: {error}"));
@@ -132,26 +132,4 @@ pub fn run(args: &ServeArgs) -> Outcome {
     }
     node.close();
     Ok(drained.is_ok())
-}
-
-fn open(
-    node: &Arc<Node>,
-    lock_file: LockFile,
-    settings: &Settings,
-    access: Access,
-    limits: Limits,
-    log: &Log,
-) -> Result<(Server, Option<Http>), String> {
-    let start = |address| {
-        let defaults = HttpOptions::new(address);
-        let connections_max = DescriptorShares::now().http.min(defaults.connections_max);
-        let followers_max = defaults.followers_max.min(connections_max / 2);
-        Http::start(node.clone(), HttpOptions { connections_max, followers_max, ..defaults }, log.clone())
-    };
-    let http = settings.http.map(start).transpose().map_err(sentence)?;
-    if let Some(http) = &http {
-        log.write(LogLevel::Info, || format!("the page is at http://{}/", http.address()));
-    }
-    let server = Server::start(node.clone(), lock_file, access, limits).map_err(sentence)?;
-    Ok((server, http))
 }
