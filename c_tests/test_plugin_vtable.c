@@ -355,6 +355,23 @@ static void p4_a_plug_in_that_blocks_delays_nobody_else(void) {
     leave_plugin();
 }
 
+static void p4_a_cache_closes_though_a_plug_in_blocks(void) {
+    enter_over_plugin(200, NULL);
+    put_below(cache, space, keys, COUNT, SIZE);
+    be(BLOCKS);
+    uint64_t job;
+    OK(kvkeep_submit_prefetch(cache, session, keys, COUNT, NULL, &job, NULL, NULL));
+    AWAIT(plugin_count(&plugin.blocked) == 1);
+    begun_count = 0;
+    OK(kvkeep_close(cache));
+    CHECK(is_logged("did not close"));
+    CHECK_EQUAL(plugin_count(&plugin.closed), 0);
+    be(WELL);
+    release_held();
+    AWAIT(plugin_count(&plugin.closed) == 1);
+    reset_plugin();
+}
+
 static void a_plug_in_is_removed_while_jobs_run(void) {
     enter_over_plugin(0, "threads=2");
     put_below(cache, space, keys, COUNT, SIZE);
@@ -423,6 +440,8 @@ static void a_vtable_that_is_none_is_refused(void) {
     CHECK_EQUAL(plugin.opened, 0);
     leave();
     CHECK_EQUAL(plugin.closed, 0);
+    FAILS(kvkeep_add_backend_vtable(cache, &vtable, NULL, &number), KVKEEP_ERR_CLOSED, "not open");
+    FAILS(kvkeep_add_backend_vtable(NULL, &vtable, NULL, &number), KVKEEP_ERR_CLOSED, "not open");
 }
 
 static void more_than_seven_are_refused_and_closed(void) {
@@ -456,6 +475,7 @@ int main(void) {
     RUN(p4_close_returns_though_requests_are_never_answered);
     RUN(close_has_the_plug_in_complete_what_is_under_way);
     RUN(p4_a_plug_in_that_blocks_delays_nobody_else);
+    RUN(p4_a_cache_closes_though_a_plug_in_blocks);
     RUN(a_plug_in_is_removed_while_jobs_run);
     RUN(a_vtable_that_is_none_is_refused);
     RUN(more_than_seven_are_refused_and_closed);
