@@ -132,6 +132,7 @@ public:
         for (const auto& url : from.backend_urls) urls.push_back(url.c_str());
         auto options = detail::prepared<kvkeep_options>();
         options.connect = detail::text_or_null(from.connect);
+        options.listen = detail::text_or_null(from.listen);
         options.l1_bytes = from.l1_bytes;
         options.flags = from.flags;
         options.numa_node = from.numa_node;
@@ -190,6 +191,13 @@ public:
     std::uint64_t add_backend(const std::string& url) const {
         std::uint64_t backend = 0;
         detail::check(kvkeep_add_backend(cache_, url.c_str(), &backend));
+        return backend;
+    }
+
+    /// Adds a backend whose functions this program has; see kvkeep_backend_vtable. They must not throw.
+    std::uint64_t add_backend(const kvkeep_backend_vtable& vtable, const std::string& parameters = {}) const {
+        std::uint64_t backend = 0;
+        detail::check(kvkeep_add_backend_vtable(cache_, &vtable, parameters.c_str(), &backend));
         return backend;
     }
 

@@ -19,6 +19,7 @@ namespace kvk {
 /// How a cache is opened; see kvkeep_options. Zero or empty means the default.
 struct Options {
     std::string connect;
+    std::string listen;
     std::uint64_t l1_bytes = 0;
     std::uint32_t flags = 0;
     std::uint32_t numa_node = 0;
