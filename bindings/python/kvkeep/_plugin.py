@@ -34,12 +34,18 @@ class Plugin:
 
     def open(self, host: Any) -> int:
         self._host = host
+        self.store._lost = self.lost
         try:
             self.await_result(self.store.open(int(host.arena or 0), int(host.arena_bytes)))
         except Exception as error:
             self.failure = error
             return status_of(error)
         return int(_ffi.Status.OK)
+
+    def lost(self, keys: Sequence[BackendKey]) -> None:
+        """Tells the library of objects that the store has lost."""
+        if keys:
+            self._host.lost(self._host.backend, _records(keys), len(keys))
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of a store with coroutines, on a thread of its own."""
@@ -100,6 +106,7 @@ class Plugin:
         self._host.log(self._host.backend, LOG_ERROR, words_of(error).encode("utf-8", "replace"))
 
     def close(self) -> None:
+        self.store._lost = None
         try:
             self.await_result(self.store.close())
         except Exception as error:
@@ -138,6 +145,14 @@ def _name(record: Any) -> BackendKey:
 
 def _names(keys: Any, count: int) -> list[BackendKey]:
     return [_name(keys[index]) for index in range(count)]
+
+
+def _records(names: Sequence[BackendKey]) -> Any:
+    keys = (_ffi.kvkeep_backend_key * len(names))()
+    for place, name in zip(keys, names):
+        place.space[:], place.key.hash[:] = name.space, name.hash
+        place.key.rank, place.key.group = name.rank, name.group
+    return keys
 
 
 def _outcomes(plugin: Plugin, outcome: Any, error: Optional[BaseException], count: int) -> Sequence[Any]:
@@ -214,10 +229,7 @@ def _list(backend: int, request: int, space: Any, cursor: int, timeout_ms: int) 
         if error is not None:
             raise error
         names = list(itertools.islice(outcome, _ffi.KVKEEP_KEYS_MAX))
-        keys = (_ffi.kvkeep_backend_key * len(names))()
-        for place, name in zip(keys, names):
-            place.space[:], place.key.hash[:] = name.space, name.hash
-            place.key.rank, place.key.group = name.rank, name.group
+        keys = _records(names)
         kept.append(keys)
         record.keys, record.key_count = keys, len(names)
         # They are removed before the next list, which therefore begins anew.

@@ -84,6 +84,8 @@ class Backend:
 
     threads: int = 1
     batch: int = 32
+    # Set while it is open.
+    _lost: Optional[Callable[[Sequence[BackendKey]], None]] = None
 
     def open(self, address: int, size: int) -> Any:
         """L1 is at `address` and has `size` bytes: register it here where a network or a device asks for that."""
@@ -136,6 +138,11 @@ class Backend:
 
     def health(self) -> Any:
         """None, or what slows the backend down. An exception says that it does not work."""
+
+    def lost(self, keys: Sequence[BackendKey]) -> None:
+        """For the store to call when it has evicted objects by itself: L1 then does not take them for stored any more."""
+        if self._lost is not None:
+            self._lost(keys)
 
     def close(self) -> Any:
         """Called once, when no other method runs or will run."""

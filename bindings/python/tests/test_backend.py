@@ -226,6 +226,23 @@ class BackendTest(CacheTest):
         self.assertEqual(listing.objects, {})
         self.assertEqual(self.hits(keys), 0)
 
+    def test_l1_learns_of_what_the_store_evicts(self) -> None:
+        table, keys = Table(), some_keys(4)
+        self.cache.add_backend(table)
+        with self.space.session("store") as session:
+            self.store(session, keys, SIZE)
+        self.cache.flush()
+        self.assertTrue(all(state.stored for state in self.space.query(keys)))
+        gone = next(name for name in table.objects if name.hash == keys[0].hash)
+        table.remove(gone)
+        table.lost([gone])
+        table.lost([])
+        while self.space.query(keys)[0].stored:
+            self.cache.flush()
+        self.assertEqual([state.stored for state in self.space.query(keys)], [False, True, True, True])
+        self.cache.close()
+        table.lost([gone])
+
     def test_a_request_under_way_when_it_closes_is_ended(self) -> None:
         class Stuck(Table):
             async def load(self, key: kvkeep.BackendKey, header: memoryview, data: memoryview) -> None:
