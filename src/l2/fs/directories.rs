@@ -95,8 +95,9 @@ impl Directories {
     }
 
     fn measure_base(&self, root: &Root) {
-        let base =
-            bytes_of(&root.dir) + [TMP, QUARANTINE].map(|name| bytes_of(&root.dir.join(name))).iter().sum::<u64>();
+        let parts: u64 = path::tmp_parts(&root.dir).map(|part| bytes_of(&part)).sum();
+        let base = [&root.dir, &root.dir.join(TMP), &root.dir.join(QUARANTINE)].map(|dir| bytes_of(dir));
+        let base = parts + base.iter().sum::<u64>();
         self.change(root, |known| known.base = base);
     }
 

@@ -51,7 +51,7 @@ impl Fs {
         let dirfd: OwnedFd = std::fs::File::open(dir).map_err(at("opening"))?.into();
         let writer = WriterId::this();
         let names = Temporaries::new(&writer);
-        let tmp = path::make_directory(&dir.join(path::TMP));
+        let tmp = path::make_tmp(dir);
         let probed = format!("{}/{}", path::TMP, names.name());
         let direct = tmp.and_then(|()| Ok(probe(&dirfd, &probed, options.direct)?));
 

@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::key::{Key, ObjectKey, SpaceTag, hex, unhex};
@@ -12,6 +12,9 @@ use crate::key::{Key, ObjectKey, SpaceTag, hex, unhex};
 pub const QUARANTINE: &str = "quarantine";
 /// Where objects are written before they get their names. Earlier builds wrote them in the objects' directories.
 pub const TMP: &str = "tmp";
+/// Directories in `tmp/` that objects are written in by turns: files are made in one directory one after the other, and a file system
+/// may search long for the number of a new one.
+const TMP_PARTS: u64 = 16;
 /// How temporary names begin.
 pub const TEMPORARY: &str = ".tmp-";
 
@@ -23,6 +26,17 @@ pub const DIRECTORY_MODE: u32 = 0o770;
 /// Makes a directory and those above it, as far as they are not there.
 pub fn make_directory(dir: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(dir)
+}
+
+/// Makes the directories in which the objects of the directory `dir` are written.
+pub fn make_tmp(dir: &Path) -> std::io::Result<()> {
+    tmp_parts(dir).try_for_each(|part| make_directory(&part))
+}
+
+/// The directories in which the objects of the directory `dir` are written.
+pub fn tmp_parts(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let tmp = dir.join(TMP);
+    (0..TMP_PARTS).map(move |part| tmp.join(format!("{part:x}")))
 }
 
 /// The path of an object, relative to the directory.
@@ -132,7 +146,17 @@ impl Temporaries {
 
     /// A new file name.
     pub fn name(&self) -> String {
-        format!("{TEMPORARY}{}.{}", self.writer, self.next.fetch_add(1, Ordering::Relaxed))
+        self.numbered(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The path of a new file for an object, relative to the directory.
+    pub fn path(&self) -> String {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        format!("{TMP}/{:x}/{}", number % TMP_PARTS, self.numbered(number))
+    }
+
+    fn numbered(&self, number: u64) -> String {
+        format!("{TEMPORARY}{}.{number}", self.writer)
     }
 }
 
@@ -190,6 +214,10 @@ mod tests {
         let names = Temporaries::new(&this);
         let (one, two) = (names.name(), names.name());
         assert_ne!(one, two);
+        let parts: std::collections::BTreeSet<_> =
+            (0..TMP_PARTS).map(|_| names.path().split('/').nth(1).unwrap_or_default().to_owned()).collect();
+        let made: Vec<_> = tmp_parts(Path::new("")).collect();
+        assert_eq!(parts.iter().map(|part| Path::new(TMP).join(part)).collect::<Vec<_>>(), made);
         assert_eq!(parse_temporary(&one), Some(Some(this.clone())));
         assert_eq!(this.knows_alive(&this), Some(true));
         let earlier = WriterId { start: this.start - 1, ..this.clone() };

@@ -85,8 +85,8 @@ impl Root {
         }
     }
 
-    /// Makes the directory in which objects are written.
+    /// Makes the directories in which objects are written.
     pub fn make_tmp(&self) -> io::Result<()> {
-        path::make_directory(&self.dir.join(path::TMP))
+        path::make_tmp(&self.dir)
     }
 }

@@ -79,7 +79,7 @@ impl Core {
             attempts: 0,
             shards_made: 0,
             path: path::object(&key),
-            temporary: format!("{}/{}", path::TMP, self.temporaries.name()),
+            temporary: self.temporaries.path(),
             patience: patience(deadline),
             victims: reservation.victims.iter().map(path::object).collect(),
             key,

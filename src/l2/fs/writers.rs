@@ -97,7 +97,8 @@ fn find(dir: &Path, this: &WriterId) -> io::Result<TmpFiles> {
     let local = statfs(dir).is_ok_and(|stat| is_local(stat.f_type as u64));
     let mut alive = HashMap::new();
     let mut files = Vec::new();
-    for entry in entries {
+    let mut parts = path::tmp_parts(dir).filter_map(|part| gone_is_none(read_dir(part)).transpose());
+    for entry in entries.chain(parts.by_ref().collect::<io::Result<Vec<_>>>()?.into_iter().flatten()) {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         if let Some(writer) = name.strip_prefix(LOCK_NAME) {

@@ -40,7 +40,7 @@ fn boot() -> String {
 fn foreign(dir: &Path, host: &str, number: u32) -> (File, PathBuf, PathBuf) {
     let writer = format!("{host}-{number}-77-0");
     let claim = dir.join(format!("tmp/.writer-{writer}"));
-    let temporary = dir.join(format!("tmp/.tmp-{writer}.5"));
+    let temporary = dir.join(format!("tmp/5/.tmp-{writer}.5"));
     // As a writer does: locked before others can find it.
     let unnamed = dir.join(format!("{host}-{number}"));
     let lock = File::create(&unnamed).unwrap();
@@ -72,7 +72,8 @@ fn what_a_writer_leaves_goes_with_its_lock_whatever_namespace_it_ran_in() {
             drop(open(dir.path(), engine));
             assert!(!temporary.exists() && !claim.exists());
         }
-        let claims = || fs::read_dir(dir.path().join("tmp")).unwrap().count();
+        let is_file = |entry: &std::io::Result<fs::DirEntry>| entry.as_ref().unwrap().file_type().unwrap().is_file();
+        let claims = || fs::read_dir(dir.path().join("tmp")).unwrap().filter(is_file).count();
         assert_eq!(claims(), 1);
         drop(fs);
         assert_eq!(claims(), 0);
