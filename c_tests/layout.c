@@ -174,6 +174,11 @@ int main(void) {
     FIELD(kvkeep_backend_state, store_busy_us);
     FIELD(kvkeep_backend_state, stores_dropped);
     FIELD(kvkeep_backend_state, writes_pending);
+    FIELD(kvkeep_backend_state, asked_keys);
+    FIELD(kvkeep_backend_state, found_keys);
+    FIELD(kvkeep_backend_state, load_latency_us);
+    FIELD(kvkeep_backend_state, load_bytes_per_s);
+    FIELD(kvkeep_backend_state, breaker_opened);
     FIELD(kvkeep_backend_state, reserved);
     FIELD(kvkeep_backend_state, url);
     FIELD(kvkeep_backend_state, message);
@@ -264,6 +269,7 @@ int main(void) {
     FIELD(kvkeep_stats, dropped_fenced);
     FIELD(kvkeep_stats, dropped_closed);
     FIELD(kvkeep_stats, dropped_deletions);
+    FIELD(kvkeep_stats, dropped_slow);
     STRUCT(kvkeep_backend_key);
     FIELD(kvkeep_backend_key, space);
     FIELD(kvkeep_backend_key, key);

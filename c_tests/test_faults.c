@@ -159,7 +159,7 @@ static void failed_writes_are_retried_then_dropped(void) {
     for (int i = 0; i < COUNT; i++) CHECK(is_ready(cache, space, &keys[i]));
     leave();
     // Each is tried four times.
-    enter(open_l2(4 * MIB, "fault:memory:?fault.store_error=1"));
+    enter(open_l2(4 * MIB, "fault:memory:?fault.store_error=1&breaker_errors=0"));
     put(cache, space, keys, COUNT, SIZE);
     OK(kvkeep_flush(cache, 60000));
     stats = stats_of(cache);

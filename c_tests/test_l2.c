@@ -270,9 +270,14 @@ static void backends_tell_their_state(void) {
         CHECK_EQUAL(states[i].writes_pending, 0);
         CHECK_EQUAL(states[i].loads, i == 0 ? COUNT : 0);
         CHECK_EQUAL(states[i].loaded_bytes, i == 0 ? COUNT * SIZE : 0);
-        for (size_t j = 0; j < 8; j++) CHECK_EQUAL(states[i].reserved[j], 0);
+        CHECK_EQUAL(states[i].asked_keys, i == 0 ? COUNT : 0);
+        CHECK_EQUAL(states[i].found_keys, states[i].asked_keys);
+        CHECK_EQUAL(states[i].breaker_opened, 0);
+        for (size_t j = 0; j < 3; j++) CHECK_EQUAL(states[i].reserved[j], 0);
     }
     CHECK_EQUAL(states[1].load_us + states[1].load_busy_us, 0);
+    // Loads of this many bytes took a time, which the gauges come near to.
+    CHECK(states[0].load_bytes_per_s > 0);
     CHECK_EQUAL(states[0].capacity_bytes, 8 * MIB);
     CHECK_EQUAL(states[1].backend, second);
     CHECK(strcmp(states[0].url, "memory:?capacity=8MiB") == 0);

@@ -306,6 +306,9 @@ typedef enum {
     KVKEEP_BACKEND_FENCED = 2,
     /// It fails, and may come back.
     KVKEEP_BACKEND_BAD = 3,
+    /// So many of its requests failed in a row (`breaker_errors` of its URL) that it gets no more for a pause, then one that decides.
+    /// Until then its objects are misses; or only its writes failed, and are dropped.
+    KVKEEP_BACKEND_OPEN = 4,
 } kvkeep_backend_health;
 
 /// A change of an object in one tier.
@@ -1044,12 +1047,14 @@ typedef struct {
     uint64_t dropped_evicted;
     /// Writes dropped because a backend refused them, failed to the end, or did not answer in time.
     uint64_t dropped_failed;
-    /// Writes dropped because their backend was fenced or removed, or there was none.
+    /// Writes dropped because their backend was fenced, failing in a row or removed, or there was none.
     uint64_t dropped_fenced;
     /// Writes dropped because the cache closed, for the log alone: no call can ask for them afterwards.
     uint64_t dropped_closed;
     /// Deletions given up.
     uint64_t dropped_deletions;
+    /// Writes dropped because those before them took longer than the `store_latency_max_ms` of their backend.
+    uint64_t dropped_slow;
 } kvkeep_stats;
 
 /// The part of L1 that a space takes. The caller sets `struct_size` and `abi_version`.
@@ -1093,7 +1098,9 @@ typedef struct {
 } kvkeep_session_state;
 
 /// The state of one backend. Counters only grow; gauges are marked. Of reads, `loaded_bytes / load_busy_us / 1000` is the rate in
-/// GB/s while there was anything to read, `load_us / loads` the mean latency; so it is of writes.
+/// GB/s while there was anything to read, `load_us / loads` the mean latency; so it is of writes. Its hit rate is
+/// `found_keys / asked_keys`. Loading n bytes from it takes about `load_latency_us + n * 1000000 / load_bytes_per_s` microseconds,
+/// as far as its loads of late can tell: an engine that computes them sooner need not load them.
 typedef struct {
     /// The number that `kvkeep_add_backend` gave.
     uint64_t backend;
@@ -1129,8 +1136,19 @@ typedef struct {
     uint64_t stores_dropped;
     /// Gauge: writes to it that have not ended.
     uint64_t writes_pending;
+    /// Keys that prefetches asked it for, counted each time.
+    uint64_t asked_keys;
+    /// Of these, the keys that it had.
+    uint64_t found_keys;
+    /// Gauge: microseconds until the first byte of a load is there. With `load_bytes_per_s` by its loads of late, the newest
+    /// counting most; by its writes, as long as nothing was loaded from it.
+    uint64_t load_latency_us;
+    /// Gauge: bytes that it loads a second from then on; 0 where nothing was measured.
+    uint64_t load_bytes_per_s;
+    /// How often its circuit breakers opened: one for lookups and loads, one for writes.
+    uint64_t breaker_opened;
     /// Always 0.
-    uint64_t reserved[8];
+    uint64_t reserved[3];
     /// Its URL without passwords, keys and tokens, NUL-terminated UTF-8, cut where it is longer.
     char url[KVKEEP_URL_BYTES];
     /// NUL-terminated UTF-8: empty for GOOD, else the reason.

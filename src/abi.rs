@@ -250,77 +250,6 @@ pub fn chars<const N: usize>(text: &str) -> [std::ffi::c_char; N] {
     bytes
 }
 
-/// Length of the URL inside a backend's state, its NUL included.
-pub const KVKEEP_URL_BYTES: usize = 512;
-
-/// Whether a backend is used.
-#[repr(C)]
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BackendHealth {
-    /// It answers.
-    KVKEEP_BACKEND_GOOD = 0,
-    /// It is used, and `message` names what slows or bounds it.
-    KVKEEP_BACKEND_NOTED = 1,
-    /// It is not used until it has answered the requests that passed their deadline.
-    KVKEEP_BACKEND_FENCED = 2,
-    /// It fails, and may come back.
-    KVKEEP_BACKEND_BAD = 3,
-}
-
-/// The state of one backend. Counters only grow; gauges are marked. Of reads, `loaded_bytes / load_busy_us / 1000` is the rate in
-/// GB/s while there was anything to read, `load_us / loads` the mean latency; so it is of writes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct BackendState {
-    /// The number that `kvkeep_add_backend` gave.
-    pub backend: u64,
-    /// Its place, as in `tier_keys` of a result.
-    pub place: u32,
-    /// A kvkeep_backend_health.
-    pub health: u32,
-    /// Gauge: objects that it has, where it knows.
-    pub objects: u64,
-    /// Gauge: bytes that it has, where it knows.
-    pub bytes: u64,
-    /// Most bytes it may take; 0: no bound of its own.
-    pub capacity_bytes: u64,
-    /// Objects that it has evicted.
-    pub evictions: u64,
-    /// Objects loaded from it.
-    pub loads: u64,
-    /// Their bytes.
-    pub loaded_bytes: u64,
-    /// Microseconds from their requests until they were verified, summed.
-    pub load_us: u64,
-    /// Microseconds in which it had a load to do.
-    pub load_busy_us: u64,
-    /// Objects written to it.
-    pub stores: u64,
-    /// Their bytes.
-    pub stored_bytes: u64,
-    /// Microseconds from their requests until they were stored, summed.
-    pub store_us: u64,
-    /// Microseconds in which it had a write to do.
-    pub store_busy_us: u64,
-    /// Writes to it that were dropped.
-    pub stores_dropped: u64,
-    /// Gauge: writes to it that have not ended.
-    pub writes_pending: u64,
-    /// Always 0.
-    pub reserved: [u64; 8],
-    /// Its URL without passwords, keys and tokens, NUL-terminated UTF-8, cut where it is longer.
-    pub url: [std::ffi::c_char; KVKEEP_URL_BYTES],
-    /// NUL-terminated UTF-8: empty for GOOD, else the reason.
-    pub message: [std::ffi::c_char; KVKEEP_MESSAGE_BYTES],
-}
-
-impl Default for BackendState {
-    fn default() -> BackendState {
-        BackendState::new_zeroed()
-    }
-}
-
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last
 /// counts all others.
 #[repr(C)]
@@ -476,12 +405,14 @@ pub struct Stats {
     pub dropped_evicted: u64,
     /// Writes dropped because a backend refused them, failed to the end, or did not answer in time.
     pub dropped_failed: u64,
-    /// Writes dropped because their backend was fenced or removed, or there was none.
+    /// Writes dropped because their backend was fenced, failing in a row or removed, or there was none.
     pub dropped_fenced: u64,
     /// Writes dropped because the cache closed, for the log alone: no call can ask for them afterwards.
     pub dropped_closed: u64,
     /// Deletions given up.
     pub dropped_deletions: u64,
+    /// Writes dropped because those before them took longer than the `store_latency_max_ms` of their backend.
+    pub dropped_slow: u64,
 }
 
 const _: () = assert!(size_of::<View>() == 24);
@@ -490,6 +421,5 @@ const _: () = assert!(size_of::<Completion>() == 208);
 const _: () = assert!(size_of::<JobResult>() == 248);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<SessionState>() == 320);
-const _: () = assert!(size_of::<BackendState>() == 832);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 20 * 8);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 21 * 8);

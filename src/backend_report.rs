@@ -15,6 +15,10 @@ pub struct BackendReport {
     pub trouble: Option<String>,
     /// What an operator should know of it although it is used, if anything.
     pub note: Option<String>,
+    /// Its requests failed in a row: it gets no more for a pause, then one that decides.
+    pub open: bool,
+    /// How often that began.
+    pub breaker_opened: u64,
     /// The medium has less room than the capacity.
     pub short: bool,
     /// Objects that it has.
@@ -37,6 +41,18 @@ pub struct BackendReport {
     pub writes_withdrawn: u64,
     /// Writes to it that have not ended.
     pub writes_pending: u64,
+    /// Objects loaded from it.
+    pub loads: u64,
+    /// Their bytes.
+    pub loaded_bytes: u64,
+    /// Keys that prefetches asked it for, counted each time.
+    pub asked_keys: u64,
+    /// Of these, the keys that it had.
+    pub found_keys: u64,
+    /// Microseconds until the first byte of a load, by its loads of late.
+    pub load_latency_us: u64,
+    /// Bytes that it loads a second from then on; 0 where nothing was measured.
+    pub load_bytes_per_s: u64,
     /// Pins of jobs on its objects: those may not be evicted.
     pub pins: u64,
 }

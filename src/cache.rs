@@ -4,9 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::abi::{BackendState, Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
+use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
+use crate::backend_state::BackendState;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::completion::Completions;
 use crate::control::tokens::Ranks;

@@ -22,6 +22,7 @@ pub mod abi;
 pub mod arena;
 pub mod arena_lease;
 pub mod backend_report;
+pub mod backend_state;
 mod chunked;
 pub mod config;
 mod doorbell;

@@ -81,6 +81,7 @@ pub struct Meters {
     pub writes_withdrawn: Count,
     pub dropped_failed: Count,
     pub dropped_fenced: Count,
+    pub dropped_slow: Count,
     pub dropped_closed: Count,
     pub deletions_dropped: Count,
     pub uses_dropped: Count,

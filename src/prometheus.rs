@@ -97,7 +97,8 @@ pub const COUNTERS: &[Metric] = values! {
     dropped_queue "Writes given up because too many waited.",
     dropped_evicted "Writes given up because L1 evicted their objects first.",
     dropped_failed "Writes given up because a backend failed or refused them.",
-    dropped_fenced "Writes given up because a backend was fenced or gone.",
+    dropped_fenced "Writes given up because a backend was fenced, failing or gone.",
+    dropped_slow "Writes given up because a backend took too long for others.",
     dropped_closed "Writes given up because the cache closed.",
     dropped_deletions "Deletions given up.",
     writes_asked "Writes to backends asked for.",
@@ -143,20 +144,47 @@ pub fn prometheus(stats: &Stats) -> String {
     text
 }
 
+/// One number of each backend.
+struct BackendMetric {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    of: fn(&BackendReport) -> f64,
+}
+
+macro_rules! backend_metrics {
+    ($($name:ident $kind:literal $help:literal $of:expr),* $(,)?) => {
+        &[$(BackendMetric { name: stringify!($name), kind: $kind, help: $help, of: $of }),*]
+    };
+}
+
+const BACKENDS: &[BackendMetric] = backend_metrics! {
+    trouble "gauge" "1 while the backend fails or is fenced." |report| u8::from(report.trouble.is_some()).into(),
+    open "gauge" "1 while it failed in a row and gets no requests, or one that decides." |report| u8::from(report.open).into(),
+    short "gauge" "1 while the medium has less room than the backend's capacity." |report| u8::from(report.short).into(),
+    objects "gauge" "Objects in it, where it knows." |report| report.objects as f64,
+    bytes "gauge" "Bytes in it, where it knows." |report| report.bytes as f64,
+    load_latency_seconds "gauge" "Time to the first byte of a load, by its loads of late." |report| report.load_latency_us as f64 / 1e6,
+    load_bytes_per_second "gauge" "Rate of a load from then on; 0 where nothing was measured." |report| report.load_bytes_per_s as f64,
+    opened_total "counter" "Times that requests failed in a row." |report| report.breaker_opened as f64,
+    asked_keys_total "counter" "Keys that prefetches asked it for." |report| report.asked_keys as f64,
+    found_keys_total "counter" "Of these, the keys that it had." |report| report.found_keys as f64,
+    loads_total "counter" "Objects loaded from it." |report| report.loads as f64,
+    loaded_bytes_total "counter" "Their bytes." |report| report.loaded_bytes as f64,
+    stores_total "counter" "Objects written to it." |report| report.stores as f64,
+    stores_dropped_total "counter" "Writes to it that were dropped." |report| report.stores_dropped as f64,
+};
+
 /// Prometheus text about each backend, to follow that of the statistics.
 pub fn backends(reports: &[BackendReport]) -> String {
     let mut text = String::new();
-    let mut gauge = |name: &str, help: &str, of: fn(&BackendReport) -> bool| {
+    for BackendMetric { name, kind, help, of } in BACKENDS.iter().filter(|_| !reports.is_empty()) {
         // Writing to a string cannot fail.
-        let _ = write!(text, "# HELP kvkeep_backend_{name} {help}\n# TYPE kvkeep_backend_{name} gauge\n");
+        let _ = write!(text, "# HELP kvkeep_backend_{name} {help}\n# TYPE kvkeep_backend_{name} {kind}\n");
         for report in reports {
-            let (number, scheme, value) = (report.backend, report.scheme, u8::from(of(report)));
+            let (number, scheme, value) = (report.backend, report.scheme, of(report));
             let _ = writeln!(text, "kvkeep_backend_{name}{{backend=\"{number}\",scheme=\"{scheme}\"}} {value}");
         }
-    };
-    if !reports.is_empty() {
-        gauge("trouble", "1 while the backend fails or is fenced.", |report| report.trouble.is_some());
-        gauge("short", "1 while the medium has less room than the backend's capacity.", |report| report.short);
     }
     text
 }

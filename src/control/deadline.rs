@@ -34,27 +34,51 @@ impl Ticket {
     }
 }
 
-/// All requests on their way, oldest first: they all have the same time.
+/// The requests on their way that have the same time each, oldest first.
+struct TicketQueue {
+    timeout: Duration,
+    tickets: VecDeque<(Instant, Arc<Ticket>)>,
+}
+
+/// All requests on their way.
 pub struct Deadlines {
     timeout: Duration,
-    tickets: Mutex<VecDeque<(Instant, Arc<Ticket>)>>,
+    /// One for each timeout that a backend has.
+    queues: Mutex<Vec<TicketQueue>>,
     live: Arc<AtomicUsize>,
 }
 
+impl TicketQueue {
+    /// Takes the oldest request if it is late. Else says when it will be.
+    fn take_late(&mut self, now: Instant) -> Result<Arc<Ticket>, Option<Instant>> {
+        while self.tickets.front().is_some_and(|(_, ticket)| ticket.state.load(Ordering::Relaxed) != WAITING) {
+            self.tickets.pop_front();
+        }
+        let due = self.tickets.front().map(|(deadline, _)| *deadline);
+        if due.is_some_and(|due| due <= now)
+            && let Some((_, ticket)) = self.tickets.pop_front()
+        {
+            return Ok(ticket);
+        }
+        Err(due)
+    }
+}
+
 impl Deadlines {
-    /// Requests get `timeout` each.
+    /// Requests get `timeout` each, where their backend has no time of its own.
     pub fn new(timeout: Duration) -> Deadlines {
-        Deadlines { timeout, tickets: Mutex::new(VecDeque::new()), live: Arc::default() }
+        Deadlines { timeout, queues: Mutex::new(Vec::new()), live: Arc::default() }
     }
 
-    /// When a request begun now is late.
-    pub fn deadline(&self) -> Instant {
-        Instant::now() + self.timeout
+    /// When a request to `slot` that is begun now is late.
+    pub fn deadline(&self, slot: &BackendSlot) -> Instant {
+        Instant::now() + slot.deadline().unwrap_or(self.timeout)
     }
 
     /// Begins requests to a backend, each with a function to call when it is late.
     pub fn begin<'a>(&self, slot: &Arc<BackendSlot>, on_late: impl Iterator<Item = OnLate> + 'a) -> Vec<Arc<Ticket>> {
-        let deadline = self.deadline();
+        let timeout = slot.deadline().unwrap_or(self.timeout);
+        let deadline = Instant::now() + timeout;
         let tickets: Vec<Arc<Ticket>> = on_late
             .map(|on_late| {
                 Arc::new(Ticket {
@@ -66,11 +90,16 @@ impl Deadlines {
             })
             .collect();
         self.live.fetch_add(tickets.len(), Ordering::Relaxed);
-        let mut queue = self.tickets.lock();
-        if queue.len() > 1024 + 2 * self.live.load(Ordering::Relaxed) {
-            queue.retain(|(_, ticket)| ticket.state.load(Ordering::Relaxed) == WAITING);
+        let mut queues = self.queues.lock();
+        if !queues.iter().any(|queue| queue.timeout == timeout) {
+            queues.push(TicketQueue { timeout, tickets: VecDeque::new() });
         }
-        queue.extend(tickets.iter().map(|ticket| (deadline, ticket.clone())));
+        if let Some(TicketQueue { tickets: queue, .. }) = queues.iter_mut().find(|queue| queue.timeout == timeout) {
+            if queue.len() > 1024 + 2 * self.live.load(Ordering::Relaxed) {
+                queue.retain(|(_, ticket)| ticket.state.load(Ordering::Relaxed) == WAITING);
+            }
+            queue.extend(tickets.iter().map(|ticket| (deadline, ticket.clone())));
+        }
         tickets
     }
 
@@ -79,18 +108,15 @@ impl Deadlines {
     pub fn expire(&self, now: Instant) -> (usize, Option<Instant>) {
         let mut late = 0;
         loop {
-            let ticket = {
-                let mut queue = self.tickets.lock();
-                while queue.front().is_some_and(|(_, ticket)| ticket.state.load(Ordering::Relaxed) != WAITING) {
-                    queue.pop_front();
+            let mut next: Option<Instant> = None;
+            let found = self.queues.lock().iter_mut().find_map(|queue| match queue.take_late(now) {
+                Ok(ticket) => Some(ticket),
+                Err(due) => {
+                    next = next.into_iter().chain(due).min();
+                    None
                 }
-                match queue.front() {
-                    Some((deadline, _)) if *deadline <= now => queue.pop_front(),
-                    Some((deadline, _)) => return (late, Some(*deadline)),
-                    None => return (late, None),
-                }
-            };
-            let Some((_, ticket)) = ticket else { return (late, None) };
+            });
+            let Some(ticket) = found else { return (late, next) };
             // Fenced first, so that an answer that comes meanwhile finds something to take back.
             ticket.slot.fence();
             if ticket.state.compare_exchange(WAITING, LATE, Ordering::AcqRel, Ordering::Acquire).is_err() {

@@ -28,7 +28,7 @@ impl Writeback {
                 state.open += 1;
                 state.deletions += 1;
             }
-            let (keys, until) = (shared.clone(), self.deadlines.deadline());
+            let (keys, until) = (shared.clone(), self.deadlines.deadline(slot));
             self.send_deletion(PendingDelete { keys, slot: slot.clone(), attempt: 0, until });
         }
         known

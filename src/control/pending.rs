@@ -28,6 +28,8 @@ pub(super) struct PendingWrite {
     pub left: AtomicUsize,
     /// A backend has it.
     pub stored: AtomicBool,
+    /// It is a copy for one more backend, which L1 did not queue.
+    pub is_copy: bool,
 }
 
 /// Objects to be deleted from one backend.

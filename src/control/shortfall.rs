@@ -49,14 +49,15 @@ pub struct Shortfall {
     limited: Mutex<Limited>,
 }
 
-const KINDS: usize = 8;
+const KINDS: usize = 9;
 
 /// The count of each kind, and the text of its line after the number.
 fn kinds(counts: &Counts, meters: &Meters, limited: &Limited) -> [(u64, String); KINDS] {
     [
         (counts.dropped_queue, "writes to L2 were dropped: as many wait as writes_pending_max allows".to_owned()),
         (counts.dropped_evicted, "writes to L2 were dropped: L1 had to evict their objects first".to_owned()),
-        (meters.dropped_fenced.get(), "writes to L2 were dropped: their backend is fenced or gone".to_owned()),
+        (meters.dropped_fenced.get(), "writes to L2 were dropped: their backend is fenced, failing or gone".to_owned()),
+        (meters.dropped_slow.get(), "writes to L2 were dropped: their backend takes too long for others".to_owned()),
         (meters.dropped_closed.get(), "writes to L2 were dropped: the cache closed before they were done".to_owned()),
         (counts.refused_memory, "reservations were refused: L1 is full of what is in use".to_owned()),
         (counts.refused_quota, "reservations were refused: a space has its quota in use".to_owned()),

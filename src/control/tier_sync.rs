@@ -41,7 +41,10 @@ impl TierSync {
 
     /// Whether no use and no loss waits.
     pub fn is_idle(&self) -> bool {
-        self.backends.losses().is_empty() && self.touched.lock().is_empty() && !self.l1.has_uses()
+        self.backends.losses().is_empty()
+            && self.backends.copies().is_empty()
+            && self.touched.lock().is_empty()
+            && !self.l1.has_uses()
     }
 
     /// Has the backends notified that objects were used, the last one last.
@@ -75,6 +78,9 @@ impl TierSync {
         let used: Vec<Ref> = last_last.into_iter().rev().collect();
         for objects in used.chunks(BATCH) {
             touch(&backends, &self.l1.stored_names(objects));
+            if self.backends.copies().counts_uses() {
+                self.backends.copies().used(&self.backends.after_uses(), &self.l1.names(objects));
+            }
         }
         let touched: Vec<ObjectKey> = std::mem::take(&mut *self.touched.lock()).into();
         touched.chunks(BATCH).for_each(|objects| touch(&backends, objects));

@@ -10,8 +10,10 @@ use crate::meters::{Count, Meters};
 pub enum Dropped {
     /// A backend refused it, failed to the end, or did not answer in time.
     Failed,
-    /// There was no backend, or it was fenced or removed.
+    /// There was no backend, or it was fenced, failing or removed.
     Fenced,
+    /// Writes to the backend take longer than its `store_latency_max_ms`.
+    Slow,
     /// The cache closed before the write ended.
     Closed,
 }
@@ -69,7 +71,10 @@ impl WriteCounters {
 impl Meters {
     /// Writes that were dropped once they were taken from L1's queue.
     pub fn writes_dropped(&self) -> u64 {
-        [&self.dropped_failed, &self.dropped_fenced, &self.dropped_closed].iter().map(|count| count.get()).sum()
+        [&self.dropped_failed, &self.dropped_fenced, &self.dropped_slow, &self.dropped_closed]
+            .iter()
+            .map(|count| count.get())
+            .sum()
     }
 
     /// Counts a write that has ended.
@@ -82,6 +87,7 @@ impl Meters {
             Ended::Already => self.stores_already.add(1),
             Ended::Dropped(Dropped::Failed) => self.dropped_failed.add(1),
             Ended::Dropped(Dropped::Fenced) => self.dropped_fenced.add(1),
+            Ended::Dropped(Dropped::Slow) => self.dropped_slow.add(1),
             Ended::Dropped(Dropped::Closed) => self.dropped_closed.add(1),
             Ended::Withdrawn => self.writes_withdrawn.add(1),
         }

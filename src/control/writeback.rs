@@ -13,8 +13,9 @@ use super::pending::{CleaningOrder, OPEN_MAX, PendingWrite, Retry, Task};
 use super::tier_sync::TierSync;
 use super::write_counters::{Dropped, Ended};
 use crate::arena::Buffer;
-use crate::error::{Error, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Result};
+use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
+use crate::l1::slot::Ref;
 use crate::l1::{L1, QueuedWrite};
 use crate::l2::object_header::Header;
 use crate::l2::{Found, Reply, StoreRequest, Stored};
@@ -63,6 +64,11 @@ pub struct Writeback {
     read: Condvar,
     /// Nothing is on its way, or the thread waits.
     quiet: Condvar,
+}
+
+/// The error of a write that is not sent, because others before it failed.
+fn failing() -> Error {
+    Error::new(KVKEEP_ERR_IO, "the backend failed before, and another write decides whether it gets more")
 }
 
 impl Writeback {
@@ -165,28 +171,60 @@ impl Writeback {
                 state.woken |= !writes.is_empty();
             }
             self.read.notify_all();
+            let left = free_bytes.saturating_sub(writes.iter().map(|write| write.buffer.len() as u64).sum());
             for write in writes {
                 self.start_write(write);
             }
+            self.start_copies(left);
         }
     }
 
     fn start_write(self: &Arc<Self>, write: QueuedWrite) {
         let backends = self.backends.list();
-        let mut targets: Vec<Arc<BackendSlot>> = Vec::new();
-        let mut stored = false;
+        let chosen: Vec<&Arc<BackendSlot>> = backends.iter().filter(|slot| slot.gets_all()).collect();
         // It was asked for once, for all of them.
-        let more = backends.len().saturating_sub(1) as u64;
-        self.meters.writes_asked.add(more);
-        self.meters.writes_under_way.add(more);
-        if backends.is_empty() {
+        self.ask_for(chosen.len().saturating_sub(1));
+        if chosen.is_empty() {
             self.end_write(None, Ended::Dropped(Dropped::Fenced));
         }
-        for slot in backends.iter() {
+        self.write_to(&chosen, write, false);
+    }
+
+    /// Starts writes of objects that one more backend is to get, of about `free_bytes`.
+    fn start_copies(self: &Arc<Self>, free_bytes: u64) {
+        let (copies, backends, mut left) = (self.backends.copies(), self.backends.list(), free_bytes);
+        for _ in 0..BATCH {
+            let Some(copy) = (left > 0).then(|| copies.take()).flatten() else { break };
+            let chosen: Vec<&Arc<BackendSlot>> = backends.iter().filter(|slot| slot.is_target(copy.to)).collect();
+            let write = if chosen.is_empty() { None } else { self.l1.begin_backend_copy(&copy.object) };
+            let Some(write) = write else { continue };
+            left = left.saturating_sub(write.buffer.len() as u64);
+            self.ask_for(chosen.len());
+            self.state.lock().open += 1;
+            self.write_to(&chosen, write, true);
+        }
+        self.state.lock().woken |= left > 0 && !copies.is_empty();
+    }
+
+    /// Counts writes that L1 did not count when it queued them.
+    fn ask_for(&self, writes: usize) {
+        self.meters.writes_asked.add(writes as u64);
+        self.meters.writes_under_way.add(writes as u64);
+    }
+
+    /// Writes an object to those of the backends that do not have it.
+    fn write_to(self: &Arc<Self>, chosen: &[&Arc<BackendSlot>], write: QueuedWrite, is_copy: bool) {
+        let (mut targets, mut stored, now) = (Vec::new(), false, Instant::now());
+        for &slot in chosen {
             slot.writes.begin();
-            if !slot.usable() {
-                // An object that a fenced backend misses is not written to it later.
-                self.end_write(Some(slot), Ended::Dropped(Dropped::Fenced));
+            let refused = match slot {
+                // An object that a fenced or failing backend misses is not written to it later.
+                _ if !slot.writable() => Some(Dropped::Fenced),
+                _ if !slot.pressure.admits(now) => Some(Dropped::Slow),
+                _ => None,
+            };
+            if let Some(why) = refused {
+                self.end_write(Some(slot), Ended::Dropped(why));
                 continue;
             }
             if slot.take_misshapen(&write.key) {
@@ -207,7 +245,7 @@ impl Writeback {
             }
         }
         if targets.is_empty() {
-            self.l1.written(write.name, stored);
+            self.note_written(write.name, is_copy, stored);
             // A thread that waits for the last write may want the buffer alone.
             drop(write.buffer);
             return self.work_ended(0);
@@ -215,7 +253,7 @@ impl Writeback {
         let header = Header::new(&write.key, &write.layout, write.buffer.bytes(), self.checksum).of_shape(write.shape);
         let bytes = write.buffer.len() as u64;
         let (left, stored) = (AtomicUsize::new(targets.len()), AtomicBool::new(stored));
-        let pending = Arc::new(PendingWrite { name: write.name, key: write.key, header, bytes, left, stored });
+        let pending = Arc::new(PendingWrite { name: write.name, key: write.key, header, bytes, left, stored, is_copy });
         self.state.lock().bytes += bytes;
         let mut buffer = Some(write.buffer);
         for slot in targets {
@@ -235,10 +273,8 @@ impl Writeback {
             // It was evicted or deleted since a backend failed to store it.
             _ => Ended::Dropped(Dropped::Failed),
         };
-        match buffer.filter(|_| slot.usable()) {
+        match buffer.filter(|_| slot.is_reachable()) {
             Some(buffer) => {
-                // The first attempt comes here, too, where it had to wait until a space was forgotten.
-                self.meters.store_retries.add(u64::from(attempt > 0));
                 self.send_write(pending, slot, buffer, attempt);
             }
             None => self.write_ended(pending, &slot, gone),
@@ -257,20 +293,34 @@ impl Writeback {
                 return self.write_ended(pending, &slot, Ended::Dropped(Dropped::Failed));
             }
         }
+        if !slot.write_breaker.admit() {
+            drop(buffer);
+            match attempt {
+                0 => self.write_ended(pending, &slot, Ended::Dropped(Dropped::Fenced)),
+                // It waits as long as if it were tried once more.
+                _ => self.write_failed(pending, &slot, attempt, &failing()),
+            }
+            return self.write_answered(pending, &slot);
+        }
+        self.meters.store_retries.add(u64::from(attempt > 0));
         let (began, under_way) = (Instant::now(), slot.stores.begin());
+        slot.pressure.begin(began);
         let (me, late_pending, late_slot) = (self.clone(), pending.clone(), slot.clone());
         let on_late = std::iter::once(Box::new(move || {
             me.meters.backend_timeouts.add(1);
             let error = Error::new(KVKEEP_ERR_TIMEOUT, "not answered in time: the backend is fenced until it answers");
+            late_slot.note_write(Some(&error));
             me.write_failed(&late_pending, &late_slot, RETRIES, &error);
         }) as Box<dyn FnOnce() + Send>);
         let ticket = self.deadlines.begin(&slot, on_late).pop();
         let (me, its_pending, its_slot) = (self.clone(), pending.clone(), slot.clone());
         let reply = Reply::new(move |result: Result<Stored>| {
             drop(under_way);
+            its_slot.pressure.end(Instant::now(), began.elapsed());
             if !ticket.is_some_and(|ticket| ticket.answered()) {
                 return me.write_answered(&its_pending, &its_slot);
             }
+            its_slot.note_write(result.as_ref().err());
             match result {
                 Ok(Stored::Written) => {
                     me.meters.store_latency.add(began.elapsed());
@@ -282,7 +332,7 @@ impl Writeback {
             }
             me.write_answered(&its_pending, &its_slot);
         });
-        let (key, header, deadline) = (pending.key, pending.header, self.deadlines.deadline());
+        let (key, header, deadline) = (pending.key, pending.header, self.deadlines.deadline(&slot));
         slot.backend.store(vec![StoreRequest { key, header, buffer, deadline, reply }]);
     }
 
@@ -327,8 +377,17 @@ impl Writeback {
         self.end_write(Some(slot), how);
         pending.stored.fetch_or(matches!(how, Ended::Stored(_) | Ended::Already), Ordering::AcqRel);
         if pending.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.l1.written(pending.name, pending.stored.load(Ordering::Acquire));
+            self.note_written(pending.name, pending.is_copy, pending.stored.load(Ordering::Acquire));
             self.work_ended(pending.bytes);
+        }
+    }
+
+    /// Has L1 know how the write of an object ended.
+    fn note_written(&self, name: Ref, is_copy: bool, stored: bool) {
+        match (is_copy, stored) {
+            (false, _) => self.l1.written(name, stored),
+            (true, true) => self.l1.copied(name),
+            (true, false) => {}
         }
     }
 

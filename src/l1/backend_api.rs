@@ -81,6 +81,21 @@ impl L1 {
         tier_notes::stored_names(self, objects)
     }
 
+    /// The names of those objects that are still there, in order.
+    pub fn names(&self, objects: &[Ref]) -> Vec<ObjectKey> {
+        tier_notes::names(self, objects)
+    }
+
+    /// An object to be written to one more backend; none if it is not there any more.
+    pub fn begin_backend_copy(&self, object: &ObjectKey) -> Option<QueuedWrite> {
+        tier_io::begin_backend_copy(self, object)
+    }
+
+    /// A backend has a copy of an object: it is stored, unless it waits to be written anyway.
+    pub fn copied(&self, name: Ref) {
+        tier_io::copied(self, name)
+    }
+
     /// Keeps those objects that L1 takes for stored, that are being written, or that are marked in `wanted`.
     pub fn retain_stored(&self, objects: &mut Vec<ObjectKey>, wanted: &[bool]) {
         tier_notes::retain_stored(self, objects, wanted)

@@ -105,6 +105,8 @@ pub(super) struct L1State {
     pub writers: WriterAccounts,
     pub config: L1Config,
     pub has_l2: bool,
+    /// Uses of objects that no backend has are noted, too.
+    pub notes_all_uses: bool,
     pub writes: VecDeque<Ref>,
     /// Objects that were taken out of the table since `writes` was looked through, and stood there or were being written.
     pub writes_gone: usize,
@@ -166,6 +168,7 @@ impl L1State {
             writers: WriterAccounts::default(),
             config,
             has_l2: false,
+            notes_all_uses: false,
             writes: VecDeque::new(),
             writes_gone: 0,
             writes_waiting: 0,

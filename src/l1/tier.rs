@@ -164,6 +164,11 @@ impl L1 {
         self.with(|state| state.has_l2 = has_l2);
     }
 
+    /// Whether uses are noted of objects that no backend has, too.
+    pub fn set_notes_all_uses(&self, notes_all: bool) {
+        self.with(|state| state.notes_all_uses = notes_all);
+    }
+
     /// Counts the jobs that wait for commits: `begun` for one more, else one fewer. A job that looks here after it was counted sees
     /// the commits of before, and is woken for later ones: the lock puts one before the other.
     pub fn await_commits(&self, begun: bool) {

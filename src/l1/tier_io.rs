@@ -8,7 +8,7 @@ use super::slot::{DETACHED, FORGOTTEN, GIVEN_UP, LOST, PARKED, QUEUED, Ref, STAG
 use super::state::{ArenaRange, L1State};
 use super::tier::L1;
 use super::wakes::WAKE_FREED;
-use super::{evict, object_life, pending_writes, share, write};
+use super::{evict, object_life, pending_writes, share, tier_notes, write};
 use crate::arena::{Buffer, Hold};
 use crate::error::{KVKEEP_ERR_CLOSED, Status};
 use crate::fingerprint::Fingerprint;
@@ -179,6 +179,26 @@ pub(super) fn take_writes(l1: &L1, objects: usize, bytes: u64) -> Vec<QueuedWrit
             Some(QueuedWrite { name, key, layout, shape, buffer: buffer_of(l1, name, place)? })
         })
         .collect()
+}
+
+pub(super) fn begin_backend_copy(l1: &L1, object: &ObjectKey) -> Option<QueuedWrite> {
+    let (name, place, layout, shape) = l1.with(|state| {
+        let id = tier_notes::find_ready(state, object)?;
+        begin_transfer(state, id);
+        let layout = state.spaces[state.slots.space(id) as usize].layout;
+        Some((state.slots.name(id), state.range_of(id), layout, state.shape_of(id)))
+    })?;
+    Some(QueuedWrite { name, key: *object, layout, shape, buffer: buffer_of(l1, name, place)? })
+}
+
+pub(super) fn copied(l1: &L1, name: Ref) {
+    l1.with(|state| {
+        if state.slots.find(name).is_some_and(|slot| slot.is_findable() && !slot.has(QUEUED | STORED)) {
+            let slot = &mut state.slots[name.slot];
+            slot.clear(LOST | GIVEN_UP);
+            slot.set(STORED);
+        }
+    });
 }
 
 pub(super) fn drop_writes(l1: &L1) -> u64 {

@@ -36,6 +36,17 @@ pub(super) fn stored_names(l1: &L1, objects: &[Ref]) -> Vec<ObjectKey> {
     names
 }
 
+pub(super) fn names(l1: &L1, objects: &[Ref]) -> Vec<ObjectKey> {
+    let mut names = Vec::with_capacity(objects.len());
+    for slice in objects.chunks(SLICE) {
+        l1.with(|state| {
+            let is_there = |object: &&Ref| state.slots.find(**object).is_some_and(|slot| slot.is_findable());
+            names.extend(slice.iter().filter(is_there).map(|object| state.object_key(object.slot)));
+        });
+    }
+    names
+}
+
 pub(super) fn retain_stored(l1: &L1, objects: &mut Vec<ObjectKey>, wanted: &[bool]) {
     let mut stored = Vec::with_capacity(objects.len());
     for slice in objects.chunks(SLICE) {
@@ -70,10 +81,10 @@ pub(super) fn stored_from(l1: &L1, first: u32) -> Option<(Vec<ObjectKey>, u32)> 
     })
 }
 
-/// Notes that an object was used that a backend has.
+/// Notes that an object was used that a backend has, or any object if all uses are noted.
 #[inline]
 pub(super) fn note_use(state: &mut L1State, id: u32) {
-    if !state.slots[id].is(STORED) {
+    if !state.slots[id].is(STORED) && !state.notes_all_uses {
         return;
     }
     if state.uses.len() >= NOTED_MAX {
@@ -83,6 +94,13 @@ pub(super) fn note_use(state: &mut L1State, id: u32) {
     state.uses.push_back(state.slots.name(id));
     // The backends get some at a time, unless many wait.
     state.wakes |= if state.uses.len() == NOTED_MAX / 2 { WAKE_USES | WAKE_WRITES } else { WAKE_USES };
+}
+
+/// The slot of an object that lookups find.
+pub(super) fn find_ready(state: &L1State, object: &ObjectKey) -> Option<u32> {
+    let index = *state.by_number.get(&object.space.number())?;
+    let id = state.find(index, &object.key)?;
+    (state.spaces[index as usize].tag == object.space && state.slots[id].is_findable()).then_some(id)
 }
 
 fn is_stored(state: &L1State, object: Ref) -> bool {

@@ -26,8 +26,11 @@ struct Chances {
     what: &'static str,
     error: f64,
     hang: f64,
+    delay: f64,
     torn: f64,
     flip: f64,
+    /// Only so many requests may fail.
+    most: u64,
     asked: AtomicU64,
 }
 
@@ -78,7 +81,6 @@ pub struct FaultBackend {
     lookups: Chances,
     loads: Chances,
     stores: Chances,
-    delay: f64,
     delay_by: Duration,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -187,14 +189,15 @@ fn tear(store: StoreRequest) -> StoreRequest {
 }
 
 impl Chances {
-    fn draw(&self, seed: u64, delay: f64) -> Fate {
+    fn draw(&self, seed: u64) -> Fate {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         let dice = |side: u64| mix(mix(mix(seed ^ self.kind) ^ number) ^ side);
-        let happens = |side, chance: f64| ((dice(side) >> 11) as f64) < chance * (1u64 << 53) as f64;
+        let happens =
+            |side, chance: f64| number < self.most && ((dice(side) >> 11) as f64) < chance * (1u64 << 53) as f64;
         Fate {
             hang: happens(1, self.hang),
             error: happens(2, self.error),
-            delay: happens(3, delay),
+            delay: happens(3, self.delay),
             torn: happens(4, self.torn),
             flip: happens(5, self.flip),
             luck: dice(6),
@@ -241,42 +244,37 @@ impl FaultState {
 impl FaultBackend {
     /// Wraps `inner`. Parameters: `fault.seed`; the probabilities `fault.lookup_error`, `fault.load_error`,
     /// `fault.store_error`, `fault.lookup_hang`, `fault.load_hang`, `fault.store_hang`, `fault.delay` (by
-    /// `fault.delay_ms`, 10 if not given), `fault.torn` (loads lose their second half, stores write only the first) and
-    /// `fault.flip` (one bit of a load).
+    /// `fault.delay_ms`, 10 if not given), `fault.load_delay` (of loads alone), `fault.torn` (loads lose their second half, stores write only the first) and
+    /// `fault.flip` (one bit of a load). Of each kind of request only the first `fault.first` meet all that, if it is given.
     pub fn wrap(inner: Arc<dyn Backend>, params: &[(String, String)]) -> Result<Arc<FaultBackend>> {
         let mut options = Parameters::new("fault", params);
         let seed = options.number("fault.seed", 0)?;
+        let most = options.number("fault.first", u64::MAX)?;
         let torn = options.chance("fault.torn")?;
         let flip = options.chance("fault.flip")?;
+        let delay = options.chance("fault.delay")?;
+        let load_delay = options.chance("fault.load_delay")?;
         let chances = |kind, what, error, hang| Chances {
             kind,
             what,
             error,
             hang,
+            delay: if kind == 2 { delay.max(load_delay) } else { delay },
             torn: if kind == 1 { 0.0 } else { torn },
             flip: if kind == 2 { flip } else { 0.0 },
+            most,
             asked: AtomicU64::new(0),
         };
         let lookups = chances(1, "lookup", options.chance("fault.lookup_error")?, options.chance("fault.lookup_hang")?);
         let loads = chances(2, "load", options.chance("fault.load_error")?, options.chance("fault.load_hang")?);
         let stores = chances(3, "store", options.chance("fault.store_error")?, options.chance("fault.store_hang")?);
-        let delay = options.chance("fault.delay")?;
         let delay_by = options.milliseconds("fault.delay_ms", 10)?;
         options.finish()?;
         let shared = Arc::new(FaultState { inner, waiting: Mutex::new(DelayQueue::default()), wake: Condvar::new() });
         let timer = shared.clone();
         let thread = threads::spawn("kvkeep-fault", move || timer.run())
             .map_err(|error| Error::io("starting the fault backend's thread", &error))?;
-        Ok(Arc::new(FaultBackend {
-            shared,
-            seed,
-            lookups,
-            loads,
-            stores,
-            delay,
-            delay_by,
-            thread: Mutex::new(Some(thread)),
-        }))
+        Ok(Arc::new(FaultBackend { shared, seed, lookups, loads, stores, delay_by, thread: Mutex::new(Some(thread)) }))
     }
 
     /// The number of requests that hang now.
@@ -294,7 +292,7 @@ impl FaultBackend {
 
     /// Delays, hangs or fails a request as its seed decides; gives it back if it goes on at once.
     fn meet(&self, chances: &Chances, request: FaultRequest) -> Option<FaultRequest> {
-        let fate = chances.draw(self.seed, self.delay);
+        let fate = chances.draw(self.seed);
         let request = request.spoil(fate);
         if fate.hang {
             let mut waiting = self.shared.waiting.lock();
@@ -321,7 +319,7 @@ impl Backend for FaultBackend {
 
     fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
         // Answers given at once cannot fail, so that lookups which are to fail have to go to `lookup`.
-        if self.lookups.error > 0.0 || self.lookups.hang > 0.0 || self.delay > 0.0 {
+        if self.lookups.error > 0.0 || self.lookups.hang > 0.0 || self.lookups.delay > 0.0 {
             found.fill(Found::Unknown);
         } else {
             self.shared.inner.lookup_cached(keys, found);

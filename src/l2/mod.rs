@@ -2,6 +2,7 @@
 //! [`registry`] opens a store by its URL; [`fs`], [`memory`], [`plugin`], [`redis`] and [`fault`] are the stores.
 
 pub mod backend;
+pub mod common_options;
 pub mod fault;
 pub mod fs;
 pub mod memory;

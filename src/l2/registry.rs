@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::backend::Backend;
+use super::common_options::CommonOptions;
 use super::fault::FaultBackend;
 use super::fs::Fs;
 use super::memory::MemoryBackend;
 use super::plugin::{PluginBackend, PluginSource};
 use super::redis::RedisBackend;
-use super::url::{Url, parse_pairs, split_scheme};
+use super::url::{Url, parse_pairs, split_scheme, without_secrets};
 use crate::arena::Arena;
 use crate::error::{Error, Result};
 use crate::log::Log;
@@ -35,14 +36,39 @@ const SCHEMES: [(&str, &str, Open); 5] = [
     ("redis+unix", "redis+unix:///run/redis.sock", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
 ];
 
+/// A backend that was opened by its URL.
+pub struct OpenBackend {
+    /// The backend itself.
+    pub backend: Arc<dyn Backend>,
+    /// Its URL, without secrets.
+    pub url: String,
+    /// How the cache is to treat it.
+    pub options: CommonOptions,
+}
+
 /// Opens the backend that a URL names, below the L1 in `arena`. The backend logs to `log` while it is open.
-pub fn open(url: &str, log: &Log, arena: &Arena) -> Result<Arc<dyn Backend>> {
+pub fn open(url: &str, log: &Log, arena: &Arena) -> Result<OpenBackend> {
+    let (inner, common) = split_parameters(url, |name| CommonOptions::NAMES.contains(&name))?;
+    let options = CommonOptions::parse(&common)?;
+    Ok(OpenBackend { backend: open_inner(&inner, log, arena)?, url: without_secrets(url), options })
+}
+
+/// Opens the backend whose functions the host program has.
+pub fn open_plugin(source: &PluginSource, log: &Log, arena: &Arena) -> Result<OpenBackend> {
+    let (inner, common) = source.split_parameters(|name| CommonOptions::NAMES.contains(&name));
+    let options = CommonOptions::parse(&common)?;
+    let backend = PluginBackend::open(&inner, arena, log)?;
+    Ok(OpenBackend { backend, url: without_secrets(&source.url()), options })
+}
+
+/// Opens the backend of a URL without common parameters.
+fn open_inner(url: &str, log: &Log, arena: &Arena) -> Result<Arc<dyn Backend>> {
     if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
-        let (inner, faults) = split_faults(inner)?;
+        let (inner, faults) = split_parameters(inner, |name| name.starts_with("fault."))?;
         if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
             return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
         }
-        return Ok(FaultBackend::wrap(open(&inner, log, arena)?, &faults)?);
+        return Ok(FaultBackend::wrap(open_inner(&inner, log, arena)?, &faults)?);
     }
     let url = Url::parse(url)?;
     match SCHEMES.iter().find(|(scheme, ..)| *scheme == url.scheme) {
@@ -55,13 +81,14 @@ pub fn open(url: &str, log: &Log, arena: &Arena) -> Result<Arc<dyn Backend>> {
     }
 }
 
-/// Takes the `fault.` parameters out of a URL and leaves the rest as it is written.
-fn split_faults(url: &str) -> Result<(String, Vec<(String, String)>)> {
+/// Takes the parameters whose names `takes` chooses out of a URL and leaves the rest as it is written.
+fn split_parameters(url: &str, takes: impl Fn(&str) -> bool) -> Result<(String, Vec<(String, String)>)> {
     let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), Vec::new())) };
-    let (faults, rest): (Vec<_>, Vec<_>) =
-        query.split('&').filter(|pair| !pair.is_empty()).partition(|pair| pair.starts_with("fault."));
+    let name = |pair: &str| pair.split_once('=').map_or(pair, |(name, _)| name).to_owned();
+    let (taken, rest): (Vec<_>, Vec<_>) =
+        query.split('&').filter(|pair| !pair.is_empty()).partition(|pair| takes(&name(pair)));
     let inner = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
-    Ok((inner, parse_pairs(faults.into_iter())?))
+    Ok((inner, parse_pairs(taken.into_iter())?))
 }
 
 #[cfg(test)]
@@ -69,7 +96,7 @@ mod tests {
     use super::*;
     use crate::arena::MapOptions;
 
-    fn opened(url: &str) -> Result<Arc<dyn Backend>> {
+    fn opened(url: &str) -> Result<OpenBackend> {
         open(url, &Log::none(), &Arena::map(4096, MapOptions::default()).unwrap())
     }
 
@@ -100,10 +127,24 @@ mod tests {
 
     #[test]
     fn faults_are_taken_out_and_the_rest_is_the_inner_url() {
-        let (inner, faults) = split_faults("fs:///a%20b?fault.seed=7&capacity=1G&fault.flip=0.5").unwrap();
+        let url = "fs:///a%20b?fault.seed=7&capacity=1G&fault.flip=0.5";
+        let (inner, faults) = split_parameters(url, |name| name.starts_with("fault.")).unwrap();
         assert_eq!(inner, "fs:///a%20b?capacity=1G");
         assert_eq!(faults, pairs(&[("fault.seed", "7"), ("fault.flip", "0.5")]));
-        let backend = opened("fault:memory:?fault.seed=7&capacity=1MiB").unwrap();
+        let backend = opened("fault:memory:?fault.seed=7&capacity=1MiB").unwrap().backend;
         assert_eq!((backend.name(), backend.usage().capacity), ("fault", 1 << 20));
+    }
+
+    #[test]
+    fn common_parameters_are_for_every_scheme_and_reach_no_backend() {
+        for url in
+            ["memory:?capacity=1MiB&breaker_errors=3", "fault:memory:?breaker_errors=3&fault.seed=1&capacity=1MiB"]
+        {
+            let opened = opened(url).unwrap();
+            assert_eq!((opened.options.breaker_errors, opened.backend.usage().capacity), (3, 1 << 20), "{url}");
+            assert_eq!(opened.url, url);
+        }
+        assert!(refusal("memory:?breaker_errors=x").contains("the parameter breaker_errors of a backend"));
+        assert!(refusal("memory:?deadline_ms").contains("has no value"));
     }
 }

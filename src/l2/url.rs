@@ -189,6 +189,12 @@ impl<'a> Parameters<'a> {
         self.read(name, default, read)
     }
 
+    /// The whole number of at most 32 bits that `name` gives.
+    pub fn count(&mut self, name: &'static str, default: u32) -> Result<u32> {
+        let count = self.number(name, default.into())?;
+        u32::try_from(count).map_err(|_| self.wrong(name, &format!("{count} is too large; it is at most {}", u32::MAX)))
+    }
+
     /// The milliseconds that `name` gives.
     pub fn milliseconds(&mut self, name: &'static str, default: u64) -> Result<Duration> {
         Ok(Duration::from_millis(self.number(name, default)?))

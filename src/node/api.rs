@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::parts::Node;
-use crate::abi::{BackendState, Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
+use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
+use crate::backend_state::BackendState;
 use crate::cache;
 use crate::cache::Cache;
 use crate::config::{PrefetchRequest, SpaceSpec};
@@ -21,8 +22,8 @@ use crate::key::{Key, ObjectKey};
 use crate::l1::Outcome;
 use crate::l1::staged_bytes::THIS_PROCESS;
 use crate::l2;
-use crate::l2::plugin::{PluginBackend, PluginSource};
-use crate::l2::url::without_secrets;
+use crate::l2::plugin::PluginSource;
+use crate::l2::registry::OpenBackend;
 use crate::log::{Log, LogLevel};
 use crate::shape::Shape;
 
@@ -86,10 +87,18 @@ impl Node {
         self.chains.forget(session);
     }
 
+    fn add_opened(&self, opened: OpenBackend) -> Result<u64> {
+        let url = opened.url.clone();
+        let number = self.backends.add(opened)?;
+        self.look_below();
+        self.log.write(LogLevel::Info, || format!("added backend {number}: {url}"));
+        Ok(number)
+    }
+
     /// Notifies L1 whether there is a backend. The last thread here sees all changes of the list made before.
     fn look_below(&self) {
         let _turn = self.below.lock();
-        self.l1.set_has_l2(!self.backends.list().is_empty());
+        self.note_backends();
     }
 
     fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
@@ -112,20 +121,11 @@ impl Cache for Node {
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {
-        let backend = l2::registry::open(url, &self.log, self.l1.arena())?;
-        let number = self.backends.add(backend, without_secrets(url))?;
-        self.look_below();
-        self.log.write(LogLevel::Info, || format!("added backend {number}: {url}"));
-        Ok(number)
+        self.add_opened(l2::registry::open(url, &self.log, self.l1.arena())?)
     }
 
     fn add_plugin(&self, source: &PluginSource) -> Result<u64> {
-        let backend = PluginBackend::open(source, self.l1.arena(), &self.log)?;
-        let url = without_secrets(&source.url());
-        let number = self.backends.add(backend, url.clone())?;
-        self.look_below();
-        self.log.write(LogLevel::Info, || format!("added backend {number}: {url}"));
-        Ok(number)
+        self.add_opened(l2::registry::open_plugin(source, &self.log, self.l1.arena())?)
     }
 
     fn remove_backend(&self, number: u64) -> Result<()> {

@@ -3,12 +3,21 @@
 use serde_json::json;
 
 use super::parts::Node;
-use crate::abi::{BackendHealth, BackendState, Stats, chars};
+use crate::abi::{Stats, chars};
 use crate::backend_report::BackendReport;
+use crate::backend_state::{BackendHealth, BackendState};
+use crate::control::backends::BackendSlot;
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
 use crate::l2::{Found, Health, Usage};
 use crate::prometheus;
+
+/// The latency and the rate of loads from a backend, in whole microseconds and bytes a second.
+fn load_gauges(slot: &BackendSlot) -> (u64, u64) {
+    let Some(estimate) = slot.load_estimate() else { return (0, 0) };
+    let rate = if estimate.us_per_byte > 0.0 { 1e6 / estimate.us_per_byte } else { f64::from(u32::MAX) * 1e3 };
+    (estimate.latency_us.round() as u64, (rate as u64).max(1))
+}
 
 impl Node {
     /// Fills in everything but the head.
@@ -72,6 +81,7 @@ impl Node {
             dropped_evicted: counts.dropped_evicted,
             dropped_failed: meters.dropped_failed.get(),
             dropped_fenced: meters.dropped_fenced.get(),
+            dropped_slow: meters.dropped_slow.get(),
             dropped_closed: meters.dropped_closed.get(),
             dropped_deletions: meters.deletions_dropped.get(),
             l2_objects: usage.objects,
@@ -106,13 +116,16 @@ impl Node {
     pub fn backend_reports(&self) -> Vec<BackendReport> {
         let backends = self.backends.list();
         let reports = backends.iter().map(|slot| {
-            let usage = slot.backend.usage();
+            let (usage, reads) = (slot.backend.usage(), slot.reads.get());
+            let (load_latency_us, load_bytes_per_s) = load_gauges(slot);
             BackendReport {
                 backend: slot.number,
                 tier: slot.place,
                 scheme: slot.backend.name(),
                 trouble: slot.trouble(),
                 note: slot.note(),
+                open: slot.breaker_trouble().is_some(),
+                breaker_opened: slot.read_breaker.opened.get() + slot.write_breaker.opened.get(),
                 short: usage.short,
                 objects: usage.objects,
                 bytes: usage.bytes,
@@ -124,6 +137,12 @@ impl Node {
                 stores_dropped: slot.writes.dropped.get(),
                 writes_withdrawn: slot.writes.withdrawn.get(),
                 writes_pending: slot.writes.pending.get(),
+                loads: reads.objects,
+                loaded_bytes: reads.bytes,
+                asked_keys: slot.lookups.asked.get(),
+                found_keys: slot.lookups.found.get(),
+                load_latency_us,
+                load_bytes_per_s,
                 pins: usage.pins,
             }
         });
@@ -135,7 +154,9 @@ impl Node {
         let backends = self.backends.list();
         let states = backends.iter().map(|slot| {
             let (usage, reads, stores) = (slot.backend.usage(), slot.reads.get(), slot.stores.get());
+            let (load_latency_us, load_bytes_per_s) = load_gauges(slot);
             let (health, message) = match (slot.trouble(), slot.backend.health()) {
+                (Some(why), _) if slot.breaker_trouble().is_some() => (BackendHealth::KVKEEP_BACKEND_OPEN, why),
                 (Some(why), Health::Bad(_)) => (BackendHealth::KVKEEP_BACKEND_BAD, why),
                 (Some(why), _) if slot.late() > 0 => (BackendHealth::KVKEEP_BACKEND_FENCED, why),
                 (Some(note), _) | (None, Health::Noted(note)) => (BackendHealth::KVKEEP_BACKEND_NOTED, note),
@@ -159,7 +180,12 @@ impl Node {
                 store_busy_us: stores.busy_us,
                 stores_dropped: slot.writes.dropped.get(),
                 writes_pending: slot.writes.pending.get(),
-                reserved: [0; 8],
+                asked_keys: slot.lookups.asked.get(),
+                found_keys: slot.lookups.found.get(),
+                load_latency_us,
+                load_bytes_per_s,
+                breaker_opened: slot.read_breaker.opened.get() + slot.write_breaker.opened.get(),
+                reserved: [0; 3],
                 url: chars(&slot.url),
                 message: chars(&message),
             }

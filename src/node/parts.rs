@@ -23,7 +23,6 @@ use crate::control::writeback::Writeback;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
 use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_EVICTION, WAKE_WRITES};
 use crate::l2;
-use crate::l2::url::without_secrets;
 use crate::log::{Log, LogLevel};
 use crate::memory_bounds::MemoryBounds;
 use crate::meters::Meters;
@@ -55,6 +54,8 @@ pub struct Node {
     pub(crate) backend_timeout: Duration,
     pub(crate) writes_pending_max: u64,
     pub(crate) store_wait: Duration,
+    /// Objects are written to backends.
+    writes: bool,
     /// Held while L1 is notified whether there are backends.
     pub(crate) below: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -110,7 +111,8 @@ impl Node {
         let loading_max =
             if config.loading_bytes_max == 0 { loading_default(l1_bytes) } else { config.loading_bytes_max };
         let writing_max = WRITING_BYTES_MAX.min(l1_bytes / 4).max(1);
-        let (backends, meters) = (Arc::new(Backends::new(l1.events().clone())), Arc::new(Meters::default()));
+        let (backends, meters) =
+            (Arc::new(Backends::new(l1.events().clone(), config.log.clone())), Arc::new(Meters::default()));
         let deadlines = Arc::new(Deadlines::new(config.backend_timeout));
         let completions = Completions::start()?;
         let (log, checksum) = (config.log.clone(), config.checksum);
@@ -137,6 +139,7 @@ impl Node {
             backend_timeout: config.backend_timeout,
             writes_pending_max: config.writes_pending_max.into(),
             store_wait: config.store_wait,
+            writes: config.store_mode != StoreMode::Never,
             below: Mutex::default(),
             threads: Mutex::default(),
             stop: Arc::default(),
@@ -165,9 +168,14 @@ impl Node {
     fn start(self: &Arc<Self>, config: &NodeConfig, arena: &Arc<Arena>) -> Result<()> {
         let (above_watermark, prefetcher, writer) =
             (self.above_watermark.clone(), Arc::downgrade(&self.prefetcher), Arc::downgrade(&self.writer));
-        let writes = config.store_mode != StoreMode::Never;
         let waker = Arc::downgrade(&self.writer);
         self.backends.losses().set_waker(move || {
+            if let Some(writer) = waker.upgrade() {
+                writer.wake();
+            }
+        });
+        let waker = Arc::downgrade(&self.writer);
+        self.backends.copies().set_waker(move || {
             if let Some(writer) = waker.upgrade() {
                 writer.wake();
             }
@@ -191,9 +199,9 @@ impl Node {
             }
         });
         for url in &config.backend_urls {
-            self.backends.add(l2::registry::open(url, &self.log, arena)?, without_secrets(url))?;
+            self.backends.add(l2::registry::open(url, &self.log, arena)?)?;
         }
-        self.l1.set_has_l2(writes && !config.backend_urls.is_empty());
+        self.note_backends();
 
         let parts = ControlThread {
             l1: self.l1.clone(),
@@ -225,6 +233,15 @@ impl Node {
             })?;
         }
         Ok(())
+    }
+
+    /// Has L1 know what is written to the backends. Called whenever their list has changed.
+    pub(super) fn note_backends(&self) {
+        let counts_uses = self.writes && !self.backends.after_uses().is_empty();
+        let promotes = self.writes && self.backends.list().iter().any(|slot| slot.options.promote);
+        self.backends.copies().set_backends(promotes, counts_uses);
+        self.l1.set_notes_all_uses(counts_uses);
+        self.l1.set_has_l2(self.writes && self.backends.any_gets_all());
     }
 
     /// Starts a thread. If it meets a bug the cache is poisoned, since its work is not done any more, and jobs that wait for it

@@ -123,6 +123,7 @@ class BackendHealth(enum.IntEnum):
     NOTED = 1
     FENCED = 2
     BAD = 3
+    OPEN = 4
 
 
 class EventKind(enum.IntEnum):
@@ -432,6 +433,11 @@ class kvkeep_backend_state(Structure):
     store_busy_us: int
     stores_dropped: int
     writes_pending: int
+    asked_keys: int
+    found_keys: int
+    load_latency_us: int
+    load_bytes_per_s: int
+    breaker_opened: int
     reserved: Any
     url: builtins.bytes
     message: builtins.bytes
@@ -453,7 +459,12 @@ class kvkeep_backend_state(Structure):
         ("store_busy_us", c_uint64),
         ("stores_dropped", c_uint64),
         ("writes_pending", c_uint64),
-        ("reserved", c_uint64 * 8),
+        ("asked_keys", c_uint64),
+        ("found_keys", c_uint64),
+        ("load_latency_us", c_uint64),
+        ("load_bytes_per_s", c_uint64),
+        ("breaker_opened", c_uint64),
+        ("reserved", c_uint64 * 3),
         ("url", c_char * KVKEEP_URL_BYTES),
         ("message", c_char * KVKEEP_MESSAGE_BYTES),
     ]
@@ -655,6 +666,7 @@ class kvkeep_stats(Structure):
     dropped_fenced: int
     dropped_closed: int
     dropped_deletions: int
+    dropped_slow: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -722,6 +734,7 @@ class kvkeep_stats(Structure):
         ("dropped_fenced", c_uint64),
         ("dropped_closed", c_uint64),
         ("dropped_deletions", c_uint64),
+        ("dropped_slow", c_uint64),
     ]
 
 

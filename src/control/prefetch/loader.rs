@@ -99,6 +99,9 @@ struct LoadBatch {
     items: Vec<Item>,
     tickets: OnceCell<Vec<Arc<Ticket>>>,
     began: Instant,
+    /// Items answered in time, and the bytes of those that were right.
+    answered: AtomicUsize,
+    read_bytes: AtomicU64,
     _under_way: UnderWay,
 }
 
@@ -206,13 +209,16 @@ impl Loader {
         let staged = self.l1.stage_loads(job.space.index, wanted, job.request.temporary);
         for (&index, staged) in fresh.iter().zip(staged) {
             let (place, bytes) = (search.found[index as usize], search.sizes[index as usize]);
-            let slot = search.slot(place).filter(|slot| slot.may_have(&job.space.tag)).cloned();
+            // Of a batch the first object asks whether the backend gets loads: the batch may be its probe.
+            let is_chosen = |slot: &&Arc<BackendSlot>| batches.iter().any(|(other, ..)| other.number == slot.number);
+            let may_load = |slot: &&Arc<BackendSlot>| slot.may_have(&job.space.tag) && slot.read_breaker.admit();
+            let slot = search.slot(place).filter(|slot| is_chosen(slot) || may_load(slot)).cloned();
             let (name, buffer, slot) = match (staged, slot) {
                 (Ok((name, buffer)), Some(slot)) => (name, buffer, slot),
                 (Ok((name, buffer)), None) => {
                     self.l1.drop_load(name);
                     drop(buffer);
-                    failed.push((index, "the backend is fenced or removed, or forgets the space".to_owned()));
+                    failed.push((index, "the backend is fenced, failing or removed, or forgets the space".to_owned()));
                     continue;
                 }
                 (Err(status), _) => {
@@ -312,6 +318,8 @@ impl Loader {
             items,
             tickets: OnceCell::new(),
             began: Instant::now(),
+            answered: AtomicUsize::new(0),
+            read_bytes: AtomicU64::new(0),
             _under_way: slot.reads.begin(),
         });
         let on_late = (0..batch.items.len()).map(|i| {
@@ -321,7 +329,7 @@ impl Loader {
         });
         let tickets = self.deadlines.begin(&slot, on_late);
         let _ = batch.tickets.set(tickets);
-        let deadline = self.deadlines.deadline();
+        let deadline = self.deadlines.deadline(&slot);
         let sink: Arc<dyn LoadSink> = batch.clone();
         let loads = buffers
             .into_iter()
@@ -356,6 +364,7 @@ impl Loader {
                 self.meters.loaded_bytes.add(item.bytes);
                 self.meters.load_latency.add(verified.took);
                 verified.slot.reads.moved(item.bytes, verified.took);
+                verified.slot.copies.loaded(item.object, verified.slot.number);
                 let mut bytes = item.bytes;
                 for ((job, index), given) in readers.into_iter().zip(given) {
                     let outcome =
@@ -410,6 +419,16 @@ impl Loader {
 }
 
 impl LoadBatch {
+    /// Measures the backend by the first and the last answer of the batch.
+    fn measure(&self, bytes: u64, is_right: bool) {
+        let right = if is_right { bytes } else { 0 };
+        let read = self.read_bytes.fetch_add(right, Ordering::AcqRel) + right;
+        let answered = self.answered.fetch_add(1, Ordering::AcqRel) + 1;
+        if read > 0 && (answered == 1 || answered == self.items.len()) {
+            self.slot.load_cost.note(read, self.began.elapsed());
+        }
+    }
+
     fn late(&self, index: usize) {
         self.loader.meters.backend_timeouts.add(1);
         let item = &self.items[index];
@@ -419,8 +438,10 @@ impl LoadBatch {
                 self.slot.number, item.object.key
             )
         });
+        let error = Error::new(KVKEEP_ERR_TIMEOUT, "a backend did not answer in time");
+        self.slot.note_read(Some(&error));
         // The backend keeps the buffer that it may still write to; its bytes are not counted against other loads.
-        self.loader.land(item, Err(Error::new(KVKEEP_ERR_TIMEOUT, "a backend did not answer in time").message));
+        self.loader.land(item, Err(error.message));
         self.loader.freed(item.bytes);
     }
 }
@@ -433,6 +454,7 @@ impl LoadSink for LoadBatch {
         if !in_time {
             return;
         }
+        self.slot.note_read(result.as_ref().err());
         let verified = result.and_then(|header| {
             let verified = header.verify(&item.object, Some(&item.layout), buffer.bytes(), self.loader.checksum);
             verified.map(|()| header.shape()).map_err(|error| {
@@ -458,6 +480,7 @@ impl LoadSink for LoadBatch {
                 Err(error.message)
             }
         };
+        self.measure(item.bytes, outcome.is_ok());
         // Let go first, so that a job that is done leaves nothing under a transfer.
         drop(buffer);
         self.loader.land(item, outcome);

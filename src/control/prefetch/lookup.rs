@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashSet;
+
 use super::job::Job;
 use super::phases::{JobState, Phase, Search};
 use super::plan::NOWHERE;
 use super::prefetcher::Prefetcher;
+use super::tier_choice::TierCosts;
 use crate::config::Mode;
 use crate::control::backends::BackendSlot;
-use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, Result};
+use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_IO, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::{Found, LookupRequest, Reply};
 
@@ -17,6 +20,8 @@ type Asks = Vec<(Arc<BackendSlot>, Vec<u32>)>;
 
 /// Keys of which a backend's index is asked at a time: the notes about them stay in the core's cache.
 const PIECE: usize = 256;
+/// Why a lookup is not sent that another came before.
+const NOT_ASKED: &str = "it failed before, and another request decides whether it is asked again";
 
 impl Prefetcher {
     /// Looks for missing keys in L1, then in the backends' indexes. Keys that need I/O are returned, to be asked of the
@@ -47,7 +52,8 @@ impl Prefetcher {
             search.sizes = vec![0; job.keys.len()];
         }
         let mut unknown: Asks = Vec::new();
-        for slot in backends.iter().filter(|slot| slot.may_have(&job.space.tag)) {
+        search.costs = TierCosts::of(&backends, missing.len());
+        for slot in search.costs.order(&backends).into_iter().filter(|slot| slot.may_have(&job.space.tag)) {
             if missing.is_empty() {
                 break;
             }
@@ -56,8 +62,8 @@ impl Prefetcher {
                 unknown.push((slot.clone(), ask));
             }
         }
-        for (_, ask) in &mut unknown {
-            ask.retain(|&index| search.found[index as usize] == NOWHERE);
+        for (slot, ask) in &mut unknown {
+            ask.retain(|&index| search.wants_to_ask(index as usize, slot));
         }
         unknown.retain(|(_, ask)| !ask.is_empty());
         lookup.asking = unknown.len();
@@ -90,7 +96,11 @@ impl Prefetcher {
         // Where only one backend is asked, the first gap decides a prefix: it need not ask beyond.
         let in_order = job.request.mode == Mode::Prefix && job.request.group_rules.is_empty() && asks.len() == 1;
         for (slot, ask) in asks {
-            self.ask_backend(job, slot, ask, in_order);
+            if slot.read_breaker.admit() {
+                self.ask_backend(job, slot, ask, in_order);
+            } else {
+                self.answered(job, &slot, Err(Error::new(KVKEEP_ERR_IO, NOT_ASKED)));
+            }
         }
     }
 
@@ -100,6 +110,7 @@ impl Prefetcher {
         let on_late = std::iter::once(Box::new(move || {
             me.meters.backend_timeouts.add(1);
             let error = Error::new(KVKEEP_ERR_TIMEOUT, "a lookup was not answered in time");
+            late_slot.note_read(Some(&error));
             me.answered(&late_job, &late_slot, Err(error));
         }) as Box<dyn FnOnce() + Send>);
         let ticket = self.deadlines.begin(&slot, on_late).pop();
@@ -109,10 +120,12 @@ impl Prefetcher {
                 result.map(|found| Answers { job: job.clone(), slot: answered_slot.clone(), asked: ask, found });
             // Dropped, with the pins in it, if the job was notified already that it is too late.
             if ticket.is_some_and(|ticket| ticket.answered()) {
+                answered_slot.note_read(answers.as_ref().err());
                 me.answered(&job, &answered_slot, answers);
             }
         });
-        slot.backend.lookup(LookupRequest { keys, in_order, deadline: self.deadlines.deadline(), reply });
+        let deadline = self.deadlines.deadline(&slot);
+        slot.backend.lookup(LookupRequest { keys, in_order, deadline, reply });
     }
 
     /// Takes in a backend's answer, on the backend's thread, or on the control thread when it is late.
@@ -120,9 +133,14 @@ impl Prefetcher {
         let mut state = job.state.lock();
         match answers {
             Ok(mut answers) => {
+                slot.lookups.add(&answers.found);
                 if let Some((_, lookup)) = state.lookup_mut() {
                     let search = &mut lookup.search;
-                    for (index, bytes) in answers.take(|index| search.found[index] == NOWHERE) {
+                    let better = answers.take(|index| search.wants_from(index, slot));
+                    let backends = search.backends.clone();
+                    let chosen: HashSet<usize> = better.iter().map(|(index, _)| *index).collect();
+                    search.pins.give_back(&backends, |index| job.object(index), |index| chosen.contains(&index));
+                    for (index, bytes) in better {
                         search.note_found(index, slot, bytes);
                     }
                 }
@@ -151,6 +169,7 @@ fn look_in_index(job: &Job, search: &mut Search, slot: &BackendSlot, missing: &m
         objects.extend(missing[piece.clone()].iter().map(|&i| job.object(i as usize)));
         let found = &mut found[..piece.len()];
         slot.backend.lookup_cached(&objects, found);
+        slot.lookups.add(found);
         for (at, &found) in piece.zip(&*found) {
             let index = missing[at];
             match found {

@@ -2,7 +2,7 @@
 //!
 //! `job.rs` has every transition of a job, `phases.rs` its state in each phase, `job_table.rs` all jobs. `prefetcher.rs`
 //! submits, cancels and releases;
-//! `lookup.rs` asks the tiers; `loader.rs` loads; `schedule.rs` is the control thread's part; `query.rs` answers callers.
+//! `lookup.rs` asks the tiers, `tier_choice.rs` compares them; `loader.rs` loads; `schedule.rs` is the control thread's part; `query.rs` answers callers.
 
 mod hit_counters;
 mod job;
@@ -15,6 +15,7 @@ pub mod plan;
 mod prefetcher;
 pub mod query;
 mod schedule;
+mod tier_choice;
 
 pub use job_table::{JobTable, no_job};
 pub use prefetcher::Prefetcher;

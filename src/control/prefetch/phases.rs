@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::pins::JobPins;
 use super::plan::NOWHERE;
+use super::tier_choice::TierCosts;
 use crate::abi::JobResult;
 use crate::config::Notify;
 use crate::control::backends::{BackendList, BackendSlot};
@@ -18,6 +19,8 @@ pub struct Search {
     pub sizes: Vec<u64>,
     /// The backends it asked.
     pub backends: BackendList,
+    /// What loads from those backends cost.
+    pub costs: TierCosts,
     /// Pins on its objects in those backends.
     pub pins: JobPins,
     /// The last failure, for the message of the result.
@@ -103,7 +106,25 @@ impl Search {
         missing.for_each(|(found, _)| *found = NOWHERE);
     }
 
-    /// Notes that the backend `tier` has the key `index` and has pinned it for this job.
+    /// Whether the backend `slot` is to be asked by I/O for the key `index`.
+    pub fn wants_to_ask(&self, index: usize, slot: &BackendSlot) -> bool {
+        match self.found[index] {
+            NOWHERE => true,
+            0 => false,
+            place => self.costs.is_worth_asking(slot, place),
+        }
+    }
+
+    /// Whether the answer of the backend `slot` that it has the key `index` is better than what was found so far.
+    pub fn wants_from(&self, index: usize, slot: &BackendSlot) -> bool {
+        match self.found[index] {
+            NOWHERE => true,
+            0 => false,
+            place => self.costs.is_cheaper(slot, place),
+        }
+    }
+
+    /// Notes that the backend `slot` has the key `index` and has pinned it for this job.
     pub fn note_found(&mut self, index: usize, slot: &BackendSlot, bytes: u64) {
         self.found[index] = slot.place as u8;
         self.sizes[index] = bytes;

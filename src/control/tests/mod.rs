@@ -13,8 +13,10 @@ use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
 use crate::control::pending::OPEN_MAX;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result, Status};
 use crate::key::{Key, ObjectKey, SpaceTag};
+use crate::l2::common_options::CommonOptions;
 use crate::l2::fault::FaultBackend;
 use crate::l2::memory::MemoryBackend;
+use crate::l2::registry::OpenBackend;
 use crate::l2::{Backend, Found, Health, LoadRequest, LookupRequest, Reply, StoreRequest, Usage};
 use crate::node::Node;
 
@@ -42,7 +44,7 @@ fn open_with(l1_bytes: u64, backend: Arc<dyn Backend>, change: impl FnOnce(&mut 
     let mut config = NodeConfig::new(l1_bytes);
     change(&mut config);
     let node = Node::open(config).unwrap();
-    node.backends.add(backend, String::new()).unwrap();
+    node.backends.add(OpenBackend { backend, url: String::new(), options: CommonOptions::default() }).unwrap();
     node.l1.set_has_l2(true);
     let (model, layout, tenant) = ("m".to_owned(), String::new(), String::new());
     let space =

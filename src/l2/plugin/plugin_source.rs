@@ -36,6 +36,12 @@ impl PluginSource {
         PluginSource::checked(vtable, parameters)
     }
 
+    /// The source without the parameters whose names `takes` chooses, and those.
+    pub fn split_parameters(&self, takes: impl Fn(&str) -> bool) -> (PluginSource, Vec<(String, String)>) {
+        let (taken, parameters) = self.parameters.iter().cloned().partition(|(name, _)| takes(name));
+        (PluginSource { name: self.name.clone(), vtable: self.vtable, parameters }, taken)
+    }
+
     /// The functions of the shared library at `path`, which stays loaded.
     pub fn of_library(path: &str, parameters: &[(String, String)]) -> Result<PluginSource> {
         if path.is_empty() {

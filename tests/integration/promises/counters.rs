@@ -50,7 +50,7 @@ fn balanced(cache: &Cache) {
     assert!(stats.prefetch_hit_chunks <= stats.prefetch_asked_chunks);
     let why =
         [stats.dropped_queue, stats.dropped_evicted, stats.dropped_failed, stats.dropped_fenced, stats.dropped_closed];
-    let dropped: u64 = why.iter().sum();
+    let dropped: u64 = why.iter().sum::<u64>() + stats.dropped_slow;
     assert_eq!(stats.stores_dropped, dropped + stats.dropped_deletions);
     let ended = stats.stores + stats.stores_already + dropped + stats.writes_withdrawn;
     assert_eq!(stats.writes_asked, ended + stats.writes_pending);
@@ -229,8 +229,9 @@ fn every_number_says_what_happened() {
         when_backends_fail(&mut driven);
         when_l1_is_full(&mut driven);
         when_nobody_comes_back(&mut driven);
-        // By the tests of the daemon, and of deletions that a backend does not answer or refuses (`src/control`).
-        driven.0.extend(["clients", "clients_lost", "deletions_pending", "dropped_deletions"]);
+        // By the tests of the daemon, of deletions that a backend does not answer or refuses (`src/control`), and of several
+        // backends (`test_backends.c`).
+        driven.0.extend(["clients", "clients_lost", "deletions_pending", "dropped_deletions", "dropped_slow"]);
         // By those of what the machine refuses (`fs_fallback.rs`, `cuda.rs`).
         driven.0.extend(["io_uring_refused", "huge_pages_refused", "registrations_refused", "memlock_refused"]);
         let all: BTreeSet<&str> = GAUGES

@@ -1,6 +1,6 @@
 //! Two caches that share only a server.
 
-use kvkeep::abi::BackendHealth;
+use kvkeep::backend_state::BackendHealth;
 use kvkeep::cache::Cache as _;
 use rustix::process::Signal;
 
