@@ -78,7 +78,7 @@ class ServeTest(CacheTest):
         return cache
 
     def run_once(self, keys: kvkeep.Keys, store: bool) -> Optional[int]:
-        process = self.start("--backend", f"folder_store:Folder?path={self.folder / 'objects'}", "--log", "warn")
+        process = self.start("--backend", f"folder_store:Folder?path={self.folder / 'objects'}", "--log", "error")
         with self.connect() as client:
             space = client.space("model-1", chunk_tokens=16)
             with space.session("request") as session:
