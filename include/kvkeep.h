@@ -112,7 +112,8 @@
 /// Do not touch L1's pages in the background after opening; each first use of a page then pays for it.
 #define KVKEEP_FLAG_NO_PREFAULT 4
 
-/// Neither compute nor verify checksums of L2 objects. Identity and length are always verified.
+/// Neither compute nor verify checksums of L2 objects, which miss one random corruption in 2^32 (CRC-32C). Identity and length are
+/// always verified.
 #define KVKEEP_FLAG_NO_CHECKSUM 8
 
 /// For a daemon's client: its L1 is mapped so that this process cannot write it; calls that write are PERMISSION.
@@ -447,6 +448,10 @@ typedef struct {
 } kvkeep_backend_parameter;
 
 /// Names an object inside a space. Plain data, 40 bytes, so that arrays of it cross the ABI uncopied.
+///
+/// Below L1, whole keys are compared. L1 knows a key by a fingerprint: 80 bits of a universal hash of all its bytes, which each process
+/// seeds from the operating system's randomness. Two keys have one fingerprint with a chance of at most 2^-79, also if a caller
+/// chooses them, and a call that looks a key up gets the object of another key with a chance of less than 2^-80.
 typedef struct {
     /// Hash of all tokens up to the end of the chunk.
     uint8_t hash[32];

@@ -3,6 +3,10 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Names an object inside a space. Plain data, 40 bytes, so that arrays of it cross the ABI uncopied.
+///
+/// Below L1, whole keys are compared. L1 knows a key by a fingerprint: 80 bits of a universal hash of all its bytes, which each process
+/// seeds from the operating system's randomness. Two keys have one fingerprint with a chance of at most 2^-79, also if a caller
+/// chooses them, and a call that looks a key up gets the object of another key with a chance of less than 2^-80.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Key {

@@ -30,7 +30,8 @@ pub const KVKEEP_FLAG_HUGE_PAGES: u32 = 1;
 pub const KVKEEP_FLAG_NUMA_NODE: u32 = 2;
 /// Do not touch L1's pages in the background after opening; each first use of a page then pays for it.
 pub const KVKEEP_FLAG_NO_PREFAULT: u32 = 4;
-/// Neither compute nor verify checksums of L2 objects. Identity and length are always verified.
+/// Neither compute nor verify checksums of L2 objects, which miss one random corruption in 2^32 (CRC-32C). Identity and length are
+/// always verified.
 pub const KVKEEP_FLAG_NO_CHECKSUM: u32 = 8;
 /// For a daemon's client: its L1 is mapped so that this process cannot write it; calls that write are PERMISSION.
 pub const KVKEEP_FLAG_READ_ONLY: u32 = 16;
