@@ -220,7 +220,7 @@ pub struct Settings {
     pub clients_max: Option<usize>,
     /// Most calls of one client at once [default: 64]
     #[arg(long, value_name = "COUNT", help_heading = "Clients")]
-    pub lanes_per_client_max: Option<usize>,
+    pub connections_per_client_max: Option<usize>,
     /// Most live sessions of one client [default: 65536]
     #[arg(long, value_name = "COUNT", help_heading = "Clients")]
     pub sessions_per_client_max: Option<usize>,
@@ -289,7 +289,7 @@ impl Settings {
             tenant: self.tenant,
             tenants: file.tenants,
             clients_max: self.clients_max.or(file.clients_max),
-            lanes_per_client_max: self.lanes_per_client_max.or(file.lanes_per_client_max),
+            connections_per_client_max: self.connections_per_client_max.or(file.connections_per_client_max),
             sessions_per_client_max: self.sessions_per_client_max.or(file.sessions_per_client_max),
             jobs_per_client_max: self.jobs_per_client_max.or(file.jobs_per_client_max),
             staged_bytes_per_client_max: self.staged_bytes_per_client_max.or(file.staged_bytes_per_client_max),
@@ -377,7 +377,7 @@ impl Settings {
             u32::try_from(message).ok().filter(|&bytes| (4096..=defaults.message_bytes_max).contains(&bytes));
         Ok(Limits {
             clients_max: self.clients_max.unwrap_or(defaults.clients_max),
-            lanes_per_client_max: self.lanes_per_client_max.unwrap_or(defaults.lanes_per_client_max),
+            connections_per_client_max: self.connections_per_client_max.unwrap_or(defaults.connections_per_client_max),
             sessions_per_client_max: self.sessions_per_client_max.unwrap_or(defaults.sessions_per_client_max),
             jobs_per_client_max: self.jobs_per_client_max.unwrap_or(defaults.jobs_per_client_max),
             staged_bytes_per_client_max: self

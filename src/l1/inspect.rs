@@ -44,7 +44,7 @@ pub struct HolderReport {
 pub struct ObjectReport {
     /// The key, as text.
     pub key: String,
-    /// "absent", "staging", "ready" or "hidden".
+    /// "absent", "staging", "ready" or "detached".
     pub state: &'static str,
     /// Bytes of its payload.
     pub bytes: u64,
@@ -158,7 +158,7 @@ pub(super) fn explain_key(l1: &L1, space: u64, key: &Key) -> Result<Vec<ObjectRe
         by_slot.extend(state.find_fingerprint(fingerprint).map(|id| (id, object_report(state, id))));
     });
     let mut reports: Vec<ObjectReport> = by_slot.into_values().collect();
-    reports.sort_by_key(|report| ["ready", "hidden", "staging"].iter().position(|state| *state == report.state));
+    reports.sort_by_key(|report| ["ready", "detached", "staging"].iter().position(|state| *state == report.state));
     Ok(reports)
 }
 
@@ -302,7 +302,7 @@ fn object_report(state: &L1State, id: u32) -> ObjectReport {
     ObjectReport {
         key: state.slots.key(id).to_string(),
         state: match (slot.is(DETACHED), staging) {
-            (true, _) => "hidden",
+            (true, _) => "detached",
             (_, true) => "staging",
             _ => "ready",
         },

@@ -195,7 +195,7 @@ pub struct DaemonPart {
     pub read_only_uids: Vec<u32>,
     pub tenants: Vec<(String, Vec<u32>)>,
     pub clients_max: usize,
-    pub lanes_max: usize,
+    pub connections_max: usize,
     pub sessions_max: usize,
     pub jobs_max: usize,
     pub staged_bytes_max: u64,
@@ -226,7 +226,7 @@ impl DaemonPart {
             read_only_uids: Vec::new(),
             tenants: Vec::new(),
             clients_max: limits.clients_max,
-            lanes_max: limits.lanes_per_client_max,
+            connections_max: limits.connections_per_client_max,
             sessions_max: limits.sessions_per_client_max,
             jobs_max: limits.jobs_per_client_max,
             staged_bytes_max: limits.staged_bytes_per_client_max,
@@ -258,7 +258,7 @@ impl DaemonPart {
         };
         let limits = Limits {
             clients_max: self.clients_max,
-            lanes_per_client_max: self.lanes_max,
+            connections_per_client_max: self.connections_max,
             sessions_per_client_max: self.sessions_max,
             jobs_per_client_max: self.jobs_max,
             staged_bytes_per_client_max: self.staged_bytes_max,

@@ -163,9 +163,9 @@ fn too_many_returns(error: Error) -> Error {
 }
 
 /// The error of a call for which no connection became free in time.
-fn no_connection(lanes: usize) -> Error {
+fn no_connection(connections: usize) -> Error {
     let message = format!(
-        "{lanes} calls of this client were under way all the time, the most at once: make fewer, or raise lanes_per_client_max \
+        "{connections} calls of this client were under way all the time, the most at once: make fewer, or raise connections_per_client_max \
          of kvkeep serve if it is less than {CONNECTIONS_MAX}"
     );
     Error::new(KVKEEP_ERR_TIMEOUT, message)
@@ -245,7 +245,7 @@ impl DaemonLink {
             let _ = self.pushes.0.shutdown(Shutdown::Read);
         }
         // Under the lock, so that no thread that looked before goes to sleep after.
-        let _lanes = self.pool.lock();
+        let _connections = self.pool.lock();
         self.free.notify_all();
     }
 

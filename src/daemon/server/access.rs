@@ -10,7 +10,7 @@ pub struct Limits {
     /// Most clients at once.
     pub clients_max: usize,
     /// Most request connections of one client, and so its most calls at once.
-    pub lanes_per_client_max: usize,
+    pub connections_per_client_max: usize,
     /// Most live sessions of one client.
     pub sessions_per_client_max: usize,
     /// Most jobs of one client that are not released.
@@ -25,7 +25,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             clients_max: 256,
-            lanes_per_client_max: 64,
+            connections_per_client_max: 64,
             sessions_per_client_max: 1 << 16,
             jobs_per_client_max: 1 << 16,
             staged_bytes_per_client_max: u64::MAX,

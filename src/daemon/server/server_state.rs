@@ -95,7 +95,7 @@ impl ServerState {
                 if client.request_connections() >= self.request_connections_max(&client) {
                     return Err(Error::new(
                         KVKEEP_ERR_LIMIT,
-                        "this client makes the most calls at once: raise lanes_per_client_max",
+                        "this client makes the most calls at once: raise connections_per_client_max",
                     ));
                 }
                 if !connections.admit(number, Purpose::Requests(client_number)) {
@@ -146,6 +146,6 @@ impl ServerState {
 
     /// How many request connections a client may have.
     pub(super) fn request_connections_max(&self, client: &ClientState) -> usize {
-        if client.observer { 1 } else { self.limits.lanes_per_client_max }
+        if client.observer { 1 } else { self.limits.connections_per_client_max }
     }
 }

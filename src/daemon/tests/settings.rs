@@ -28,7 +28,7 @@ const FLAGS: &str = "--l1 8GiB --l2 fs:///a?capacity=1GiB --l2 memory: --socket 
     --store after-uses --store-after-uses 3 --no-checksum=false --backend-timeout-ms 5 --loading-bytes-max 1MiB \
     --writes-pending-max 6 --store-wait-ms 61 --sessions-max 7 --jobs-max 8 --session-timeout-ms 9 --socket-mode 0660 \
     --allow-uids 10,11 --allow-gids 12 --read-only-uids 13 --tenant acme=14,15 --clients-max 16 \
-    --lanes-per-client-max 17 --sessions-per-client-max 18 --jobs-per-client-max 19 \
+    --connections-per-client-max 17 --sessions-per-client-max 18 --jobs-per-client-max 19 \
     --staged-bytes-per-client-max 20MiB --message-bytes-max 21KiB";
 
 const FILE: &str = r#"
@@ -58,7 +58,7 @@ const FILE: &str = r#"
     allow_gids = [12]
     read_only_uids = [13]
     clients_max = 16
-    lanes_per_client_max = 17
+    connections_per_client_max = 17
     sessions_per_client_max = 18
     jobs_per_client_max = 19
     staged_bytes_per_client_max = "20MiB"
@@ -96,7 +96,7 @@ fn everything_set_arrives() {
         (access.mode, access.uids, access.gids, access.read_only_uids),
         (0o660, vec![10, 11], vec![12], vec![13])
     );
-    assert_eq!((limits.clients_max, limits.lanes_per_client_max, limits.sessions_per_client_max), (16, 17, 18));
+    assert_eq!((limits.clients_max, limits.connections_per_client_max, limits.sessions_per_client_max), (16, 17, 18));
     assert_eq!((limits.jobs_per_client_max, limits.staged_bytes_per_client_max), (19, 20 << 20));
     assert_eq!(limits.message_bytes_max, 21 << 10);
 }

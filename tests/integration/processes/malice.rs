@@ -64,14 +64,14 @@ impl Raw {
         (raw, welcome)
     }
 
-    fn lane(part: &DaemonPart, welcome: &Welcome) -> Raw {
+    fn attach(part: &DaemonPart, welcome: &Welcome) -> Raw {
         let mut raw = Raw::connect(part);
-        assert_eq!(raw.ask(&lane(welcome, 0)), Some(0));
+        assert_eq!(raw.ask(&attach_request(welcome, 0)), Some(0));
         raw
     }
 }
 
-fn lane(welcome: &Welcome, wrong: u64) -> Request<'static> {
+fn attach_request(welcome: &Welcome, wrong: u64) -> Request<'static> {
     Request::Attach { version: WIRE_VERSION, client: welcome.client, secret: welcome.secret ^ wrong, spin_us: 0 }
 }
 
@@ -119,35 +119,35 @@ fn attack(part: &DaemonPart, random: &mut Random, space: u64) {
         }
         2 => {
             let (_client, welcome) = Raw::hello(part);
-            is(Raw::connect(part).ask(&lane(&welcome, 1 << random.below(64))), KVKEEP_ERR_NOT_FOUND);
+            is(Raw::connect(part).ask(&attach_request(&welcome, 1 << random.below(64))), KVKEEP_ERR_NOT_FOUND);
         }
         3 => {
             // A head that promises more than ever comes.
             let (_client, welcome) = Raw::hello(part);
-            let mut lane = Raw::lane(part, &welcome);
+            let mut connection = Raw::attach(part, &welcome);
             let bytes = if random.one_in(2) { FRAME_BYTES_MAX } else { random.next() as u32 };
             let head = [(1 + random.below(36) as u32).to_le_bytes(), bytes.to_le_bytes()].concat();
-            lane.send(&head);
-            lane.send(&noise(random, 2000));
+            connection.send(&head);
+            connection.send(&noise(random, 2000));
             if bytes > FRAME_BYTES_MAX {
-                is(lane.answer(), KVKEEP_ERR_LIMIT);
+                is(connection.answer(), KVKEEP_ERR_LIMIT);
             }
         }
         4 => {
             // Asks and asks, and hears no answer.
             let (_client, welcome) = Raw::hello(part);
-            let mut lane = Raw::lane(part, &welcome);
-            lane.stream.set_nonblocking(true).unwrap();
+            let mut connection = Raw::attach(part, &welcome);
+            connection.stream.set_nonblocking(true).unwrap();
             let stats = encoded(&Request::GetStats {});
             for _ in 0..200 {
-                let _ = lane.stream.write(&stats);
+                let _ = connection.stream.write(&stats);
             }
         }
         _ => {
             let (_client, welcome) = Raw::hello(part);
-            let mut lane = Raw::lane(part, &welcome);
-            is(lane.ask(&Request::BeginSession { space, request_id: "fuzz", timeout_ms: 1000 }), KVKEEP_OK);
-            let session = lane.inbox.fields().take().unwrap();
+            let mut connection = Raw::attach(part, &welcome);
+            is(connection.ask(&Request::BeginSession { space, request_id: "fuzz", timeout_ms: 1000 }), KVKEEP_OK);
+            let session = connection.inbox.fields().take().unwrap();
             for _ in 0..20 {
                 let keys = keys(1..2 + random.below(8));
                 let sizes: Vec<u64> = keys.iter().map(size).collect();
@@ -156,8 +156,8 @@ fn attack(part: &DaemonPart, random: &mut Random, space: u64) {
                     let at = 8 + random.below(bytes.len() as u64 - 8) as usize;
                     bytes[at] = random.next() as u8;
                 }
-                lane.send(&bytes);
-                if lane.answer().is_none() {
+                connection.send(&bytes);
+                if connection.answer().is_none() {
                     break;
                 }
             }
@@ -221,7 +221,7 @@ fn whatever_is_sent_the_daemon_and_the_honest_go_on() {
     until("all that came is gone", || {
         let stats = stats(&client);
         let left = (stats.clients, stats.sessions, stats.l1_shares, stats.l1_staged, stats.jobs);
-        // One that pushes, and one for its only lane.
+        // One that pushes, and one for its only connection.
         left == (1, 0, 0, 0, 0) && client_threads(server.pid()) == 2
     });
     let after = status(server.pid(), "RssAnon:");
@@ -262,7 +262,7 @@ fn silent_connections_are_few_and_short_lived_and_hold_up_nobody() {
         honest.join().unwrap();
         assert!(all_told);
     });
-    // Each took one descriptor, and there were 32 at a time. The honest one has made a lane meanwhile, and one was being refused.
+    // Each took one descriptor, and there were 32 at a time. The honest one has made a connection meanwhile, and one was being refused.
     assert!(most <= 34, "{most} more than before");
     client.close();
 }
@@ -298,19 +298,19 @@ fn clients_leave_descriptors_for_backends() {
     };
     says(refused);
     // Each of them may make a call still, which takes what was kept for it, and no second one at once.
-    let mut lanes = Vec::new();
+    let mut connections = Vec::new();
     for (_, welcome) in &clients {
-        lanes.push(Raw::lane(&part, welcome));
+        connections.push(Raw::attach(&part, welcome));
         let mut second = Raw::connect(&part);
-        match second.ask(&lane(welcome, 0)) {
-            Some(0) => lanes.push(second),
+        match second.ask(&attach_request(welcome, 0)) {
+            Some(0) => connections.push(second),
             answer => {
                 is(answer, KVKEEP_ERR_LIMIT);
                 says(second);
             }
         }
     }
-    assert!(lanes.len() < clients.len() + 4);
+    assert!(connections.len() < clients.len() + 4);
     // A quarter is free for backends: what is written is stored, and loaded again.
     assert!(descriptors(server.pid()).len() < 128 - 32);
     let mine = keys(0..200);
@@ -327,7 +327,7 @@ fn clients_leave_descriptors_for_backends() {
 fn what_begins_wrongly_is_told_why() {
     let _watch = watch();
     let dir = tempfile::tempdir().unwrap();
-    let part = DaemonPart { lanes_max: 2, ..DaemonPart::new(dir.path(), 0) };
+    let part = DaemonPart { connections_max: 2, ..DaemonPart::new(dir.path(), 0) };
     let _server = daemon(&part);
     let refused = |mut raw: Raw, request: &Request<'_>, status, words: &str| {
         is(raw.ask(request), status);
@@ -339,11 +339,11 @@ fn what_begins_wrongly_is_told_why() {
     let newer = Request::Hello { version: WIRE_VERSION + 1, read_only: false, observer: false };
     refused(connect(), &newer, KVKEEP_ERR_VERSION, "use one build for both");
     let (client, welcome) = Raw::hello(&part);
-    refused(connect(), &lane(&welcome, 1), KVKEEP_ERR_NOT_FOUND, "connect again");
-    let mut lanes = [Raw::lane(&part, &welcome), Raw::lane(&part, &welcome)];
-    refused(connect(), &lane(&welcome, 0), KVKEEP_ERR_LIMIT, "raise lanes_per_client_max");
-    is(lanes[0].ask(&Request::Hello { version: WIRE_VERSION, read_only: false, observer: false }), KVKEEP_ERR_INVALID);
-    is(lanes[1].ask(&Request::GetStats {}), KVKEEP_OK);
+    refused(connect(), &attach_request(&welcome, 1), KVKEEP_ERR_NOT_FOUND, "connect again");
+    let mut connections = [Raw::attach(&part, &welcome), Raw::attach(&part, &welcome)];
+    refused(connect(), &attach_request(&welcome, 0), KVKEEP_ERR_LIMIT, "raise connections_per_client_max");
+    is(connections[0].ask(&Request::Hello { version: WIRE_VERSION, read_only: false, observer: false }), KVKEEP_ERR_INVALID);
+    is(connections[1].ask(&Request::GetStats {}), KVKEEP_OK);
     // One that said it only looks may do that, one call at a time, and nothing else.
     let hello = Request::Hello { version: WIRE_VERSION, read_only: false, observer: true };
     let observers: Vec<(Raw, Welcome)> = (0..4)
@@ -355,16 +355,16 @@ fn what_begins_wrongly_is_told_why() {
         })
         .collect();
     refused(connect(), &hello, KVKEEP_ERR_LIMIT, "only look");
-    let mut looking = Raw::lane(&part, &observers[0].1);
-    refused(connect(), &lane(&observers[0].1, 0), KVKEEP_ERR_LIMIT, "the most calls at once");
+    let mut looking = Raw::attach(&part, &observers[0].1);
+    refused(connect(), &attach_request(&observers[0].1, 0), KVKEEP_ERR_LIMIT, "the most calls at once");
     is(looking.ask(&Request::GetStats {}), KVKEEP_OK);
     let open = Request::OpenSpace { spec: spec("m", "") };
     is(looking.ask(&open), KVKEEP_ERR_PERMISSION);
     is(looking.ask(&Request::BeginSession { space: 1, request_id: "", timeout_ms: 0 }), KVKEEP_ERR_PERMISSION);
     is(looking.ask(&Request::Clear { space: 0, force: true }), KVKEEP_ERR_PERMISSION);
-    // The lanes end with their client.
+    // The connections end with their client.
     drop(client);
-    assert!(lanes.iter_mut().all(|lane| lane.stream.read(&mut [0; 8]).is_ok_and(|bytes| bytes == 0)));
+    assert!(connections.iter_mut().all(|connection| connection.stream.read(&mut [0; 8]).is_ok_and(|bytes| bytes == 0)));
 }
 
 #[test]
@@ -379,25 +379,25 @@ fn who_hears_nothing_is_let_go_and_holds_nobody_up() {
     std::thread::scope(|scope| {
         let honest = scope.spawn(|| honest(&client, space, &over));
         let (deaf, welcome) = Raw::hello(&part);
-        let mut lane = Raw::lane(&part, &welcome);
-        is(lane.ask(&Request::BeginSession { space, request_id: "deaf", timeout_ms: 0 }), KVKEEP_OK);
-        let session = lane.inbox.fields().take().unwrap();
+        let mut connection = Raw::attach(&part, &welcome);
+        is(connection.ask(&Request::BeginSession { space, request_id: "deaf", timeout_ms: 0 }), KVKEEP_OK);
+        let session = connection.inbox.fields().take().unwrap();
         let staging = Request::ReserveWrite { session, keys: &keys(100..101), sizes: &[4096], temporary: false };
-        is(lane.ask(&staging), KVKEEP_OK);
+        is(connection.ask(&staging), KVKEEP_OK);
         // More than a socket holds of what it does not read.
         for ticket in 0..1500 {
             let (keys, request) = (&keys(0..8), PrefetchRequest::default());
-            if lane.ask(&Request::SubmitPrefetch { session, keys, request, ticket }).is_none() {
+            if connection.ask(&Request::SubmitPrefetch { session, keys, request, ticket }).is_none() {
                 break;
             }
         }
-        lane.stream.set_read_timeout(None::<Duration>).unwrap();
-        assert!(lane.answer().is_none());
+        connection.stream.set_read_timeout(None::<Duration>).unwrap();
+        assert!(connection.answer().is_none());
         over.store(true, Ordering::Relaxed);
         honest.join().unwrap();
         // It makes no calls any more; what it may still write is its own until it lets go.
         let mut raw = Raw::connect(&part);
-        is(raw.ask(&self::lane(&welcome, 0)), KVKEEP_ERR_NOT_FOUND);
+        is(raw.ask(&attach_request(&welcome, 0)), KVKEEP_ERR_NOT_FOUND);
         assert_eq!((stats(&client).clients, stats(&client).l1_staged), (2, 1));
         drop(deaf);
     });

@@ -116,7 +116,7 @@ fn connections(part: &DaemonPart) -> Vec<RawFd> {
     fds.filter(is).collect()
 }
 
-/// A client whose next call finds its lane broken.
+/// A client whose next call finds its connection broken.
 fn broken_client(part: &DaemonPart, config: ClientConfig) -> (Arc<Client>, impl Fn()) {
     let before = connections(part);
     let client = Client::open(config).unwrap();
@@ -125,9 +125,9 @@ fn broken_client(part: &DaemonPart, config: ClientConfig) -> (Arc<Client>, impl 
     let lose = {
         let (client, part) = (client.clone(), part.clone());
         move || {
-            for lane in connections(&part).into_iter().filter(|fd| !before.contains(fd) && !listening.contains(fd)) {
+            for connection in connections(&part).into_iter().filter(|fd| !before.contains(fd) && !listening.contains(fd)) {
                 // SAFETY: a connection of the client above, which is alive.
-                shutdown(unsafe { BorrowedFd::borrow_raw(lane) }, Shutdown::Both).unwrap();
+                shutdown(unsafe { BorrowedFd::borrow_raw(connection) }, Shutdown::Both).unwrap();
             }
             assert_eq!(client.metrics().unwrap_err().status, KVKEEP_ERR_DISCONNECTED);
         }

@@ -237,7 +237,7 @@ impl Caller {
     pub fn play(&self) {
         let client = self.daemon.client();
         let space = open_space(&client);
-        // Some lanes, so that calls find one that the daemon has closed.
+        // Some connections, so that calls find one that the daemon has closed.
         std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| stats(&client)))));
         // SAFETY: the default action of a signal has no handler.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };

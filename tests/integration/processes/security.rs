@@ -244,7 +244,7 @@ fn every_bound_of_a_client_says_what_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let part = DaemonPart {
         clients_max: 2,
-        lanes_max: 1,
+        connections_max: 1,
         sessions_max: 3,
         jobs_max: 2,
         staged_bytes_max: 64 * KIB,
@@ -295,14 +295,14 @@ fn every_bound_of_a_client_says_what_it_is() {
     limit(client.reserve_read(session, &keys(0..1000), 0, &mut views(1000)).map(u64::from), "split the batch");
     assert!(!client.reserve_read(session, &keys(0..100), 0, &mut views(100)).unwrap());
 
-    // Calls wait for the one lane: the writes never end, and each asks for them a while, or does not come to it in its time.
+    // Calls wait for the one connection: the writes never end, and each asks for them a while, or does not come to it in its time.
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 let error = client.flush(200).unwrap_err();
                 assert_eq!(error.status, KVKEEP_ERR_TIMEOUT, "{error}");
                 let asked = error.message.contains("writes are left");
-                assert!(asked || error.message.contains("raise lanes_per_client_max"), "{error}");
+                assert!(asked || error.message.contains("raise connections_per_client_max"), "{error}");
             });
         }
         assert_eq!(stats(&client).sessions, 2);

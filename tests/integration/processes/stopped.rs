@@ -86,7 +86,7 @@ fn a_call_waits_no_longer_than_its_patience_and_everything_is_as_it_was_when_the
         for thread in 0..8 {
             let (client, mine) = (&client, &mine);
             scope.spawn(move || {
-                // More calls than there may be lanes: those beyond are not asked.
+                // More calls than there may be connections: those beyond are not asked.
                 for _ in 0..8 {
                     late(client.metrics());
                     late(client.reserve_read(session, mine, thread, &mut views(mine.len())));
@@ -129,7 +129,7 @@ fn a_call_given_up_takes_nothing_and_what_it_gives_back_is_given_back() {
     write(&other, session, &ready);
     let count = |count: usize| views(count);
     let stop = || {
-        // It has a lane, so that its next call is asked, and nothing else is under way.
+        // It has a connection, so that its next call is asked, and nothing else is under way.
         until("it is answered", || client.metrics().is_ok());
         scene.settle(4);
         scene.server.stop();
@@ -212,7 +212,7 @@ fn what_is_given_back_while_the_daemon_cannot_be_asked_is_given_back_when_it_goe
 
     scene.server.stop();
     for (session, keys) in &held_by_each {
-        // Those beyond the lanes are not asked.
+        // Those beyond the connections are not asked.
         late(client.finish_write(*session, &keys[1..2], None));
         late(client.finish_write_and_reserve_read(*session, &keys[2..3], 0, &mut views(1)));
         late(client.abort_write(*session, &keys[3..], None));

@@ -49,7 +49,7 @@ fn p12_a_key_names_its_holders_and_why_it_is_unevictable() {
         assert_eq!(session["held"][0][0].as_str().unwrap(), key(0).to_string());
 
         cache.node.clear(0, true).unwrap();
-        assert_eq!(why(&cache, 0)["state"], "hidden");
+        assert_eq!(why(&cache, 0)["state"], "detached");
         assert!(why(&cache, 0)["unevictable_because"].to_string().contains("request-r"));
         cache.node.end_session(reader).unwrap();
         cache.node.end_session(writer).unwrap();
