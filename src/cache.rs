@@ -92,7 +92,7 @@ pub trait Cache: Send + Sync {
     /// Stages keys as far as memory allows without dropping unwritten objects, and waits up to `wait` where none fits and writes
     /// or copies under way will free memory. OK: none was refused; PENDING: the refused ones may fit later; PARTIAL: they will
     /// not.
-    fn reserve_patiently(
+    fn reserve_waiting(
         &self,
         session: u64,
         keys: &[Key],

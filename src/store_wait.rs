@@ -26,7 +26,7 @@ pub fn reserve(
         let some_sizes: Vec<u64> = left.iter().map(|&i| sizes[i]).collect();
         let mut some_views = vec![View::none(KVKEEP_OK); left.len()];
         let now = Instant::now();
-        let status = cache.reserve_patiently(
+        let status = cache.reserve_waiting(
             session,
             &some_keys,
             &some_sizes,

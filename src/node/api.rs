@@ -61,7 +61,7 @@ impl Node {
     }
 
     /// Stages the keys that fit for a writer that has an account, and waits for memory that writes under way will free.
-    pub fn reserve_patiently_by(
+    pub fn reserve_waiting_by(
         &self,
         writer: u64,
         session: u64,
@@ -209,7 +209,7 @@ impl Cache for Node {
         self.store_wait
     }
 
-    fn reserve_patiently(
+    fn reserve_waiting(
         &self,
         session: u64,
         keys: &[Key],
@@ -217,7 +217,7 @@ impl Cache for Node {
         wait: Duration,
         views: &mut [View],
     ) -> Result<Status> {
-        self.reserve_patiently_by(THIS_PROCESS, session, keys, sizes, wait, views)
+        self.reserve_waiting_by(THIS_PROCESS, session, keys, sizes, wait, views)
     }
 
     fn explain_refusal(&self, session: u64, of_space: bool) -> Result<String> {

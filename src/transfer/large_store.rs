@@ -142,10 +142,10 @@ impl LargeStores {
         let store_wait = self.cache.store_wait();
         let left = store_wait.saturating_sub(fed.elapsed());
         if store_wait.is_zero() {
-            return self.cache.reserve_patiently(copy, keys, sizes, wait, views);
+            return self.cache.reserve_waiting(copy, keys, sizes, wait, views);
         }
         if !left.is_zero() {
-            let status = self.cache.reserve_patiently(copy, keys, sizes, wait.min(left), views)?;
+            let status = self.cache.reserve_waiting(copy, keys, sizes, wait.min(left), views)?;
             if status != KVKEEP_PARTIAL || views.iter().any(|view| !is_refused(view)) {
                 return Ok(status);
             }

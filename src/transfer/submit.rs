@@ -213,7 +213,7 @@ impl Transfers {
         let reserve = |copy, views: &mut [View]| {
             if waits {
                 // Keys for which there is no memory unless writes are dropped wait in the background.
-                self.cache().reserve_patiently(copy, asked.keys, &sizes, Duration::ZERO, views).map(drop)
+                self.cache().reserve_waiting(copy, asked.keys, &sizes, Duration::ZERO, views).map(drop)
             } else {
                 self.cache().reserve_write(copy, asked.keys, &sizes, temporary, views).map(drop)
             }

@@ -157,7 +157,7 @@ impl Cache for Client {
         self.config.store_wait.unwrap_or_else(|| Duration::from_millis(of_daemon().into()))
     }
 
-    fn reserve_patiently(
+    fn reserve_waiting(
         &self,
         session: u64,
         keys: &[Key],
@@ -166,7 +166,7 @@ impl Cache for Client {
         views: &mut [View],
     ) -> Result<Status> {
         let wait_ms = (wait.as_millis() as u32).min(SLICE_MS);
-        let request = Request::ReservePatiently { session, keys, sizes, wait_ms };
+        let request = Request::ReserveWaiting { session, keys, sizes, wait_ms };
         let link = self.link_of(session)?;
         link.call_while_it_works(&request, read_views(&link, views))
     }

@@ -34,7 +34,7 @@ impl Handler {
                 scratch.undo.staging(session, keys, &scratch.views);
                 self.views(frame, batch(reserved), &scratch.views)
             }
-            Request::ReservePatiently { session, keys, sizes, wait_ms } => {
+            Request::ReserveWaiting { session, keys, sizes, wait_ms } => {
                 client.may_write()?;
                 self.grants.check_session(client, session)?;
                 if sizes.len() != keys.len() {
@@ -42,7 +42,7 @@ impl Handler {
                 }
                 let wait = Duration::from_millis(u64::from(wait_ms.min(WAIT_MS_MAX)));
                 let views = scratch.views(keys.len());
-                let status = node.reserve_patiently_by(client.number, session, keys, sizes, wait, views)?;
+                let status = node.reserve_waiting_by(client.number, session, keys, sizes, wait, views)?;
                 scratch.undo.staging(session, keys, &scratch.views);
                 self.views(frame, status, &scratch.views)
             }

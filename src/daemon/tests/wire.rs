@@ -140,7 +140,7 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         42 => Request::DeclareShapes { space, shapes },
         43 => Request::Ping {},
         44 => Request::NoteUnregistered { memlock: *flag },
-        45 => Request::ReservePatiently { session, keys, sizes: numbers, wait_ms: timeout_ms },
+        45 => Request::ReserveWaiting { session, keys, sizes: numbers, wait_ms: timeout_ms },
         46 => Request::ExplainRefusal { session, of_space: *flag },
         47 => Request::RenewSession { session },
         48 => Request::SetQuota { space, quota_bytes: *other },

@@ -93,7 +93,7 @@ requests! {
     /// Asks nothing: the daemon answers it while other calls take their time.
     43 Ping {},
     44 NoteUnregistered { memlock: bool },
-    45 ReservePatiently { session: u64, keys: &'a [Key], sizes: &'a [u64], wait_ms: u32 },
+    45 ReserveWaiting { session: u64, keys: &'a [Key], sizes: &'a [u64], wait_ms: u32 },
     46 ExplainRefusal { session: u64, of_space: bool },
     47 RenewSession { session: u64 },
     48 SetQuota { space: u64, quota_bytes: u64 },
