@@ -1,6 +1,6 @@
 // What becomes of a GPU's transfers when its driver fails, whichever call it is.
 #include "cuda_transfers.h"
-#include "told.h"
+#include "completions.h"
 
 static void a_lost_device_ends_its_transfers_once(void) {
     for (int way = 0; way < 2; way++) {
@@ -8,11 +8,13 @@ static void a_lost_device_ends_its_transfers_once(void) {
         if (way == 1) CHECK_STATUS(result_of(store_on(NULL)).status, KVKEEP_OK);
         fake_cuda_fail("move", 1, LOST);
         fake_cuda_fail("copy", 1, LOST);
-        struct told told = NOBODY_TOLD;
+        struct completions completions = NO_COMPLETIONS;
         uint64_t job, other;
-        OK(way == 1 ? kvkeep_submit_load(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, tell, &told)
-                    : kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, tell, &told));
-        kvkeep_completion completion = await_told(&told, 1);
+        OK(way == 1 ? kvkeep_submit_load(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, note_completion,
+                                         &completions)
+                    : kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, note_completion,
+                                          &completions));
+        kvkeep_completion completion = await_completions(&completions, 1);
         CHECK_STATUS(completion.status, KVKEEP_ERR_DEVICE);
         CHECK(strstr(completion.message, "CUDA_ERROR_LAUNCH_FAILED") &&
               strstr(completion.message, "restart the process"));
@@ -21,7 +23,8 @@ static void a_lost_device_ends_its_transfers_once(void) {
         for (int i = 0; i < IDS; i++) CHECK_STATUS(statuses[i], KVKEEP_ERR_DEVICE);
         FAILS(kvkeep_wait_layer(cache, job, 0, 60000), KVKEEP_ERR_DEVICE, "ended with");
         FAILS(kvkeep_stream_wait_layer(cache, job, 0, 0, 60000), KVKEEP_ERR_DEVICE, "Fake GPU 0");
-        FAILS(kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &other, tell, &told),
+        FAILS(kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &other, note_completion,
+                                  &completions),
               KVKEEP_ERR_DEVICE, "Fake GPU 0");
         FAILS(try_pool(0, pages_at, &other), KVKEEP_ERR_DEVICE, "Fake GPU 0");
         CHECK_EQUAL(stats_of(cache).l1_staged, 0);
@@ -29,7 +32,7 @@ static void a_lost_device_ends_its_transfers_once(void) {
         CHECK_EQUAL(stats_of(cache).l1_objects, way == 1 ? KEYS : 0);
         OK(kvkeep_close_pool(cache, pool));
         close_empty(cache);
-        CHECK_EQUAL(told.count, 1);
+        CHECK_EQUAL(completions.count, 1);
         fake_cuda_heal();
         check_driver_is_free();
     }
@@ -57,18 +60,18 @@ static void a_device_whose_end_cannot_be_awaited_is_lost(void) {
 static void what_a_lost_device_leaves_is_closed_safely(void) {
     for (uint64_t nth = 1; nth <= 6; nth++) {
         enter();
-        struct told told = NOBODY_TOLD;
+        struct completions completions = NO_COMPLETIONS;
         uint64_t jobs[4];
         fake_cuda_fail("move", nth, LOST);
         fake_cuda_fail("copy", nth, LOST);
         int accepted = 0;
         for (int i = 0; i < 4; i++) {
             keys_of(keys, 100 * (uint32_t)i, KEYS);
-            accepted += kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &jobs[i], tell, &told) ==
-                        KVKEEP_OK;
+            accepted += kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &jobs[i], note_completion,
+                                            &completions) == KVKEEP_OK;
         }
         OK(kvkeep_close(cache));
-        CHECK_EQUAL(told.count, accepted);
+        CHECK_EQUAL(completions.count, accepted);
         begun_count = 0;
         fake_cuda_heal();
         check_driver_is_free();
@@ -111,17 +114,19 @@ static int live_with(const char *function, uint64_t nth, int code) {
     enter_with(open_l1(8 * MIB));
     const uint64_t before = fake_cuda_calls(function);
     fake_cuda_fail(function, nth, code);
-    struct told told = NOBODY_TOLD;
+    struct completions completions = NO_COMPLETIONS;
     uint64_t job;
     int accepted = 0, stored = 0;
     if (!refused(try_pool(0, pages_at, &pool))) {
-        if (!refused(kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, tell, &told))) {
+        if (!refused(kvkeep_submit_store(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, note_completion,
+                                         &completions))) {
             accepted++;
             stored = went_well(job);
         }
         if (stored) check_objects_are_the_pages();
         if (stored) memset(pages, 0, PAGES_BYTES);
-        if (!refused(kvkeep_submit_load(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, tell, &told))) {
+        if (!refused(kvkeep_submit_load(cache, pool, session, keys, KEYS, ids, IDS, NULL, &job, note_completion,
+                                        &completions))) {
             accepted++;
             if (went_well(job)) {
                 CHECK(stored);
@@ -130,9 +135,9 @@ static int live_with(const char *function, uint64_t nth, int code) {
         }
         OK(kvkeep_close_pool(cache, pool));
     }
-    await_told(&told, accepted);
+    await_completions(&completions, accepted);
     close_empty(cache);
-    CHECK_EQUAL(told.count, accepted);
+    CHECK_EQUAL(completions.count, accepted);
     int kept = 0;
     for (size_t i = 0; i < sizeof giving_back / sizeof *giving_back; i++) kept |= strcmp(function, giving_back[i]) == 0;
     fake_cuda_heal();

@@ -1,7 +1,7 @@
 // Clients of a daemon: one that is not there, that goes and comes back, and what it refuses to readers and beyond its bounds.
 #include "pages.h"
 #include "serve.h"
-#include "told.h"
+#include "completions.h"
 
 static char *directory;
 static pid_t daemon_pid;
@@ -149,14 +149,15 @@ static void p4_what_a_daemon_had_accepted_ends_with_it_and_the_client_goes_on_wi
     store_all(&key, 1, 0);
     OK(kvkeep_flush(cache, 30000));
     OK(kvkeep_clear(cache, space, 0, NULL));
-    struct told of_job = NOBODY_TOLD, of_transfer = NOBODY_TOLD;
+    struct completions of_job = NO_COMPLETIONS, of_transfer = NO_COMPLETIONS;
     uint64_t job, transfer;
-    OK(kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &job, tell, &of_job));
-    OK(kvkeep_submit_load(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &transfer, tell, &of_transfer));
+    OK(kvkeep_submit_prefetch(cache, session, &key, 1, NULL, &job, note_completion, &of_job));
+    OK(kvkeep_submit_load(cache, pool, session, &key, 1, ids, PER_CHUNK, NULL, &transfer, note_completion,
+                          &of_transfer));
     kill_daemon();
-    struct told *both[] = {&of_job, &of_transfer};
+    struct completions *both[] = {&of_job, &of_transfer};
     for (int i = 0; i < 2; i++) {
-        kvkeep_completion completion = await_told(both[i], 1);
+        kvkeep_completion completion = await_completions(both[i], 1);
         CHECK_STATUS(completion.status, KVKEEP_ERR_DISCONNECTED);
         CHECK_EQUAL(completion.hit_chunks, 0);
         CHECK(strstr(completion.message, "daemon") != NULL);

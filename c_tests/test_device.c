@@ -1,7 +1,7 @@
 // Stores and loads on the device that KVKEEP_TEST_DEVICE names (the host, or a CUDA device): what is copied where, and who may end
 // when.
 #include "pages.h"
-#include "told.h"
+#include "completions.h"
 
 #include <poll.h>
 
@@ -285,9 +285,9 @@ static void the_end_is_told_once_by_callback_or_descriptor(void) {
     int32_t ids[8], fd;
     blocks_of(ids, 0, 8);
     uint64_t job, other;
-    struct told told = NOBODY_TOLD;
-    OK(kvkeep_submit_store(cache, pool, session, keys, 2, ids, 8, NULL, &job, tell, &told));
-    kvkeep_completion completion = await_told(&told, 1);
+    struct completions called = NO_COMPLETIONS;
+    OK(kvkeep_submit_store(cache, pool, session, keys, 2, ids, 8, NULL, &job, note_completion, &called));
+    kvkeep_completion completion = await_completions(&called, 1);
     CHECK_EQUAL(completion.job, job);
     CHECK_EQUAL(completion.session, session);
     CHECK_STATUS(completion.status, KVKEEP_OK);
@@ -306,10 +306,10 @@ static void the_end_is_told_once_by_callback_or_descriptor(void) {
     OK(kvkeep_take_completions(cache, completions, 4, &count));
     CHECK_EQUAL(count, 1);
     CHECK_EQUAL(completions[0].job, other);
-    FAILS(kvkeep_submit_load(cache, pool, session, keys, 2, ids, 8, &options, &other, tell, &told), KVKEEP_ERR_INVALID,
-          "callback");
+    FAILS(kvkeep_submit_load(cache, pool, session, keys, 2, ids, 8, &options, &other, note_completion, &called),
+          KVKEEP_ERR_INVALID, "callback");
     leave();
-    CHECK_EQUAL(told.count, 1);
+    CHECK_EQUAL(called.count, 1);
 }
 
 static void a_load_is_cancelled_while_it_waits(void) {
@@ -321,9 +321,9 @@ static void a_load_is_cancelled_while_it_waits(void) {
     int32_t ids[16];
     blocks_of(ids, 0, 16);
     for (int how = 0; how < 3; how++) {
-        struct told told = NOBODY_TOLD;
+        struct completions completions = NO_COMPLETIONS;
         uint64_t job;
-        OK(kvkeep_submit_load(cache, pool, session, keys, 4, ids, 16, NULL, &job, tell, &told));
+        OK(kvkeep_submit_load(cache, pool, session, keys, 4, ids, 16, NULL, &job, note_completion, &completions));
         FAILS(kvkeep_wait_job(cache, job, 1), KVKEEP_ERR_TIMEOUT, "not done");
         FAILS(kvkeep_wait_layer(cache, job, 0, 1), KVKEEP_ERR_TIMEOUT, "layer 0");
         FAILS(kvkeep_stream_wait_layer(cache, job, 0, 0, 1), KVKEEP_ERR_TIMEOUT, "layer 0");
@@ -335,7 +335,7 @@ static void a_load_is_cancelled_while_it_waits(void) {
         if (how == 0) OK(kvkeep_cancel_job(cache, job));
         if (how == 1) OK(kvkeep_release_job(cache, job));
         if (how == 2) OK(kvkeep_abort_session(cache, session));
-        kvkeep_completion completion = await_told(&told, 1);
+        kvkeep_completion completion = await_completions(&completions, 1);
         CHECK_STATUS(completion.status, KVKEEP_ERR_CANCELLED);
         CHECK(strstr(completion.message, why[how]) != NULL);
         if (how == 1) {
@@ -345,7 +345,7 @@ static void a_load_is_cancelled_while_it_waits(void) {
             check_blocks(job, 16, KVKEEP_ERR_CANCELLED);
             FAILS(kvkeep_wait_layer(cache, job, 0, 0), KVKEEP_ERR_CANCELLED, "ended with");
         }
-        CHECK_EQUAL(told.count, 1);
+        CHECK_EQUAL(completions.count, 1);
     }
     for (size_t i = 0; i < sizeof before; i++) CHECK_EQUAL(((uint8_t *)pages)[i], 0xee);
     CHECK_EQUAL(stats_of(cache).sessions, 0);
@@ -378,12 +378,13 @@ static void the_cache_is_closed_while_transfers_are_under_way(void) {
         enter_with_hanging_loads(keys, 4);
         int32_t ids[32];
         blocks_of(ids, 0, 32);
-        struct told told = NOBODY_TOLD;
+        struct completions completions = NO_COMPLETIONS;
         uint64_t job;
-        OK(kvkeep_submit_load(cache, pool, session, keys, 4, ids, 16, NULL, &job, tell, &told));
-        OK(kvkeep_submit_store(cache, pool, session, keys + 4, 4, ids + 16, 16, NULL, &job, tell, &told));
+        OK(kvkeep_submit_load(cache, pool, session, keys, 4, ids, 16, NULL, &job, note_completion, &completions));
+        OK(kvkeep_submit_store(cache, pool, session, keys + 4, 4, ids + 16, 16, NULL, &job, note_completion,
+                               &completions));
         OK(kvkeep_close(cache));
-        CHECK_EQUAL(told.count, 2);
+        CHECK_EQUAL(completions.count, 2);
         CHECK_STATUS(kvkeep_wait_job(cache, job, 0), KVKEEP_ERR_CLOSED);
     }
 }

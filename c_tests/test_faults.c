@@ -1,6 +1,6 @@
 // Backends that fail, lie or hang: wrong bytes never come back, and nothing waits for what never comes.
 #include "below.h"
-#include "told.h"
+#include "completions.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -208,14 +208,14 @@ static void p4_a_hung_backend_does_not_hold_a_job_past_its_deadline(void) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.load_hang=1"));
     put_below(cache, space, keys, COUNT, SIZE);
     put(cache, space, keys, 2, SIZE);
-    struct told effort = NOBODY_TOLD, strict = NOBODY_TOLD;
-    submit_hanging(KVKEEP_PREFETCH_POLICY_BEST_EFFORT, 50, tell, &effort);
-    kvkeep_completion completion = await_told(&effort, 1);
+    struct completions effort = NO_COMPLETIONS, strict = NO_COMPLETIONS;
+    submit_hanging(KVKEEP_PREFETCH_POLICY_BEST_EFFORT, 50, note_completion, &effort);
+    kvkeep_completion completion = await_completions(&effort, 1);
     OK(completion.status);
     CHECK_EQUAL(completion.hit_chunks, 2);
     OK(kvkeep_finish_read(cache, session, keys, 2, 0, NULL));
-    submit_hanging(KVKEEP_PREFETCH_POLICY_DEADLINE, 50, tell, &strict);
-    completion = await_told(&strict, 1);
+    submit_hanging(KVKEEP_PREFETCH_POLICY_DEADLINE, 50, note_completion, &strict);
+    completion = await_completions(&strict, 1);
     CHECK_STATUS(completion.status, KVKEEP_ERR_TIMEOUT);
     CHECK_EQUAL(completion.hit_chunks, 0);
     CHECK_EQUAL(stats_of(cache).l1_shares, 0);
@@ -232,9 +232,9 @@ static void p4_a_hung_backend_is_fenced_at_its_deadline(void) {
     options.backend_timeout_ms = 100;
     enter(open_with(&options));
     put_below(cache, space, keys, COUNT, SIZE);
-    struct told told = NOBODY_TOLD;
-    submit_hanging(KVKEEP_PREFETCH_POLICY_WAIT, 0, tell, &told);
-    kvkeep_completion completion = await_told(&told, 1);
+    struct completions completions = NO_COMPLETIONS;
+    submit_hanging(KVKEEP_PREFETCH_POLICY_WAIT, 0, note_completion, &completions);
+    kvkeep_completion completion = await_completions(&completions, 1);
     OK(completion.status);
     CHECK_EQUAL(completion.hit_chunks, 0);
     kvkeep_stats stats = stats_of(cache);
@@ -249,7 +249,7 @@ static void p4_a_hung_backend_is_fenced_at_its_deadline(void) {
     // P2: the backend may still write there, so the memory stays locked.
     CHECK(stats.l1_locked_bytes >= SIZE);
     OK(kvkeep_close(cache));
-    CHECK_EQUAL(told.count, 1);
+    CHECK_EQUAL(completions.count, 1);
 }
 
 static void p4_close_does_not_wait_for_a_hung_load(void) {
@@ -260,11 +260,11 @@ static void p4_close_does_not_wait_for_a_hung_load(void) {
     options.backend_timeout_ms = 200;
     enter(open_with(&options));
     put_below(cache, space, keys, COUNT, SIZE);
-    struct told told = NOBODY_TOLD;
-    submit_hanging(KVKEEP_PREFETCH_POLICY_WAIT, 0, tell, &told);
+    struct completions completions = NO_COMPLETIONS;
+    submit_hanging(KVKEEP_PREFETCH_POLICY_WAIT, 0, note_completion, &completions);
     OK(kvkeep_close(cache));
-    CHECK_EQUAL(told.count, 1);
-    CHECK(told.last.status == KVKEEP_ERR_CANCELLED || told.last.status == KVKEEP_OK);
+    CHECK_EQUAL(completions.count, 1);
+    CHECK(completions.last.status == KVKEEP_ERR_CANCELLED || completions.last.status == KVKEEP_OK);
 }
 
 int main(void) {

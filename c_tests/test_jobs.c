@@ -1,6 +1,6 @@
 // How the end of a job is told, and what else may end it: its release, its deadline, its session, the cache.
 #include "jobs.h"
-#include "told.h"
+#include "completions.h"
 
 #include <poll.h>
 
@@ -14,7 +14,7 @@ static void tell_from_its_thread(void *userdata, const kvkeep_completion *comple
     CHECK(strcmp(name, "kvkeep-callback") == 0);
     stats_of(cache);
     FAILS(kvkeep_close(cache), KVKEEP_ERR_INVALID, "callback");
-    tell(userdata, completion);
+    note_completion(userdata, completion);
 }
 
 static void p4_a_callback_comes_once_from_a_library_thread(void) {
@@ -22,23 +22,23 @@ static void p4_a_callback_comes_once_from_a_library_thread(void) {
     kvkeep_key keys[4];
     keys_of(keys, 1, 4);
     put_below(cache, space, keys, 4, SIZE);
-    struct told told = NOBODY_TOLD;
+    struct completions completions = NO_COMPLETIONS;
     uint64_t job;
     // From below, and then from L1: the callback comes from its thread either way.
     for (int round = 1; round <= 2; round++) {
-        OK(kvkeep_submit_prefetch(cache, session, keys, 4, NULL, &job, tell_from_its_thread, &told));
-        await_told(&told, round);
-        CHECK_EQUAL(told.last.job, job);
-        CHECK_EQUAL(told.last.session, session);
-        OK(told.last.status);
-        CHECK_EQUAL(told.last.hit_chunks, 4);
-        CHECK_EQUAL(told.last.loaded_bytes, round == 1 ? 4 * SIZE : 0);
-        CHECK(told.last.message[0] == '\0');
+        OK(kvkeep_submit_prefetch(cache, session, keys, 4, NULL, &job, tell_from_its_thread, &completions));
+        await_completions(&completions, round);
+        CHECK_EQUAL(completions.last.job, job);
+        CHECK_EQUAL(completions.last.session, session);
+        OK(completions.last.status);
+        CHECK_EQUAL(completions.last.hit_chunks, 4);
+        CHECK_EQUAL(completions.last.loaded_bytes, round == 1 ? 4 * SIZE : 0);
+        CHECK(completions.last.message[0] == '\0');
         CHECK_EQUAL(result_of(job).hit_chunks, 4);
     }
     OK(kvkeep_end_session(cache, session));
     OK(kvkeep_close(cache));
-    CHECK_EQUAL(told.count, 2);
+    CHECK_EQUAL(completions.count, 2);
 }
 
 static void p4_the_event_descriptor_gives_each_completion_once(void) {
@@ -82,10 +82,10 @@ static void only_one_way_of_telling(void) {
     kvkeep_prefetch_options options = plain_options();
     options.notify = KVKEEP_NOTIFY_EVENT_FD;
     uint64_t job;
-    struct told told = NOBODY_TOLD;
-    FAILS(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell_from_its_thread, &told),
+    struct completions completions = NO_COMPLETIONS;
+    FAILS(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell_from_its_thread, &completions),
           KVKEEP_ERR_INVALID, "callback");
-    CHECK_EQUAL(told.count, 0);
+    CHECK_EQUAL(completions.count, 0);
     teardown();
 }
 
@@ -240,16 +240,16 @@ static void p4_abort_cancels_its_jobs_once(void) {
     kvkeep_key key = key_of(1);
     kvkeep_prefetch_options options = plain_options();
     options.lookup_timeout_ms = 100000;
-    struct told told = NOBODY_TOLD;
+    struct completions completions = NO_COMPLETIONS;
     uint64_t job;
-    OK(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell_from_its_thread, &told));
+    OK(kvkeep_submit_prefetch(cache, session, &key, 1, &options, &job, tell_from_its_thread, &completions));
     OK(kvkeep_abort_session(cache, session));
-    await_told(&told, 1);
-    CHECK_STATUS(told.last.status, KVKEEP_ERR_CANCELLED);
-    CHECK(strlen(told.last.message) > 10);
+    await_completions(&completions, 1);
+    CHECK_STATUS(completions.last.status, KVKEEP_ERR_CANCELLED);
+    CHECK(strlen(completions.last.message) > 10);
     check_nothing_is_held(cache);
     OK(kvkeep_close(cache));
-    CHECK_EQUAL(told.count, 1);
+    CHECK_EQUAL(completions.count, 1);
 }
 
 static void p4_close_completes_every_job_once(void) {
@@ -258,15 +258,15 @@ static void p4_close_completes_every_job_once(void) {
     keys_of(keys, 1, 32);
     kvkeep_prefetch_options options = plain_options();
     options.lookup_timeout_ms = 100000;
-    struct told told = NOBODY_TOLD;
+    struct completions completions = NO_COMPLETIONS;
     uint64_t job;
     // Told while the cache closes, to which a callback's handle is closed, too.
     for (int i = 0; i < 32; i++) {
-        OK(kvkeep_submit_prefetch(cache, session, &keys[i], 1, &options, &job, tell, &told));
+        OK(kvkeep_submit_prefetch(cache, session, &keys[i], 1, &options, &job, note_completion, &completions));
     }
     OK(kvkeep_close(cache));
-    CHECK_EQUAL(told.count, 32);
-    CHECK_STATUS(told.last.status, KVKEEP_ERR_CANCELLED);
+    CHECK_EQUAL(completions.count, 32);
+    CHECK_STATUS(completions.last.status, KVKEEP_ERR_CANCELLED);
 }
 
 static void policies_at_the_deadline(void) {
@@ -277,20 +277,20 @@ static void policies_at_the_deadline(void) {
     kvkeep_prefetch_options options = plain_options();
     options.lookup_timeout_ms = 100000;
     options.deadline_ms = 30;
-    struct told told = NOBODY_TOLD;
+    struct completions completions = NO_COMPLETIONS;
     uint64_t job;
-    OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell_from_its_thread, &told));
-    await_told(&told, 1);
-    OK(told.last.status);
-    CHECK_EQUAL(told.last.hit_chunks, 1);
+    OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell_from_its_thread, &completions));
+    await_completions(&completions, 1);
+    OK(completions.last.status);
+    CHECK_EQUAL(completions.last.hit_chunks, 1);
     CHECK_EQUAL(stats_of(cache).l1_shares, 1);
     OK(kvkeep_finish_read(cache, session, keys, 1, 0, NULL));
     options.policy = KVKEEP_PREFETCH_POLICY_DEADLINE;
-    OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell_from_its_thread, &told));
-    await_told(&told, 2);
-    CHECK_STATUS(told.last.status, KVKEEP_ERR_TIMEOUT);
-    CHECK_EQUAL(told.last.hit_chunks, 0);
-    CHECK(strlen(told.last.message) > 10);
+    OK(kvkeep_submit_prefetch(cache, session, keys, 2, &options, &job, tell_from_its_thread, &completions));
+    await_completions(&completions, 2);
+    CHECK_STATUS(completions.last.status, KVKEEP_ERR_TIMEOUT);
+    CHECK_EQUAL(completions.last.hit_chunks, 0);
+    CHECK(strlen(completions.last.message) > 10);
     check_nothing_is_held(cache);
     teardown();
 }
