@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::pending::{PendingDelete, Task};
+use super::backend_tasks::{PendingDelete, Task};
 use super::writeback::{RETRIES, Writeback};
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
 use crate::key::ObjectKey;

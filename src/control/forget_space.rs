@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::backends::BackendSlot;
 use super::forgotten::Which;
-use super::pending::{Cleaning, Task};
+use super::backend_tasks::{Cleaning, Task};
 use super::writeback::{RETRIES, Writeback};
 use crate::error::{Error, KVKEEP_ERR_CLOSED};
 use crate::key::ObjectKey;

@@ -10,7 +10,7 @@ pub mod forget_space;
 pub mod forgotten;
 pub mod load_cost;
 pub mod losses;
-pub mod pending;
+pub mod backend_tasks;
 pub mod prefetch;
 pub mod shortfall;
 pub mod store_pressure;

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::backends::{BackendSlot, Backends};
 use super::deadline::Deadlines;
-use super::pending::{CleaningOrder, OPEN_MAX, PendingWrite, Retry, Task};
+use super::backend_tasks::{CleaningOrder, OPEN_MAX, PendingWrite, Retry, Task};
 use super::tier_sync::TierSync;
 use super::write_counters::{Dropped, Ended};
 use crate::arena::Buffer;

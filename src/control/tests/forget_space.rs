@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 
 use crate::abi::{JobResult, KeyState, View};
 use crate::cache::Cache as _;
-use crate::control::pending::WAITING_MAX;
+use crate::control::backend_tasks::WAITING_MAX;
 use crate::control::tests::{
     Loses, WATCHDOG_MS, faulty, keys, many, open, stats, store, store_below, store_many, submit, until,
 };

@@ -10,7 +10,7 @@ use super::prefetch::loader::LOADS_MAX;
 use crate::abi::{JobResult, Stats, View};
 use crate::cache::Cache as _;
 use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
-use crate::control::pending::OPEN_MAX;
+use crate::control::backend_tasks::OPEN_MAX;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result, Status};
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::common_options::CommonOptions;

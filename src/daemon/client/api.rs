@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::daemon_link::DaemonLink;
 use super::read_answer::{fill, nothing, number, read_statuses, read_views, text, wrong_answer};
-use super::remote_cache::Client;
+use super::client_lifecycle::Client;
 use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;

@@ -7,10 +7,10 @@ mod daemon_link;
 mod jobs;
 mod pending_returns;
 mod read_answer;
-mod remote_cache;
+mod client_lifecycle;
 mod request_connection;
 mod spaces;
 mod started_ids;
 
 pub use connect_options::ClientConfig;
-pub use remote_cache::Client;
+pub use client_lifecycle::Client;
