@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-mooncake e2e-vllm bench bench-device soak fuzz install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-mooncake e2e-vllm bench bench-without bench-device soak fuzz install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -23,7 +23,7 @@ build: ## the libraries and the kvkeep command, into target/release
 
 check: ## formats, lints, types, documents and dependencies; tools from PyPI are put into build/check
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 	$(RUSTDOC)
 	scripts/check.sh
 
@@ -95,6 +95,11 @@ bench: ## measure into target/bench/results.json and print the table
 	@# What the build left to be written to the disk would be written while the first rows are measured.
 	sync
 	cargo bench --locked
+	$(MAKE) bench-without
+
+bench-without: ## measure what each optimisation brings, into target/bench/results-without.json; a part of `make bench`
+	@# In a profile of its own, since the library would take the place of the one without the feature.
+	cargo bench --locked --profile ablation --features ablation --bench kvkeep -- --without
 
 bench-device: ## measure transfers to and from pages into target/bench/results-device.json
 	cargo bench --locked --bench kvkeep -- --device

@@ -8,6 +8,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
+use crate::ablation::{self, Optimization};
+use crate::hash::KeyHasher;
 use crate::key::Key;
 
 /// The prime, 2^127 - 1.
@@ -57,6 +59,10 @@ impl Fingerprinter {
     /// The fingerprint of a key, of no space yet.
     #[inline]
     pub fn fingerprint(&self, key: &Key) -> Fingerprint {
+        if ablation::is_off(Optimization::KeyFingerprint) {
+            let hash = const { KeyHasher::fixed() }.hash(key);
+            return Fingerprint { hash, low: hash, high: 0 };
+        }
         // Sums of the products with the lower and the upper halves of the multipliers, and the carries beyond 128 bits.
         let (mut low, mut low_carry) = (self.summand, 0_u64);
         let (mut high, mut high_carry) = (0_u128, 0_u64);

@@ -19,6 +19,7 @@ pub mod l1;
 pub mod l2;
 
 pub mod abi;
+pub mod ablation;
 pub mod arena;
 pub mod arena_lease;
 pub mod backend_report;

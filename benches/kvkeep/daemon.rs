@@ -21,11 +21,15 @@ use crate::{RUN_TIME, RUNS};
 
 const ROLE: &str = "KVKEEP_BENCH_ROLE";
 const SOCKET: &str = "KVKEEP_BENCH_SOCKET";
+/// The optimisations that another process does without, as a number.
+const OFF: &str = "KVKEEP_BENCH_OFF";
 const L1_BYTES: u64 = 512 << 20;
 const RESIDENT: usize = 100_000;
 const OBJECT_BYTES: u64 = 1024;
 const BATCH: usize = 256;
 const CLIENTS: usize = 8;
+/// Keys that all clients read, where they meet on the same objects.
+const HOT: usize = 32 * BATCH;
 /// Longer than any answer takes: a spinning client never sleeps.
 const SPIN: &str = "?spin_us=10000";
 /// Seeds the resident keys, so that every process knows them.
@@ -38,10 +42,11 @@ struct Other {
 }
 
 impl Other {
-    fn start(role: &str, socket: &Path) -> Other {
+    fn start(role: &str, socket: &Path, off: u32) -> Other {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .env(ROLE, role)
             .env(SOCKET, socket)
+            .env(OFF, off.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -74,10 +79,13 @@ impl Drop for Other {
 pub fn plays_a_role() -> bool {
     let (Some(role), Some(socket)) = (std::env::var_os(ROLE), std::env::var_os(SOCKET)) else { return false };
     let socket = Path::new(&socket);
+    #[cfg(feature = "ablation")]
+    kvkeep::ablation::turn_off(std::env::var(OFF).ok().and_then(|off| off.parse().ok()).unwrap_or(0));
     match role.to_str() {
         Some("daemon") => serve(socket),
         Some("pong") => pong(socket),
-        _ => one_of_many(socket),
+        Some("hot") => one_of_many(socket, HOT),
+        _ => one_of_many(socket, RESIDENT),
     }
     true
 }
@@ -113,10 +121,12 @@ fn pong(socket: &Path) {
     until_input_ends();
 }
 
-fn one_of_many(socket: &Path) {
+fn one_of_many(socket: &Path, count: usize) {
     let cache = client(socket, "");
-    let mut order = Random::new(SEED).keys(RESIDENT);
-    Random::new(u64::from(std::process::id())).shuffle(&mut order);
+    let keys = Random::new(SEED).keys(RESIDENT);
+    let mut prompts: Vec<&[Key]> = keys[..count].chunks_exact(BATCH).collect();
+    Random::new(u64::from(std::process::id())).shuffle(&mut prompts);
+    let order = prompts.concat();
     println!("ready");
     let mut line = String::new();
     while std::io::stdin().read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
@@ -251,7 +261,7 @@ fn many(report: &mut Report, socket: &Path) {
     if !report.wants(&names) {
         return;
     }
-    let mut clients: Vec<Other> = (0..CLIENTS).map(|_| Other::start("client", socket)).collect();
+    let mut clients: Vec<Other> = (0..CLIENTS).map(|_| Other::start("client", socket, 0)).collect();
     let (mut sums, mut fairness) = (Vec::new(), Vec::new());
     for round in 0..=RUNS {
         clients.iter_mut().for_each(Other::go);
@@ -310,6 +320,44 @@ fn copies(report: &mut Report, socket: &Path) {
     cache.end(session);
 }
 
+/// Stores the keys through a daemon.
+fn fill(daemon: &Path, keys: &[Key]) {
+    let (cache, mut random) = (client(daemon, ""), Random::new(SEED + 1));
+    let session = cache.begin();
+    for batch in keys.chunks(1000) {
+        cache.stage(session, batch, OBJECT_BYTES, &mut random);
+        cache.finish_write(session, batch);
+    }
+    cache.end(session);
+}
+
+/// A daemon and its eight clients, which read the same few prompts.
+#[cfg(feature = "ablation")]
+pub struct Crowd {
+    clients: Vec<Other>,
+    _daemon: Other,
+    _dir: tempfile::TempDir,
+}
+
+#[cfg(feature = "ablation")]
+impl Crowd {
+    /// The daemon does without the optimisations of `off`.
+    pub fn start(off: u32) -> Crowd {
+        let dir = directory();
+        let socket = dir.path().join("d");
+        let daemon = Other::start("daemon", &socket, off);
+        fill(&socket, &Random::new(SEED).keys(RESIDENT));
+        let clients = (0..CLIENTS).map(|_| Other::start("hot", &socket, 0)).collect();
+        Crowd { clients, _daemon: daemon, _dir: dir }
+    }
+
+    /// Keys a second of all of them.
+    pub fn run(&mut self) -> f64 {
+        self.clients.iter_mut().for_each(Other::go);
+        self.clients.iter_mut().map(|client| client.line().parse::<f64>().expect("a rate")).sum()
+    }
+}
+
 pub fn run(report: &mut Report) {
     let names = ["daemon_read", "socket_pingpong2_us", "daemon_prefetch_l1_1024_us", "daemon_copy_vs_memcpy"];
     if !report.wants(&names) {
@@ -317,18 +365,10 @@ pub fn run(report: &mut Report) {
     }
     let dir = directory();
     let (daemon, ponger) = (dir.path().join("d"), dir.path().join("p"));
-    let _daemon = Other::start("daemon", &daemon);
-    let _ponger = Other::start("pong", &ponger);
+    let _daemon = Other::start("daemon", &daemon, 0);
+    let _ponger = Other::start("pong", &ponger, 0);
     let mut order = Random::new(SEED).keys(RESIDENT);
-    {
-        let (cache, mut random) = (client(&daemon, ""), Random::new(SEED + 1));
-        let session = cache.begin();
-        for batch in order.chunks(1000) {
-            cache.stage(session, batch, OBJECT_BYTES, &mut random);
-            cache.finish_write(session, batch);
-        }
-        cache.end(session);
-    }
+    fill(&daemon, &order);
     round_trips(report, &daemon, &ponger, &mut order);
     prefetch(report, &daemon, &mut order);
     many(report, &daemon);

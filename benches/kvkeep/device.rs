@@ -275,6 +275,48 @@ fn fragments_of(report: &mut Report, cache: &Cache, beside: usize, fragment: usi
     }
 }
 
+/// Pages, and a cache that their blocks are stored to and loaded from.
+#[cfg(feature = "ablation")]
+pub struct Setting {
+    cache: Cache,
+    pages: Pages,
+    pool: u64,
+    keys: Vec<Key>,
+    blocks: Vec<i32>,
+}
+
+#[cfg(feature = "ablation")]
+impl Setting {
+    pub fn new(fragment: usize) -> Setting {
+        let per_chunk = 4;
+        let (pages, mut random) = (Pages::new(fragment), Random::new(fragment as u64));
+        let cache = Cache::open(Setup { l1_bytes: BYTES as u64 + (64 << 20), ..Setup::default() });
+        let pool = pool(&cache, &pages, per_chunk);
+        let mut keys = random.keys(pages.blocks / per_chunk);
+        keys.iter_mut().for_each(|key| key.rank = pages.rank());
+        let mut blocks: Vec<i32> = (0..pages.blocks as i32).collect();
+        random.shuffle(&mut blocks);
+        Setting { cache, pages, pool, keys, blocks }
+    }
+
+    /// GB/s of a store and the load behind it.
+    pub fn run(&mut self) -> f64 {
+        self.cache.clear();
+        let [store, load] =
+            [true, false].map(|store| transfer(&self.cache, self.pool, &self.keys, &self.blocks, store));
+        2.0 / (1.0 / store + 1.0 / load)
+    }
+}
+
+#[cfg(feature = "ablation")]
+impl Drop for Setting {
+    fn drop(&mut self) {
+        // SAFETY: no pointers but the handle. The pages go after their pool.
+        must(unsafe { kvkeep_close_pool(without_provenance_mut(self.cache.token()), self.pool) });
+        self.pages.memory.clear();
+    }
+}
+
 pub fn run(report: &mut Report) {
     let mut sizes = [(16, 16), (64, 8), (512, 4), (2048, 2)].map(|(kib, per_chunk)| (kib << 10, per_chunk)).to_vec();
     sizes.retain(|&(fragment, _)| wants(report, fragment));

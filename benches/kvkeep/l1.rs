@@ -12,12 +12,12 @@ use crate::report::{Report, Wanted, median};
 use crate::{RUN_TIME, RUNS, heap};
 
 const MILLION: usize = 1 << 20;
-const RESIDENT: usize = 100_000;
+pub const RESIDENT: usize = 100_000;
 /// The payload is not read while timing, so its size does not matter; it is written before.
 const OBJECT_BYTES: u64 = 1024;
 /// Payload of a written key; its bytes are left as they are, only the store's own work is timed.
 const WRITTEN_BYTES: u64 = 256;
-const BATCH: usize = 256;
+pub const BATCH: usize = 256;
 const SMALL: usize = 32;
 
 fn resident(random: &mut Random) -> (Cache, Vec<Key>) {
@@ -33,7 +33,7 @@ fn resident(random: &mut Random) -> (Cache, Vec<Key>) {
 }
 
 /// Keys a second of reserve_read + finish_read, all resident keys in the order given, again and again.
-fn read(cache: &Cache, order: &[Key], batch: usize, extra: i32) -> f64 {
+pub fn read(cache: &Cache, order: &[Key], batch: usize, extra: i32) -> f64 {
     let session = cache.begin();
     let mut views = views(batch);
     let (began, mut keys) = (Instant::now(), 0);
@@ -111,7 +111,7 @@ fn two_threads(report: &mut Report, random: &mut Random) {
 }
 
 /// Keys a second of reserve_write + finish_write of new keys, `RESIDENT` at a time; `between` runs untimed after each time.
-fn write(cache: &Cache, random: &mut Random, between: impl Fn(&Cache)) -> f64 {
+pub fn write(cache: &Cache, random: &mut Random, between: impl Fn(&Cache)) -> f64 {
     let session = cache.begin();
     let sizes = vec![WRITTEN_BYTES; BATCH];
     let mut views = views(BATCH);
@@ -132,6 +132,11 @@ fn write(cache: &Cache, random: &mut Random, between: impl Fn(&Cache)) -> f64 {
     written as f64 / seconds
 }
 
+/// A cache that holds as many keys as one filling.
+pub fn full() -> Cache {
+    Cache::open(Setup { l1_bytes: RESIDENT as u64 * WRITTEN_BYTES, ..Default::default() })
+}
+
 fn writes(report: &mut Report, random: &mut Random) {
     let names = ["l1_write_b256_keys_per_s", "l1_write_evict_b256_keys_per_s"];
     if !report.wants(&names) {
@@ -142,7 +147,7 @@ fn writes(report: &mut Report, random: &mut Random) {
     let runs = (0..=RUNS).map(|_| write(&cache, random, Cache::clear)).skip(1).collect();
     report.add(names[0], "keys/s", runs, Wanted::AtLeast(6e6));
     // Every new key evicts an old one inside the call: L1 is full and has room for as many keys as one filling.
-    let cache = Cache::open(Setup { l1_bytes: RESIDENT as u64 * WRITTEN_BYTES, ..Default::default() });
+    let cache = full();
     let runs = (0..=RUNS).map(|_| write(&cache, random, |_| {})).skip(1).collect();
     report.add(names[1], "keys/s", runs, Wanted::Nothing);
 }

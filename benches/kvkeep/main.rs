@@ -9,6 +9,8 @@
 // A benchmark that cannot go on stops.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+#[cfg(feature = "ablation")]
+mod ablation;
 mod bare;
 mod cache;
 mod daemon;
@@ -17,6 +19,8 @@ mod fio;
 mod fs;
 mod heap;
 mod l1;
+#[cfg(feature = "ablation")]
+mod linked_lru;
 mod prefetch;
 mod random;
 mod report;
@@ -55,6 +59,14 @@ fn memcpy(report: &mut Report) {
     report.add("memcpy_gb_per_s", "GB/s", runs, Wanted::Nothing);
 }
 
+#[cfg(feature = "ablation")]
+use ablation::run as run_without;
+
+#[cfg(not(feature = "ablation"))]
+fn run_without(_: &mut Report) {
+    panic!("nothing can be turned off: add `--features ablation`");
+}
+
 fn main() {
     if daemon::plays_a_role() {
         return;
@@ -63,12 +75,16 @@ fn main() {
     if !args.iter().any(|arg| arg == "--bench") {
         return println!("nothing is measured: run by `cargo bench --bench kvkeep`");
     }
-    let device = args.iter().any(|arg| arg == "--device");
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let (device, without) = (has("--device"), has("--without"));
     let mut report = Report::new(args.into_iter().filter(|arg| !arg.starts_with("--")).collect());
     report.head();
     let name = if device {
         device::run(&mut report);
         "results-device.json"
+    } else if without {
+        run_without(&mut report);
+        "results-without.json"
     } else {
         memcpy(&mut report);
         l1::run(&mut report);

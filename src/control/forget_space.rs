@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::backend_tasks::{Cleaning, Task};
 use super::backends::BackendSlot;
 use super::forgotten::Which;
-use super::backend_tasks::{Cleaning, Task};
 use super::writeback::{RETRIES, Writeback};
 use crate::error::{Error, KVKEEP_ERR_CLOSED};
 use crate::key::ObjectKey;

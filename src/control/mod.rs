@@ -1,5 +1,6 @@
 //! Moves objects between tiers and notifies callers: prefetch jobs, writing to L2, forgetting spaces, deadlines.
 
+pub mod backend_tasks;
 pub mod backends;
 pub mod breaker;
 pub mod completion;
@@ -10,7 +11,6 @@ pub mod forget_space;
 pub mod forgotten;
 pub mod load_cost;
 pub mod losses;
-pub mod backend_tasks;
 pub mod prefetch;
 pub mod shortfall;
 pub mod store_pressure;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::backend_tasks::{CleaningOrder, OPEN_MAX, PendingWrite, Retry, Task};
 use super::backends::{BackendSlot, Backends};
 use super::deadline::Deadlines;
-use super::backend_tasks::{CleaningOrder, OPEN_MAX, PendingWrite, Retry, Task};
 use super::tier_sync::TierSync;
 use super::write_counters::{Dropped, Ended};
 use crate::arena::Buffer;

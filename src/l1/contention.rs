@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::ablation::{self, Optimization::SharedReads};
+
 /// Calls that met, less one for each millisecond since; from so many on the next reads share the lock …
 const CALLS: u64 = 8;
 /// … for so long. A background thread that passes by now and then makes no contention.
@@ -39,6 +41,6 @@ impl Contention {
     /// Whether enough calls met of late that reads are to share the lock.
     #[inline]
     pub fn is_there(&self, now_ms: u64) -> bool {
-        self.until_ms.load(Ordering::Relaxed) > now_ms + CALLS
+        !ablation::is_off(SharedReads) && self.until_ms.load(Ordering::Relaxed) > now_ms + CALLS
     }
 }

@@ -14,6 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::counters::{PARTS, part_of};
 use super::pools::{EvictionPool, Metas};
 use super::spin::spin;
+use crate::ablation::{self, Optimization};
 use crate::policy::EvictionPolicy;
 
 /// A policy gets at once so many uses of one exclusive call …
@@ -70,7 +71,8 @@ impl DeferredUses {
     #[inline(always)]
     pub fn note(&mut self, pool: usize, ids: &[u32]) -> bool {
         let waiting = self.exclusive.0.get_mut();
-        let few = ids.len() < BATCH && waiting.ids.len() + ids.len() < SOME;
+        let few =
+            !ablation::is_off(Optimization::DeferredUses) && ids.len() < BATCH && waiting.ids.len() + ids.len() < SOME;
         let fits = few && waiting.pool == pool && !*self.shared.get_mut();
         if fits {
             waiting.ids.extend_from_slice(ids);
@@ -85,6 +87,9 @@ impl DeferredUses {
 
     /// Notes the use of objects of a session's pool by a call that shares the state.
     pub fn note_shared(&self, pools: &[EvictionPool], metas: Metas, session: u32, pool: usize, ids: &[u32]) {
+        if ablation::is_off(Optimization::DeferredUses) {
+            return pools[pool].policy.lock().touch_all(ids, &|id| metas.of(id));
+        }
         let mut waiting = self.parts[part_of(session)].0.lock();
         if waiting.pool != pool {
             self.settle_shared(pools, metas, &mut waiting);

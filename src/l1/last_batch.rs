@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use zerocopy::IntoBytes as _;
 
+use crate::ablation::{self, Optimization};
 use crate::fingerprint::{Fingerprint, Fingerprinter};
 use crate::key::Key;
 
@@ -30,10 +31,13 @@ impl LastBatch {
     /// Makes the fingerprints of `keys`, unless they are there. True if they were.
     #[inline]
     pub fn fingerprint(&mut self, keys: &[Key], fingerprinter: &Fingerprinter) -> bool {
-        let again = self.keys.as_bytes() == keys.as_bytes();
+        let remembers = !ablation::is_off(Optimization::LastBatch);
+        let again = remembers && self.keys.as_bytes() == keys.as_bytes();
         if !again {
             self.keys.clear();
-            self.keys.extend_from_slice(keys);
+            if remembers {
+                self.keys.extend_from_slice(keys);
+            }
             self.fingerprints.clear();
             self.fingerprints.extend(keys.iter().map(|key| fingerprinter.fingerprint(key)));
         }

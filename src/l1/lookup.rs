@@ -4,7 +4,8 @@ use super::last_batch::{LastBatch, with_last_batch};
 use super::slot::NONE;
 use super::state::L1State;
 use super::tier::L1;
-use crate::arena::prefetch_to_change;
+use crate::ablation::{self, Optimization::KeyFingerprint};
+use crate::arena::{prefetch, prefetch_to_change};
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 
@@ -66,21 +67,28 @@ impl BatchLookup<'_> {
         for (id, fingerprint) in self.last.found.iter_mut().zip(&self.last.fingerprints) {
             *id = state.find_again(*id, fingerprint.within(space));
         }
+        if ablation::is_off(KeyFingerprint) {
+            compare_keys(state, &mut self.last.found, &self.last.keys);
+        }
     }
 
     /// A group of keys at a time, so that the memory of all of them is fetched at the same time.
     fn find_anew(&mut self, state: &L1State, space: u32) {
-        let LastBatch { fingerprints, found, .. } = &mut *self.last;
+        let LastBatch { keys, fingerprints, found, .. } = &mut *self.last;
+        let compare = ablation::is_off(KeyFingerprint);
         if let ([fingerprint], [id]) = (&fingerprints[..], &mut found[..]) {
             *id = state.find_fingerprint(fingerprint.within(space)).unwrap_or(NONE);
             return;
         }
-        for (found, fingerprints) in found.chunks_mut(GROUP).zip(fingerprints.chunks(GROUP)) {
+        for (at, (found, fingerprints)) in found.chunks_mut(GROUP).zip(fingerprints.chunks(GROUP)).enumerate() {
             fingerprints.iter().for_each(|fingerprint| state.table.prefetch(fingerprint.hash));
             for (id, fingerprint) in found.iter_mut().zip(fingerprints) {
                 *id = state.table.candidate(fingerprint.hash).unwrap_or(NONE);
                 if let Some(slot) = state.slots.get(*id) {
                     prefetch_to_change(slot);
+                    if compare {
+                        prefetch(state.slots.key(*id));
+                    }
                 }
             }
             for (id, fingerprint) in found.iter_mut().zip(fingerprints) {
@@ -89,6 +97,15 @@ impl BatchLookup<'_> {
                     *id = state.find_fingerprint(fingerprint).unwrap_or(NONE);
                 }
             }
+            if compare {
+                compare_keys(state, found, &keys[at * GROUP..]);
+            }
         }
     }
+}
+
+/// Leaves the slots whose keys these are.
+fn compare_keys(state: &L1State, found: &mut [u32], keys: &[Key]) {
+    let found = found.iter_mut().zip(keys);
+    found.filter(|(id, key)| **id != NONE && state.slots.key(**id) != *key).for_each(|(id, _)| *id = NONE);
 }

@@ -10,12 +10,14 @@ use super::slot::{NONE, TEMPORARY};
 use super::tier::L1;
 use super::{share, share_return, shared_read, single_key_read};
 use crate::abi::View;
+use crate::ablation::{self, Optimization::SingleKeyRead};
 use crate::error::{KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result};
 use crate::key::Key;
 
 pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, views: &mut [View]) -> Result<bool> {
     let now_ms = l1.now_ms();
     if let ([key], [view]) = (keys, &mut *views)
+        && !ablation::is_off(SingleKeyRead)
         && !l1.contention.is_there(now_ms)
     {
         *view = single_key_read::reserve(l1, session, key, count, now_ms)?;
@@ -85,6 +87,7 @@ pub(super) fn finish_read(
 ) -> Result<bool> {
     let now_ms = l1.now_ms();
     if let [key] = keys
+        && !ablation::is_off(SingleKeyRead)
         && !l1.contention.is_there(now_ms)
     {
         let mut outcome = Outcome::new(statuses);

@@ -8,6 +8,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::cpu_copy_x86 as x86;
+use crate::ablation::{self, Optimization};
 use crate::arena::Arena;
 
 /// The promise of the engine that registered pages: they are there, to read and to write, until the pool is closed, and nothing else
@@ -127,7 +128,10 @@ type Stream = unsafe fn(*const u8, *mut u8, usize);
 fn stream() -> Option<Stream> {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") {
+        if ablation::is_off(Optimization::StreamingCopies) {
+            return None;
+        }
+        if is_x86_feature_detected!("avx512f") && !ablation::is_off(Optimization::Avx512Copies) {
             return Some(x86::avx512);
         }
         if is_x86_feature_detected!("avx2") {

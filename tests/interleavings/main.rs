@@ -5,6 +5,8 @@
 #![allow(dead_code, reason = "the files have more than is tried here")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+#[path = "../../src/ablation.rs"]
+mod ablation;
 mod control;
 #[path = "../../src/doorbell.rs"]
 mod doorbell;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::client_lifecycle::Client;
 use super::daemon_link::DaemonLink;
 use super::read_answer::{fill, nothing, number, read_statuses, read_views, text, wrong_answer};
-use super::client_lifecycle::Client;
 use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;

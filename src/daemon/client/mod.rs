@@ -2,15 +2,15 @@
 //! read and written where they are.
 
 mod api;
+mod client_lifecycle;
 mod connect_options;
 mod daemon_link;
 mod jobs;
 mod pending_returns;
 mod read_answer;
-mod client_lifecycle;
 mod request_connection;
 mod spaces;
 mod started_ids;
 
-pub use connect_options::ClientConfig;
 pub use client_lifecycle::Client;
+pub use connect_options::ClientConfig;

@@ -342,7 +342,10 @@ fn what_begins_wrongly_is_told_why() {
     refused(connect(), &attach_request(&welcome, 1), KVKEEP_ERR_NOT_FOUND, "connect again");
     let mut connections = [Raw::attach(&part, &welcome), Raw::attach(&part, &welcome)];
     refused(connect(), &attach_request(&welcome, 0), KVKEEP_ERR_LIMIT, "raise connections_per_client_max");
-    is(connections[0].ask(&Request::Hello { version: WIRE_VERSION, read_only: false, observer: false }), KVKEEP_ERR_INVALID);
+    is(
+        connections[0].ask(&Request::Hello { version: WIRE_VERSION, read_only: false, observer: false }),
+        KVKEEP_ERR_INVALID,
+    );
     is(connections[1].ask(&Request::GetStats {}), KVKEEP_OK);
     // One that said it only looks may do that, one call at a time, and nothing else.
     let hello = Request::Hello { version: WIRE_VERSION, read_only: false, observer: true };

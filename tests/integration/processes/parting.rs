@@ -125,7 +125,9 @@ fn broken_client(part: &DaemonPart, config: ClientConfig) -> (Arc<Client>, impl 
     let lose = {
         let (client, part) = (client.clone(), part.clone());
         move || {
-            for connection in connections(&part).into_iter().filter(|fd| !before.contains(fd) && !listening.contains(fd)) {
+            for connection in
+                connections(&part).into_iter().filter(|fd| !before.contains(fd) && !listening.contains(fd))
+            {
                 // SAFETY: a connection of the client above, which is alive.
                 shutdown(unsafe { BorrowedFd::borrow_raw(connection) }, Shutdown::Both).unwrap();
             }
