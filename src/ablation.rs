@@ -5,8 +5,6 @@
 /// An optimisation that can be turned off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Optimization {
-    /// Reads share the lock of L1 when calls meet.
-    SharedReads,
     /// A slot knows its key by a fingerprint. Off: each slot that is found is compared with the whole key.
     KeyFingerprint,
     /// A thread remembers the batch that it looked up last.

@@ -2,7 +2,7 @@
 
 pub use std::sync::OnceLock;
 pub use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
 };
 pub use std::thread::{Thread, current, park_timeout, yield_now};
 pub use std::thread_local as per_thread;

@@ -22,8 +22,6 @@ const WANTED: f64 = 1.1;
 const THREADS: usize = 8;
 /// Keys of a prompt in a workload of several threads.
 const PROMPT: usize = 64;
-/// Prompts that all threads read, where they meet on the same objects.
-const HOT: usize = 32;
 
 /// Measures `run` on what `setup` made with and without an optimisation, and reports the factor and both rates.
 pub fn compare<S>(
@@ -105,17 +103,6 @@ fn ranks(cache: &Cache, keys: &[Key], threads: usize, batch: usize) -> f64 {
     })
 }
 
-/// All threads read the same few prompts, as requests with a system prompt do.
-fn hot(cache: &Cache, keys: &[Key], threads: usize) -> f64 {
-    together(threads, |thread| {
-        let mut state = thread as u64 + 1;
-        requests(cache, || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            &keys[(state >> 40) as usize % HOT * PROMPT..][..PROMPT]
-        })
-    })
-}
-
 /// Queries a second for the early answer of a job that is done, each thread for its own.
 fn polls(cache: &Cache, keys: &[Key], threads: usize) -> f64 {
     together(threads, |thread| {
@@ -169,10 +156,6 @@ pub fn run(report: &mut Report) {
         )*};
     }
     rows! { resident l1::RESIDENT;
-        "shared_reads_8threads_ranks" SharedReads "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
-        "shared_reads_8threads_hot" SharedReads "keys/s" |(cache, keys)| hot(cache, keys, THREADS);
-        "shared_reads_2threads_ranks" SharedReads "keys/s" |(cache, keys)| ranks(cache, keys, 2, PROMPT);
-        "shared_reads_2threads_hot" SharedReads "keys/s" |(cache, keys)| hot(cache, keys, 2);
         "key_fingerprint_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
         "key_fingerprint_8threads_ranks" KeyFingerprint "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
         "last_batch_b256" LastBatch "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
@@ -222,7 +205,7 @@ pub fn run(report: &mut Report) {
         }
     }
     for (name, optimization) in
-        [("shared_reads", SharedReads), ("last_batch", LastBatch), ("deferred_uses", DeferredUses)]
+        [("last_batch", LastBatch), ("deferred_uses", DeferredUses)]
     {
         let name = format!("{name}_8clients_hot");
         compare(report, &name, optimization, "keys/s", daemon::Crowd::start, daemon::Crowd::run);

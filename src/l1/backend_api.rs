@@ -63,7 +63,7 @@ impl L1 {
 
     /// Objects waiting to be written to L2.
     pub fn writes_queued(&self) -> u64 {
-        self.state.read().writes_waiting
+        self.state.lock().writes_waiting
     }
 
     /// Whether there are uses that the backends do not know of.
@@ -124,11 +124,11 @@ impl L1 {
 
     /// The numbers that it counted.
     pub fn counts(&self) -> Counts {
-        inspect::counts(&self.state.read())
+        self.state.lock().counts
     }
 
     /// The numbers that it counted, and how full it is.
     pub fn gauges(&self) -> (Counts, Gauges) {
-        self.with(|state| (inspect::counts(state), inspect::gauges(state)))
+        self.with(|state| (state.counts, inspect::gauges(state)))
     }
 }

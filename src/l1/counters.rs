@@ -1,7 +1,5 @@
 //! The numbers that L1 counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::error::{KVKEEP_ERR_QUOTA, Status};
 
 /// Numbers that only grow.
@@ -30,6 +28,12 @@ impl Counts {
     /// Writes that were dropped before the writer took them.
     pub fn writes_dropped(&self) -> u64 {
         self.dropped_queue + self.dropped_evicted
+    }
+
+    /// A reservation for reading asked for keys.
+    pub(super) fn read(&mut self, read: ReadCounts) {
+        self.read_hits += read.hits;
+        self.read_misses += read.misses;
     }
 
     /// A reservation was refused for want of memory or quota.
@@ -66,103 +70,23 @@ pub(super) struct ReadCounts {
     pub misses: u64,
 }
 
-/// Calls that share the state write to so many parts, each with cache lines of its own.
-pub(super) const PARTS: usize = 8;
-
-/// The part of a session, which few other sessions have.
-pub(super) fn part_of(session: u32) -> usize {
-    session as usize % PARTS
-}
-
-/// Sums that calls which share the state add to, each session on a cache line that few others have. Only the sums mean anything.
+/// What all sessions have in use together.
 #[derive(Default)]
-pub(super) struct Counters([CounterPart; PARTS]);
-
-/// A part of the sums, some of which may be below zero: all wraps.
-#[derive(Default)]
-#[repr(align(128))]
-pub(super) struct CounterPart {
-    locked_bytes: AtomicU64,
-    shares: AtomicU64,
-    read_hits: AtomicU64,
-    read_misses: AtomicU64,
+pub(super) struct InUse {
+    /// Bytes of objects whose memory is in use.
+    pub locked_bytes: u64,
+    /// Shares that sessions hold.
+    pub shares: u64,
 }
 
-fn add(number: &mut AtomicU64, more: u64) {
-    let number = number.get_mut();
-    *number = number.wrapping_add(more);
-}
-
-impl Counters {
-    /// The part that the calls of a session add to while they share the state.
-    pub fn part(&self, session: u32) -> &CounterPart {
-        &self.0[part_of(session)]
-    }
-
+impl InUse {
     /// An object of so many bytes is in use from now on.
     pub fn lock(&mut self, bytes: u64) {
-        add(&mut self.0[0].locked_bytes, bytes);
+        self.locked_bytes += bytes;
     }
 
     /// An object of so many bytes may be evicted from now on.
     pub fn unlock(&mut self, bytes: u64) {
-        add(&mut self.0[0].locked_bytes, bytes.wrapping_neg());
-    }
-
-    /// A session took shares.
-    pub fn take(&mut self, shares: u32) {
-        add(&mut self.0[0].shares, shares.into());
-    }
-
-    /// A session returned shares.
-    pub fn return_shares(&mut self, shares: u32) {
-        add(&mut self.0[0].shares, u64::from(shares).wrapping_neg());
-    }
-
-    /// A reservation for reading asked for keys.
-    pub fn read(&mut self, read: ReadCounts) {
-        add(&mut self.0[0].read_hits, read.hits);
-        add(&mut self.0[0].read_misses, read.misses);
-    }
-
-    /// Bytes of objects whose memory is in use.
-    pub fn locked_bytes(&self) -> u64 {
-        self.sum(|part| &part.locked_bytes)
-    }
-
-    /// Keys found by reads, and keys not found.
-    pub fn reads(&self) -> (u64, u64) {
-        (self.sum(|part| &part.read_hits), self.sum(|part| &part.read_misses))
-    }
-
-    /// Shares that sessions hold.
-    pub fn shares(&self) -> u64 {
-        self.sum(|part| &part.shares)
-    }
-
-    fn sum(&self, of: impl Fn(&CounterPart) -> &AtomicU64) -> u64 {
-        self.0.iter().fold(0, |sum: u64, part| sum.wrapping_add(of(part).load(Ordering::Relaxed)))
-    }
-}
-
-impl CounterPart {
-    /// Shares were taken; so many bytes were taken into use.
-    pub fn take(&self, shares: u64, locked: u64) {
-        self.shares.fetch_add(shares, Ordering::Relaxed);
-        self.locked_bytes.fetch_add(locked, Ordering::Relaxed);
-    }
-
-    /// A reservation for reading asked for keys.
-    pub fn read(&self, read: ReadCounts) {
-        self.read_hits.fetch_add(read.hits, Ordering::Relaxed);
-        if read.misses > 0 {
-            self.read_misses.fetch_add(read.misses, Ordering::Relaxed);
-        }
-    }
-
-    /// Shares were returned; so many bytes became free to evict.
-    pub fn return_shares(&self, shares: u64, unlocked: u64) {
-        self.shares.fetch_sub(shares, Ordering::Relaxed);
-        self.locked_bytes.fetch_sub(unlocked, Ordering::Relaxed);
+        self.locked_bytes -= bytes;
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn allocate(state: &mut L1State, space: u32, size: u64) -> Result<Blo
         return Ok(block);
     }
     // Do not empty the cache for an object that cannot fit anyway.
-    let takeable = state.alloc.capacity().saturating_sub(state.counters.locked_bytes());
+    let takeable = state.alloc.capacity().saturating_sub(state.in_use.locked_bytes);
     if size > takeable && size > takeable + lifecycle::revocable_bytes(state) {
         return Err(KVKEEP_ERR_NO_MEMORY);
     }
@@ -109,7 +109,7 @@ fn victim(state: &mut L1State, pool: usize) -> Option<u32> {
             }
             !unwritten
         };
-        let id = state.pools[pool].policy.get_mut().victim(&mut usable)?;
+        let id = state.pools[pool].policy.victim(&mut usable)?;
         let now_ms = state.now_ms;
         let cold = state.slots.cold_mut(id);
         if cold.chances == 0 || !cold.retained(now_ms) {

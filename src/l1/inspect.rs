@@ -1,12 +1,11 @@
 //! Answers about L1 for programs and people: the state of keys, the holders of an object (P12), the holder of most memory, numbers.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use hashbrown::HashSet;
 use serde::Serialize;
 
-use super::counters::{Counts, Gauges};
+use super::counters::Gauges;
 use super::session::sessions::Session;
 use super::slot::{BUSY, DETACHED, GIVEN_UP, NOBODY, NONE, QUEUED, STAGING, STORED, TEMPORARY};
 use super::state::L1State;
@@ -101,7 +100,6 @@ pub struct SessionReport {
 
 pub(super) fn query_keys(l1: &L1, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()> {
     lookup::with_slots(l1, keys, false, |mut lookup| {
-        // Under the exclusive lock: of a call that shares the lock it would see half.
         l1.with(|state| {
             let space = state.space_index(space)?;
             let (found, _) = lookup.find_all(state, space);
@@ -166,7 +164,7 @@ pub(super) fn explain_sessions(l1: &L1, session: Option<u64>) -> Result<Vec<Sess
     let report = |id| {
         l1.with(|state| {
             let index = state.sessions.index(id)?;
-            Ok(session_report(state, index, &state.sessions.at(index)))
+            Ok(session_report(state, index, state.sessions.at(index)))
         })
     };
     if let Some(session) = session {
@@ -197,7 +195,7 @@ pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<St
     })?;
     let held = |session: &u64| l1.with(|state| bytes_held(state, *session));
     let holders: Vec<(u64, String)> = sessions.iter().filter_map(held).collect();
-    let in_use = l1.with(|state| state.counters.locked_bytes());
+    let in_use = l1.with(|state| state.in_use.locked_bytes);
     let moving = in_use.saturating_sub(holders.iter().map(|(bytes, _)| bytes).sum());
     let moving = if of_space { 0 } else { moving };
     let largest = holders.into_iter().max_by_key(|(bytes, _)| *bytes).filter(|(bytes, _)| *bytes > 0);
@@ -218,20 +216,15 @@ pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<St
     })
 }
 
-pub(super) fn counts(state: &L1State) -> Counts {
-    let (read_hits, read_misses) = state.counters.reads();
-    Counts { read_hits, read_misses, ..state.counts }
-}
-
 pub(super) fn gauges(state: &L1State) -> Gauges {
-    let policies: usize = state.pools.iter().map(|pool| pool.policy.lock().memory_bytes()).sum();
+    let policies: usize = state.pools.iter().map(|pool| pool.policy.memory_bytes()).sum();
     Gauges {
         capacity_bytes: state.alloc.capacity(),
         used_bytes: state.alloc.used_bytes(),
-        locked_bytes: state.counters.locked_bytes(),
+        locked_bytes: state.in_use.locked_bytes,
         objects: state.ready,
         staged: state.staged,
-        shares: state.counters.shares(),
+        shares: state.in_use.shares,
         sessions: state.sessions.len() as u64,
         writes_queued: state.writes_waiting,
         memory_bytes: (policies
@@ -309,11 +302,7 @@ fn object_report(state: &L1State, id: u32) -> ObjectReport {
         bytes: slot.size(),
         shares,
         transfers,
-        shared_for_ms: if shares > 0 {
-            u64::from((state.now_ms as u32).wrapping_sub(slot.since_ms.load(Ordering::Relaxed)))
-        } else {
-            0
-        },
+        shared_for_ms: if shares > 0 { u64::from((state.now_ms as u32).wrapping_sub(slot.since_ms)) } else { 0 },
         uses: slot.uses(),
         temporary: slot.is(TEMPORARY),
         written: slot.is(STORED),

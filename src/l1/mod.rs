@@ -1,7 +1,7 @@
 //! The host-memory tier: objects by key, the shares of them, the sessions that hold these, and the memory all of it takes.
 //!
 //! All of it is one [`state::L1State`] behind one lock, which a call holds for a whole batch: that makes a batch atomic (P11).
-//! Nothing under the lock does I/O, waits, or calls out. Calls that read may share the lock when calls meet (`shared_read.rs`).
+//! Nothing under the lock does I/O, waits, or calls out.
 //!
 //! `tier.rs` has the lock and the clock, `api.rs` and `backend_api.rs` have the methods that others call. Each act stands in a
 //! file of its own as functions over the state. `object_life.rs` has every change of an object's state, `session/lifecycle.rs`
@@ -10,7 +10,6 @@
 pub mod alloc;
 mod api;
 mod backend_api;
-mod contention;
 mod counters;
 mod deferred_uses;
 mod detached_writes;
@@ -33,7 +32,6 @@ mod session;
 mod shapes;
 mod share;
 mod share_return;
-mod shared_read;
 mod single_key_read;
 pub mod slot;
 mod slots;

@@ -5,8 +5,7 @@
 //!                 staging --discard_staging-----------> detached
 //! ```
 //!
-//! All functions here need the exclusive lock. Calls that share it change shares alone, and of those the last one of a detached or
-//! temporary object is returned under the exclusive lock too.
+//! All functions here need the lock.
 
 use super::alloc::Block;
 use super::pending_writes;
@@ -32,7 +31,7 @@ pub(super) fn stage(
 ) -> u32 {
     let id = state.slots.take(*key, space, fingerprint, size, block, if temporary { TEMPORARY } else { 0 });
     state.spaces[space as usize].used += size;
-    state.counters.lock(size);
+    state.in_use.lock(size);
     state.staged += 1;
     id
 }
@@ -134,8 +133,7 @@ pub(super) fn detach(state: &mut L1State, id: u32, why: Removal) {
         .into_iter()
         .chain(state.holders.iter(&state.slots, id).map(|(session, _)| session));
     for session in holders {
-        let mut session = state.sessions.at(session);
-        let of_key = session.detached.entry(key).or_default();
+        let of_key = state.sessions.at_mut(session).detached.entry(key).or_default();
         // The holder may stand in the list too.
         if !of_key.contains(&name) {
             of_key.push(name);

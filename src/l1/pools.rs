@@ -1,15 +1,12 @@
 //! Pools of objects that compete for memory, each with an eviction policy.
 
-use parking_lot::Mutex;
-
 use super::slots::Slots;
 use crate::error::{Error, Result};
 use crate::policy::{self, EvictionPolicy, Meta};
 
 /// Objects that compete for memory: those of all spaces without a quota, or those of one space with one.
 pub(super) struct EvictionPool {
-    /// Reads that share the state lock it to pass on what they used.
-    pub policy: Mutex<Box<dyn EvictionPolicy>>,
+    pub policy: Box<dyn EvictionPolicy>,
     /// Bytes of its ready objects.
     pub bytes: u64,
 }
@@ -20,7 +17,7 @@ impl EvictionPool {
         let names = policy::NAMES.join(", ");
         let policy = policy::by_name(policy)
             .ok_or_else(|| Error::invalid(format!("eviction_policy \"{policy}\" is unknown: use one of {names}")))?;
-        Ok(EvictionPool { policy: Mutex::new(policy), bytes: 0 })
+        Ok(EvictionPool { policy, bytes: 0 })
     }
 }
 

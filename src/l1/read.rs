@@ -1,6 +1,6 @@
 //! The calls that read: taking shares of keys, and returning them.
 //!
-//! A call of one key takes a short way (`single_key_read.rs`); where calls meet, one shares the lock if it can (`shared_read.rs`).
+//! A call of one key takes a short way (`single_key_read.rs`).
 
 use super::counters::ReadCounts;
 use super::lookup;
@@ -8,36 +8,21 @@ use super::outcome::Outcome;
 use super::session::sessions::Session;
 use super::slot::{NONE, TEMPORARY};
 use super::tier::L1;
-use super::{share, share_return, shared_read, single_key_read};
+use super::{share, share_return, single_key_read};
 use crate::abi::View;
 use crate::ablation::{self, Optimization::SingleKeyRead};
-use crate::error::{KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result};
+use crate::error::{KVKEEP_OK, Result};
 use crate::key::Key;
 
 pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, views: &mut [View]) -> Result<bool> {
-    let now_ms = l1.now_ms();
     if let ([key], [view]) = (keys, &mut *views)
         && !ablation::is_off(SingleKeyRead)
-        && !l1.contention.is_there(now_ms)
     {
-        *view = single_key_read::reserve(l1, session, key, count, now_ms)?;
+        *view = single_key_read::reserve(l1, session, key, count)?;
         return Ok(view.status == KVKEEP_OK as i32);
     }
     lookup::with_slots(l1, keys, false, |mut lookup| {
-        let shared = shared_read::run(l1, session, now_ms, |call| {
-            let state = call.state;
-            let (found, fresh) = lookup.find_all(state, call.session.space);
-            let (hits, held) = call.take_all(found, count, fresh)?;
-            for (view, &id) in views.iter_mut().zip(&*found) {
-                *view = if id == NONE { View::none(KVKEEP_ERR_NOT_FOUND) } else { state.view(id) };
-            }
-            call.count_read(keys.len() as u64, hits, held);
-            Some(hits == keys.len() as u64)
-        });
-        if let Some(all) = shared {
-            return Ok(all);
-        }
-        l1.with_at(now_ms, |state| {
+        l1.with(|state| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let (found, fresh) = lookup.find_all(state, space);
             let mut read = ReadCounts::default();
@@ -47,7 +32,7 @@ pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, view
                 all &= view.status == KVKEEP_OK as i32;
             }
             share::note_all(state, index, fresh);
-            state.counters.read(read);
+            state.counts.read(read);
             Ok(all)
         })
     })
@@ -55,18 +40,7 @@ pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, view
 
 pub(super) fn reserve_found(l1: &L1, session: u64, keys: &[Key], count: u32, held: &mut [bool]) -> Result<()> {
     lookup::with_slots(l1, keys, false, |mut lookup| {
-        let now_ms = l1.now_ms();
-        let shared = shared_read::run(l1, session, now_ms, |call| {
-            let (found, fresh) = lookup.find_all(call.state, call.session.space);
-            found.iter_mut().zip(&*held).filter(|(_, held)| **held).for_each(|(id, _)| *id = NONE);
-            call.take_all(found, count, fresh)?;
-            found.iter().zip(&mut *held).for_each(|(id, held)| *held |= *id != NONE);
-            Some(())
-        });
-        if shared.is_some() {
-            return Ok(());
-        }
-        l1.with_at(now_ms, |state| {
+        l1.with(|state| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let (found, fresh) = lookup.find_all(state, space);
             for (held, &id) in held.iter_mut().zip(&*found) {
@@ -83,29 +57,19 @@ pub(super) fn finish_read(
     session: u64,
     keys: &[Key],
     count: u32,
-    mut statuses: Option<&mut [i32]>,
+    statuses: Option<&mut [i32]>,
 ) -> Result<bool> {
-    let now_ms = l1.now_ms();
+    let mut outcome = Outcome::new(statuses);
     if let [key] = keys
         && !ablation::is_off(SingleKeyRead)
-        && !l1.contention.is_there(now_ms)
     {
-        let mut outcome = Outcome::new(statuses);
-        outcome.set(0, single_key_read::finish(l1, session, key, count, now_ms)?);
+        outcome.set(0, single_key_read::finish(l1, session, key, count)?);
         return Ok(outcome.all_ok());
     }
     lookup::with_slots(l1, keys, true, |mut lookup| {
-        let shared = shared_read::run(l1, session, now_ms, |call| {
-            let (found, _) = lookup.find_all(call.state, call.session.space);
-            call.return_all(found, count, Outcome::new(statuses.as_deref_mut()))
-        });
-        if let Some(all) = shared {
-            return Ok(all);
-        }
-        l1.with_at(now_ms, |state| {
+        l1.with(|state| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let (found, _) = lookup.find_all(state, space);
-            let mut outcome = Outcome::new(statuses);
             for (i, (key, id)) in keys.iter().zip(found.iter_mut()).enumerate() {
                 outcome.set(i, share_return::return_key(state, index, key, id, count));
             }

@@ -78,7 +78,7 @@ pub(super) fn forget(l1: &L1, space: Option<u64>) -> Result<u64> {
         for id in slots_of(state, space, |slot| slot.is(STAGING)) {
             state.slots[id].set(FORGOTTEN);
         }
-        for (_, mut session) in state.sessions.live() {
+        for session in state.sessions.live_mut() {
             session.forgotten |= session.user != 0 && space.is_none_or(|space| space == session.space);
         }
         Ok(clear_objects(state, space, true).0)

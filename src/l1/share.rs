@@ -1,7 +1,7 @@
 //! Shares: counting them for a session and an object, when a session takes and returns them. `share_return.rs` finds out of which
 //! copy of a key shares are returned.
 //!
-//! All functions here need the exclusive lock. Those that run for each key are inlined by force: of a batch of one key, entering
+//! Those that run for each key are inlined by force: of a batch of one key, entering
 //! and leaving functions is a twentieth.
 
 use super::counters::ReadCounts;
@@ -60,8 +60,7 @@ pub(super) fn read_one(
 /// As [`take`], and says which shares the session had of the object before. `None` if it would have too many.
 #[inline(always)]
 pub(super) fn take_one(state: &mut L1State, session: u32, id: u32, count: u32) -> Option<Taken> {
-    let slot = &state.slots[id];
-    let word = slot.word();
+    let word = state.slots[id].word();
     let (holder, held) = word.holder();
     let shares = if word.is(LISTED) { state.slots.shares(id) } else { held };
     if count > SHARES_MAX - shares {
@@ -69,20 +68,20 @@ pub(super) fn take_one(state: &mut L1State, session: u32, id: u32, count: u32) -
     }
     let mut taken = Taken { first: holder != session, held: holder == session && held > 0 };
     if !taken.first || shares == 0 {
-        slot.set_holder(session, held + count);
+        state.slots[id].set_holder(session, held + count);
     } else {
         taken.first = state.holders.add(&mut state.slots, id, session, count);
         taken.held = !taken.first;
     }
     if shares == 0 {
         let slot = &mut state.slots[id];
-        *slot.since_ms.get_mut() = state.now_ms as u32;
+        slot.since_ms = state.now_ms as u32;
         if !word.locked() {
-            state.counters.lock(slot.size());
+            state.in_use.lock(slot.size());
         }
     }
     state.sessions.at_mut(session).shares += u64::from(count);
-    state.counters.take(count);
+    state.in_use.shares += u64::from(count);
     Some(taken)
 }
 
@@ -130,7 +129,7 @@ fn forget_duplicates(state: &mut L1State, session: u32) {
 #[inline(always)]
 pub(super) fn return_shares(state: &mut L1State, session: u32, id: u32, count: u32) -> bool {
     state.sessions.at_mut(session).shares -= u64::from(count);
-    state.counters.return_shares(count);
+    state.in_use.shares -= u64::from(count);
     let slot = &mut state.slots[id];
     let word = slot.word();
     if word.is(TEMPORARY) {
@@ -153,7 +152,7 @@ pub(super) fn return_shares(state: &mut L1State, session: u32, id: u32, count: u
     }
     let slot = &state.slots[id];
     if !word.is(BUSY) {
-        state.counters.unlock(slot.size());
+        state.in_use.unlock(slot.size());
     }
     let stays = !word.has(TEMPORARY | DETACHED);
     if !stays {
@@ -177,9 +176,8 @@ pub(super) fn count_reads(state: &mut L1State, space: u32, ids: &mut [u32]) {
 }
 
 pub(super) fn count_read(state: &mut L1State, id: u32) {
-    let slot = &state.slots[id];
-    slot.count_use();
-    if pending_writes::is_due_after(state, slot, 0) {
+    state.slots[id].count_use();
+    if pending_writes::is_due_after(state, &state.slots[id], 0) {
         pending_writes::queue_write(state, id);
     }
 }

@@ -11,9 +11,9 @@ use crate::key::Key;
 
 /// Takes `count` shares of a key, if it is ready.
 #[inline]
-pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<View> {
+pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32) -> Result<View> {
     let fingerprint = l1.fingerprinter.fingerprint(key);
-    l1.with_at(now_ms, |state| {
+    l1.with(|state| {
         let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
         let fingerprint = fingerprint.within(space);
         let id = state.find_fingerprint(fingerprint).unwrap_or(NONE);
@@ -25,15 +25,15 @@ pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32, now_ms: u64)
         if let Some(id) = fresh {
             share::note_all(state, index, &[id]);
         }
-        state.counters.read(read);
+        state.counts.read(read);
         Ok(view)
     })
 }
 
 /// Returns `count` shares of a key.
 #[inline]
-pub(super) fn finish(l1: &L1, session: u64, key: &Key, count: u32, now_ms: u64) -> Result<Status> {
-    l1.with_at(now_ms, |state| {
+pub(super) fn finish(l1: &L1, session: u64, key: &Key, count: u32) -> Result<Status> {
+    l1.with(|state| {
         let (index, Session { space, last_read, .. }) = state.sessions.use_now(session, state.now_ms)?;
         let (fingerprint, id) = match last_read {
             Some(last) if last.key == *key => (last.fingerprint, last.id),

@@ -1,7 +1,6 @@
 //! One object in L1: where its bytes lie, its state, and the session that holds it.
 
 use crate::fingerprint::Fingerprint;
-use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// In place of a slot number: there is no slot.
 pub const NONE: u32 = u32::MAX;
@@ -66,25 +65,24 @@ const HELD: u64 = (SHARES_MAX as u64) << HELD_SHIFT;
 const LOCKS: u64 = HELD | (LISTED | BUSY | STAGING) as u64;
 
 /// The part of an object that a read looks at, on half a cache line: of a hundred thousand objects it stays in a core's share of the
-/// caches, where the keys themselves would not. Calls that share the lock may change the atomic fields (`shared_read.rs`); the
-/// others change only under the exclusive lock.
+/// caches, where the keys themselves would not.
 #[repr(C, align(32))]
 #[derive(Debug)]
 pub struct Slot {
     fingerprint_low: u64,
-    /// From the top: its holder, the holder's shares, the upper bits of its size, flags. Shared calls change the first two.
-    word: AtomicU64,
+    /// From the top: its holder, the holder's shares, the upper bits of its size, flags.
+    word: Word,
     /// Where its bytes begin in the arena, in the allocator's units.
     pub start: u32,
     size_low: u32,
     /// When the first of its present shares was taken, in milliseconds of the cache's clock, wrapping.
-    pub since_ms: AtomicU32,
-    uses: AtomicU16,
+    pub since_ms: u32,
+    uses: u16,
     fingerprint_high: u16,
 }
 
-/// A slot's holder, flags and upper bits of the size, as they were at one moment.
-#[derive(Clone, Copy)]
+/// A slot's holder, flags and upper bits of the size.
+#[derive(Clone, Copy, Debug)]
 pub struct Word(u64);
 
 impl Word {
@@ -136,11 +134,11 @@ impl Slot {
         let word = u64::from(NOBODY) << SESSION_SHIFT | size >> 32 << SIZE_HIGH_SHIFT | u64::from(flags);
         Slot {
             fingerprint_low: fingerprint.low,
-            word: AtomicU64::new(word),
+            word: Word(word),
             start,
             size_low: size as u32,
-            since_ms: AtomicU32::new(0),
-            uses: AtomicU16::new(0),
+            since_ms: 0,
+            uses: 0,
             fingerprint_high: fingerprint.high,
         }
     }
@@ -150,10 +148,10 @@ impl Slot {
         Slot::new(Fingerprint::default(), 0, 0, 0)
     }
 
-    /// The word as it is now. Load it once where several questions are asked of it.
+    /// Its holder, flags and upper bits of the size.
     #[inline]
     pub fn word(&self) -> Word {
-        Word(self.word.load(Ordering::Acquire))
+        self.word
     }
 
     /// Whether it is the object whose key has this fingerprint within its space.
@@ -165,82 +163,72 @@ impl Slot {
     /// Bytes of its payload.
     #[inline]
     pub fn size(&self) -> u64 {
-        u64::from(self.size_low) | (self.word().0 >> SIZE_HIGH_SHIFT & SIZE_HIGH) << 32
+        u64::from(self.size_low) | (self.word.0 >> SIZE_HIGH_SHIFT & SIZE_HIGH) << 32
     }
 
-    /// As [`Word::holder`], loading the word.
+    /// As [`Word::holder`].
     #[inline]
     pub fn holder(&self) -> (u32, u32) {
-        self.word().holder()
+        self.word.holder()
     }
 
-    /// Sets the holder and its shares. A call that shares the lock may do so only for a holder with shares, which no other call
-    /// changes while this one has locked the holder's session.
+    /// Sets the holder and its shares.
     #[inline]
-    pub fn set_holder(&self, session: u32, held: u32) {
-        self.word.store(self.word().with_holder(session, held).0, Ordering::Release);
+    pub fn set_holder(&mut self, session: u32, held: u32) {
+        self.word = self.word.with_holder(session, held);
     }
 
-    /// Makes `session` the holder, with `held` shares, if the holder is still `before`, without shares.
-    #[inline]
-    pub fn change_holder(&self, before: u32, session: u32, held: u32) -> bool {
-        let word = self.word();
-        let (before, after) = (word.with_holder(before, 0).0, word.with_holder(session, held).0);
-        self.word.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    /// As [`Word::held_by`], loading the word.
+    /// As [`Word::held_by`].
     #[inline]
     pub fn held_by(&self, session: u32) -> u32 {
-        self.word().held_by(session)
+        self.word.held_by(session)
     }
 
     /// Times it was read, counted up to [`USES_MAX`].
     #[inline]
     pub fn uses(&self) -> u32 {
-        u32::from(self.uses.load(Ordering::Relaxed))
+        u32::from(self.uses)
     }
 
-    /// Counts a read. A call that shares the lock may do so only for an object of which it has the last share.
+    /// Counts a read.
     #[inline]
-    pub fn count_use(&self) {
-        let uses = self.uses.load(Ordering::Relaxed);
-        self.uses.store(uses.saturating_add(1), Ordering::Relaxed);
+    pub fn count_use(&mut self) {
+        self.uses = self.uses.saturating_add(1);
     }
 
-    /// As [`Word::is`], loading the word.
+    /// As [`Word::is`].
     #[inline]
     pub fn is(&self, flags: Flags) -> bool {
-        self.word().is(flags)
+        self.word.is(flags)
     }
 
-    /// As [`Word::has`], loading the word.
+    /// As [`Word::has`].
     #[inline]
     pub fn has(&self, flags: Flags) -> bool {
-        self.word().has(flags)
+        self.word.has(flags)
     }
 
-    /// Sets flags. Needs the exclusive lock.
+    /// Sets flags.
     #[inline]
     pub fn set(&mut self, flags: Flags) {
-        self.word.store(self.word().0 | u64::from(flags), Ordering::Relaxed);
+        self.word.0 |= u64::from(flags);
     }
 
-    /// Clears flags. Needs the exclusive lock.
+    /// Clears flags.
     #[inline]
     pub fn clear(&mut self, flags: Flags) {
-        self.word.store(self.word().0 & !u64::from(flags), Ordering::Relaxed);
+        self.word.0 &= !u64::from(flags);
     }
 
     /// Whether it is committed, and in the table.
     pub fn is_findable(&self) -> bool {
-        self.word().0 & u64::from(READY | DETACHED) == u64::from(READY)
+        self.word.0 & u64::from(READY | DETACHED) == u64::from(READY)
     }
 
-    /// As [`Word::locked`], loading the word.
+    /// As [`Word::locked`].
     #[inline]
     pub fn locked(&self) -> bool {
-        self.word().locked()
+        self.word.locked()
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::alloc::Alloc;
-use super::counters::{Counters, Counts};
+use super::counters::{Counts, InUse};
 use super::deferred_uses::DeferredUses;
 use super::detached_writes::DetachedWrites;
 use super::holders::Holders;
@@ -121,7 +121,7 @@ pub(super) struct L1State {
     pub leaving_bytes: u64,
     /// The limit of the call that has the state now.
     pub may_evict: MayEvict,
-    pub counters: Counters,
+    pub in_use: InUse,
     pub deferred: DeferredUses,
     /// Committed by the call that has the state now; no policy knows of them yet.
     pub unranked: Vec<u32>,
@@ -177,7 +177,7 @@ impl L1State {
             detached_writes: DetachedWrites::default(),
             leaving_bytes: 0,
             may_evict: MayEvict::All,
-            counters: Counters::default(),
+            in_use: InUse::default(),
             deferred: DeferredUses::default(),
             unranked: Vec::new(),
             ready: 0,
@@ -207,8 +207,8 @@ impl L1State {
     pub fn relock(&mut self, id: u32, was_locked: bool) {
         let slot = &self.slots[id];
         match (was_locked, slot.locked()) {
-            (false, true) => self.counters.lock(slot.size()),
-            (true, false) => self.counters.unlock(slot.size()),
+            (false, true) => self.in_use.lock(slot.size()),
+            (true, false) => self.in_use.unlock(slot.size()),
             _ => {}
         }
     }
@@ -313,7 +313,7 @@ impl L1State {
     #[inline]
     pub fn policy(&mut self, pool: usize) -> (&mut dyn EvictionPolicy, Metas<'_>) {
         self.settle_uses();
-        (self.pools[pool].policy.get_mut().as_mut(), Metas { slots: &self.slots, now_ms: self.now_ms })
+        (self.pools[pool].policy.as_mut(), Metas { slots: &self.slots, now_ms: self.now_ms })
     }
 
     /// Passes all deferred uses on to their policies.
@@ -324,7 +324,7 @@ impl L1State {
         }
     }
 
-    /// Marks objects of a pool as used, for now or later; the call has the exclusive lock.
+    /// Marks objects of a pool as used, for now or later.
     #[inline(always)]
     pub fn touch_all(&mut self, pool: usize, ids: &[u32]) {
         if !self.deferred.note(pool, ids) {

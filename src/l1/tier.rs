@@ -4,10 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use once_cell::sync::OnceCell;
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, MutexGuard};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::contention::Contention;
 use super::freed_memory::FreedMemory;
 use super::spin::spin;
 use super::state::{L1Config, L1State};
@@ -25,12 +24,11 @@ fn coarse_ms() -> u64 {
 
 /// The tier. Every method may be called from any thread. None blocks but `reserve_waiting`.
 pub struct L1 {
-    pub(super) state: RwLock<L1State>,
+    pub(super) state: Mutex<L1State>,
     pub(super) fingerprinter: Fingerprinter,
     arena: Arc<Arena>,
     events: Arc<Events>,
     began_ms: u64,
-    pub(super) contention: Contention,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
     /// Objects were used that backends have.
     pub(super) uses_noted: AtomicBool,
@@ -51,12 +49,11 @@ impl L1 {
         let events = Arc::<Events>::default();
         let state = L1State::new(arena.clone(), config, fingerprinter.clone(), events.clone())?;
         Ok(Arc::new_cyclic(|me| L1 {
-            state: RwLock::new(state),
+            state: Mutex::new(state),
             fingerprinter,
             arena,
             events,
             began_ms: coarse_ms(),
-            contention: Contention::default(),
             waker: OnceCell::new(),
             uses_noted: AtomicBool::new(false),
             awaiting: AtomicU32::new(0),
@@ -72,25 +69,21 @@ impl L1 {
         let _ = self.waker.set(Box::new(waker));
     }
 
-    /// Runs `body` under the exclusive lock, and wakes threads after it.
+    /// Runs `body` under the lock, and wakes threads after it.
     pub(super) fn with<R>(&self, body: impl FnOnce(&mut L1State) -> R) -> R {
-        self.with_at(self.now_ms(), body)
-    }
-
-    /// As [`with`](L1::with), at a time that the caller has read.
-    pub(super) fn with_at<R>(&self, now_ms: u64, body: impl FnOnce(&mut L1State) -> R) -> R {
-        self.run(self.lock(now_ms), now_ms, body)
+        let now_ms = self.now_ms();
+        self.run(self.lock(), now_ms, body)
     }
 
     /// As [`with`](L1::with), for a background thread whose work can wait: `None` if callers keep the state to themselves. One of
     /// them would have to wake a thread that sleeps for it.
     pub(super) fn with_if_free<R>(&self, body: impl FnOnce(&mut L1State) -> R) -> Option<R> {
-        let look = || self.state.try_write();
+        let look = || self.state.try_lock();
         let state = look().or_else(|| spin(look))?;
         Some(self.run(state, self.now_ms(), body))
     }
 
-    fn run<R>(&self, mut state: RwLockWriteGuard<L1State>, now_ms: u64, body: impl FnOnce(&mut L1State) -> R) -> R {
+    fn run<R>(&self, mut state: MutexGuard<L1State>, now_ms: u64, body: impl FnOnce(&mut L1State) -> R) -> R {
         state.now_ms = state.now_ms.max(now_ms);
         let result = body(&mut state);
         let mut wakes = std::mem::take(&mut state.wakes);
@@ -114,13 +107,9 @@ impl L1 {
         result
     }
 
-    /// The exclusive lock. A call that has to wait for it counts as contention.
-    fn lock(&self, now_ms: u64) -> RwLockWriteGuard<'_, L1State> {
-        if let Some(state) = self.state.try_write() {
-            return state;
-        }
-        self.contention.met(now_ms);
-        spin(|| self.state.try_write()).unwrap_or_else(|| self.state.write())
+    fn lock(&self) -> MutexGuard<'_, L1State> {
+        let look = || self.state.try_lock();
+        look().or_else(|| spin(look)).unwrap_or_else(|| self.state.lock())
     }
 
     /// The cache's clock: milliseconds since it was opened, a few coarse.

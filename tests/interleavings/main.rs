@@ -11,7 +11,6 @@ mod control;
 #[path = "../../src/doorbell.rs"]
 mod doorbell;
 mod ffi;
-mod l1;
 mod sync;
 
 /// Tries every order in which no thread is interrupted more often than `preemptions` times.
@@ -74,14 +73,5 @@ mod bell {
             }
             ringer.join().unwrap();
         });
-    }
-}
-
-/// In place of `src/fingerprint.rs`.
-mod fingerprint {
-    #[derive(Clone, Copy, Default)]
-    pub struct Fingerprint {
-        pub low: u64,
-        pub high: u16,
     }
 }

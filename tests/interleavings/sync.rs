@@ -8,7 +8,7 @@ pub use std::sync::atomic::compiler_fence;
 use loom::sync::{Arc, Condvar};
 
 pub use loom::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 pub use loom::thread::yield_now;
 

@@ -7,11 +7,9 @@
 //! ```
 //!
 //! A session is expired when its deadline has passed, and live again when it is used (`Sessions::use_now`). While it is expired, its
-//! shares may be revoked for memory. All functions here need the exclusive lock.
+//! shares may be revoked for memory. All functions here need the lock.
 
 use std::time::Duration;
-
-use parking_lot::MutexGuard;
 
 use super::sessions::{Session, Staged};
 use crate::error::Result;
@@ -100,7 +98,7 @@ fn end(state: &mut L1State, index: u32, touch: bool, reclaimed: bool) {
             state.touch_object(pool, id);
             tier_notes::note_use(state, id);
         }
-        let slot = &state.slots[id];
+        let slot = &mut state.slots[id];
         if slot.holder() == (index, 0) {
             slot.set_holder(NOBODY, 0);
         }
@@ -155,7 +153,7 @@ pub(in crate::l1) fn end_longest_expired(state: &mut L1State) {
 }
 
 /// Expired sessions that hold shares.
-fn expired(state: &L1State, space: Option<u32>) -> impl Iterator<Item = (u32, MutexGuard<'_, Session>)> {
+fn expired(state: &L1State, space: Option<u32>) -> impl Iterator<Item = (u32, &Session)> {
     state.sessions.live().filter(move |(_, session)| {
         session.shares > 0 && session.is_expired(state.now_ms) && space.is_none_or(|space| space == session.space)
     })

@@ -6,7 +6,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet, HashTable};
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::fingerprint::Fingerprint;
@@ -64,10 +63,6 @@ pub struct Session {
     pub next_depth: u32,
     /// Jobs of it that are not done.
     pub jobs: u32,
-    /// Calls of it that are to take the exclusive lock before one is tried under the shared lock, and how many did after the last
-    /// one tried.
-    pub exclusive_left: u8,
-    pub exclusive_last: u8,
     /// The session that it copies for, or 0.
     pub user: u64,
     /// Its space was forgotten while it copied: keys that it has not staged by then are not stored any more.
@@ -146,12 +141,6 @@ pub struct LastRead {
     pub id: u32,
 }
 
-struct SessionPlace {
-    id: u64,
-    /// Calls that share the state lock it; an exclusive call needs not.
-    session: Mutex<Session>,
-}
-
 /// A session that others copy for.
 #[derive(Default)]
 struct Served {
@@ -161,7 +150,7 @@ struct Served {
 
 /// All live sessions, by index.
 pub struct Sessions {
-    places: Vec<Option<Box<SessionPlace>>>,
+    places: Vec<Option<Box<Session>>>,
     /// The round in which each index was given last.
     given: Vec<u32>,
     spare: VecDeque<u32>,
@@ -216,33 +205,28 @@ impl Sessions {
         self.live += 1;
         let id = u64::from(self.boot) << BOOT_SHIFT | u64::from(self.round) << INDEX_BITS | u64::from(index);
         let timeout_ms = timeout.as_millis() as u64;
-        self.places[index as usize] = Some(Box::new(SessionPlace {
+        self.places[index as usize] = Some(Box::new(Session {
             id,
-            session: Mutex::new(Session {
-                id,
-                space,
-                owner_pid,
-                request_id: request_id.into(),
-                timeout_ms,
-                deadline_ms: now_ms + timeout_ms,
-                began_ms: now_ms,
-                used: Vec::new(),
-                distinct: 0,
-                known: Box::default(),
-                landed: false,
-                shares: 0,
-                last_read: None,
-                staged: HashTable::new(),
-                revoked: HashMap::new(),
-                detached: HashMap::new(),
-                owed: HashMap::new(),
-                next_depth: 0,
-                jobs: 0,
-                exclusive_left: 0,
-                exclusive_last: 0,
-                user: 0,
-                forgotten: false,
-            }),
+            space,
+            owner_pid,
+            request_id: request_id.into(),
+            timeout_ms,
+            deadline_ms: now_ms + timeout_ms,
+            began_ms: now_ms,
+            used: Vec::new(),
+            distinct: 0,
+            known: Box::default(),
+            landed: false,
+            shares: 0,
+            last_read: None,
+            staged: HashTable::new(),
+            revoked: HashMap::new(),
+            detached: HashMap::new(),
+            owed: HashMap::new(),
+            next_depth: 0,
+            jobs: 0,
+            user: 0,
+            forgotten: false,
         }));
         Ok(id)
     }
@@ -304,23 +288,18 @@ impl Sessions {
     }
 
     /// The session at a live index.
-    pub fn at(&self, index: u32) -> MutexGuard<'_, Session> {
+    pub fn at(&self, index: u32) -> &Session {
         match &self.places[index as usize] {
-            Some(place) => place.session.lock(),
+            Some(session) => session,
             None => unreachable!("no session at index {index}"),
         }
-    }
-
-    /// The session at a live index, if no other call is in it.
-    pub fn try_at(&self, index: u32) -> Option<MutexGuard<'_, Session>> {
-        self.places[index as usize].as_ref()?.session.try_lock()
     }
 
     /// The session at a live index.
     #[inline]
     pub fn at_mut(&mut self, index: u32) -> &mut Session {
         match &mut self.places[index as usize] {
-            Some(place) => place.session.get_mut(),
+            Some(session) => session,
             None => unreachable!("no session at index {index}"),
         }
     }
@@ -328,10 +307,9 @@ impl Sessions {
     /// Forgets the session at a live index; one that was `reclaimed` is remembered as expired. Called by `lifecycle.rs` alone, after
     /// it returned what the session held.
     pub fn remove(&mut self, index: u32, reclaimed: bool) {
-        let Some(place) = self.places[index as usize].take() else { return };
+        let Some(session) = self.places[index as usize].take() else { return };
         self.live -= 1;
-        let SessionPlace { id, session } = *place;
-        let user = session.into_inner().user;
+        let Session { id, user, .. } = *session;
         if let Some(served) = self.served.get_mut(&user) {
             served.copies -= 1;
             if served.copies == 0 {
@@ -380,9 +358,14 @@ impl Sessions {
     }
 
     /// Live sessions and their indexes.
-    pub fn live(&self) -> impl Iterator<Item = (u32, MutexGuard<'_, Session>)> {
+    pub fn live(&self) -> impl Iterator<Item = (u32, &Session)> {
         let places = self.places.iter().enumerate();
-        places.filter_map(|(index, place)| Some((index as u32, place.as_ref()?.session.lock())))
+        places.filter_map(|(index, place)| Some((index as u32, &**place.as_ref()?)))
+    }
+
+    /// As [`live`](Sessions::live), to be changed.
+    pub fn live_mut(&mut self) -> impl Iterator<Item = &mut Session> {
+        self.places.iter_mut().flatten().map(|session| &mut **session)
     }
 
     /// How many sessions are live.

@@ -4,6 +4,7 @@ pub(super) mod model;
 
 mod copies;
 mod deferred_uses;
+mod read;
 mod shapes;
 mod staged_bytes;
 
@@ -11,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::contention::Contention;
 use super::evict::Eviction;
 use super::open_space::open_tagged_space;
 use super::slot::{LEAVING, Ref, SHARES_MAX};
@@ -104,7 +104,7 @@ fn background_eviction_lets_callers_go_first_unless_it_insists() {
     let l1 = l1(StoreMode::Never, 10);
     let session = session(&l1, space(&l1, 0));
     commit(&l1, session, 0..85);
-    let caller = l1.state.read();
+    let caller = l1.state.lock();
     assert_eq!(l1.evict_slice(false), Eviction::Busy);
     std::thread::scope(|scope| {
         let insists = scope.spawn(|| l1.evict_slice(true));
@@ -299,24 +299,10 @@ fn a_session_that_takes_turns_with_another_names_what_it_uses_once() {
 }
 
 #[test]
-fn a_background_thread_now_and_then_makes_no_contention_and_two_callers_do() {
-    let contention = Contention::default();
-    for now_ms in (1..10_000).step_by(50) {
-        contention.met(now_ms);
-        assert!(!contention.is_there(now_ms));
-    }
-    for _ in 0..20 {
-        contention.met(20_000);
-    }
-    assert!(contention.is_there(20_000) && contention.is_there(20_040) && !contention.is_there(20_100));
-}
-
-#[test]
-fn reads_that_share_the_lock_leave_the_counters_as_they_were() {
+fn readers_of_the_same_objects_leave_the_counters_as_they_were() {
     const READERS: u32 = 4;
     const ROUNDS: u32 = 3000;
     let l1 = l1(StoreMode::Never, 10);
-    l1.contention.stay();
     let space = space(&l1, 0);
     commit(&l1, session(&l1, space), 0..60);
     let misses = AtomicU64::new(0);

@@ -174,7 +174,7 @@ fn index_of(session: u64) -> u32 {
 }
 
 impl World {
-    fn new(policy: &str, store_mode: StoreMode, contended: bool) -> World {
+    fn new(policy: &str, store_mode: StoreMode) -> World {
         let config = L1Config {
             policy: policy.to_owned(),
             high_percent: 80,
@@ -187,9 +187,6 @@ impl World {
         let l1 = L1::new(Arc::new(Arena::map(ARENA, MapOptions::default()).unwrap()), config).unwrap();
         l1.set_has_l2(true);
         l1.events().keep().unwrap();
-        if contended {
-            l1.contention.stay();
-        }
         let spaces = [("a", 0), ("b", QUOTA)].map(|(model, quota_bytes)| {
             let (layout, tenant) = (String::new(), String::new());
             l1.open_space(&SpaceSpec {
@@ -391,7 +388,7 @@ impl World {
                 status if status == KVKEEP_ERR_QUOTA as i32 => quota > 0 && size <= quota,
                 status => {
                     assert_eq!(status, KVKEEP_ERR_NO_MEMORY as i32);
-                    size <= state.alloc.capacity() - state.counters.locked_bytes()
+                    size <= state.alloc.capacity() - state.in_use.locked_bytes
                 }
             };
             let pool = (status == KVKEEP_ERR_QUOTA as i32).then_some(state.spaces[space].pool);
@@ -405,8 +402,8 @@ impl World {
     }
 }
 
-fn check(policy: &str, store_mode: StoreMode, contended: bool, ops: Vec<Op>) {
-    let mut world = World::new(policy, store_mode, contended);
+fn check(policy: &str, store_mode: StoreMode, ops: Vec<Op>) {
+    let mut world = World::new(policy, store_mode);
     for op in ops {
         world.step(op, policy);
         world.see_what_went();
@@ -436,8 +433,8 @@ macro_rules! against_the_model {
         proptest! {
             #![proptest_config(config())]
             $(#[test]
-            fn $name(mode in any_mode(), contended: bool, ops in prop::collection::vec(ops(), 1..150)) {
-                check($policy, mode, contended, ops);
+            fn $name(mode in any_mode(), ops in prop::collection::vec(ops(), 1..150)) {
+                check($policy, mode, ops);
             })*
         }
     };
