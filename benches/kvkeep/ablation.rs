@@ -163,11 +163,6 @@ pub fn run(report: &mut Report) {
         "last_batch_8threads_ranks" LastBatch "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
         "single_key_b1" SingleKeyRead "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
         "single_key_b1_sessions" SingleKeyRead "calls/s" |(cache, keys)| ranks(cache, keys, 1, 1);
-        "deferred_uses_b1" DeferredUses "keys/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
-        "deferred_uses_b4" DeferredUses "keys/s" |(cache, keys)| l1::read(cache, keys, 4, 0);
-        "deferred_uses_b15_sessions" DeferredUses "keys/s" |(cache, keys)| ranks(cache, keys, 1, 15);
-        "deferred_uses_8threads_ranks" DeferredUses "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
-        "deferred_uses_2threads_ranks" DeferredUses "keys/s" |(cache, keys)| ranks(cache, keys, 2, PROMPT);
         "append_queue_b256" AppendQueue "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
         "append_queue_b64_sessions" AppendQueue "keys/s" |(cache, keys)| ranks(cache, keys, 1, PROMPT);
         "append_queue_8threads_ranks" AppendQueue "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
@@ -181,9 +176,6 @@ pub fn run(report: &mut Report) {
         "append_queue_scattered_b256" AppendQueue "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
         "last_batch_scattered_b256" LastBatch "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
         "single_key_scattered_b1" SingleKeyRead "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
-        "deferred_uses_scattered_b1" DeferredUses "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
-        "deferred_uses_scattered_b15" DeferredUses "calls/s" |(cache, keys)| l1::read(cache, keys, 15, 0);
-        "deferred_uses_scattered_8threads" DeferredUses "calls/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
     }
     rows! { scattered 1 << 20;
         "key_fingerprint_million_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
@@ -205,7 +197,7 @@ pub fn run(report: &mut Report) {
         }
     }
     for (name, optimization) in
-        [("last_batch", LastBatch), ("deferred_uses", DeferredUses)]
+        [("last_batch", LastBatch)]
     {
         let name = format!("{name}_8clients_hot");
         compare(report, &name, optimization, "keys/s", daemon::Crowd::start, daemon::Crowd::run);

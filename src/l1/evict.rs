@@ -89,7 +89,6 @@ fn evict_any(state: &mut L1State) -> bool {
 /// The next victim of a pool: an object that is not in use and that L2 has, had, or need not have.
 fn victim(state: &mut L1State, pool: usize) -> Option<u32> {
     let rule = WriteRule::of(state);
-    state.settle_uses();
     loop {
         let (slots, parked) = (&mut state.slots, &mut state.parked);
         let mut usable = |id: u32| {

@@ -227,11 +227,8 @@ pub(super) fn gauges(state: &L1State) -> Gauges {
         shares: state.in_use.shares,
         sessions: state.sessions.len() as u64,
         writes_queued: state.writes_waiting,
-        memory_bytes: (policies
-            + state.deferred.memory_bytes()
-            + state.table.memory_bytes()
-            + state.slots.memory_bytes()
-            + state.alloc.memory_bytes()) as u64,
+        memory_bytes: (policies + state.table.memory_bytes() + state.slots.memory_bytes() + state.alloc.memory_bytes())
+            as u64,
     }
 }
 

@@ -11,7 +11,6 @@ pub mod alloc;
 mod api;
 mod backend_api;
 mod counters;
-mod deferred_uses;
 mod detached_writes;
 pub mod evict;
 mod freed_memory;

@@ -1,5 +1,4 @@
-//! When an object counts as used, on a caller's word: touch and retain. Reads count by `share.rs`, and reach the policies by
-//! `deferred_uses.rs`.
+//! When an object counts as used, on a caller's word: touch and retain. Reads count by `share.rs`.
 
 use super::outcome::Outcome;
 use super::slot::RETAIN_MS;

@@ -1,7 +1,6 @@
 //! The state of L1, under its one lock, and the questions it answers.
 //!
-//! Everything that changes it stands in a file of its own; only the passing on of uses to the policies is here, since no policy may be
-//! asked before.
+//! Everything that changes it stands in a file of its own.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,7 +9,6 @@ use hashbrown::HashMap;
 
 use super::alloc::Alloc;
 use super::counters::{Counts, InUse};
-use super::deferred_uses::DeferredUses;
 use super::detached_writes::DetachedWrites;
 use super::holders::Holders;
 use super::pools::{EvictionPool, Metas};
@@ -122,7 +120,6 @@ pub(super) struct L1State {
     /// The limit of the call that has the state now.
     pub may_evict: MayEvict,
     pub in_use: InUse,
-    pub deferred: DeferredUses,
     /// Committed by the call that has the state now; no policy knows of them yet.
     pub unranked: Vec<u32>,
     /// Objects that lookups find.
@@ -178,7 +175,6 @@ impl L1State {
             leaving_bytes: 0,
             may_evict: MayEvict::All,
             in_use: InUse::default(),
-            deferred: DeferredUses::default(),
             unranked: Vec::new(),
             ready: 0,
             detached: 0,
@@ -309,33 +305,17 @@ impl L1State {
         percent < 100 && u128::from(used) * 100 > u128::from(self.alloc.capacity()) * u128::from(percent)
     }
 
-    /// The policy of a pool, which knows of all uses, and the facts that it may ask for.
+    /// The policy of a pool, and the facts that it may ask for.
     #[inline]
     pub fn policy(&mut self, pool: usize) -> (&mut dyn EvictionPolicy, Metas<'_>) {
-        self.settle_uses();
         (self.pools[pool].policy.as_mut(), Metas { slots: &self.slots, now_ms: self.now_ms })
     }
 
-    /// Passes all deferred uses on to their policies.
+    /// Marks objects of a pool as used now, one after another.
     #[inline]
-    pub fn settle_uses(&mut self) {
-        if self.deferred.any() {
-            self.deferred.settle(&mut self.pools, Metas { slots: &self.slots, now_ms: self.now_ms });
-        }
-    }
-
-    /// Marks objects of a pool as used, for now or later.
-    #[inline(always)]
     pub fn touch_all(&mut self, pool: usize, ids: &[u32]) {
-        if !self.deferred.note(pool, ids) {
-            self.touch_now(pool, ids);
-        }
-    }
-
-    fn touch_now(&mut self, pool: usize, ids: &[u32]) {
         let (policy, metas) = self.policy(pool);
         policy.touch_all(ids, &|id| metas.of(id));
-        self.deferred.begin(pool);
     }
 
     /// Marks an object of a pool as used now.

@@ -3,8 +3,8 @@
 pub(super) mod model;
 
 mod copies;
-mod deferred_uses;
 mod read;
+mod recency;
 mod shapes;
 mod staged_bytes;
 
