@@ -11,8 +11,6 @@ pub enum Optimization {
     LastBatch,
     /// A read of one key makes no lists.
     SingleKeyRead,
-    /// The order of eviction is an append-only queue. Off: the benchmark's own linked list.
-    AppendQueue,
     /// A call writes down in its thread's record which cache it is in. Off: it counts itself at the cache.
     ThreadRecords,
     /// Large transfers are copied past the caches.

@@ -9,10 +9,8 @@ use std::time::Instant;
 use kvkeep::ablation::{Optimization, turn_off};
 use kvkeep::ffi::options::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
 use kvkeep::key::Key;
-use kvkeep::policy::LINKED_LRU;
 
 use crate::cache::{Cache, Setup, views};
-use crate::linked_lru::LinkedLru;
 use crate::random::Random;
 use crate::report::{Report, Wanted};
 use crate::{RUN_TIME, RUNS, daemon, device, l1};
@@ -147,7 +145,6 @@ fn scattered(random: &mut Random, count: usize) -> (Cache, Vec<Key>) {
 
 pub fn run(report: &mut Report) {
     use Optimization::*;
-    let _ = LINKED_LRU.set(|| Box::new(LinkedLru::new()));
     let mut random = Random::new(11);
     // Caches of two sides have different keys: what a thread remembers of one is no help with the other.
     macro_rules! rows {
@@ -163,9 +160,6 @@ pub fn run(report: &mut Report) {
         "last_batch_8threads_ranks" LastBatch "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
         "single_key_b1" SingleKeyRead "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
         "single_key_b1_sessions" SingleKeyRead "calls/s" |(cache, keys)| ranks(cache, keys, 1, 1);
-        "append_queue_b256" AppendQueue "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
-        "append_queue_b64_sessions" AppendQueue "keys/s" |(cache, keys)| ranks(cache, keys, 1, PROMPT);
-        "append_queue_8threads_ranks" AppendQueue "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
         "thread_records_b64_sessions" ThreadRecords "keys/s" |(cache, keys)| ranks(cache, keys, 1, PROMPT);
         "thread_records_8threads_ranks" ThreadRecords "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
         "thread_records_poll" ThreadRecords "calls/s" |(cache, keys)| polls(cache, keys, 1);
@@ -173,23 +167,12 @@ pub fn run(report: &mut Report) {
     }
     rows! { scattered l1::RESIDENT;
         "key_fingerprint_scattered_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
-        "append_queue_scattered_b256" AppendQueue "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
         "last_batch_scattered_b256" LastBatch "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
         "single_key_scattered_b1" SingleKeyRead "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
     }
     rows! { scattered 1 << 20;
         "key_fingerprint_million_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
-        "append_queue_million_b256" AppendQueue "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
     }
-    let mut keys = Random::new(12);
-    compare(
-        report,
-        "append_queue_write_evict_b256",
-        AppendQueue,
-        "keys/s",
-        |_| l1::full(),
-        |cache| l1::write(cache, &mut keys, |_| {}),
-    );
     for (name, optimization) in [("streaming_copies", StreamingCopies), ("avx512_copies", Avx512Copies)] {
         for fragment in [16 << 10, 64 << 10, 512 << 10] {
             let name = format!("{name}_{}kib", fragment >> 10);

@@ -111,7 +111,7 @@ fn two_threads(report: &mut Report, random: &mut Random) {
 }
 
 /// Keys a second of reserve_write + finish_write of new keys, `RESIDENT` at a time; `between` runs untimed after each time.
-pub fn write(cache: &Cache, random: &mut Random, between: impl Fn(&Cache)) -> f64 {
+fn write(cache: &Cache, random: &mut Random, between: impl Fn(&Cache)) -> f64 {
     let session = cache.begin();
     let sizes = vec![WRITTEN_BYTES; BATCH];
     let mut views = views(BATCH);
@@ -132,11 +132,6 @@ pub fn write(cache: &Cache, random: &mut Random, between: impl Fn(&Cache)) -> f6
     written as f64 / seconds
 }
 
-/// A cache that holds as many keys as one filling.
-pub fn full() -> Cache {
-    Cache::open(Setup { l1_bytes: RESIDENT as u64 * WRITTEN_BYTES, ..Default::default() })
-}
-
 fn writes(report: &mut Report, random: &mut Random) {
     let names = ["l1_write_b256_keys_per_s", "l1_write_evict_b256_keys_per_s"];
     if !report.wants(&names) {
@@ -147,7 +142,7 @@ fn writes(report: &mut Report, random: &mut Random) {
     let runs = (0..=RUNS).map(|_| write(&cache, random, Cache::clear)).skip(1).collect();
     report.add(names[0], "keys/s", runs, Wanted::AtLeast(6e6));
     // Every new key evicts an old one inside the call: L1 is full and has room for as many keys as one filling.
-    let cache = full();
+    let cache = Cache::open(Setup { l1_bytes: RESIDENT as u64 * WRITTEN_BYTES, ..Default::default() });
     let runs = (0..=RUNS).map(|_| write(&cache, random, |_| {})).skip(1).collect();
     report.add(names[1], "keys/s", runs, Wanted::Nothing);
 }

@@ -19,8 +19,6 @@ mod fio;
 mod fs;
 mod heap;
 mod l1;
-#[cfg(feature = "ablation")]
-mod linked_lru;
 mod prefetch;
 mod random;
 mod report;

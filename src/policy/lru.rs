@@ -1,18 +1,21 @@
 //! Least recently used first, exactly.
 
 use super::eviction_policy::{EvictionPolicy, Meta, Removal};
-use super::queue::{AppendQueue, QueuePlaces};
+use super::queue::{LinkedQueue, QueueLinks};
+
+/// Objects touched together, whose memory is fetched at the same time.
+const GROUP: usize = 64;
 
 /// One queue; a touch moves to its end.
 pub struct Lru {
-    places: QueuePlaces,
-    queue: AppendQueue,
+    links: QueueLinks,
+    queue: LinkedQueue,
 }
 
 impl Lru {
     /// A policy that knows no object yet.
     pub fn new() -> Lru {
-        Lru { places: QueuePlaces::new(), queue: AppendQueue::default() }
+        Lru { links: QueueLinks::new(), queue: LinkedQueue::new(0) }
     }
 }
 
@@ -28,29 +31,30 @@ impl EvictionPolicy for Lru {
     }
 
     fn insert(&mut self, id: u32, _meta: &dyn Fn(u32) -> Meta) {
-        self.places.reach(id);
-        self.queue.push(&mut self.places, id);
+        self.links.reach(id);
+        self.queue.push(&mut self.links, id);
     }
 
     fn touch(&mut self, id: u32, _meta: &dyn Fn(u32) -> Meta) {
-        self.queue.renew(&mut self.places, id);
+        self.queue.renew(&mut self.links, id);
     }
 
     fn touch_all(&mut self, ids: &[u32], _meta: &dyn Fn(u32) -> Meta) {
-        ids.iter().for_each(|&id| self.places.prefetch(id));
-        for &id in ids {
-            self.queue.renew(&mut self.places, id);
+        for ids in ids.chunks(GROUP) {
+            ids.iter().for_each(|&id| self.links.prefetch(id));
+            ids.iter().for_each(|&id| self.links.prefetch_neighbours(id));
+            ids.iter().for_each(|&id| self.queue.renew(&mut self.links, id));
         }
     }
 
     fn remove(&mut self, id: u32, _why: Removal) {
-        if self.places.knows(id) {
-            self.queue.remove(&mut self.places, id);
+        if self.links.knows(id) {
+            self.queue.remove(&mut self.links, id);
         }
     }
 
     fn victim(&mut self, usable: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
-        while let Some(id) = self.queue.set_aside(&mut self.places) {
+        while let Some(id) = self.queue.set_aside(&mut self.links) {
             if usable(id) {
                 return Some(id);
             }
@@ -59,13 +63,13 @@ impl EvictionPolicy for Lru {
     }
 
     fn release(&mut self, id: u32) {
-        if self.places.is_aside(id) {
-            self.queue.put_back(&mut self.places, id);
+        if self.links.is_aside(id) {
+            self.queue.put_back(&mut self.links, id);
         }
     }
 
     fn memory_bytes(&self) -> usize {
-        size_of::<Lru>() + self.places.memory_bytes() + self.queue.memory_bytes()
+        size_of::<Lru>() + self.links.memory_bytes()
     }
 }
 

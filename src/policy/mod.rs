@@ -17,20 +17,12 @@ pub use mq::Mq;
 pub use none::Never;
 pub use s3fifo::S3Fifo;
 
-/// Makes the policy that the benchmark has in place of `lru` while the append-only queue is off.
-#[cfg(feature = "ablation")]
-pub static LINKED_LRU: std::sync::OnceLock<fn() -> Box<dyn EvictionPolicy>> = std::sync::OnceLock::new();
-
 /// Names that [`by_name`] knows.
 pub const NAMES: [&str; 4] = ["lru", "s3fifo", "mq", "none"];
 
 /// The policy of this name, empty.
 pub fn by_name(name: &str) -> Option<Box<dyn EvictionPolicy>> {
     match name {
-        #[cfg(feature = "ablation")]
-        "lru" if crate::ablation::is_off(crate::ablation::Optimization::AppendQueue) => {
-            LINKED_LRU.get().map(|new| new())
-        }
         "lru" => Some(Box::new(Lru::new())),
         "s3fifo" => Some(Box::new(S3Fifo::new())),
         "mq" => Some(Box::new(Mq::new())),

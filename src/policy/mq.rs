@@ -6,7 +6,7 @@
 
 use super::eviction_policy::{EvictionPolicy, Meta, Removal};
 use super::ghost::{Ghost, short};
-use super::queue::{AppendQueue, QueuePlaces};
+use super::queue::{LinkedQueue, QueueLinks};
 use crate::chunked::Chunked;
 
 const QUEUES: usize = 8;
@@ -33,8 +33,8 @@ struct MqObject {
 /// The policy: eight LRU queues and a memory.
 pub struct Mq {
     states: Chunked<MqObject>,
-    places: QueuePlaces,
-    queues: [AppendQueue; QUEUES],
+    links: QueueLinks,
+    queues: [LinkedQueue; QUEUES],
     ghost: Ghost,
     residents: usize,
     /// Uses so far, wrapping.
@@ -52,8 +52,8 @@ impl Mq {
     pub fn new() -> Mq {
         Mq {
             states: Chunked::new(),
-            places: QueuePlaces::new(),
-            queues: Default::default(),
+            links: QueueLinks::new(),
+            queues: std::array::from_fn(|number| LinkedQueue::new(number as u32)),
             ghost: Ghost::new(),
             residents: 0,
             now: 0,
@@ -78,15 +78,15 @@ impl Mq {
         }
         let lifetime = self.typical.saturating_mul(LIFETIME_FACTOR);
         for from in 1..QUEUES {
-            while let Some(id) = self.queues[from].first(&mut self.places) {
+            while let Some(id) = self.queues[from].first(&self.links) {
                 let state = &mut self.states[id];
                 let sunk = queue_of(state.uses) - from as u8;
                 if self.now.wrapping_sub(state.since) <= lifetime.saturating_mul(1 + u32::from(sunk)) {
                     break;
                 }
                 state.queue = from as u8 - 1;
-                self.queues[from].remove(&mut self.places, id);
-                self.queues[from - 1].push(&mut self.places, id);
+                self.queues[from].remove(&mut self.links, id);
+                self.queues[from - 1].push(&mut self.links, id);
             }
         }
     }
@@ -104,7 +104,7 @@ impl EvictionPolicy for Mq {
     }
 
     fn insert(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
-        self.places.reach(id);
+        self.links.reach(id);
         self.states.reach(id, MqObject::default);
         self.now = self.now.wrapping_add(1);
         self.residents += 1;
@@ -118,11 +118,11 @@ impl EvictionPolicy for Mq {
         };
         let queue = queue_of(uses);
         self.states[id] = MqObject { tag, since: self.now, before: uses, uses, queue };
-        self.queues[usize::from(queue)].push(&mut self.places, id);
+        self.queues[usize::from(queue)].push(&mut self.links, id);
     }
 
     fn touch(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
-        if !self.places.knows(id) {
+        if !self.links.knows(id) {
             return;
         }
         let state = &mut self.states[id];
@@ -142,19 +142,19 @@ impl EvictionPolicy for Mq {
             self.observe(distance);
         }
         if new == old {
-            self.queues[old].renew(&mut self.places, id);
+            self.queues[old].renew(&mut self.links, id);
         } else {
-            self.queues[old].remove(&mut self.places, id);
-            self.queues[new].push(&mut self.places, id);
+            self.queues[old].remove(&mut self.links, id);
+            self.queues[new].push(&mut self.links, id);
         }
     }
 
     fn remove(&mut self, id: u32, why: Removal) {
-        if !self.places.knows(id) {
+        if !self.links.knows(id) {
             return;
         }
         let MqObject { tag, uses, queue, since, .. } = self.states[id];
-        self.queues[usize::from(queue)].remove(&mut self.places, id);
+        self.queues[usize::from(queue)].remove(&mut self.links, id);
         if why == Removal::Evicted {
             self.ghost.set_span(self.residents * GHOST_FACTOR);
             self.ghost.remember(tag, uses, since, self.now);
@@ -165,7 +165,7 @@ impl EvictionPolicy for Mq {
     fn victim(&mut self, usable: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
         self.sink();
         for queue in &mut self.queues {
-            while let Some(id) = queue.set_aside(&mut self.places) {
+            while let Some(id) = queue.set_aside(&mut self.links) {
                 if usable(id) {
                     return Some(id);
                 }
@@ -175,17 +175,13 @@ impl EvictionPolicy for Mq {
     }
 
     fn release(&mut self, id: u32) {
-        if self.places.is_aside(id) {
-            self.queues[usize::from(self.states[id].queue)].put_back(&mut self.places, id);
+        if self.links.is_aside(id) {
+            self.queues[usize::from(self.states[id].queue)].put_back(&mut self.links, id);
         }
     }
 
     fn memory_bytes(&self) -> usize {
-        size_of::<Mq>()
-            + self.states.memory_bytes()
-            + self.places.memory_bytes()
-            + self.queues.iter().map(AppendQueue::memory_bytes).sum::<usize>()
-            + self.ghost.memory_bytes()
+        size_of::<Mq>() + self.states.memory_bytes() + self.links.memory_bytes() + self.ghost.memory_bytes()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::eviction_policy::{EvictionPolicy, Meta, Removal};
 use super::ghost::{Ghost, short};
-use super::queue::{AppendQueue, QueuePlaces};
+use super::queue::{LinkedQueue, QueueLinks};
 use crate::chunked::Chunked;
 
 /// The small queue's share of the residents is one in this many.
@@ -25,9 +25,9 @@ struct S3FifoObject {
 /// Two queues in order of arrival.
 pub struct S3Fifo {
     states: Chunked<S3FifoObject>,
-    places: QueuePlaces,
-    small: AppendQueue,
-    main: AppendQueue,
+    links: QueueLinks,
+    small: LinkedQueue,
+    main: LinkedQueue,
     ghost: Ghost,
     residents: usize,
     /// Objects remembered so far, wrapping.
@@ -39,9 +39,9 @@ impl S3Fifo {
     pub fn new() -> S3Fifo {
         S3Fifo {
             states: Chunked::new(),
-            places: QueuePlaces::new(),
-            small: AppendQueue::default(),
-            main: AppendQueue::default(),
+            links: QueueLinks::new(),
+            small: LinkedQueue::new(0),
+            main: LinkedQueue::new(1),
             ghost: Ghost::new(),
             residents: 0,
             remembered: 0,
@@ -62,18 +62,18 @@ impl EvictionPolicy for S3Fifo {
 
     fn insert(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
         let meta = meta(id);
-        self.places.reach(id);
+        self.links.reach(id);
         self.states.reach(id, S3FifoObject::default);
         let tag = short(meta.tag);
         let main = self.ghost.recall(tag, self.remembered).is_some();
         self.states[id] = S3FifoObject { tag, seen: meta.uses, uses: 0, main };
         self.residents += 1;
         let queue = if main { &mut self.main } else { &mut self.small };
-        queue.push(&mut self.places, id);
+        queue.push(&mut self.links, id);
     }
 
     fn touch(&mut self, id: u32, meta: &dyn Fn(u32) -> Meta) {
-        if !self.places.knows(id) {
+        if !self.links.knows(id) {
             return;
         }
         let uses = meta(id).uses;
@@ -81,18 +81,18 @@ impl EvictionPolicy for S3Fifo {
         let new = uses.saturating_sub(state.seen).min(u32::from(MOST_USES)) as u8;
         state.uses = (state.uses + new).min(MOST_USES);
         state.seen = uses;
-        if self.places.is_aside(id) {
+        if self.links.is_aside(id) {
             let queue = if state.main { &mut self.main } else { &mut self.small };
-            queue.push(&mut self.places, id);
+            queue.push(&mut self.links, id);
         }
     }
 
     fn remove(&mut self, id: u32, why: Removal) {
-        if !self.places.knows(id) {
+        if !self.links.knows(id) {
             return;
         }
         let queue = if self.states[id].main { &mut self.main } else { &mut self.small };
-        queue.remove(&mut self.places, id);
+        queue.remove(&mut self.links, id);
         let S3FifoObject { tag, main, .. } = self.states[id];
         if why == Removal::Evicted && !main {
             self.remembered = self.remembered.wrapping_add(1);
@@ -106,7 +106,7 @@ impl EvictionPolicy for S3Fifo {
         loop {
             let small = self.small.len() * SMALL_SHARE >= self.residents || self.main.len() == 0;
             let id =
-                if small { self.small.set_aside(&mut self.places)? } else { self.main.set_aside(&mut self.places)? };
+                if small { self.small.set_aside(&mut self.links)? } else { self.main.set_aside(&mut self.links)? };
             let state = &mut self.states[id];
             if small && state.uses >= PROMOTED {
                 state.uses = 0;
@@ -118,24 +118,19 @@ impl EvictionPolicy for S3Fifo {
             } else {
                 continue;
             }
-            self.main.push(&mut self.places, id);
+            self.main.push(&mut self.links, id);
         }
     }
 
     fn release(&mut self, id: u32) {
-        if self.places.is_aside(id) {
+        if self.links.is_aside(id) {
             let queue = if self.states[id].main { &mut self.main } else { &mut self.small };
-            queue.put_back(&mut self.places, id);
+            queue.put_back(&mut self.links, id);
         }
     }
 
     fn memory_bytes(&self) -> usize {
-        size_of::<S3Fifo>()
-            + self.states.memory_bytes()
-            + self.places.memory_bytes()
-            + self.small.memory_bytes()
-            + self.main.memory_bytes()
-            + self.ghost.memory_bytes()
+        size_of::<S3Fifo>() + self.states.memory_bytes() + self.links.memory_bytes() + self.ghost.memory_bytes()
     }
 }
 
