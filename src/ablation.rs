@@ -11,8 +11,6 @@ pub enum Optimization {
     LastBatch,
     /// A read of one key makes no lists.
     SingleKeyRead,
-    /// A call writes down in its thread's record which cache it is in. Off: it counts itself at the cache.
-    ThreadRecords,
     /// Large transfers are copied past the caches.
     StreamingCopies,
     /// … with AVX-512, where there is AVX-512. Off: with AVX2.

@@ -7,7 +7,6 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use kvkeep::ablation::{Optimization, turn_off};
-use kvkeep::ffi::options::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
 use kvkeep::key::Key;
 
 use crate::cache::{Cache, Setup, views};
@@ -101,26 +100,6 @@ fn ranks(cache: &Cache, keys: &[Key], threads: usize, batch: usize) -> f64 {
     })
 }
 
-/// Queries a second for the early answer of a job that is done, each thread for its own.
-fn polls(cache: &Cache, keys: &[Key], threads: usize) -> f64 {
-    together(threads, |thread| {
-        let session = cache.begin();
-        let job = cache.submit(session, &keys[thread * PROMPT..][..PROMPT], KVKEEP_PREFETCH_PREFIX);
-        cache.wait(job);
-        let (began, mut polls) = (Instant::now(), 0);
-        while began.elapsed() < RUN_TIME {
-            for _ in 0..64 {
-                black_box(cache.lookup_hits(job));
-            }
-            polls += 64;
-        }
-        let rate = f64::from(polls) / began.elapsed().as_secs_f64();
-        cache.release(job);
-        cache.end(session);
-        rate
-    })
-}
-
 /// So many objects of 256 bytes in memory, and their keys: prompts in no order.
 fn resident(random: &mut Random, count: usize) -> (Cache, Vec<Key>) {
     let cache = Cache::open(Setup { l1_bytes: count as u64 * 256 + (16 << 20), ..Default::default() });
@@ -160,10 +139,6 @@ pub fn run(report: &mut Report) {
         "last_batch_8threads_ranks" LastBatch "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
         "single_key_b1" SingleKeyRead "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
         "single_key_b1_sessions" SingleKeyRead "calls/s" |(cache, keys)| ranks(cache, keys, 1, 1);
-        "thread_records_b64_sessions" ThreadRecords "keys/s" |(cache, keys)| ranks(cache, keys, 1, PROMPT);
-        "thread_records_8threads_ranks" ThreadRecords "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
-        "thread_records_poll" ThreadRecords "calls/s" |(cache, keys)| polls(cache, keys, 1);
-        "thread_records_poll_8threads" ThreadRecords "calls/s" |(cache, keys)| polls(cache, keys, THREADS);
     }
     rows! { scattered l1::RESIDENT;
         "key_fingerprint_scattered_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);

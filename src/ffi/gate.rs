@@ -1,65 +1,74 @@
-//! Whether a cache is open, and the calls that are in it: one begins only while the cache is open, and a close waits for all that began.
+//! Whether a cache is open, and how many calls are in it: one begins only while the cache is open, and a close waits for all that began.
 
-use super::visitor::{self, Visit};
-use crate::ablation::{self, Optimization::ThreadRecords};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, yield_now};
+use std::cell::Cell;
 
-/// What calls and closes of one cache agree by. Its place, a number that no other open cache has, tells it from others.
-pub struct Gate {
-    /// Odd while open. Part of the token, so that a token is never valid twice.
-    pub(super) generation: AtomicU64,
-    /// Calls in flight that their threads could not write down.
-    pub(super) calls: AtomicU32,
+use crate::sync::{AtomicU64, Ordering, per_thread, yield_now};
+
+/// Bits of [`Gate`]'s word that count calls in flight.
+const CALLS_BITS: u32 = 24;
+const CALLS: u64 = (1 << CALLS_BITS) - 1;
+
+per_thread! {
+    /// The cache that this thread is in, or 0. Of calls that a callback made from within a call, that of the outer one.
+    static WITHIN: Cell<usize> = const { Cell::new(0) };
 }
+
+/// What calls and closes of one cache agree by, in one word, so that no call begins between a look at one half and at the other: the
+/// generation, which is odd while open, above the number of calls in flight. The generation is part of the token, so that a
+/// token is never valid twice. 0: never open so far.
+pub struct Gate(pub(super) AtomicU64);
 
 /// A call in flight: the cache is not freed while it lives.
 pub struct Pass {
     gate: &'static Gate,
-    visit: Option<Visit>,
+    outer: bool,
 }
 
 impl Drop for Pass {
     #[inline]
     fn drop(&mut self) {
-        if self.visit.is_none() {
-            self.gate.calls.fetch_sub(1, Ordering::Release);
+        if self.outer {
+            WITHIN.with(|within| within.set(0));
         }
+        self.gate.0.fetch_sub(1, Ordering::Release);
     }
+}
+
+/// Whether this thread is in the cache of this place.
+pub fn is_within(place: usize) -> bool {
+    WITHIN.with(Cell::get) == place
 }
 
 impl Gate {
     /// Lets calls begin, and returns the generation that they name. What was made before is seen by them.
     pub fn open(&self) -> u64 {
-        self.generation.fetch_add(1, Ordering::SeqCst) + 1
+        (self.0.fetch_add(1 << CALLS_BITS, Ordering::AcqRel) >> CALLS_BITS) + 1
     }
 
-    /// Begins a call. `None` if the gate is not open in this generation.
+    /// Begins a call into the cache of this place, a number that no other open cache has. `None` if the gate is not open in this
+    /// generation.
     #[inline]
     pub fn enter(&'static self, place: usize, generation: u64) -> Option<Pass> {
-        let counted = ablation::is_off(ThreadRecords);
-        let visit = if counted { None } else { visitor::visit(place) };
-        if visit.is_none() {
-            self.calls.fetch_add(1, Ordering::SeqCst);
-            if !counted {
-                fence(Ordering::SeqCst);
-            }
+        let is_open = |word: u64| generation & 1 == 1 && word >> CALLS_BITS == generation;
+        if !is_open(self.0.load(Ordering::Relaxed)) {
+            return None;
         }
-        let pass = Pass { gate: self, visit };
-        let open = generation & 1 == 1 && self.generation.load(Ordering::SeqCst) == generation;
+        let open = is_open(self.0.fetch_add(1, Ordering::Acquire));
+        let outer = WITHIN.with(|within| within.get() == 0 && within.replace(place) == 0);
+        let pass = Pass { gate: self, outer };
         open.then_some(pass)
     }
 
     /// Lets no call begin any more. False if the gate was not open in this generation: another close came first.
     pub fn shut(&self, generation: u64) -> bool {
-        self.generation.compare_exchange(generation, generation + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        let next = |word: u64| (word >> CALLS_BITS == generation).then(|| word + (1 << CALLS_BITS));
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, next).is_ok()
     }
 
-    /// Waits until all calls have ended, after [`shut`](Gate::shut). False if that cannot be found out.
-    pub fn wait_until_empty(&self, place: usize) -> bool {
-        let all_left = visitor::wait_for_all(place);
-        while self.calls.load(Ordering::SeqCst) != 0 {
+    /// Waits until all calls have ended, after [`shut`](Gate::shut).
+    pub fn wait_until_empty(&self) {
+        while self.0.load(Ordering::Acquire) & CALLS != 0 {
             yield_now();
         }
-        all_left
     }
 }

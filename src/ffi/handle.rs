@@ -1,13 +1,14 @@
 //! Handles: tokens that name an open cache, valid to use at any time, even when closed or invented.
 
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
 use crossbeam_queue::ArrayQueue;
 use once_cell::sync::Lazy;
 
-use super::gate::{Gate, Pass};
-use super::visitor;
+use super::gate::{Gate, Pass, is_within};
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_LIMIT, Result};
 use crate::open_cache::OpenCache;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::AtomicU64;
 
 /// One open cache. Opaque.
 #[allow(non_camel_case_types)]
@@ -25,21 +26,15 @@ struct HandleSlot {
 }
 
 static SLOTS: [HandleSlot; HANDLES] = [const {
-    HandleSlot {
-        gate: Gate { generation: AtomicU64::new(0), calls: AtomicU32::new(0) },
-        epoch: AtomicU32::new(0),
-        cache: AtomicPtr::new(std::ptr::null_mut()),
-    }
+    HandleSlot { gate: Gate(AtomicU64::new(0)), epoch: AtomicU32::new(0), cache: AtomicPtr::new(std::ptr::null_mut()) }
 }; HANDLES];
 
 static FREE: Lazy<ArrayQueue<usize>> = Lazy::new(|| {
     extern "C" fn count_fork() {
         FORKS.fetch_add(1, Ordering::SeqCst);
-        visitor::register_process();
     }
-    // SAFETY: registers a function that only adds to an atomic and makes a system call, which is safe in a forked child.
+    // SAFETY: registers a function that only adds to an atomic, which is safe in a forked child.
     unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
-    visitor::begin();
     let free = ArrayQueue::new(HANDLES);
     for slot in 0..HANDLES {
         let _ = free.push(slot);
@@ -93,7 +88,7 @@ impl User {
     /// The cache.
     #[inline]
     pub fn cache(&self) -> &OpenCache {
-        // SAFETY: `close` frees the box only after every user is gone, and `enter` saw it open after it was written down or counted.
+        // SAFETY: `close` frees the box only after every user is gone, and `enter` saw it open when it was counted.
         unsafe { &*self.slot.cache.load(Ordering::Acquire) }
     }
 }
@@ -111,7 +106,7 @@ pub fn enter(cache: *mut kvkeep) -> Result<User> {
 pub fn close(cache: *mut kvkeep) -> Result<()> {
     let (slot, number, generation) = decode(cache)?;
     {
-        let within = visitor::is_here(cache.addr());
+        let within = is_within(cache.addr());
         let user = enter(cache)?;
         if within || user.cache().on_callback_thread() {
             return Err(Error::invalid(
@@ -126,12 +121,7 @@ pub fn close(cache: *mut kvkeep) -> Result<()> {
     // SAFETY: the pointer came from `Box::into_raw` in `open`, and only the one closer that won the exchange gets here.
     let open = unsafe { &*open };
     open.wake_waiters();
-    let all_left = slot.gate.wait_until_empty(cache.addr());
-    if !all_left {
-        // The cache stays in memory, since a call may be in it.
-        open.close();
-        return Ok(());
-    }
+    slot.gate.wait_until_empty();
     let open = slot.cache.swap(std::ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: as above; no call is in flight any more, and none begins.
     let open = unsafe { Box::from_raw(open) };

@@ -21,4 +21,3 @@ pub mod session;
 mod text;
 pub mod version;
 mod versioned;
-mod visitor;

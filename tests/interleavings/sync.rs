@@ -3,13 +3,9 @@
 use std::ops::DerefMut;
 use std::time::Duration;
 
-pub use std::sync::atomic::compiler_fence;
-
 use loom::sync::{Arc, Condvar};
 
-pub use loom::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
-};
+pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 pub use loom::thread::yield_now;
 
 /// Where a thread sleeps; loom's own would also wake it from a join.
@@ -73,19 +69,10 @@ impl<T> OnceLock<T> {
     }
 }
 
-macro_rules! global {
-    ($(#[$about:meta])* static $name:ident: $type:ty = $value:expr;) => {
-        loom::lazy_static! {
-            $(#[$about])*
-            static ref $name: $type = $value;
-        }
-    };
-}
-pub(crate) use global;
-
 macro_rules! per_thread {
-    ($(static $name:ident: $type:ty = const { $value:expr };)*) => {
+    ($($(#[$about:meta])* static $name:ident: $type:ty = const { $value:expr };)*) => {
         $(loom::thread_local! {
+            $(#[$about])*
             static $name: $type = $value;
         })*
     };
