@@ -13,8 +13,6 @@ pub enum Optimization {
     SingleKeyRead,
     /// Large transfers are copied past the caches.
     StreamingCopies,
-    /// … with AVX-512, where there is AVX-512. Off: with AVX2.
-    Avx512Copies,
 }
 
 #[cfg(feature = "ablation")]

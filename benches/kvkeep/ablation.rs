@@ -38,7 +38,7 @@ pub fn compare<S>(
         turn_off(off);
         (off, setup(off), Vec::new())
     });
-    for round in 0..=2 * RUNS {
+    for round in 0..=RUNS {
         sides.rotate_left(1);
         for (off, side, rates) in &mut sides {
             turn_off(*off);
@@ -91,8 +91,8 @@ fn requests<'a>(cache: &Cache, mut next: impl FnMut() -> &'a [Key]) -> f64 {
     keys as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Each thread reads objects of its own, as tensor-parallel ranks do.
-fn ranks(cache: &Cache, keys: &[Key], threads: usize, batch: usize) -> f64 {
+/// Keys a second of so many threads, each of which reads prompts of its own, as ranks do.
+fn prompts(cache: &Cache, keys: &[Key], threads: usize, batch: usize) -> f64 {
     let part = keys.len() / threads;
     together(threads, |thread| {
         let mut prompts = keys[thread * part..][..part].chunks_exact(batch).cycle();
@@ -131,33 +131,24 @@ pub fn run(report: &mut Report) {
             compare(report, $name, $optimization, $unit, |_| $made(&mut random, $objects), $run);
         )*};
     }
-    rows! { resident l1::RESIDENT;
-        "key_fingerprint_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
-        "key_fingerprint_8threads_ranks" KeyFingerprint "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
-        "last_batch_b256" LastBatch "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
-        "last_batch_b64_sessions" LastBatch "keys/s" |(cache, keys)| ranks(cache, keys, 1, PROMPT);
-        "last_batch_8threads_ranks" LastBatch "keys/s" |(cache, keys)| ranks(cache, keys, THREADS, PROMPT);
-        "single_key_b1" SingleKeyRead "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
-        "single_key_b1_sessions" SingleKeyRead "calls/s" |(cache, keys)| ranks(cache, keys, 1, 1);
-    }
     rows! { scattered l1::RESIDENT;
-        "key_fingerprint_scattered_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
-        "last_batch_scattered_b256" LastBatch "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
-        "single_key_scattered_b1" SingleKeyRead "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
+        "key_fingerprint_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
+        "last_batch_b256" LastBatch "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
+        "single_key_b1" SingleKeyRead "calls/s" |(cache, keys)| l1::read(cache, keys, 1, 0);
     }
-    rows! { scattered 1 << 20;
-        "key_fingerprint_million_b256" KeyFingerprint "keys/s" |(cache, keys)| l1::read(cache, keys, l1::BATCH, 0);
+    rows! { resident l1::RESIDENT;
+        "key_fingerprint_prompts" KeyFingerprint "keys/s" |(cache, keys)| prompts(cache, keys, 1, PROMPT);
+        "last_batch_prompts" LastBatch "keys/s" |(cache, keys)| prompts(cache, keys, 1, PROMPT);
+        "last_batch_8threads" LastBatch "keys/s" |(cache, keys)| prompts(cache, keys, THREADS, PROMPT);
+        "single_key_prompts" SingleKeyRead "calls/s" |(cache, keys)| prompts(cache, keys, 1, 1);
     }
-    for (name, optimization) in [("streaming_copies", StreamingCopies), ("avx512_copies", Avx512Copies)] {
-        for fragment in [16 << 10, 64 << 10, 512 << 10] {
-            let name = format!("{name}_{}kib", fragment >> 10);
-            compare(report, &name, optimization, "GB/s", |_| device::Setting::new(fragment), device::Setting::run);
-        }
-    }
-    for (name, optimization) in
-        [("last_batch", LastBatch)]
-    {
-        let name = format!("{name}_8clients_hot");
-        compare(report, &name, optimization, "keys/s", daemon::Crowd::start, daemon::Crowd::run);
-    }
+    compare(
+        report,
+        "streaming_copies_64kib",
+        StreamingCopies,
+        "GB/s",
+        |_| device::Setting::new(64 << 10),
+        device::Setting::run,
+    );
+    compare(report, "last_batch_8clients", LastBatch, "keys/s", daemon::Crowd::start, daemon::Crowd::run);
 }

@@ -126,14 +126,11 @@ type Stream = unsafe fn(*const u8, *mut u8, usize);
 
 /// How this CPU copies past its caches, if it can.
 fn stream() -> Option<Stream> {
+    if ablation::is_off(Optimization::StreamingCopies) {
+        return None;
+    }
     #[cfg(target_arch = "x86_64")]
     {
-        if ablation::is_off(Optimization::StreamingCopies) {
-            return None;
-        }
-        if is_x86_feature_detected!("avx512f") && !ablation::is_off(Optimization::Avx512Copies) {
-            return Some(x86::avx512);
-        }
         if is_x86_feature_detected!("avx2") {
             return Some(x86::avx2);
         }
@@ -150,9 +147,6 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         {
             let mut ways: Vec<Stream> = Vec::new();
-            if is_x86_feature_detected!("avx512f") {
-                ways.push(x86::avx512);
-            }
             if is_x86_feature_detected!("avx2") {
                 ways.push(x86::avx2);
             }
