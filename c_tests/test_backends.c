@@ -68,7 +68,8 @@ static void an_open_backend_is_not_asked_and_says_so(void) {
 static void writes_that_fail_in_a_row_end_no_loads(void) {
     enter(open_l2(4 * MIB, "memory:"));
     uint64_t second = 0;
-    OK(kvkeep_add_backend(cache, "fault:memory:?fault.store_error=1&breaker_errors=4&breaker_pause_ms=3600000", &second));
+    OK(kvkeep_add_backend(cache, "fault:memory:?fault.store_error=1&breaker_errors=4&breaker_pause_ms=3600000",
+                          &second));
     put_below(cache, space, keys, COUNT, SIZE);
     CHECK_EQUAL(state_of(2).health, KVKEEP_BACKEND_OPEN);
     CHECK(strstr(state_of(2).message, "gets no writes") != NULL);
@@ -226,7 +227,8 @@ static void a_wrong_parameter_is_named(void) {
     kvkeep_options options = quiet_options(4 * MIB);
     options.backend_urls = &url;
     options.backend_count = 1;
-    FAILS(kvkeep_open(&options, &opened), KVKEEP_ERR_INVALID, "breaker_errors of a backend: \"often\" is no whole number");
+    FAILS(kvkeep_open(&options, &opened), KVKEEP_ERR_INVALID,
+          "breaker_errors of a backend: \"often\" is no whole number");
     url = "memory:?breaker_pause_ms=0";
     FAILS(kvkeep_open(&options, &opened), KVKEEP_ERR_INVALID, "0 is no pause");
     url = "memory:?write=sometimes";
