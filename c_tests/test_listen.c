@@ -23,6 +23,7 @@ static kvkeep *connect_to(const char *parameters) {
 static void a_client_hits_what_the_host_stored(void) {
     kvkeep_options options = listening("?mode=0600");
     enter(open_with(&options));
+    OK(kvkeep_serve_clients(cache));
     put(cache, space, keys, COUNT, SIZE);
     kvkeep *host = cache, *client = connect_to("");
     uint64_t of_client = open_space(client, "model");
@@ -44,6 +45,7 @@ static void a_store_of_the_host_serves_its_clients(void) {
     enter(open_with(&options));
     kvkeep_backend_vtable vtable = plugin_vtable();
     OK(kvkeep_add_backend_vtable(cache, &vtable, NULL, NULL));
+    OK(kvkeep_serve_clients(cache));
     put_below(cache, space, keys, COUNT, SIZE);
     kvkeep *host = cache;
     cache = connect_to("");
@@ -64,6 +66,7 @@ static void a_store_of_the_host_serves_its_clients(void) {
 static void clients_are_told_when_the_host_closes(void) {
     kvkeep_options options = listening("");
     enter(open_with(&options));
+    OK(kvkeep_serve_clients(cache));
     kvkeep *client = connect_to("?patience_ms=60000");
     uint64_t of_client = begin(client, open_space(client, "model"));
     (void)of_client;
@@ -82,6 +85,18 @@ static void a_socket_that_is_none_or_taken_is_refused(void) {
     kvkeep_options options = listening("");
     enter(open_with(&options));
     kvkeep *second = NULL;
+    // Nobody is let in before it says so, and it says so once.
+    KVKEEP_INIT(&options);
+    snprintf(bad, sizeof bad, "unix://%s/s", directory);
+    options.connect = bad;
+    FAILS(kvkeep_open(&options, &second), KVKEEP_ERR_DISCONNECTED, "daemon");
+    OK(kvkeep_serve_clients(cache));
+    FAILS(kvkeep_serve_clients(cache), KVKEEP_ERR_EXISTS, "already");
+    kvkeep *alone = open_l1(4 * MIB);
+    FAILS(kvkeep_serve_clients(alone), KVKEEP_ERR_INVALID, "no socket");
+    OK(kvkeep_close(alone));
+    FAILS(kvkeep_serve_clients(NULL), KVKEEP_ERR_CLOSED, "not open");
+    options = listening("");
     FAILS(kvkeep_open(&options, &second), KVKEEP_ERR_EXISTS, "another daemon");
     static const struct {
         const char *url, *words;

@@ -408,10 +408,11 @@ typedef struct {
     uint32_t log_level;
     /// Must be 0.
     uint32_t reserved;
-    /// NULL: this cache is the process's alone. "unix:///path/of/the.sock": other processes `connect` to it, as to a daemon, as
-    /// long as it is open; this process is the daemon then, and may have backends of its own (`kvkeep_add_backend_vtable`).
-    /// "?http=127.0.0.1:9400": the daemon's page, metrics and health there. "?mode=0660": the socket's mode, 0600 by default. A file
-    /// beside the socket, with ".lock" after its name, is locked; EXISTS where another process has it. Not with `connect`.
+    /// NULL: this cache is the process's alone. "unix:///path/of/the.sock": from `kvkeep_serve_clients` on, other processes `connect`
+    /// to it, as to a daemon, as long as it is open; this process is the daemon then, and may have backends of its own
+    /// (`kvkeep_add_backend_vtable`). "?http=127.0.0.1:9400": the daemon's page, metrics and health there. "?mode=0660": the socket's
+    /// mode, 0600 by default. A file beside the socket, with ".lock" after its name, is locked; EXISTS where another process has
+    /// it. Not with `connect`.
     const char *listen;
 } kvkeep_options;
 
@@ -1322,6 +1323,13 @@ kvkeep_status kvkeep_add_backend_vtable(kvkeep *cache,
                                         const kvkeep_backend_vtable *vtable,
                                         const char *parameters,
                                         uint64_t *backend);
+
+/// Lets other processes connect to a cache that was opened with `listen`. Call it when the backends are added: objects that are
+/// committed before are not written to a backend that comes later.
+/// Errors: INVALID (opened without `listen`), EXISTS (called before), PERMISSION, IO.
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_serve_clients(kvkeep *cache);
 
 /// Removes a backend: no new job asks it, objects that jobs have found in it are loaded, everything else it accepted is
 /// answered, then it is closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend

@@ -12,7 +12,7 @@ use crate::abi::{JobResult, View};
 use crate::cache::Cache;
 use crate::config::SpaceSpec;
 use crate::daemon::service::Service;
-use crate::error::{Result, Status};
+use crate::error::{Error, KVKEEP_ERR_EXISTS, Result, Status};
 use crate::key::Key;
 use crate::store_wait;
 use crate::transfer::Transfers;
@@ -24,8 +24,22 @@ pub struct OpenCache {
     transfers: Arc<Transfers>,
     /// The last explanation of a refusal of L1, and when it was made: it costs a look at every session.
     refusal: Mutex<Option<(Instant, String)>>,
-    /// What other processes reach this cache by.
-    service: Mutex<Option<Service>>,
+    serving: Mutex<Serving>,
+}
+
+/// Opens a cache to other processes.
+type StartService = Box<dyn FnOnce() -> Result<Service> + Send>;
+
+/// Whether other processes reach a cache.
+#[derive(Default)]
+enum Serving {
+    /// They never do.
+    #[default]
+    Never,
+    /// Not yet.
+    Later(StartService),
+    /// They do.
+    Now(Service),
 }
 
 /// An explanation of a refusal is true enough for so long.
@@ -43,13 +57,34 @@ impl OpenCache {
     /// A cache with no transfers yet.
     pub fn new(cache: Arc<dyn Cache>) -> OpenCache {
         let transfers = Transfers::new(cache.clone());
-        OpenCache { cache, transfers, refusal: Mutex::default(), service: Mutex::default() }
+        OpenCache { cache, transfers, refusal: Mutex::default(), serving: Mutex::default() }
     }
 
-    /// Has a service end with it.
-    pub fn served_by(self, service: Option<Service>) -> OpenCache {
-        *self.service.lock() = service;
+    /// Sets how it is opened to other processes, once it is asked to be.
+    pub fn served_by(self, start: impl FnOnce() -> Result<Service> + Send + 'static) -> OpenCache {
+        *self.serving.lock() = Serving::Later(Box::new(start));
         self
+    }
+
+    /// Lets other processes connect.
+    pub fn serve_clients(&self) -> Result<()> {
+        let mut serving = self.serving.lock();
+        let (now, result) = match std::mem::take(&mut *serving) {
+            Serving::Later(start) => match start() {
+                Ok(service) => (Serving::Now(service), Ok(())),
+                Err(error) => (Serving::Never, Err(error)),
+            },
+            Serving::Now(service) => {
+                let error = Error::new(KVKEEP_ERR_EXISTS, "clients are served already: call it once");
+                (Serving::Now(service), Err(error))
+            }
+            Serving::Never => {
+                let error = Error::invalid("the cache has no socket for clients: open it with `listen`");
+                (Serving::Never, Err(error))
+            }
+        };
+        *serving = now;
+        result
     }
 
     /// The transfers of this process.
@@ -159,7 +194,8 @@ impl OpenCache {
 
     /// Closes. Called once, when no other call is in flight.
     pub fn close(&self) {
-        if let Some(service) = self.service.lock().take() {
+        let serving = std::mem::take(&mut *self.serving.lock());
+        if let Serving::Now(service) = serving {
             service.stop();
         }
         self.transfers.close();

@@ -201,6 +201,9 @@ public:
         return backend;
     }
 
+    /// Lets other processes connect, where the cache was opened with `listen`. Call it when the backends are added.
+    void serve_clients() const { detail::check(kvkeep_serve_clients(cache_)); }
+
     /// Removes a backend; what it stored stays where it is. Blocks while it closes.
     void remove_backend(std::uint64_t backend) const { detail::check(kvkeep_remove_backend(cache_, backend)); }
 

@@ -152,6 +152,15 @@ pub unsafe extern "C" fn kvkeep_add_backend_vtable(
     })
 }
 
+/// Lets other processes connect to a cache that was opened with `listen`. Call it when the backends are added: objects that are
+/// committed before are not written to a backend that comes later.
+/// Errors: INVALID (opened without `listen`), EXISTS (called before), PERMISSION, IO.
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_serve_clients(cache: *mut kvkeep) -> Status {
+    on(cache, |cache| cache.serve_clients().map(|()| KVKEEP_OK))
+}
+
 /// Removes a backend: no new job asks it, objects that jobs have found in it are loaded, everything else it accepted is
 /// answered, then it is closed. Its stored objects stay where they are. Blocks until then, at most `backend_timeout_ms`; a backend
 /// that hangs longer is left fenced.

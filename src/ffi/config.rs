@@ -109,13 +109,8 @@ fn served(options: &kvkeep_options, listen: &str) -> Result<OpenCache> {
     // The socket's lock gives this run its number.
     let (lock_file, service) = ServiceOptions::of_url(listen)?;
     let node = node(options, lock_file.boot)?;
-    match Service::start(&node, lock_file, service, &node.log) {
-        Ok(service) => Ok(OpenCache::new(node).served_by(Some(service))),
-        Err(error) => {
-            node.close();
-            Err(error)
-        }
-    }
+    let opened = OpenCache::new(node.clone());
+    Ok(opened.served_by(move || Service::start(&node, lock_file, service, &node.log)))
 }
 
 /// Fails for the first option that a client sets but only the daemon can choose.

@@ -195,10 +195,11 @@ pub struct kvkeep_options {
     pub log_level: u32,
     /// Must be 0.
     pub reserved: u32,
-    /// NULL: this cache is the process's alone. "unix:///path/of/the.sock": other processes `connect` to it, as to a daemon, as
-    /// long as it is open; this process is the daemon then, and may have backends of its own (`kvkeep_add_backend_vtable`).
-    /// "?http=127.0.0.1:9400": the daemon's page, metrics and health there. "?mode=0660": the socket's mode, 0600 by default. A file
-    /// beside the socket, with ".lock" after its name, is locked; EXISTS where another process has it. Not with `connect`.
+    /// NULL: this cache is the process's alone. "unix:///path/of/the.sock": from `kvkeep_serve_clients` on, other processes `connect`
+    /// to it, as to a daemon, as long as it is open; this process is the daemon then, and may have backends of its own
+    /// (`kvkeep_add_backend_vtable`). "?http=127.0.0.1:9400": the daemon's page, metrics and health there. "?mode=0660": the socket's
+    /// mode, 0600 by default. A file beside the socket, with ".lock" after its name, is locked; EXISTS where another process has
+    /// it. Not with `connect`.
     pub listen: *const c_char,
 }
 

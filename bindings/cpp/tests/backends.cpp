@@ -108,6 +108,7 @@ void a_store_in_cpp_serves_the_clients_of_its_process() {
         options.listen = socket;
         kvk::Cache cache(options);
         cache.add_backend(vtable_of(table), "threads=2");
+        cache.serve_clients();
         auto space = space_of(cache);
         const auto keys = some_keys(8);
         {

@@ -101,13 +101,12 @@ def serve(options: argparse.Namespace) -> int:
         )
         for place in backends:
             cache.add_backend(place)
+        cache.serve_clients()
     except Exception as error:
         print(f"kvkeep: {error}", file=sys.stderr)
         if cache is not None:
             cache.close()
         return 2
-    if options.log == "info":
-        log(_ffi.LogLevel.INFO, f"serving {options.socket}")
     ended.wait()
     try:
         cache.flush()

@@ -976,6 +976,12 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_uint64),
         ),
     ),
+    "kvkeep_serve_clients": (
+        c_int,
+        (
+            c_void_p,
+        ),
+    ),
     "kvkeep_remove_backend": (
         c_int,
         (

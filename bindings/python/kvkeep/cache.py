@@ -147,6 +147,10 @@ class Cache:
         call(lib.kvkeep_add_backend, self.pointer, encoded("url", backend), ctypes.byref(number))
         return number.value
 
+    def serve_clients(self) -> None:
+        """Lets other processes connect, where the cache was opened with `listen`. Call it when the backends are added."""
+        call(lib.kvkeep_serve_clients, self.pointer)
+
     def remove_backend(self, backend: int) -> None:
         """Removes a backend; what it stored stays where it is. Blocks while it closes."""
         call(lib.kvkeep_remove_backend, self.pointer, number(ctypes.c_uint64, "the backend", backend))

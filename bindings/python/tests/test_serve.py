@@ -73,7 +73,7 @@ class ServeTest(CacheTest):
         return errors
 
     def connect(self) -> kvkeep.Cache:
-        cache = kvkeep.Cache(connect=f"unix://{self.folder}/s?wait_ms={WATCHDOG_S * 1000}")
+        cache = kvkeep.Cache(connect=f"unix://{self.folder}/s?wait_ms={WATCHDOG_S * 1000}&patience_ms={WATCHDOG_S * 1000}")
         self.addCleanup(cache.close)
         return cache
 
