@@ -65,6 +65,9 @@ impl Prefetcher {
         for (slot, ask) in &mut unknown {
             ask.retain(|&index| search.wants_to_ask(index as usize, slot));
         }
+        if job.request.mode == Mode::Prefix && job.request.group_rules.is_empty() {
+            leave_out_beyond_gap(&missing, &mut unknown);
+        }
         unknown.retain(|(_, ask)| !ask.is_empty());
         lookup.asking = unknown.len();
         if unknown.is_empty() {
@@ -153,6 +156,14 @@ impl Prefetcher {
                 self.looked_up(job, &mut state);
             }
         }
+    }
+}
+
+/// Leaves out of a prefix's questions all keys after the first one that no backend has.
+fn leave_out_beyond_gap(missing: &[u32], unknown: &mut Asks) {
+    let is_asked = |index: &u32| unknown.iter().any(|(_, ask)| ask.binary_search(index).is_ok());
+    if let Some(&gap) = missing.iter().find(|index| !is_asked(index)) {
+        unknown.iter_mut().for_each(|(_, ask)| ask.retain(|index| *index < gap));
     }
 }
 
