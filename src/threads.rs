@@ -11,11 +11,16 @@ static DEFERRED: AtomicBool = AtomicBool::new(false);
 /// Starts a background thread. Threads that answer a caller (connections, callbacks, copies) are started otherwise.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     Builder::new().name(name.to_owned()).spawn(move || {
-        if DEFERRED.load(Ordering::Relaxed) {
-            defer();
-        }
+        follow_policy();
         body();
     })
+}
+
+/// Makes the calling thread a background thread. Called first by a thread that another library starts for this one.
+pub fn follow_policy() {
+    if DEFERRED.load(Ordering::Relaxed) {
+        defer();
+    }
 }
 
 /// From now on the kernel does not run a background thread the moment a caller wakes it.

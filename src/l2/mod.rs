@@ -1,5 +1,6 @@
 //! Everything below L1: [`backend`] is the trait of any store of objects, [`object_header`] the header around every object,
-//! [`registry`] opens a store by its URL; [`fs`], [`memory`], [`plugin`], [`redis`] and [`fault`] are the stores.
+//! [`registry`] opens a store by its URL; [`fs`], [`memory`], [`plugin`], [`redis`], `s3` (a cargo feature)
+//! and [`fault`] are the stores.
 
 pub mod backend;
 pub mod common_options;
@@ -10,6 +11,8 @@ pub mod object_header;
 pub mod plugin;
 pub mod redis;
 pub mod registry;
+#[cfg(feature = "s3")]
+pub mod s3;
 #[cfg(test)]
 mod tests;
 pub mod url;

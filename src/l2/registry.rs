@@ -18,7 +18,7 @@ use crate::log::Log;
 type Open = fn(&Url, &Log, &Arena) -> Result<Arc<dyn Backend>>;
 
 /// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
-const SCHEMES: [(&str, &str, Open); 5] = [
+const SCHEMES: [(&str, &str, Open); 6] = [
     ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log, _| Ok(Fs::open_url(&url.path, &url.params, log)?)),
     ("memory", "memory:?capacity=1GiB", |url, _, _| {
         if !url.path.is_empty() {
@@ -29,12 +29,25 @@ const SCHEMES: [(&str, &str, Open); 5] = [
         }
         Ok(MemoryBackend::open_url(&url.params)?)
     }),
+    ("s3", "s3://bucket/prefix?endpoint=https://host:port", |url, log, _| open_s3(url, log)),
     ("plugin", "plugin:/path/to/library.so", |url, log, arena| {
         Ok(PluginBackend::open(&PluginSource::of_library(&url.path, &url.params)?, arena, log)?)
     }),
     ("redis", "redis://host:6379", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
     ("redis+unix", "redis+unix:///run/redis.sock", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
 ];
+
+#[cfg(feature = "s3")]
+fn open_s3(url: &Url, log: &Log) -> Result<Arc<dyn Backend>> {
+    Ok(super::s3::S3Backend::open_url(url, log)?)
+}
+
+#[cfg(not(feature = "s3"))]
+fn open_s3(_url: &Url, _log: &Log) -> Result<Arc<dyn Backend>> {
+    let message =
+        "this kvkeep was built without S3: build it with cargo's feature s3 (on by default), or CMake's KVKEEP_S3=ON";
+    Err(Error::new(crate::error::KVKEEP_ERR_UNSUPPORTED, message))
+}
 
 /// A backend that was opened by its URL.
 pub struct OpenBackend {
@@ -112,8 +125,8 @@ mod tests {
     fn an_error_names_the_cause_and_the_remedy() {
         assert_eq!(
             refusal("nfs:///x"),
-            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, plugin:/path/to/library.so, \
-             redis://host:6379, redis+unix:///run/redis.sock, fault:<URL>"
+            "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, \
+             s3://bucket/prefix?endpoint=https://host:port, plugin:/path/to/library.so, redis://host:6379, redis+unix:///run/redis.sock, fault:<URL>"
         );
         assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
         assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));

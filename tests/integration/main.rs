@@ -20,6 +20,8 @@ mod policy_trace;
 mod processes;
 mod promises;
 mod redis;
+#[cfg(feature = "s3")]
+mod s3;
 mod serve;
 mod store_wait;
 mod stream;

@@ -10,6 +10,7 @@ pub mod proxy;
 pub mod random;
 pub mod redis;
 pub mod skip;
+pub mod tcp_proxy;
 
 /// The name under which the test harness knows the test `name` of the module whose `module_path!()` this is: a process that starts
 /// its own program again asks for one test by it.
