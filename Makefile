@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-mooncake e2e-vllm bench bench-without bench-device soak fuzz install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm bench bench-without bench-device soak fuzz install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -78,6 +78,9 @@ demo: demo-programs ## install into build/prefix, build the quickstart against i
 
 demo-redis: demo-programs ## two processes that share only a Redis server, which is started for them and installed if this is root
 	@scripts/demo_redis.sh build/examples/quickstart $(CURDIR)/build/demo
+
+demo-s3: demo-programs ## two daemons that share nothing but a bucket of moto, an S3 service that pip puts into build/moto
+	@scripts/demo_s3.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo-s3
 
 demo-programs:
 	@mkdir -p build
