@@ -22,6 +22,8 @@ mod l1;
 mod prefetch;
 mod random;
 mod report;
+#[cfg(feature = "s3")]
+mod s3;
 mod scheduler;
 
 use std::path::PathBuf;
@@ -88,6 +90,8 @@ fn main() {
         l1::run(&mut report);
         prefetch::run(&mut report);
         fs::run(&mut report);
+        #[cfg(feature = "s3")]
+        s3::run(&mut report);
         scheduler::run(&mut report);
         daemon::run(&mut report);
         "results.json"
