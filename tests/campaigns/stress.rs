@@ -1,4 +1,4 @@
-//! Everything at once, by seed: readers, writers, prefetchers with backends that fail, cancels, clears, evictions in a
+//! Everything at once, by seed: readers, writers, prefetchers with backends that fail, come and go, cancels, clears, evictions in a
 //! small L1. Every byte read is checked, and at the end nothing is held and the books agree.
 //!
 //! KVKEEP_SOAK_SECONDS makes it last, KVKEEP_STRESS_SEED repeats a seed (not the interleaving).
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use kvkeep::abi::{Completion, JobResult, KeyState, SpaceUsage, Stats, View};
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Callback, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode};
-use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK};
+use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
 
@@ -285,6 +285,35 @@ impl World {
     }
 }
 
+/// Backends that come and go while the others are used.
+const GUESTS: [&str; 4] = [
+    "memory:?capacity=256KiB&promote=on&write=off",
+    "memory:?lookup=slow&write=after-uses",
+    "fault:memory:?fault.load_error=0.5&fault.lookup_error=0.2&breaker_errors=3&breaker_pause_ms=2&store_latency_max_ms=1",
+    "fault:memory:?fault.load_hang=0.02&fault.lookup_hang=0.01&fault.store_hang=0.01&fault.flip=0.1&deadline_ms=20",
+];
+
+impl World {
+    /// Adds backends and removes them again.
+    fn change_backends(&self, mut random: Random, until: Instant) {
+        let mut added = Vec::new();
+        let remove = |backend| {
+            if let Err(error) = self.node.remove_backend(backend) {
+                assert_eq!(error.status, KVKEEP_ERR_TIMEOUT, "{error}");
+            }
+        };
+        while Instant::now() < until {
+            if added.len() < 3 && random.one_in(2) {
+                added.push(self.node.add_backend(GUESTS[random.below(GUESTS.len() as u64) as usize]).unwrap());
+            } else if !added.is_empty() {
+                remove(added.swap_remove(random.below(added.len() as u64) as usize));
+            }
+            std::thread::sleep(Duration::from_millis(random.below(5)));
+        }
+        added.into_iter().for_each(remove);
+    }
+}
+
 fn stress(seed: u64, seconds: f64, policy: &str, mode: StoreMode, urls: &[&str]) {
     println!("seed {seed}, {policy}, {mode:?}, {urls:?}");
     let mut config = NodeConfig::new(MIB / 2);
@@ -314,6 +343,8 @@ fn stress(seed: u64, seconds: f64, policy: &str, mode: StoreMode, urls: &[&str])
             let world = &world;
             scope.spawn(move || world.work(Random(seed.wrapping_mul(WORKERS).wrapping_add(worker)), until));
         }
+        let changed = &world;
+        scope.spawn(move || changed.change_backends(Random(seed ^ 0x5eed), until));
         while Instant::now() < until {
             world.drain();
             std::thread::sleep(Duration::from_millis(1));
