@@ -96,7 +96,7 @@ static void writes_that_fail_in_a_row_end_no_loads(void) {
 }
 
 static void a_backend_has_a_deadline_of_its_own(void) {
-    enter(open_l2(4 * MIB, "fault:memory:?fault.load_hang=1&deadline_ms=50"));
+    enter(open_l2(4 * MIB, "fault:memory:?fault.load_hang=1&deadline_ms=1000"));
     put_below(cache, space, keys, COUNT, SIZE);
     CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, 0);
     CHECK_EQUAL(state_of(1).health, KVKEEP_BACKEND_FENCED);
@@ -221,6 +221,84 @@ static void writes_that_take_long_are_dropped_and_loads_are_not(void) {
     leave();
 }
 
+static char key_file[4200];
+
+static void write_keys(const char *directory, const char *digits) {
+    snprintf(key_file, sizeof key_file, "%s/keys", directory);
+    FILE *file = fopen(key_file, "w");
+    CHECK(file != NULL);
+    for (const char *digit = digits; *digit; digit++) {
+        for (int i = 0; i < 64; i++) fputc(*digit, file);
+        fputc('\n', file);
+    }
+    CHECK_EQUAL(fclose(file), 0);
+}
+
+static void enter_encrypted(const char *directory, int with_key) {
+    char parameters[4300] = "";
+    if (with_key) snprintf(parameters, sizeof parameters, "&key_file=%s", key_file);
+    char objects[4200];
+    snprintf(objects, sizeof objects, "%s/objects", directory);
+    enter(open_directory(objects, parameters));
+}
+
+static void objects_are_encrypted_and_keys_rotate(void) {
+    char directory[4096];
+    snprintf(directory, sizeof directory, "%s", new_directory());
+    write_keys(directory, "a");
+    enter_encrypted(directory, 1);
+    put_below(cache, space, keys, COUNT, SIZE);
+    kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+    CHECK_EQUAL(result.hit_chunks, COUNT);
+    CHECK(strstr(state_of(1).url, key_file) == NULL);
+    leave();
+    // Without a key, or with another, all are misses; none is corrupt, and none goes.
+    for (int with_key = 0; with_key < 2; with_key++) {
+        write_keys(directory, "b");
+        enter_encrypted(directory, with_key);
+        result = prefetch(KVKEEP_PREFETCH_PREFIX);
+        CHECK_EQUAL(result.lookup_chunks, COUNT);
+        CHECK_EQUAL(result.hit_chunks, 0);
+        CHECK_EQUAL(stats_of(cache).load_failures, COUNT);
+        CHECK_EQUAL(stats_of(cache).corruptions, 0);
+        CHECK_EQUAL(state_of(1).objects, COUNT);
+        leave();
+    }
+    write_keys(directory, "ba");
+    enter_encrypted(directory, 1);
+    CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, COUNT);
+    leave();
+    // What cannot be decrypted is replaced when it is stored again.
+    write_keys(directory, "c");
+    enter_encrypted(directory, 1);
+    CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, 0);
+    put_below(cache, space, keys, COUNT, SIZE);
+    CHECK_EQUAL(stats_of(cache).stores, COUNT);
+    CHECK_EQUAL(prefetch(KVKEEP_PREFETCH_PREFIX).hit_chunks, COUNT);
+    leave();
+    remove_directory(directory);
+}
+
+static void flipped_bits_of_encrypted_objects_never_reach_a_reader(void) {
+    char directory[4096], url[5000];
+    snprintf(directory, sizeof directory, "%s", new_directory());
+    write_keys(directory, "a");
+    snprintf(url, sizeof url, "fault:memory:?fault.flip=0.5&fault.seed=7&key_file=%s", key_file);
+    enter(open_l2(4 * MIB, url));
+    for (uint32_t round = 0; round < 10; round++) {
+        keys_of(keys, 100 * round, COUNT);
+        put_below(cache, space, keys, COUNT, SIZE);
+        kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+        CHECK_EQUAL(result.lookup_chunks, COUNT);
+        if (result.hit_chunks > 0) OK(kvkeep_finish_read(cache, session, keys, result.hit_chunks, 0, NULL));
+    }
+    CHECK(stats_of(cache).corruptions >= 10);
+    CHECK(stats_of(cache).prefetch_hit_chunks > 0);
+    check_nothing_is_held(cache);
+    leave();
+    remove_directory(directory);
+}
+
 static void a_wrong_parameter_is_named(void) {
     kvkeep *opened = NULL;
     const char *url = "memory:?breaker_errors=often";
@@ -233,6 +311,10 @@ static void a_wrong_parameter_is_named(void) {
     FAILS(kvkeep_open(&options, &opened), KVKEEP_ERR_INVALID, "0 is no pause");
     url = "memory:?write=sometimes";
     FAILS(kvkeep_open(&options, &opened), KVKEEP_ERR_INVALID, "\"sometimes\" is not known");
+    url = "memory:?key_file=/nowhere/keys";
+    FAILS(kvkeep_open(&options, &opened), KVKEEP_ERR_IO, "the key file /nowhere/keys");
+    url = "memory:?key_env=KVKEEP_NO_SUCH_KEY";
+    FAILS(kvkeep_open(&options, &opened), KVKEEP_ERR_INVALID, "KVKEEP_NO_SUCH_KEY is not set");
     url = "memory:?write_uses=2";
     FAILS(kvkeep_open(&options, &opened), KVKEEP_ERR_INVALID, "write_uses of a backend");
 }
@@ -248,6 +330,8 @@ int main(void) {
     RUN(a_backend_alone_is_written_to_after_uses);
     RUN(what_a_slow_backend_gave_is_promoted);
     RUN(writes_that_take_long_are_dropped_and_loads_are_not);
+    RUN(objects_are_encrypted_and_keys_rotate);
+    RUN(flipped_bits_of_encrypted_objects_never_reach_a_reader);
     RUN(a_wrong_parameter_is_named);
     return 0;
 }

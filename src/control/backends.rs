@@ -70,8 +70,8 @@ pub struct BackendSlot {
     pub forgotten: ForgottenSpaces,
     /// Batches of loads that were chosen for it and are not handed to it yet.
     handing: AtomicUsize,
-    /// Keys under which it has an object of another shape than this cache's pools. An object that this cache stores under such a
-    /// key replaces it.
+    /// Keys under which it has an object of another shape than this cache's pools, or one that this cache cannot decrypt. An object
+    /// that this cache stores under such a key replaces it.
     misshapen: Mutex<HashSet<ObjectKey>>,
 }
 
@@ -262,7 +262,7 @@ impl BackendSlot {
         self.handing.load(Ordering::Acquire) > 0
     }
 
-    /// It gave an object that has another shape.
+    /// It gave an object that is of no use to this cache.
     pub fn note_misshapen(&self, key: ObjectKey) {
         let mut misshapen = self.misshapen.lock();
         if misshapen.len() >= MISSHAPEN_MAX {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::encrypted::KeyLocation;
 use super::url::Parameters;
 use crate::error::{Error, Result};
 
@@ -20,6 +21,8 @@ pub struct CommonOptions {
     pub promote: bool,
     /// New writes to it are dropped while others take longer.
     pub store_latency_max: Option<Duration>,
+    /// The keys that its objects are encrypted with, if they are.
+    pub keys: Option<KeyLocation>,
 }
 
 /// Which objects are written to a backend.
@@ -45,14 +48,24 @@ impl Default for CommonOptions {
             write: WriteChoice::On,
             promote: false,
             store_latency_max: None,
+            keys: None,
         }
     }
 }
 
 impl CommonOptions {
     /// The names of the parameters.
-    pub const NAMES: [&'static str; 7] =
-        ["breaker_errors", "breaker_pause_ms", "deadline_ms", "write", "write_uses", "promote", "store_latency_max_ms"];
+    pub const NAMES: [&'static str; 9] = [
+        "breaker_errors",
+        "breaker_pause_ms",
+        "deadline_ms",
+        "write",
+        "write_uses",
+        "promote",
+        "store_latency_max_ms",
+        "key_file",
+        "key_env",
+    ];
 
     /// Reads the parameters named by [`NAMES`](CommonOptions::NAMES), all others taken out.
     pub fn parse(pairs: &[(String, String)]) -> Result<CommonOptions> {
@@ -72,7 +85,14 @@ impl CommonOptions {
             return Err(options.wrong("write_uses", "it goes with write=after-uses"));
         }
         let latency_ms = options.count("store_latency_max_ms", 0)?;
+        let keys = match (options.text("key_file")?, options.text("key_env")?) {
+            (None, None) => None,
+            (Some(path), None) => Some(KeyLocation::File(path.into())),
+            (None, Some(name)) => Some(KeyLocation::Environment(name.to_owned())),
+            (Some(_), Some(_)) => return Err(options.wrong("key_file", "key_env is given too; keep one")),
+        };
         let common = CommonOptions {
+            keys,
             write,
             promote: options.boolean("promote", false)?,
             store_latency_max: (latency_ms > 0).then(|| Duration::from_millis(latency_ms.into())),

@@ -1,9 +1,10 @@
 //! Everything below L1: [`backend`] is the trait of any store of objects, [`object_header`] the header around every object,
 //! [`registry`] opens a store by its URL; [`fs`], [`memory`], [`plugin`], [`redis`], `s3` (a cargo feature)
-//! and [`fault`] are the stores.
+//! and [`fault`] are the stores, and [`encrypted`] goes around any of them.
 
 pub mod backend;
 pub mod common_options;
+pub mod encrypted;
 pub mod fault;
 pub mod fs;
 pub mod memory;

@@ -3,10 +3,10 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic, `KVKEEPOB` |
-//! | 8 | 4 | version of the header, 1 |
+//! | 8 | 4 | version of the header: 1, or 2 if the payload is encrypted |
 //! | 12 | 4 | kind of the payload's checksum: 0 none, 1 CRC-32C |
 //! | 16 | 8 | bytes of payload |
-//! | 24 | 4 | CRC-32C of the payload |
+//! | 24 | 4 | CRC-32C of the payload, as it is stored |
 //! | 28 | 4 | 0 |
 //! | 32 | 16 | space tag |
 //! | 48 | 16 | layout tag |
@@ -14,12 +14,14 @@
 //! | 96 | 4 | rank of the key |
 //! | 100 | 4 | group of the key |
 //! | 104 | 16 | shape tag, 0 where the shape is unknown |
-//! | 120 | 36 | 0 |
+//! | 120 | 8 | id of the master key; this and the next two are 0 in version 1 |
+//! | 128 | 12 | nonce |
+//! | 140 | 16 | tag of AES-256-GCM; bytes 0 to 139 are its associated data, with a payload's checksum of 0 |
 //! | 156 | 4 | CRC-32C of bytes 0 to 155 |
 
 use std::io::{self, Read};
 
-use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
+use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::shape::ShapeTag;
 
@@ -27,9 +29,13 @@ use crate::shape::ShapeTag;
 pub const HEADER_BYTES: usize = 160;
 const MAGIC: [u8; 8] = *b"KVKEEPOB";
 const VERSION: u32 = 1;
+const ENCRYPTED_VERSION: u32 = 2;
 /// Bytes of a payload read at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 const SHAPE_AT: usize = 104;
+const KEY_ID_AT: usize = 120;
+const NONCE_AT: usize = 128;
+const TAG_AT: usize = 140;
 const KIND_NONE: u32 = 0;
 const KIND_CRC32C: u32 = 1;
 
@@ -58,6 +64,17 @@ impl HeaderDetails {
     pub fn fits(&self, payload: &[u8]) -> bool {
         crc32c(payload) == self.crc
     }
+}
+
+/// What the header of an encrypted object has besides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Encryption {
+    /// Names the master key.
+    pub key_id: [u8; 8],
+    /// Random bits of this object alone.
+    pub nonce: [u8; 12],
+    /// Proves that neither ciphertext nor header was changed.
+    pub tag: [u8; 16],
 }
 
 fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
@@ -113,9 +130,55 @@ impl Header {
     }
 
     /// Writes the header's own checksum.
-    fn sum_up(&mut self) {
+    pub(super) fn sum_up(&mut self) {
         let own = crc32c(&self.0[..HEADER_BYTES - 4]);
         self.0[HEADER_BYTES - 4..].copy_from_slice(&own.to_le_bytes());
+    }
+
+    /// The header of the object whose payload is about to be encrypted: its checksum and its tag are 0 still.
+    pub fn encrypting(mut self, key_id: &[u8; 8], nonce: &[u8; 12]) -> Header {
+        self.0[8..12].copy_from_slice(&ENCRYPTED_VERSION.to_le_bytes());
+        self.0[12..16].copy_from_slice(&KIND_CRC32C.to_le_bytes());
+        self.0[24..28].fill(0);
+        self.0[KEY_ID_AT..NONCE_AT].copy_from_slice(key_id);
+        self.0[NONCE_AT..TAG_AT].copy_from_slice(nonce);
+        self
+    }
+
+    /// The header of the object whose payload is encrypted to `ciphertext`.
+    pub fn encrypted(mut self, tag: &[u8; 16], ciphertext: &[u8]) -> Header {
+        self.0[24..28].copy_from_slice(&crc32c(ciphertext).to_le_bytes());
+        self.0[TAG_AT..TAG_AT + 16].copy_from_slice(tag);
+        self.sum_up();
+        self
+    }
+
+    /// The bytes of an encrypted object's header that are authenticated with the payload.
+    pub fn associated_data(&self) -> [u8; TAG_AT] {
+        let mut data = [0; TAG_AT];
+        data.copy_from_slice(&self.0[..TAG_AT]);
+        data[24..28].fill(0);
+        data
+    }
+
+    /// How the payload is encrypted, if it is.
+    pub fn encryption(&self) -> Option<Encryption> {
+        (u32_at(&self.0, 8) == ENCRYPTED_VERSION).then(|| Encryption {
+            key_id: array_at(&self.0, KEY_ID_AT),
+            nonce: array_at(&self.0, NONCE_AT),
+            tag: array_at(&self.0, TAG_AT),
+        })
+    }
+
+    /// The header of the object once its payload is decrypted. It has no checksum.
+    pub fn decrypted(&self) -> Header {
+        let mut header = *self;
+        header.0[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        header.0[12..16].copy_from_slice(&KIND_NONE.to_le_bytes());
+        header.0[24..28].fill(0);
+        header.0[KEY_ID_AT..HEADER_BYTES - 4].fill(0);
+        header.sum_up();
+        header
     }
 
     /// Checks the header's magic, version and own checksum. Gives the object's key and bytes of payload.
@@ -125,8 +188,10 @@ impl Header {
             return Err(corrupt("the object has no kvkeep header (torn write or foreign file)"));
         }
         let version = u32_at(bytes, 8);
-        if version != VERSION {
-            return Err(corrupt(format!("the object has header version {version}, this build reads {VERSION}")));
+        if !matches!(version, VERSION | ENCRYPTED_VERSION) {
+            return Err(corrupt(format!(
+                "the object has header version {version}, this build reads {VERSION} and {ENCRYPTED_VERSION}"
+            )));
         }
         if crc32c(&bytes[..HEADER_BYTES - 4]) != u32_at(bytes, HEADER_BYTES - 4) {
             return Err(corrupt("the object's header does not match its checksum"));
@@ -138,16 +203,25 @@ impl Header {
         Ok((key, u64::from_le_bytes(array_at(bytes, 16))))
     }
 
-    /// The fields of the header beyond `key` and `length`, if it is theirs, whole, and has a checksum of the payload.
+    /// The fields of the header beyond `key` and `length`, if it is theirs, whole, not that of an encrypted object, and has a
+    /// checksum of the payload.
     pub fn known(&self, key: &ObjectKey, length: u64) -> Option<HeaderDetails> {
+        if self.encryption().is_some() {
+            return None;
+        }
         self.identify(key, None, length).ok()?;
         let crc = self.payload_crc().ok()??;
         Some(HeaderDetails { layout: array_at(&self.0, 48), shape: self.shape(), crc })
     }
 
-    /// Checks identity, length, layout (if the caller knows it) and, unless `checksum` is off, the payload's bytes.
+    /// Checks identity, length, layout (if the caller knows it) and, unless `checksum` is off, the payload's bytes. An encrypted
+    /// payload is none that can be used: UNSUPPORTED.
     pub fn verify(&self, key: &ObjectKey, layout: Option<&[u8; 16]>, payload: &[u8], checksum: bool) -> Result<()> {
         self.identify(key, layout, payload.len() as u64)?;
+        if self.encryption().is_some() {
+            let why = "the object is encrypted: name its key in the URL of the backend (key_file=, key_env=)";
+            return Err(Error::new(KVKEEP_ERR_UNSUPPORTED, why));
+        }
         match self.payload_crc()? {
             Some(crc) if checksum && crc32c(payload) != crc => Err(changed()),
             _ => Ok(()),

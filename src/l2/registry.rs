@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::backend::Backend;
 use super::common_options::CommonOptions;
+use super::encrypted::{EncryptedBackend, EncryptionKeys};
 use super::fault::FaultBackend;
 use super::fs::Fs;
 use super::memory::MemoryBackend;
@@ -63,15 +64,30 @@ pub struct OpenBackend {
 pub fn open(url: &str, log: &Log, arena: &Arena) -> Result<OpenBackend> {
     let (inner, common) = split_parameters(url, |name| CommonOptions::NAMES.contains(&name))?;
     let options = CommonOptions::parse(&common)?;
-    Ok(OpenBackend { backend: open_inner(&inner, log, arena)?, url: without_secrets(url), options })
+    open_with(url, options, || open_inner(&inner, log, arena))
 }
 
 /// Opens the backend whose functions the host program has.
 pub fn open_plugin(source: &PluginSource, log: &Log, arena: &Arena) -> Result<OpenBackend> {
     let (inner, common) = source.split_parameters(|name| CommonOptions::NAMES.contains(&name));
     let options = CommonOptions::parse(&common)?;
-    let backend = PluginBackend::open(&inner, arena, log)?;
-    Ok(OpenBackend { backend, url: without_secrets(&source.url()), options })
+    open_with(&source.url(), options, || Ok(PluginBackend::open(&inner, arena, log)?))
+}
+
+/// Opens a backend, and encrypts what goes there where its options say so.
+fn open_with(
+    url: &str,
+    options: CommonOptions,
+    open: impl FnOnce() -> Result<Arc<dyn Backend>>,
+) -> Result<OpenBackend> {
+    // Read before the backend opens, so that a wrong key opens nothing.
+    let keys = options.keys.as_ref().map(EncryptionKeys::read).transpose()?;
+    let backend = open()?;
+    let backend = match keys {
+        Some(keys) => EncryptedBackend::wrap(backend, keys)?,
+        None => backend,
+    };
+    Ok(OpenBackend { backend, url: without_secrets(url), options })
 }
 
 /// Opens the backend of a URL without common parameters.

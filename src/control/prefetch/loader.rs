@@ -17,7 +17,7 @@ use crate::arena::Buffer;
 use crate::control::backends::BackendSlot;
 use crate::control::deadline::{Deadlines, Ticket};
 use crate::control::throughput::UnderWay;
-use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, Result};
+use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{Key, ObjectKey};
 use crate::l1::slot::Ref;
 use crate::l1::{L1, LoadReader};
@@ -468,11 +468,17 @@ impl LoadSink for LoadBatch {
         let outcome = match verified {
             Ok(shape) => Ok(Verified { shape, slot: &self.slot, took: self.began.elapsed() }),
             Err(error) => {
-                if error.status == KVKEEP_ERR_CORRUPT {
-                    meters.corruptions.add(1);
-                    self.slot.backend.quarantine(item.object);
-                } else {
-                    meters.load_failures.add(1);
+                match error.status {
+                    KVKEEP_ERR_CORRUPT => {
+                        meters.corruptions.add(1);
+                        self.slot.backend.quarantine(item.object);
+                    }
+                    // Without its key, or without encryption: it is replaced when it is stored anew.
+                    KVKEEP_ERR_UNSUPPORTED => {
+                        meters.load_failures.add(1);
+                        self.slot.note_misshapen(item.object);
+                    }
+                    _ => meters.load_failures.add(1),
                 }
                 self.loader.log.often("load failed", LogLevel::Error, || {
                     format!("loading {} from backend {}: {error}", item.object.key, self.slot.number)
