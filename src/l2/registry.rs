@@ -35,6 +35,7 @@ const SCHEMES: [(&str, &str, Open); 6] = [
         Ok(PluginBackend::open(&PluginSource::of_library(&url.path, &url.params)?, arena, log)?)
     }),
     ("redis", "redis://host:6379", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
+    ("rediss", "rediss://host:6379", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
     ("redis+unix", "redis+unix:///run/redis.sock", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
 ];
 
@@ -142,7 +143,7 @@ mod tests {
         assert_eq!(
             refusal("nfs:///x"),
             "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, \
-             s3://bucket/prefix?endpoint=https://host:port, plugin:/path/to/library.so, redis://host:6379, redis+unix:///run/redis.sock, fault:<URL>"
+             s3://bucket/prefix?endpoint=https://host:port, plugin:/path/to/library.so, redis://host:6379, rediss://host:6379, redis+unix:///run/redis.sock, fault:<URL>"
         );
         assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
         assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));

@@ -22,6 +22,11 @@ mod requests;
 pub(crate) mod resp;
 mod server_error;
 mod server_usage;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
 mod transport;
 mod wake_fd;
 

@@ -16,6 +16,8 @@ const INBOX_BYTES: usize = 64 << 10;
 /// Most bytes of a reply that is not received elsewhere.
 const REPLY_MAX: usize = 16 << 20;
 
+const ENDED: &str = "the server closed the connection";
+
 /// A connection that has logged in.
 pub struct RedisConnection {
     transport: Transport,
@@ -40,7 +42,7 @@ impl RedisConnection {
     /// Connects to `server` and logs in. Blocks for at most about the connect timeout.
     pub fn open(options: &RedisOptions, server: &ServerAddress) -> Result<RedisConnection> {
         let until = Instant::now() + options.connect_timeout;
-        let transport = Transport::connect(server, until).map_err(|error| {
+        let transport = Transport::connect(server, options.tls.as_ref(), until).map_err(|error| {
             let error = broken("connecting to", server, &error);
             Error { message: format!("{}; is a Redis or Valkey server there, and reachable?", error.message), ..error }
         })?;
@@ -91,7 +93,11 @@ impl RedisConnection {
     fn one(&mut self, server: &ServerAddress, until: Instant) -> Result<RespValue> {
         let mut replies = self.call(1, until).map_err(|error| {
             let late = error.status == KVKEEP_ERR_TIMEOUT;
-            let remedy = if late { "; does a Redis server listen there?" } else { "" };
+            let remedy = match late {
+                true => "; does a Redis server listen there?",
+                false if error.message == ENDED => "; does it want TLS (rediss://), or refuse this host?",
+                false => "",
+            };
             Error { message: format!("logging in at {server}: {}{remedy}", error.message), ..error }
         })?;
         Ok(replies.pop().unwrap_or(RespValue::Nil))
@@ -124,6 +130,7 @@ impl RedisConnection {
 
     /// Sends as much of the outbox as the socket takes. `payload` gives the payloads of requests.
     pub fn send<'a>(&mut self, payload: impl Fn(u64) -> Option<&'a [u8]>) -> Result<()> {
+        self.transport.flush().map_err(|error| lost(&error))?;
         self.outbox.send(&mut self.transport, payload).map_err(|error| lost(&error))
     }
 
@@ -209,7 +216,10 @@ impl RedisConnection {
 
 fn lost(error: &io::Error) -> Error {
     let message = match error.kind() {
-        io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
+        io::ErrorKind::UnexpectedEof => ENDED.to_owned(),
+        io::ErrorKind::InvalidData => {
+            format!("TLS fails: {error}; does the server speak TLS there, and does ca= name who certifies it?")
+        }
         _ => format!("the connection broke: {error}"),
     };
     Error::new(KVKEEP_ERR_IO, message)

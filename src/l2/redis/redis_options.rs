@@ -1,9 +1,10 @@
 //! The URL of a Redis server: where it is, who we are there, and how it is used.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::tls::{TlsSettings, tls_settings};
 use crate::error::{Error, Result};
 use crate::l2::url::{Parameters, Url, decode, size};
 
@@ -28,6 +29,8 @@ pub struct Secret(pub String);
 /// The options of the `redis` backend.
 pub struct RedisOptions {
     pub server: ServerAddress,
+    /// TLS, if connections are under it.
+    pub tls: Option<TlsSettings>,
     /// The ACL user; empty for the server's default user.
     pub user: String,
     pub password: Option<Secret>,
@@ -138,7 +141,7 @@ fn database(text: &str) -> Result<u32> {
 }
 
 impl RedisOptions {
-    /// The options in `redis://[user:password@]host[:port][/database]?…` or `redis+unix://[user:password@]/path?…`.
+    /// The options in `redis://[user:password@]host[:port][/database]?…`, the same with `rediss://`, or `redis+unix://[user:password@]/path?…`.
     pub fn from_url(url: &Url) -> Result<RedisOptions> {
         let (authority, tail) = url
             .written
@@ -174,6 +177,7 @@ impl RedisOptions {
         }
         let options = RedisOptions {
             server,
+            tls: read_tls(url.scheme.starts_with("rediss"), &mut given)?,
             user,
             password,
             database: numbered.unwrap_or(0),
@@ -188,6 +192,20 @@ impl RedisOptions {
         given.finish()?;
         Ok(options)
     }
+}
+
+/// The settings of TLS; without TLS, the parameters of it are refused as unknown ones.
+fn read_tls(on: bool, given: &mut Parameters<'_>) -> Result<Option<TlsSettings>> {
+    if !on {
+        return Ok(None);
+    }
+    let [ca, cert, key] = ["ca", "cert", "key"].map(|name| given.text(name));
+    let own = match (cert?, key?) {
+        (Some(cert), Some(key)) => Some((Path::new(cert), Path::new(key))),
+        (None, None) => None,
+        _ => return Err(wrong("of cert= and key= only one is given")),
+    };
+    tls_settings(ca?.map(Path::new), own).map(Some)
 }
 
 fn read_login(login: &str) -> Result<(String, Option<Secret>)> {

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
 
 use super::redis_options::ServerAddress;
+use super::tls::{TlsSettings, TlsStream};
 
 /// Time after which the kernel asks whether the peer of a silent connection is there, so that it notices a machine that vanished.
 const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -18,11 +19,12 @@ const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(30);
 pub enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
 }
 
 impl Transport {
     /// Connects to the first address of the server that answers. Blocks, names included, until about `until`.
-    pub fn connect(server: &ServerAddress, until: Instant) -> io::Result<Transport> {
+    pub fn connect(server: &ServerAddress, tls: Option<&TlsSettings>, until: Instant) -> io::Result<Transport> {
         match server {
             ServerAddress::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
@@ -42,7 +44,10 @@ impl Transport {
                             set_socket_keepalive(&stream, true)?;
                             set_tcp_keepidle(&stream, KEEP_ALIVE)?;
                             stream.set_nonblocking(true)?;
-                            return Ok(Transport::Tcp(stream));
+                            return match tls {
+                                Some(settings) => Ok(Transport::Tls(Box::new(TlsStream::new(stream, settings, host)?))),
+                                None => Ok(Transport::Tcp(stream)),
+                            };
                         }
                         Err(error) => last = error,
                     }
@@ -52,11 +57,27 @@ impl Transport {
         }
     }
 
+    /// Sends what an earlier write left inside. Called before each wait.
+    pub fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Transport::Tls(stream) => stream.flush(),
+            Transport::Tcp(_) | Transport::Unix(_) => Ok(()),
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        match self {
+            Transport::Tls(stream) => stream.wants_write(),
+            Transport::Tcp(_) | Transport::Unix(_) => false,
+        }
+    }
+
     /// Receives into several places, in their order. Fails with `WouldBlock` if nothing is there.
     pub fn read(&mut self, places: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
             Transport::Tcp(stream) => stream.read_vectored(places),
             Transport::Unix(stream) => stream.read_vectored(places),
+            Transport::Tls(stream) => stream.read(places),
         }
     }
 
@@ -65,6 +86,7 @@ impl Transport {
         match self {
             Transport::Tcp(stream) => stream.write_vectored(pieces),
             Transport::Unix(stream) => stream.write_vectored(pieces),
+            Transport::Tls(stream) => stream.write(pieces),
         }
     }
 
@@ -72,12 +94,13 @@ impl Transport {
         match self {
             Transport::Tcp(stream) => stream.as_fd(),
             Transport::Unix(stream) => stream.as_fd(),
+            Transport::Tls(stream) => stream.socket().as_fd(),
         }
     }
 
     /// Sleeps until something is there to read, `to_write` and the socket takes something, `bell` rings, or `until`.
     pub fn wait(&self, bell: Option<BorrowedFd<'_>>, to_write: bool, until: Instant) -> io::Result<()> {
-        let interest = if to_write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let interest = if to_write || self.has_left() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let socket = PollFd::from_borrowed_fd(self.fd(), interest);
         let left = until.saturating_duration_since(Instant::now());
         // Rounded up, so that a thread that waits for a time does not wake up before it.

@@ -4,4 +4,5 @@ mod access;
 mod caches;
 mod proxied;
 mod round_trip;
+mod tls;
 mod trouble;

@@ -23,7 +23,7 @@ fn present(length: usize) -> Found {
 }
 
 /// Every size is stored by one backend and loaded by another.
-fn every_size_comes_back(server: &Server, url: &str) {
+pub fn every_size_comes_back(server: &Server, url: &str) {
     let (one, two) = (open(url).unwrap(), open(url).unwrap());
     let numbers: Vec<u64> = (0..LENGTHS.len() as u64).collect();
     assert!(lookup(&*two, &numbers, false).unwrap().iter().all(|found| *found == Found::Absent));
