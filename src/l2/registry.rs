@@ -19,7 +19,7 @@ use crate::log::Log;
 type Open = fn(&Url, &Log, &Arena) -> Result<Arc<dyn Backend>>;
 
 /// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
-const SCHEMES: [(&str, &str, Open); 6] = [
+const SCHEMES: [(&str, &str, Open); 11] = [
     ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log, _| Ok(Fs::open_url(&url.path, &url.params, log)?)),
     ("memory", "memory:?capacity=1GiB", |url, _, _| {
         if !url.path.is_empty() {
@@ -36,6 +36,10 @@ const SCHEMES: [(&str, &str, Open); 6] = [
     }),
     ("redis", "redis://host:6379", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
     ("rediss", "rediss://host:6379", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
+    ("redis+cluster", "redis+cluster://host1,host2", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
+    ("rediss+cluster", "rediss+cluster://host1,host2", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
+    ("redis+sentinel", "redis+sentinel://host1,host2/master", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
+    ("rediss+sentinel", "rediss+sentinel://host1,host2/master", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
     ("redis+unix", "redis+unix:///run/redis.sock", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
 ];
 
@@ -143,7 +147,9 @@ mod tests {
         assert_eq!(
             refusal("nfs:///x"),
             "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, \
-             s3://bucket/prefix?endpoint=https://host:port, plugin:/path/to/library.so, redis://host:6379, rediss://host:6379, redis+unix:///run/redis.sock, fault:<URL>"
+             s3://bucket/prefix?endpoint=https://host:port, plugin:/path/to/library.so, redis://host:6379, rediss://host:6379, redis+cluster://host1,host2, \
+             rediss+cluster://host1,host2, redis+sentinel://host1,host2/master, \
+             rediss+sentinel://host1,host2/master, redis+unix:///run/redis.sock, fault:<URL>"
         );
         assert_eq!(refusal("memory:?size=1"), "memory has no parameter \"size\"; it takes capacity, policy, lookup");
         assert!(refusal("memory:?capacity=1&capacity=2").contains("given twice"));

@@ -115,20 +115,8 @@ impl Server {
     }
 
     fn try_ask(&self, command: &[&str]) -> Option<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        let mut text = Vec::new();
         let login: Vec<&str> = self.login.iter().map(String::as_str).collect();
-        for command in [&login[..], command, &["QUIT"]].into_iter().filter(|command| !command.is_empty()) {
-            text.extend(format!("*{}\r\n", command.len()).bytes());
-            for word in command {
-                text.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
-            }
-        }
-        stream.write_all(&text).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        // LOADING is an answer, too, but not from a server that has started.
-        (!answer.is_empty() && !answer.contains("LOADING")).then_some(answer)
+        ask_after(self.port, &login, command)
     }
 
     /// The replies to a command of the test's own (with those to the login and to QUIT), as they were sent.
@@ -151,6 +139,23 @@ impl Drop for Server {
             self.kill();
         }
     }
+}
+
+/// The replies of the server at a port to a login and a command, if it has started.
+fn ask_after(port: u16, login: &[&str], command: &[&str]) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let mut text = Vec::new();
+    for command in [login, command, &["QUIT"]].into_iter().filter(|command| !command.is_empty()) {
+        text.extend(format!("*{}\r\n", command.len()).bytes());
+        for word in command {
+            text.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
+        }
+    }
+    stream.write_all(&text).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    // LOADING is an answer, too, but not from a server that has started.
+    (!answer.is_empty() && !answer.contains("LOADING")).then_some(answer)
 }
 
 /// The next answer.

@@ -31,6 +31,8 @@ pub enum StepKind {
     SetManifest,
     /// A command on parts whose answer changes nothing.
     Settle,
+    /// ASKING, before a command to a server that has the slot on trial.
+    Asking,
 }
 
 impl StepKind {
@@ -47,6 +49,7 @@ impl StepKind {
             StepKind::CheckPart(_) => "STRLEN",
             StepKind::Set | StepKind::SetPart | StepKind::SetManifest => "SET",
             StepKind::Settle => "PERSIST, EXPIRE or UNLINK",
+            StepKind::Asking => "ASKING",
         }
     }
 }
@@ -200,7 +203,7 @@ impl ServerStore {
         };
         let length = self.queued.store.buffer.len();
         match (kind, reply) {
-            (StepKind::Settle, _) => {}
+            (StepKind::Settle | StepKind::Asking, _) => {}
             (StepKind::Check, Ok(RespValue::Bulk(bytes))) => match StoredHead::parse(&bytes, &self.queued.store.key) {
                 StoredHead::Whole(found) if found == length as u64 => {
                     if options.ttl > 0 {

@@ -11,36 +11,42 @@ use super::outbox::Outbox;
 use super::redis_connection::RedisConnection;
 use super::redis_node::{ControlTurn, LinkKind, RedisNode};
 use super::redis_state::closed;
-use super::requests::{KeySweep, NodeDelete};
+use super::requests::{KeySweep, NodeDelete, NodeLookup, Rerouted, Route};
 use super::resp::RespValue;
+use super::sentinel::open_connection;
 use super::server_error::{Consequence, server_error};
 use super::server_usage::ask_usage;
+use super::slot_map::{Redirect, parse_redirect};
 use crate::error::{Error, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::{Change, Found};
 
 /// How often the server is asked how full it is, which also shows whether it is there.
 const USAGE_EVERY: Duration = Duration::from_secs(5);
+/// How often a server of a cluster is asked who has which slots while that is changing.
+const SLOTS_EVERY: Duration = Duration::from_millis(100);
 
 /// The thread's connection and its notes.
 struct ControlLink<'a> {
     node: &'a Arc<RedisNode>,
     connection: RedisConnection,
     usage_due: Instant,
+    /// When a cluster may be asked again who has which slots.
+    slots_due: Instant,
 }
 
-/// The body of the control thread, which begins with a connection. Returns once the node is closed and nothing waits.
-pub fn run_control_link(node: &Arc<RedisNode>, first: RedisConnection) {
+/// The body of the control thread, which begins with a connection if there is one. Returns once the node is closed and nothing waits.
+pub fn run_control_link(node: &Arc<RedisNode>, first: Option<RedisConnection>) {
     let mut back_off = BackOff::default();
-    let mut next = Some(first);
+    let mut next = first;
     // A turn whose connection broke is taken again once.
     let mut unfinished = ControlTurn::default();
     loop {
-        let opened = next.take().map_or_else(|| RedisConnection::open(&node.state.options, &node.address), Ok);
+        let opened = next.take().map_or_else(|| open_connection(&node.state.options, &node.address), Ok);
         match opened {
             Ok(connection) => {
                 node.connected(LinkKind::Control);
-                let mut thread = ControlLink { node, connection, usage_due: Instant::now() };
+                let mut thread = ControlLink { node, connection, usage_due: Instant::now(), slots_due: Instant::now() };
                 let Err(error) = thread.run(&mut unfinished, &mut back_off) else { return };
                 node.disconnected(LinkKind::Control, &error);
             }
@@ -88,15 +94,34 @@ impl ControlLink<'_> {
                 let until = self.until();
                 let usage = ask_usage(&mut self.connection, until)?;
                 self.node.note_usage(&usage);
+                self.ask_slots()?;
+                continue;
+            }
+            let changing = self.node.cluster().is_some_and(|cluster| cluster.wants_slots());
+            if changing && Instant::now() >= self.slots_due {
+                self.slots_due = Instant::now() + SLOTS_EVERY;
+                self.ask_slots()?;
                 continue;
             }
             if self.node.closing().is_some() {
                 return Ok(());
             }
-            self.connection.wait(Some(self.node.bell(0).fd()), self.usage_due)?;
+            let due = if changing { self.slots_due.min(self.usage_due) } else { self.usage_due };
+            self.connection.wait(Some(self.node.bell(0).fd()), due)?;
             self.node.bell(0).clear();
             self.connection.check_quiet()?;
         }
+    }
+
+    /// Asks a server of a cluster who has which slots.
+    fn ask_slots(&mut self) -> Result<()> {
+        let Some(cluster) = self.node.cluster() else { return Ok(()) };
+        self.connection.outbox.command(&[b"CLUSTER", b"SLOTS"]);
+        let until = self.until();
+        for reply in self.connection.call(1, until)? {
+            cluster.learn(&reply, &self.node.address);
+        }
+        Ok(())
     }
 
     /// When the server's silence is too long.
@@ -108,31 +133,57 @@ impl ControlLink<'_> {
     fn take_turn(&mut self, turn: &mut ControlTurn) -> Result<()> {
         let options = &self.node.state.options;
         let outbox = &mut self.connection.outbox;
-        let looked_up = turn.lookups.iter().flat_map(|lookup| lookup.keys.iter().map(|(_, key)| *key));
-        let names: Vec<(ObjectKey, String)> = looked_up.map(|key| (key, object_name(&options.prefix, &key))).collect();
-        names.iter().for_each(|(_, name)| ask_head(outbox, name));
+        // Of a command after ASKING, the reply comes after that of ASKING.
+        let mut askings = 0;
+        let mut names: Vec<(ObjectKey, String, Route)> = Vec::new();
+        for lookup in &turn.lookups {
+            outbox.asking = lookup.route.asking;
+            for (_, key) in &lookup.keys {
+                let name = object_name(&options.prefix, key);
+                ask_head(outbox, &name);
+                names.push((*key, name, lookup.route));
+            }
+            askings += if outbox.asking { lookup.keys.len() } else { 0 };
+        }
         let doomed: Vec<String> = turn.deletes.iter().map(|delete| object_name(&options.prefix, &delete.key)).collect();
-        for name in &doomed {
+        for (delete, name) in turn.deletes.iter().zip(&doomed) {
+            outbox.asking = delete.route.asking;
             ask_head(outbox, name);
             outbox.command(&[b"UNLINK", name.as_bytes()]);
+            askings += if outbox.asking { 2 } else { 0 };
         }
+        outbox.asking = false;
         let touches = add_touches(outbox, &turn.touches, &options.prefix, options.ttl);
         if let Some(sweep) = &turn.sweep {
             let pattern = name_pattern(&options.prefix, sweep.space);
             outbox.command(&[b"SCAN", sweep.cursor.as_bytes(), b"MATCH", pattern.as_bytes(), b"COUNT", b"1000"]);
         }
-        let count = names.len() + 2 * doomed.len() + touches + usize::from(turn.sweep.is_some());
+        let count = askings + names.len() + 2 * doomed.len() + touches + usize::from(turn.sweep.is_some());
         let until = self.until();
         let mut replies = self.connection.call(count, until)?.into_iter();
 
+        let mut next = |route: Route| {
+            if route.asking {
+                replies.next();
+            }
+            replies.next()
+        };
+        let mut redirects: Vec<Option<Redirect>> = Vec::with_capacity(names.len());
         let mut heads: Vec<Result<StoredHead>> = Vec::with_capacity(names.len());
-        for (key, _) in &names {
-            heads.push(self.head(replies.next(), key)?);
+        for (key, _, route) in &names {
+            let reply = next(*route);
+            redirects.push(self.redirected(&reply));
+            let moved = redirects.last().is_some_and(Option::is_some);
+            heads.push(if moved { Ok(StoredHead::Absent) } else { self.head(reply, key)? });
         }
         let mut removed: Vec<Result<(i64, StoredHead)>> = Vec::with_capacity(doomed.len());
+        let mut sent_on: Vec<Option<Redirect>> = Vec::with_capacity(doomed.len());
         for delete in &turn.deletes {
-            let head = self.head(replies.next(), &delete.key)?;
-            let count = self.number(replies.next(), "UNLINK")?;
+            let (head, count) = (next(delete.route), next(delete.route));
+            sent_on.push(self.redirected(&count));
+            let head = if sent_on.last().is_some_and(Option::is_some) { None } else { head };
+            let head = self.head(head, &delete.key)?;
+            let count = self.number(count, "UNLINK")?;
             removed.push(count.map(|count| (count, head.unwrap_or(StoredHead::Absent))));
         }
         (0..touches).for_each(|_| drop(replies.next()));
@@ -142,20 +193,28 @@ impl ControlLink<'_> {
         };
 
         let whole = self.check_parts(&names, &heads)?;
-        let orphans = doomed.iter().zip(&removed).filter_map(|(name, removed)| match removed {
-            Ok((_, StoredHead::Parts(manifest))) => Some((name.as_str(), *manifest)),
-            _ => None,
-        });
+        let orphans =
+            turn.deletes.iter().zip(&doomed).zip(&removed).filter_map(|((delete, name), removed)| match removed {
+                Ok((_, StoredHead::Parts(manifest))) => Some((name.as_str(), *manifest, delete.route)),
+                _ => None,
+            });
         self.unlink_parts(orphans.collect())?;
         let mut found = heads.into_iter().zip(whole).map(|(head, whole)| head.map(|head| found(head, whole)));
+        let mut redirects = redirects.into_iter();
         for lookup in turn.lookups.drain(..) {
+            self.redirect(&lookup, redirects.by_ref().take(lookup.keys.len()));
             let answers: Result<Vec<Found>> = found.by_ref().take(lookup.keys.len()).collect();
             match answers {
                 Ok(answers) => lookup.answer(answers.into_iter()),
                 Err(error) => lookup.fail(error),
             }
         }
-        for (NodeDelete { key, batch }, removed) in turn.deletes.drain(..).zip(removed) {
+        for ((delete, removed), redirect) in turn.deletes.drain(..).zip(removed).zip(sent_on) {
+            if let Some((redirect, cluster)) = redirect.zip(self.node.cluster()) {
+                cluster.redirect(redirect, Rerouted::Delete(delete));
+                continue;
+            }
+            let NodeDelete { key, batch, .. } = delete;
             match removed {
                 Ok((count, head)) => {
                     batch.removed.fetch_add(u64::from(count > 0), Ordering::Relaxed);
@@ -188,6 +247,32 @@ impl ControlLink<'_> {
         }
     }
 
+    /// The other server of the cluster that a reply names.
+    fn redirected(&self, reply: &Option<RespValue>) -> Option<Redirect> {
+        match reply {
+            Some(RespValue::Failure(text)) if self.node.cluster().is_some() => parse_redirect(text, &self.node.address),
+            _ => None,
+        }
+    }
+
+    /// Sends on those keys of a lookup that other servers have.
+    fn redirect(&self, lookup: &NodeLookup, redirects: impl Iterator<Item = Option<Redirect>>) {
+        let mut moved: Vec<(Redirect, Vec<(u32, ObjectKey)>)> = Vec::new();
+        for (key, redirect) in lookup.keys.iter().zip(redirects) {
+            let Some(redirect) = redirect else { continue };
+            match moved.iter_mut().find(|(other, _)| other.server == redirect.server && other.ask == redirect.ask) {
+                Some((_, keys)) => keys.push(*key),
+                None => moved.push((redirect, vec![*key])),
+            }
+        }
+        for (redirect, keys) in moved {
+            let rest = NodeLookup { batch: lookup.batch.clone(), keys, deadline: lookup.deadline, route: lookup.route };
+            if let Some(cluster) = self.node.cluster() {
+                cluster.redirect(redirect, Rerouted::Lookup(rest));
+            }
+        }
+    }
+
     fn head(&self, reply: Option<RespValue>, key: &ObjectKey) -> Result<Result<StoredHead>> {
         let head = match reply {
             Some(RespValue::Bulk(bytes)) => StoredHead::parse(&bytes, key),
@@ -209,34 +294,41 @@ impl ControlLink<'_> {
     }
 
     /// Whether each object is there with all of its parts.
-    fn check_parts(&mut self, names: &[(ObjectKey, String)], heads: &[Result<StoredHead>]) -> Result<Vec<bool>> {
+    fn check_parts(&mut self, names: &[(ObjectKey, String, Route)], heads: &[Result<StoredHead>]) -> Result<Vec<bool>> {
         let mut whole = vec![true; names.len()];
-        let mut asked: Vec<(usize, i64)> = Vec::new();
-        for (place, ((_, name), head)) in names.iter().zip(heads).enumerate() {
+        let mut asked: Vec<Option<(usize, i64)>> = Vec::new();
+        for (place, ((_, name, route), head)) in names.iter().zip(heads).enumerate() {
             let Ok(StoredHead::Parts(manifest)) = head else { continue };
+            self.connection.outbox.asking = route.asking;
             for number in 0..manifest.parts() {
                 let part = part_name(name, manifest.nonce, number);
                 self.connection.outbox.command(&[b"STRLEN", part.as_bytes()]);
-                asked.push((place, manifest.range(number).len() as i64));
+                asked.extend(route.asking.then_some(None));
+                asked.push(Some((place, manifest.range(number).len() as i64)));
             }
         }
+        self.connection.outbox.asking = false;
         let until = self.until();
         let replies = self.connection.call(asked.len(), until)?;
-        for ((place, length), reply) in asked.into_iter().zip(replies) {
-            whole[place] &= reply == RespValue::Integer(length);
+        for (asked, reply) in asked.into_iter().zip(replies) {
+            if let Some((place, length)) = asked {
+                whole[place] &= reply == RespValue::Integer(length);
+            }
         }
         Ok(whole)
     }
 
-    fn unlink_parts(&mut self, objects: Vec<(&str, Manifest)>) -> Result<()> {
+    fn unlink_parts(&mut self, objects: Vec<(&str, Manifest, Route)>) -> Result<()> {
         let mut count = 0;
-        for (name, manifest) in objects {
+        for (name, manifest, route) in objects {
+            self.connection.outbox.asking = route.asking;
             for number in 0..manifest.parts() {
                 let part = part_name(name, manifest.nonce, number);
                 self.connection.outbox.command(&[b"UNLINK", part.as_bytes()]);
-                count += 1;
+                count += 1 + usize::from(route.asking);
             }
         }
+        self.connection.outbox.asking = false;
         let until = self.until();
         self.connection.call(count, until).map(drop)
     }

@@ -23,6 +23,8 @@ pub struct Outbox {
     pieces: VecDeque<OutPiece>,
     /// Bytes of all pieces.
     length: usize,
+    /// Each command comes after ASKING, which has a reply of its own.
+    pub asking: bool,
 }
 
 impl Outbox {
@@ -48,6 +50,12 @@ impl Outbox {
         self.own(format!("{kind}{length}\r\n").as_bytes());
     }
 
+    fn ask(&mut self) {
+        if self.asking {
+            self.own(b"*1\r\n$6\r\nASKING\r\n");
+        }
+    }
+
     fn argument(&mut self, bytes: &[u8]) {
         self.head('$', bytes.len());
         self.own(bytes);
@@ -56,12 +64,14 @@ impl Outbox {
 
     /// Adds a command.
     pub fn command(&mut self, arguments: &[&[u8]]) {
+        self.ask();
         self.head('*', arguments.len());
         arguments.iter().for_each(|argument| self.argument(argument));
     }
 
     /// Adds `SET key value…`: the value is `head` and then part of a request's payload.
     pub fn set(&mut self, key: &[u8], head: &[u8], request: u64, part: Range<usize>, options: &[&[u8]]) {
+        self.ask();
         self.head('*', 3 + options.len());
         self.argument(b"SET");
         self.argument(key);

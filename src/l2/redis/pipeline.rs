@@ -9,9 +9,11 @@ use hashbrown::HashMap;
 
 use super::active::{ServerLoad, ServerStore, StepKind};
 use super::redis_connection::RedisConnection;
-use super::redis_node::{DataRequest, RedisNode};
+use super::redis_node::RedisNode;
+use super::requests::{DataRequest, Rerouted, Route};
 use super::resp::{ReplyHead, RespValue};
 use super::server_error::{Consequence, server_error};
+use super::slot_map::{Redirect, parse_redirect};
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_TIMEOUT, Result};
 
 /// Bytes of payloads under way above which no further request begins.
@@ -44,12 +46,16 @@ enum PipelinedRequest {
     Store(ServerStore),
 }
 
+/// Where requests under way are to go instead, by their numbers.
+type Redirects = HashMap<u64, Redirect>;
+
 /// One connection and its requests.
 pub struct Pipeline<'a> {
     node: &'a Arc<RedisNode>,
     number: usize,
     connection: RedisConnection,
     active: HashMap<u64, PipelinedRequest>,
+    redirects: Redirects,
     steps: VecDeque<Step>,
     next_id: u64,
     bytes: usize,
@@ -69,6 +75,20 @@ impl PipelinedRequest {
             PipelinedRequest::Store(store) => store.queued.store.buffer.len(),
         }
     }
+
+    fn route(&self) -> Route {
+        match self {
+            PipelinedRequest::Load(load) => load.queued.route,
+            PipelinedRequest::Store(store) => store.queued.route,
+        }
+    }
+
+    fn give_up(self) -> DataRequest {
+        match self {
+            PipelinedRequest::Load(load) => DataRequest::Load(load.queued),
+            PipelinedRequest::Store(store) => DataRequest::Store(store.queued),
+        }
+    }
 }
 
 impl<'a> Pipeline<'a> {
@@ -80,6 +100,7 @@ impl<'a> Pipeline<'a> {
             number,
             connection,
             active: HashMap::new(),
+            redirects: HashMap::new(),
             steps: VecDeque::new(),
             next_id: 0,
             bytes: 0,
@@ -138,17 +159,13 @@ impl<'a> Pipeline<'a> {
     pub fn abandon(self) -> Vec<DataRequest> {
         let mut left: Vec<(u64, PipelinedRequest)> = self.active.into_iter().collect();
         left.sort_unstable_by_key(|(id, _)| *id);
-        let request = |(_, active)| match active {
-            PipelinedRequest::Load(load) => DataRequest::Load(load.queued),
-            PipelinedRequest::Store(store) => DataRequest::Store(store.queued),
-        };
-        left.into_iter().map(request).collect()
+        left.into_iter().map(|(_, active)| active.give_up()).collect()
     }
 
     /// Begins as many requests as the depth allows. True if no more wait.
     fn begin_requests(&mut self) -> bool {
         while self.active.len() < self.node.state.options.depth && self.bytes < BYTES_MAX {
-            let Some(request) = self.node.next_request(self.number) else { return true };
+            let Some(mut request) = self.node.next_request(self.number) else { return true };
             if Instant::now() >= request.deadline() {
                 let late = "the deadline passed before the redis backend came to the request";
                 self.node.fail(request, Error::new(KVKEEP_ERR_TIMEOUT, late));
@@ -160,6 +177,10 @@ impl<'a> Pipeline<'a> {
             let id = self.next_id;
             self.next_id += 1;
             let (options, outbox) = (&self.node.state.options, &mut self.connection.outbox);
+            outbox.asking = request.route().asking;
+            if outbox.asking {
+                self.steps.push_back(Step { request: id, kind: StepKind::Asking });
+            }
             let (active, kind) = match request {
                 DataRequest::Load(queued) => {
                     let load = ServerLoad::begin(queued, options, outbox);
@@ -265,6 +286,9 @@ impl<'a> Pipeline<'a> {
     fn end_step(&mut self, reply: Option<RespValue>) -> Result<()> {
         let Some(Step { request, kind }) = self.steps.pop_front() else { return Ok(()) };
         self.answered = true;
+        if kind == StepKind::Asking {
+            return Ok(());
+        }
         let (mut refused, mut fatal) = (None, None);
         // A value of another type is no object.
         let reply = match reply {
@@ -272,6 +296,11 @@ impl<'a> Pipeline<'a> {
             reply => reply,
         };
         if let Some(RespValue::Failure(text)) = &reply {
+            if self.node.cluster().is_some()
+                && let Some(redirect) = parse_redirect(text, &self.node.address)
+            {
+                self.redirects.insert(request, redirect);
+            }
             let (error, consequence) = server_error(text, kind.command());
             match consequence {
                 Consequence::Nothing => {}
@@ -286,7 +315,14 @@ impl<'a> Pipeline<'a> {
         };
         let (node, outbox) = (self.node, &mut self.connection.outbox);
         let steps = &mut self.steps;
-        let add = |kind| steps.push_back(Step { request, kind });
+        let asking = self.active.get(&request).is_some_and(|active| active.route().asking);
+        outbox.asking = asking;
+        let add = |kind| {
+            if asking {
+                steps.push_back(Step { request, kind: StepKind::Asking });
+            }
+            steps.push_back(Step { request, kind });
+        };
         let ended = match self.active.get_mut(&request) {
             Some(PipelinedRequest::Load(load)) => load.answered(kind, reply, &node.state, outbox, add),
             Some(PipelinedRequest::Store(store)) => {
@@ -297,6 +333,10 @@ impl<'a> Pipeline<'a> {
         };
         if ended && let Some(active) = self.active.remove(&request) {
             self.bytes -= active.bytes();
+            if let Some((redirect, cluster)) = self.redirects.remove(&request).zip(node.cluster()) {
+                cluster.redirect(redirect, Rerouted::Data(active.give_up()));
+                return fatal.map_or(Ok(()), Err);
+            }
             match active {
                 PipelinedRequest::Load(load) => load.end(&node.state),
                 PipelinedRequest::Store(store) => {

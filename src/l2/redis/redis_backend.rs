@@ -2,66 +2,61 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use parking_lot::Mutex;
-
-use super::control_link::run_control_link;
-use super::data_link::run_data_link;
 use super::redis_connection::RedisConnection;
-use super::redis_node::{LinkKind, RedisNode};
-use super::redis_options::RedisOptions;
-use super::redis_state::{RedisState, closed};
-use super::requests::{DeletionBatch, KeyChange, KeySweep, LookupBatch, NodeDelete, NodeLookup, QueuedStore};
+use super::redis_options::{RedisOptions, ServerAddress};
+use super::redis_router::RedisRouter;
+use super::redis_state::RedisState;
+use super::requests::{DeletionBatch, KeyChange, KeySweep, LookupBatch, NodeDelete, NodeLookup, QueuedStore, Route};
+use super::resp::RespValue;
+use super::sentinel::open_connection;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::url::Url;
 use crate::l2::{Backend, Found, Health, LoadRequest, LookupRequest, Observer, Reply, StoreRequest, Usage};
-use crate::log::{Log, LogLevel};
-use crate::threads;
+use crate::log::Log;
 
-/// A Redis or Valkey server.
+/// A Redis or Valkey server, or a cluster of them.
 pub struct RedisBackend {
     state: Arc<RedisState>,
-    node: Arc<RedisNode>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    router: Arc<RedisRouter>,
 }
 
 impl RedisBackend {
-    /// Opens the server that a URL names: connects, logs in and starts the threads. Blocks for at most about the connect timeout.
+    /// Opens the server or the cluster that a URL names: connects, logs in and starts the threads. Blocks for at most about the
+    /// connect timeout, of a cluster for each server that the URL names.
     pub fn open_url(url: &Url, log: &Log) -> Result<Arc<RedisBackend>> {
-        let options = RedisOptions::from_url(url)?;
-        let first = RedisConnection::open(&options, &options.server)
-            .map_err(|error| Error { message: format!("redis: {}", error.message), ..error })?;
-        let (address, connections) = (options.server.clone(), options.connections);
-        let state = Arc::new(RedisState::new(options, log.clone()));
-        let node =
-            RedisNode::new(state.clone(), address).map_err(|error| Error::io("starting the redis backend", &error))?;
-        let backend = RedisBackend { state, node: Arc::new(node), threads: Mutex::default() };
-        let control = backend.node.clone();
-        backend.start("kvkeep-redis", move || run_control_link(&control, first))?;
-        for number in 1..=connections {
-            let node = backend.node.clone();
-            backend.start(&format!("kvkeep-redis-{number}"), move || run_data_link(&node, number))?;
+        let state = Arc::new(RedisState::new(RedisOptions::from_url(url)?, log.clone()));
+        let backend = RedisBackend { state: state.clone(), router: RedisRouter::new(state.clone()) };
+        let mut refusal = Error::invalid("redis: the URL names no server");
+        for server in &state.options.servers {
+            let opened = open_connection(&state.options, server);
+            let added = opened.and_then(|first| backend.add(server, first));
+            match added {
+                Ok(()) => return Ok(Arc::new(backend)),
+                Err(error) => refusal = Error { message: format!("redis: {}", error.message), ..error },
+            }
         }
-        log.write(LogLevel::Info, || format!("redis: connected to {}", backend.node.address));
-        Ok(Arc::new(backend))
+        Err(refusal)
     }
 
-    fn start(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = threads::spawn(name, body);
-        self.threads.lock().push(thread.map_err(|error| Error::io("starting a thread of the redis backend", &error))?);
-        Ok(())
+    fn add(&self, server: &ServerAddress, mut first: RedisConnection) -> Result<()> {
+        if !self.state.options.cluster {
+            return self.router.add_single(server, first);
+        }
+        first.outbox.command(&[b"CLUSTER", b"SLOTS"]);
+        let slots = first.call(1, Instant::now() + self.state.options.connect_timeout)?;
+        self.router.add_cluster(slots.first().unwrap_or(&RespValue::Nil), server)
     }
 
     /// Begins a change, or has it wait for those of its key that came before.
     fn change(&self, change: KeyChange) {
         let key = change.key();
         let Some(change) = self.state.order.lock().begin(change) else { return };
-        if let Err((change, error)) = self.node.change(change) {
+        if let Err((change, error)) = self.router.change(change) {
             change.fail(error);
-            self.node.change_ended(&key);
+            self.router.change_ended(&key);
         }
     }
 }
@@ -89,8 +84,15 @@ impl Backend for RedisBackend {
             }
         }
         drop(order);
-        if let Err((lookup, error)) = self.node.look_up(NodeLookup { batch, keys: asked, deadline }) {
-            lookup.fail(error);
+        let (sorted, failed) = self.router.sort(asked, |(_, key)| *key);
+        for (node, keys) in sorted {
+            let lookup = NodeLookup { batch: batch.clone(), keys, deadline, route: Route::default() };
+            if let Err((lookup, error)) = node.look_up(lookup) {
+                lookup.fail(error);
+            }
+        }
+        if let Some((_, error)) = failed.into_iter().next() {
+            batch.fail(error);
         }
     }
 
@@ -111,36 +113,47 @@ impl Backend for RedisBackend {
             let error = Error::new(KVKEEP_ERR_NOT_FOUND, format!("the object {} is deleted", load.key.key));
             load.sink.loaded(load.index, load.buffer, Err(error));
         }
-        if let Err((loads, error)) = self.node.load(loads) {
-            for load in loads {
-                load.sink.loaded(load.index, load.buffer, Err(error.clone()));
+        let (sorted, failed) = self.router.sort(loads, |load| load.key);
+        for (load, error) in failed {
+            load.sink.loaded(load.index, load.buffer, Err(error));
+        }
+        for (node, loads) in sorted {
+            if let Err((loads, error)) = node.load(loads) {
+                for load in loads {
+                    load.sink.loaded(load.index, load.buffer, Err(error.clone()));
+                }
             }
         }
     }
 
     fn store(&self, stores: Vec<StoreRequest>) {
-        stores
-            .into_iter()
-            .for_each(|store| self.change(KeyChange::Store(Box::new(QueuedStore { store, again: false }))));
+        stores.into_iter().for_each(|store| {
+            self.change(KeyChange::Store(Box::new(QueuedStore { store, again: false, route: Route::default() })))
+        });
     }
 
     fn touch(&self, keys: &[ObjectKey]) {
-        self.node.touch(keys);
+        for (node, keys) in self.router.sort(keys.to_vec(), |key| *key).0 {
+            node.touch(&keys);
+        }
     }
 
     fn delete(&self, keys: Vec<ObjectKey>, reply: Reply<u64>) {
         let batch = DeletionBatch::new(Some(reply));
         for key in keys {
-            self.change(KeyChange::Delete(NodeDelete { key, batch: batch.clone() }));
+            self.change(KeyChange::Delete(NodeDelete { key, batch: batch.clone(), route: Route::default() }));
         }
     }
 
     fn sweep(&self, space: Option<SpaceTag>, reply: Reply<u64>) {
-        self.node.sweep(KeySweep { space, cursor: "0".to_owned(), batch: DeletionBatch::new(Some(reply)) });
+        let batch = DeletionBatch::new(Some(reply));
+        for node in self.router.nodes() {
+            node.sweep(KeySweep { space, cursor: "0".to_owned(), batch: batch.clone() });
+        }
     }
 
     fn quarantine(&self, key: ObjectKey) {
-        self.change(KeyChange::Delete(NodeDelete { key, batch: DeletionBatch::new(None) }));
+        self.change(KeyChange::Delete(NodeDelete { key, batch: DeletionBatch::new(None), route: Route::default() }));
     }
 
     fn list(&self, _space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {
@@ -152,29 +165,31 @@ impl Backend for RedisBackend {
     }
 
     fn usage(&self) -> Usage {
-        Usage { pins: self.state.pins.load(Ordering::Relaxed), ..self.node.usage() }
+        let mut sum = Usage { pins: self.state.pins.load(Ordering::Relaxed), ..Usage::default() };
+        for usage in self.router.nodes().iter().map(|node| node.usage()) {
+            sum.objects += usage.objects;
+            sum.bytes += usage.bytes;
+            sum.capacity += usage.capacity;
+            sum.evicted += usage.evicted;
+        }
+        sum
     }
 
     fn health(&self) -> Health {
-        match (self.node.trouble(), self.state.note()) {
-            (Some(why), _) => Health::Bad(why),
+        let nodes = self.router.nodes();
+        let troubles: Vec<String> = nodes.iter().filter_map(|node| node.trouble()).collect();
+        match (troubles.first(), self.state.note()) {
+            (Some(why), _) if nodes.len() > 1 => {
+                Health::Bad(format!("{} of {} servers cannot be used: {why}", troubles.len(), nodes.len()))
+            }
+            (Some(why), _) => Health::Bad(why.clone()),
             (None, Some(note)) => Health::Noted(note),
             (None, None) => Health::Good,
         }
     }
 
     fn close(&self) {
-        self.node.close(Instant::now() + self.state.options.timeout);
-        for thread in self.threads.lock().drain(..) {
-            // The last handle may be dropped in an answer, on a thread that cannot wait for itself.
-            if thread.thread().id() != std::thread::current().id() {
-                // A thread that panicked was reported by the panic.
-                let _ = thread.join();
-            }
-        }
-        for kind in [LinkKind::Data, LinkKind::Control] {
-            self.node.refuse_waiting(kind, &closed());
-        }
+        self.router.close(Instant::now() + self.state.options.timeout);
     }
 }
 

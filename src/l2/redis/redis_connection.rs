@@ -18,6 +18,18 @@ const REPLY_MAX: usize = 16 << 20;
 
 const ENDED: &str = "the server closed the connection";
 
+/// The kind of server that is expected to answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ServerKind {
+    /// One that has all keys.
+    Single,
+    /// As `Single`, and it takes writes.
+    Master,
+    /// One of a cluster.
+    Member,
+    Sentinel,
+}
+
 /// A connection that has logged in.
 pub struct RedisConnection {
     transport: Transport,
@@ -40,7 +52,7 @@ fn broken(what: &str, server: &ServerAddress, error: &io::Error) -> Error {
 
 impl RedisConnection {
     /// Connects to `server` and logs in. Blocks for at most about the connect timeout.
-    pub fn open(options: &RedisOptions, server: &ServerAddress) -> Result<RedisConnection> {
+    pub fn open(options: &RedisOptions, server: &ServerAddress, kind: ServerKind) -> Result<RedisConnection> {
         let until = Instant::now() + options.connect_timeout;
         let transport = Transport::connect(server, options.tls.as_ref(), until).map_err(|error| {
             let error = broken("connecting to", server, &error);
@@ -48,7 +60,7 @@ impl RedisConnection {
         })?;
         let (inbox, outbox) = (vec![0; INBOX_BYTES], Outbox::default());
         let mut connection = RedisConnection { transport, outbox, inbox, start: 0, end: 0 };
-        connection.log_in(options, server, until).map_err(|error| {
+        connection.log_in(options, server, kind, until).map_err(|error| {
             // Some servers repeat the arguments of a command that they do not know.
             let secret = options.password.as_ref().map_or("", |Secret(password)| password);
             let message = if secret.is_empty() { error.message } else { error.message.replace(secret, "…") };
@@ -57,8 +69,24 @@ impl RedisConnection {
         Ok(connection)
     }
 
-    fn log_in(&mut self, options: &RedisOptions, server: &ServerAddress, until: Instant) -> Result<()> {
+    fn log_in(
+        &mut self,
+        options: &RedisOptions,
+        server: &ServerAddress,
+        kind: ServerKind,
+        until: Instant,
+    ) -> Result<()> {
         let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
+        // Most Sentinels want no password, and refuse one.
+        if kind == ServerKind::Sentinel {
+            self.outbox.command(&hello);
+            match self.one(server, until)? {
+                RespValue::Failure(text) if text.starts_with("NOAUTH") => {}
+                RespValue::Failure(text) => return Err(refused(&text)),
+                RespValue::List(facts) => return check_kind(&facts, kind),
+                _ => return Ok(()),
+            }
+        }
         let user = if options.user.is_empty() { "default" } else { &options.user };
         if let Some(Secret(password)) = &options.password {
             hello.extend([b"AUTH", user.as_bytes(), password.as_bytes()]);
@@ -77,10 +105,10 @@ impl RedisConnection {
         }
         match &reply {
             RespValue::Failure(text) => return Err(refused(text)),
-            RespValue::List(facts) => check_mode(facts)?,
+            RespValue::List(facts) => check_kind(facts, kind)?,
             _ => {}
         }
-        if options.database != 0 {
+        if options.database != 0 && kind != ServerKind::Sentinel {
             let number = options.database.to_string();
             self.outbox.command(&[b"SELECT", number.as_bytes()]);
             if let RespValue::Failure(text) = self.one(server, until)? {
@@ -216,7 +244,7 @@ impl RedisConnection {
 
 fn lost(error: &io::Error) -> Error {
     let message = match error.kind() {
-        io::ErrorKind::UnexpectedEof => ENDED.to_owned(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ENDED.to_owned(),
         io::ErrorKind::InvalidData => {
             format!("TLS fails: {error}; does the server speak TLS there, and does ca= name who certifies it?")
         }
@@ -241,19 +269,27 @@ fn refused(text: &str) -> Error {
     Error::new(status, format!("the server refuses to let us in: {}; {remedy}", shown(text)))
 }
 
-/// Fails if the server is not one that holds all keys.
-fn check_mode(facts: &[RespValue]) -> Result<()> {
-    let mut pairs = facts.chunks_exact(2);
-    let mode = pairs.find(|pair| pair[0].as_text() == Some("mode")).and_then(|pair| pair[1].as_text());
-    match mode {
-        Some("cluster") => Err(Error::new(
-            KVKEEP_ERR_UNSUPPORTED,
-            "the server is one of a cluster and holds only part of the keys; name a server that is no part of a cluster",
-        )),
-        Some("sentinel") => Err(Error::new(
-            KVKEEP_ERR_UNSUPPORTED,
-            "the server is a Sentinel, which holds no keys; name the server that it watches",
-        )),
+/// Fails if the server is of another kind than the URL says.
+fn check_kind(facts: &[RespValue], kind: ServerKind) -> Result<()> {
+    let fact = |name| {
+        let mut pairs = facts.chunks_exact(2);
+        pairs.find(|pair| pair[0].as_text() == Some(name)).and_then(|pair| pair[1].as_text())
+    };
+    let unsupported = |what: &str| Err(Error::new(KVKEEP_ERR_UNSUPPORTED, what));
+    match (fact("mode"), kind) {
+        (Some("cluster"), ServerKind::Single | ServerKind::Master) => {
+            unsupported("the server is one of a cluster and holds only part of the keys; write redis+cluster://")
+        }
+        (Some("standalone"), ServerKind::Member) => unsupported("the server is none of a cluster; write redis://"),
+        (Some("cluster" | "standalone"), ServerKind::Sentinel) => {
+            unsupported("the server is no Sentinel; write redis:// or redis+cluster://")
+        }
+        (Some("sentinel"), ServerKind::Single | ServerKind::Master | ServerKind::Member) => {
+            unsupported("the server is a Sentinel, which holds no keys; write redis+sentinel://host/master")
+        }
+        (_, ServerKind::Master) if fact("role") == Some("replica") => {
+            Err(Error::new(KVKEEP_ERR_IO, "the Sentinel named a replica: wait until the failover is over"))
+        }
         _ => Ok(()),
     }
 }

@@ -2,15 +2,17 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::redis_options::ServerAddress;
 use super::redis_state::{RedisState, Refused, closed};
-use super::requests::{KeyChange, KeySweep, NodeDelete, NodeLookup, QueuedLoad, QueuedStore};
+use super::requests::{
+    DataRequest, KeyChange, KeySweep, NodeDelete, NodeLookup, QueuedLoad, QueuedStore, Reroute, Rerouted, Route,
+};
 use super::server_usage::ServerUsage;
 use super::wake_fd::WakeFd;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_TIMEOUT};
@@ -66,12 +68,6 @@ pub struct ControlTurn {
     pub sweep: Option<KeySweep>,
 }
 
-/// The next request of a data connection.
-pub enum DataRequest {
-    Load(QueuedLoad),
-    Store(Box<QueuedStore>),
-}
-
 /// Which connections a thread keeps: the one without values, or those for values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LinkKind {
@@ -90,20 +86,13 @@ pub struct RedisNode {
     usage: Mutex<(Usage, Option<u64>)>,
     /// How often the server was silent too long on some connection.
     silences: AtomicU64,
+    /// The other servers, if it is one of a cluster.
+    reroute: Option<Weak<dyn Reroute>>,
 }
 
 impl ControlTurn {
     pub fn is_empty(&self) -> bool {
         self.lookups.is_empty() && self.deletes.is_empty() && self.touches.is_empty() && self.sweep.is_none()
-    }
-}
-
-impl DataRequest {
-    pub fn deadline(&self) -> Instant {
-        match self {
-            DataRequest::Load(queued) => queued.load.deadline,
-            DataRequest::Store(queued) => queued.store.deadline,
-        }
     }
 }
 
@@ -140,10 +129,14 @@ impl NodeQueue {
 
 impl RedisNode {
     /// A server without connections yet.
-    pub fn new(state: Arc<RedisState>, address: ServerAddress) -> io::Result<RedisNode> {
+    pub fn new(
+        state: Arc<RedisState>,
+        address: ServerAddress,
+        reroute: Option<Weak<dyn Reroute>>,
+    ) -> io::Result<RedisNode> {
         let bells = (0..=state.options.connections).map(|_| WakeFd::new()).collect::<io::Result<_>>()?;
         let (queue, usage) = (Mutex::default(), Mutex::default());
-        Ok(RedisNode { state, address, queue, bells, usage, silences: AtomicU64::new(0) })
+        Ok(RedisNode { state, address, queue, bells, usage, silences: AtomicU64::new(0), reroute })
     }
 
     /// The bell of a thread: 0 is the control connection's.
@@ -172,7 +165,7 @@ impl RedisNode {
         }
         let count = loads.len();
         queue.keys += count;
-        queue.loads.extend(loads.into_iter().map(|load| QueuedLoad { load, again: false }));
+        queue.loads.extend(loads.into_iter().map(|load| QueuedLoad { load, again: false, route: Route::default() }));
         self.wake_data(queue, count);
         Ok(())
     }
@@ -373,7 +366,7 @@ impl RedisNode {
     pub fn fail_turn(&self, turn: ControlTurn, error: &Error) {
         turn.lookups.into_iter().for_each(|lookup| lookup.fail(error.clone()));
         turn.sweep.into_iter().for_each(|sweep| sweep.batch.fail(error.clone()));
-        for NodeDelete { key, batch } in turn.deletes {
+        for NodeDelete { key, batch, .. } in turn.deletes {
             batch.fail(error.clone());
             drop(batch);
             self.change_ended(&key);
@@ -397,6 +390,48 @@ impl RedisNode {
     /// What the server said of itself last.
     pub fn usage(&self) -> Usage {
         self.usage.lock().0
+    }
+
+    /// The other servers, if it is one of a cluster that is open.
+    pub fn cluster(&self) -> Option<Arc<dyn Reroute>> {
+        self.reroute.as_ref()?.upgrade()
+    }
+
+    /// Takes a request that another server of the cluster redirected.
+    pub fn take_over(&self, request: Rerouted) {
+        match request {
+            Rerouted::Data(request) => {
+                let mut queue = self.queue.lock();
+                if let Some(error) = queue.refusal(LinkKind::Data, 1) {
+                    drop(queue);
+                    return self.fail(request, error);
+                }
+                queue.keys += 1;
+                match request {
+                    DataRequest::Load(load) => queue.loads.push_back(load),
+                    DataRequest::Store(store) => queue.stores.push_back(store),
+                }
+                self.wake_data(queue, 1);
+            }
+            Rerouted::Lookup(lookup) => {
+                if let Err((lookup, error)) = self.look_up(lookup) {
+                    lookup.fail(error);
+                }
+            }
+            Rerouted::Delete(delete) => {
+                let key = delete.key;
+                if let Err((change, error)) = self.change(KeyChange::Delete(delete)) {
+                    change.fail(error);
+                    self.change_ended(&key);
+                }
+            }
+        }
+    }
+
+    /// Whether there is no connection to it, and none can be had.
+    pub fn is_unreachable(&self) -> bool {
+        let queue = self.queue.lock();
+        [&queue.control, &queue.data].into_iter().any(|links| links.up == 0 && links.trouble.is_some())
     }
 
     /// Why it cannot be used now.

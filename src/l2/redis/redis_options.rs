@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::l2::url::{Parameters, Url, decode, size};
 
 const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26_379;
 const CONNECTIONS_MAX: u64 = 64;
 const DEPTH_MAX: u64 = 1024;
 /// The largest value that Redis takes, less room for a header.
@@ -28,7 +29,11 @@ pub struct Secret(pub String);
 
 /// The options of the `redis` backend.
 pub struct RedisOptions {
-    pub server: ServerAddress,
+    /// The server; of a cluster, those that are asked first; or Sentinels.
+    pub servers: Vec<ServerAddress>,
+    pub cluster: bool,
+    /// The name of the master that the servers watch, which are Sentinels then.
+    pub master: Option<String>,
     /// TLS, if connections are under it.
     pub tls: Option<TlsSettings>,
     /// The ACL user; empty for the server's default user.
@@ -141,7 +146,8 @@ fn database(text: &str) -> Result<u32> {
 }
 
 impl RedisOptions {
-    /// The options in `redis://[user:password@]host[:port][/database]?…`, the same with `rediss://`, or `redis+unix://[user:password@]/path?…`.
+    /// The options in `redis://[user:password@]host[:port][/database]?…`, the same with `rediss://`, `redis+cluster://` and `rediss+cluster://` (with several
+    /// hosts, by commas), `redis+sentinel://…host,host/master[/database]`, or `redis+unix://[user:password@]/path?…`.
     pub fn from_url(url: &Url) -> Result<RedisOptions> {
         let (authority, tail) = url
             .written
@@ -150,10 +156,23 @@ impl RedisOptions {
         let (login, host) = authority.rsplit_once('@').map_or((None, authority), |(login, host)| (Some(login), host));
         let mut given = Parameters::new("redis", &url.params);
         let mut numbered = given.read("db", None, |text| database(text).map(Some))?;
-        let server = if url.scheme == "redis+unix" {
+        let (cluster, watched) = (url.scheme.ends_with("+cluster"), url.scheme.ends_with("+sentinel"));
+        let (master, tail) = match (watched, tail) {
+            (true, Some(tail)) => {
+                let (name, rest) = tail.split_once('/').map_or((tail, None), |(name, rest)| (name, Some(rest)));
+                (Some(decode(name)?).filter(|name| !name.is_empty()), rest)
+            }
+            (_, tail) => (None, tail),
+        };
+        if watched && master.is_none() {
+            return Err(wrong(
+                "behind the Sentinels stands the name of the master, redis+sentinel://host1,host2/master",
+            ));
+        }
+        let servers = if url.scheme == "redis+unix" {
             match tail {
                 Some(path) if host.is_empty() && !path.is_empty() => {
-                    ServerAddress::Unix(PathBuf::from(format!("/{}", decode(path)?)))
+                    vec![ServerAddress::Unix(PathBuf::from(format!("/{}", decode(path)?)))]
                 }
                 _ => return Err(wrong("a Unix socket has an absolute path and no host")),
             }
@@ -164,8 +183,16 @@ impl RedisOptions {
                 }
                 numbered = Some(database(tail).map_err(|_| wrong("behind the host stands the number of a database"))?);
             }
-            ServerAddress::parse(host, PORT)?
+            let hosts: Vec<&str> = host.split(',').collect();
+            if hosts.len() > 1 && !cluster && !watched {
+                return Err(wrong("only a cluster or Sentinels have several hosts"));
+            }
+            let port = if watched { SENTINEL_PORT } else { PORT };
+            hosts.into_iter().map(|host| ServerAddress::parse(host, port)).collect::<Result<_>>()?
         };
+        if cluster && numbered.is_some_and(|number| number != 0) {
+            return Err(wrong("a cluster has no databases but 0"));
+        }
         let (user, password) = login.map_or(Ok((String::new(), None)), read_login)?;
         let password = match given.text("password_file")? {
             Some(_) if password.is_some() => return Err(wrong("there is a password and a password_file=")),
@@ -176,7 +203,9 @@ impl RedisOptions {
             return Err(wrong("there is a user and no password"));
         }
         let options = RedisOptions {
-            server,
+            servers,
+            cluster,
+            master,
             tls: read_tls(url.scheme.starts_with("rediss"), &mut given)?,
             user,
             password,
@@ -252,10 +281,15 @@ mod tests {
             ("redis+unix:///run/a%20b.sock?db=3", ServerAddress::Unix("/run/a b.sock".into()), "/run/a b.sock"),
         ] {
             let options = options(url).unwrap();
-            assert_eq!(options.server.to_string(), shown);
-            assert_eq!(options.server, server);
+            assert_eq!(options.servers[0].to_string(), shown);
+            assert_eq!(options.servers, [server]);
             assert_eq!(options.database, if url.ends_with('3') { 3 } else { 0 }, "{url}");
         }
+        let cluster = options("redis+cluster://a,[::1]:7000,b:1/").unwrap();
+        assert_eq!((cluster.cluster, cluster.servers), (true, vec![tcp("a", 6379), tcp("::1", 7000), tcp("b", 1)]));
+        let watched = options("redis+sentinel://a,b:1/main/3").unwrap();
+        assert_eq!((watched.master.as_deref(), watched.database), (Some("main"), 3));
+        assert_eq!(watched.servers, [tcp("a", 26_379), tcp("b", 1)]);
         let login = options("redis://me:p%40s%2Fs%3A@host:1/2").unwrap();
         assert_eq!((login.user.as_str(), login.password), ("me", Some(Secret("p@s/s:".to_owned()))));
         let login = options("redis://:pass@host").unwrap();
@@ -318,6 +352,11 @@ mod tests {
             "redis://[host]:1",
             "redis://host/x",
             "redis://host/1?db=1",
+            "redis://a,b",
+            "redis+sentinel://a",
+            "redis+sentinel://a//1",
+            "redis+cluster://a,",
+            "redis+cluster://a/1",
             "redis+unix://host/path",
             "redis+unix://",
             "redis+unix:///",

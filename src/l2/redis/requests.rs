@@ -8,14 +8,27 @@ use std::time::Instant;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use super::redis_options::ServerAddress;
+use super::resp::RespValue;
+use super::slot_map::Redirect;
 use crate::error::Error;
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Found, LoadRequest, Reply, StoreRequest};
+
+/// The way of a request through a cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Route {
+    /// How often a server named another one for it.
+    pub hops: u8,
+    /// The server that has it now has its slot only on trial: each command comes after ASKING.
+    pub asking: bool,
+}
 
 /// A load, which is sent a second time if the connection breaks.
 pub struct QueuedLoad {
     pub load: LoadRequest,
     pub again: bool,
+    pub route: Route,
 }
 
 impl QueuedLoad {
@@ -28,6 +41,29 @@ impl QueuedLoad {
 pub struct QueuedStore {
     pub store: StoreRequest,
     pub again: bool,
+    pub route: Route,
+}
+
+/// A request of a data connection.
+pub enum DataRequest {
+    Load(QueuedLoad),
+    Store(Box<QueuedStore>),
+}
+
+impl DataRequest {
+    pub fn deadline(&self) -> Instant {
+        match self {
+            DataRequest::Load(queued) => queued.load.deadline,
+            DataRequest::Store(queued) => queued.store.deadline,
+        }
+    }
+
+    pub fn route(&mut self) -> &mut Route {
+        match self {
+            DataRequest::Load(queued) => &mut queued.route,
+            DataRequest::Store(queued) => &mut queued.route,
+        }
+    }
 }
 
 /// A lookup, which is answered when the last [`NodeLookup`] of it is dropped.
@@ -50,6 +86,11 @@ impl LookupBatch {
     pub fn new(count: usize, in_order: bool, reply: Reply<Vec<Found>>, pins: Arc<AtomicU64>) -> Arc<LookupBatch> {
         let answers = LookupAnswers { found: vec![Found::Absent; count], answered: false, failed: None };
         Arc::new(LookupBatch { in_order, found: Mutex::new(answers), reply: Mutex::new(Some(reply)), pins })
+    }
+
+    /// Some of its keys cannot be asked for.
+    pub fn fail(&self, error: Error) {
+        self.found.lock().failed = Some(error);
     }
 }
 
@@ -78,6 +119,7 @@ pub struct NodeLookup {
     pub batch: Arc<LookupBatch>,
     pub keys: Vec<(u32, ObjectKey)>,
     pub deadline: Instant,
+    pub route: Route,
 }
 
 impl NodeLookup {
@@ -86,12 +128,15 @@ impl NodeLookup {
         let mut answers = self.batch.found.lock();
         answers.answered = true;
         for ((place, _), found) in self.keys.iter().zip(found) {
-            answers.found[*place as usize] = found;
+            // Another server may have answered for a key that this one has not.
+            if found != Found::Absent {
+                answers.found[*place as usize] = found;
+            }
         }
     }
 
     pub fn fail(self, error: Error) {
-        self.batch.found.lock().failed = Some(error);
+        self.batch.fail(error);
     }
 }
 
@@ -125,6 +170,7 @@ impl Drop for DeletionBatch {
 pub struct NodeDelete {
     pub key: ObjectKey,
     pub batch: Arc<DeletionBatch>,
+    pub route: Route,
 }
 
 /// A walk through all keys of a server for those of a space, or of all spaces.
@@ -210,4 +256,31 @@ impl ChangeOrder {
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
+}
+
+/// A request that a server of a cluster gave back, since another one has its key.
+pub enum Rerouted {
+    Data(DataRequest),
+    Lookup(NodeLookup),
+    Delete(NodeDelete),
+}
+
+impl Rerouted {
+    pub fn route(&mut self) -> &mut Route {
+        match self {
+            Rerouted::Data(request) => request.route(),
+            Rerouted::Lookup(lookup) => &mut lookup.route,
+            Rerouted::Delete(delete) => &mut delete.route,
+        }
+    }
+}
+
+/// The servers of a cluster, as the connections to one of them see them.
+pub trait Reroute: Send + Sync {
+    /// Gives a request to the server that it was redirected to.
+    fn redirect(&self, to: Redirect, request: Rerouted);
+    /// Takes in who has which slots, as the server at `asked` told.
+    fn learn(&self, slots: &RespValue, asked: &ServerAddress);
+    /// Whether to ask soon who has which slots.
+    fn wants_slots(&self) -> bool;
 }

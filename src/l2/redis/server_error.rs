@@ -31,7 +31,7 @@ pub fn server_error(text: &str, command: &str) -> (Error, Consequence) {
         "BUSY" => (KVKEEP_ERR_IO, Consequence::Pause, "a script blocks the server: wait, or end it by SCRIPT KILL"),
         "READONLY" => (KVKEEP_ERR_IO, Consequence::Reconnect, "this is a replica: name the master"),
         "MOVED" | "ASK" => {
-            (KVKEEP_ERR_IO, Consequence::Nothing, "the server is one of a cluster, which this URL does not name")
+            (KVKEEP_ERR_IO, Consequence::Nothing, "the server is one of a cluster: write redis+cluster://")
         }
         "NOAUTH" => (KVKEEP_ERR_PERMISSION, Consequence::Reconnect, "write redis://user:password@host"),
         "WRONGPASS" => (KVKEEP_ERR_PERMISSION, Consequence::Reconnect, "check the user and the password"),

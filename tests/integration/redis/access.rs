@@ -144,5 +144,5 @@ fn a_database_that_is_not_there_is_refused() {
 #[test]
 fn a_server_of_a_cluster_is_refused_where_one_server_is_named() {
     let Some(server) = Server::start(&["--cluster-enabled", "yes"]) else { return };
-    refused(&server.url(""), KVKEEP_ERR_UNSUPPORTED, &["cluster", "no part of a cluster"]);
+    refused(&server.url(""), KVKEEP_ERR_UNSUPPORTED, &["cluster", "write redis+cluster://"]);
 }

@@ -2,7 +2,9 @@
 
 mod access;
 mod caches;
+mod cluster;
 mod proxied;
 mod round_trip;
+mod sentinel;
 mod tls;
 mod trouble;

@@ -18,7 +18,7 @@ fn is_bad(backend: &dyn Backend) -> bool {
 }
 
 /// Stores, looks up, loads and deletes until `over`; counts the loads that worked. Every request is answered, and no bytes are wrong.
-fn busy(backend: &dyn Backend, thread: u64, over: &AtomicBool, loaded: &AtomicU64) {
+pub fn busy(backend: &dyn Backend, thread: u64, over: &AtomicBool, loaded: &AtomicU64) {
     let mut round = 0;
     while !over.load(Ordering::Relaxed) {
         let number = thread * 1000 + round % 20;
