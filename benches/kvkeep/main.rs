@@ -21,6 +21,7 @@ mod heap;
 mod l1;
 mod prefetch;
 mod random;
+mod redis;
 mod report;
 #[cfg(feature = "s3")]
 mod s3;
@@ -92,6 +93,7 @@ fn main() {
         fs::run(&mut report);
         #[cfg(feature = "s3")]
         s3::run(&mut report);
+        redis::run(&mut report);
         scheduler::run(&mut report);
         daemon::run(&mut report);
         "results.json"
