@@ -8,7 +8,7 @@ use rustls::crypto::ring;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::bucket_client::BucketClient;
-use super::bucket_errors::{closed, late};
+use super::bucket_errors::closed;
 use super::bucket_tasks::{BucketTasks, Hidden, UnansweredLoad, UnansweredReply};
 use super::request_gate::RequestGate;
 use super::s3_options::S3Options;
@@ -76,20 +76,16 @@ impl S3Backend {
         runtime.spawn(async move {
             let nobody = probing.names.nobody();
             let probe = tokio::time::timeout(patience, probing.bucket.probe(&nobody)).await;
-            let _ = sender.send(probe.unwrap_or_else(|_| Err(late())));
-        });
-        let outcome = answer.recv().unwrap_or_else(|_| Err(closed()));
-        outcome.map_err(|error| match error.status {
-            KVKEEP_ERR_TIMEOUT => Error::new(
-                KVKEEP_ERR_TIMEOUT,
-                format!(
+            let _ = sender.send(probe.unwrap_or_else(|_| {
+                let message = format!(
                     "no answer in {patience:?}: opening {}; correct endpoint=, start the service, or raise open_ms=. Without access \
                      keys in the environment, the wait was for an instance that gives them",
-                    tasks.bucket.place
-                ),
-            ),
-            _ => error,
-        })?;
+                    probing.bucket.place
+                );
+                Err(Error::new(KVKEEP_ERR_TIMEOUT, message))
+            }));
+        });
+        answer.recv().unwrap_or_else(|_| Err(closed()))?;
         Ok(tasks)
     }
 
