@@ -1,6 +1,7 @@
 //! Objects in a bucket, of a real S3 service: moto, which scripts/moto.sh installs.
 
 mod opening;
+mod proxied;
 mod round_trip;
 mod service;
 mod trouble;

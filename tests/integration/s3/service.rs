@@ -68,7 +68,8 @@ impl Service {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let keys = self.keys.path().display();
         // Patient: a loaded machine is no hanging service.
-        let patience = "open_ms=100000&stall_ms=100000";
+        let stall = if parameters.contains("stall_ms=") { "" } else { "&stall_ms=100000" };
+        let patience = format!("open_ms=100000{stall}");
         format!(
             "s3://kvkeep/test/{number}?endpoint=http://{address}&region=us-east-1&credentials={keys}&{patience}{parameters}"
         )
