@@ -64,9 +64,15 @@ static void load_run(uint64_t own, const kvkeep_key *run, int cancels) {
     CHECK_EQUAL(counted(&told), 1);
 }
 
+// On a busy machine the plug-in may be fenced for most of the rounds: then there are more, until everything was met.
+static int met_everything(void) {
+    kvkeep_stats stats = stats_of(cache);
+    return plugin_count(&plugin.refused) > 0 && stats.loads > 0 && stats.corruptions > 0 && stats.stores > 0;
+}
+
 static void *work(void *userdata) {
     unsigned seed = *(unsigned *)userdata;
-    for (uint64_t round = 0; round < rounds; round++) {
+    for (uint64_t round = 0; round < rounds || !met_everything(); round++) {
         kvkeep_key run[RUN_LENGTH];
         keys_of(run, draw(&seed, KEYS - RUN_LENGTH), RUN_LENGTH);
         kvkeep_session_options options;
@@ -128,7 +134,7 @@ static void p4_whatever_a_plug_in_does_each_job_ends_once(void) {
            (unsigned long long)stats.corruptions, (unsigned long long)stats.stores,
            (unsigned long long)stats.backend_timeouts, plugin.completed, plugin.refused, plugin.opened);
     CHECK_EQUAL(asked, ended);
-    CHECK(plugin.refused > 0 && stats.loads > 0 && stats.corruptions > 0 && stats.stores > 0);
+    CHECK(met_everything());
     AWAIT(stats_of(cache).l1_locked_bytes == 0);
     CHECK_EQUAL(stats_of(cache).l1_shares, 0);
     OK(kvkeep_close(cache));
