@@ -74,7 +74,7 @@ impl ControlLink<'_> {
         if !again.is_empty() {
             let mut turn = again;
             if let Err(error) = self.take_turn(&mut turn) {
-                self.node.fail_turn(turn, &error);
+                self.node.fail_turn(turn, &self.node.named(&error));
                 return Err(error);
             }
         }

@@ -288,7 +288,18 @@ impl RedisNode {
             }
             self.wake_data(queue, count);
         }
+        let error = self.named(error);
         failed.into_iter().for_each(|request| self.fail(request, error.clone()));
+    }
+
+    /// The error of a connection, with the server that it was to.
+    pub fn named(&self, error: &Error) -> Error {
+        let server = self.address.to_string();
+        let message = match error.message.contains(&server) {
+            true => error.message.clone(),
+            false => format!("{server}: {}", error.message),
+        };
+        Error { message, ..error.clone() }
     }
 
     /// Answers a request of a data connection with an error.
