@@ -128,7 +128,7 @@ impl Backend for RedisBackend {
 
     fn store(&self, stores: Vec<StoreRequest>) {
         stores.into_iter().for_each(|store| {
-            self.change(KeyChange::Store(Box::new(QueuedStore { store, again: false, route: Route::default() })))
+            self.change(KeyChange::Store(Box::new(QueuedStore { store, broken: 0, route: Route::default() })))
         });
     }
 

@@ -165,7 +165,7 @@ impl RedisNode {
         }
         let count = loads.len();
         queue.keys += count;
-        queue.loads.extend(loads.into_iter().map(|load| QueuedLoad { load, again: false, route: Route::default() }));
+        queue.loads.extend(loads.into_iter().map(|load| QueuedLoad { load, broken: 0, route: Route::default() }));
         self.wake_data(queue, count);
         Ok(())
     }
@@ -266,22 +266,24 @@ impl RedisNode {
         None
     }
 
-    /// Takes requests back whose connection broke, and fails those for which it was the second one.
+    /// Takes requests back whose connection broke, and fails those under which one broke too often.
     pub fn give_back(&self, requests: Vec<DataRequest>, error: &Error) {
         let mut failed = Vec::new();
         let count = requests.len();
+        // A server that went away broke all connections, of which each shows it only when it is used.
+        let broken_max = self.state.options.connections + 1;
         {
             let mut queue = self.queue.lock();
             let open = queue.closed.is_none();
             for request in requests.into_iter().rev() {
                 match request {
-                    DataRequest::Load(load) if open && !load.again => {
+                    DataRequest::Load(load) if open && load.broken < broken_max => {
                         queue.keys += 1;
-                        queue.loads.push_front(QueuedLoad { again: true, ..load });
+                        queue.loads.push_front(QueuedLoad { broken: load.broken + 1, ..load });
                     }
-                    DataRequest::Store(store) if open && !store.again => {
+                    DataRequest::Store(store) if open && store.broken < broken_max => {
                         queue.keys += 1;
-                        queue.stores.push_front(Box::new(QueuedStore { again: true, ..*store }));
+                        queue.stores.push_front(Box::new(QueuedStore { broken: store.broken + 1, ..*store }));
                     }
                     request => failed.push(request),
                 }

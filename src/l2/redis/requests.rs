@@ -24,10 +24,11 @@ pub struct Route {
     pub asking: bool,
 }
 
-/// A load, which is sent a second time if the connection breaks.
+/// A load, which is sent again if the connection breaks.
 pub struct QueuedLoad {
     pub load: LoadRequest,
-    pub again: bool,
+    /// Connections that broke under it.
+    pub broken: usize,
     pub route: Route,
 }
 
@@ -40,7 +41,7 @@ impl QueuedLoad {
 /// A store, likewise.
 pub struct QueuedStore {
     pub store: StoreRequest,
-    pub again: bool,
+    pub broken: usize,
     pub route: Route,
 }
 

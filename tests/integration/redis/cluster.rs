@@ -40,7 +40,7 @@ impl Cluster {
         for server in &cluster.servers {
             until("the servers to meet", || {
                 let info = server.ask(&["CLUSTER", "INFO"]);
-                info.contains(&known) && (info.contains("cluster_state:ok"))
+                info.contains(&known) && info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384")
             });
         }
         for replica in &cluster.servers[3..] {
