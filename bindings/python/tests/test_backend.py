@@ -194,7 +194,7 @@ class BackendTest(CacheTest):
             self.cache.add_backend(table)
 
     def test_a_space_is_forgotten_and_usage_and_health_are_told(self) -> None:
-        told = threading.Event()
+        told, touched = threading.Event(), threading.Event()
 
         class Listing(Table):
             def list(self, space: Optional[bytes]) -> Any:
@@ -209,6 +209,7 @@ class BackendTest(CacheTest):
 
             def touch(self, keys: Any) -> None:
                 self.events.append(f"touched {len(keys)}")
+                touched.set()
 
             def unpin(self, keys: Any) -> None:
                 self.events.append(f"unpinned {len(keys)}")
@@ -218,6 +219,8 @@ class BackendTest(CacheTest):
         self.put_below(keys)
         self.assertEqual(self.hits(keys), 4)
         self.cache.flush()
+        # The store is told on a thread of its own.
+        self.assertTrue(touched.wait(60))
         self.assertIn("touched 4", listing.events)
         self.cache.backends()
         self.assertTrue(told.wait(60))
