@@ -27,7 +27,9 @@ job = session.prefetch([bytes(32)], callback=lambda completion: print("told", co
 class Processes(unittest.TestCase):
     def check(self, script: str) -> str:
         done = run_python(script)
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        # In development mode, asyncio reports a step that a busy machine kept waiting.
+        errors = re.sub(r"^Executing <.*> took [0-9.]+ seconds\n", "", done.stderr, flags=re.MULTILINE)
+        self.assertEqual((done.returncode, errors), (0, ""))
         return done.stdout
 
     def test_exit_while_a_job_is_pending(self) -> None:
