@@ -43,6 +43,33 @@ static void a_backend_that_fails_in_a_row_is_asked_again_by_one_request(void) {
     leave();
 }
 
+static void a_load_without_memory_is_no_probe(void) {
+    enter(open_l2(MIB, "fault:memory:?fault.load_error=1&fault.first=1&breaker_errors=1&breaker_pause_ms=1"));
+    put_below(cache, space, keys, 1, SIZE);
+    kvkeep_prefetch_options options;
+    KVKEEP_INIT(&options);
+    uint64_t job;
+    OK(kvkeep_submit_prefetch(cache, session, keys, 1, &options, &job, NULL, NULL));
+    CHECK_EQUAL(answer_of(cache, job).failed_keys, 1);
+    // All of L1 is staged: the object is found, as soon as the pause is over, and cannot be loaded.
+    uint64_t writer = begin(cache, space);
+    kvkeep_key other = key_of(500);
+    stage_in(cache, writer, &other, 1, MIB, KVKEEP_LIFETIME_CACHED);
+    kvkeep_job_result result;
+    do {
+        pause_briefly();
+        OK(kvkeep_submit_prefetch(cache, session, keys, 1, &options, &job, NULL, NULL));
+        result = answer_of(cache, job);
+        CHECK_EQUAL(result.hit_chunks, 0);
+    } while (result.lookup_chunks == 0);
+    OK(kvkeep_abort_session(cache, writer));
+    OK(kvkeep_submit_prefetch(cache, session, keys, 1, &options, &job, NULL, NULL));
+    result = answer_of(cache, job);
+    CHECK_EQUAL(result.hit_chunks, 1);
+    let_go(&result);
+    leave();
+}
+
 static void an_open_backend_is_not_asked_and_says_so(void) {
     enter(open_l2(4 * MIB, "fault:memory:?fault.load_error=1&breaker_errors=8&breaker_pause_ms=3600000"));
     put_below(cache, space, keys, COUNT, SIZE);
@@ -322,6 +349,7 @@ static void a_wrong_parameter_is_named(void) {
 int main(void) {
     watchdog();
     RUN(a_backend_that_fails_in_a_row_is_asked_again_by_one_request);
+    RUN(a_load_without_memory_is_no_probe);
     RUN(an_open_backend_is_not_asked_and_says_so);
     RUN(writes_that_fail_in_a_row_end_no_loads);
     RUN(a_backend_has_a_deadline_of_its_own);

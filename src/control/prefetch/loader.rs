@@ -209,19 +209,9 @@ impl Loader {
         let staged = self.l1.stage_loads(job.space.index, wanted, job.request.temporary);
         for (&index, staged) in fresh.iter().zip(staged) {
             let (place, bytes) = (search.found[index as usize], search.sizes[index as usize]);
-            // Of a batch the first object asks whether the backend gets loads: the batch may be its probe.
-            let is_chosen = |slot: &&Arc<BackendSlot>| batches.iter().any(|(other, ..)| other.number == slot.number);
-            let may_load = |slot: &&Arc<BackendSlot>| slot.may_have(&job.space.tag) && slot.read_breaker.admit();
-            let slot = search.slot(place).filter(|slot| is_chosen(slot) || may_load(slot)).cloned();
-            let (name, buffer, slot) = match (staged, slot) {
-                (Ok((name, buffer)), Some(slot)) => (name, buffer, slot),
-                (Ok((name, buffer)), None) => {
-                    self.l1.drop_load(name);
-                    drop(buffer);
-                    failed.push((index, "the backend is fenced, failing or removed, or forgets the space".to_owned()));
-                    continue;
-                }
-                (Err(status), _) => {
+            let (name, buffer) = match staged {
+                Ok(staged) => staged,
+                Err(status) => {
                     failed.push((index, format!("L1 has no room for what was found ({status:?})")));
                     continue;
                 }
@@ -235,6 +225,17 @@ impl Loader {
                 self.l1.drop_load(name);
                 continue;
             }
+            // Of a batch the first object asks whether the backend gets loads: the batch may be its probe. Not before it is sure to be
+            // sent, since a probe that is not sent decides nothing and keeps others away.
+            let is_chosen = |slot: &&Arc<BackendSlot>| batches.iter().any(|(other, ..)| other.number == slot.number);
+            let may_load = |slot: &&Arc<BackendSlot>| slot.may_have(&job.space.tag) && slot.read_breaker.admit();
+            let Some(slot) = search.slot(place).filter(|slot| is_chosen(slot) || may_load(slot)).cloned() else {
+                drop(pending);
+                self.l1.drop_load(name);
+                drop(buffer);
+                failed.push((index, "the backend is fenced, failing or removed, or forgets the space".to_owned()));
+                continue;
+            };
             pending.insert(object, PendingLoad { readers: vec![(job.clone(), index)], deleted: false, lost: false });
             drop(pending);
             self.bytes.fetch_add(bytes, Ordering::AcqRel);
