@@ -37,6 +37,7 @@ cat >"$pages/SUMMARY.md" <<'END'
 - [Transfers](docs/transfer.md)
 - [The daemon](docs/daemon.md)
 - [vLLM](docs/vllm.md)
+- [LMCache](docs/lmcache.md)
 - [C++](bindings/cpp/README.md)
 - [Python](bindings/python/README.md)
 - [Operations](docs/operations.md)
