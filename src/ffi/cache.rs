@@ -127,9 +127,10 @@ pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_ch
 
 /// Adds a backend whose functions the caller has, as `kvkeep_add_backend` adds one by its URL. `vtable` and `parameters` are copied; the
 /// functions must be there until the backend is closed. `parameters` are written as in a URL, percent-encoded: "host=a&threads=4".
-/// NULL: none. Two of them are not the plug-in's own: `threads`, from which it is called (1 by default, at most 64), and `batch`, the
-/// most objects of one load or store (32 by default). A shared library that exports its vtable is added by `kvkeep_add_backend` with
-/// "plugin:/path/to/library.so?name=value", in a daemon too.
+/// NULL: none. Three of them are not the plug-in's own: `threads`, from which it is called (1 by default, at most 64), `batch`, the
+/// most objects of one load or store (32 by default), and `depth`, the most objects that it loads and stores at once (1024 by default).
+/// A shared library that exports its vtable is added by `kvkeep_add_backend` with "plugin:/path/to/library.so?name=value", in a daemon
+/// too.
 /// Errors: INVALID (a function that is missing, named in the message; the parameters), VERSION (the vtable is of another ABI),
 /// UNSUPPORTED (a client of a daemon), LIMIT (seven backends), and the error that the plug-in's `open` returned.
 /// Since: 0.1.

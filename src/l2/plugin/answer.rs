@@ -57,7 +57,7 @@ impl PluginState {
             }
             Owed::Health if items.message.is_empty() => self.set_health(Health::Good),
             Owed::Health => self.set_health(Health::Noted(items.message)),
-            Owed::Nobody => {}
+            Owed::GivenUp(keys) => drop(self.note_removed(&keys, &items)),
         }
         Ok(())
     }
@@ -65,7 +65,7 @@ impl PluginState {
     /// Ends a request by an error.
     pub(super) fn fail(&self, owed: Owed, error: &Error) {
         match &owed {
-            Owed::Remove(keys, _) => self.end_removal(keys),
+            Owed::Remove(keys, _) | Owed::GivenUp(keys) => self.end_removal(keys),
             Owed::Usage => self.set_usage(None),
             Owed::Health => self.set_health(Health::Bad(error.message.clone())),
             _ => {}
@@ -158,7 +158,8 @@ impl PluginState {
         }
     }
 
-    fn removed(&self, keys: &[ObjectKey], after: AfterRemoval, items: &Items<'_>) {
+    /// Ends the removal of keys. Returns the number of objects that were there, and the first error.
+    fn note_removed(&self, keys: &[ObjectKey], items: &Items<'_>) -> (u64, Option<Error>) {
         let (mut count, mut error) = (0, None);
         for (i, key) in keys.iter().enumerate() {
             let status = items.status(i);
@@ -170,6 +171,11 @@ impl PluginState {
             }
         }
         self.end_removal(keys);
+        (count, error)
+    }
+
+    fn removed(&self, keys: &[ObjectKey], after: AfterRemoval, items: &Items<'_>) {
+        let (count, error) = self.note_removed(keys, items);
         match (after, error) {
             (AfterRemoval::Reply(reply), error) => reply.send(error.map_or(Ok(count), Err)),
             (AfterRemoval::Sweep(sweep), Some(error)) => sweep.reply.send(Err(error)),

@@ -1,6 +1,7 @@
 //! Calls that wait for a thread of the plug-in, and keys that are being removed meanwhile.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use hashbrown::HashMap;
 
@@ -23,9 +24,12 @@ pub(super) enum PluginCall {
 }
 
 /// The queue of one plug-in.
-#[derive(Default)]
 pub(super) struct CallQueue {
     calls: VecDeque<PluginCall>,
+    /// Most objects that the plug-in loads and stores at once.
+    depth: usize,
+    /// Objects of loads and stores that were popped and not released.
+    in_hand: usize,
     /// The number of keys in `calls`.
     keys: usize,
     /// Removals of a key that are not answered. Until they are, the key is absent, and stores of it wait.
@@ -36,6 +40,14 @@ pub(super) struct CallQueue {
 }
 
 impl PluginCall {
+    /// Whether it may be made before loads, stores and removals that were queued earlier: it changes no object.
+    fn may_overtake(&self) -> bool {
+        match self {
+            PluginCall::Request(owed) => matches!(owed, Owed::Lookup(..) | Owed::Usage | Owed::Health),
+            PluginCall::Touch(_) | PluginCall::Unpin(_) => true,
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             PluginCall::Request(owed) => owed.len(),
@@ -45,6 +57,18 @@ impl PluginCall {
 }
 
 impl CallQueue {
+    pub(super) fn new(depth: usize) -> CallQueue {
+        CallQueue {
+            calls: VecDeque::new(),
+            depth,
+            in_hand: 0,
+            keys: 0,
+            removing: HashMap::new(),
+            held: Vec::new(),
+            closing: false,
+        }
+    }
+
     /// Queues a call. Refused when the plug-in is closed, or when too many keys wait already; pins are always taken off.
     pub(super) fn push(&mut self, call: PluginCall) -> std::result::Result<(), (PluginCall, Error)> {
         if self.closing {
@@ -63,10 +87,28 @@ impl CallQueue {
         Ok(())
     }
 
-    /// The next call, of at most `batch` objects where it has payloads. Stores that stand one after another become one call; those of
-    /// keys that are being removed are kept back.
+    /// How many objects the plug-in may be given. A plug-in that is being closed gets all that is queued.
+    fn room(&self) -> usize {
+        if self.closing { usize::MAX } else { self.depth.saturating_sub(self.in_hand) }
+    }
+
+    /// The place of the next call that may be made.
+    fn next(&self) -> Option<usize> {
+        let first = self.calls.front()?;
+        let waits = matches!(first, PluginCall::Request(Owed::Load(_) | Owed::Store(_))) && self.room() == 0;
+        if waits { self.calls.iter().position(PluginCall::may_overtake) } else { Some(0) }
+    }
+
+    /// Whether `pop` has a call to give.
+    pub(super) fn has_next(&self) -> bool {
+        self.next().is_some()
+    }
+
+    /// The next call, of at most `batch` objects, and no more than the plug-in has room for, where it has payloads: the caller releases
+    /// them. Stores that stand one after another become one call; those of keys that are being removed are kept back.
     pub(super) fn pop(&mut self, batch: usize) -> Option<PluginCall> {
-        let mut call = self.calls.pop_front()?;
+        let batch = batch.min(self.room());
+        let mut call = self.calls.remove(self.next()?)?;
         self.keys -= call.len();
         match &mut call {
             PluginCall::Request(Owed::Store(stores)) => {
@@ -79,6 +121,11 @@ impl CallQueue {
                 }
                 let removing = &self.removing;
                 self.held.extend(stores.extract_if(.., |store| removing.contains_key(&store.key)));
+                if stores.len() > batch {
+                    let rest = stores.split_off(batch);
+                    self.keys += rest.len();
+                    self.calls.push_front(PluginCall::Request(Owed::Store(rest)));
+                }
             }
             PluginCall::Request(Owed::Load(loads)) if loads.len() > batch => {
                 let rest = loads.split_off(batch);
@@ -87,7 +134,39 @@ impl CallQueue {
             }
             _ => {}
         }
+        if let PluginCall::Request(owed @ (Owed::Load(_) | Owed::Store(_))) = &call {
+            self.in_hand += owed.len();
+        }
         Some(call)
+    }
+
+    /// The plug-in has so many objects less in hand. True if calls wait.
+    pub(super) fn release(&mut self, objects: usize) -> bool {
+        self.in_hand = self.in_hand.saturating_sub(objects);
+        objects > 0 && !self.calls.is_empty()
+    }
+
+    /// Takes out the loads and stores whose deadline passed while they waited for room or for a removal.
+    pub(super) fn take_late(&mut self, now: Instant) -> Vec<Owed> {
+        let mut late = vec![Owed::Store(self.held.extract_if(.., |store| store.deadline <= now).collect())];
+        for call in &mut self.calls {
+            match call {
+                PluginCall::Request(Owed::Load(loads)) => {
+                    late.push(Owed::Load(loads.extract_if(.., |load| load.deadline <= now).collect()));
+                }
+                PluginCall::Request(Owed::Store(stores)) => {
+                    late.push(Owed::Store(stores.extract_if(.., |store| store.deadline <= now).collect()));
+                }
+                _ => {}
+            }
+        }
+        self.keys -= late.iter().skip(1).map(Owed::len).sum::<usize>();
+        late
+    }
+
+    /// Whether loads or stores wait that `take_late` may have to take out.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.calls.is_empty() || !self.held.is_empty()
     }
 
     /// Whether a key is being removed.
@@ -113,11 +192,6 @@ impl CallQueue {
             self.calls.push_back(PluginCall::Request(Owed::Store(free)));
         }
         any
-    }
-
-    /// Whether no call waits.
-    pub(super) fn is_empty(&self) -> bool {
-        self.calls.is_empty()
     }
 
     /// Refuses further calls. Those in the queue are still made.

@@ -34,8 +34,9 @@ pub(super) enum Owed {
     List(Sweep),
     Usage,
     Health,
-    /// Its waiter was answered that it took too long. The arrays stay until the plug-in answers.
-    Nobody,
+    /// Its waiter was answered that it took too long. The arrays stay until the plug-in answers, and the keys of a removal count as
+    /// being removed.
+    GivenUp(Vec<ObjectKey>),
 }
 
 /// One request. The arrays are the plug-in's to use until it answers; vectors, since what they own stays where it is when they move.
@@ -67,8 +68,8 @@ impl Owed {
             Owed::Lookup(lookup, _) => lookup.keys.len(),
             Owed::Load(loads) => loads.len(),
             Owed::Store(stores) => stores.len(),
-            Owed::Remove(keys, _) => keys.len(),
-            Owed::List(_) | Owed::Usage | Owed::Health | Owed::Nobody => 0,
+            Owed::Remove(keys, _) | Owed::GivenUp(keys) => keys.len(),
+            Owed::List(_) | Owed::Usage | Owed::Health => 0,
         }
     }
 
@@ -78,7 +79,7 @@ impl Owed {
             Owed::Lookup(lookup, _) => Some(lookup.deadline),
             Owed::Load(loads) => loads.iter().map(|load| load.deadline).min(),
             Owed::Store(stores) => stores.iter().map(|store| store.deadline).min(),
-            Owed::Remove(..) | Owed::List(_) | Owed::Usage | Owed::Health | Owed::Nobody => None,
+            Owed::Remove(..) | Owed::List(_) | Owed::Usage | Owed::Health | Owed::GivenUp(_) => None,
         }
     }
 
@@ -92,7 +93,7 @@ impl Owed {
             Owed::Store(stores) => stores.into_iter().for_each(|store| store.answer(Err(error.clone()))),
             Owed::Remove(_, AfterRemoval::Reply(reply)) => reply.send(Err(error.clone())),
             Owed::Remove(_, AfterRemoval::Sweep(sweep)) | Owed::List(sweep) => sweep.reply.send(Err(error.clone())),
-            Owed::Usage | Owed::Health | Owed::Nobody => {}
+            Owed::Usage | Owed::Health | Owed::GivenUp(_) => {}
         }
     }
 }
@@ -130,7 +131,7 @@ impl OpenRequest {
                 let key = Key { hash: [0; 32], rank: 0, group: 0 };
                 keys.push(BackendKey { space: space.0, key });
             }
-            Owed::List(_) | Owed::Usage | Owed::Health | Owed::Nobody => {}
+            Owed::List(_) | Owed::Usage | Owed::Health | Owed::GivenUp(_) => {}
         }
         OpenRequest { owed, until, keys, objects, headers }
     }
@@ -155,8 +156,14 @@ impl OpenRequest {
         (self.owed, self.headers)
     }
 
+    /// The number of payloads that the plug-in reads or writes.
+    pub(super) fn object_count(&self) -> usize {
+        self.objects.len()
+    }
+
     /// Takes the waiter out, and keeps the arrays.
     pub(super) fn take_waiter(&mut self) -> Owed {
-        std::mem::replace(&mut self.owed, Owed::Nobody)
+        let keys = if let Owed::Remove(keys, _) = &self.owed { keys.clone() } else { Vec::new() };
+        std::mem::replace(&mut self.owed, Owed::GivenUp(keys))
     }
 }

@@ -89,10 +89,10 @@ fn open_plugin(state: &PluginState, source: &PluginSource, own: &[&str], host: &
 }
 
 impl PluginBackend {
-    /// Opens a plug-in. Parameters that are not the plug-in's own: `threads` (1), from which it is called, and `batch` (32), the most
-    /// objects of a load or a store.
+    /// Opens a plug-in. Parameters that are not the plug-in's own: `threads` (1), from which it is called, `batch` (32), the most
+    /// objects of a load or a store, and `depth` (1024), the most objects of loads and stores under way.
     pub fn open(source: &PluginSource, arena: &Arena, log: &Log) -> Result<Arc<PluginBackend>> {
-        const OWN: [&str; 2] = ["threads", "batch"];
+        const OWN: [&str; 3] = ["threads", "batch", "depth"];
         let pairs: Vec<(String, String)> =
             source.parameters.iter().filter(|(name, _)| OWN.contains(&name.as_str())).cloned().collect();
         let mut options = Parameters::new("plugin", &pairs);
@@ -102,8 +102,9 @@ impl PluginBackend {
             number => Ok(number as usize),
         };
         let (threads, batch) = (bounded(&mut options, "threads", 1, 64)?, bounded(&mut options, "batch", 32, 4096)?);
+        let depth = bounded(&mut options, "depth", 1024, 1 << 16)?;
         let arena_bytes = arena.bytes() as u64;
-        let state = PluginState::register(source.name.clone(), source.vtable, arena_bytes, log.clone());
+        let state = PluginState::register(source.name.clone(), source.vtable, arena_bytes, depth, log.clone());
         let host = Box::new(host_calls::host(&state, arena));
         if let Err(error) = open_plugin(&state, source, &OWN, &host) {
             state.unregister();
@@ -138,9 +139,9 @@ fn run(state: &PluginState, batch: usize) {
             }
             drop(queue);
             state.expire();
-            let watched = state.has_removals();
+            let watched = state.has_waiters();
             queue = state.queue.lock();
-            if queue.is_empty() && !queue.is_closed() {
+            if !queue.has_next() && !queue.is_closed() {
                 if watched {
                     state.wake.wait_for(&mut queue, PAUSE);
                 } else {
@@ -181,6 +182,7 @@ fn without_removed(state: &PluginState, owed: Owed) -> Owed {
             other => other,
         }
     };
+    state.release(gone.len());
     let deleted = Error::new(KVKEEP_ERR_NOT_FOUND, "the object is being deleted");
     Owed::Load(gone).fail(&deleted);
     owed
@@ -203,6 +205,9 @@ fn make_request(state: &PluginState, owed: Owed) {
     let owed = without_removed(state, owed);
     let until = owed.deadline().unwrap_or(now + PATIENCE);
     if until <= now {
+        if matches!(owed, Owed::Load(_) | Owed::Store(_)) {
+            state.release(owed.len());
+        }
         let message = format!("the deadline passed before the plug-in {} came to the request", state.name);
         return state.fail(owed, &Error::new(KVKEEP_ERR_TIMEOUT, message));
     }
@@ -218,7 +223,7 @@ fn make_request(state: &PluginState, owed: Owed) {
         }
         Owed::Load(_) => Function::Objects(state.vtable.load),
         Owed::Store(_) => Function::Objects(state.vtable.store),
-        Owed::Remove(..) | Owed::Nobody => Function::Remove,
+        Owed::Remove(..) | Owed::GivenUp(_) => Function::Remove,
         Owed::List(sweep) => {
             cursor = sweep.cursor;
             Function::List

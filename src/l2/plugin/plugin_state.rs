@@ -86,7 +86,13 @@ pub(super) fn find_by_request(request: u64) -> Option<Arc<PluginState>> {
 
 impl PluginState {
     /// A plug-in that is about to be opened. It is found by its number from now on.
-    pub(super) fn register(name: String, vtable: BackendVtable, arena_bytes: u64, log: Log) -> Arc<PluginState> {
+    pub(super) fn register(
+        name: String,
+        vtable: BackendVtable,
+        arena_bytes: u64,
+        depth: usize,
+        log: Log,
+    ) -> Arc<PluginState> {
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         let report = Report {
             usage: Usage::default(),
@@ -103,7 +109,7 @@ impl PluginState {
             backend: AtomicPtr::new(std::ptr::null_mut()),
             arena_bytes,
             log,
-            queue: Mutex::default(),
+            queue: Mutex::new(CallQueue::new(depth)),
             wake: Condvar::new(),
             pins: AtomicU64::new(0),
             requests: Mutex::default(),
@@ -172,23 +178,36 @@ impl PluginState {
         let made = request & ((1 << SEQUENCE_BITS) - 1);
         let reason =
             if made == 0 || made > requests.last { "a request that was never made" } else { "a request twice" };
-        requests.open.remove(&request).ok_or(reason)
+        let taken = requests.open.remove(&request).ok_or(reason)?;
+        drop(requests);
+        self.release(taken.object_count());
+        Ok(taken)
     }
 
-    /// Gives up requests for lists and removals that take too long.
+    /// The plug-in has so many objects less in hand.
+    pub(super) fn release(&self, objects: usize) {
+        if self.queue.lock().release(objects) {
+            self.wake.notify_all();
+        }
+    }
+
+    /// Gives up lists and removals that take too long, and loads and stores that waited too long to be asked for.
     pub(super) fn expire(&self) {
         let now = Instant::now();
         let late = Error::new(KVKEEP_ERR_TIMEOUT, format!("the plug-in {} did not answer in time", self.name));
         self.give_up(|request| request.until <= now, &late);
+        let waited = self.queue.lock().take_late(now);
+        waited.into_iter().for_each(|owed| owed.fail(&late));
     }
 
     /// Whether there are requests that `expire` may have to give up.
-    pub(super) fn has_removals(&self) -> bool {
-        let requests = self.requests.lock();
-        requests.open.values().any(|request| matches!(request.owed, Owed::Remove(..) | Owed::List(_)))
+    pub(super) fn has_waiters(&self) -> bool {
+        let waits = |request: &OpenRequest| matches!(request.owed, Owed::Remove(..) | Owed::List(_));
+        self.queue.lock().has_waiting() || self.requests.lock().open.values().any(waits)
     }
 
-    /// Gives up lists and removals; their arrays stay.
+    /// Gives up lists and removals; their arrays stay, and the keys count as being removed until the plug-in answers: it may still
+    /// delete them.
     fn give_up(&self, which: impl Fn(&OpenRequest) -> bool, error: &Error) {
         let mut waiters = Vec::new();
         for request in self.requests.lock().open.values_mut() {
@@ -197,9 +216,6 @@ impl PluginState {
             }
         }
         for waiter in waiters {
-            if let Owed::Remove(keys, _) = &waiter {
-                self.end_removal(keys);
-            }
             waiter.fail(error);
         }
     }
@@ -306,5 +322,40 @@ impl PluginState {
         if self.vtable.unpin.is_some() {
             self.push(PluginCall::Unpin(keys.to_vec()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::super::open_request::AfterRemoval;
+    use super::super::vtable::BackendAnswer;
+    use super::*;
+    use crate::l2::Reply;
+    use crate::l2::tests::key;
+
+    #[test]
+    fn a_removal_that_was_given_up_goes_on_until_it_is_answered() {
+        // SAFETY: all zeroes are a valid value of it.
+        let vtable: BackendVtable = unsafe { std::mem::zeroed() };
+        let state = PluginState::register("slow".to_owned(), vtable, 1 << 20, 1, Log::none());
+        let (sender, answers) = channel();
+        let removal =
+            Owed::Remove(vec![key(1)], AfterRemoval::Reply(Reply::new(move |result| sender.send(result).unwrap())));
+        state.push(PluginCall::Request(removal));
+        let Some(PluginCall::Request(removal)) = state.queue.lock().pop(1) else { panic!("no removal in the queue") };
+        let request = state.note(OpenRequest::new(removal, Instant::now()));
+        state.expire();
+        assert_eq!(answers.recv().unwrap().unwrap_err().status, KVKEEP_ERR_TIMEOUT);
+        assert!(state.queue.lock().is_being_removed(&key(1)));
+        let open = state.take(request).unwrap();
+        // SAFETY: all zeroes are a valid value of it.
+        let mut answer: BackendAnswer = unsafe { std::mem::zeroed() };
+        (answer.struct_size, answer.abi_version) = (size_of::<BackendAnswer>() as u32, 1);
+        state.end(open, &raw const answer).unwrap();
+        assert!(!state.queue.lock().is_being_removed(&key(1)));
+        state.unregister();
+        assert!(find(state.number).is_none());
     }
 }

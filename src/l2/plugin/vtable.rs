@@ -187,7 +187,7 @@ pub type kvkeep_backend_store = Option<
     ),
 >;
 
-/// Deletes objects, pinned or not. kvkeep neither looks them up nor stores them anew before it is completed.
+/// Deletes objects, pinned or not. kvkeep neither finds them here nor stores them anew before it is completed, however long that takes.
 #[allow(non_camel_case_types)]
 pub type kvkeep_backend_remove = Option<
     unsafe extern "C" fn(
