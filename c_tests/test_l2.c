@@ -287,6 +287,22 @@ static void backends_tell_their_state(void) {
     close_empty(cache);
 }
 
+static void a_directory_of_one_process_answers_at_once(void) {
+    char *directory = new_directory();
+    enter(open_directory(directory, ""));
+    put_below(cache, space, keys, COUNT / 2, SIZE);
+    kvkeep_prefetch_options options;
+    KVKEEP_INIT(&options);
+    uint64_t job;
+    uint32_t chunks;
+    OK(kvkeep_submit_prefetch(cache, session, keys, COUNT, &options, &job, NULL, NULL));
+    OK(kvkeep_query_lookup_hits(cache, job, &chunks));
+    CHECK_EQUAL(chunks, COUNT / 2);
+    OK(kvkeep_wait_job(cache, job, 60000));
+    leave();
+    remove_directory(directory);
+}
+
 int main(void) {
     watchdog();
     RUN(write_through_writes_what_is_committed);
@@ -301,6 +317,7 @@ int main(void) {
     RUN(p8_a_restart_finds_the_objects_thread_pool);
     RUN(sizes_of_every_shape_come_back_from_disk);
     RUN(another_model_finds_nothing);
+    RUN(a_directory_of_one_process_answers_at_once);
     RUN(two_jobs_that_want_the_same_object_load_it_once);
     RUN(drain_says_how_much_is_left);
     RUN(p9_an_l2_keeps_to_its_capacity);

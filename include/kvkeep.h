@@ -600,7 +600,7 @@ typedef void (*kvkeep_backend_store)(void *backend,
 /// is valid during the call. NULL: the backend does not care.
 typedef void (*kvkeep_backend_tell)(void *backend, const kvkeep_backend_key *keys, size_t key_count);
 
-/// Deletes objects, pinned or not. kvkeep neither looks them up nor stores them anew before it is completed.
+/// Deletes objects, pinned or not. kvkeep neither finds them here nor stores them anew before it is completed, however long that takes.
 typedef void (*kvkeep_backend_remove)(void *backend,
                                       uint64_t request,
                                       const kvkeep_backend_key *keys,
@@ -1313,9 +1313,10 @@ kvkeep_status kvkeep_add_backend(kvkeep *cache,
 
 /// Adds a backend whose functions the caller has, as `kvkeep_add_backend` adds one by its URL. `vtable` and `parameters` are copied; the
 /// functions must be there until the backend is closed. `parameters` are written as in a URL, percent-encoded: "host=a&threads=4".
-/// NULL: none. Two of them are not the plug-in's own: `threads`, from which it is called (1 by default, at most 64), and `batch`, the
-/// most objects of one load or store (32 by default). A shared library that exports its vtable is added by `kvkeep_add_backend` with
-/// "plugin:/path/to/library.so?name=value", in a daemon too.
+/// NULL: none. Three of them are not the plug-in's own: `threads`, from which it is called (1 by default, at most 64), `batch`, the
+/// most objects of one load or store (32 by default), and `depth`, the most objects that it loads and stores at once (1024 by default).
+/// A shared library that exports its vtable is added by `kvkeep_add_backend` with "plugin:/path/to/library.so?name=value", in a daemon
+/// too.
 /// Errors: INVALID (a function that is missing, named in the message; the parameters), VERSION (the vtable is of another ABI),
 /// UNSUPPORTED (a client of a daemon), LIMIT (seven backends), and the error that the plug-in's `open` returned.
 /// Since: 0.1.
@@ -1644,7 +1645,9 @@ kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
                                      kvkeep_callback callback,
                                      void *userdata);
 
-/// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded.
+/// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. L1 and a
+/// directory that no other process has open (`shared=` of "fs://") answer within the submission; a directory that others have open,
+/// for keys that its index lacks, after it was asked; a server or a plug-in after it has answered.
 /// PENDING until known. The loads may still fall short of it: the result of the job is final. May be called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.

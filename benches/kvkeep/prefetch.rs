@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kvkeep::ffi::options::kvkeep_prefetch_mode::KVKEEP_PREFETCH_PREFIX;
+use kvkeep::ffi::options::kvkeep_prefetch_mode::{KVKEEP_PREFETCH_EACH, KVKEEP_PREFETCH_PREFIX};
 use kvkeep::key::Key;
 
 use crate::cache::{Cache, Setup};
@@ -137,6 +137,39 @@ fn in_fs(report: &mut Report, random: &mut Random) {
     }
 }
 
+/// The submission of a job whose keys the directory, which no other process has open, lacks: it gives the answer at once.
+fn missed_in_fs(report: &mut Report, random: &mut Random) {
+    let name = "miss_fs_1024_us";
+    if !report.wants(&[name]) {
+        return;
+    }
+    let dir = directory();
+    let url = url(dir.path());
+    store(&url, &random.keys(8 * JOB), OBJECT_BYTES, random);
+    let absent = random.keys(8 * JOB);
+    let cache = Cache::open(Setup { l1_bytes: 64 << 20, url: Some(&url), ..Default::default() });
+    let session = cache.begin();
+    let mut jobs = absent.chunks_exact(JOB).cycle();
+    let mut runs = Vec::new();
+    for _ in 0..=RUNS {
+        runs.push(
+            run_of(|| {
+                let wanted = jobs.next().expect("a job's keys");
+                let began = Instant::now();
+                let job = cache.submit(session, wanted, KVKEEP_PREFETCH_EACH);
+                let hits = cache.lookup_hits(job);
+                let time = began.elapsed();
+                assert_eq!(hits, Some(0));
+                while cache.result(job).is_none() {}
+                cache.release(job);
+                [time]
+            })[0],
+        );
+    }
+    cache.end(session);
+    report.add(name, "us", runs.split_off(1), Wanted::AtMost(100.0));
+}
+
 /// fio with files of one size.
 struct Bare {
     fio: Fio,
@@ -205,4 +238,5 @@ pub fn run(report: &mut Report) {
     let mut random = Random::new(3);
     in_l1(report, &mut random);
     in_fs(report, &mut random);
+    missed_in_fs(report, &mut random);
 }

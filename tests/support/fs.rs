@@ -212,6 +212,7 @@ pub fn files(dir: &Path) -> Vec<(std::path::PathBuf, u64)> {
         match entry.metadata() {
             Ok(meta) if meta.is_dir() => all.extend(files(&entry.path())),
             Ok(_) if entry.file_name().to_str().unwrap().starts_with(".writer-") => {}
+            Ok(_) if entry.file_name() == ".opened" => {}
             Ok(meta) => all.push((entry.path(), meta.len())),
             Err(_) => {}
         }

@@ -1,20 +1,24 @@
 //! The maintenance thread's work between its tasks: it removes what dead writers left, trims the quarantine, and lists again the
 //! directories that recovery could not list.
 
+use std::fs::File;
+
 use super::core::Core;
-use super::path;
 use super::quarantine_dir::Quarantine;
-use super::recover::{self, Recovered};
-use super::writers;
+use super::recover::{self, ObjectDir, Recovered};
+use super::{openers, path, writers};
 use crate::log::LogLevel;
 
-/// Removes what dead writers left, keeps the quarantine within its bounds, and counts the bytes of both.
-pub fn run(core: &Core) {
+/// Removes what dead writers left, keeps the quarantine within its bounds, and counts the bytes of both. Returns how many other backends
+/// have the directory open, if that is known.
+pub fn run(core: &Core) -> Option<usize> {
     let root = &core.root;
     if let Some(lock) = &*core.writer_lock.lock() {
         lock.renew();
     }
-    match writers::remove_leftovers(&root.dir, &core.writer, core.temporaries.writer()) {
+    let left = writers::remove_leftovers(&root.dir, &core.writer, core.temporaries.writer());
+    let others = left.as_ref().ok().map(|left| left.others);
+    match left {
         Ok(left) => {
             root.index(|index| index.overhead_mut().leftovers = left.bytes);
             if let Some(error) = left.unremoved {
@@ -32,6 +36,7 @@ pub fn run(core: &Core) {
             root.unread("listing", path::QUARANTINE, &error);
         }
     }
+    others
 }
 
 /// Remembers, logs and shows in health the directories that recovery could not list.
@@ -49,16 +54,45 @@ pub fn note_unlisted(core: &Core, recovered: Recovered) {
     *core.unlisted.lock() = recovered.unlisted;
 }
 
+/// This backend has the directory alone by `opened`, unless some of it could not be listed.
+pub fn note_alone(core: &Core, opened: Option<File>) {
+    if let Some(opened) = opened
+        && core.unlisted.lock().is_empty()
+    {
+        core.root.openers.set_alone(opened);
+    }
+}
+
+/// Where the other processes that had the directory open seem to be gone: lists what they stored, so that the index has it all.
+pub fn list_if_alone(core: &Core) {
+    if !core.root.openers.is_open() || core.writer_lock.lock().is_none() {
+        return;
+    }
+    let dir = &core.root.dir;
+    let Ok(opened) = openers::announce(dir, &core.temporaries) else { return };
+    if openers::is_alone(dir, &core.writer, &core.temporaries)
+        && let Ok(spaces) = recover::spaces(dir)
+    {
+        list(core, spaces);
+        note_alone(core, Some(opened));
+    }
+}
+
 /// Tries again to list the directories that could not be listed.
 pub fn list_again(core: &Core) {
     let places = std::mem::take(&mut *core.unlisted.lock());
     if !places.is_empty() {
-        let mut recovered = recover::read(places, &core.writer);
-        let found = std::mem::take(&mut recovered.found);
-        core.root.index(|index| {
-            index.restore(found);
-            index.check_bounds();
-        });
-        note_unlisted(core, recovered);
+        list(core, places);
     }
+}
+
+/// Adds to the index what is found in `places`.
+fn list(core: &Core, places: Vec<ObjectDir>) {
+    let mut recovered = recover::read(places, &core.writer);
+    let found = std::mem::take(&mut recovered.found);
+    core.root.index(|index| {
+        index.restore(found);
+        index.check_bounds();
+    });
+    note_unlisted(core, recovered);
 }

@@ -50,8 +50,15 @@ pub struct Core {
 }
 
 impl Core {
-    /// A backend of what `index` was restored from. Takes the writer's lock.
-    pub fn new(options: &FsOptions, dirfd: OwnedFd, direct: bool, index: Index, names: Temporaries) -> Core {
+    /// A backend of what `index` was restored from.
+    pub fn new(
+        options: &FsOptions,
+        dirfd: OwnedFd,
+        direct: bool,
+        index: Index,
+        names: Temporaries,
+        writer_lock: Option<WriterLock>,
+    ) -> Core {
         Core {
             root: Root::new(options, dirfd, direct, index),
             backlog: Backlog::default(),
@@ -62,7 +69,7 @@ impl Core {
             quarantine: Quarantine::default(),
             descriptors: Descriptors::default(),
             writer: WriterId::this(),
-            writer_lock: Mutex::new(WriterLock::new(&options.dir, &names).ok()),
+            writer_lock: Mutex::new(writer_lock),
             temporaries: names,
             cleanup_every: options.cleanup_every,
             unlisted: Mutex::default(),

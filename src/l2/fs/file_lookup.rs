@@ -14,7 +14,7 @@ use crate::l2::{Found, LookupRequest};
 pub fn look_up(core: &Core, lookup: LookupRequest) {
     let LookupRequest { keys, in_order, deadline, reply } = lookup;
     let mut found = vec![Found::Absent; keys.len()];
-    let other = if core.root.shared { Found::Unknown } else { Found::Absent };
+    let other = if core.root.openers.may_store() { Found::Unknown } else { Found::Absent };
     core.root.index(|index| index.lookup(&keys, &mut found, other));
     let result = ask(core, &keys, &mut found, in_order, deadline);
     match result {

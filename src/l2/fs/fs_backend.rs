@@ -23,7 +23,8 @@ use super::fs_options::FsOptions;
 use super::index::Index;
 use super::path::{self, Temporaries, WriterId};
 use super::tasks::{DeleteBatch, ForeignSweep, MaintenanceTask};
-use super::{cleanup, maintenance, recover};
+use super::writers::WriterLock;
+use super::{cleanup, maintenance, openers, recover};
 
 /// A directory of objects.
 pub struct Fs {
@@ -55,11 +56,17 @@ impl Fs {
         let probed = format!("{}/{}", path::TMP, names.name());
         let direct = tmp.and_then(|()| Ok(probe(&dirfd, &probed, options.direct)?));
 
+        // Before the directory is listed: what a later opener stores may be missing in the list.
+        let writer_lock = WriterLock::new(dir, &names).ok();
+        let opened = openers::announce(dir, &names).ok();
+        let alone = opened.filter(|_| writer_lock.is_some() && openers::is_alone(dir, &writer, &names));
         let mut index = Index::new(policy, options.capacity);
         let mut recovered = recover::recover(dir, &writer)?;
         index.restore(std::mem::take(&mut recovered.found));
-        let core = Arc::new(Core::new(&options, dirfd, *direct.as_ref().unwrap_or(&false), index, names));
+        let direct_io = *direct.as_ref().unwrap_or(&false);
+        let core = Arc::new(Core::new(&options, dirfd, direct_io, index, names, writer_lock));
         cleanup::note_unlisted(&core, recovered);
+        cleanup::note_alone(&core, alone);
         cleanup::run(&core);
         core.directories.measure_all(&core.root);
         if let Err(error) = direct {
@@ -120,7 +127,7 @@ impl Backend for Fs {
         if self.core.backlog.is_closed() {
             return found.fill(Found::Absent);
         }
-        let other = if self.core.root.shared { Found::Unknown } else { Found::Absent };
+        let other = if self.core.root.openers.may_store() { Found::Unknown } else { Found::Absent };
         self.core.root.index(|index| index.lookup(keys, found, other));
     }
 

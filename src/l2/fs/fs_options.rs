@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::l2::url::{Parameters, size};
+use crate::l2::url::{Parameters, boolean, size};
 use crate::log::Log;
 
 /// The engine that moves the bytes.
@@ -71,8 +71,8 @@ pub struct FsOptions {
     pub threads: usize,
     /// Objects under transfer at once (and so open files), 0 for the engine's default.
     pub depth: usize,
-    /// Other processes or hosts may write to the directory too.
-    pub shared: bool,
+    /// Whether other processes or hosts may write to the directory too. None: the backend finds out.
+    pub shared: Option<bool>,
     /// Go around the page cache where the file system can.
     pub direct: bool,
     /// Where the backend's log lines go.
@@ -99,7 +99,7 @@ impl FsOptions {
             policy: "lru".to_owned(),
             threads: 0,
             depth: 0,
-            shared: true,
+            shared: None,
             direct: true,
             log: Log::none(),
             count_directories: true,
@@ -123,12 +123,19 @@ impl FsOptions {
             policy: given.text("policy")?.map_or(fs.policy, str::to_owned),
             threads: given.read("threads", fs.threads, |text| count(text, THREADS_MAX))?,
             depth: given.read("depth", fs.depth, |text| count(text, DEPTH_MAX))?,
-            shared: given.boolean("shared", fs.shared)?,
+            shared: given.read("shared", fs.shared, shared)?,
             direct: given.boolean("direct", fs.direct)?,
             ..fs
         };
         given.finish()?;
         Ok(fs)
+    }
+}
+
+fn shared(text: &str) -> Result<Option<bool>> {
+    match text {
+        "auto" => Ok(None),
+        _ => boolean(text).map(Some).map_err(|_| Error::invalid(format!("{text:?} is not auto, true or false"))),
     }
 }
 
@@ -194,7 +201,8 @@ mod tests {
             [("capacity", "1GiB"), ("capacity", "2GiB")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert!(FsOptions::from_url("/cache", &twice).unwrap_err().message.contains("given twice"));
         assert_eq!(parse("engine", "pool").unwrap().engine, EngineKind::Pool);
-        assert!(!parse("shared", "false").unwrap().shared);
+        assert_eq!(parse("shared", "auto").unwrap().shared, None);
+        assert_eq!(parse("shared", "false").unwrap().shared, Some(false));
         assert_eq!(parse("depth", "8").unwrap().depth, 8);
     }
 }

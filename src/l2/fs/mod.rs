@@ -28,6 +28,7 @@ pub mod listing;
 mod load;
 mod maintenance;
 mod objects;
+mod openers;
 pub(crate) mod path;
 mod quarantine_dir;
 mod recover;

@@ -11,6 +11,7 @@ use super::failures::{Failures, file_error};
 use super::file_format::payload_of;
 use super::fs_options::FsOptions;
 use super::index::Index;
+use super::openers::Openers;
 use super::path;
 use super::tasks::{MaintenanceTask, TaskQueue};
 use crate::error::Error;
@@ -23,8 +24,7 @@ pub struct Root {
     pub log: Log,
     /// Files are opened for direct I/O.
     pub direct: bool,
-    /// Other processes may write to the directory.
-    pub shared: bool,
+    pub openers: Openers,
     /// The maintenance thread's queue.
     pub tasks: TaskQueue,
     pub failures: Failures,
@@ -39,7 +39,7 @@ impl Root {
             dirfd,
             log: options.log.clone(),
             direct,
-            shared: options.shared,
+            openers: Openers::new(options.shared),
             tasks: TaskQueue::default(),
             failures: Failures::default(),
             index: Mutex::new(index),

@@ -164,7 +164,7 @@ impl Core {
 
     /// Whether another process stored the object already.
     pub fn is_stored(&self, active: &ActiveStore, buffers: &FileBuffers) -> bool {
-        self.root.shared && self.is_whole(active, buffers)
+        self.root.openers.may_store() && self.is_whole(active, buffers)
     }
 
     /// The victims of a store are unlinked.

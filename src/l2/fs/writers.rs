@@ -84,6 +84,13 @@ struct TmpFiles {
     temporaries: Vec<Temporary>,
     /// The files of writers that are gone, locked where they can be.
     dead: Vec<(PathBuf, Option<File>)>,
+    /// Writers that may live, by their names.
+    living: Vec<String>,
+}
+
+/// How many open backends but `own` write to `dir`.
+pub fn others(dir: &Path, this: &WriterId, own: &str) -> io::Result<usize> {
+    Ok(find(dir, this)?.living.iter().filter(|writer| *writer != own).count())
 }
 
 /// The temporary files in `tmp/`, each with whether its writer is gone.
@@ -120,6 +127,7 @@ fn find(dir: &Path, this: &WriterId) -> io::Result<TmpFiles> {
         };
         found.temporaries.push(Temporary { path: entry.path(), meta, writer, stale });
     }
+    found.living = alive.into_iter().filter_map(|(writer, lives)| lives.then_some(writer)).collect();
     Ok(found)
 }
 
@@ -137,7 +145,7 @@ fn is_old(meta: &Metadata, age: Duration) -> bool {
 }
 
 /// Whether all that see a file system of this kind see the same locks.
-fn is_local(kind: u64) -> bool {
+pub fn is_local(kind: u64) -> bool {
     // ext, XFS, Btrfs, tmpfs, overlay, ZFS, F2FS, ramfs, bcachefs.
     const LOCAL: [u64; 9] = [
         0xef53,
@@ -176,12 +184,15 @@ pub struct Leftovers {
     pub bytes: u64,
     /// Why a leftover could not be removed, of one of them.
     pub unremoved: Option<Error>,
+    /// Other open backends that write to the directory, as far as they are known.
+    pub others: usize,
 }
 
 /// Removes what dead writers left in `tmp/`. `own` is the writer that looks.
 pub fn remove_leftovers(dir: &Path, this: &WriterId, own: &str) -> io::Result<Leftovers> {
     let mut left = Leftovers::default();
-    let TmpFiles { temporaries, dead } = find(dir, this)?;
+    let TmpFiles { temporaries, dead, living } = find(dir, this)?;
+    left.others = living.iter().filter(|writer| *writer != own).count();
     for Temporary { path, meta, writer, stale } in temporaries {
         let removed = stale.then(|| gone_is_none(remove_file(&path)));
         if let Some(Err(error)) = &removed {

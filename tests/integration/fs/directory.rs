@@ -3,7 +3,7 @@
 
 use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use kvkeep::arena::{Buffer, Hold};
 use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, Result};
@@ -84,7 +84,7 @@ fn a_deleted_object_is_gone_whoever_has_it_pinned_and_can_be_stored_anew() {
         assert!(!file(dir.path(), 1).exists());
         assert_eq!(cached(&fs, 2), Found::Present(LEN as u64));
         let answer = delete(&fs, &[2]);
-        assert_eq!(cached(&fs, 2), Found::Unknown);
+        assert_eq!(cached(&fs, 2), Found::Absent);
         assert_eq!(lookup(&fs, &[2], true).unwrap(), [Found::Absent]);
         // Nobody waits for the pin.
         assert_eq!(answer.recv_timeout(WATCHDOG).unwrap().unwrap(), 1);
@@ -176,7 +176,7 @@ fn two_backends_on_one_directory_see_each_other() {
     for engine in engines() {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (open(dir.path(), engine), open(dir.path(), engine));
-        let alone = Fs::open(FsOptions { shared: false, ..options(dir.path(), engine) }).unwrap();
+        let alone = Fs::open(FsOptions { shared: Some(false), ..options(dir.path(), engine) }).unwrap();
         store_all(&one, &[(1, LEN), (2, LEN), (4, LEN)]);
         assert_eq!(cached(&two, 1), Found::Unknown);
         assert_eq!(cached(&alone, 1), Found::Absent);
@@ -194,6 +194,42 @@ fn two_backends_on_one_directory_see_each_other() {
         assert!(fetch(&one, 1).is_err());
         assert_eq!(lookup(&one, &[1], true).unwrap(), [absent]);
         assert_eq!(files(dir.path()).len(), 2);
+    }
+}
+
+#[test]
+fn a_backend_that_is_alone_knows_what_is_absent() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = || FsOptions { cleanup_every: Duration::from_millis(20), ..options(dir.path(), engine) };
+        let one = Fs::open(options()).unwrap();
+        store(&one, 1, LEN).unwrap();
+        assert_eq!(cached(&one, 2), Found::Absent);
+        // From the moment that another has opened the directory, an absent key may have been stored by it.
+        let two = open(dir.path(), engine);
+        assert_eq!(cached(&one, 2), Found::Unknown);
+        assert_eq!(cached(&two, 2), Found::Unknown);
+        store(&two, 2, LEN).unwrap();
+        two.close();
+        drop(two);
+        // When the other is gone, the directory is listed, and then this one is alone again.
+        let watchdog = Instant::now() + WATCHDOG;
+        while cached(&one, 3) != Found::Absent {
+            assert!(Instant::now() < watchdog, "not alone again");
+            std::thread::yield_now();
+        }
+        assert_eq!(cached(&one, 2), Found::Present(LEN as u64));
+        unpin(&one, &[2]);
+        check(&one, 2, LEN);
+        one.close();
+        drop(one);
+        // Without the file that shows later openers, nothing would.
+        let one = open(dir.path(), engine);
+        assert_eq!(cached(&one, 3), Found::Absent);
+        std::fs::remove_file(dir.path().join("tmp/.opened")).unwrap();
+        assert_eq!(cached(&one, 3), Found::Unknown);
+        let told = Fs::open(FsOptions { shared: Some(true), ..options() }).unwrap();
+        assert_eq!(cached(&told, 3), Found::Unknown);
     }
 }
 
@@ -373,7 +409,7 @@ fn objects_are_nobody_elses_to_read() {
         }
         let mut seen = [0; 2];
         look(&above.path().join("made"), &mut seen);
-        // The objects, and the file by which the backend says that it lives.
-        assert!(seen[0] == 4 && seen[1] > 4, "{seen:?}");
+        // The objects, and the files by which the backend says that it lives and has opened the directory.
+        assert!(seen[0] == 5 && seen[1] > 4, "{seen:?}");
     }
 }

@@ -93,7 +93,7 @@ fn p8_kill_loses_nothing_reported_and_leaves_nothing_half() {
             let first = at * 1_000_000;
             let stored = round(dir.path(), name, first, &mut random);
             reported += stored.len();
-            let fs = Fs::open(FsOptions { shared: false, ..options(dir.path(), engine) }).unwrap();
+            let fs = Fs::open(FsOptions { shared: Some(false), ..options(dir.path(), engine) }).unwrap();
             verify(&fs, dir.path(), first, &stored);
             // Room for the next round.
             let all: Vec<u64> = (first..first + stored.len() as u64 + 2 * IN_FLIGHT).collect();

@@ -70,10 +70,12 @@ fn what_a_writer_leaves_goes_with_its_lock_whatever_namespace_it_ran_in() {
             assert!(temporary.exists());
             drop(lock);
             drop(open(dir.path(), engine));
-            assert!(!temporary.exists() && !claim.exists());
+            until("both to go", || !temporary.exists() && !claim.exists());
         }
-        let is_file = |entry: &std::io::Result<fs::DirEntry>| entry.as_ref().unwrap().file_type().unwrap().is_file();
-        let claims = || fs::read_dir(dir.path().join("tmp")).unwrap().filter(is_file).count();
+        let is_claim = |entry: &std::io::Result<fs::DirEntry>| {
+            entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(".writer-")
+        };
+        let claims = || fs::read_dir(dir.path().join("tmp")).unwrap().filter(is_claim).count();
         assert_eq!(claims(), 1);
         drop(fs);
         assert_eq!(claims(), 0);

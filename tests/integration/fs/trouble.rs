@@ -64,7 +64,7 @@ fn bad(fs: &Fs) -> String {
 fn an_object_that_this_user_may_not_read_is_a_miss_and_stays_as_it_is() {
     as_user(|dir, engine| {
         for shared in [true, false] {
-            let fs = Fs::open(FsOptions { shared, ..options(dir, engine) }).unwrap();
+            let fs = Fs::open(FsOptions { shared: Some(shared), ..options(dir, engine) }).unwrap();
             store_all(&fs, &[(1, LEN), (2, LEN), (3, LEN)]);
             let usage = fs.usage();
             allow(&file(dir, 2), 0);
@@ -82,7 +82,7 @@ fn an_object_that_this_user_may_not_read_is_a_miss_and_stays_as_it_is() {
             drop(fs);
             // The same for one that it did not store.
             allow(&file(dir, 3), 0);
-            let fs = Fs::open(FsOptions { shared, ..options(dir, engine) }).unwrap();
+            let fs = Fs::open(FsOptions { shared: Some(shared), ..options(dir, engine) }).unwrap();
             let error = fetch(&fs, 3).unwrap_err();
             assert_eq!(error.status, KVKEEP_ERR_PERMISSION);
             let name = file(dir, 3);

@@ -184,8 +184,13 @@ impl Index {
         seen.sort_unstable_by_key(|seen| (seen.made, seen.key));
         let mut used: Vec<(u64, u32)> = Vec::with_capacity(seen.len());
         for FoundObject { key, size, used: at, .. } in seen {
-            if self.slots.find(&key).is_none() && !self.leaving.contains_key(&key) {
-                let id = self.slots.insert(key, size, FileState::Present);
+            if self.leaving.contains_key(&key) {
+                continue;
+            }
+            let id = self.slots.find(&key).unwrap_or_else(|| self.slots.insert(key, size, FileState::Gone));
+            let slot = self.slots.get_mut(id);
+            if slot.state == FileState::Gone {
+                (slot.state, slot.size) = (FileState::Present, size);
                 self.slots.usage_mut(id).at = at;
                 used.push((at, id));
             }
