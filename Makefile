@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache bench bench-without bench-device soak fuzz install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache bench bench-without bench-device soak fuzz install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -23,6 +23,7 @@ build: ## the libraries and the kvkeep command, into target/release
 
 check: ## formats, lints, types, documents and dependencies; tools from PyPI are put into build/check
 	cargo fmt --check
+	rustfmt --check --edition 2024 examples/rust/quickstart.rs
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	$(RUSTDOC)
 	scripts/check.sh
@@ -37,7 +38,7 @@ docs: ## the documents, the header and the Rust modules as HTML in build/docs; c
 
 test: ## everything that must pass, then what could not be checked here
 	@mkdir -p $(CARGO_TARGET_DIR) && rm -f $(KVKEEP_SKIPPED)
-	$(MAKE) check test-kernel test-rust test-page test-c test-bindings test-daemon test-mooncake $(ALSO)
+	$(MAKE) check test-kernel test-rust test-page test-c test-examples test-bindings test-daemon test-mooncake $(ALSO)
 	@scripts/skipped.sh
 
 test-kernel: ## the GPU kernel's PTX against its source, with NVRTC fetched by pip where it is not installed
@@ -52,6 +53,9 @@ test-c: $(CMAKE) ## the C tests: both libraries, header, layout, symbols, valgri
 	$(CMAKE) --build build/c_tests -j $(JOBS)
 	$(CTEST) --test-dir build/c_tests --output-on-failure -j $(JOBS)
 	@command -v valgrind >/dev/null || scripts/skipped.sh "C tests under valgrind" "it is not installed"
+
+test-examples: demo-programs ## the quickstart in five languages, each over what another has stored
+	scripts/examples.sh build/prefix build/examples
 
 test-bindings: build $(CMAKE) ## the tests of the C++ and Python bindings
 	$(MAKE) -C bindings test CMAKE=$(CURDIR)/$(CMAKE) CTEST=$(CURDIR)/$(CTEST)
