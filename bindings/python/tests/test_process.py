@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -116,6 +118,36 @@ class Wheel(unittest.TestCase):
             [python, "-I", "-c", script], cwd=place, env=bare, text=True, capture_output=True, timeout=WATCHDOG_S
         )
         self.assertEqual((done.returncode, done.stdout), (0, "abc"), done.stderr)
+        command = subprocess.run(
+            [place / "venv" / "bin" / "kvkeep", "--version"], env=bare, text=True, capture_output=True, timeout=WATCHDOG_S
+        )
+        self.assertEqual(command.stdout, f"kvkeep {kvkeep.__version__}\n", command.stderr)
+        (header,) = (place / "venv").rglob("kvkeep.h")
+        self.assertEqual(header.read_bytes(), (ROOT / "include" / "kvkeep.h").read_bytes())
+
+    def test_its_name_says_which_machine_and_c_library_its_programs_need(self) -> None:
+        sys.path.insert(0, str(BINDING))
+        self.addCleanup(sys.path.remove, str(BINDING))
+        build_wheel = importlib.import_module("build_wheel")
+
+        def program(machine: int, *versions: str) -> bytes:
+            return bytes(18) + struct.pack("<H", machine) + b"".join(f"\0GLIBC_{name}\0".encode() for name in versions)
+
+        old, new = program(62, "2.2.5", "2.17"), program(62, "2.28", "2.4")
+        self.assertEqual(build_wheel.platform_tag(old, old), "manylinux_2_17_x86_64")
+        self.assertEqual(build_wheel.platform_tag(old, new), "manylinux_2_28_x86_64")
+        self.assertEqual(build_wheel.platform_tag(program(183, "2.17")), "manylinux_2_17_aarch64")
+        with self.assertRaisesRegex(SystemExit, "different machines: build them together"):
+            build_wheel.platform_tag(old, program(183, "2.17"))
+
+    def test_a_command_that_is_not_there(self) -> None:
+        place = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, place)
+        built = {**os.environ, "KVKEEP_LIBRARY": kvkeep._library.lib._name, "KVKEEP_COMMAND": "/nonexistent/kvkeep"}
+        done = subprocess.run(
+            [sys.executable, BINDING / "build_wheel.py", place], env=built, text=True, capture_output=True, timeout=WATCHDOG_S
+        )
+        self.assertIn("the kvkeep command is not at /nonexistent/kvkeep: set KVKEEP_COMMAND to its path", done.stderr)
 
     def test_pip_builds_it(self) -> None:
         place = Path(tempfile.mkdtemp())
