@@ -8,6 +8,7 @@ mod support;
 use std::sync::mpsc;
 
 use kvkeep::arena::Buffer;
+use kvkeep::l2::fs::{Durability, Fs, FsOptions};
 use kvkeep::l2::{Backend, Found, Health, Stored};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -25,9 +26,12 @@ fn limit(most: u64) {
 #[test]
 fn loads_and_stores_wait_for_descriptors_instead_of_failing() {
     let before = getrlimit(Resource::Nofile).current.unwrap();
-    for engine in engines() {
+    let durabilities = [Durability::Crash, Durability::Power];
+    for (engine, durability) in
+        engines().into_iter().flat_map(|engine| durabilities.map(|durability| (engine, durability)))
+    {
         let dir = tempfile::tempdir().unwrap();
-        let fs = open(dir.path(), engine);
+        let fs = Fs::open(FsOptions { durability, ..options(dir.path(), engine) }).unwrap();
         store(&fs, 0, LEN).unwrap();
         let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
         let numbers: Vec<u64> = (0..OBJECTS).collect();

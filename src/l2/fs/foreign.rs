@@ -6,9 +6,9 @@ use std::path::Path;
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
 
-use super::path;
 use super::root::Root;
 use super::tasks::{ForeignSweep, MaintenanceTask};
+use super::{durability, path};
 use crate::error::{Error, Result};
 use crate::key::{ObjectKey, SpaceTag};
 
@@ -59,16 +59,21 @@ fn sweep_shard(root: &Root, space: SpaceTag, shard: &str) -> Result<u64> {
     let names = names(&root.dir.join(crate::key::hex(&space.0)).join(shard))?;
     let objects: Vec<ObjectKey> = names.iter().filter_map(|name| path::parse_object(space, shard, name)).collect();
     let mut removed = 0;
-    for key in objects {
-        if root.index(|index| index.knows(&key)) {
+    for key in &objects {
+        if root.index(|index| index.knows(key)) {
             continue;
         }
-        let file = path::object(&key);
+        let file = path::object(key);
         match unlinkat(&root.dirfd, file.as_str(), AtFlags::empty()) {
             Ok(()) => removed += 1,
             Err(Errno::NOENT) => {}
             Err(error) => return Err(root.error("deleting", &file, &error.into())),
         }
+    }
+    if root.durable && removed > 0 {
+        let paths: Vec<String> = objects.iter().map(path::object).collect();
+        let synced = durability::sync_names(root, paths.iter().map(String::as_str));
+        synced.map_err(|error| root.error("syncing", "", &error))?;
     }
     Ok(removed)
 }

@@ -19,12 +19,12 @@ use crate::threads;
 use super::core::Core;
 use super::engine::start;
 use super::file_format::BLOCK;
-use super::fs_options::FsOptions;
+use super::fs_options::{Durability, FsOptions};
 use super::index::Index;
 use super::path::{self, Temporaries, WriterId};
 use super::tasks::{DeleteBatch, ForeignSweep, MaintenanceTask};
 use super::writers::WriterLock;
-use super::{cleanup, maintenance, openers, recover};
+use super::{cleanup, durability, maintenance, openers, recover};
 
 /// A directory of objects.
 pub struct Fs {
@@ -62,6 +62,10 @@ impl Fs {
         let alone = opened.filter(|_| writer_lock.is_some() && openers::is_alone(dir, &writer, &names));
         let mut index = Index::new(policy, options.capacity);
         let mut recovered = recover::recover(dir, &writer)?;
+        if options.durability == Durability::Power {
+            // What was found counts as stored, whatever wrote it.
+            durability::sync_everything(&dirfd).map_err(at("syncing the file system of"))?;
+        }
         index.restore(std::mem::take(&mut recovered.found));
         let direct_io = *direct.as_ref().unwrap_or(&false);
         let core = Arc::new(Core::new(&options, dirfd, direct_io, index, names, writer_lock));

@@ -19,6 +19,16 @@ pub enum EngineKind {
     Pool,
 }
 
+/// What a stored object survives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Durability {
+    /// Any end of the process.
+    #[default]
+    Crash,
+    /// A power cut too: it is synced before it is answered.
+    Power,
+}
+
 /// How much of the file system is to stay free for others.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub enum MinFree {
@@ -73,6 +83,8 @@ pub struct FsOptions {
     pub depth: usize,
     /// Whether other processes or hosts may write to the directory too. None: the backend finds out.
     pub shared: Option<bool>,
+    /// What a stored object survives.
+    pub durability: Durability,
     /// Go around the page cache where the file system can.
     pub direct: bool,
     /// Where the backend's log lines go.
@@ -100,6 +112,7 @@ impl FsOptions {
             threads: 0,
             depth: 0,
             shared: None,
+            durability: Durability::Crash,
             direct: true,
             log: Log::none(),
             count_directories: true,
@@ -124,6 +137,7 @@ impl FsOptions {
             threads: given.read("threads", fs.threads, |text| count(text, THREADS_MAX))?,
             depth: given.read("depth", fs.depth, |text| count(text, DEPTH_MAX))?,
             shared: given.read("shared", fs.shared, shared)?,
+            durability: given.read("durability", fs.durability, durability)?,
             direct: given.boolean("direct", fs.direct)?,
             ..fs
         };
@@ -145,6 +159,14 @@ fn engine(text: &str) -> Result<EngineKind> {
         "uring" => Ok(EngineKind::Uring),
         "pool" => Ok(EngineKind::Pool),
         _ => Err(Error::invalid(format!("{text:?} is not auto, uring or pool"))),
+    }
+}
+
+fn durability(text: &str) -> Result<Durability> {
+    match text {
+        "crash" => Ok(Durability::Crash),
+        "power" => Ok(Durability::Power),
+        _ => Err(Error::invalid(format!("{text:?} is not crash or power"))),
     }
 }
 
@@ -190,9 +212,15 @@ mod tests {
 
     #[test]
     fn wrong_parameters_are_named() {
-        for (name, value) in
-            [("capcity", "1"), ("engine", "aio"), ("shared", "2"), ("threads", "0"), ("depth", "1e3"), ("direct", "")]
-        {
+        for (name, value) in [
+            ("capcity", "1"),
+            ("engine", "aio"),
+            ("shared", "2"),
+            ("threads", "0"),
+            ("depth", "1e3"),
+            ("direct", ""),
+            ("durability", "disk"),
+        ] {
             let error = parse(name, value).unwrap_err();
             assert!(error.message.contains(name), "{error}");
         }
@@ -203,6 +231,7 @@ mod tests {
         assert_eq!(parse("engine", "pool").unwrap().engine, EngineKind::Pool);
         assert_eq!(parse("shared", "auto").unwrap().shared, None);
         assert_eq!(parse("shared", "false").unwrap().shared, Some(false));
+        assert_eq!(parse("durability", "power").unwrap().durability, Durability::Power);
         assert_eq!(parse("depth", "8").unwrap().depth, 8);
     }
 }

@@ -29,9 +29,7 @@ pub fn run(core: &Core) {
             Some(MaintenanceTask::Unlink(mut keys)) => {
                 let now = keys.split_off(keys.len().saturating_sub(UNLINKS_MAX));
                 core.root.tasks.push(MaintenanceTask::Unlink(keys));
-                for (key, batch) in now {
-                    remove::unlink(core, key, Some(&batch));
-                }
+                remove::unlink_all(core, &now);
             }
             Some(MaintenanceTask::Quarantine(key)) => {
                 core.quarantine.move_away(&core.root, key);

@@ -1,8 +1,8 @@
 //! The `fs` backend: one file per object in a directory, on a local disk or a shared file system.
 //!
 //! A file is written under a temporary name and renamed when whole ([`file_format`] has its bytes), so that a process that dies, at
-//! any time, leaves either an object or a leftover that the next open removes. Nothing is synced: a power cut may cost the newest
-//! objects, and the header finds an object that it left half.
+//! any time, leaves either an object or a leftover that the next open removes. A power cut may cost the newest objects, and the header
+//! finds an object that it left half; with `durability=power` an object is synced ([`durability`]) before its store is answered.
 //!
 //! [`fs_backend`] opens a directory and takes requests. [`load`] and [`store`] are the two lifecycles, whose bytes one of the engines
 //! in [`engine`] moves. [`index`] answers lookups without I/O; [`maintenance`] is the thread for what needs the file system but moves no
@@ -14,6 +14,7 @@ mod cleanup;
 mod core;
 mod descriptor_wait;
 mod directories;
+mod durability;
 mod engine;
 mod failures;
 mod file_buffers;
@@ -41,4 +42,4 @@ mod tests;
 mod writers;
 
 pub use self::fs_backend::Fs;
-pub use self::fs_options::{EngineKind, FsOptions, MinFree};
+pub use self::fs_options::{Durability, EngineKind, FsOptions, MinFree};

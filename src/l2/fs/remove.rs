@@ -9,8 +9,8 @@ use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
 
 use super::core::Core;
-use super::path;
-use super::tasks::DeleteBatch;
+use super::tasks::{DeleteBatch, PendingDelete};
+use super::{durability, path};
 use crate::key::ObjectKey;
 
 /// Unlinks the file of a hidden object, and counts the result for `batch`. True if the file is gone.
@@ -34,6 +34,20 @@ pub fn unlink(core: &Core, key: ObjectKey, batch: Option<&DeleteBatch>) -> bool 
         (_, None) => {}
     }
     gone
+}
+
+/// Unlinks the files of hidden objects, and counts the results for their batches.
+pub fn unlink_all(core: &Core, pending: &[PendingDelete]) {
+    for (key, batch) in pending {
+        unlink(core, *key, Some(batch));
+    }
+    if core.root.durable {
+        let paths: Vec<String> = pending.iter().map(|(key, _)| path::object(key)).collect();
+        if let Err(error) = durability::sync_names(&core.root, paths.iter().map(String::as_str)) {
+            let error = core.root.error("syncing", "", &error);
+            pending.iter().for_each(|(_, batch)| batch.fail(error.clone()));
+        }
+    }
 }
 
 /// The file of a hidden object is gone: its key may be stored anew.

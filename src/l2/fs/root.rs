@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, FileType, statat};
 
 use super::failures::{Failures, file_error};
 use super::file_format::payload_of;
-use super::fs_options::FsOptions;
+use super::fs_options::{Durability, FsOptions};
 use super::index::Index;
 use super::openers::Openers;
 use super::path;
@@ -25,6 +25,8 @@ pub struct Root {
     /// Files are opened for direct I/O.
     pub direct: bool,
     pub openers: Openers,
+    /// A change is synced before it is answered.
+    pub durable: bool,
     /// The maintenance thread's queue.
     pub tasks: TaskQueue,
     pub failures: Failures,
@@ -40,6 +42,7 @@ impl Root {
             log: options.log.clone(),
             direct,
             openers: Openers::new(options.shared),
+            durable: options.durability == Durability::Power,
             tasks: TaskQueue::default(),
             failures: Failures::default(),
             index: Mutex::new(index),

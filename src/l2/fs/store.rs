@@ -1,6 +1,6 @@
 //! The life of a store, from its request to its answer. Every engine calls [`Core::begin_store`], unlinks the victims and calls
 //! [`Core::settle`], writes the temporary file, renames it, and calls [`Core::conclude`], or [`Core::fail`] at the first error; on its own
-//! threads and under no lock.
+//! threads and under no lock. With `durability=power` it hands the written file to the threads that sync instead of renaming it.
 
 use std::io;
 use std::time::Instant;
@@ -211,7 +211,8 @@ impl Core {
         }
     }
 
-    fn renamed(&self, active: &ActiveStore, buffers: &FileBuffers, renamed: io::Result<()>) -> io::Result<Stored> {
+    /// What a rename with this result made of a store.
+    pub fn renamed(&self, active: &ActiveStore, buffers: &FileBuffers, renamed: io::Result<()>) -> io::Result<Stored> {
         let Err(error) = renamed else { return Ok(Stored::Written) };
         match error.raw_os_error() {
             Some(libc::EEXIST) if self.is_whole(active, buffers) => Ok(Stored::Already),

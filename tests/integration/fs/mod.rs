@@ -3,6 +3,7 @@
 mod bounds;
 mod directory;
 mod disk_full;
+mod durable;
 mod fallback;
 mod kill;
 mod known;

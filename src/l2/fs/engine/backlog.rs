@@ -11,13 +11,23 @@ use crate::l2::{LoadRequest, StoreRequest};
 
 /// Most loads and stores accepted and not answered.
 pub const QUEUE_MAX: usize = 1 << 16;
+/// While so many stores are written and wait to be synced, no more are begun: each holds a descriptor and its payload.
+const UNSYNCED_MAX: usize = 64;
 
 #[derive(Default)]
 struct BacklogState {
     loads: VecDeque<LoadRequest>,
     stores: VecDeque<StoreRequest>,
+    /// Stores that are written and not synced yet.
+    unsynced: usize,
     closed: bool,
     stopped: bool,
+}
+
+impl BacklogState {
+    fn store_places(&self) -> usize {
+        UNSYNCED_MAX.saturating_sub(self.unsynced)
+    }
 }
 
 /// Requests for the engine's threads. Loads are taken before stores, since an engine's request waits for them.
@@ -77,14 +87,14 @@ impl Backlog {
     /// Takes the next stores, up to `most` of them.
     pub fn take_stores(&self, most: usize, into: &mut Vec<StoreRequest>) {
         let mut work = self.work.lock();
-        let count = most.min(work.stores.len());
+        let count = most.min(work.stores.len()).min(work.store_places());
         into.extend(work.stores.drain(..count));
     }
 
     /// Whether [`Backlog::take_loads`] or [`Backlog::take_stores`] has something for a thread that wants loads or stores.
     pub fn calls(&self, loads: bool, stores: bool) -> bool {
         let work = self.work.lock();
-        (loads && !work.loads.is_empty()) || (stores && !work.stores.is_empty())
+        (loads && !work.loads.is_empty()) || (stores && !work.stores.is_empty() && work.store_places() > 0)
     }
 
     /// Blocks for one request; `None` at the end.
@@ -94,7 +104,9 @@ impl Backlog {
             if let Some(load) = work.loads.pop_front() {
                 return Some(BacklogItem::Load(load));
             }
-            if let Some(store) = work.stores.pop_front() {
+            if work.store_places() > 0
+                && let Some(store) = work.stores.pop_front()
+            {
                 return Some(BacklogItem::Store(store));
             }
             if work.stopped {
@@ -102,6 +114,16 @@ impl Backlog {
             }
             self.ready.wait(&mut work);
         }
+    }
+
+    /// A store is written, and waits to be synced.
+    pub fn written(&self) {
+        self.work.lock().unsynced += 1;
+    }
+
+    /// So many stores that were written wait no more. The caller wakes the engine.
+    pub fn synced(&self, count: usize) {
+        self.work.lock().unsynced -= count;
     }
 
     /// One accepted request has been answered.

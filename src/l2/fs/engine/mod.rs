@@ -6,6 +6,7 @@ mod operation;
 mod ring;
 mod ring_steps;
 pub mod start;
+mod syncer;
 mod thread_pool;
 mod uring;
 

@@ -12,6 +12,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::bell::Bell;
 use super::operation::{ActiveRequest, FileRange, Operation, RANGE_BYTES};
+use super::syncer::Syncer;
 use crate::l2::Stored;
 use crate::l2::fs::core::Core;
 use crate::l2::fs::descriptor_wait;
@@ -30,6 +31,8 @@ const LARGE: u64 = 256 << 10;
 pub struct Ring {
     ring: IoUring,
     pub(super) core: Arc<Core>,
+    /// Publishes what is written, where that is to survive a power cut.
+    pub(super) syncer: Option<Arc<Syncer>>,
     bell: Arc<Bell>,
     /// Where the kernel puts the bell's count.
     rung: Box<[u8; 8]>,
@@ -55,7 +58,13 @@ pub struct Ring {
 
 impl Ring {
     /// A ring of its own for the calling thread.
-    pub fn new(core: Arc<Core>, bell: Arc<Bell>, depth: usize, bytes_max: u64) -> io::Result<Ring> {
+    pub fn new(
+        core: Arc<Core>,
+        syncer: Option<Arc<Syncer>>,
+        bell: Arc<Bell>,
+        depth: usize,
+        bytes_max: u64,
+    ) -> io::Result<Ring> {
         let mut ring = IoUring::builder()
             .setup_coop_taskrun()
             .setup_single_issuer()
@@ -85,6 +94,7 @@ impl Ring {
         Ok(Ring {
             ring,
             core,
+            syncer,
             bell,
             rung: Box::new([0; 8]),
             armed: false,
@@ -186,10 +196,12 @@ impl Ring {
         self.core.backlog.take_stores(places, &mut stores);
         for store in stores {
             if let Some((active, buffers)) = self.core.begin_store(store, &mut self.spare) {
-                if self.core.is_stored(&active, &buffers) {
-                    self.core.end_store(active, buffers, Ok(Stored::Already), &mut self.spare);
-                } else {
-                    self.launch(Operation::new(ActiveRequest::Write(active), buffers));
+                match &self.syncer {
+                    _ if !self.core.is_stored(&active, &buffers) => {
+                        self.launch(Operation::new(ActiveRequest::Write(active), buffers));
+                    }
+                    Some(syncer) => syncer.take(active, buffers, None),
+                    None => self.core.end_store(active, buffers, Ok(Stored::Already), &mut self.spare),
                 }
             }
         }
@@ -274,6 +286,13 @@ impl Ring {
             self.live -= 1;
             self.stores -= usize::from(operation.is_write());
             let Operation { request, buffers, file, fault, renamed, .. } = *operation;
+            let (request, file) = match (request, file, &self.syncer) {
+                (ActiveRequest::Write(active), Some(file), Some(syncer)) if fault.is_none() => {
+                    syncer.take(active, buffers, Some(file));
+                    continue;
+                }
+                (request, file, _) => (request, file),
+            };
             if file.is_some() {
                 drop(file);
                 self.open_starved();

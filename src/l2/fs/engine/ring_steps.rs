@@ -205,6 +205,9 @@ impl Ring {
         {
             return self.failed(id, operation, "trimming", Some(error.into()));
         }
+        if self.syncer.is_some() {
+            return self.done.push_back(id);
+        }
         self.rename(id, operation);
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::IoEngine;
+use super::syncer::Syncer;
 use super::thread_pool::ThreadPool;
 use super::uring::Uring;
 use crate::error::{Error, KVKEEP_ERR_UNSUPPORTED, Result};
@@ -12,8 +13,9 @@ use crate::log::LogLevel;
 
 /// Starts an engine. Gives its name, and whether it stands in for io_uring, which the kernel refuses.
 pub fn start(core: &Arc<Core>, options: &FsOptions) -> Result<(&'static str, bool)> {
-    let uring = || Uring::start(core, options.threads, options.depth).map(|uring| uring as Arc<dyn IoEngine>);
-    let pool = || ThreadPool::start(core, options.threads).map(|pool| pool as Arc<dyn IoEngine>);
+    let syncer = core.root.durable.then(|| Syncer::start(core)).transpose()?;
+    let uring = || Uring::start(core, &syncer, options.threads, options.depth).map(|uring| uring as Arc<dyn IoEngine>);
+    let pool = || ThreadPool::start(core, &syncer, options.threads).map(|pool| pool as Arc<dyn IoEngine>);
     let (engine, name, refused) = match options.engine {
         EngineKind::Pool => (pool()?, "pool", false),
         EngineKind::Uring => match uring() {

@@ -12,6 +12,7 @@ use rustix::io::{Errno, preadv, pwritev};
 
 use super::IoEngine;
 use super::backlog::BacklogItem;
+use super::syncer::Syncer;
 use crate::error::{Error, Result};
 use crate::l2::fs::core::Core;
 use crate::l2::fs::failures::{EVICTING, IoFailure, OPENING, READING};
@@ -54,16 +55,21 @@ impl ByteGate {
 pub struct ThreadPool {
     core: std::sync::Weak<Core>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    syncer: Option<Arc<Syncer>>,
 }
 
 impl ThreadPool {
     /// Starts `threads` threads, or the default for 0.
-    pub fn start(core: &Arc<Core>, threads: usize) -> Result<Arc<ThreadPool>> {
+    pub fn start(core: &Arc<Core>, syncer: &Option<Arc<Syncer>>, threads: usize) -> Result<Arc<ThreadPool>> {
         let gate = Arc::new(ByteGate { free: Mutex::new(BYTES_MAX), freed: Condvar::new() });
-        let pool = Arc::new(ThreadPool { core: Arc::downgrade(core), threads: Mutex::new(Vec::new()) });
+        let pool = Arc::new(ThreadPool {
+            core: Arc::downgrade(core),
+            threads: Mutex::new(Vec::new()),
+            syncer: syncer.clone(),
+        });
         for number in 0..if threads == 0 { THREADS } else { threads } {
-            let (theirs, gate) = (Arc::clone(core), Arc::clone(&gate));
-            let thread = threads::spawn(&format!("kvkeep-fs-{number}"), move || run(&theirs, &gate));
+            let (theirs, gate, syncer) = (Arc::clone(core), Arc::clone(&gate), syncer.clone());
+            let thread = threads::spawn(&format!("kvkeep-fs-{number}"), move || run(&theirs, &gate, syncer.as_deref()));
             match thread {
                 Ok(thread) => pool.threads.lock().push(thread),
                 Err(error) => {
@@ -89,15 +95,18 @@ impl IoEngine for ThreadPool {
             // A thread that panicked was reported by the panic.
             let _ = thread.join();
         }
+        if let Some(syncer) = &self.syncer {
+            syncer.join();
+        }
     }
 }
 
-fn run(core: &Core, gate: &ByteGate) {
+fn run(core: &Core, gate: &ByteGate, syncer: Option<&Syncer>) {
     let mut spare = Spare::new();
     while let Some(task) = core.backlog.wait() {
         match task {
             BacklogItem::Load(load) => self::load(core, gate, load, &mut spare),
-            BacklogItem::Store(store) => self::store(core, gate, store, &mut spare),
+            BacklogItem::Store(store) => self::store(core, gate, syncer, store, &mut spare),
         }
     }
 }
@@ -143,27 +152,35 @@ fn read(gate: &ByteGate, file: &impl AsFd, buffers: &mut FileBuffers) -> std::re
     Ok(())
 }
 
-fn store(core: &Core, gate: &ByteGate, store: StoreRequest, spare: &mut Spare) {
+fn store(core: &Core, gate: &ByteGate, syncer: Option<&Syncer>, store: StoreRequest, spare: &mut Spare) {
     let mut next = core.begin_store(store, spare);
     if let Some((active, buffers)) = next.take_if(|(active, buffers)| core.is_stored(active, buffers)) {
-        core.end_store(active, buffers, Ok(Stored::Already), spare);
+        match syncer {
+            Some(syncer) => syncer.take(active, buffers, None),
+            None => core.end_store(active, buffers, Ok(Stored::Already), spare),
+        }
     }
     while let Some((mut active, buffers)) = next {
-        let written = write(core, gate, &mut active, &buffers);
-        core.descriptors.freed();
-        next = match written {
-            Ok(()) => {
+        next = match (write(core, gate, &mut active, &buffers), syncer) {
+            (Ok(file), Some(syncer)) => return syncer.take(active, buffers, Some(file)),
+            (Ok(file), None) => {
+                drop(file);
+                core.descriptors.freed();
                 let renamed = core.rename(&mut active);
                 core.conclude(active, buffers, renamed, spare)
             }
-            Err((what, error)) => core.fail(active, buffers, IoFailure::Io(what, error), spare),
+            (Err((what, error)), _) => {
+                core.descriptors.freed();
+                core.fail(active, buffers, IoFailure::Io(what, error), spare)
+            }
         };
     }
 }
 
 type StepResult<T> = std::result::Result<T, (&'static str, io::Error)>;
 
-fn write(core: &Core, gate: &ByteGate, active: &mut ActiveStore, buffers: &FileBuffers) -> StepResult<()> {
+/// Gives the temporary file, whole.
+fn write(core: &Core, gate: &ByteGate, active: &mut ActiveStore, buffers: &FileBuffers) -> StepResult<OwnedFd> {
     for victim in &active.victims {
         match unlinkat(&core.root.dirfd, victim.as_str(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -187,7 +204,7 @@ fn write(core: &Core, gate: &ByteGate, active: &mut ActiveStore, buffers: &FileB
     if buffers.file_bytes() < span {
         ftruncate(&file, buffers.file_bytes()).map_err(|error| ("trimming", error.into()))?;
     }
-    Ok(())
+    Ok(file)
 }
 
 fn create(core: &Core, active: &ActiveStore) -> rustix::io::Result<OwnedFd> {

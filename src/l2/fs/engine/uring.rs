@@ -12,6 +12,7 @@ use super::IoEngine;
 use super::bell::Bell;
 use super::operation::RANGE_BYTES;
 use super::ring::Ring;
+use super::syncer::Syncer;
 use crate::l2::fs::core::Core;
 use crate::threads;
 
@@ -27,13 +28,19 @@ pub struct Uring {
     bells: Vec<Arc<Bell>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     depth: usize,
+    syncer: Option<Arc<Syncer>>,
 }
 
 impl Uring {
     /// Starts `threads` rings of `depth` objects each, or the defaults for 0.
-    pub fn start(core: &Arc<Core>, threads: usize, depth: usize) -> io::Result<Arc<Uring>> {
+    pub fn start(
+        core: &Arc<Core>,
+        syncer: &Option<Arc<Syncer>>,
+        threads: usize,
+        depth: usize,
+    ) -> io::Result<Arc<Uring>> {
         let depth = if depth == 0 { DEPTH } else { depth };
-        let mut uring = Uring { bells: Vec::new(), threads: Mutex::new(Vec::new()), depth };
+        let mut uring = Uring { bells: Vec::new(), threads: Mutex::new(Vec::new()), depth, syncer: syncer.clone() };
         let threads = if threads == 0 { THREADS } else { threads };
         for number in 0..threads {
             if let Err(error) = uring.add(core, number, BYTES_MAX / threads as u64) {
@@ -47,11 +54,11 @@ impl Uring {
     fn add(&mut self, core: &Arc<Core>, number: usize, bytes_max: u64) -> io::Result<()> {
         let bell = Arc::new(Bell::new()?);
         self.bells.push(Arc::clone(&bell));
-        let (core, depth) = (Arc::clone(core), self.depth);
+        let (core, syncer, depth) = (Arc::clone(core), self.syncer.clone(), self.depth);
         let (started, result) = mpsc::channel();
         let thread = threads::spawn(&format!("kvkeep-fs-{number}"), move || {
             // Made here, since the kernel serves a ring best that only one thread submits to.
-            let mut ring = match Ring::new(core, bell, depth, bytes_max) {
+            let mut ring = match Ring::new(core, syncer, bell, depth, bytes_max) {
                 Ok(ring) => ring,
                 Err(error) => return drop(started.send(Err(error))),
             };
@@ -85,6 +92,9 @@ impl IoEngine for Uring {
         for thread in self.threads.lock().drain(..) {
             // A thread that panicked was reported by the panic.
             let _ = thread.join();
+        }
+        if let Some(syncer) = &self.syncer {
+            syncer.join();
         }
     }
 }
