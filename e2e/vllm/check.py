@@ -1,4 +1,7 @@
-"""check.py KVKEEP DIRECTORY RUN: what must hold of vLLM over one daemon, each item with a line of its own."""
+"""check.py KVKEEP DIRECTORY RUN [PART]...: what must hold of vLLM over one daemon, each item with a line of its own.
+
+Without parts, all of `PARTS`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -28,11 +31,15 @@ def prompt(length: int, seed: int) -> list[int]:
 
 PROMPTS = [prompt(length, seed) for seed, length in enumerate(LENGTHS)]
 PROMPTS.append(PROMPTS[-1][: 2 * CHUNK] + prompt(300, 9))
+LONG = [prompt(600, seed) for seed in range(20, 24)]
 # What a cache that has everything serves: all full chunks. Layer by layer, the one token that must be computed is left out.
 # Without one, vLLM finds what two prompts of a batch have in common, for the one that is scheduled later.
 EXPECTED = [len(tokens) // CHUNK * CHUNK for tokens in PROMPTS]
 ALONE = [0, 0, 0, 0, 2 * CHUNK]
 LAYERED = [min(found, len(tokens) - 1) for found, tokens in zip(EXPECTED, PROMPTS)]
+# Where a window's pages are not kept before it, a whole prompt ends with a chunk that is computed.
+WINDOWED = [(len(tokens) - 1) // CHUNK * CHUNK for tokens in PROMPTS]
+PARTS = ("full", "layered", "two-workers", "retrained", "small", "windows", "windows-small", "latent", "draft")
 
 
 def awaited(true: Callable[[], bool], what: str) -> None:
@@ -62,7 +69,8 @@ class Items:
 class Engine:
     """An engine in a process of its own."""
 
-    def __init__(self, log: Path, environment: dict[str, str], **options: Any) -> None:
+    def __init__(self, name: str, log: Path, environment: dict[str, str], **options: Any) -> None:
+        self.name = name
         mine, its = os.pipe()
         self._answers = os.fdopen(mine)
         self._process = subprocess.Popen(
@@ -112,6 +120,8 @@ class Check:
         self._directory = directory
         shutil.rmtree(directory / "objects", ignore_errors=True)
         self.daemon = Daemon(command, directory / "objects", run)
+        # Objects of spaces that a reset leaves alone.
+        self.others = 0
 
     @contextmanager
     def engine(
@@ -121,10 +131,11 @@ class Check:
         if extra:
             extra = {"connect": self.daemon.url, "chunk_tokens": CHUNK, **extra}
         engine = Engine(
+            name,
             self._directory / f"{name}.log",
             environment or {},
             extra=extra,
-            **{"model": str(self._directory / "model"), **options},
+            **{**options, "model": str(self._directory / options.get("model", "full"))},
         )
         try:
             yield engine
@@ -136,25 +147,85 @@ class Check:
         awaited(lambda: self.daemon.explained() == "no session holds anything", f"{when}: explain is empty")
         self.items.check(f"{when}: explain is empty", self.daemon.stats()["l1_shares"], 0)
 
-    def run(self) -> None:
-        with self.engine("reference", {}) as engine:
-            self.texts, _ = engine.generate()
-            self.long = engine.generate([prompt(600, seed) for seed in range(20, 24)], 300)[0]
-        with self.engine("reference-retrained", {}, model=str(self._directory / "retrained")) as engine:
-            self.texts_retrained, _ = engine.generate()
-        with self.engine("async", {"load": "async"}) as engine:
-            self.beside_the_steps(engine)
-        with self.engine("layered", {"load": "layered"}) as engine:
-            self.layer_by_layer(engine)
-        processors = sorted(os.sched_getaffinity(0))
-        apart = {"VLLM_CPU_OMP_THREADS_BIND": f"{processors[0]}|{processors[-1]}"}
-        with self.engine("two-workers", {"load": "async"}, apart, tensor_parallel_size=2) as engine:
-            self.two_workers(engine)
-        with self.engine("retrained", {"load": "async"}) as engine:
-            self.retrained(engine)
-        with self.engine("small", {"load": "async"}, num_gpu_blocks_override=20) as engine:
-            self.preempted(engine)
+    def run(self, parts: Sequence[str]) -> None:
+        if set(parts) & {"full", "layered", "retrained", "small"}:
+            with self.engine("reference", {}) as engine:
+                self.texts, _ = engine.generate()
+                self.long = engine.generate(LONG, 300)[0]
+        if "full" in parts:
+            with self.engine("full", {"load": "async"}) as engine:
+                self.beside_the_steps(engine)
+        if "layered" in parts:
+            with self.engine("layered", {"load": "layered"}) as engine:
+                self.layer_by_layer(engine)
+        if "two-workers" in parts:
+            processors = sorted(os.sched_getaffinity(0))
+            apart = {"VLLM_CPU_OMP_THREADS_BIND": f"{processors[0]}|{processors[-1]}"}
+            with self.engine("two-workers", {"load": "async"}, apart, tensor_parallel_size=2) as engine:
+                self.two_workers(engine)
+        if "retrained" in parts:
+            with self.engine("reference-retrained", {}, model="retrained") as engine:
+                self.texts_retrained, _ = engine.generate()
+            with self.engine("retrained", {"load": "async"}) as engine:
+                self.retrained(engine)
+        if "small" in parts:
+            with self.engine("small", {"load": "async"}, num_gpu_blocks_override=20) as engine:
+                self.preempted(engine)
+        if set(parts) & {"windows", "windows-small"}:
+            with self.engine("reference-windows", {}, model="windows") as engine:
+                self.texts, _ = engine.generate()
+                self.long = engine.generate(LONG, 300)[0]
+        if "windows" in parts:
+            # Prompts are computed in several steps, so that windows move on between two of them.
+            with self.engine("windows", {"load": "async"}, model="windows", max_num_batched_tokens=384) as engine:
+                self.of_another_kind(engine, WINDOWED)
+        if "windows-small" in parts:
+            with self.engine("windows-small", {"load": "async"}, model="windows", num_gpu_blocks_override=36) as engine:
+                self.preempted(engine)
+        if "latent" in parts:
+            self.latent()
+        if "draft" in parts:
+            guesses = {"method": "draft_model", "model": str(self._directory / "draft"), "num_speculative_tokens": 2}
+            with self.engine("reference-draft", {}, speculative_config=guesses) as engine:
+                self.texts, _ = engine.generate()
+            with self.engine("draft", {"load": "async"}, speculative_config=guesses) as engine:
+                self.of_another_kind(engine, EXPECTED)
         self.nothing_is_held("at the end")
+
+    def latent(self) -> None:
+        """MLA: vLLM's kernel for a CPU without AMX ignores what is there before a prompt."""
+        if "amx_tile" not in Path("/proc/cpuinfo").read_text():
+            refused = ""
+            try:
+                with self.engine("latent", {"load": "async"}, model="latent"):
+                    pass
+            except RuntimeError:
+                refused = (self._directory / "latent.log").read_text()
+            self.items.check("latent: refused where it would not be read", "kvkeep does not serve MLA" in refused, True)
+            return
+        with self.engine("reference-latent", {}, model="latent") as engine:
+            self.texts, _ = engine.generate()
+        with self.engine("latent", {"load": "async"}, model="latent") as engine:
+            self.of_another_kind(engine, EXPECTED)
+
+    def of_another_kind(self, engine: Engine, expected: list[int]) -> None:
+        """What must hold of any model."""
+        name = engine.name
+        texts, cached = engine.generate()
+        self.items.check(f"{name}, cold: the texts are the same", texts, self.texts)
+        self.items.check(f"{name}, cold: nothing is found", max(cached) <= max(ALONE), True)
+        self.same(f"{name}, warm", engine, expected)
+        self.nothing_is_held(f"{name}, warm")
+        self.restarted(engine, Daemon.stop)
+        self.same(f"{name}, from disk", engine, expected)
+        self.items.check(f"{name}, from disk: objects were loaded", self.daemon.stats()["loads"] > 0, True)
+        self.corrupted(engine, f"{name}, corrupted")
+        self.same(f"{name}, after corruption, stored again", engine, expected)
+        left = engine.ask("abort", prompts=PROMPTS, steps=3)
+        self.items.check(f"{name}, aborted: prompts were cut off", left > 0, True)
+        engine.forget()
+        self.nothing_is_held(f"{name}, aborted")
+        self.same(f"{name}, after aborts", engine, expected)
 
     def same(self, name: str, engine: Engine, expected: list[int]) -> None:
         texts, cached = engine.generate()
@@ -225,11 +296,10 @@ class Check:
         return self.daemon.stats()["l2_objects"] - self.others
 
     def preempted(self, engine: Engine) -> None:
-        prompts = [prompt(600, seed) for seed in range(20, 24)]
-        for name in ("preempted, cold", "preempted, warm"):
-            texts, _ = engine.generate(prompts, 300)
+        for name in (f"{engine.name}, preempted, cold", f"{engine.name}, preempted, warm"):
+            texts, _ = engine.generate(LONG, 300)
             self.items.check(f"{name}: the texts are the same", texts, self.long)
-        self.items.check("prompts were preempted", engine.ask("counted", metric="vllm:num_preemptions") > 0, True)
+        self.items.check(f"{engine.name}: prompts were preempted", engine.ask("counted", metric="vllm:num_preemptions") > 0, True)
 
     def corrupted(self, engine: Engine, name: str) -> None:
         """Every second object on disk has a bit turned, and memory is empty."""
@@ -258,7 +328,7 @@ class Check:
 if __name__ == "__main__":
     check = Check(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
     try:
-        check.run()
+        check.run(sys.argv[4:] or PARTS)
     finally:
         check.daemon.stop()
     print(f"{check.items.passed} passed, {len(check.items.failed)} failed", flush=True)

@@ -12,21 +12,29 @@ from types import SimpleNamespace
 
 import kvkeep
 from kvkeep.pages import described
-from kvkeep.vllm import layout, plan, settings
+from kvkeep.vllm import groups, layout, plan, settings
 
 from .support import run_python
 
 
+FULL, WINDOW, STATE = plan.Group(16), plan.Group(16, 40), plan.Group(32, 1)
+NONE = -1
+
+
 class Plans(unittest.TestCase):
-    def test_a_chunk_is_the_least_multiple_of_a_block(self) -> None:
-        self.assertEqual(plan.grid(16, 256, 1, 1).chunk_tokens, 256)
-        self.assertEqual(plan.grid(128, 200, 1, 1).blocks_per_chunk, 2)
-        self.assertEqual(plan.grid(512, 256, 1, 1).chunk_tokens, 512)
+    def test_a_chunk_is_the_least_with_whole_blocks_of_every_group(self) -> None:
+        def chunk(tokens: int, *groups: plan.Group) -> int:
+            return plan.grid(groups, groups[0].block_tokens, tokens).chunk_tokens
+
+        self.assertEqual(chunk(256, FULL), 256)
+        self.assertEqual(chunk(200, plan.Group(128)), 256)
+        self.assertEqual(chunk(256, plan.Group(512)), 512)
+        self.assertEqual(chunk(100, plan.Group(16), plan.Group(48)), 144)
 
     def test_workers_with_the_same_bytes_share_an_object(self) -> None:
-        plain, shared = plan.grid(16, 16, 4, 1), plan.grid(16, 16, 8, 4)
-        self.assertEqual((plain.ranks, plain.extra_count), (4, 0))
-        self.assertEqual((shared.ranks, shared.extra_count), (2, 3))
+        plain, shared = plan.grid([FULL], 16, 16, 4, 1), plan.grid([FULL, WINDOW], 16, 16, 8, 4)
+        self.assertEqual((plain.objects_per_chunk, plain.extra_count), (4, 0))
+        self.assertEqual((shared.objects_per_chunk, shared.extra_count), (4, 3))
 
     def test_a_chunk_is_named_by_its_last_block(self) -> None:
         blocks = [hashlib.sha256(bytes([i])).digest() for i in range(7)]
@@ -37,15 +45,114 @@ class Plans(unittest.TestCase):
         one, two = b"1" * 32, b"2" * 32
         keys = kvkeep.keys(plan.key_records(one + two, (4, 5)))
         self.assertEqual([tuple(key) for key in keys], [(one, 4, 0), (one, 5, 0), (two, 4, 0), (two, 5, 0)])
+        keys = kvkeep.keys(plan.key_records(one, (4, 5), range(2)))
+        self.assertEqual([tuple(key) for key in keys], [(one, 4, 0), (one, 4, 1), (one, 5, 0), (one, 5, 1)])
 
     def test_blocks_that_the_engine_has_are_not_touched(self) -> None:
-        grid = plan.Grid(block_tokens=16, blocks_per_chunk=2)
-        ids = list(range(100, 110))
-        self.assertEqual(plan.load_blocks(ids, 0, 64, grid), [100, 101, 102, 103])
-        self.assertEqual(plan.load_blocks(ids, 16, 64, grid), [-1, 101, 102, 103])
-        self.assertEqual(plan.load_blocks(ids, 48, 80, grid), [-1, 103, 104, -1])
-        self.assertEqual(plan.load_blocks(ids, 32, 63, grid), [102, 103])
-        self.assertEqual(plan.store_blocks(ids, plan.Span(1, 3), grid), [102, 103, 104, 105])
+        grid, ids = plan.grid([FULL], 16, 32), list(range(100, 110))
+
+        def load(first: int, end: int) -> list[int]:
+            chunks = plan.covering(first, end, grid).chunks
+            (part,) = plan.load_parts([ids], bytes(32 * chunks), first, end, grid)
+            return part.blocks
+
+        self.assertEqual(load(0, 64), [100, 101, 102, 103])
+        self.assertEqual(load(16, 64), [NONE, 101, 102, 103])
+        self.assertEqual(load(48, 80), [NONE, 103, 104, NONE])
+        self.assertEqual(load(32, 63), [102, 103])
+        (part,) = plan.store_parts([ids], {}, bytes(64), plan.Span(1, 3), grid)
+        self.assertEqual(part.blocks, [102, 103, 104, 105])
+
+    def test_of_a_window_the_last_blocks_move_from_the_end_back(self) -> None:
+        grid = plan.grid([FULL, WINDOW], 16, 64)
+        tables = [list(range(1, 9)), [0] * 5 + [16, 17, 18]]
+        hashes = b"1" * 32 + b"2" * 32
+        parts = plan.load_parts(tables, hashes, 0, 128, grid)
+        self.assertEqual(parts, [plan.Part(0, hashes, tables[0]), plan.Part(1, b"2" * 32, [18, 17, 16, NONE])])
+        # The first chunk's window has left, and the second's has what a prefix needs.
+        self.assertEqual(plan.store_parts(tables, {}, hashes, plan.Span(0, 2), grid), parts)
+        # A window over two chunks, of which the engine has the first.
+        grid = plan.grid([FULL, plan.Group(16, 100)], 16, 64)
+        tables[1] = list(range(11, 19))
+        self.assertEqual(plan.load_parts(tables, b"2" * 32, 64, 128, grid)[1], plan.Part(1, b"2" * 32, [18, 17, 16, 15]))
+        self.assertEqual(
+            plan.load_parts(tables, hashes, 0, 128, grid)[1], plan.Part(1, hashes, [14, 13, 12, NONE, 18, 17, 16, 15])
+        )
+
+    def test_of_states_the_last_moves(self) -> None:
+        grid = plan.grid([FULL, STATE], 16, 64)
+        tables = [list(range(1, 9)), [0, 0, 0, 14]]
+        hashes = b"1" * 32 + b"2" * 32
+        state = plan.Part(1, b"2" * 32, [14, NONE])
+        self.assertEqual(plan.load_parts(tables, hashes, 0, 128, grid)[1], state)
+        self.assertEqual(plan.store_parts(tables, {}, hashes, plan.Span(0, 2), grid)[1], state)
+
+    def test_states_that_the_engine_names_are_stored_by_their_token(self) -> None:
+        grid = plan.grid([FULL, STATE._replace(named=True)], 16, 64)
+        tables, hashes = [list(range(1, 9)), [0, 9, 0, 9]], b"1" * 32 + b"2" * 32
+        named = {(1, 64): 31, (1, 96): 32, (0, 128): 33}
+        parts = plan.store_parts(tables, named, hashes, plan.Span(0, 2), grid)
+        self.assertEqual(parts[1:], [plan.Part(1, b"1" * 32, [31, NONE])])
+
+
+class Spec:
+    """What is read of vLLM's descriptions of layers; subclasses have the names of its classes."""
+
+    def __init__(self, block_size: int = 16, **given: object) -> None:
+        self.block_size = block_size
+        self.__dict__.update(given)
+
+
+class FullAttentionSpec(Spec): ...
+
+
+class MLAAttentionSpec(FullAttentionSpec): ...
+
+
+class SlidingWindowSpec(Spec): ...
+
+
+class MambaSpec(Spec): ...
+
+
+class ChunkedLocalAttentionSpec(Spec): ...
+
+
+class UniformTypeKVCacheSpecs(Spec): ...
+
+
+class Groups(unittest.TestCase):
+    def kept(self, *specs: Spec, left_out: Sequence[int] = (), host: bool = False) -> list[groups.Kept]:
+        given = [SimpleNamespace(kv_cache_spec=spec, layer_names=[f"layer.{i}"], host_resident=host) for i, spec in enumerate(specs)]
+        ids = tuple(i for i in range(len(specs)) if i not in left_out)
+        return groups.kept_groups(SimpleNamespace(kv_cache_groups=given, prefix_cacheable_group_ids=ids))
+
+    def test_kinds_of_layers(self) -> None:
+        window = SlidingWindowSpec(sliding_window=1024, extra_retained_tokens=2)
+        kept = self.kept(MLAAttentionSpec(64), window, MambaSpec(512, mamba_cache_mode="align"))
+        self.assertEqual([each.group for each in kept], [(64, 0, False), (16, 1025, False), (512, 1, True)])
+        (each,) = self.kept(MambaSpec(512, mamba_cache_mode="all"))
+        self.assertEqual(each.group, (512, 1, False))
+        kinds = {"a": MLAAttentionSpec(64), "b": FullAttentionSpec(64)}
+        (each,) = self.kept(UniformTypeKVCacheSpecs(64, kv_cache_specs=kinds))
+        self.assertEqual(each.group, (64, 0, False))
+
+    def test_groups_that_no_hash_finds_are_left_out(self) -> None:
+        (each,) = self.kept(SlidingWindowSpec(sliding_window=8), FullAttentionSpec(), left_out=[0])
+        self.assertEqual((each.place, each.layer_names), (1, ("layer.1",)))
+
+    def test_what_cannot_be_served_is_refused_with_its_remedy(self) -> None:
+        mixed = UniformTypeKVCacheSpecs(kv_cache_specs={"a": FullAttentionSpec(), "b": SlidingWindowSpec(sliding_window=8)})
+        for why, refused in (
+            ("--mamba-cache-mode align", lambda: self.kept(MambaSpec(mamba_cache_mode="none"))),
+            ("ChunkedLocalAttentionSpec: set --disable-hybrid", lambda: self.kept(ChunkedLocalAttentionSpec())),
+            ("of kind Spec", lambda: self.kept(Spec())),
+            ("several kinds.*FullAttentionSpec", lambda: self.kept(mixed)),
+            ("HiSparse", lambda: self.kept(FullAttentionSpec(), host=True)),
+            ("nothing to keep", lambda: self.kept(FullAttentionSpec(), left_out=[0])),
+        ):
+            with self.subTest(why=why), self.assertRaisesRegex(ValueError, why):
+                refused()
 
 
 class Torch:
@@ -117,6 +224,7 @@ class Layouts(unittest.TestCase):
         dense, elsewhere = layer((4, 2, 8), (32, 16, 2)), layer((4, 2, 8), (96, 16, 2))
         text = layout.fingerprint([dense, elsewhere], 4, 16, [2])
         self.assertEqual(text, "2 x bfloat16[1x2x8] as 12 in 32; 16 tokens a block")
+        self.assertEqual(layout.fingerprint([dense, elsewhere], 4, 16, [2], 40), f"{text}, the last 40 tokens")
         others = [dense._replace(dtype="float16"), layer((4, 2, 8), (32, 2, 4)), layer((4, 8, 2), (32, 4, 2))]
         for other in others:
             self.assertNotEqual(layout.fingerprint([dense, other], 4, 16, [2]), text)

@@ -107,7 +107,7 @@ class Reset(EngineTest):
         engine.allocate(request, 0)
         gpu = engine.gpus[0]
         # The step is scheduled before the reset and run after it.
-        step = engine.scheduler.step({"first": request.num_tokens}, lambda _: request.blocks)
+        step = engine.scheduler.step({"first": request.num_tokens}, engine.tables)
         gpu.compute(request, 0, request.num_tokens)
         engine.change_weights()
         for call in (gpu.worker.settle, gpu.worker.begin_loads, gpu.worker.begin_stores):
@@ -124,7 +124,7 @@ class Reset(EngineTest):
         found, _ = engine.ask(request)
         engine.allocate(request, found)
         gpu = engine.gpus[0]
-        step = engine.scheduler.step({}, lambda _: request.blocks)
+        step = engine.scheduler.step({}, engine.tables)
         gpu.worker.begin_loads(step)
         for moving in gpu.worker._loads.values():
             moving.wait()
@@ -148,7 +148,7 @@ class Reset(EngineTest):
             self.found(engine, f"{i}")
         worker = engine.gpus[0].worker
         self.assertEqual((worker._retired, worker._outdated), ([], set()))
-        former = worker._pool
+        former = worker._pools[0]
         worker.suspend()
         with self.assertRaises(kvkeep.NotFoundError):
             former.store(self.cache.space("m").session(), some_keys(1), [0] * former.blocks_per_chunk)

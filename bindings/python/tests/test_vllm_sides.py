@@ -226,7 +226,7 @@ class Sides(CacheTest):
         request = engine.add("second", PROMPT)
         engine.allocate(request, engine.ask(request)[0])
         side = engine.gpus[0].worker
-        side.begin_loads(engine.scheduler.step({}, lambda name: []))
+        side.begin_loads(engine.scheduler.step({}, engine.tables))
         side._loads["second"].wait()
         side._loads["second"].release()
         self.assertEqual(side.over(), (set(), {"second"}))
@@ -249,7 +249,7 @@ class Sides(CacheTest):
                 found, _ = engine.ask(request)
                 engine.allocate(request, found)
                 side, scheduler = engine.gpus[0].worker, engine.scheduler
-                step = scheduler.step({"second": CHUNK}, lambda name: request.blocks)
+                step = scheduler.step({"second": CHUNK}, engine.tables)
                 side.begin_loads(step)
                 # Of the first one, nobody knows how it went.
                 side._layered[0].wait()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import kvkeep
 from kvkeep.vllm import plan, scheduler, settings, worker
+from kvkeep.vllm.lending import Lending
 
 BLOCK_TOKENS = 4
 LAYERS = 2
@@ -24,8 +26,13 @@ class Request:
     request_id: str
     tokens: list[int]
     num_computed_tokens: int = 0
-    blocks: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
     lora_request: Optional[Any] = None
+
+    @property
+    def blocks(self) -> list[int]:
+        """Those of the first group."""
+        return self.tables[0]
 
     @property
     def num_tokens(self) -> int:
@@ -41,57 +48,91 @@ class Request:
 
 
 class Gpu:
-    """A worker's memory: a page for each layer and block."""
+    """A worker's memory: a page for each layer and block, which the groups share as vLLM's do."""
 
     def __init__(self, open_space: Callable[[int], kvkeep.Space], grid: plan.Grid, rank: int, stores: bool) -> None:
-        self.rank = rank
+        self.rank, self.grid = rank, grid
         self.memory = (ctypes.c_uint8 * (LAYERS * BLOCKS * PAGE_BYTES))()
         base = ctypes.addressof(self.memory)
-        segments = [
-            kvkeep.Segment(base + layer * BLOCKS * PAGE_BYTES, PAGE_BYTES, layer=layer) for layer in range(LAYERS)
-        ]
 
-        def open_pool(generation: int) -> kvkeep.Pool:
+        def open_pools(generation: int) -> list[kvkeep.Pool]:
             space = open_space(generation)
-            return space.pool(segments, block_count=BLOCKS, blocks_per_chunk=grid.blocks_per_chunk, rank=rank)
+            return [
+                space.pool(
+                    [
+                        kvkeep.Segment(base + layer * BLOCKS * PAGE_BYTES, PAGE_BYTES, layer=layer, group=group)
+                        for layer in range(LAYERS)
+                    ],
+                    block_count=BLOCKS,
+                    blocks_per_chunk=grid.blocks_per_chunk(group),
+                    rank=rank,
+                )
+                for group in range(len(grid.groups))
+            ]
 
         # What computing gives depends on the weights.
         self.weights = 0
-        self.worker = worker.Worker(open_pool, rank, {f"layer.{i}": i for i in range(LAYERS)}, stores=stores)
+        layers = {f"layer.{i}": i for i in range(LAYERS)}
+        self.worker = worker.Worker(open_pools, rank, layers, names_blocks=len(grid.groups) == 1, stores=stores)
 
     def page(self, layer: int, block: int) -> memoryview:
         start = (layer * BLOCKS + block) * PAGE_BYTES
         return memoryview(self.memory).cast("B")[start : start + PAGE_BYTES]
 
-    def expected(self, request: Request, layer: int, index: int) -> bytes:
-        known = repr((self.weights, self.rank, layer, request.tokens[: (index + 1) * BLOCK_TOKENS])).encode()
+    def expected(self, request: Request, layer: int, index: int, group: int = 0) -> bytes:
+        end = (index + 1) * self.grid.groups[group].block_tokens
+        known = repr((self.weights, self.rank, group, layer, request.tokens[:end])).encode()
         return hashlib.shake_128(known).digest(PAGE_BYTES)
 
     def compute(self, request: Request, first_token: int, end_token: int) -> None:
-        for index in range(first_token // BLOCK_TOKENS, -(-end_token // BLOCK_TOKENS)):
-            for layer in range(LAYERS):
-                self.page(layer, request.blocks[index])[:] = self.expected(request, layer, index)
+        for number, (group, table) in enumerate(zip(self.grid.groups, request.tables)):
+            for index in range(first_token // group.block_tokens, -(-end_token // group.block_tokens)):
+                for layer in range(LAYERS if table[index] else 0):
+                    self.page(layer, table[index])[:] = self.expected(request, layer, index, number)
 
 
 class Engine:
     """A scheduler's side and its workers', over one cache."""
 
     def __init__(
-        self, cache: kvkeep.Cache, *, workers: int = 1, replicas: int = 1, model: str = "toy", **extra: Any
+        self,
+        cache: kvkeep.Cache,
+        *,
+        groups: tuple[plan.Group, ...] = (plan.Group(BLOCK_TOKENS),),
+        workers: int = 1,
+        replicas: int = 1,
+        model: str = "toy",
+        **extra: Any,
     ) -> None:
-        self.grid = plan.grid(BLOCK_TOKENS, 2 * BLOCK_TOKENS, workers, replicas)
+        self.grid = plan.grid(groups, BLOCK_TOKENS, 2 * BLOCK_TOKENS, workers, replicas)
 
         def open_space(generation: int) -> kvkeep.Space:
             return cache.space(model, "toy pages", chunk_tokens=self.grid.chunk_tokens, generation=generation)
 
         given = settings.settings({"connect": "unix:///not/used", **extra})
-        self.scheduler = scheduler.Scheduler(open_space, self.grid, given)
-        self.gpus = [Gpu(open_space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
         self.requests: dict[str, Request] = {}
-        self.free = list(range(BLOCKS))
+        # Block 0 is nobody's.
+        self.free = list(range(1, BLOCKS))
+        # How many requests and stores have a block.
+        self.users: Counter[int] = Counter()
+        lending = Lending(workers, self.users.update, self.give_back)
+        self.scheduler = scheduler.Scheduler(open_space, self.grid, given, lending=lending)
+        self.gpus = [Gpu(open_space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
         self.failed: set[int] = set()
+        self.failed_requests: set[str] = set()
         self.received: set[str] = set()
         self.sent: set[str] = set()
+
+    def take(self) -> int:
+        """A block that nobody has."""
+        block = self.free.pop(0)
+        self.users[block] = 1
+        return block
+
+    def give_back(self, blocks: list[int]) -> None:
+        """Of each, one has it no more."""
+        self.users.subtract(blocks)
+        self.free += [block for block in blocks if not self.users[block]]
 
     def add(self, name: str, tokens: list[int], adapter: Optional[Any] = None) -> Request:
         request = self.requests[name] = Request(name, tokens, lora_request=adapter)
@@ -111,17 +152,25 @@ class Engine:
                 return found, beside
 
     def allocate(self, request: Request, external: int, computed: int = 0) -> None:
-        while len(request.blocks) * BLOCK_TOKENS < request.num_tokens:
-            request.blocks.append(self.free.pop(0))
-        self.scheduler.allocated(request, request.blocks, external)
+        request.tables = request.tables or [[] for _ in self.grid.groups]
+        for group, table in zip(self.grid.groups, request.tables):
+            if not table and group.reach:
+                # What no layer will read any more has no block.
+                table += [0] * (max(0, computed + external - group.reach) // group.block_tokens)
+            while len(table) * group.block_tokens < request.num_tokens:
+                table.append(self.take())
+        self.scheduler.allocated(request, request.tables, external)
         request.num_computed_tokens = computed + external
 
     def step(self, scheduled: Optional[dict[str, int]] = None, preempted: tuple[str, ...] = ()) -> None:
         """One step of all; without requests, one that only moves."""
         scheduled = scheduled or {}
-        step = self.scheduler.step(scheduled, lambda name: self.requests[name].blocks, preempted)
+        for name in scheduled:
+            self.slide(self.requests[name])
+        step = self.scheduler.step(scheduled, self.tables, preempted)
         received, sent = [], []
         failed: set[int] = set()
+        stored: Counter[int] = Counter()
         for gpu in self.gpus:
             gpu.worker.settle(step)
             gpu.worker.begin_loads(step)
@@ -135,11 +184,31 @@ class Engine:
             sent.append(done[0])
             received.append(done[1])
             failed |= gpu.worker.failed_blocks()
-        self._tell(failed, received, sent)
+            stored.update(gpu.worker.stored())
+        self._tell(failed, received, sent, stored)
         for name, count in scheduled.items():
             self.requests[name].num_computed_tokens += count
 
-    def _tell(self, failed: set[int], received: list[set[str]], sent: list[set[str]]) -> None:
+    def tables(self, name: str) -> scheduler.Tables:
+        """Named are blocks of states, which are where their chunks end."""
+        tables, named = self.requests[name].tables, {}
+        for number, group in enumerate(self.grid.groups):
+            if group.named:
+                named.update({(number, (i + 1) * group.block_tokens): block for i, block in enumerate(tables[number])})
+        return scheduler.Tables(tables, named)
+
+    def slide(self, request: Request) -> None:
+        """Frees what no layer will read any more."""
+        for group, table in zip(self.grid.groups, request.tables):
+            if group.reach:
+                for index in range(max(0, request.num_computed_tokens - group.reach) // group.block_tokens):
+                    if table[index]:
+                        self.give_back([table[index]])
+                        table[index] = 0
+
+    def _tell(
+        self, failed: set[int], received: list[set[str]], sent: list[set[str]], stored: Counter[int]
+    ) -> None:
         # vLLM tells what all workers have said; here they are waited for, so that one step's answers are whole.
         for gpu, mine in zip(self.gpus, received):
             while mine != set.union(*received):
@@ -148,10 +217,13 @@ class Engine:
         for gpu, mine in zip(self.gpus, sent):
             while mine != set.union(*sent):
                 mine |= gpu.worker.over()[0]
+        for gpu in self.gpus:
+            stored.update(gpu.worker.stored())
+            self.failed_requests |= gpu.worker.failed_requests()
         self.failed |= failed
         self.received |= received[0]
         self.sent |= sent[0]
-        self.scheduler.told(failed, received[0], sent[0])
+        self.scheduler.told(failed, received[0], sent[0], failed=self.failed_requests, stored=stored)
 
     def load(self, request: Request, external: int, computed: int = 0) -> None:
         """Takes what was offered and steps until it is there."""
@@ -165,7 +237,7 @@ class Engine:
         held = self.scheduler.finished(request)
         while held and request.request_id not in self.sent:
             self.step()
-        self.free += request.blocks
+        self.give_back([block for table in request.tables for block in table if block])
 
     def run(self, name: str, tokens: list[int], adapter: Optional[Any] = None) -> tuple[Request, int]:
         """A request from its arrival until its prompt is computed; and how much of it was loaded."""
@@ -180,10 +252,12 @@ class Engine:
         return request, found
 
     def right(self, request: Request) -> bool:
-        """Whether every page of every worker is what computing it gives."""
+        """Whether every page of every worker that is read any more is what computing it gives."""
         return all(
-            bytes(gpu.page(layer, block)) == gpu.expected(request, layer, index)
+            bytes(gpu.page(layer, block)) == gpu.expected(request, layer, index, group)
             for gpu in self.gpus
             for layer in range(LAYERS)
-            for index, block in enumerate(request.blocks)
+            for group, table in enumerate(request.tables)
+            for index, block in enumerate(table)
+            if block
         )

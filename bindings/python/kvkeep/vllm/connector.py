@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
@@ -14,19 +16,23 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
 )
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.distributed.utils import get_pp_indices
 from vllm.logger import init_logger
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from ..cache import Cache
 from ..pages import described, pages
 from ..pool import Pool
 from ..space import Space
+from .groups import Kept, kept_groups
 from .layout import Layer, fingerprint, joined
+from .lending import Lending
 from .plan import Grid, grid, unstable_hashes
-from .scheduler import Scheduler
+from .scheduler import Scheduler, Tables
 from .settings import settings
 from .step import Step
 from .worker import Worker
@@ -34,7 +40,9 @@ from .worker import Worker
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.forward_context import ForwardContext
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
@@ -58,14 +66,29 @@ class Handshake(KVConnectorHandshakeMetadata):
     layout: str = ""
 
 
-class KvkeepConnector(KVConnectorBase_V1):
+@dataclass
+class Stored(KVConnectorWorkerMetadata):
+    """Of stores that blocks were lent to, how many workers need them no more."""
+
+    workers: Counter[int] = field(default_factory=Counter)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> Stored:
+        """Of all workers together."""
+        assert isinstance(other, Stored)
+        return Stored(self.workers + other.workers)
+
+
+class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
     """Finds, loads and stores the KV cache of prompts in a kvkeep daemon that engines share."""
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = self._kv_transfer_config
         self._settings = settings(transfer.kv_connector_extra_config)
-        self._grid = _grid(vllm_config, kv_cache_config, self._settings.chunk_tokens)
+        self._kept = kept_groups(kv_cache_config)
+        self._grid = _grid(vllm_config, kv_cache_config, self._kept, self._settings.chunk_tokens)
+        if self._settings.load == "layered" and not self._grid.is_plain:
+            log.warning('kvkeep loads beside the steps: of this model\'s layers, vLLM cannot compute single ones again.')
         if transfer.kv_load_failure_policy != "recompute":
             log.warning('Requests fail where kvkeep loses an object: set "kv_load_failure_policy" to "recompute".')
         if role == KVConnectorRole.SCHEDULER and (trouble := unstable_hashes(vllm_config.cache_config, os.environ)):
@@ -76,6 +99,7 @@ class KvkeepConnector(KVConnectorBase_V1):
         self._layout = ""
         self._worker: Optional[Worker] = None
         self._scheduler: Optional[Scheduler] = None
+        self._lending: Optional[Lending] = None
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -92,20 +116,18 @@ class KvkeepConnector(KVConnectorBase_V1):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Opens the pool of this worker's pages."""
         config, parallel = self._vllm_config, self._vllm_config.parallel_config
-        # Layers that share a tensor with an earlier one are loaded with it.
-        first: dict[int, int] = {}
-        layers = {name: first.setdefault(tensor.data_ptr(), len(first)) for name, tensor in kv_caches.items()}
-        tensors = {tensor.data_ptr(): tensor for tensor in kv_caches.values()}
-        caches = [
-            Layer(described(tensor), pages(tensor, layer=layer).segments, str(tensor.dtype).removeprefix("torch."))
-            for layer, tensor in enumerate(tensors.values())
-        ]
+        groups = [_caches(kept, kv_caches) for kept in self._kept]
+        layers = {name: layer for _, numbers in groups for name, layer in numbers.items()}
         block_count, stages = self._kv_cache_config.num_blocks, _stages(config)
         # The last of several stages has the layers of a draft model as well, which are not counted.
         drafted = " drafted" if len(stages) > 1 and config.speculative_config else ""
+        described = (
+            fingerprint(caches, block_count, group.block_tokens, stages, group.reach)
+            for (caches, _), group in zip(groups, self._grid.groups)
+        )
         self._layout = "; ".join(
             (
-                f"vllm {fingerprint(caches, block_count, self._grid.block_tokens, stages)}",
+                f"vllm {' + '.join(described)}",
                 f"kv {config.cache_config.cache_dtype}",
                 f"tp {parallel.tensor_parallel_size}/{self._grid.replicas}",
                 f"pp {len(stages)}{drafted}",
@@ -113,25 +135,31 @@ class KvkeepConnector(KVConnectorBase_V1):
         )
         tp_rank, tp_size = get_tp_group().rank_in_group, parallel.tensor_parallel_size
         rank = (get_pp_group().rank_in_group * tp_size + tp_rank) // self._grid.replicas
-        segments = [segment for layer in caches for segment in joined(layer, block_count)]
 
-        def open_pool(generation: int) -> Pool:
-            return self._space(self._layout, generation).pool(
-                segments,
-                blocks_per_chunk=self._grid.blocks_per_chunk,
-                block_count=block_count,
-                rank=rank,
-                device=caches[0].tensor.device,
-            )
+        def open_pools(generation: int) -> list[Pool]:
+            space = self._space(self._layout, generation)
+            return [
+                space.pool(
+                    [segment._replace(group=number) for layer in caches for segment in joined(layer, block_count)],
+                    blocks_per_chunk=self._grid.blocks_per_chunk(number),
+                    block_count=block_count,
+                    rank=rank,
+                    device=caches[0].tensor.device,
+                )
+                for number, (caches, _) in enumerate(groups)
+            ]
 
+        device = next(iter(kv_caches.values()))
+        device = (device[0] if isinstance(device, (list, tuple)) else device).device
         self._worker = Worker(
-            open_pool,
+            open_pools,
             rank,
             layers,
+            names_blocks=len(self._kept) == 1,
             # Of workers that hold the same bytes, one stores them.
             stores=tp_rank % self._grid.replicas == 0,
             steps_ahead=config.max_concurrent_batches,
-            stream=_stream(next(iter(tensors.values())).device),
+            stream=_stream(device),
             generation=self._settings.generation,
         )
 
@@ -167,11 +195,33 @@ class KvkeepConnector(KVConnectorBase_V1):
         """Requests whose held blocks may go, and requests that are loaded."""
         return self._at_work().over()
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """As `get_finished`, and the requests of several groups that vLLM has to compute after all."""
+        sent, received = self._at_work().over()
+        return KVConnectorTransferResults(sent, received, self._at_work().failed_requests())
+
+    def build_connector_worker_meta(self) -> Optional[Stored]:
+        """Which stores need their blocks no more."""
+        stored = self._at_work().stored()
+        return Stored(Counter(stored)) if stored else None
+
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks that vLLM has to compute after all."""
         return self._at_work().failed_blocks()
 
     # The scheduler's side.
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        """The blocks that stores may have to keep."""
+
+        def named(blocks: list[int]) -> list[KVCacheBlock]:
+            return [gpu_block_pool.blocks[block] for block in blocks]
+
+        self._lending = Lending(
+            self._grid.workers,
+            lambda blocks: gpu_block_pool.touch(named(blocks)),
+            lambda blocks: gpu_block_pool.free_blocks(named(blocks)),
+        )
 
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
@@ -187,6 +237,7 @@ class KvkeepConnector(KVConnectorBase_V1):
             self._settings,
             loads=transfer.is_kv_consumer,
             stores=transfer.is_kv_producer,
+            lending=self._lending,
         )
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[Optional[int], bool]:
@@ -197,27 +248,42 @@ class KvkeepConnector(KVConnectorBase_V1):
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """vLLM has taken what was offered, or some of it, or nothing."""
-        self._scheduling().allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+        self._scheduling().allocated(request, self._of_kept(blocks.get_block_ids()), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Metadata:
         """What the workers have to do in this step."""
         state = scheduler_output.kv_connector_block_state
+
+        def tables_of(name: str) -> Tables:
+            named = {
+                (numbers[index], tokens): block
+                for index, block, tokens in state.boundary_state_offloads.get(name, ())
+                if index in numbers
+            }
+            return Tables(self._of_kept(state.resolve_block_ids(name)), named)
+
+        numbers = {kept.place: number for number, kept in enumerate(self._kept)}
         step = self._scheduling().step(
             scheduler_output.num_scheduled_tokens,
-            lambda name: state.resolve_block_ids(name)[0],
+            tables_of,
             scheduler_output.preempted_req_ids or (),
         )
         return Metadata(step)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """What all workers have done."""
+        stored = connector_output.kv_connector_worker_meta
         self._scheduling().told(
             connector_output.invalid_block_ids or (),
             connector_output.finished_recving or (),
             connector_output.finished_sending or (),
+            failed=connector_output.failed_recving,
+            stored=stored.workers if isinstance(stored, Stored) else {},
         )
 
-    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, Optional[dict[str, Any]]]:
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, Optional[dict[str, Any]]]:
         """The request is over. True: its blocks are kept until `get_finished` names it."""
         return self._scheduling().finished(request), None
 
@@ -246,6 +312,9 @@ class KvkeepConnector(KVConnectorBase_V1):
             generation=generation,
         )
 
+    def _of_kept(self, tables: tuple[list[int], ...]) -> list[list[int]]:
+        return [tables[kept.place] for kept in self._kept]
+
     def _at_work(self) -> Worker:
         assert self._worker, "vLLM registers its KV cache before the first step"
         return self._worker
@@ -255,16 +324,43 @@ class KvkeepConnector(KVConnectorBase_V1):
         return self._scheduler
 
 
-def _grid(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens: int) -> Grid:
+def _grid(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, kept: list[Kept], chunk_tokens: int) -> Grid:
     """How tokens are cut, or ValueError for what the connector cannot serve."""
-    parallel, groups = vllm_config.parallel_config, kv_cache_config.kv_cache_groups
+    parallel = vllm_config.parallel_config
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise ValueError("kvkeep does not serve context parallelism: its blocks are spread over workers by token")
-    if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
-        kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
-        raise ValueError(f"kvkeep serves models whose layers all have full attention, not {kinds}")
+    computes_whole = not vllm_config.scheduler_config.enable_chunked_prefill
+    if vllm_config.model_config.use_mla and vllm_config.device_config.device_type == "cpu" and computes_whole:
+        raise ValueError(
+            "kvkeep does not serve MLA where vLLM computes prompts whole, because what is loaded before them would not be read: use a CPU "
+            "with AMX, or a GPU"
+        )
+    groups = [each.group for each in kept]
     workers = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-    return grid(groups[0].kv_cache_spec.block_size, chunk_tokens, workers, kv_cache_config.kv_tp_replicas)
+    hash_tokens = kv_cache_config.hash_block_size or groups[0].block_tokens
+    return grid(groups, hash_tokens, chunk_tokens, workers, kv_cache_config.kv_tp_replicas)
+
+
+def _caches(kept: Kept, kv_caches: Mapping[str, Any]) -> tuple[list[Layer], dict[str, int]]:
+    """The tensors of a group, and which of them each of its layers has."""
+    caches: list[Layer] = []
+    # Layers that share a tensor with an earlier one of the group are loaded with it.
+    first: dict[int, int] = {}
+    layers = {}
+    for name in kept.layer_names:
+        given = kv_caches.get(name)
+        # A state may have several tensors.
+        for tensor in given if isinstance(given, (list, tuple)) else [given]:
+            if tensor is None:
+                continue
+            if tensor.data_ptr() not in first:
+                first[tensor.data_ptr()] = layer = len(first)
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                caches.append(Layer(described(tensor), pages(tensor, layer=layer).segments, dtype))
+            layers[name] = first[tensor.data_ptr()]
+    if not caches:
+        raise ValueError("kvkeep needs layers of each group in every pipeline stage: split the model otherwise")
+    return caches, layers
 
 
 def _model(vllm_config: VllmConfig) -> str:

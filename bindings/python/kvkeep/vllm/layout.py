@@ -39,8 +39,10 @@ def joined(layer: Layer, block_count: int) -> list[Segment]:
     ]
 
 
-def fingerprint(layers: Sequence[Layer], block_count: int, block_tokens: int, stages: Sequence[int]) -> str:
-    """Says which bytes objects have, in which order; equal for all workers of an engine, and all that may read them.
+def fingerprint(
+    layers: Sequence[Layer], block_count: int, block_tokens: int, stages: Sequence[int], reach: int = 0
+) -> str:
+    """Says which bytes objects of a group have, in which order; equal for all workers of an engine, and all that may read them.
 
     `stages` counts the layers of each pipeline stage; where there is one, its tensors are counted.
     """
@@ -51,7 +53,8 @@ def fingerprint(layers: Sequence[Layer], block_count: int, block_tokens: int, st
         each = f"{'+'.join(map(str, stages))} x {groups[0][0]}"
     else:
         each = ", ".join(f"{count} x {text}" for text, count in groups)
-    return f"{each}; {block_tokens} tokens a block"
+    tail = f", the last {reach} tokens" if reach else ""
+    return f"{each}; {block_tokens} tokens a block{tail}"
 
 
 def _described(layer: Layer, block_count: int) -> str:

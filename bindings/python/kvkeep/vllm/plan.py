@@ -3,42 +3,82 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .._ffi import KVKEEP_BLOCK_NONE
+from .._ffi import KVKEEP_BLOCK_NONE as NONE
 
 HASH_BYTES = 32
 REQUEST_ID_BYTES_MAX = 255
 KEPT_ID_BYTES = 200
 RANK_AND_GROUP = struct.Struct("=II")
+# What stands in vLLM's tables of blocks where there is none.
+NULL_BLOCK = 0
+
+
+class Group(NamedTuple):
+    """Layers whose pages have the same block numbers, and how much of a prefix they need."""
+
+    block_tokens: int
+    # How many tokens before the end of a prefix are read of it: those of a sliding window, or the last alone, whose block has a
+    # state layer's snapshot. 0: all.
+    reach: int = 0
+    # Whether the engine names the blocks to store, each with its token, because they do not lie by position.
+    named: bool = False
 
 
 class Grid(NamedTuple):
-    """How tokens are cut into blocks and chunks, and how a chunk's bytes are spread over the workers."""
+    """How tokens are cut into blocks and chunks, and how a chunk's bytes are spread over groups and workers."""
 
-    block_tokens: int
-    blocks_per_chunk: int
-    # Objects of a chunk: the workers that hold different bytes.
+    chunk_tokens: int
+    groups: tuple[Group, ...]
+    # Tokens of each hash that the engine makes.
+    hash_tokens: int
+    # Workers that hold different bytes.
     ranks: int = 1
     # Workers that hold, and read, the same bytes (MLA, or fewer heads than workers).
     replicas: int = 1
 
     @property
-    def chunk_tokens(self) -> int:
-        """Tokens of a chunk."""
-        return self.block_tokens * self.blocks_per_chunk
+    def hashes_per_chunk(self) -> int:
+        """Hashes of a chunk."""
+        return self.chunk_tokens // self.hash_tokens
+
+    @property
+    def objects_per_chunk(self) -> int:
+        """Objects of a chunk: one of each group for each rank."""
+        return self.ranks * len(self.groups)
 
     @property
     def extra_count(self) -> int:
         """Readers of an object besides the first."""
         return self.replicas - 1
 
+    @property
+    def workers(self) -> int:
+        """All workers."""
+        return self.ranks * self.replicas
 
-def grid(block_tokens: int, chunk_tokens: int, workers: int, replicas: int) -> Grid:
-    """The grid whose chunk is the least multiple of a block that has `chunk_tokens`."""
-    return Grid(block_tokens, -(-chunk_tokens // block_tokens), workers // replicas, replicas)
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one group, which needs whole prefixes."""
+        return len(self.groups) == 1 and not self.groups[0].reach
+
+    def blocks_per_chunk(self, group: int) -> int:
+        """Blocks of a chunk."""
+        return self.chunk_tokens // self.groups[group].block_tokens
+
+    def window_chunks(self, group: int) -> int:
+        """How many chunks before its end a prefix needs; 0: all."""
+        return -(-self.groups[group].reach // self.chunk_tokens)
+
+
+def grid(groups: Sequence[Group], hash_tokens: int, chunk_tokens: int, workers: int = 1, replicas: int = 1) -> Grid:
+    """The grid whose chunk is the least that has `chunk_tokens` and whole blocks of every group."""
+    unit = math.lcm(hash_tokens, *(group.block_tokens for group in groups))
+    return Grid(-(-chunk_tokens // unit) * unit, tuple(groups), hash_tokens, workers // replicas, replicas)
 
 
 class Span(NamedTuple):
@@ -53,14 +93,14 @@ class Span(NamedTuple):
         return self.end - self.first
 
 
-def chunk_hashes(block_hashes: Sequence[bytes], span: Span, blocks_per_chunk: int, revision: bytes = b"") -> bytes:
+def chunk_hashes(block_hashes: Sequence[bytes], span: Span, hashes_per_chunk: int, revision: bytes = b"") -> bytes:
     """The hashes of chunks, one after another.
 
     vLLM chains its block hashes and seeds them with all that changes the meaning of a token (adapter, pictures, salt),
     so the hash of a chunk's last block names the chunk and everything before it. A `revision` says which weights an adapter has.
     """
-    last = blocks_per_chunk - 1
-    hashes = (sized(block_hashes[index * blocks_per_chunk + last]) for index in range(span.first, span.end))
+    last = hashes_per_chunk - 1
+    hashes = (sized(block_hashes[index * hashes_per_chunk + last]) for index in range(span.first, span.end))
     if revision:
         hashes = (hashlib.sha256(b"kvkeep adapter" + revision + one).digest() for one in hashes)
     return b"".join(hashes)
@@ -92,9 +132,10 @@ def session_name(request_id: str) -> str:
     return f"{head}… {hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
-def key_records(hashes: bytes, ranks: Iterable[int]) -> bytearray:
-    """kvkeep's keys, chunk-major: for each chunk, for each rank."""
-    tails = [RANK_AND_GROUP.pack(rank, 0) for rank in ranks]
+def key_records(hashes: bytes, ranks: Iterable[int], groups: Iterable[int] = (0,)) -> bytearray:
+    """kvkeep's keys, chunk-major: for each chunk, for each rank, for each group."""
+    numbers = list(groups)
+    tails = [RANK_AND_GROUP.pack(rank, group) for rank in ranks for group in numbers]
     records = bytearray()
     for start in range(0, len(hashes), HASH_BYTES):
         for tail in tails:
@@ -107,16 +148,87 @@ def covering(first_token: int, end_token: int, grid: Grid) -> Span:
     return Span(first_token // grid.chunk_tokens, -(-end_token // grid.chunk_tokens))
 
 
-def load_blocks(block_ids: Sequence[int], first_token: int, end_token: int, grid: Grid) -> list[int]:
-    """The blocks of the chunks that cover the tokens; those that have none of them are not to be touched."""
+class Part(NamedTuple):
+    """Chunks of one group and their blocks: for each hash of 32 bytes, as many as a chunk has of them.
+
+    Where a prefix needs the end of a chunk only, its blocks are listed from the last one back: those before are missing at the end,
+    and the object is that much shorter.
+    """
+
+    group: int
+    hashes: bytes
+    blocks: list[int]
+
+
+def load_parts(
+    tables: Sequence[Sequence[int]], hashes: bytes, first_token: int, end_token: int, grid: Grid
+) -> list[Part]:
+    """What has to be loaded so that a prefix which ends with `end_token` can go on, where the engine has all before `first_token`.
+
+    `tables` has a table of blocks for each group, `hashes` those of the chunks that cover the tokens.
+    """
     span = covering(first_token, end_token, grid)
-    wanted = range(first_token // grid.block_tokens, -(-end_token // grid.block_tokens))
-    return [
-        block_ids[index] if index in wanted else KVKEEP_BLOCK_NONE
-        for index in range(span.first * grid.blocks_per_chunk, span.end * grid.blocks_per_chunk)
-    ]
+    parts = []
+    for number, (group, table) in enumerate(zip(grid.groups, tables)):
+        start = max(first_token, end_token - group.reach) if group.reach else first_token
+        wanted = range(start // group.block_tokens, -(-end_token // group.block_tokens))
+        chosen = _Chosen(number, hashes)
+        for index in range(start // grid.chunk_tokens, span.end):
+            places = _places(index, number, grid)
+            chosen.add(index - span.first, [_block(table, place) if place in wanted else NONE for place in places])
+        parts += chosen.parts()
+    return parts
 
 
-def store_blocks(block_ids: Sequence[int], span: Span, grid: Grid) -> list[int]:
-    """The blocks of whole chunks."""
-    return list(block_ids[span.first * grid.blocks_per_chunk : span.end * grid.blocks_per_chunk])
+def store_parts(
+    tables: Sequence[Sequence[int]], named: Mapping[tuple[int, int], int], hashes: bytes, span: Span, grid: Grid
+) -> list[Part]:
+    """What can be stored of whole chunks: of each group, those whose blocks the engine still has.
+
+    `named` has the blocks that the engine names, by the group and the number of tokens that are in them and before.
+    """
+    parts = []
+    for number, (group, table) in enumerate(zip(grid.groups, tables)):
+        count = grid.blocks_per_chunk(number)
+        kept = min(count, -(-group.reach // group.block_tokens)) if group.reach else count
+        chosen = _Chosen(number, hashes)
+        for index in range(span.first, span.end):
+            if group.named:
+                needed = [named.get((number, (index + 1) * grid.chunk_tokens), NONE)]
+            else:
+                needed = [_block(table, place) for place in _places(index, number, grid)[:kept]]
+            if NONE not in needed:
+                chosen.add(index - span.first, needed + [NONE] * (count - len(needed)))
+        parts += chosen.parts()
+    return parts
+
+
+class _Chosen:
+    """The chunks of a group that are taken."""
+
+    def __init__(self, number: int, hashes: bytes) -> None:
+        self._number, self._hashes = number, hashes
+        self._taken = bytearray()
+        self._blocks: list[int] = []
+
+    def add(self, offset: int, blocks: list[int]) -> None:
+        """Takes the chunk whose hash is so many hashes from the first, unless it has no block."""
+        if any(block != NONE for block in blocks):
+            self._taken += self._hashes[offset * HASH_BYTES : (offset + 1) * HASH_BYTES]
+            self._blocks += blocks
+
+    def parts(self) -> list[Part]:
+        """The part, if there is any."""
+        return [Part(self._number, bytes(self._taken), self._blocks)] if self._taken else []
+
+
+def _places(chunk: int, number: int, grid: Grid) -> range:
+    """A chunk's places in the table of a group, in the order of an object's blocks."""
+    count = grid.blocks_per_chunk(number)
+    places = range(chunk * count, (chunk + 1) * count)
+    return places[::-1] if grid.groups[number].reach else places
+
+
+def _block(table: Sequence[int], place: int) -> int:
+    block = table[place] if place < len(table) else NULL_BLOCK
+    return NONE if block == NULL_BLOCK else block

@@ -75,7 +75,7 @@ class Tracked:
         # How many tokens vLLM had itself when it asked last.
         self.computed = 0
         self.load: Optional[Load] = None
-        # The chunk of each block that was loaded last.
+        # The chunk of each block that was loaded last, where blocks tell which request they are of.
         self.chunk_of: dict[int, int] = {}
         # The first of the chunks loaded that were not what they should be.
         self.failed_chunk: Optional[int] = None
@@ -116,6 +116,10 @@ class Tracked:
             self.stored = min(self.stored, self.failed_chunk)
             # One that a step waits for is over with this; one beside the steps, when the last worker says so.
             self.computes_itself |= self.load is None
+
+    def note_failure(self) -> None:
+        """Something of what it loads could not be had, and the engine computes all of it."""
+        self.failed_chunk = self.stored = 0
 
     def reset(self) -> None:
         """Nothing that it has computed or loaded so far counts."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
-from .._ffi import Notify
+from .._ffi import Notify, PrefetchMode
 from ..errors import KvkeepError
 from ..key import keys as as_keys
-from ..session import Session
+from ..session import GroupRule, Session
 from ..space import Space
 from .adapters import Adapters
-from .plan import Grid, Span, chunk_hashes, covering, key_records, load_blocks, session_name, store_blocks
+from .lending import Lending
+from .plan import Grid, Span, chunk_hashes, covering, key_records, load_parts, session_name, store_parts
 from .request import Load, Lookup, Tracked
 from .settings import Settings
 from .step import Move, Step
@@ -23,6 +24,13 @@ UNUSED = "kvkeep cannot be used now, and prompts are computed"
 # A request may decode for long between two chunks, and a session that holds nothing ends at its deadline. Its steps renew it.
 SESSION_TIMEOUT_MS = 600_000
 RENEW_S = 60.0
+
+
+class Tables(NamedTuple):
+    """The blocks of a request: a table for each group, and those that the engine names, by group and tokens up to their end."""
+
+    by_place: Sequence[Sequence[int]]
+    named: Mapping[tuple[int, int], int] = {}
 
 
 class Scheduler:
@@ -36,6 +44,7 @@ class Scheduler:
         *,
         loads: bool = True,
         stores: bool = True,
+        lending: Optional[Lending] = None,
     ) -> None:
         self._open_space = open_space
         self._settings = settings
@@ -45,7 +54,15 @@ class Scheduler:
         self._space: Optional[Space] = open_space(self._generation)
         self._adapters = Adapters(settings.lora_revisions)
         self._grid = grid
-        self._layered = settings.load == "layered"
+        self._rules = [
+            GroupRule(number, PrefetchMode.WINDOW, grid.window_chunks(number))
+            for number, group in enumerate(grid.groups)
+            if group.reach
+        ]
+        # Blocks that leave a request before it ends are kept for its stores.
+        self._lending = lending if any(group.reach for group in grid.groups) else None
+        # Of several groups, vLLM does not take the blocks that a step could not load.
+        self._layered = settings.load == "layered" and grid.is_plain
         self._lookup_timeout_ms = settings.lookup_timeout_ms
         self._loads, self._stores = loads, stores
         self._tracked: dict[str, Tracked] = {}
@@ -88,7 +105,7 @@ class Scheduler:
         found = max(0, end - computed)
         return found, found > 0 and not self._layered
 
-    def allocated(self, request: Any, block_ids: Sequence[int], external: int) -> None:
+    def allocated(self, request: Any, tables: Sequence[Sequence[int]], external: int) -> None:
         """vLLM takes `external` of the tokens offered, into these blocks; the rest is given back."""
         tracked = self._of(request)
         lookup, session = tracked.lookup, tracked.session
@@ -98,12 +115,15 @@ class Scheduler:
         tracked.lookup = None
         first, end = tracked.computed, tracked.computed + external
         span = covering(first, end, self._grid)
-        blocks = load_blocks(block_ids, first, end, self._grid)
-        hashes = chunk_hashes(request.block_hashes, span, self._grid.blocks_per_chunk, tracked.revision or b"")
-        move = Move(request.request_id, session.id, hashes, blocks)
+        hashes = self._hashes(tracked, span)
+        parts = load_parts(tables, hashes, first, end, self._grid)
+        move = Move(request.request_id, session.id, parts)
         tracked.stored, tracked.used, tracked.failed_chunk = max(tracked.stored, span.end), True, None
-        per_chunk = self._grid.blocks_per_chunk
-        tracked.chunk_of = {block: span.first + index // per_chunk for index, block in enumerate(blocks) if block >= 0}
+        if self._grid.is_plain:
+            per_chunk, blocks = self._grid.blocks_per_chunk(0), [block for part in parts for block in part.blocks]
+            tracked.chunk_of = {
+                block: span.first + index // per_chunk for index, block in enumerate(blocks) if block >= 0
+            }
         if self._layered:
             # All is in L1 already, and the step that loads it is this one.
             lookup.close(span)
@@ -115,7 +135,7 @@ class Scheduler:
     def step(
         self,
         scheduled: Mapping[str, int],
-        block_ids_of: Callable[[str], Sequence[int]],
+        tables_of: Callable[[str], Tables],
         preempted: Iterable[str] = (),
     ) -> Step:
         """What the workers have to do in a step that computes so many tokens of these requests."""
@@ -132,11 +152,25 @@ class Scheduler:
             for name, count in scheduled.items():
                 tracked = self._tracked.get(name)
                 if tracked and not tracked.is_outdated and tracked.revision is not None:
-                    self._store(step, tracked, count, block_ids_of)
+                    self._store(step, tracked, count, tables_of)
         return step
 
-    def told(self, invalid: Iterable[int] = (), received: Iterable[str] = (), sent: Iterable[str] = ()) -> None:
-        """What all workers have done: blocks that could not be loaded, loads and held stores that are over."""
+    def told(
+        self,
+        invalid: Iterable[int] = (),
+        received: Iterable[str] = (),
+        sent: Iterable[str] = (),
+        *,
+        failed: Iterable[str] = (),
+        stored: Mapping[int, int] = {},
+    ) -> None:
+        """What all workers have done: blocks or requests that could not be loaded, loads and held stores that are over, and of
+        stores, how many workers have said that they are over."""
+        for name in failed:
+            if losing := self._tracked.get(name):
+                losing.note_failure()
+        if self._lending:
+            self._lending.take_back(stored)
         if invalid := set(invalid):
             for tracked in self._tracked.values():
                 tracked.note_failed(invalid)
@@ -208,27 +242,31 @@ class Scheduler:
     def _look_up(self, tracked: Tracked) -> None:
         """Asks for the full chunks that vLLM does not have itself."""
         grid, request = self._grid, tracked.request
-        span = Span(tracked.computed // grid.chunk_tokens, len(request.block_hashes) // grid.blocks_per_chunk)
+        end = len(request.block_hashes) // grid.hashes_per_chunk
+        if self._rules:
+            # The last token is computed in any case, and needs what lies before it: a window's pages, or a state without it.
+            end = min(end, (request.num_tokens - 1) // grid.chunk_tokens)
+        span = Span(tracked.computed // grid.chunk_tokens, end)
         if span.chunks <= 0:
             return
-        hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk, tracked.revision or b"")
-        keys = as_keys(key_records(hashes, range(grid.ranks)))
+        keys = as_keys(key_records(self._hashes(tracked, span), range(grid.ranks), range(len(grid.groups))))
         session = self._session(tracked)
         job = session.prefetch(
             keys,
             extra_count=grid.extra_count,
-            objects_per_chunk=grid.ranks,
+            objects_per_chunk=grid.objects_per_chunk,
+            group_rules=self._rules,
             lookup_timeout_ms=self._lookup_timeout_ms,
             notify=Notify.POLL,
         )
         tracked.lookup = Lookup(session, job, span, keys, grid.extra_count)
 
-    def _store(self, step: Step, tracked: Tracked, count: int, block_ids_of: Callable[[str], Sequence[int]]) -> None:
+    def _store(self, step: Step, tracked: Tracked, count: int, tables_of: Callable[[str], Tables]) -> None:
         """Has the chunks stored that are whole after this step and were not before."""
         grid, request = self._grid, tracked.request
         # A token scheduled ahead of the one before it is not known yet, nor is its block's hash.
         known = min(request.num_computed_tokens + count, request.num_tokens)
-        whole = min(known // grid.chunk_tokens, len(request.block_hashes) // grid.blocks_per_chunk)
+        whole = min(known // grid.chunk_tokens, len(request.block_hashes) // grid.hashes_per_chunk)
         span = Span(tracked.stored, whole)
         if span.chunks <= 0:
             return
@@ -238,10 +276,16 @@ class Scheduler:
         except KvkeepError as error:
             self._trouble.say(error, UNUSED)
             return
-        tracked.has_stores = tracked.used = True
-        hashes = chunk_hashes(request.block_hashes, span, grid.blocks_per_chunk, tracked.revision or b"")
-        blocks = store_blocks(block_ids_of(request.request_id), span, grid)
-        step.stores.append(Move(request.request_id, session.id, hashes, blocks))
+        tables = tables_of(request.request_id)
+        parts = store_parts(tables.by_place, tables.named, self._hashes(tracked, span), span, grid)
+        if parts:
+            tracked.has_stores = tracked.used = True
+            number = self._lending.lend(parts) if self._lending else 0
+            step.stores.append(Move(request.request_id, session.id, parts, number))
+
+    def _hashes(self, tracked: Tracked, span: Span) -> bytes:
+        hashes, revision = tracked.request.block_hashes, tracked.revision or b""
+        return chunk_hashes(hashes, span, self._grid.hashes_per_chunk, revision)
 
 
 def fresh_generation() -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .plan import Part
+
 
 @dataclass
 class Move:
-    """Chunks of one request that go from or to blocks: for each hash of 32 bytes, `blocks_per_chunk` blocks."""
+    """Chunks of one request that go from or to blocks."""
 
     request: str
     session: int
-    hashes: bytes
-    blocks: list[int]
+    parts: list[Part]
+    # Of a store whose blocks are kept for it, a number of its own: each worker says it once when it needs them no more. 0: none.
+    number: int = 0
 
 
 @dataclass

@@ -9,48 +9,68 @@ from .._ffi import Notify, Status
 from ..errors import KvkeepError, NotFoundError
 from ..key import keys as as_keys
 from ..pool import Pool, Transfer
-from .plan import key_records
+from .plan import Part, key_records
 from .quietly import quietly
 from .step import Move, Step
 from .trouble import Trouble
 
 
 class Moving(NamedTuple):
-    """A transfer of these blocks."""
+    """The transfers of a move: one for each of its parts."""
 
-    transfer: Transfer
-    blocks: list[int]
+    move: Move
+    transfers: list[Transfer]
 
     def done(self) -> bool:
-        """Whether no page is touched any more. One that nobody asked about for long is forgotten by then."""
-        try:
-            return self.transfer.done()
-        except NotFoundError:
-            return True
+        """Whether no page is touched any more."""
+        return all(map(_is_over, self.transfers))
 
     def release(self) -> None:
         """Forgets it."""
-        quietly(self.transfer.release)
+        for transfer in self.transfers:
+            quietly(transfer.release)
 
     def wait(self) -> None:
         """Blocks until it is done, however it ends."""
-        quietly(self.transfer.wait)
+        for transfer in self.transfers:
+            quietly(transfer.wait)
 
     def wait_layer(self, layer: int, stream: int) -> None:
         """Has the stream wait until a layer is done, or will not be, which `failed` tells."""
-        quietly(self.transfer.stream_wait_layer, layer, stream)
+        for transfer in self.transfers:
+            quietly(transfer.stream_wait_layer, layer, stream)
+
+    def failed(self) -> set[int]:
+        """The blocks that are not as they should be, once it is done; all of a part, if that cannot be known any more."""
+        failed = set()
+        for part, transfer in zip(self.move.parts, self.transfers):
+            try:
+                statuses = transfer.blocks() or ()
+            except KvkeepError:
+                failed |= _blocks(part)
+            else:
+                failed |= {block for block, status in zip(part.blocks, statuses) if status != Status.OK}
+        return failed
 
     def all_blocks(self) -> set[int]:
         """The blocks that it is of."""
-        return {block for block in self.blocks if block >= 0}
+        return _all_blocks(self.move)
 
-    def failed(self) -> set[int]:
-        """The blocks that are not as they should be, once it is done; all, if that cannot be known any more."""
-        try:
-            statuses = self.transfer.blocks() or ()
-        except KvkeepError:
-            return self.all_blocks()
-        return {block for block, status in zip(self.blocks, statuses) if status != Status.OK}
+
+def _is_over(transfer: Transfer) -> bool:
+    """Whether it touches no page any more. One that nobody asked about for long is forgotten by then."""
+    try:
+        return transfer.done()
+    except NotFoundError:
+        return True
+
+
+def _blocks(part: Part) -> set[int]:
+    return {block for block in part.blocks if block >= 0}
+
+
+def _all_blocks(move: Move) -> set[int]:
+    return set().union(*map(_blocks, move.parts))
 
 
 class Worker:
@@ -59,22 +79,26 @@ class Worker:
 
     def __init__(
         self,
-        open_pool: Callable[[int], Pool],
+        open_pools: Callable[[int], list[Pool]],
         rank: int,
         layers: Mapping[str, int],
         *,
+        names_blocks: bool = True,
         stores: bool = True,
         steps_ahead: int = 1,
         stream: Callable[[], int] = lambda: 0,
         generation: int = 0,
     ) -> None:
-        self._open_pool = open_pool
+        self._open_pools = open_pools
         self._generation = generation
-        self._pool: Optional[Pool] = open_pool(generation)
+        # A pool for each group; none where they are not open.
+        self._pools = open_pools(generation)
         # Pools of former generations whose transfers are not all over.
         self._retired: list[Pool] = []
         # Loads of a former generation: their blocks are not as they should be, however they end.
         self._outdated: set[str] = set()
+        # Whether a load that failed is told by its blocks; else by its request.
+        self._names_blocks = names_blocks
         self._rank = rank
         self._layers = layers
         self._stores_here = stores
@@ -85,6 +109,8 @@ class Worker:
         self._held: set[str] = set()
         self._received: set[str] = set()
         self._failed: set[int] = set()
+        self._failed_requests: set[str] = set()
+        self._stored: set[int] = set()
         # Steps that are scheduled before the answer to one is known: what they compute may come from what failed in it.
         self._steps_ahead = steps_ahead
         self._distrusted_steps = 0
@@ -96,6 +122,7 @@ class Worker:
         for name in step.preempted:
             for moving in self._stores.pop(name, ()):
                 moving.wait()
+                self._is_stored(moving.move)
                 moving.release()
 
     def begin_loads(self, step: Step) -> None:
@@ -105,13 +132,13 @@ class Worker:
             if moving := self._load(move):
                 self._loads[move.request] = moving
             else:
-                self._failed.update(block for block in move.blocks if block >= 0)
+                self._lose(move.request, _all_blocks(move))
                 self._received.add(move.request)
         for move in step.layered:
             if moving := self._load(move):
                 self._layered.append(moving)
             else:
-                self._fail(block for block in move.blocks if block >= 0)
+                self._fail(_all_blocks(move))
 
     def wait_layer(self, name: str) -> None:
         """Before a layer reads its pages: waits until those that this step loads are there."""
@@ -122,20 +149,20 @@ class Worker:
         """When the model has run: begins the stores."""
         self._finish_layered()
         self._held |= step.held
-        if self._distrusted_steps:
-            self._distrusted_steps -= 1
-            return
-        if self._stores_here:
-            for move in step.stores:
-                if stored := self._begin(Pool.store, move):
-                    self._stores.setdefault(move.request, []).append(stored)
+        begins = self._stores_here and not self._distrusted_steps
+        self._distrusted_steps = max(0, self._distrusted_steps - 1)
+        for move in step.stores:
+            if begins and (stored := self._begin(Pool.store, move)):
+                self._stores.setdefault(move.request, []).append(stored)
+            else:
+                self._is_stored(move)
 
     def over(self) -> tuple[set[str], set[str]]:
         """Requests whose blocks need not be kept any more, and requests that are loaded; each once."""
         self._finish_layered()
         for name, moving in list(self._loads.items()):
             if moving.done():
-                self._failed |= moving.all_blocks() if name in self._outdated else moving.failed()
+                self._lose(name, moving.all_blocks() if name in self._outdated else moving.failed())
                 self._outdated.discard(name)
                 moving.release()
                 del self._loads[name]
@@ -158,6 +185,16 @@ class Worker:
         failed, self._failed = self._failed, set()
         return failed
 
+    def failed_requests(self) -> set[str]:
+        """Requests that could not be loaded as they should, each once, and not later than they are over."""
+        failed, self._failed_requests = self._failed_requests, set()
+        return failed
+
+    def stored(self) -> set[int]:
+        """Numbers of stores that need their blocks no more, each once."""
+        stored, self._stored = self._stored, set()
+        return stored
+
     def close(self) -> None:
         """Lets stores finish, cancels loads, and waits until no page is touched any more."""
         for all_of_it in self._stores.values():
@@ -167,24 +204,23 @@ class Worker:
 
     def suspend(self) -> None:
         """Cancels what is under way, waits until no page is touched any more, and lets go of the pages until they are used next."""
-        for pool in (*self._retired, *([self._pool] if self._pool else ())):
+        for pool in (*self._retired, *self._pools):
             quietly(pool.close)
-        self._retired.clear()
-        self._pool = None
+        self._retired, self._pools = [], []
 
     def _turn_to(self, generation: int) -> None:
         """The cache was reset: what is under way is a former generation's."""
         if generation != self._generation:
             self._generation = generation
             self._outdated |= set(self._loads)
-            if self._pool:
-                self._retired.append(self._pool)
-                self._pool = None
+            self._retired += self._pools
+            self._pools = []
 
     def _close_retired(self) -> None:
         if self._retired:
             stores = (moving for all_of_it in self._stores.values() for moving in all_of_it)
-            used = {moving.transfer.pool.id for moving in (*self._loads.values(), *self._layered, *stores)}
+            moving = (*self._loads.values(), *self._layered, *stores)
+            used = {transfer.pool.id for one in moving for transfer in one.transfers}
             for pool in [pool for pool in self._retired if pool.id not in used]:
                 quietly(pool.close)
                 self._retired.remove(pool)
@@ -193,20 +229,23 @@ class Worker:
         return self._begin(Pool.load, move, return_shares=True)
 
     def _begin(self, submit: Callable[..., Transfer], move: Move, **options: bool) -> Optional[Moving]:
-        keys = as_keys(key_records(move.hashes, (self._rank,)))
+        moving = Moving(move, [])
         try:
-            if self._pool is None:
-                self._pool = self._open_pool(self._generation)
-            session = self._pool.cache.session(move.session)
-            transfer = submit(self._pool, session, keys, move.blocks, stream=self._stream(), notify=Notify.POLL, **options)
-        except NotFoundError:
-            # The request was aborted meanwhile, and its session with it.
-            return None
+            if not self._pools:
+                self._pools = self._open_pools(self._generation)
+            for part in move.parts:
+                pool, keys = self._pools[part.group], as_keys(key_records(part.hashes, (self._rank,), (part.group,)))
+                session = pool.cache.session(move.session)
+                told = {"stream": self._stream(), "notify": Notify.POLL, **options}
+                moving.transfers.append(submit(pool, session, keys, part.blocks, **told))
         except KvkeepError as error:
-            self._trouble.say(error, "kvkeep cannot move pages of %s", move.request)
+            moving.release()
+            # A request that was aborted meanwhile has no session any more.
+            if not isinstance(error, NotFoundError):
+                self._trouble.say(error, "kvkeep cannot move pages of %s", move.request)
             return None
         self._trouble.over()
-        return Moving(transfer, move.blocks)
+        return moving
 
     def _finish_layered(self) -> None:
         """When the model has run: says how the loads went that it waited for."""
@@ -222,9 +261,21 @@ class Worker:
             self._failed |= blocks
             self._distrusted_steps = self._steps_ahead
 
-    @staticmethod
-    def _drop_if_done(moving: Moving) -> bool:
+    def _lose(self, name: str, blocks: set[int]) -> None:
+        """Blocks of a load beside the steps that are not as they should be."""
+        if self._names_blocks:
+            self._failed |= blocks
+        elif blocks:
+            self._failed_requests.add(name)
+
+    def _is_stored(self, move: Move) -> None:
+        """No page of a store is read any more, or none will be."""
+        if move.number:
+            self._stored.add(move.number)
+
+    def _drop_if_done(self, moving: Moving) -> bool:
         if moving.done():
+            self._is_stored(moving.move)
             moving.release()
             return True
         return False

@@ -1,0 +1,243 @@
+"""The connector under vLLM's own scheduler, block pool and managers; what is faked is the model: a page follows from its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import unittest
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import kvkeep
+
+from .support import CacheTest
+
+BLOCK, STATE_BLOCK, CHUNK, WINDOW, BLOCKS = 16, 32, 64, 40, 400
+
+
+@unittest.skipUnless(importlib.util.find_spec("vllm"), "vLLM is not installed")
+class Classes(CacheTest):
+    def setUp(self) -> None:
+        self.folder = Path(self.directory())
+        self.served = self.open(16 << 20, listen=f"unix://{self.folder}/s")
+        self.served.serve_clients()
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "vocab_size": 512,
+            "max_position_embeddings": 4096,
+            "torch_dtype": "bfloat16",
+        }
+        (self.folder / "config.json").write_text(json.dumps(config))
+
+    def run_kinds(self, *kinds: str) -> None:
+        first = Engine(self, kinds)
+        tokens = [i * i % 500 + 3 for i in range(4 * CHUNK + 5)]
+        self.assertEqual(first.run("first", tokens, 40), 0)
+        first.close()
+        # Another engine, which has nothing of its own.
+        second = Engine(self, kinds)
+        for name, end in (("whole", 4 * CHUNK + 5), ("shorter", 2 * CHUNK + 1), ("all but one", 3 * CHUNK)):
+            found = second.run(name, tokens[:end] if end != 2 * CHUNK + 1 else tokens[:end] + [7] * 50, 3)
+            plain = kinds == ("full",)
+            self.assertEqual(found, end // CHUNK * CHUNK if plain else (end - 1) // CHUNK * CHUNK, name)
+            second.forget()
+        second.close()
+        self.assertEqual(self.served.explain()["sessions"], [])
+
+    def test_full_attention(self) -> None:
+        self.run_kinds("full")
+
+    def test_windows(self) -> None:
+        self.run_kinds("full", "window")
+
+    def test_states(self) -> None:
+        self.run_kinds("full", "state")
+
+    def test_windows_and_states(self) -> None:
+        self.run_kinds("full", "window", "state")
+
+    def test_objects_that_were_lost_meanwhile_are_computed(self) -> None:
+        first = Engine(self, ("full", "window"))
+        tokens = [i * 7 % 500 + 3 for i in range(3 * CHUNK + 5)]
+        first.run("first", tokens, 3)
+        first.close()
+        second = Engine(self, ("full", "window"))
+        # Found, and gone before the workers load it.
+        second.before_loads = lambda: self.served.clear(force=True)
+        second.run("second", tokens, 3)
+        self.assertEqual(second.failed, {"second"})
+        second.close()
+        self.assertEqual(self.served.explain()["sessions"], [])
+
+
+class Engine:
+    """vLLM's scheduler, and a worker whose model fills pages."""
+
+    def __init__(self, test: Classes, kinds: tuple[str, ...]) -> None:
+        import torch
+        from vllm.config import CacheConfig, DeviceConfig, KVTransferConfig, ModelConfig, SchedulerConfig, VllmConfig
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.kv_cache_interface import (
+            FullAttentionSpec,
+            KVCacheConfig,
+            KVCacheGroupSpec,
+            MambaSpec,
+            SlidingWindowSpec,
+        )
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        self.test, self.kinds = test, kinds
+        transfer = KVTransferConfig(
+            kv_connector="KvkeepConnector",
+            kv_connector_module_path="kvkeep.vllm",
+            kv_role="kv_both",
+            kv_load_failure_policy="recompute",
+            kv_connector_extra_config={"connect": f"unix://{test.folder}/s", "chunk_tokens": CHUNK, "model": "toy"},
+        )
+        config = VllmConfig(
+            model_config=ModelConfig(
+                model=str(test.folder), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=1024
+            ),
+            cache_config=CacheConfig(block_size=BLOCK, enable_prefix_caching=True, mamba_cache_mode="align"),
+            scheduler_config=SchedulerConfig(
+                # Windows move on inside a chunk. States are where steps end, and only there.
+                max_num_batched_tokens=CHUNK if "state" in kinds else 96,
+                max_num_seqs=4,
+                max_model_len=1024,
+                is_encoder_decoder=False,
+                enable_chunked_prefill=True,
+                async_scheduling=False,
+            ),
+            device_config=DeviceConfig("cpu"),
+            kv_transfer_config=transfer,
+        )
+        attention = {"block_size": BLOCK, "num_kv_heads": 1, "head_size": 16, "dtype": torch.bfloat16}
+        specs = {
+            "full": lambda: FullAttentionSpec(**attention),
+            "window": lambda: SlidingWindowSpec(**attention, sliding_window=WINDOW),
+            "state": lambda: MambaSpec(
+                block_size=STATE_BLOCK, shapes=((512,),), dtypes=(torch.bfloat16,), mamba_cache_mode="align"
+            ),
+        }
+        groups = [KVCacheGroupSpec([kind], specs[kind]()) for kind in kinds]
+        kv_config = KVCacheConfig(BLOCKS, [], groups, hash_block_size=BLOCK)
+        unit = STATE_BLOCK if "state" in kinds else BLOCK
+        config.cache_config.num_gpu_blocks = BLOCKS
+        self.scheduler = Scheduler(config, kv_config, StructuredOutputManager(config), unit, BLOCK, log_stats=True)
+        init_none_hash(sha256)
+        self.hasher = get_request_block_hasher(BLOCK, sha256)
+        # Groups share their pages, as vLLM's do.
+        self.pages = torch.zeros(BLOCKS, 512, dtype=torch.bfloat16)
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+        from kvkeep.vllm import connector
+
+        alone = mock.Mock(rank_in_group=0)
+        with mock.patch.multiple(connector, get_tp_group=lambda: alone, get_pp_group=lambda: alone):
+            self.worker = connector.KvkeepConnector(config, KVConnectorRole.WORKER, kv_config)
+            self.worker.register_kv_caches({kind: self.pages for kind in kinds})
+        self.scheduler.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): self.worker.get_handshake_metadata()})
+        self.failed: set[str] = set()
+        self.before_loads: Any = lambda: None
+
+    def run(self, name: str, tokens: list[int], more: int) -> int:
+        """A request to its end, and how much of it was loaded."""
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        sampling = SamplingParams(max_tokens=more, ignore_eos=True)
+        sampling.update_from_generation_config({}, 2)
+        request = Request(name, list(tokens), sampling, None, block_hasher=self.hasher)
+        self.scheduler.add_request(request)
+        found = None
+        while self.scheduler.has_requests():
+            self.step()
+            if found is None and request.prefill_stats is not None:
+                found = request.prefill_stats.num_external_cached_tokens
+        return found or 0
+
+    def forget(self) -> None:
+        self.test.assertTrue(self.scheduler.reset_prefix_cache())
+
+    def close(self) -> None:
+        self.scheduler.shutdown()
+        self.worker.shutdown()
+
+    def step(self) -> None:
+        from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+
+        output = self.scheduler.schedule()
+        worker = self.worker
+        worker.bind_connector_metadata(output.kv_connector_metadata)
+        worker.handle_preemptions(output.kv_connector_metadata)
+        if output.kv_connector_metadata.step.loads:
+            self.before_loads()
+        sampled = []
+        for name, count in output.num_scheduled_tokens.items():
+            request = self.scheduler.requests[name]
+            # The scheduler has counted what is about to be computed already.
+            end = request.num_computed_tokens
+            self.check_and_compute(request, end - count, end)
+            sampled.append([end % 500 + 3] if end >= request.num_tokens else [])
+        worker.start_load_kv(None)
+        worker.wait_for_save()
+        results = worker.get_transfer_results(output.finished_req_ids)
+        self.failed |= results.failed_recving
+        done = KVConnectorOutput(
+            finished_sending=results.finished_sending,
+            finished_recving=results.finished_recving,
+            failed_recving=results.failed_recving,
+            invalid_block_ids=worker.get_block_ids_with_load_errors(),
+            kv_connector_worker_meta=worker.build_connector_worker_meta(),
+        )
+        worker.clear_connector_metadata()
+        names = list(output.num_scheduled_tokens)
+        places = {name: place for place, name in enumerate(names)}
+        self.scheduler.update_from_output(
+            output, ModelRunnerOutput(names, places, sampled, kv_connector_output=done)
+        )
+
+    def check_and_compute(self, request: Any, start: int, end: int) -> None:
+        """All that a layer reads of the tokens before is as computing it gave; then those of the step are written."""
+        tables = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
+        tokens = request.all_token_ids
+        for kind, table in zip(self.kinds, tables):
+            size = STATE_BLOCK if kind == "state" else BLOCK
+            first = {"full": 0, "window": max(0, start - WINDOW + 1), "state": max(0, start - 1)}[kind]
+            for place in range(first // size, -(-start // size)):
+                upto = min((place + 1) * size, start)
+                self.test.assertNotEqual(table[place], 0, (kind, place, start))
+                self.check(kind, table[place], tokens, place * size, upto)
+            for place in range((end - 1) // size if kind == "state" else start // size, -(-end // size)):
+                self.write(kind, table[place], tokens, place * size, min((place + 1) * size, end))
+
+    def content(self, kind: str, tokens: Any, upto: int) -> bytes:
+        return hashlib.shake_128(repr((kind, list(tokens[:upto]))).encode()).digest(32)
+
+    def write(self, kind: str, block: int, tokens: Any, first: int, end: int) -> None:
+        # A page has 1024 bytes: of attention, 32 for each of a block's tokens and more; of a state, one that is as of its last.
+        import torch
+
+        page = self.pages[block].view(torch.uint8)
+        for token in range(end - 1 if kind == "state" else first, end):
+            at = 0 if kind == "state" else (token - first) * 32
+            page[at : at + 32] = torch.frombuffer(bytearray(self.content(kind, tokens, token + 1)), dtype=torch.uint8)
+
+    def check(self, kind: str, block: int, tokens: Any, first: int, end: int) -> None:
+        import torch
+
+        page = bytes(self.pages[block].view(torch.uint8).tolist())
+        for token in range(end - 1 if kind == "state" else first, end):
+            at = 0 if kind == "state" else (token - first) * 32
+            expected = self.content(kind, tokens, token + 1)
+            self.test.assertEqual(page[at : at + 32], expected, (kind, block, token))
