@@ -7,8 +7,9 @@ use super::guard::{on, on_even_poisoned};
 use super::handle::kvkeep;
 use super::options::{kvkeep_callback, kvkeep_pool_options, kvkeep_transfer_options};
 use super::pointers::{input, output, output_slice};
+use super::text::partial;
 use super::versioned::{input_struct, input_struct_or_default};
-use crate::error::{KVKEEP_OK, Status};
+use crate::error::{KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
 use crate::transfer::submit::AskedTransfer;
 
@@ -169,6 +170,14 @@ pub unsafe extern "C" fn kvkeep_submit_load(
     })
 }
 
+/// What a call that waits for a layer returns.
+fn layer_status(status: Status) -> Result<Status> {
+    if status != KVKEEP_PARTIAL {
+        return Ok(status);
+    }
+    partial("some objects could not be had: kvkeep_query_blocks says which, when the job is done")
+}
+
 /// Blocks until every page of `layer` (a segment's number) is copied, at most `timeout_ms`: a load's may be used then, a
 /// store's overwritten, though other layers are not done. PARTIAL if some objects could not be had: wait for the whole and ask
 /// which. Any number of threads may wait.
@@ -177,7 +186,7 @@ pub unsafe extern "C" fn kvkeep_submit_load(
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: u32, timeout_ms: u32) -> Status {
-    on(cache, |cache| cache.transfers().wait_layer(job, layer, timeout_ms))
+    on(cache, |cache| layer_status(cache.transfers().wait_layer(job, layer, timeout_ms)?))
 }
 
 /// Makes `stream` wait until every page of `layer` is copied, so that what is put on it from now on may use a load's pages, or
@@ -196,7 +205,7 @@ pub unsafe extern "C" fn kvkeep_stream_wait_layer(
     stream: u64,
     timeout_ms: u32,
 ) -> Status {
-    on(cache, |cache| cache.transfers().stream_wait_layer(job, layer, stream, timeout_ms))
+    on(cache, |cache| layer_status(cache.transfers().stream_wait_layer(job, layer, stream, timeout_ms)?))
 }
 
 /// Fills in a kvkeep_status for each block number that the transfer was given, in that order. `status_count` is the

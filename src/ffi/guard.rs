@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{handle, text};
-use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
+use crate::error::{Error, KVKEEP_ERR_INTERNAL, Result, Status};
 use crate::open_cache::OpenCache;
 
 /// Runs an exported body: errors become a status and this thread's message, a panic becomes INTERNAL.
@@ -59,12 +59,6 @@ impl Drop for Poison<'_> {
     fn drop(&mut self) {
         self.0.poison();
     }
-}
-
-/// What a batch call returns.
-#[inline]
-pub(super) fn batch_status(all_ok: Result<bool>) -> Result<Status> {
-    all_ok.map(|all_ok| if all_ok { KVKEEP_OK } else { KVKEEP_PARTIAL })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod handle;
 pub mod object;
 pub mod observe;
 pub mod options;
+mod partial;
 mod pointers;
 pub mod prefetch;
 pub mod session;

@@ -1,14 +1,25 @@
 //! Objects: exported functions.
 
 use super::config::{checked_extra_count, flag};
-use super::guard::{batch_status, on};
+use super::guard::on;
 use super::handle::kvkeep;
+use super::partial::{batch_status, explain};
 use super::pointers::{disjoint, input, optional_output, optional_statuses, output_slice};
-use super::text;
+use super::text::partial;
 use crate::abi::{KeyState, View};
-use crate::error::{KVKEEP_ERR_QUOTA, KVKEEP_OK, Status};
+use crate::error::{KVKEEP_ERR_QUOTA, KVKEEP_OK, Result, Status};
 use crate::key::Key;
 use crate::l1::memory_wait::is_refused;
+
+/// What NOT_FOUND means of a key.
+const NOT_STAGED: &str = "this session has not staged it: reserve it by kvkeep_reserve_write first";
+const NOT_READY: &str = "it is not ready in L1: have it loaded by kvkeep_submit_prefetch";
+
+/// What a batch call that fills in views returns.
+#[inline]
+fn views_status(all_ok: bool, keys: &[Key], views: &[View], absent: impl FnOnce(&Key) -> String) -> Result<Status> {
+    if all_ok { Ok(KVKEEP_OK) } else { explain(keys, Some(views.iter().map(|view| view.status)), absent) }
+}
 
 /// ---- Objects ----
 ///
@@ -41,11 +52,15 @@ pub unsafe extern "C" fn kvkeep_reserve_write(
         disjoint(&[keys.as_ptr_range().into(), sizes.as_ptr_range().into(), views.as_ptr_range().into()])?;
         let temporary = flag(lifetime, "lifetime")?;
         let all_ok = cache.reserve_write(session, keys, sizes, temporary, views)?;
-        if !all_ok && let Some(refused) = views.iter().find(|view| is_refused(view)) {
-            let of_space = refused.status == KVKEEP_ERR_QUOTA as i32;
-            text::set_last_error(&format!("no memory for some keys: {}", cache.why_refused(session, of_space)));
+        if all_ok {
+            return Ok(KVKEEP_OK);
         }
-        batch_status(Ok(all_ok))
+        let Some(refused) = views.iter().find(|view| is_refused(view)) else {
+            return explain(keys, Some(views.iter().map(|view| view.status)), |_| String::new());
+        };
+        let short = views.iter().filter(|view| is_refused(view)).count();
+        let of_space = refused.status == KVKEEP_ERR_QUOTA as i32;
+        partial(&format!("no memory for {short} of {} keys: {}", keys.len(), cache.why_refused(session, of_space)))
     })
 }
 
@@ -64,7 +79,9 @@ pub unsafe extern "C" fn kvkeep_finish_write(
 ) -> Status {
     on(cache, |cache| {
         let keys = input(keys, key_count, "keys")?;
-        batch_status(cache.finish_write(session, keys, optional_statuses(statuses, keys)?))
+        let mut statuses = optional_statuses(statuses, keys)?;
+        let all_ok = cache.finish_write(session, keys, statuses.as_deref_mut());
+        batch_status(all_ok, keys, statuses.as_deref(), |_| NOT_STAGED.to_owned())
     })
 }
 
@@ -81,7 +98,9 @@ pub unsafe extern "C" fn kvkeep_abort_write(
 ) -> Status {
     on(cache, |cache| {
         let keys = input(keys, key_count, "keys")?;
-        batch_status(cache.abort_write(session, keys, optional_statuses(statuses, keys)?))
+        let mut statuses = optional_statuses(statuses, keys)?;
+        let all_ok = cache.abort_write(session, keys, statuses.as_deref_mut());
+        batch_status(all_ok, keys, statuses.as_deref(), |_| NOT_STAGED.to_owned())
     })
 }
 
@@ -103,7 +122,9 @@ pub unsafe extern "C" fn kvkeep_finish_write_and_reserve_read(
         let keys = input(keys, key_count, "keys")?;
         let views = output_slice(views, key_count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
-        batch_status(cache.finish_write_and_reserve_read(session, keys, checked_extra_count(extra_count)?, views))
+        let extra = checked_extra_count(extra_count)?;
+        let all_ok = cache.finish_write_and_reserve_read(session, keys, extra, views)?;
+        views_status(all_ok, keys, views, |_| NOT_STAGED.to_owned())
     })
 }
 
@@ -125,7 +146,11 @@ pub unsafe extern "C" fn kvkeep_reserve_read(
         let keys = input(keys, key_count, "keys")?;
         let views = output_slice(views, key_count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
-        batch_status(cache.reserve_read(session, keys, checked_extra_count(extra_count)?, views))
+        let all_ok = cache.reserve_read(session, keys, checked_extra_count(extra_count)?, views)?;
+        views_status(all_ok, keys, views, |key| match cache.stager(session, key) {
+            Some(who) => format!("{who} has it staged: it can be read as soon as it is committed"),
+            None => NOT_READY.to_owned(),
+        })
     })
 }
 
@@ -147,12 +172,9 @@ pub unsafe extern "C" fn kvkeep_finish_read(
 ) -> Status {
     on(cache, |cache| {
         let keys = input(keys, key_count, "keys")?;
-        batch_status(cache.finish_read(
-            session,
-            keys,
-            checked_extra_count(extra_count)?,
-            optional_statuses(statuses, keys)?,
-        ))
+        let mut statuses = optional_statuses(statuses, keys)?;
+        let all_ok = cache.finish_read(session, keys, checked_extra_count(extra_count)?, statuses.as_deref_mut());
+        batch_status(all_ok, keys, statuses.as_deref(), |_| NOT_READY.to_owned())
     })
 }
 
@@ -200,7 +222,8 @@ pub unsafe extern "C" fn kvkeep_get_views(
         let keys = input(keys, key_count, "keys")?;
         let views = output_slice(views, key_count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
-        batch_status(cache.get_views(session, keys, views))
+        let all_ok = cache.get_views(session, keys, views)?;
+        views_status(all_ok, keys, views, |_| NOT_READY.to_owned())
     })
 }
 
@@ -218,7 +241,9 @@ pub unsafe extern "C" fn kvkeep_touch(
 ) -> Status {
     on(cache, |cache| {
         let keys = input(keys, key_count, "keys")?;
-        batch_status(cache.touch(space, keys, optional_statuses(statuses, keys)?))
+        let mut statuses = optional_statuses(statuses, keys)?;
+        let all_ok = cache.touch(space, keys, statuses.as_deref_mut());
+        batch_status(all_ok, keys, statuses.as_deref(), |_| NOT_READY.to_owned())
     })
 }
 
@@ -258,7 +283,9 @@ pub unsafe extern "C" fn kvkeep_retain(
 ) -> Status {
     on(cache, |cache| {
         let keys = input(keys, key_count, "keys")?;
-        batch_status(cache.retain(space, keys, priority, ttl_ms, optional_statuses(statuses, keys)?))
+        let mut statuses = optional_statuses(statuses, keys)?;
+        let all_ok = cache.retain(space, keys, priority, ttl_ms, statuses.as_deref_mut());
+        batch_status(all_ok, keys, statuses.as_deref(), |_| NOT_READY.to_owned())
     })
 }
 
@@ -278,7 +305,9 @@ pub unsafe extern "C" fn kvkeep_evict(
 ) -> Status {
     on(cache, |cache| {
         let keys = input(keys, key_count, "keys")?;
-        batch_status(cache.evict(space, keys, optional_statuses(statuses, keys)?))
+        let mut statuses = optional_statuses(statuses, keys)?;
+        let all_ok = cache.evict(space, keys, statuses.as_deref_mut());
+        batch_status(all_ok, keys, statuses.as_deref(), |_| NOT_READY.to_owned())
     })
 }
 
@@ -298,7 +327,9 @@ pub unsafe extern "C" fn kvkeep_delete(
 ) -> Status {
     on(cache, |cache| {
         let keys = input(keys, key_count, "keys")?;
-        batch_status(cache.delete(space, keys, optional_statuses(statuses, keys)?))
+        let mut statuses = optional_statuses(statuses, keys)?;
+        let all_ok = cache.delete(space, keys, statuses.as_deref_mut());
+        batch_status(all_ok, keys, statuses.as_deref(), |_| "no tier is known to have it".to_owned())
     })
 }
 
@@ -318,7 +349,10 @@ pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32
         if let Some(removed_count) = removed_count {
             *removed_count = count;
         }
-        Ok(if all { KVKEEP_OK } else { crate::error::KVKEEP_PARTIAL })
+        if all {
+            return Ok(KVKEEP_OK);
+        }
+        partial("objects that are in use stay: kvkeep_explain_session(0) names their holders, or clear with force")
     })
 }
 

@@ -5,11 +5,11 @@ use std::ffi::{c_char, c_void};
 use super::guard::on;
 use super::handle::kvkeep;
 use super::pointers::{disjoint, input, output, output_slice};
-use super::text;
+use super::text::{self, partial};
 use super::versioned::fill_struct;
 use crate::abi::{SessionState, SpaceUsage, Stats};
 use crate::backend_state::BackendState;
-use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_OK, KVKEEP_PARTIAL, Status};
+use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_OK, Status};
 use crate::events::Event;
 use crate::key::Key;
 
@@ -74,7 +74,10 @@ pub unsafe extern "C" fn kvkeep_query_backends(
         let all = cache.query_backends()?;
         *count = all.len();
         states.iter_mut().zip(&all).for_each(|(state, found)| *state = *found);
-        Ok(if all.len() > states.len() { KVKEEP_PARTIAL } else { KVKEEP_OK })
+        if all.len() > states.len() {
+            return partial(&format!("there are {} backends: give room for as many states", all.len()));
+        }
+        Ok(KVKEEP_OK)
     })
 }
 

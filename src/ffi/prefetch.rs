@@ -7,9 +7,10 @@ use super::guard::{on, on_even_poisoned};
 use super::handle::kvkeep;
 use super::options::{kvkeep_callback, kvkeep_prefetch_options};
 use super::pointers::{disjoint, input, output, output_slice};
+use super::text::partial;
 use super::versioned::{fill_struct, input_struct_or_default};
 use crate::abi::{Completion, JobResult};
-use crate::error::{KVKEEP_OK, KVKEEP_PARTIAL, Status};
+use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
 
 /// ---- Prefetch ----
@@ -98,7 +99,10 @@ pub unsafe extern "C" fn kvkeep_query_prefix_lengths(
         }
         *count = all.len();
         wanted.iter_mut().zip(&all).for_each(|(place, length)| *place = *length);
-        Ok(if all.len() > wanted.len() { KVKEEP_PARTIAL } else { KVKEEP_OK })
+        if all.len() > wanted.len() {
+            return partial(&format!("the job has {} lengths: give room for as many", all.len()));
+        }
+        Ok(KVKEEP_OK)
     })
 }
 

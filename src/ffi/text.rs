@@ -24,6 +24,13 @@ pub fn set_last_error(message: &str) {
     LAST_ERROR.with(|last| last.set(bytes));
 }
 
+/// Keeps a message for this thread and returns PARTIAL.
+#[cold]
+pub fn partial(message: &str) -> Result<Status> {
+    set_last_error(message);
+    Ok(KVKEEP_PARTIAL)
+}
+
 /// This thread's message.
 pub fn last_error() -> *const c_char {
     LAST_ERROR.with(Cell::as_ptr).cast()
@@ -72,8 +79,9 @@ pub fn write(content: &str, buffer: *mut c_char, capacity: usize, length: *mut u
         return Err(null("buffer"));
     }
     *length = content.len();
+    let short = || partial(&format!("the text needs a buffer of {} bytes", content.len() + 1));
     if capacity == 0 {
-        return Ok(KVKEEP_PARTIAL);
+        return short();
     }
     let fits = content.floor_char_boundary(content.len().min(capacity - 1));
     // SAFETY: not NULL, and of `capacity` bytes by the caller's promise; `fits` is below that.
@@ -81,5 +89,5 @@ pub fn write(content: &str, buffer: *mut c_char, capacity: usize, length: *mut u
         std::ptr::copy_nonoverlapping(content.as_ptr(), buffer.cast::<u8>(), fits);
         *buffer.add(fits) = 0;
     }
-    Ok(if fits == content.len() { KVKEEP_OK } else { KVKEEP_PARTIAL })
+    if fits == content.len() { Ok(KVKEEP_OK) } else { short() }
 }

@@ -284,4 +284,9 @@ impl L1 {
     pub fn largest_holder(&self, session: u64, of_space: bool) -> Result<String> {
         inspect::largest_holder(self, session, of_space)
     }
+
+    /// The session that stages a key of the space of `session`, for people. Looks at every session while anything is staged.
+    pub fn stager(&self, session: u64, key: &Key) -> Option<String> {
+        inspect::stager(self, session, key)
+    }
 }

@@ -6,7 +6,7 @@ use hashbrown::HashSet;
 use serde::Serialize;
 
 use super::counters::Gauges;
-use super::session::sessions::Session;
+use super::session::sessions::{Session, Staged};
 use super::slot::{BUSY, DETACHED, GIVEN_UP, NOBODY, NONE, QUEUED, STAGING, STORED, TEMPORARY};
 use super::state::L1State;
 use super::tier::L1;
@@ -216,6 +216,27 @@ pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<St
     })
 }
 
+pub(super) fn stager(l1: &L1, session: u64, key: &Key) -> Option<String> {
+    let fingerprint = l1.fingerprinter.fingerprint(key);
+    l1.with(|state| {
+        if state.staged == 0 {
+            return None;
+        }
+        let index = state.sessions.index(session).ok()?;
+        let space = state.sessions.at(index).space;
+        let fingerprint = fingerprint.within(space);
+        let is_its = |staged: &Staged| state.slots[staged.id].is_of(fingerprint);
+        let stages = |other: &Session| other.space == space && other.staged.find(fingerprint.hash, is_its).is_some();
+        state.sessions.live().find(|(_, other)| stages(other)).map(|(_, other)| name(other))
+    })
+}
+
+/// A session, for people.
+fn name(session: &Session) -> String {
+    let shown: String = session.request_id.chars().take(REQUEST_SHOWN).collect();
+    format!("session {} (\"{shown}\", pid {})", session.id, session.owner_pid)
+}
+
 pub(super) fn gauges(state: &L1State) -> Gauges {
     let policies: usize = state.pools.iter().map(|pool| pool.policy.memory_bytes()).sum();
     Gauges {
@@ -349,6 +370,5 @@ fn bytes_held(state: &L1State, session: u64) -> Option<(u64, String)> {
     });
     let bytes = shared.map(|name| name.slot).chain(session.staged.iter().map(|staged| staged.id));
     let bytes = bytes.map(|id| state.slots[id].size()).sum();
-    let shown: String = session.request_id.chars().take(REQUEST_SHOWN).collect();
-    Some((bytes, format!("session {} (\"{shown}\", pid {})", session.id, session.owner_pid)))
+    Some((bytes, name(session)))
 }

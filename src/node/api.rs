@@ -224,6 +224,10 @@ impl Cache for Node {
         self.l1.largest_holder(session, of_space)
     }
 
+    fn stager(&self, session: u64, key: &Key) -> Option<String> {
+        self.l1.stager(session, key)
+    }
+
     fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         self.l1.finish_write(session, keys, statuses)
     }
