@@ -37,7 +37,8 @@ static void a_key_that_is_staged_names_its_session(void) {
     OK(kvkeep_reserve_write(cache, writer, &keys[2], 1, sizes, KVKEEP_LIFETIME_CACHED, &view));
     CHECK_STATUS(kvkeep_reserve_read(cache, session, &keys[2], 1, 0, &view), KVKEEP_PARTIAL);
     char words[80];
-    snprintf(words, sizeof words, "session %llu (\"writes it\", pid %d) has it staged", (unsigned long long)writer, getpid());
+    snprintf(words, sizeof words, "session %llu (\"writes it\", pid %d) has it staged", (unsigned long long)writer,
+             getpid());
     check_said(words);
     OK(kvkeep_end_session(cache, writer));
     CHECK_STATUS(kvkeep_reserve_read(cache, session, &keys[2], 1, 0, &view), KVKEEP_PARTIAL);
@@ -76,7 +77,8 @@ static void memory_that_is_refused_names_its_holder(void) {
     enter_l1();
     uint64_t sizes[4] = {MIB / 2, MIB / 4, MIB / 2, MIB / 2};
     kvkeep_view views[4];
-    CHECK_STATUS(kvkeep_reserve_write(cache, session, &keys[2], 4, sizes, KVKEEP_LIFETIME_CACHED, views), KVKEEP_PARTIAL);
+    CHECK_STATUS(kvkeep_reserve_write(cache, session, &keys[2], 4, sizes, KVKEEP_LIFETIME_CACHED, views),
+                 KVKEEP_PARTIAL);
     check_said("no memory for 2 of 4 keys: session ");
     check_said("return its shares, commit or abort its writes, or make L1 larger");
     OK(kvkeep_abort_write(cache, session, &keys[2], 2, NULL));
