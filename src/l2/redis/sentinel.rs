@@ -7,17 +7,28 @@ use super::redis_options::{RedisOptions, ServerAddress};
 use super::resp::RespValue;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND, Result};
 
-/// A connection to the server at `address` or, where the URL names Sentinels, to the master that one of them names. Blocks for at
-/// most about the connect timeout, and as long for each Sentinel.
+/// A connection to the server at `address` or, where the URL names Sentinels, to the first master named by one of them that takes
+/// it. Blocks for at most about the connect timeout, and twice as long for each Sentinel.
 pub fn open_connection(options: &RedisOptions, address: &ServerAddress) -> Result<RedisConnection> {
     let Some(master) = &options.master else {
         let kind = if options.cluster { ServerKind::Member } else { ServerKind::Single };
         return RedisConnection::open(options, address, kind);
     };
     let mut refusal = Error::new(KVKEEP_ERR_IO, "the URL names no Sentinel");
+    let mut tried = Vec::new();
     for sentinel in &options.servers {
-        match ask_sentinel(options, sentinel, master) {
-            Ok(found) => return RedisConnection::open(options, &found, ServerKind::Master),
+        // One that the others have lost may name the master of before.
+        let opened = match ask_sentinel(options, sentinel, master) {
+            Ok(found) if tried.contains(&found) => continue,
+            Ok(found) => {
+                let opened = RedisConnection::open(options, &found, ServerKind::Master);
+                tried.push(found);
+                opened
+            }
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok(connection) => return Ok(connection),
             Err(error) => refusal = error,
         }
     }

@@ -12,19 +12,21 @@ use crate::support::redis::*;
 
 const LENGTH: usize = 50_000;
 
-struct Cluster {
-    servers: Vec<Server>,
+pub struct Cluster {
+    pub servers: Vec<Server>,
 }
 
 impl Cluster {
     /// Three masters, and `replicas` of the first one.
-    fn start(replicas: usize) -> Option<Cluster> {
+    pub fn start(replicas: usize) -> Option<Cluster> {
         let servers: Option<Vec<Server>> = (0..3 + replicas)
             .map(|number| {
                 let (bus, file) = (free_port().to_string(), format!("nodes-{number}.conf"));
                 let own = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-config-file", &file];
                 let timing = ["--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no"];
-                Server::start(&[&own[..], &timing].concat())
+                // On a busy machine the servers may take long to agree; a replica is not too old for them then.
+                let patience = ["--cluster-replica-validity-factor", "0"];
+                Server::start(&[&own[..], &timing, &patience].concat())
             })
             .collect();
         let cluster = Cluster { servers: servers? };
@@ -61,12 +63,12 @@ impl Cluster {
     }
 
     /// Named by two of its servers.
-    fn url(&self, rest: &str) -> String {
+    pub fn url(&self, rest: &str) -> String {
         format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}{rest}", self.servers[0].port, self.servers[1].port)
     }
 
     /// The slot of an object, and the number of its master.
-    fn place(&self, number: u64) -> (String, usize) {
+    pub fn place(&self, number: u64) -> (String, usize) {
         let object = key(number);
         let name = format!("kvkeep:{{{}:{}}}", kvkeep::key::hex(&object.space.0), object.key);
         let slot = self.servers[0].ask(&["CLUSTER", "KEYSLOT", &name]).lines().next().unwrap()[1..].to_owned();
