@@ -147,6 +147,11 @@ impl ServerLoad {
         self.left == 0
     }
 
+    /// Why it failed, if it has.
+    pub fn failure(&self) -> Option<Error> {
+        self.failed.clone()
+    }
+
     /// Answers the load.
     pub fn end(self, state: &RedisState) {
         let load = self.queued.load;

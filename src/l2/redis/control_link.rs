@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::active::ask_head;
 use super::back_off::BackOff;
+use super::node_queue::{ControlTurn, LinkKind};
 use super::object_name::{Manifest, StoredHead, name_pattern, object_name, parse_name, part_name};
 use super::outbox::Outbox;
 use super::redis_connection::RedisConnection;
-use super::redis_node::{ControlTurn, LinkKind, RedisNode};
+use super::redis_node::{NodeRole, RedisNode};
 use super::redis_state::closed;
-use super::requests::{KeySweep, NodeDelete, NodeLookup, Rerouted, Route};
+use super::requests::{DeletionBatch, KeySweep, NodeDelete, NodeLookup, Rerouted, Route};
 use super::resp::RespValue;
-use super::sentinel::open_connection;
 use super::server_error::{Consequence, server_error};
 use super::server_usage::ask_usage;
 use super::slot_map::{Redirect, parse_redirect};
@@ -23,6 +23,8 @@ use crate::l2::{Change, Found};
 
 /// How often the server is asked how full it is, which also shows whether it is there.
 const USAGE_EVERY: Duration = Duration::from_secs(5);
+/// Longest time for which replicas are waited for when a space is forgotten. Lookups wait, too.
+const REPLICAS_WAIT: Duration = Duration::from_secs(1);
 /// How often a server of a cluster is asked who has which slots while that is changing.
 const SLOTS_EVERY: Duration = Duration::from_millis(100);
 
@@ -42,7 +44,7 @@ pub fn run_control_link(node: &Arc<RedisNode>, first: Option<RedisConnection>) {
     // A turn whose connection broke is taken again once.
     let mut unfinished = ControlTurn::default();
     loop {
-        let opened = next.take().map_or_else(|| open_connection(&node.state.options, &node.address), Ok);
+        let opened = next.take().map_or_else(|| node.connect(), Ok);
         match opened {
             Ok(connection) => {
                 node.connected(LinkKind::Control);
@@ -94,13 +96,13 @@ impl ControlLink<'_> {
                 let until = self.until();
                 let usage = ask_usage(&mut self.connection, until)?;
                 self.node.note_usage(&usage);
-                self.ask_slots()?;
+                self.ask_servers()?;
                 continue;
             }
             let changing = self.node.cluster().is_some_and(|cluster| cluster.wants_slots());
             if changing && Instant::now() >= self.slots_due {
                 self.slots_due = Instant::now() + SLOTS_EVERY;
-                self.ask_slots()?;
+                self.ask_servers()?;
                 continue;
             }
             if self.node.closing().is_some() {
@@ -113,13 +115,22 @@ impl ControlLink<'_> {
         }
     }
 
-    /// Asks a server of a cluster who has which slots.
-    fn ask_slots(&mut self) -> Result<()> {
-        let Some(cluster) = self.node.cluster() else { return Ok(()) };
-        self.connection.outbox.command(&[b"CLUSTER", b"SLOTS"]);
+    /// Asks a master for what it knows of the other servers: of a cluster who has which slots, else for its replicas, if values
+    /// are read from those.
+    fn ask_servers(&mut self) -> Result<()> {
+        let Some(router) = self.node.router() else { return Ok(()) };
+        let command: &[&[u8]] = match self.node.role {
+            NodeRole::Member => &[b"CLUSTER", b"SLOTS"],
+            NodeRole::Single if self.node.state.options.read_from_replica => &[b"ROLE"],
+            NodeRole::Single | NodeRole::Replica => return Ok(()),
+        };
+        self.connection.outbox.command(command);
         let until = self.until();
         for reply in self.connection.call(1, until)? {
-            cluster.learn(&reply, &self.node.address);
+            match self.node.role {
+                NodeRole::Member => router.learn(&reply, &self.node.address),
+                NodeRole::Single | NodeRole::Replica => router.learn_replicas(&reply, &self.node.address),
+            }
         }
         Ok(())
     }
@@ -385,8 +396,36 @@ impl ControlLink<'_> {
                 Err(error) => sweep.batch.fail(error),
             }
         }
-        if cursor != "0" {
-            self.node.sweep(KeySweep { cursor, ..sweep });
+        match cursor.as_str() {
+            "0" => self.await_replicas(&sweep.batch),
+            _ => {
+                self.node.sweep(KeySweep { cursor, ..sweep });
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until the replicas that values are read from have deleted, too. If they do not, the deletion fails.
+    fn await_replicas(&mut self, batch: &DeletionBatch) -> Result<()> {
+        let count = self.node.router().map_or(0, |router| router.replica_count(&self.node.address));
+        if count == 0 {
+            return Ok(());
+        }
+        let wait = REPLICAS_WAIT.min(self.node.state.options.timeout / 2);
+        let words = [count.to_string(), wait.as_millis().max(1).to_string()];
+        self.connection.outbox.command(&[b"WAIT", words[0].as_bytes(), words[1].as_bytes()]);
+        let until = self.until();
+        let reply = self.connection.call(1, until).inspect_err(|error| batch.fail(error.clone()))?.pop();
+        match self.number(reply, "WAIT")? {
+            Ok(done) if done >= count as i64 => {}
+            Ok(done) => batch.fail(Error::new(
+                KVKEEP_ERR_TIMEOUT,
+                format!(
+                    "{done} of {count} replicas of {} have deleted what it deleted: it waits for all",
+                    self.node.address
+                ),
+            )),
+            Err(error) => batch.fail(error),
         }
         Ok(())
     }

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use super::back_off::BackOff;
+use super::node_queue::LinkKind;
 use super::pipeline::Pipeline;
-use super::redis_node::{LinkKind, RedisNode};
+use super::redis_node::RedisNode;
 use super::redis_state::closed;
-use super::sentinel::open_connection;
 
 /// The body of data thread `number`. Returns once the node is closed and nothing waits.
 pub fn run_data_link(node: &Arc<RedisNode>, number: usize) {
     let mut back_off = BackOff::default();
     loop {
         let silences = node.silences();
-        match open_connection(&node.state.options, &node.address) {
+        match node.connect() {
             Ok(connection) => {
                 node.connected(LinkKind::Data);
                 let mut pipeline = Pipeline::new(node, number, connection, silences);

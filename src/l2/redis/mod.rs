@@ -1,16 +1,17 @@
 //! The `redis` backend: objects on a Redis or Valkey server or a cluster of them, which processes on many machines share.
 //!
 //! A value goes over our own connections, from L1 to the socket and from the socket into L1, without a copy in between. [`resp`] reads
-//! replies, [`outbox`] holds what is to be sent, [`redis_connection`] is one connection. [`redis_node`] is the queue of one server;
+//! replies, [`outbox`] holds what is to be sent, [`redis_connection`] is one connection. [`redis_node`] is one server with its [`node_queue`];
 //! [`control_link`] answers what has no value, over a connection of its own, so that a lookup never waits for a value;
 //! [`data_link`] runs a [`pipeline`] of loads and stores, whose single steps are in [`active`]. [`redis_router`] knows the
-//! servers of a cluster by [`slot_map`]. [`object_name`] has the keys and
+//! servers of a cluster by [`slot_map`], and the replicas that are read from by [`replica_set`]. [`object_name`] has the keys and
 //! values that lie on the server. The threads share [`redis_state`].
 
 mod active;
 mod back_off;
 mod control_link;
 mod data_link;
+mod node_queue;
 mod object_name;
 mod outbox;
 mod pipeline;
@@ -20,6 +21,7 @@ mod redis_node;
 mod redis_options;
 mod redis_router;
 mod redis_state;
+mod replica_set;
 mod requests;
 pub(crate) mod resp;
 mod sentinel;

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 
 use super::active::{ServerLoad, ServerStore, StepKind};
 use super::redis_connection::RedisConnection;
-use super::redis_node::RedisNode;
+use super::redis_node::{NodeRole, RedisNode};
 use super::requests::{DataRequest, Rerouted, Route};
 use super::resp::{ReplyHead, RespValue};
 use super::server_error::{Consequence, server_error};
@@ -338,7 +338,10 @@ impl<'a> Pipeline<'a> {
                 return fatal.map_or(Ok(()), Err);
             }
             match active {
-                PipelinedRequest::Load(load) => load.end(&node.state),
+                PipelinedRequest::Load(load) => match load.failure().filter(|_| node.role == NodeRole::Replica) {
+                    Some(error) => node.fail(DataRequest::Load(load.queued), error),
+                    None => load.end(&node.state),
+                },
                 PipelinedRequest::Store(store) => {
                     let key = store.queued.store.key;
                     store.end(&node.state);

@@ -8,9 +8,12 @@ use super::redis_connection::RedisConnection;
 use super::redis_options::{RedisOptions, ServerAddress};
 use super::redis_router::RedisRouter;
 use super::redis_state::RedisState;
-use super::requests::{DeletionBatch, KeyChange, KeySweep, LookupBatch, NodeDelete, NodeLookup, QueuedStore, Route};
+use super::requests::{
+    DeletionBatch, KeyChange, KeySweep, LookupBatch, NodeDelete, NodeLookup, QueuedStore, Reroute as _, Route,
+};
 use super::resp::RespValue;
 use super::sentinel::open_connection;
+use super::server_error::server_error;
 use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::url::Url;
@@ -43,11 +46,39 @@ impl RedisBackend {
 
     fn add(&self, server: &ServerAddress, mut first: RedisConnection) -> Result<()> {
         if !self.state.options.cluster {
-            return self.router.add_single(server, first);
+            let role = if self.state.options.read_from_replica { Some(self.ask_role(&mut first)?) } else { None };
+            self.router.add_single(server, first)?;
+            role.iter().for_each(|role| self.router.learn_replicas(role, server));
+            return Ok(());
         }
         first.outbox.command(&[b"CLUSTER", b"SLOTS"]);
         let slots = first.call(1, Instant::now() + self.state.options.connect_timeout)?;
         self.router.add_cluster(slots.first().unwrap_or(&RespValue::Nil), server)
+    }
+
+    /// Has a server say whether it is a master, and which replicas it has.
+    fn ask_role(&self, connection: &mut RedisConnection) -> Result<RespValue> {
+        connection.outbox.command(&[b"ROLE"]);
+        let mut replies = connection.call(1, Instant::now() + self.state.options.connect_timeout)?;
+        match replies.pop() {
+            Some(RespValue::Failure(text)) => Err(server_error(&text, "ROLE").0),
+            reply => Ok(reply.unwrap_or(RespValue::Nil)),
+        }
+    }
+
+    /// Why replicas that are to be read from are not, if so.
+    fn replica_note(&self) -> Option<String> {
+        if !self.state.options.read_from_replica {
+            return None;
+        }
+        let replicas = self.router.replicas();
+        if replicas.is_empty() {
+            return Some("no replica is connected to the master, which is read instead".to_owned());
+        }
+        let troubles: Vec<String> = replicas.iter().filter_map(|replica| replica.trouble()).collect();
+        let why = troubles.first()?;
+        let (bad, all) = (troubles.len(), replicas.len());
+        Some(format!("{bad} of {all} replicas cannot be used, and values are read elsewhere: {why}"))
     }
 
     /// Begins a change, or has it wait for those of its key that came before.
@@ -87,9 +118,7 @@ impl Backend for RedisBackend {
         let (sorted, failed) = self.router.sort(asked, |(_, key)| *key);
         for (node, keys) in sorted {
             let lookup = NodeLookup { batch: batch.clone(), keys, deadline, route: Route::default() };
-            if let Err((lookup, error)) = node.look_up(lookup) {
-                lookup.fail(error);
-            }
+            self.router.look_up(&node, lookup);
         }
         if let Some((_, error)) = failed.into_iter().next() {
             batch.fail(error);
@@ -118,11 +147,7 @@ impl Backend for RedisBackend {
             load.sink.loaded(load.index, load.buffer, Err(error));
         }
         for (node, loads) in sorted {
-            if let Err((loads, error)) = node.load(loads) {
-                for load in loads {
-                    load.sink.loaded(load.index, load.buffer, Err(error.clone()));
-                }
-            }
+            self.router.load(&node, loads);
         }
     }
 
@@ -178,7 +203,9 @@ impl Backend for RedisBackend {
     fn health(&self) -> Health {
         let nodes = self.router.nodes();
         let troubles: Vec<String> = nodes.iter().filter_map(|node| node.trouble()).collect();
-        match (troubles.first(), self.state.note()) {
+        let notes: Vec<String> = [self.state.note(), self.replica_note()].into_iter().flatten().collect();
+        let note = (!notes.is_empty()).then(|| notes.join("; "));
+        match (troubles.first(), note) {
             (Some(why), _) if nodes.len() > 1 => {
                 Health::Bad(format!("{} of {} servers cannot be used: {why}", troubles.len(), nodes.len()))
             }

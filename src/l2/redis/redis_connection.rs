@@ -27,6 +27,8 @@ pub enum ServerKind {
     Master,
     /// One of a cluster.
     Member,
+    /// A replica, of a master of a cluster if the options name one.
+    Replica,
     Sentinel,
 }
 
@@ -113,6 +115,13 @@ impl RedisConnection {
             self.outbox.command(&[b"SELECT", number.as_bytes()]);
             if let RespValue::Failure(text) = self.one(server, until)? {
                 return Err(Error::invalid(format!("there is no database {number}: {}", shown(&text))));
+            }
+        }
+        if options.cluster && kind == ServerKind::Replica {
+            // Else it names its master for every key.
+            self.outbox.command(&[b"READONLY"]);
+            if let RespValue::Failure(text) = self.one(server, until)? {
+                return Err(refused(&text));
             }
         }
         Ok(())
@@ -262,7 +271,7 @@ fn refused(text: &str) -> Error {
     let (status, remedy) = match text.split_ascii_whitespace().next() {
         Some("WRONGPASS") => (KVKEEP_ERR_PERMISSION, "check the user and the password of the URL"),
         Some("NOAUTH") => (KVKEEP_ERR_PERMISSION, "write redis://user:password@host, or password_file="),
-        Some("NOPERM") => (KVKEEP_ERR_PERMISSION, "allow the user +hello"),
+        Some("NOPERM") => (KVKEEP_ERR_PERMISSION, "allow the user +hello, and +readonly with read_from=replica"),
         _ if text.contains("password") => (KVKEEP_ERR_PERMISSION, "check the user and the password of the URL"),
         _ => (KVKEEP_ERR_IO, "look into the server's log"),
     };

@@ -1,6 +1,5 @@
 //! One server: the requests that wait for its connections, and whether there are any.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -8,20 +7,21 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::node_queue::{ControlTurn, LinkKind, NodeQueue};
+use super::redis_connection::{RedisConnection, ServerKind};
 use super::redis_options::ServerAddress;
-use super::redis_state::{RedisState, Refused, closed};
+use super::redis_state::{RedisState, Refused};
 use super::requests::{
     DataRequest, KeyChange, KeySweep, NodeDelete, NodeLookup, QueuedLoad, QueuedStore, Reroute, Rerouted, Route,
 };
+use super::sentinel::open_connection;
 use super::server_usage::ServerUsage;
 use super::wake_fd::WakeFd;
-use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_TIMEOUT};
+use crate::error::{Error, KVKEEP_ERR_TIMEOUT, Result};
 use crate::key::ObjectKey;
 use crate::l2::{LoadRequest, Usage};
 use crate::log::LogLevel;
 
-/// Most keys that wait.
-const KEYS_MAX: usize = 1 << 17;
 /// Most uses that wait; more are dropped.
 const TOUCHES_MAX: usize = 1 << 16;
 /// Keys that one turn of the control connection asks for, and those that it changes.
@@ -32,53 +32,22 @@ const LOADS_A_STORE: u32 = 4;
 /// Time for which a server that says that it cannot serve now is not asked.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The connections of one kind.
-#[derive(Default)]
-struct Links {
-    up: usize,
-    /// Why the last one could not be had, unless one is up since.
-    trouble: Option<Error>,
-}
-
-#[derive(Default)]
-struct NodeQueue {
-    loads: VecDeque<QueuedLoad>,
-    stores: VecDeque<Box<QueuedStore>>,
-    lookups: VecDeque<NodeLookup>,
-    deletes: VecDeque<NodeDelete>,
-    touches: VecDeque<ObjectKey>,
-    sweeps: VecDeque<KeySweep>,
-    /// Keys in `loads`, `stores`, `lookups` and `deletes`.
-    keys: usize,
-    loads_in_a_row: u32,
-    /// Threads of data connections that wait for work, by number.
-    free: Vec<usize>,
-    control: Links,
-    data: Links,
-    paused: Option<(Instant, Error)>,
-    closed: Option<Instant>,
-}
-
-/// What the control connection is to do next.
-#[derive(Default)]
-pub struct ControlTurn {
-    pub lookups: Vec<NodeLookup>,
-    pub deletes: Vec<NodeDelete>,
-    pub touches: Vec<ObjectKey>,
-    pub sweep: Option<KeySweep>,
-}
-
-/// Which connections a thread keeps: the one without values, or those for values.
+/// The part that a server plays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LinkKind {
-    Control,
-    Data,
+pub enum NodeRole {
+    /// It has all keys.
+    Single,
+    /// A master of a cluster.
+    Member,
+    /// Values are read from it. What it cannot load is loaded from its master.
+    Replica,
 }
 
 /// A server and its queue.
 pub struct RedisNode {
     pub state: Arc<RedisState>,
     pub address: ServerAddress,
+    pub role: NodeRole,
     queue: Mutex<NodeQueue>,
     /// That of the control thread first.
     bells: Vec<WakeFd>,
@@ -86,45 +55,8 @@ pub struct RedisNode {
     usage: Mutex<(Usage, Option<u64>)>,
     /// How often the server was silent too long on some connection.
     silences: AtomicU64,
-    /// The other servers, if it is one of a cluster.
-    reroute: Option<Weak<dyn Reroute>>,
-}
-
-impl ControlTurn {
-    pub fn is_empty(&self) -> bool {
-        self.lookups.is_empty() && self.deletes.is_empty() && self.touches.is_empty() && self.sweep.is_none()
-    }
-}
-
-impl NodeQueue {
-    fn links(&mut self, kind: LinkKind) -> &mut Links {
-        match kind {
-            LinkKind::Control => &mut self.control,
-            LinkKind::Data => &mut self.data,
-        }
-    }
-
-    /// Why a request would be refused now.
-    fn refusal(&mut self, kind: LinkKind, keys: usize) -> Option<Error> {
-        if self.closed.is_some() {
-            return Some(closed());
-        }
-        if let Some((until, error)) = &self.paused {
-            if Instant::now() < *until {
-                return Some(error.clone());
-            }
-            self.paused = None;
-        }
-        let (waiting, links) = (self.keys, self.links(kind));
-        if links.up == 0 && links.trouble.is_some() {
-            return links.trouble.clone();
-        }
-        // One batch is accepted whole, however large.
-        (waiting > 0 && waiting + keys > KEYS_MAX).then(|| {
-            let message = format!("the redis backend has {waiting} keys waiting already: try again later");
-            Error::new(KVKEEP_ERR_LIMIT, message)
-        })
-    }
+    /// The other servers.
+    router: Weak<dyn Reroute>,
 }
 
 impl RedisNode {
@@ -132,11 +64,21 @@ impl RedisNode {
     pub fn new(
         state: Arc<RedisState>,
         address: ServerAddress,
-        reroute: Option<Weak<dyn Reroute>>,
+        role: NodeRole,
+        router: Weak<dyn Reroute>,
     ) -> io::Result<RedisNode> {
         let bells = (0..=state.options.connections).map(|_| WakeFd::new()).collect::<io::Result<_>>()?;
         let (queue, usage) = (Mutex::default(), Mutex::default());
-        Ok(RedisNode { state, address, queue, bells, usage, silences: AtomicU64::new(0), reroute })
+        Ok(RedisNode { state, address, role, queue, bells, usage, silences: AtomicU64::new(0), router })
+    }
+
+    /// A new connection to it, of a Sentinel's to the master of now. Blocks.
+    pub fn connect(&self) -> Result<RedisConnection> {
+        let options = &self.state.options;
+        match self.role {
+            NodeRole::Replica => RedisConnection::open(options, &self.address, ServerKind::Replica),
+            NodeRole::Single | NodeRole::Member => open_connection(options, &self.address),
+        }
     }
 
     /// The bell of a thread: 0 is the control connection's.
@@ -270,8 +212,9 @@ impl RedisNode {
     pub fn give_back(&self, requests: Vec<DataRequest>, error: &Error) {
         let mut failed = Vec::new();
         let count = requests.len();
-        // A server that went away broke all connections, of which each shows it only when it is used.
-        let broken_max = self.state.options.connections + 1;
+        // A server that went away broke all connections, of which each shows it only when it is used. For a replica the master is
+        // asked at once.
+        let broken_max = if self.role == NodeRole::Replica { 0 } else { self.state.options.connections + 1 };
         {
             let mut queue = self.queue.lock();
             let open = queue.closed.is_none();
@@ -304,10 +247,13 @@ impl RedisNode {
         Error { message, ..error.clone() }
     }
 
-    /// Answers a request of a data connection with an error.
+    /// Answers a request of a data connection with an error, or gives the load of a replica to the master.
     pub fn fail(&self, request: DataRequest, error: Error) {
         match request {
-            DataRequest::Load(load) => load.fail(error),
+            DataRequest::Load(load) => match self.router().filter(|_| self.role == NodeRole::Replica) {
+                Some(router) => router.read_at_master(load),
+                None => load.fail(error),
+            },
             DataRequest::Store(queued) => {
                 let key = queued.store.key;
                 queued.store.answer(Err(error));
@@ -405,9 +351,14 @@ impl RedisNode {
         self.usage.lock().0
     }
 
-    /// The other servers, if it is one of a cluster that is open.
+    /// The other servers, while the backend is open.
+    pub fn router(&self) -> Option<Arc<dyn Reroute>> {
+        self.router.upgrade()
+    }
+
+    /// The same if it is a master of a cluster.
     pub fn cluster(&self) -> Option<Arc<dyn Reroute>> {
-        self.reroute.as_ref()?.upgrade()
+        self.router().filter(|_| self.role == NodeRole::Member)
     }
 
     /// Takes a request that another server of the cluster redirected.
@@ -445,6 +396,12 @@ impl RedisNode {
     pub fn is_unreachable(&self) -> bool {
         let queue = self.queue.lock();
         [&queue.control, &queue.data].into_iter().any(|links| links.up == 0 && links.trouble.is_some())
+    }
+
+    /// Whether a load would find a connection.
+    pub fn is_ready(&self) -> bool {
+        let mut queue = self.queue.lock();
+        queue.data.up > 0 && queue.refusal(LinkKind::Data, 0).is_none()
     }
 
     /// Why it cannot be used now.

@@ -40,6 +40,8 @@ pub struct RedisOptions {
     pub user: String,
     pub password: Option<Secret>,
     pub database: u32,
+    /// Values are read from replicas where these can be used.
+    pub read_from_replica: bool,
     /// Begins the name of every key.
     pub prefix: String,
     /// Seconds after its last use that an object lives, 0 for no end.
@@ -141,6 +143,14 @@ fn part(text: &str) -> Result<usize> {
     }
 }
 
+fn is_replica(text: &str) -> Result<bool> {
+    match text {
+        "master" => Ok(false),
+        "replica" => Ok(true),
+        _ => Err(Error::invalid(format!("{text:?} is neither master nor replica"))),
+    }
+}
+
 fn database(text: &str) -> Result<u32> {
     text.parse().map_err(|_| Error::invalid(format!("{text:?} is no number of a database")))
 }
@@ -210,6 +220,7 @@ impl RedisOptions {
             user,
             password,
             database: numbered.unwrap_or(0),
+            read_from_replica: given.read("read_from", false, is_replica)?,
             prefix: given.text("prefix")?.unwrap_or("kvkeep:").to_owned(),
             ttl: given.read("ttl", 0, seconds)?,
             connections: given.read("connections", 4, |text| count(text, CONNECTIONS_MAX))?,
@@ -316,7 +327,9 @@ mod tests {
         let all = options(all).unwrap();
         assert_eq!((all.prefix.as_str(), all.ttl, all.connections, all.depth, all.part), ("a:", 43_200, 8, 3, 8 << 20));
         assert_eq!((all.connect_timeout, all.timeout), (Duration::from_millis(7), Duration::from_millis(9)));
-        let none = options("redis://h").unwrap();
+        assert!(options("redis+cluster://h?read_from=replica").unwrap().read_from_replica);
+        let none = options("redis://h?read_from=master").unwrap();
+        assert!(!none.read_from_replica);
         assert_eq!((none.prefix.as_str(), none.ttl, none.connections), ("kvkeep:", 0, 4));
         for (name, value) in [
             ("ttl", "0"),
@@ -328,6 +341,7 @@ mod tests {
             ("part", "512MiB"),
             ("timeout_ms", "0"),
             ("db", "-1"),
+            ("read_from", "any"),
             ("prefx", "a"),
         ] {
             let message = refusal(&format!("redis://h?{name}={value}"));

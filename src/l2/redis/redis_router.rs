@@ -1,4 +1,4 @@
-//! The servers of a backend: one, or the masters of a cluster, which come and go.
+//! The servers of a backend: one, or the masters of a cluster, and the replicas that are read from. They come and go.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,16 +9,19 @@ use parking_lot::{Mutex, RwLock};
 
 use super::control_link::run_control_link;
 use super::data_link::run_data_link;
+use super::node_queue::LinkKind;
 use super::object_name::object_name;
 use super::redis_connection::RedisConnection;
-use super::redis_node::{LinkKind, RedisNode};
+use super::redis_node::{NodeRole, RedisNode};
 use super::redis_options::ServerAddress;
 use super::redis_state::{RedisState, Refused, closed};
-use super::requests::{DataRequest, KeyChange, Reroute, Rerouted};
+use super::replica_set::{ReplicaSet, parse_role};
+use super::requests::{DataRequest, KeyChange, NodeLookup, QueuedLoad, Reroute, Rerouted, Route};
 use super::resp::RespValue;
 use super::slot_map::{Redirect, SLOTS, parse_slots, slot_of};
 use crate::error::{Error, KVKEEP_ERR_IO, Result};
 use crate::key::ObjectKey;
+use crate::l2::LoadRequest;
 use crate::log::LogLevel;
 use crate::threads;
 
@@ -33,6 +36,7 @@ struct NodeMap {
     nodes: Vec<Arc<RedisNode>>,
     /// For each slot the place of its server in `nodes`; empty where one server has all keys.
     slots: Vec<u16>,
+    replicas: ReplicaSet,
     closed: bool,
 }
 
@@ -63,7 +67,7 @@ impl RedisRouter {
 
     /// Adds the one server that has all keys, with a connection to it.
     pub fn add_single(&self, address: &ServerAddress, first: RedisConnection) -> Result<()> {
-        let node = self.start(address, None, Some(first))?;
+        let node = self.start(address, NodeRole::Single, Some(first))?;
         self.map.write().nodes.push(node);
         Ok(())
     }
@@ -80,14 +84,10 @@ impl RedisRouter {
     }
 
     /// Starts the threads of a server.
-    fn start(
-        &self,
-        address: &ServerAddress,
-        reroute: Option<Weak<dyn Reroute>>,
-        first: Option<RedisConnection>,
-    ) -> Result<Arc<RedisNode>> {
+    fn start(&self, address: &ServerAddress, role: NodeRole, first: Option<RedisConnection>) -> Result<Arc<RedisNode>> {
         let failed = |error| Error::io("starting the redis backend", &error);
-        let node = Arc::new(RedisNode::new(self.state.clone(), address.clone(), reroute).map_err(failed)?);
+        let router: Weak<dyn Reroute> = self.me.clone();
+        let node = Arc::new(RedisNode::new(self.state.clone(), address.clone(), role, router).map_err(failed)?);
         let mut started = Vec::new();
         let control = node.clone();
         started.push(threads::spawn("kvkeep-redis", move || run_control_link(&control, first)).map_err(failed)?);
@@ -107,7 +107,7 @@ impl RedisRouter {
         Ok(node)
     }
 
-    /// All servers.
+    /// The server that has all keys, or all masters.
     pub fn nodes(&self) -> Vec<Arc<RedisNode>> {
         self.map.read().nodes.clone()
     }
@@ -140,6 +140,48 @@ impl RedisRouter {
             }
         }
         (sorted, failed)
+    }
+
+    /// The replicas that values are read from.
+    pub fn replicas(&self) -> Vec<Arc<RedisNode>> {
+        self.map.read().replicas.nodes().cloned().collect()
+    }
+
+    /// Has loads of one master's keys carried out: by its replicas in turns, where there are some, or by itself.
+    pub fn load(&self, master: &RedisNode, loads: Vec<LoadRequest>) {
+        let replicas = self.map.read().replicas.ready(&master.address);
+        let mut rest = Vec::new();
+        if replicas.is_empty() {
+            rest = loads;
+        } else {
+            let mut shares: Vec<Vec<LoadRequest>> = replicas.iter().map(|_| Vec::new()).collect();
+            for (place, load) in loads.into_iter().enumerate() {
+                shares[place % replicas.len()].push(load);
+            }
+            for (replica, share) in replicas.iter().zip(shares).filter(|(_, share)| !share.is_empty()) {
+                if let Err((share, _)) = replica.load(share) {
+                    rest.extend(share);
+                }
+            }
+        }
+        if let Err((loads, error)) = master.load(rest) {
+            for load in loads {
+                load.sink.loaded(load.index, load.buffer, Err(error.clone()));
+            }
+        }
+    }
+
+    /// Has keys of one master looked up: there, or by a replica while there is no connection to it.
+    pub fn look_up(&self, master: &RedisNode, lookup: NodeLookup) {
+        let Err((lookup, error)) = master.look_up(lookup) else { return };
+        let replica = self.map.read().replicas.ready(&master.address).into_iter().next();
+        let refused = match replica {
+            Some(replica) => replica.look_up(lookup).err(),
+            None => Some((lookup, error)),
+        };
+        if let Some((lookup, error)) = refused {
+            lookup.fail(error);
+        }
     }
 
     /// Gives a change that may begin to the server that has its key, or gives it back with the reason.
@@ -178,7 +220,7 @@ impl RedisRouter {
         let nodes = {
             let mut map = self.map.write();
             map.closed = true;
-            map.nodes.clone()
+            map.nodes.iter().chain(map.replicas.nodes()).cloned().collect::<Vec<_>>()
         };
         nodes.iter().for_each(|node| node.close(until));
         let threads: Vec<_> = self.threads.lock().drain(..).collect();
@@ -199,17 +241,22 @@ impl RedisRouter {
         if let Some(place) = map.nodes.iter().position(|node| node.address == *address) {
             return Some(place as u16);
         }
-        let me: Weak<dyn Reroute> = self.me.clone();
-        match self.start(address, Some(me), None) {
-            Ok(node) => {
-                map.nodes.push(node);
-                Some(map.nodes.len() as u16 - 1)
-            }
-            Err(error) => {
-                self.state.log.often("redis server", LogLevel::Error, || format!("redis: {address}: {error}"));
-                None
-            }
-        }
+        map.nodes.push(self.try_start(address, NodeRole::Member)?);
+        Some(map.nodes.len() as u16 - 1)
+    }
+
+    fn try_start(&self, address: &ServerAddress, role: NodeRole) -> Option<Arc<RedisNode>> {
+        let started = self.start(address, role, None);
+        let failed = |error: &Error| {
+            self.state.log.often("redis server", LogLevel::Error, || format!("redis: {address}: {error}"));
+        };
+        started.inspect_err(failed).ok()
+    }
+
+    /// Reads from these replicas of masters from now on, and from no others.
+    fn use_replicas(&self, map: &mut NodeMap, replicas: Vec<(ServerAddress, Vec<ServerAddress>)>) {
+        let unused = map.replicas.replace(replicas, |address| self.try_start(address, NodeRole::Replica));
+        unused.iter().for_each(|node| node.close(Instant::now() + self.state.options.timeout));
     }
 }
 
@@ -257,10 +304,15 @@ impl Reroute for RedisRouter {
         }
         let mut slots = vec![NOBODY; SLOTS];
         let mut used = Vec::new();
-        for (range, address) in ranges {
-            let Some(place) = self.node_at(&mut map, &address) else { continue };
+        let mut replicas = Vec::new();
+        for range in ranges {
+            let Some(place) = self.node_at(&mut map, &range.master) else { continue };
             used.push(place);
-            slots[usize::from(*range.start())..=usize::from(*range.end())].fill(place);
+            slots[usize::from(*range.slots.start())..=usize::from(*range.slots.end())].fill(place);
+            replicas.push((range.master, range.replicas));
+        }
+        if self.state.options.read_from_replica {
+            self.use_replicas(&mut map, replicas);
         }
         // Servers that have no slot any more are let go; the others move up.
         let mut places = vec![NOBODY; map.nodes.len()];
@@ -278,6 +330,28 @@ impl Reroute for RedisRouter {
         }
         (map.nodes, map.slots) = (kept, slots);
         self.moved.store(false, Ordering::Release);
+    }
+
+    fn learn_replicas(&self, role: &RespValue, master: &ServerAddress) {
+        let Some(replicas) = parse_role(role) else { return };
+        let mut map = self.map.write();
+        if !map.closed {
+            self.use_replicas(&mut map, vec![(master.clone(), replicas)]);
+        }
+    }
+
+    fn replica_count(&self, master: &ServerAddress) -> usize {
+        self.map.read().replicas.count(master)
+    }
+
+    fn read_at_master(&self, load: QueuedLoad) {
+        match self.node_of(&load.load.key) {
+            Ok(master) => {
+                let load = QueuedLoad { broken: 0, route: Route::default(), ..load };
+                master.take_over(Rerouted::Data(DataRequest::Load(load)));
+            }
+            Err(error) => load.fail(error),
+        }
     }
 
     fn wants_slots(&self) -> bool {

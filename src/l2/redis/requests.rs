@@ -276,12 +276,18 @@ impl Rerouted {
     }
 }
 
-/// The servers of a cluster, as the connections to one of them see them.
+/// The other servers, as the connections to one of them see them.
 pub trait Reroute: Send + Sync {
     /// Gives a request to the server that it was redirected to.
     fn redirect(&self, to: Redirect, request: Rerouted);
     /// Takes in who has which slots, as the server at `asked` told.
     fn learn(&self, slots: &RespValue, asked: &ServerAddress);
+    /// Takes in the replicas of the one master, as it answered ROLE.
+    fn learn_replicas(&self, role: &RespValue, master: &ServerAddress);
+    /// How many replicas of a master values are read from.
+    fn replica_count(&self, master: &ServerAddress) -> usize;
+    /// Gives a load that a replica cannot carry out to the master of its key.
+    fn read_at_master(&self, load: QueuedLoad);
     /// Whether to ask soon who has which slots.
     fn wants_slots(&self) -> bool;
 }

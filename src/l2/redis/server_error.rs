@@ -38,7 +38,8 @@ pub fn server_error(text: &str, command: &str) -> (Error, Consequence) {
         "NOPERM" => (
             KVKEEP_ERR_PERMISSION,
             Consequence::Nothing,
-            "allow the user ~<prefix>* and +get +set +getrange +unlink +touch +expire +strlen +scan +info +dbsize",
+            "allow the user ~<prefix>* and +get +set +getrange +unlink +touch +expire +strlen +scan +info +dbsize, and with \
+             read_from=replica +role +wait",
         ),
         "MISCONF" | "NOREPLICAS" => (KVKEEP_ERR_IO, Consequence::Nothing, "look into the server's log"),
         _ => (KVKEEP_ERR_IO, Consequence::Nothing, "look into the server's log"),

@@ -17,6 +17,14 @@ pub struct Redirect {
     pub ask: bool,
 }
 
+/// Slots that one master has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlotRange {
+    pub slots: RangeInclusive<u16>,
+    pub master: ServerAddress,
+    pub replicas: Vec<ServerAddress>,
+}
+
 /// CRC-16 of the XMODEM kind, by which Redis distributes keys.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0u16, |crc, &byte| {
@@ -55,14 +63,18 @@ pub fn parse_redirect(text: &str, asked: &ServerAddress) -> Option<Redirect> {
     Some(Redirect { slot, server: address(host, port.parse().ok()?, asked)?, ask })
 }
 
-/// The masters of a cluster and their slots, as CLUSTER SLOTS answers.
-pub fn parse_slots(reply: &RespValue, asked: &ServerAddress) -> Vec<(RangeInclusive<u16>, ServerAddress)> {
+/// The slots of a cluster by their masters, as CLUSTER SLOTS answers.
+pub fn parse_slots(reply: &RespValue, asked: &ServerAddress) -> Vec<SlotRange> {
+    let server = |server: &RespValue| match server.as_list()? {
+        [host, port, ..] => address(host.as_text().unwrap_or_default(), port.as_number()?, asked),
+        [] | [_] => None,
+    };
     let range = |range: &RespValue| {
-        let [first, last, master, ..] = range.as_list()? else { return None };
+        let [first, last, master, replicas @ ..] = range.as_list()? else { return None };
         let slot = |value: &RespValue| value.as_number().and_then(|slot| u16::try_from(slot).ok());
         let (first, last) = (slot(first)?, slot(last).filter(|&last| usize::from(last) < SLOTS)?);
-        let [host, port, ..] = master.as_list()? else { return None };
-        Some((first..=last, address(host.as_text().unwrap_or_default(), port.as_number()?, asked)?))
+        let replicas = replicas.iter().filter_map(server).collect();
+        Some(SlotRange { slots: first..=last, master: server(master)?, replicas })
     };
     reply.as_list().unwrap_or_default().iter().filter_map(range).collect()
 }
@@ -101,7 +113,9 @@ mod tests {
                      *4\r\n:5461\r\n:16383\r\n*2\r\n$-1\r\n:7001\r\n*2\r\n$1\r\nb\r\n:7002\r\n*1\r\n:7\r\n";
         let (reply, _) = RespValue::parse(text, 100).unwrap().unwrap();
         let slots = parse_slots(&reply, &tcp("here", 1));
-        assert_eq!(slots, [(0..=5460, tcp("127.0.0.1", 7000)), (5461..=16_383, tcp("here", 7001))]);
+        let range = |slots, master, replicas| SlotRange { slots, master, replicas };
+        let second = range(5461..=16_383, tcp("here", 7001), vec![tcp("b", 7002)]);
+        assert_eq!(slots, [range(0..=5460, tcp("127.0.0.1", 7000), vec![]), second]);
         assert_eq!(parse_slots(&RespValue::Nil, &tcp("here", 1)), []);
     }
 }

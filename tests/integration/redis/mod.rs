@@ -4,6 +4,7 @@ mod access;
 mod caches;
 mod cluster;
 mod proxied;
+mod replicas;
 mod round_trip;
 mod sentinel;
 mod tls;
