@@ -96,14 +96,14 @@ impl RedisConnection {
         self.outbox.command(&hello);
         let mut reply = self.one(server, until)?;
         if matches!(&reply, RespValue::Failure(text) if text.starts_with("ERR") || text.starts_with("NOPROTO")) {
-            // Before Redis 6 there is no HELLO, and no user.
-            reply = RespValue::Nil;
-            if let Some(Secret(password)) = &options.password {
-                let login = [b"AUTH", options.user.as_bytes(), password.as_bytes()];
-                let login: Vec<&[u8]> = login.into_iter().filter(|part| !part.is_empty()).collect();
-                self.outbox.command(&login);
-                reply = self.one(server, until)?;
-            }
+            // Before Redis 6 there is no HELLO, and no user. Whether a password is wanted, any command tells.
+            let login: Vec<&[u8]> = match &options.password {
+                Some(Secret(password)) => vec![b"AUTH", options.user.as_bytes(), password.as_bytes()],
+                None => vec![b"PING"],
+            };
+            let login: Vec<&[u8]> = login.into_iter().filter(|part| !part.is_empty()).collect();
+            self.outbox.command(&login);
+            reply = self.one(server, until)?;
         }
         match &reply {
             RespValue::Failure(text) => return Err(refused(text)),

@@ -90,6 +90,23 @@ fn no_report_of_a_cache_has_the_secret() {
     assert!(!told.contains("s3cret") && !format!("{:?}", lines.lock()).contains("s3cret"), "{told}");
 }
 
+#[test]
+fn a_server_that_knows_no_hello_is_used_as_well() {
+    // As before Redis 6: the older protocol, and a password without a user.
+    let Some(mut server) = Server::start(&["--rename-command", "HELLO", "", "--requirepass", "s3cret"]) else { return };
+    server.login = ["AUTH", "s3cret"].map(str::to_owned).to_vec();
+    let backend = open(&format!("redis://:s3cret@127.0.0.1:{}?part=1MiB", server.port)).unwrap();
+    for (number, length) in [(1, 1000), (2, (2 << 20) + 5)] {
+        assert_eq!(store(&*backend, number, length).unwrap(), Stored::Written);
+        load(&*backend, number, length).unwrap();
+        assert_eq!(lookup(&*backend, &[number, 3], true).unwrap(), [Found::Present(length as u64), Found::Absent]);
+        assert_eq!(delete(&*backend, &[number]).unwrap(), 1);
+    }
+    refused(&server.url(""), KVKEEP_ERR_PERMISSION, &["NOAUTH", "redis://user:password@host"]);
+    let wrong = format!("redis://:s3cretx@127.0.0.1:{}", server.port);
+    refused(&wrong, KVKEEP_ERR_PERMISSION, &["WRONGPASS", "check the user and the password"]);
+}
+
 /// Answers whatever comes with these bytes.
 fn speaker(bytes: &'static [u8]) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,5 +1,7 @@
 //! Servers that die, come back, hang, or are not what they were: requests are answered once, and never with wrong bytes.
 
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -120,6 +122,34 @@ fn a_server_that_hangs_is_given_up_and_taken_again() {
     backend.close();
     assert_eq!(loads.iter().take(20).filter(|(_, _, result)| result.is_err()).count(), 20);
     server.signal(Signal::CONT);
+}
+
+#[test]
+fn p4_a_proxy_that_answers_html_in_its_place_makes_misses() {
+    let Some(mut server) = Server::start(&[]) else { return };
+    let backend = server.open("?connect_ms=1000");
+    store(&*backend, 1, LENGTH).unwrap();
+    server.kill();
+    let (over, listener) = (Arc::new(AtomicBool::new(false)), TcpListener::bind(("127.0.0.1", server.port)).unwrap());
+    let ends = over.clone();
+    let proxy = std::thread::spawn(move || {
+        while !ends.load(Ordering::Acquire) {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\n\r\n<html></html>");
+        }
+    });
+    until("the cause", || matches!(backend.health(), Health::Bad(why) if why.contains("HTTP/1.1 502")));
+    let errors = [load(&*backend, 1, LENGTH).unwrap_err(), store(&*backend, 2, 10).unwrap_err()];
+    for error in errors.into_iter().chain([lookup(&*backend, &[1], true).unwrap_err()]) {
+        assert_eq!(error.status, KVKEEP_ERR_IO, "{error}");
+    }
+    over.store(true, Ordering::Release);
+    drop(TcpStream::connect(("127.0.0.1", server.port)));
+    proxy.join().unwrap();
+    server.restart();
+    until("an end of the trouble", || backend.health() == Health::Good);
+    assert_eq!(store(&*backend, 1, LENGTH).unwrap(), Stored::Written);
+    load(&*backend, 1, LENGTH).unwrap();
 }
 
 #[test]
