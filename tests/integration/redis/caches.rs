@@ -7,10 +7,10 @@ use rustix::process::Signal;
 use crate::promises::cache::{Cache, MIB, WATCHDOG_MS, intact, until, watched};
 use crate::support::redis::*;
 
-const SIZE: u64 = 64 << 10;
+pub const SIZE: u64 = 64 << 10;
 
 /// Prefetches objects and compares their bytes.
-fn read_all(cache: &Cache, numbers: std::ops::Range<u32>) -> u64 {
+pub fn read_all(cache: &Cache, numbers: std::ops::Range<u32>) -> u64 {
     let session = cache.session();
     let hits = cache.prefetch(session, numbers.clone()).hit_chunks;
     let views = cache.read(session, numbers.start..numbers.start + hits, 0);

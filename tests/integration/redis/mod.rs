@@ -9,3 +9,4 @@ mod round_trip;
 mod sentinel;
 mod tls;
 mod trouble;
+mod valkey;
