@@ -1585,7 +1585,8 @@ kvkeep_status kvkeep_evict(kvkeep *cache,
 /// `kvkeep_flush` waits for the backends). A backend that fails, or has no room for more work, is asked again; a deletion that is
 /// given up is logged, and counted by `stores_dropped`.
 /// Per key: LOCKED (shared, under a copy or a transfer, or found by a job that will load it; deleted nowhere), NOT_FOUND (in no
-/// tier that knows without I/O; named before in the same call). Errors: NOT_FOUND (space), INVALID.
+/// tier that knows without I/O; named before in the same call). A backend that knows by I/O alone (Redis, S3, a plug-in) deletes
+/// what it has of NOT_FOUND keys all the same. Errors: NOT_FOUND (space), INVALID.
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_delete(kvkeep *cache,

@@ -1,19 +1,22 @@
 //! L1 and the backends are kept informed of each other: uses go down, losses come up. Both in batches, on the store thread.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use hashbrown::HashSet;
 use parking_lot::Mutex;
 
-use super::backends::{BackendList, Backends};
+use super::backends::{BackendList, BackendSlot, Backends};
+use super::deadline::Deadlines;
 use super::losses::Noted;
 use super::prefetch::loader::Loader;
+use crate::error::Result;
 use crate::key::ObjectKey;
 use crate::l1::L1;
 use crate::l1::slot::Ref;
 use crate::l1::tier_notes::Uses;
-use crate::l2::Found;
+use crate::l2::{Found, LookupRequest, Reply};
 use crate::meters::Meters;
 
 /// Objects in one call to a backend.
@@ -26,6 +29,7 @@ pub struct TierSync {
     pub(super) l1: Arc<L1>,
     pub(super) backends: Arc<Backends>,
     loader: Arc<Loader>,
+    deadlines: Arc<Deadlines>,
     meters: Arc<Meters>,
     /// Objects that callers touched by key, the last one last.
     touched: Mutex<VecDeque<ObjectKey>>,
@@ -35,8 +39,14 @@ pub struct TierSync {
 
 impl TierSync {
     /// Between `l1` and `tiers`.
-    pub fn new(l1: Arc<L1>, backends: Arc<Backends>, loader: Arc<Loader>, meters: Arc<Meters>) -> TierSync {
-        TierSync { l1, backends, loader, meters, touched: Mutex::default(), spare: Mutex::default() }
+    pub fn new(
+        l1: Arc<L1>,
+        backends: Arc<Backends>,
+        loader: Arc<Loader>,
+        deadlines: Arc<Deadlines>,
+        meters: Arc<Meters>,
+    ) -> TierSync {
+        TierSync { l1, backends, loader, deadlines, meters, touched: Mutex::default(), spare: Mutex::default() }
     }
 
     /// Whether no use and no loss waits.
@@ -62,9 +72,10 @@ impl TierSync {
         self.notify_uses();
         let Noted { objects, any } = self.backends.losses().take();
         if any {
-            self.look_through();
+            self.look_through(None);
         } else if !objects.is_empty() {
-            self.lose(&self.backends.list(), objects);
+            let lost = self.without_backend(&self.backends.list(), objects);
+            self.lose(&lost);
         }
     }
 
@@ -86,9 +97,8 @@ impl TierSync {
         touched.chunks(BATCH).for_each(|objects| touch(&backends, objects));
     }
 
-    /// Marks objects in L1 as not stored where no backend has them.
-    fn lose(&self, backends: &BackendList, mut objects: Vec<ObjectKey>) {
-        // Objects on their way into L1 count, too.
+    /// Those of some objects that are in L1, or on their way there, and in the index of no backend.
+    fn without_backend(&self, backends: &BackendList, mut objects: Vec<ObjectKey>) -> Vec<ObjectKey> {
         let loading = self.loader.loading(&objects);
         self.l1.retain_stored(&mut objects, &loading);
         for slot in backends.iter() {
@@ -103,21 +113,65 @@ impl TierSync {
                 objects.drain(kept..piece.end);
             }
         }
-        self.loader.lose(&objects);
-        self.l1.lose(&objects);
+        objects
     }
 
-    /// Looks through all objects that L1 takes for stored: the backends, or one of them, may have lost some.
-    pub fn look_through(&self) {
+    /// Marks objects as not stored.
+    fn lose(&self, objects: &[ObjectKey]) {
+        self.loader.lose(objects);
+        self.l1.lose(objects);
+    }
+
+    /// Looks through all objects that L1 takes for stored: the backends, or one of them, may have lost some. Those without an index
+    /// are asked, which blocks until the deadline of each, or until `until`, at the latest: one that is late or fails has nothing.
+    pub fn look_through(&self, until: Option<Instant>) {
         let backends = self.backends.list();
+        let deadline = |slot: &BackendSlot| until.into_iter().fold(self.deadlines.deadline(slot), Instant::min);
+        let asked = backends.iter().filter(|slot| slot.usable() && !slot.backend.has_index());
+        let mut asked: Vec<(&Arc<BackendSlot>, Instant)> = asked.map(|slot| (slot, deadline(slot))).collect();
         let mut first = 0;
         while let Some((objects, next)) = self.l1.stored_from(first) {
-            if !objects.is_empty() {
-                self.lose(&backends, objects);
-            }
             first = next;
+            if objects.is_empty() {
+                continue;
+            }
+            let mut objects = self.without_backend(&backends, objects);
+            asked.retain(|(slot, until)| remove_found(slot, *until, &mut objects));
+            self.lose(&objects);
         }
     }
+}
+
+/// Asks a backend for objects and removes those that it has. Blocks. False if it does not answer by then.
+fn remove_found(slot: &Arc<BackendSlot>, until: Instant, objects: &mut Vec<ObjectKey>) -> bool {
+    let (asked, mut rest): (Vec<ObjectKey>, Vec<ObjectKey>) =
+        objects.drain(..).partition(|object| slot.may_have(&object.space));
+    let mut answers = true;
+    for keys in asked.chunks(BATCH) {
+        let found = if answers { look_up(slot, until, keys) } else { None };
+        answers = found.is_some();
+        let mut found = found.unwrap_or_default().into_iter();
+        rest.extend(keys.iter().filter(|_| !matches!(found.next(), Some(Found::Present(_)))));
+    }
+    *objects = rest;
+    answers
+}
+
+/// Asks a backend for objects and leaves no pin. None if it fails, or does not answer by then.
+fn look_up(slot: &Arc<BackendSlot>, until: Instant, keys: &[ObjectKey]) -> Option<Vec<Found>> {
+    let (to, answer) = mpsc::channel();
+    let (backend, asked) = (slot.backend.clone(), keys.to_vec());
+    let reply = Reply::new(move |result: Result<Vec<Found>>| {
+        if let Ok(found) = &result {
+            let present = asked.iter().zip(found).filter(|(_, found)| matches!(found, Found::Present(_)));
+            let pinned: Vec<ObjectKey> = present.map(|(key, _)| *key).collect();
+            backend.unpin(&pinned);
+        }
+        // Nobody waits for a late answer.
+        let _ = to.send(result);
+    });
+    slot.backend.lookup(LookupRequest { keys: keys.to_vec(), in_order: false, deadline: until, reply });
+    answer.recv_timeout(until.saturating_duration_since(Instant::now())).ok()?.ok()
 }
 
 fn touch(backends: &BackendList, objects: &[ObjectKey]) {

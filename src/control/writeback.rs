@@ -113,9 +113,9 @@ impl Writeback {
         self.wake();
     }
 
-    /// Has L1 look again for objects that are stored nowhere. Called after a backend was removed.
-    pub fn removed(&self) {
-        self.sync.look_through();
+    /// Has L1 look again for objects that are stored nowhere. Called after a backend was removed. Blocks until `until` at most.
+    pub fn removed(&self, until: Instant) {
+        self.sync.look_through(Some(until));
     }
 
     /// The body of the store thread.

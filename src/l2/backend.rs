@@ -165,6 +165,11 @@ pub trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
     /// Answers without I/O, `Unknown` for what needs I/O. `found` has one place per key.
     fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]);
+    /// Whether its index has every object that this process stored or found in it. If not, `lookup_cached` of most objects is
+    /// `Unknown`, and only a lookup tells.
+    fn has_index(&self) -> bool {
+        true
+    }
     /// Answers every key, with as much I/O as that takes.
     fn lookup(&self, lookup: LookupRequest);
     /// Takes one pin off each key.

@@ -326,6 +326,10 @@ impl Backend for FaultBackend {
         }
     }
 
+    fn has_index(&self) -> bool {
+        self.shared.inner.has_index()
+    }
+
     fn lookup(&self, lookup: LookupRequest) {
         if let Some(request) = self.meet(&self.lookups, FaultRequest::Lookup(lookup)) {
             request.forward(&*self.shared.inner);

@@ -393,6 +393,10 @@ impl Backend for MemoryBackend {
         }
     }
 
+    fn has_index(&self) -> bool {
+        !self.slow
+    }
+
     fn lookup(&self, lookup: LookupRequest) {
         self.submit(vec![MemoryRequest::Lookup(lookup)]);
     }

@@ -132,7 +132,7 @@ impl Cache for Node {
         let deadline = Instant::now() + self.backend_timeout;
         let slot = self.backends.remove(number)?;
         self.look_below();
-        self.writer.removed();
+        self.writer.removed(deadline);
         // Callers may have been promised objects that jobs found in it.
         while slot.usable() && self.prefetcher.plans_on(&slot) && Instant::now() < deadline {
             thread::sleep(REMOVAL_PAUSE);

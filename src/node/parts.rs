@@ -120,7 +120,7 @@ impl Node {
         let loading_max = loading_max.max(1);
         let loader =
             Loader::new(jobs, l1.clone(), deadlines.clone(), meters.clone(), log.clone(), checksum, loading_max);
-        let sync = TierSync::new(l1.clone(), backends.clone(), loader.clone(), meters.clone());
+        let sync = TierSync::new(l1.clone(), backends.clone(), loader.clone(), deadlines.clone(), meters.clone());
         let (its_backends, its_meters) = (backends.clone(), meters.clone());
         let prefetcher = Prefetcher::new(l1.clone(), its_backends, loader, deadlines.clone(), its_meters, config.boot);
         let writer = Writeback::new(sync, deadlines.clone(), meters.clone(), log.clone(), checksum, writing_max);

@@ -110,6 +110,10 @@ impl Backend for EncryptedBackend {
         self.state.inner.lookup_cached(keys, found);
     }
 
+    fn has_index(&self) -> bool {
+        self.state.inner.has_index()
+    }
+
     fn lookup(&self, lookup: LookupRequest) {
         self.state.inner.lookup(lookup);
     }

@@ -259,6 +259,10 @@ impl Backend for PluginBackend {
         found.fill(Found::Unknown);
     }
 
+    fn has_index(&self) -> bool {
+        false
+    }
+
     fn lookup(&self, lookup: LookupRequest) {
         self.state.push(PluginCall::Request(Owed::Lookup(lookup, Vec::new())));
     }

@@ -104,6 +104,10 @@ impl Backend for RedisBackend {
         }
     }
 
+    fn has_index(&self) -> bool {
+        false
+    }
+
     fn lookup(&self, lookup: LookupRequest) {
         let LookupRequest { keys, in_order, deadline, reply } = lookup;
         let batch = LookupBatch::new(keys.len(), in_order, reply, self.state.pins.clone());

@@ -111,6 +111,10 @@ impl Backend for S3Backend {
         }
     }
 
+    fn has_index(&self) -> bool {
+        false
+    }
+
     fn lookup(&self, lookup: LookupRequest) {
         let LookupRequest { keys, in_order, deadline, reply } = lookup;
         let entered = match self.gate.enter(keys.len()) {

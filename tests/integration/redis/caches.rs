@@ -1,10 +1,12 @@
 //! Two caches that share only a server.
 
+use kvkeep::abi::{KVKEEP_KEY_STORED, KeyState};
 use kvkeep::backend_state::BackendHealth;
 use kvkeep::cache::Cache as _;
+use kvkeep::error::KVKEEP_ERR_NOT_FOUND;
 use rustix::process::Signal;
 
-use crate::promises::cache::{Cache, MIB, WATCHDOG_MS, intact, until, watched};
+use crate::promises::cache::{Cache, MIB, WATCHDOG_MS, intact, keys, said, until, watched};
 use crate::support::redis::*;
 
 pub const SIZE: u64 = 64 << 10;
@@ -43,6 +45,52 @@ fn a_second_cache_hits_what_the_first_one_stored() {
             cache.at_rest();
             cache.node.close();
         }
+    });
+}
+
+/// How many objects L1 takes for stored.
+fn stored(cache: &Cache, numbers: std::ops::Range<u32>) -> usize {
+    let keys = keys(numbers);
+    let mut states = vec![KeyState::default(); keys.len()];
+    cache.node.query_keys(cache.space, &keys, &mut states).unwrap();
+    states.iter().filter(|state| state.flags & KVKEEP_KEY_STORED != 0).count()
+}
+
+#[test]
+fn what_only_the_server_has_is_stored_when_another_backend_goes() {
+    watched(|| {
+        let Some(server) = Server::start(&[]) else { return };
+        let cache = Cache::open(16 * MIB, &["memory:", &server.url("")], |_| {});
+        cache.store(0..100, SIZE);
+        cache.node.flush(WATCHDOG_MS).unwrap();
+        let name = server.keys().remove(0);
+        server.ask(&["DEL", &name]);
+        let stores = cache.stats().stores;
+        cache.node.remove_backend(1).unwrap();
+        assert_eq!(stored(&cache, 0..100), 99);
+        // Only the one that the server lost is written again when L1 evicts all.
+        cache.node.evict(cache.space, &keys(0..100), None).unwrap();
+        cache.node.flush(WATCHDOG_MS).unwrap();
+        assert!(cache.stats().stores <= stores + 1 && server.keys().len() >= 99);
+        cache.at_rest();
+        cache.node.close();
+    });
+}
+
+#[test]
+fn a_key_that_only_the_server_has_is_deleted_there() {
+    watched(|| {
+        let Some(server) = Server::start(&[]) else { return };
+        let [one, two] = [(); 2].map(|()| Cache::open(16 * MIB, &[&server.url("")], |_| {}));
+        one.store_below(0..10, SIZE);
+        // Nothing here knows of it without asking, and so the status is that there is none.
+        let mut statuses = [0; 10];
+        assert!(!two.node.delete(two.space, &keys(0..10), Some(&mut statuses)).unwrap());
+        assert_eq!(statuses, [said(KVKEEP_ERR_NOT_FOUND); 10]);
+        two.node.flush(WATCHDOG_MS).unwrap();
+        assert!(server.keys().is_empty());
+        assert_eq!(read_all(&one, 0..10), 0);
+        [one, two].into_iter().for_each(|cache| cache.node.close());
     });
 }
 
