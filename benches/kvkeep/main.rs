@@ -17,11 +17,13 @@ mod daemon;
 mod device;
 mod fio;
 mod fs;
+mod half_duplex;
 mod heap;
 mod l1;
 mod prefetch;
 mod random;
 mod redis;
+mod redis_client;
 mod report;
 #[cfg(feature = "s3")]
 mod s3;
