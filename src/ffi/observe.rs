@@ -130,8 +130,9 @@ pub unsafe extern "C" fn kvkeep_explain_key(
     })
 }
 
-/// Writes, as JSON, the state of a session (for `session` 0: of every session that holds something): owner, request id, age,
-/// deadline, shares per key, staged keys, jobs.
+/// Writes, as JSON, the state of a session (for `session` 0: of every session that holds something, that with most bytes first):
+/// owner, request id, age, idle time, deadline, bytes of L1 that it holds (objects that others share count whole), how long the
+/// longest shared of them has been shared, shares per key, staged keys, jobs.
 /// Errors: NOT_FOUND (session).
 /// Since: 0.1.
 #[unsafe(no_mangle)]

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::counters::Gauges;
 use super::session::sessions::{Session, Staged};
-use super::slot::{BUSY, DETACHED, GIVEN_UP, NOBODY, NONE, QUEUED, STAGING, STORED, TEMPORARY};
+use super::slot::{BUSY, DETACHED, GIVEN_UP, NOBODY, NONE, QUEUED, STAGING, STORED, Slot, TEMPORARY};
 use super::state::L1State;
 use super::tier::L1;
 use super::{lookup, pending_writes};
@@ -84,8 +84,14 @@ pub struct SessionReport {
     pub space: u64,
     /// Milliseconds since it began.
     pub age_ms: u64,
+    /// Milliseconds since it was used last.
+    pub idle_ms: u64,
     /// Milliseconds until its deadline, negative past it.
     pub expires_in_ms: i64,
+    /// Bytes of L1 that it holds: of objects that it has shares of, which others may share, and of what it stages.
+    pub bytes: u64,
+    /// Milliseconds since the first of the present shares of an object that it holds was taken, of the object that is shared longest.
+    pub shared_for_ms: u64,
     /// Shares that it holds of all keys together.
     pub shares: u64,
     /// Keys it holds shares of, with how many.
@@ -231,6 +237,11 @@ pub(super) fn stager(l1: &L1, session: u64, key: &Key) -> Option<String> {
     })
 }
 
+/// Milliseconds since the first of an object's present shares was taken.
+fn shared_for(state: &L1State, slot: &Slot) -> u64 {
+    u64::from((state.now_ms as u32).wrapping_sub(slot.since_ms))
+}
+
 /// A session, for people.
 fn name(session: &Session) -> String {
     let shown: String = session.request_id.chars().take(REQUEST_SHOWN).collect();
@@ -320,7 +331,7 @@ fn object_report(state: &L1State, id: u32) -> ObjectReport {
         bytes: slot.size(),
         shares,
         transfers,
-        shared_for_ms: if shares > 0 { u64::from((state.now_ms as u32).wrapping_sub(slot.since_ms)) } else { 0 },
+        shared_for_ms: if shares > 0 { shared_for(state, slot) } else { 0 },
         uses: slot.uses(),
         temporary: slot.is(TEMPORARY),
         written: slot.is(STORED),
@@ -335,6 +346,7 @@ fn object_report(state: &L1State, id: u32) -> ObjectReport {
 fn session_report(state: &L1State, index: u32, session: &Session) -> SessionReport {
     let mut seen = HashSet::new();
     let (mut held, mut held_of_cleared) = (Vec::<(String, u32)>::new(), Vec::new());
+    let (mut bytes, mut shared_for_ms) = (0, 0);
     for &name in &session.used {
         if state.slots.find(name).is_none() {
             continue;
@@ -343,15 +355,23 @@ fn session_report(state: &L1State, index: u32, session: &Session) -> SessionRepo
         if shares > 0 && seen.insert(name) {
             let list = if state.slots[name.slot].is(DETACHED) { &mut held_of_cleared } else { &mut held };
             list.push((state.slots.key(name.slot).to_string(), shares));
+            let slot = &state.slots[name.slot];
+            bytes += slot.size();
+            shared_for_ms = shared_for_ms.max(shared_for(state, slot));
         }
     }
+    bytes += session.staged.iter().map(|staged| state.slots[staged.id].size()).sum::<u64>();
+    let used_ms = session.deadline_ms.saturating_sub(session.timeout_ms).max(session.began_ms);
     SessionReport {
         session: session.id,
         request_id: session.request_id.to_string(),
         owner_pid: session.owner_pid,
         space: state.spaces[session.space as usize].tag.number(),
         age_ms: state.now_ms - session.began_ms,
+        idle_ms: state.now_ms.saturating_sub(used_ms),
         expires_in_ms: session.deadline_ms as i64 - state.now_ms as i64,
+        bytes,
+        shared_for_ms,
         shares: session.shares,
         held,
         held_of_cleared,

@@ -234,9 +234,11 @@ impl Node {
         .to_string())
     }
 
-    /// The objects that a session holds, or for 0 every session that holds some. JSON.
+    /// The objects that a session holds, or for 0 every session that holds some, that with most bytes first. JSON.
     pub fn explain_session(&self, session: u64) -> Result<String> {
-        let reports = self.l1.explain_sessions((session != 0).then_some(session))?;
+        let mut reports = self.l1.explain_sessions((session != 0).then_some(session))?;
+        reports.sort_by_key(|report| std::cmp::Reverse(report.bytes));
+        let (_, l1) = self.l1.gauges();
         let sessions: Vec<_> = reports
             .into_iter()
             .map(|report| {
@@ -252,6 +254,7 @@ impl Node {
                 value
             })
             .collect();
-        Ok(json!({ "sessions": sessions }).to_string())
+        Ok(json!({ "l1_bytes": l1.capacity_bytes, "l1_locked_bytes": l1.locked_bytes, "sessions": sessions })
+            .to_string())
     }
 }

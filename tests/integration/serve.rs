@@ -286,8 +286,31 @@ fn the_other_subcommands_look_at_a_daemon() {
     assert!(said.contains("7 shares, the first taken ") && said.contains("backend 1 (memory): present"), "{said}");
     let (_, said) = ask(&format!("explain {url}"));
     assert!(said.contains(&format!("session {session} \"who\" of process {}", std::process::id())), "{said}");
-    assert!(said.contains(&format!("space {space}")) && said.contains(&format!("holds {key} × 7")), "{said}");
-    assert_eq!(ask(&format!("explain {url} {session}")).1.lines().count(), 2);
+    assert!(
+        said.contains(&format!("space {space}")) && said.starts_with("L1: 4 KiB of 4 MiB cannot be evicted"),
+        "{said}"
+    );
+    // The largest holder first, in sums; keys on request.
+    let larger = client.begin_session(space, "larger", None).unwrap();
+    let staged = [2, 3].map(|first| Key { hash: [first; 32], rank: 0, group: 0 });
+    let mut views = [view[0]; 2];
+    assert!(client.reserve_write(larger, &staged, &[65536, 4096], false, &mut views).unwrap());
+    let (_, said) = ask(&format!("explain {url}"));
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[1].starts_with(&format!("session {larger} \"larger\"")) && lines[1].contains("idle for "), "{said}");
+    assert!(
+        lines[2].starts_with("  68 KiB in 2 keys, 1.7 % of L1;") && lines[2].contains("2 staged, 0 jobs"),
+        "{said}"
+    );
+    assert!(lines[4].starts_with("  4 KiB in 1 keys, 0.1 % of L1; the longest shared for "), "{said}");
+    assert_eq!(lines.len(), 5, "{said}");
+    assert!(ask(&format!("explain --all {url}")).1.contains(&format!("holds {key} × 7")));
+    let (_, json) = ask(&format!("explain --json {url}"));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["l1_locked_bytes"], &json["sessions"][0]["bytes"]), (&73728.into(), &69632.into()), "{json}");
+    client.end_session(larger).unwrap();
+    let (_, said) = ask(&format!("explain {url} {session}"));
+    assert!(said.lines().count() == 4 && said.contains(&format!("holds {key} × 7")), "{said}");
 
     let (code, said) = ask(&format!("clear {url}"));
     assert_eq!(code, 1);

@@ -14,8 +14,8 @@ const SHOWN: usize = 20;
 
 /// Say who holds what in a daemon, since when, and why it cannot be evicted
 ///
-/// Asked about a key: where it is and who holds it. Asked about a session: what it holds. Asked about nothing: every session
-/// that holds something.
+/// Asked about a key: where it is and who holds it. Asked about a session: its keys. Asked about nothing: every session
+/// that holds something, that with most bytes first, without its keys unless --all.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  kvkeep explain unix:///run/kvkeep.sock\n  kvkeep explain unix:///run/kvkeep.sock 1048577\n  kvkeep explain unix:///run/kvkeep.sock --space 7316245889087154412 HASH:RANK:GROUP"
@@ -71,7 +71,7 @@ pub fn run(args: &ExplainArgs) -> Outcome {
     let report = match about {
         _ if args.json => format!("{value:#}\n"),
         About::Key(_) => key_text(&value),
-        About::Session(_) => sessions_text(&value, shown),
+        About::Session(number) => sessions_text(&value, shown, number != 0 || args.all),
     };
     text::print(&report);
     Ok(true)
@@ -141,25 +141,41 @@ fn key_text(value: &Value) -> String {
     report
 }
 
-fn sessions_text(value: &Value, shown: usize) -> String {
+fn sessions_text(value: &Value, shown: usize, keys: bool) -> String {
     let sessions = list(&value["sessions"]);
     if sessions.is_empty() {
         return "no session holds anything\n".to_owned();
     }
-    let mut report = String::new();
+    let (whole, locked) = (number(&value["l1_bytes"]), number(&value["l1_locked_bytes"]));
+    let mut report = format!("L1: {} of {} cannot be evicted\n", text::bytes(locked), text::bytes(whole));
     for session in sessions.iter().take(shown) {
         let left = session["expires_in_ms"].as_i64().unwrap_or(0);
         let (age, deadline) = (time(number(&session["age_ms"])), time(left.unsigned_abs()));
         let deadline = if left < 0 { format!("expired {deadline} ago") } else { format!("expires in {deadline}") };
         let _ = writeln!(
             report,
-            "session {} {} of process {}, space {}: begun {age} ago, {deadline}",
+            "session {} {} of process {}, space {}: begun {age} ago, idle for {}, {deadline}",
             number(&session["session"]),
             session["request_id"],
             number(&session["owner_pid"]),
             number(&session["space"]),
+            time(number(&session["idle_ms"])),
         );
         let (held, staged) = (list(&session["held"]), list(&session["staged"]));
+        let bytes = number(&session["bytes"]);
+        let _ = writeln!(
+            report,
+            "  {} in {} keys, {:.1} % of L1; the longest shared for {}; {} staged, {} jobs",
+            text::bytes(bytes),
+            text::count((held.len() + list(&session["held_of_cleared"]).len() + staged.len()) as u64),
+            bytes as f64 * 100.0 / whole.max(1) as f64,
+            time(number(&session["shared_for_ms"])),
+            text::count(staged.len() as u64),
+            text::count(list(&session["jobs"]).len() as u64),
+        );
+        if !keys {
+            continue;
+        }
         let held = held.iter().map(|pair| format!("  holds {} × {}", word(&pair[0]), number(&pair[1])));
         let cleared = list(&session["held_of_cleared"]);
         let cleared =
