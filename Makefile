@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache bench bench-without bench-device soak fuzz install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache e2e-sglang bench bench-without bench-device soak fuzz install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -80,6 +80,9 @@ e2e-vllm: build ## vLLM over a daemon with a toy model: opt-in, downloads gigaby
 
 e2e-lmcache: build ## LMCache's storage manager over a daemon: opt-in, downloads torch into build/e2e-lmcache
 	e2e/lmcache/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-lmcache
+
+e2e-sglang: build ## SGLang's cache classes over a daemon, on the CPU: opt-in, downloads torch into build/e2e-sglang
+	e2e/sglang/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-sglang
 
 demo: demo-programs ## install into build/prefix, build the quickstart against it, replay a trace, share a daemon
 	@scripts/demo.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo

@@ -38,6 +38,7 @@ cat >"$pages/SUMMARY.md" <<'END'
 - [The daemon](docs/daemon.md)
 - [vLLM](docs/vllm.md)
 - [LMCache](docs/lmcache.md)
+- [SGLang](docs/sglang.md)
 - [C++](bindings/cpp/README.md)
 - [Python](bindings/python/README.md)
 - [Operations](docs/operations.md)

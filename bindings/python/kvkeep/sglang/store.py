@@ -1,0 +1,239 @@
+"""Stores, loads and looks up SGLang's pages, without SGLang's own types."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Protocol
+
+from .._asking import answer
+from .._ffi import PrefetchMode, Status
+from ..cache import Cache
+from ..errors import InvalidError, KvkeepError
+from ..job import Job
+from ..key import Keys
+from ..key import keys as as_keys
+from ..pages import Segment
+from ..pool import Pool
+from ..session import Session
+from ..space import Space
+from .host_pool import HostPages, Indices
+from .settings import Settings
+
+# Under SGLang's own name, so that its logging settings hold.
+log = logging.getLogger("sglang.kvkeep")
+
+KV = "kv"
+# How often the same trouble is logged.
+REPEAT_S = 60.0
+
+
+class Place(NamedTuple):
+    """Which part of the model this process has, as far as its pages depend on it."""
+
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    cp_rank: int
+    cp_size: int
+    # All tensor-parallel ranks have the same bytes of what is not cut by heads.
+    replicated: bool
+
+
+class Window(NamedTuple):
+    """A pool, and how many of the last pages of a prefix it must have; 0: all of them."""
+
+    name: str
+    pages: int
+
+
+class Restorable(NamedTuple):
+    """Prefix lengths in pages that every pool can continue at, ascending; and what each pool has by itself."""
+
+    lengths: list[int]
+    by_pool: dict[str, int]
+
+
+class Pages(Protocol):
+    """The pages of one of SGLang's pools."""
+
+    segments: list[Segment]
+    count: int
+    device: int
+
+    def blocks(self, indices: Any) -> list[int]:
+        """The numbers of the pages that SGLang names by the indices of their tokens."""
+
+    def described(self) -> str:
+        """Says which bytes an object has, in which order."""
+
+
+class Held(NamedTuple):
+    """A pool of SGLang's, as kvkeep has it."""
+
+    pages: Pages
+    space: Space
+    pool: Pool
+    rank: int
+    # Of ranks with the same bytes, one stores them.
+    writes: bool
+
+
+class Store:
+    """The pages of one SGLang process. Any thread may use it."""
+
+    def __init__(self, cache: Cache, chosen: Settings, model: str, place: Place) -> None:
+        self._cache = cache
+        self._settings = chosen
+        self._model = chosen.model or model
+        if not self._model:
+            raise InvalidError('SGLang does not name the model: name the weights in "model"')
+        self._place = place
+        self.held: dict[str, Held] = {}
+        self._lock = threading.Lock()
+        self._said = ("", 0.0)
+
+    def register(self, name: str, pages: Pages, replicated: bool) -> None:
+        """Opens a pool of SGLang's under its name; twice, it is the later one. `replicated`: ranks have the same bytes of it."""
+        place = self._place
+        parallel = f"tp {'any' if replicated else place.tp_size}, pp {place.pp_size}, cp {place.cp_size}"
+        space = self._cache.space(
+            self._model,
+            f"sglang {name}: {pages.described()}, {parallel}",
+            self._settings.tenant,
+            generation=self._settings.generation,
+        )
+        rank = place.pp_rank * place.cp_size + place.cp_rank
+        if not replicated:
+            rank = rank * place.tp_size + place.tp_rank
+        pool = space.pool(pages.segments, block_count=pages.count, rank=rank, device=pages.device)
+        former = self.held.get(name)
+        self.held[name] = Held(pages, space, pool, rank, not replicated or place.tp_rank == 0)
+        if former is not None:
+            former.pool.close()
+
+    def register_host(self, name: str, host_pool: Any, indices: Indices) -> None:
+        """Opens a pool of host memory. In a model whose ranks have the same K and V, states are still each rank's own."""
+        own = name == "mamba" or is_cut_by_heads(host_pool)
+        self.register(name, HostPages(host_pool, indices), self._place.replicated and not own)
+
+    def has(self, name: str) -> bool:
+        """Whether a pool of that name is registered."""
+        return name in self.held
+
+    def get(self, name: str, keys: Sequence[str], indices: Any) -> list[bool]:
+        """Loads pages; which of them are there now. Blocks until no page is touched any more."""
+        return self._transfer("get", Pool.load, name, keys, indices)
+
+    def set(self, name: str, keys: Sequence[str], indices: Any) -> list[bool]:
+        """Stores pages; which of them are stored, now or before. Blocks until no page is read any more."""
+        if name in self.held and not self.held[name].writes:
+            return [True] * len(keys)
+        return self._transfer("set", Pool.store, name, keys, indices)
+
+    def prefix(self, keys: Sequence[str]) -> int:
+        """How many pages of K and V are there from the first on. What is found begins to be loaded into L1."""
+        return self._ask(KV, keys, Job.lookup_hits) or 0
+
+    def restorable(self, keys: Sequence[str], windows: Iterable[Window]) -> Restorable:
+        """At which lengths every pool can continue, and how far each reaches, within what the first one has."""
+        by_pool: dict[str, int] = {}
+        lengths, reach = set(range(1, len(keys) + 1)), len(keys)
+        for name, window in windows:
+            if not lengths:
+                break
+            if window:
+                mine = set(self._ask(name, keys[:reach], Job.prefix_lengths, window) or ())
+            else:
+                mine = set(range(1, (self._ask(name, keys[:reach], Job.lookup_hits) or 0) + 1))
+            if not by_pool:
+                reach = max(mine, default=0)
+            if mine:
+                by_pool[name] = max(mine)
+            lengths &= mine
+        return Restorable(sorted(lengths), by_pool)
+
+    def clear(self) -> None:
+        """Forgets what this model stored, in every tier."""
+        for held in self.held.values():
+            held.space.forget()
+
+    def close(self) -> None:
+        """Waits until no page is touched any more. Twice is harmless."""
+        for held in self.held.values():
+            if not self._cache.closed:
+                held.pool.close()
+        self.held.clear()
+        self._cache.close()
+
+    def _transfer(
+        self, verb: str, submit: Callable[..., Any], name: str, keys: Sequence[str], indices: Any
+    ) -> list[bool]:
+        done = [False] * len(keys)
+        # A key stands once in a transfer.
+        first: dict[str, int] = {}
+        for place, key in enumerate(keys):
+            first.setdefault(key, place)
+        places = list(first.values())
+        try:
+            held = self._of(name)
+            blocks = held.pages.blocks(indices)
+            if len(blocks) != len(keys):
+                raise InvalidError(f"SGLang names {len(keys)} pages, and the indices of {len(blocks)}")
+            if not keys:
+                return done
+            with held.space.session(f"sglang {verb}") as session:
+                transfer = submit(held.pool, session, named([keys[i] for i in places], held.rank), [blocks[i] for i in places])
+                transfer.wait()
+                for place, status in zip(places, transfer.blocks() or ()):
+                    done[place] = status == Status.OK
+        except KvkeepError as error:
+            self._say(verb, name, error)
+        return done
+
+    def _ask(self, name: str, keys: Sequence[str], ask: Callable[[Job], Optional[Any]], window: int = 0) -> Any:
+        """The answer of a lookup; None where there is none."""
+        if not keys:
+            return None
+        try:
+            held = self._of(name)
+            with held.space.session("sglang exists") as session:
+                job = self._lookup(session, named(keys, held.rank), window)
+                return answer(job, lambda: ask(job))
+        except KvkeepError as error:
+            self._say("exists", name, error)
+            return None
+
+    def _lookup(self, session: Session, keys: Keys, window: int) -> Job:
+        if window:
+            return session.prefetch(keys, mode=PrefetchMode.WINDOW, window_chunks=window)
+        return session.prefetch(keys)
+
+    def _of(self, name: str) -> Held:
+        if name not in self.held:
+            raise InvalidError(f"SGLang registered no pool {name!r}")
+        return self.held[name]
+
+    def _say(self, verb: str, name: str, error: KvkeepError) -> None:
+        """Logs an error; the same one at most once in REPEAT_S."""
+        now = time.monotonic()
+        with self._lock:
+            last, when = self._said
+            if str(error) == last and now - when < REPEAT_S:
+                return
+            self._said = (str(error), now)
+        log.warning("kvkeep does not serve %s of SGLang's pages %s: %s", verb, name, error)
+
+
+def named(keys: Sequence[str], rank: int) -> Keys:
+    """SGLang's page hashes, and whatever else it takes for names, as keys."""
+    return as_keys((hashlib.sha256(key.encode()).digest(), rank, 0) for key in keys)
+
+
+def is_cut_by_heads(host_pool: Any) -> bool:
+    """Whether tensor-parallel ranks have different heads of it, also in a model whose other pools are replicated (a draft)."""
+    return any("MHA" in kind.__name__ for kind in type(host_pool).__mro__)
