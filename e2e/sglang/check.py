@@ -16,6 +16,7 @@ logging.disable(logging.WARNING)
 import kvkeep
 import torch
 from daemon import WATCHDOG_S, Daemon
+from linker import linkers
 from sglang.srt.managers.cache_controller import HiCacheController, PrefetchOperation, StorageOperation
 from sglang.srt.mem_cache.device_pool_info import KVBufferLayout, KVBuffers, MHABufferInfo, MLABufferInfo
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, PoolHitPolicy, PoolName, PoolTransfer
@@ -268,6 +269,7 @@ def main(command: str, directory: Path, run: Path) -> int:
         layouts(items, daemon.url)
         identities(items, daemon.url)
         windows(items, daemon.url)
+        linkers(items, daemon.url)
         failures(items, daemon)
     finally:
         daemon.stop()

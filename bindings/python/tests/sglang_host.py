@@ -18,6 +18,9 @@ class Indices(list[int]):
     def tolist(self) -> list[int]:
         return list(self)
 
+    def __getitem__(self, place: Any) -> Any:
+        return Indices(super().__getitem__(place)) if isinstance(place, slice) else super().__getitem__(place)
+
 
 def indices(first: int, last: int) -> Indices:
     return Indices(range(first, last))
@@ -82,7 +85,7 @@ class CrookedPool(HostPool):
         return page if page < 2 else self.page_num + 1 - page
 
 
-ALONE = Place(0, 1, 0, 1, 0, 1, False)
+ALONE = Place(0, 1, 0, 1, 0, 1)
 
 
 def store(cache: Any, place: Place = ALONE, model: str = "toy", **chosen: Any) -> Store:

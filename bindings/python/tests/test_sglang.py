@@ -75,6 +75,8 @@ class Sglang(CacheTest):
             {"place": ALONE._replace(pp_size=2)},
             {"place": ALONE._replace(pp_size=2, pp_rank=1)},
             {"place": ALONE._replace(cp_size=2, cp_rank=1)},
+            {"place": ALONE._replace(kv_dtype="fp8_e4m3")},
+            {"place": ALONE._replace(kv_dtype="fp8_e5m2")},
             {"pool": HostPool(64, layout="layer_first")},
             {"pool": HostPool(64, pieces=4)},
             {"pool": HostPool(64, piece_bytes=256)},

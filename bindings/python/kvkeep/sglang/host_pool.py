@@ -45,13 +45,7 @@ class HostPages:
         """The numbers of the pages that a call of SGLang's names by the indices of all their tokens."""
         if self._moves:
             return self._numbers(indices)
-        firsts = indices.tolist()
-        if len(firsts) % self._page_tokens:
-            raise InvalidError(f"{len(firsts)} indices are no whole pages of {self._page_tokens} tokens")
-        numbers = [divmod(first, self._page_tokens) for first in firsts[:: self._page_tokens]]
-        if any(rest for _, rest in numbers):
-            raise InvalidError(f"indices do not begin at pages of {self._page_tokens} tokens")
-        return [number for number, _ in numbers]
+        return page_numbers(indices, self._page_tokens)
 
     def described(self) -> str:
         """Says which bytes an object has, in which order."""
@@ -81,3 +75,13 @@ class HostPages:
         if list(addresses) != expected or not 0 <= number < self.count:
             raise InvalidError("a page lies where none was when its pool was registered")
         return number
+
+
+def page_numbers(indices: Any, page_tokens: int) -> list[int]:
+    """The numbers of pages by the indices of all their tokens, of which the first of each page is looked at."""
+    if len(indices) % page_tokens:
+        raise InvalidError(f"{len(indices)} indices are no whole pages of {page_tokens} tokens")
+    numbers = [divmod(first, page_tokens) for first in indices[::page_tokens].tolist()]
+    if any(rest for _, rest in numbers):
+        raise InvalidError(f"indices do not begin at pages of {page_tokens} tokens")
+    return [number for number, _ in numbers]

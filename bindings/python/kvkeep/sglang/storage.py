@@ -14,6 +14,7 @@ from sglang.srt.mem_cache.hicache_storage import (
     PoolTransfer,
     PoolTransferResult,
 )
+from sglang.srt.runtime_context import get_server_args
 
 from ..errors import InvalidError, UnsupportedError
 from .settings import settings
@@ -45,6 +46,7 @@ class KvkeepStorage(HiCacheStorage):
             storage_config.attn_cp_rank,
             storage_config.attn_cp_size,
             storage_config.is_mla_model,
+            kv_dtype(),
         )
         self._store = Store(chosen.open(), chosen, storage_config.model_name or "", place)
 
@@ -135,6 +137,14 @@ class KvkeepStorage(HiCacheStorage):
 
 
 FORMER = f'kvkeep has no interface of SGLang\'s before v1: set "interface_v1": 1 in {WHERE}'
+
+
+def kv_dtype() -> str:
+    """The option --kv-cache-dtype; "auto" also where no server runs."""
+    try:
+        return str(get_server_args().kv_cache_dtype)
+    except (AssertionError, AttributeError, RuntimeError, ValueError):
+        return "auto"
 
 
 def window_of(transfer: PoolTransfer) -> int:

@@ -17,7 +17,7 @@ from ..job import Job
 from ..key import Keys
 from ..key import keys as as_keys
 from ..pages import Segment
-from ..pool import Pool
+from ..pool import Pool, Transfer
 from ..session import Session
 from ..space import Space
 from .host_pool import HostPages, Indices
@@ -41,7 +41,9 @@ class Place(NamedTuple):
     cp_rank: int
     cp_size: int
     # All tensor-parallel ranks have the same bytes of what is not cut by heads.
-    replicated: bool
+    replicated: bool = False
+    # SGLang's option, where it is given: pools say "uint8" of more than one type.
+    kv_dtype: str = "auto"
 
 
 class Window(NamedTuple):
@@ -100,7 +102,7 @@ class Store:
     def register(self, name: str, pages: Pages, replicated: bool) -> None:
         """Opens a pool of SGLang's under its name; twice, it is the later one. `replicated`: ranks have the same bytes of it."""
         place = self._place
-        parallel = f"tp {'any' if replicated else place.tp_size}, pp {place.pp_size}, cp {place.cp_size}"
+        parallel = f"tp {'any' if replicated else place.tp_size}, pp {place.pp_size}, cp {place.cp_size}, kv {place.kv_dtype}"
         space = self._cache.space(
             self._model,
             f"sglang {name}: {pages.described()}, {parallel}",
@@ -124,6 +126,16 @@ class Store:
     def has(self, name: str) -> bool:
         """Whether a pool of that name is registered."""
         return name in self.held
+
+    def begin_load(self, name: str, keys: Sequence[str], indices: Any) -> tuple[Session, Transfer]:
+        """Begins to load pages, in a session that the caller ends. Raises what keeps it from that."""
+        held = self._of(name)
+        session = held.space.session("sglang load")
+        try:
+            return session, held.pool.load(session, named(keys, held.rank), held.pages.blocks(indices))
+        except BaseException:
+            session.abort()
+            raise
 
     def get(self, name: str, keys: Sequence[str], indices: Any) -> list[bool]:
         """Loads pages; which of them are there now. Blocks until no page is touched any more."""

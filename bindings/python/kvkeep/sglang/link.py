@@ -1,0 +1,169 @@
+"""Loads and offloads between SGLang's device pools and kvkeep, without SGLang's own types."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Callable, NamedTuple
+
+from .._ffi import Status
+from ..errors import KvkeepError
+from ..pool import Transfer
+from ..session import Session
+from .store import Store
+
+log = logging.getLogger("sglang.kvkeep")
+
+# Makes the work that is queued from now on wait until a layer of a transfer is copied.
+WaitLayer = Callable[[Transfer, int], object]
+# Blocks until pages may be touched: what was queued before has written or read them.
+Ready = Callable[[], object]
+
+
+class Asked(NamedTuple):
+    """Pages of one pool."""
+
+    name: str
+    keys: Sequence[str]
+    indices: Any
+
+
+class Loading(NamedTuple):
+    """A load that has begun."""
+
+    name: str
+    session: Session
+    transfer: Transfer
+
+
+class Link:
+    """What SGLang's tree asks of a linker. It calls from one thread; copies go on beside it."""
+
+    def __init__(self, store: Store, layers: dict[str, set[int]], wait_layer: WaitLayer) -> None:
+        self._store = store
+        self._layers = layers
+        self._wait_layer = wait_layer
+        self._queued: dict[str, Sequence[Asked]] = {}
+        self._batches: dict[int, Future[list[Loading]]] = {}
+        self._last = -1
+        self._results: deque[bool] = deque()
+        self._loader = ThreadPoolExecutor(1, "kvkeep-load")
+        self._offloader = ThreadPoolExecutor(1, "kvkeep-offload")
+
+    def queue_load(self, request: str, asked: Sequence[Asked]) -> bool:
+        """Notes a load, which `start` begins."""
+        if not asked:
+            return False
+        self._queued[request] = asked
+        return True
+
+    def cancel(self, request: str) -> bool:
+        """Drops a load that has not begun."""
+        return self._queued.pop(request, None) is not None
+
+    def start(self, ready: Ready) -> int:
+        """Begins all noted loads as one batch; its number, or -1 where there are none."""
+        if not self._queued:
+            return -1
+        asked = [one for request in self._queued.values() for one in request]
+        self._queued.clear()
+        self._last += 1
+        self._batches[self._last] = self._loader.submit(self._begin, asked, ready)
+        return self._last
+
+    def wait_until(self, batch: int, layer: int) -> None:
+        """Until a layer of a batch is copied, or will not be: `finish` says which."""
+        begun = self._batches.get(batch)
+        if begun is None or begun.exception() is not None:
+            return
+        for loading in begun.result():
+            if layer in self._layers[loading.name]:
+                try:
+                    self._wait_layer(loading.transfer, layer)
+                except KvkeepError:
+                    continue
+
+    def finish(self, batch: int) -> bool:
+        """Blocks until a batch touches no page any more; whether all of it is there."""
+        begun = self._batches.pop(batch, None)
+        if begun is None:
+            return True
+        if (error := begun.exception()) is not None:
+            log.warning("kvkeep did not load what it had found for SGLang: %s", error)
+            return False
+        whole = True
+        for loading in begun.result():
+            whole = self._land(loading) and whole
+        return whole
+
+    def offload(self, asked: Sequence[Asked], ready: Ready) -> bool:
+        """Notes pages to be stored. They are all stored, or the result is False."""
+        if not asked:
+            return False
+        self._offloader.submit(self._store_all, list(asked), ready)
+        return True
+
+    def completed(self) -> int:
+        """How many offloads are over whose results were not taken."""
+        return len(self._results)
+
+    def pop(self) -> bool:
+        """The result of the oldest offload that is over."""
+        return self._results.popleft()
+
+    def reset(self) -> None:
+        """Waits for all copies, and forgets their results."""
+        self._queued.clear()
+        for batch in list(self._batches):
+            self.finish(batch)
+        self._offloader.submit(int).result()
+        self._results.clear()
+        self._last = -1
+
+    def close(self) -> None:
+        """Cuts loads short, waits until no page is touched any more, and lets go of the pages. Twice is harmless."""
+        self._queued.clear()
+        for begun in self._batches.values():
+            for loading in [] if begun.exception() else begun.result():
+                loading.transfer.cancel()
+        for batch in list(self._batches):
+            self.finish(batch)
+        self._loader.shutdown()
+        self._offloader.shutdown()
+        self._store.close()
+
+    def _begin(self, asked: Sequence[Asked], ready: Ready) -> list[Loading]:
+        ready()
+        begun: list[Loading] = []
+        try:
+            for one in asked:
+                begun.append(Loading(one.name, *self._store.begin_load(one.name, one.keys, one.indices)))
+        except BaseException:
+            for loading in begun:
+                self._land(loading)
+            raise
+        return begun
+
+    def _land(self, loading: Loading) -> bool:
+        """Blocks until a load is over; whether all its pages are there."""
+        try:
+            loading.transfer.wait()
+            blocks = loading.transfer.blocks() or ()
+            whole = all(status == Status.OK for status in blocks)
+            loading.session.end()
+            return whole
+        except KvkeepError as error:
+            log.warning("kvkeep did not load pages %s of SGLang: %s", loading.name, error)
+            return False
+
+    def _store_all(self, asked: Sequence[Asked], ready: Ready) -> None:
+        stored = False
+        try:
+            ready()
+            stored = all([all(self._store.set(one.name, one.keys, one.indices)) for one in asked])
+        except Exception:
+            log.exception("kvkeep did not store pages of SGLang")
+        finally:
+            self._results.append(stored)
