@@ -8,6 +8,7 @@ pub mod http;
 pub mod server;
 pub mod service;
 pub mod settings;
+pub mod settings_in_force;
 pub mod wire;
 
 #[cfg(test)]

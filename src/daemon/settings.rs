@@ -1,13 +1,14 @@
 //! The settings of a daemon: flags, and a TOML file of the same names. Flags win over the file.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::{Deserializer, Error as _};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::server::{Access, Limits};
 use crate::config::{NodeConfig, StoreMode};
@@ -24,6 +25,16 @@ impl FromStr for Size {
     type Err = Error;
     fn from_str(text: &str) -> Result<Size> {
         url::size(text).map(Size)
+    }
+}
+
+impl Display for Size {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        match units.into_iter().find(|(shift, _)| self.0 > 0 && self.0.is_multiple_of(1 << shift)) {
+            Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
     }
 }
 
@@ -47,6 +58,15 @@ impl FromStr for L1Size {
     }
 }
 
+impl Display for L1Size {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match *self {
+            L1Size::Bytes(bytes) => Size(bytes).fmt(f),
+            L1Size::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
 /// A file's mode, written in octal like `0660`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileMode(pub u32);
@@ -58,6 +78,12 @@ impl FromStr for FileMode {
             Ok(mode) if mode <= 0o777 => Ok(FileMode(mode)),
             _ => Err(Error::invalid(format!("{text:?} is no file mode; write three octal digits like 0660"))),
         }
+    }
+}
+
+impl Display for FileMode {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
     }
 }
 
@@ -75,18 +101,23 @@ impl FromStr for Tenant {
     }
 }
 
-macro_rules! from_text {
+macro_rules! as_text {
     ($name:ident) => {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<$name, D::Error> {
                 String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
             }
         }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
     };
 }
-from_text!(Size);
-from_text!(L1Size);
-from_text!(FileMode);
+as_text!(Size);
+as_text!(L1Size);
+as_text!(FileMode);
 
 /// How much the log says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize, clap::ValueEnum)]
@@ -125,7 +156,7 @@ pub enum StoreSetting {
 }
 
 /// Everything that may be set, by flag or in the file. What is not set has its default.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, clap::Args)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, Serialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Size of L1, like 8GiB, or like 70% of the machine's memory or of the control group's limit, whichever is less
@@ -245,6 +276,35 @@ impl Settings {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Error::io(format!("reading {}, the file of --config", path.display()), &error))?;
         Settings::parse(&text, &path.display().to_string())
+    }
+
+    /// What is in force where nothing is set.
+    pub fn defaults() -> Settings {
+        let (node, access, limits) = (NodeConfig::new(0), Access::default(), Limits::default());
+        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).ok();
+        Settings {
+            log: Some(Level::Info),
+            policy: Some(node.eviction_policy),
+            watermark_high_percent: Some(node.watermark_high_percent),
+            watermark_low_percent: Some(node.watermark_low_percent),
+            huge_pages: Some(node.huge_pages),
+            no_prefault: Some(!node.prefault),
+            store: Some(StoreSetting::WriteThrough),
+            no_checksum: Some(!node.checksum),
+            backend_timeout_ms: milliseconds(node.backend_timeout),
+            writes_pending_max: Some(node.writes_pending_max),
+            store_wait_ms: milliseconds(node.store_wait),
+            sessions_max: Some(node.sessions_max),
+            jobs_max: Some(node.jobs_max),
+            session_timeout_ms: milliseconds(node.session_timeout),
+            socket_mode: Some(FileMode(access.mode)),
+            clients_max: Some(limits.clients_max),
+            connections_per_client_max: Some(limits.connections_per_client_max),
+            sessions_per_client_max: Some(limits.sessions_per_client_max),
+            jobs_per_client_max: Some(limits.jobs_per_client_max),
+            message_bytes_max: Some(Size(limits.message_bytes_max.into())),
+            ..Settings::default()
+        }
     }
 
     /// Parses `text`, which errors call `name`.

@@ -12,6 +12,7 @@ use kvkeep::daemon::server::LockFile;
 use kvkeep::daemon::server::descriptors;
 use kvkeep::daemon::service::{Service, ServiceOptions};
 use kvkeep::daemon::settings::{Level, Settings};
+use kvkeep::daemon::settings_in_force::settings_in_force;
 use kvkeep::log::{Log, LogLevel};
 use kvkeep::node::Node;
 use sd_notify::NotifyState;
@@ -33,6 +34,9 @@ pub struct ServeArgs {
     /// A TOML file with the same settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Print what is in force and where it comes from, as a file for --config, and end
+    #[arg(long)]
+    print_config: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -95,6 +99,12 @@ fn raise_limit(log: &Log) {
 /// Serves until a signal comes. False if accepted writes were not written.
 pub fn run(args: &ServeArgs) -> Outcome {
     let file = args.config.as_deref().map(Settings::read).transpose().map_err(sentence)?;
+    if args.print_config {
+        let name = args.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let file = file.as_ref().map(|file| (name.as_str(), file));
+        text::print(&settings_in_force(&args.settings, file).map_err(sentence)?);
+        return Ok(true);
+    }
     let settings = args.settings.clone().over(file.unwrap_or_default());
     let log = log(settings.log.unwrap_or(Level::Info).into());
     let mut signals = signals()?;

@@ -6,6 +6,7 @@ use clap::Parser;
 
 use crate::config::{NodeConfig, StoreMode};
 use crate::daemon::settings::*;
+use crate::daemon::settings_in_force::settings_in_force;
 use crate::log::Log;
 use crate::memory_bounds::MemoryBounds;
 
@@ -151,4 +152,61 @@ fn an_error_names_the_line_and_the_remedy() {
     assert!(node("--l1 1GiB --session-timeout-ms 0").contains("at least a millisecond"));
     assert!(flags("").socket().unwrap_err().message.contains("--socket /run/kvkeep.sock"));
     assert!(flags("--message-bytes-max 1").limits().unwrap_err().message.contains("4096 to"));
+}
+
+#[test]
+fn the_settings_in_force_can_be_read_again() {
+    let file = Settings::parse(FILE, "k.toml").unwrap();
+    let printed = settings_in_force(&Settings::default(), Some(("k.toml", &file))).unwrap();
+    assert_eq!(Settings::parse(&printed, "printed").unwrap(), file, "{printed}");
+    let printed = settings_in_force(&flags(FLAGS), None).unwrap();
+    assert_eq!(Settings::parse(&printed, "printed").unwrap(), file, "{printed}");
+    let printed = settings_in_force(&Settings::default(), None).unwrap();
+    assert_eq!(Settings::parse(&printed, "printed").unwrap(), Settings::defaults(), "{printed}");
+}
+
+#[test]
+fn each_setting_in_force_says_where_it_comes_from() {
+    let file = Settings::parse("policy = \"lru\"\nclients_max = 3", "k.toml").unwrap();
+    let words = "--l1 70% --policy mq --l2 redis://user:hidden@host --l2 fs:///a?key=hidden";
+    let printed = settings_in_force(&flags(words), Some(("k.toml", &file))).unwrap();
+    let lines = [
+        "l1 = \"70%\" # flag",
+        "policy = \"mq\" # flag",
+        "clients_max = 3 # k.toml",
+        "socket_mode = \"0600\" # default",
+        "message_bytes_max = \"80MiB\" # default",
+        "# http is not set",
+        "# ---- Clients ----",
+        "# Most live sessions [default: 65536]",
+    ];
+    for line in lines {
+        assert!(printed.lines().any(|printed| printed == line), "no {line:?} in {printed}");
+    }
+    assert!(!printed.contains("hidden"), "{printed}");
+}
+
+#[test]
+fn the_example_names_every_setting_and_its_default() {
+    let example = include_str!("../../../examples/kvkeep.toml");
+    let read = Settings::parse(example, "kvkeep.toml").unwrap();
+    assert!(read.l1.is_some() && read.socket.is_some() && !read.l2.is_empty() && read.http.is_some());
+    // Defaults stand there as comments, without a space after the sign.
+    let commented: String = example
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .filter(|line| !line.starts_with(' '))
+        .fold(String::new(), |text, line| text + line + "\n");
+    let shown = Settings::parse(&commented, "the comments").unwrap();
+    let mut defaults = Settings::defaults();
+    // Of those without a default, and where the table says more than the default does, an example of a value.
+    defaults.numa_node = Some(0);
+    defaults.store_after_uses = Some(2);
+    defaults.loading_bytes_max = Some(Size(1 << 30));
+    defaults.staged_bytes_per_client_max = Some(Size(4 << 30));
+    defaults.allow_uids = vec![1000];
+    defaults.allow_gids = vec![1000];
+    defaults.read_only_uids = vec![1001];
+    defaults.tenants = BTreeMap::from([("acme".to_owned(), vec![1000, 1001])]);
+    assert_eq!(shown, defaults);
 }
