@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache e2e-sglang bench bench-without bench-device soak fuzz install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-glibc test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache e2e-sglang bench bench-without bench-device soak fuzz install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -38,7 +38,7 @@ docs: ## the documents, the header and the Rust modules as HTML in build/docs; c
 
 test: ## everything that must pass, then what could not be checked here
 	@mkdir -p $(CARGO_TARGET_DIR) && rm -f $(KVKEEP_SKIPPED)
-	$(MAKE) check test-kernel test-rust test-page test-c test-examples test-bindings test-daemon test-mooncake $(ALSO)
+	$(MAKE) check test-kernel test-rust test-page test-c test-examples test-glibc test-bindings test-daemon test-mooncake $(ALSO)
 	@scripts/skipped.sh
 
 test-kernel: ## the GPU kernel's PTX against its source, with NVRTC fetched by pip where it is not installed
@@ -57,6 +57,9 @@ test-c: $(CMAKE) ## the C tests: both libraries, header, layout, symbols, valgri
 test-examples: demo-programs ## the quickstart in five languages, each over what another has stored; the container's settings
 	scripts/examples.sh build/prefix build/examples
 	scripts/container_check.py build/prefix/bin/kvkeep
+
+test-glibc: build ## the library's code asks for nothing that glibc 2.28 has not; pip fetches Zig, which links it
+	scripts/glibc_check.sh $(CARGO_TARGET_DIR)/release/libkvkeep.a 2.28
 
 test-bindings: build $(CMAKE) ## the tests of the C++ and Python bindings
 	$(MAKE) -C bindings test CMAKE=$(CURDIR)/$(CMAKE) CTEST=$(CURDIR)/$(CTEST)
