@@ -28,6 +28,11 @@ class Space:
         self.id = id
         self._cache = cache
 
+    @property
+    def cache(self) -> Cache:
+        """The cache that it is of."""
+        return self._cache
+
     def session(self, request_id: str = "", timeout_ms: int = 0) -> Session:
         """Begins a session. `timeout_ms` of 0 is the cache's."""
         options = prepared(

@@ -46,7 +46,7 @@ class Classes(CacheTest):
         second = Engine(self, kinds)
         for name, end in (("whole", 4 * CHUNK + 5), ("shorter", 2 * CHUNK + 1), ("all but one", 3 * CHUNK)):
             found = second.run(name, tokens[:end] if end != 2 * CHUNK + 1 else tokens[:end] + [7] * 50, 3)
-            plain = kinds == ("full",)
+            plain = len(kinds) == 1
             self.assertEqual(found, end // CHUNK * CHUNK if plain else (end - 1) // CHUNK * CHUNK, name)
             second.forget()
         second.close()
@@ -54,6 +54,10 @@ class Classes(CacheTest):
 
     def test_full_attention(self) -> None:
         self.run_kinds("full")
+
+    def test_latents(self) -> None:
+        self.run_kinds("latent")
+        self.run_kinds("latent", "window")
 
     def test_windows(self) -> None:
         self.run_kinds("full", "window")
@@ -63,6 +67,81 @@ class Classes(CacheTest):
 
     def test_windows_and_states(self) -> None:
         self.run_kinds("full", "window", "state")
+
+    def test_salts_and_adapters_do_not_mix(self) -> None:
+        from vllm.lora.request import LoRARequest
+
+        def adapter(name: str) -> Any:
+            (self.folder / name).mkdir(exist_ok=True)
+            (self.folder / name / "adapter.safetensors").write_text(name)
+            return {"lora_request": LoRARequest(name, 1 + "abc".index(name), str(self.folder / name))}
+
+        tokens = [i * 13 % 500 + 3 for i in range(2 * CHUNK + 5)]
+        kinds = [{}, {"cache_salt": "one"}, {"cache_salt": "two"}, adapter("a"), adapter("b"), {**adapter("a"), "cache_salt": "one"}]
+        for found in (0, 2 * CHUNK):
+            engine = Engine(self, ("full", "window"))
+            for number, options in enumerate(kinds):
+                self.assertEqual(engine.run(f"{number}", tokens, 3, **options), found, options)
+            engine.close()
+
+    def test_pictures_do_not_mix(self) -> None:
+        from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        engine = Engine(self, ("full",))
+        tokens = [7] * (2 * CHUNK + 5)
+
+        def found(name: str, picture: str, at: int) -> int:
+            position = PlaceholderRange(offset=at, length=8)
+            feature = MultiModalFeatureSpec(data=None, modality="image", identifier=picture, mm_position=position)
+            request = Request(
+                name, list(tokens), SamplingParams(max_tokens=1), None, mm_features=[feature], block_hasher=engine.hasher
+            )
+            while (answer := engine.scheduler.connector.get_num_new_matched_tokens(request, 0)[0]) is None:
+                pass
+            engine.scheduler.connector.request_finished_all_groups(request, ([],))
+            return answer
+
+        with_picture = found("ask", "cat", CHUNK)
+        self.assertEqual(with_picture, 0)
+        engine.run("none", tokens, 1)
+        # What comes before the picture is the same, and the picture is not.
+        self.assertEqual([found(f"{at}", "cat", at) for at in (0, CHUNK - 1, CHUNK, 2 * CHUNK)], [0, 0, CHUNK, 2 * CHUNK])
+        engine.close()
+
+    def test_events_and_counts_are_vllms_own(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter
+        from vllm.distributed.kv_events import BlockRemoved, BlockStored
+
+        engine = Engine(self, ("window", "full"))
+        # Events are kept from the first question on.
+        self.served.read_events()
+        tokens = [i * 11 % 500 + 3 for i in range(2 * CHUNK + 5)]
+        engine.run("first", tokens, 3)
+        stored = [event for event in engine.events if isinstance(event, BlockStored) and event.medium == "CPU"]
+        self.assertEqual(sorted(event.token_ids for event in stored), sorted([tokens[:CHUNK], tokens[CHUNK : 2 * CHUNK]]))
+        for event in stored:
+            self.assertEqual((event.block_size, len(event.block_hashes), event.group_idx), (BLOCK, 4, 1))
+            self.assertEqual(event.parent_block_hash is None, event.token_ids == tokens[:CHUNK])
+        engine.scheduler.connector.reset_cache()
+        removed = [event for event in engine.scheduler.connector.take_events() if isinstance(event, BlockRemoved)]
+        self.assertEqual({tuple(event.block_hashes) for event in removed}, {tuple(event.block_hashes) for event in stored})
+        side = type(engine.worker)
+        stats = side.build_kv_connector_stats()
+        for taken in (engine.worker.get_kv_connector_stats(), side.build_kv_connector_stats({"loads": 3})):
+            stats = stats.aggregate(taken)
+        self.assertEqual((stats.is_empty(), stats.reduce()["kvkeep loads"], stats.reduce()["kvkeep stores"]), (False, 3, 2))
+        registry = CollectorRegistry()
+        exported = side.build_prom_metrics(
+            mock.Mock(),
+            {kind: lambda registry=registry, **given: Counter(registry=registry, **given) for kind in _metric_types()},
+            ["engine"],
+            {0: ["0"]},
+        )
+        exported.observe(stats.data)
+        self.assertEqual(registry.get_sample_value("vllm:kvkeep_loads_total", {"engine": "0"}), 3)
+        engine.close()
 
     def test_objects_that_were_lost_meanwhile_are_computed(self) -> None:
         first = Engine(self, ("full", "window"))
@@ -78,12 +157,26 @@ class Classes(CacheTest):
         self.assertEqual(self.served.explain()["sessions"], [])
 
 
+def _metric_types() -> tuple[Any, ...]:
+    from prometheus_client import Counter, Gauge, Histogram
+
+    return Counter, Gauge, Histogram
+
+
 class Engine:
     """vLLM's scheduler, and a worker whose model fills pages."""
 
     def __init__(self, test: Classes, kinds: tuple[str, ...]) -> None:
         import torch
-        from vllm.config import CacheConfig, DeviceConfig, KVTransferConfig, ModelConfig, SchedulerConfig, VllmConfig
+        from vllm.config import (
+            CacheConfig,
+            DeviceConfig,
+            KVEventsConfig,
+            KVTransferConfig,
+            ModelConfig,
+            SchedulerConfig,
+            VllmConfig,
+        )
         from vllm.utils.hashing import sha256
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
         from vllm.v1.core.sched.scheduler import Scheduler
@@ -92,6 +185,7 @@ class Engine:
             KVCacheConfig,
             KVCacheGroupSpec,
             MambaSpec,
+            MLAAttentionSpec,
             SlidingWindowSpec,
         )
         from vllm.v1.structured_output import StructuredOutputManager
@@ -120,10 +214,12 @@ class Engine:
             ),
             device_config=DeviceConfig("cpu"),
             kv_transfer_config=transfer,
+            kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null"),
         )
         attention = {"block_size": BLOCK, "num_kv_heads": 1, "head_size": 16, "dtype": torch.bfloat16}
         specs = {
             "full": lambda: FullAttentionSpec(**attention),
+            "latent": lambda: MLAAttentionSpec(**attention),
             "window": lambda: SlidingWindowSpec(**attention, sliding_window=WINDOW),
             "state": lambda: MambaSpec(
                 block_size=STATE_BLOCK, shapes=((512,),), dtypes=(torch.bfloat16,), mamba_cache_mode="align"
@@ -134,6 +230,9 @@ class Engine:
         unit = STATE_BLOCK if "state" in kinds else BLOCK
         config.cache_config.num_gpu_blocks = BLOCKS
         self.scheduler = Scheduler(config, kv_config, StructuredOutputManager(config), unit, BLOCK, log_stats=True)
+        # What vLLM would send to whoever listens.
+        self.events: list[Any] = []
+        self.scheduler.kv_event_publisher = mock.Mock(publish=lambda batch: self.events.extend(batch.events))
         init_none_hash(sha256)
         self.hasher = get_request_block_hasher(BLOCK, sha256)
         # Groups share their pages, as vLLM's do.
@@ -150,14 +249,14 @@ class Engine:
         self.failed: set[str] = set()
         self.before_loads: Any = lambda: None
 
-    def run(self, name: str, tokens: list[int], more: int) -> int:
+    def run(self, name: str, tokens: list[int], more: int, **options: Any) -> int:
         """A request to its end, and how much of it was loaded."""
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
         sampling = SamplingParams(max_tokens=more, ignore_eos=True)
         sampling.update_from_generation_config({}, 2)
-        request = Request(name, list(tokens), sampling, None, block_hasher=self.hasher)
+        request = Request(name, list(tokens), sampling, None, block_hasher=self.hasher, **options)
         self.scheduler.add_request(request)
         found = None
         while self.scheduler.has_requests():
@@ -213,7 +312,7 @@ class Engine:
         tokens = request.all_token_ids
         for kind, table in zip(self.kinds, tables):
             size = STATE_BLOCK if kind == "state" else BLOCK
-            first = {"full": 0, "window": max(0, start - WINDOW + 1), "state": max(0, start - 1)}[kind]
+            first = {"full": 0, "latent": 0, "window": max(0, start - WINDOW + 1), "state": max(0, start - 1)}[kind]
             for place in range(first // size, -(-start // size)):
                 upto = min((place + 1) * size, start)
                 self.test.assertNotEqual(table[place], 0, (kind, place, start))

@@ -250,11 +250,16 @@ class Options(unittest.TestCase):
             {"generation": True},
             {"lora_revisions": "a"},
             {"lora_revisions": {"a": 1}},
+            {"l1_bytes": 1 << 30},
+            {"backends": ["memory:?capacity=1MiB"]},
         ):
             with self.subTest(wrong=wrong), self.assertRaises(ValueError):
                 settings.settings({**given, **wrong})
-        with self.assertRaises(ValueError):
-            settings.settings({})
+        own = settings.settings({"l1_bytes": 1 << 30, "backends": ["fs:///d?capacity=1GiB"]})
+        self.assertEqual((own.connect, own.l1_bytes), ("", 1 << 30))
+        for wrong in ({}, {"l1_bytes": -1}, {"l1_bytes": 1, "backends": [1]}, {"l1_bytes": 1, "backends": "memory:"}):
+            with self.subTest(wrong=wrong), self.assertRaises(ValueError):
+                settings.settings(wrong)
 
     def test_the_package_needs_no_engine(self) -> None:
         done = run_python("import kvkeep, kvkeep.vllm, sys; print('vllm' in sys.modules, 'torch' in sys.modules)")

@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 import kvkeep
 from kvkeep.vllm import plan, scheduler, settings, worker
+from kvkeep.vllm.events import Events
 from kvkeep.vllm.lending import Lending
 
 BLOCK_TOKENS = 4
@@ -37,6 +38,10 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def all_token_ids(self) -> list[int]:
+        return self.tokens
 
     @property
     def block_hashes(self) -> list[bytes]:
@@ -116,7 +121,7 @@ class Engine:
         # How many requests and stores have a block.
         self.users: Counter[int] = Counter()
         lending = Lending(workers, self.users.update, self.give_back)
-        self.scheduler = scheduler.Scheduler(open_space, self.grid, given, lending=lending)
+        self.scheduler = scheduler.Scheduler(open_space, self.grid, given, lending=lending, events=Events(self.grid))
         self.gpus = [Gpu(open_space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
         self.failed: set[int] = set()
         self.failed_requests: set[str] = set()

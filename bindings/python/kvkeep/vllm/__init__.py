@@ -1,6 +1,6 @@
 """vLLM's KV cache kept in kvkeep: a connector, named by `kv_connector_module_path="kvkeep.vllm"`.
 
-`connector` alone imports vLLM; the rest needs kvkeep only, and knows vLLM's objects by the few attributes it reads.
+`connector` and `metrics` alone import vLLM; the rest needs kvkeep only, and knows vLLM's objects by the few attributes it reads.
 """
 
 from __future__ import annotations

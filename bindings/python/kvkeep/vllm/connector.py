@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import torch
+from vllm.distributed.kv_events import MEDIUM_CPU, MEDIUM_STORAGE, BlockRemoved, BlockStored
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorHandshakeMetadata,
@@ -23,14 +24,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.distributed.utils import get_pp_indices
 from vllm.logger import init_logger
+from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
-from ..cache import Cache
 from ..pages import described, pages
 from ..pool import Pool
 from ..space import Space
+from .connection import Connection
+from .events import Events, News
 from .groups import Kept, kept_groups
 from .layout import Layer, fingerprint, joined
 from .lending import Lending
+from .metrics import Prometheus, Stats
 from .plan import Grid, grid, unstable_hashes
 from .scheduler import Scheduler, Tables
 from .settings import settings
@@ -93,7 +97,9 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
             log.warning('Requests fail where kvkeep loses an object: set "kv_load_failure_policy" to "recompute".')
         if role == KVConnectorRole.SCHEDULER and (trouble := unstable_hashes(vllm_config.cache_config, os.environ)):
             log.warning(trouble)
-        self._cache = Cache(connect=self._settings.connect)
+        # The first worker is there before the scheduler.
+        owns = role == KVConnectorRole.WORKER and get_tp_group().rank_in_group == get_pp_group().rank_in_group == 0
+        self._connection = Connection(self._settings, str(transfer.engine_id), owns)
         # Read once: vLLM's own name of the model changes where weights are loaded from elsewhere, and only in the workers.
         self._model = self._settings.model or _model(vllm_config)
         self._layout = ""
@@ -231,6 +237,7 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
         if len(layouts) != 1:
             raise ValueError(f"the workers' KV caches differ, so that kvkeep cannot name their objects: {layouts}")
         transfer, layout = self._kv_transfer_config, layouts.pop()
+        published = self._vllm_config.kv_events_config
         self._scheduler = Scheduler(
             lambda generation: self._space(layout, generation),
             self._grid,
@@ -238,6 +245,7 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
             loads=transfer.is_kv_consumer,
             stores=transfer.is_kv_producer,
             lending=self._lending,
+            events=Events(self._grid) if published and published.enable_kv_cache_events else None,
         )
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[Optional[int], bool]:
@@ -287,6 +295,11 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
         """The request is over. True: its blocks are kept until `get_finished` names it."""
         return self._scheduling().finished(request), None
 
+    def take_events(self) -> Iterator[BlockStored | BlockRemoved]:
+        """What became of the chunks that this engine stored, for vLLM's publisher of events."""
+        for news in self._scheduler.news() if self._scheduler else ():
+            yield _event(news, self._kept[news.group])
+
     def reset_cache(self) -> bool:
         """Nothing stored before is found any more, in no tier, and nothing computed before is stored."""
         if self._scheduler:
@@ -295,16 +308,32 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
 
     # Both.
 
+    def get_kv_connector_stats(self) -> Optional[Stats]:
+        """What was counted since it was asked last."""
+        side = self._worker if self._role == KVConnectorRole.WORKER else self._scheduler
+        counts = side.counts() if side else {}
+        return Stats(counts) if counts else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: Optional[dict[str, Any]] = None) -> Stats:
+        """The counts on their way to the log."""
+        return Stats(data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *given: Any) -> Prometheus:
+        """The counts on their way to Prometheus."""
+        return Prometheus(*given)
+
     def shutdown(self) -> None:
         """Lets stores finish, gives the rest back."""
         if self._worker:
             self._worker.close()
         if self._scheduler:
             self._scheduler.close()
-        self._cache.close()
+        self._connection.close()
 
     def _space(self, layout: str, generation: int) -> Space:
-        return self._cache.space(
+        return self._connection.space(
             self._model,
             layout,
             self._settings.tenant,
@@ -361,6 +390,24 @@ def _caches(kept: Kept, kv_caches: Mapping[str, Any]) -> tuple[list[Layer], dict
     if not caches:
         raise ValueError("kvkeep needs layers of each group in every pipeline stage: split the model otherwise")
     return caches, layers
+
+
+def _event(news: News, kept: Kept) -> BlockStored | BlockRemoved:
+    chunk, lora = news.chunk, news.chunk.lora
+    hashes = [maybe_convert_block_hash(one) for one in chunk.hashes]
+    medium = MEDIUM_STORAGE if news.is_storage else MEDIUM_CPU
+    if not news.is_stored:
+        return BlockRemoved(block_hashes=hashes, medium=medium, group_idx=kept.place)
+    return BlockStored(
+        block_hashes=hashes,
+        parent_block_hash=None if chunk.parent is None else maybe_convert_block_hash(chunk.parent),
+        token_ids=list(chunk.tokens),
+        block_size=len(chunk.tokens) // len(hashes),
+        lora_id=lora.lora_int_id if lora else None,
+        lora_name=lora.lora_name if lora else None,
+        medium=medium,
+        group_idx=kept.place,
+    )
 
 
 def _model(vllm_config: VllmConfig) -> str:

@@ -85,6 +85,8 @@ class Tracked:
         self.stored = 0
         # Whether the workers were told to store something.
         self.has_stores = False
+        # Whether what was found for it is counted.
+        self.is_counted = False
         # Whether it used the cache at all.
         self.used = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -13,6 +14,7 @@ from ..key import keys as as_keys
 from ..session import GroupRule, Session
 from ..space import Space
 from .adapters import Adapters
+from .events import Events, News
 from .lending import Lending
 from .plan import Grid, Span, chunk_hashes, covering, key_records, load_parts, session_name, store_parts
 from .request import Load, Lookup, Tracked
@@ -45,13 +47,15 @@ class Scheduler:
         loads: bool = True,
         stores: bool = True,
         lending: Optional[Lending] = None,
+        events: Optional[Events] = None,
     ) -> None:
         self._open_space = open_space
         self._settings = settings
         self._generation = settings.generation
         # No other engine has these. Of two, one is in use and the other forgotten, so that spaces do not become more with each reset.
         self._own_generations = [fresh_generation(), fresh_generation()]
-        self._space: Optional[Space] = open_space(self._generation)
+        # Opened when it is used first: the cache may not be there yet.
+        self._space: Optional[Space] = None
         self._adapters = Adapters(settings.lora_revisions)
         self._grid = grid
         self._rules = [
@@ -61,6 +65,10 @@ class Scheduler:
         ]
         # Blocks that leave a request before it ends are kept for its stores.
         self._lending = lending if any(group.reach for group in grid.groups) else None
+        self._events = events
+        # What happened to chunks and was not told yet.
+        self._news: list[News] = []
+        self._counts: Counter[str] = Counter()
         # Of several groups, vLLM does not take the blocks that a step could not load.
         self._layered = settings.load == "layered" and grid.is_plain
         self._lookup_timeout_ms = settings.lookup_timeout_ms
@@ -103,6 +111,9 @@ class Scheduler:
             # A step must compute at least one token; one beside the steps is taken back by vLLM itself.
             end = min(end, request.num_tokens - 1)
         found = max(0, end - computed)
+        if not tracked.is_counted:
+            tracked.is_counted = True
+            self._counts.update(asked_tokens=request.num_tokens - computed, found_tokens=found)
         return found, found > 0 and not self._layered
 
     def allocated(self, request: Any, tables: Sequence[Sequence[int]], external: int) -> None:
@@ -181,6 +192,21 @@ class Scheduler:
             if ending := self._ending.pop(name, None):
                 ending.end()
 
+    def counts(self) -> dict[str, int]:
+        """What was counted since it was asked last, by the names in `metrics`."""
+        counts, self._counts = self._counts, Counter()
+        return dict(counts)
+
+    def news(self) -> list[News]:
+        """What became of the chunks that were stored here, since it was asked last."""
+        news, self._news = self._news, []
+        if self._events and self._space:
+            try:
+                news += self._events.read(self._space.cache, self._space.id)
+            except KvkeepError as error:
+                self._trouble.say(error, UNUSED)
+        return news
+
     def finished(self, request: Any) -> bool:
         """The request is over, however it ended. Whether its blocks must be kept until it is among the sent ones."""
         tracked = self._tracked.pop(request.request_id, None)
@@ -208,11 +234,13 @@ class Scheduler:
             tracked.reset()
         former, self._space = self._space, None
         try:
-            if former and (self._settings.reset == "all" or self._generation != self._settings.generation):
-                former.forget()
+            if self._settings.reset == "all" or self._generation != self._settings.generation:
+                (former or self._open_space(self._generation)).forget()
         except KvkeepError as error:
             log.warning("kvkeep is not reset for other engines, but this one begins anew: %s", error)
             self._own_generations = [fresh_generation(), fresh_generation()]
+        if self._events:
+            self._news += self._events.forget()
         self._own_generations.reverse()
         self._generation = self._own_generations[0]
         self._adapters.reset()
@@ -277,8 +305,11 @@ class Scheduler:
             self._trouble.say(error, UNUSED)
             return
         tables = tables_of(request.request_id)
-        parts = store_parts(tables.by_place, tables.named, self._hashes(tracked, span), span, grid)
+        hashes = self._hashes(tracked, span)
+        parts = store_parts(tables.by_place, tables.named, hashes, span, grid)
         if parts:
+            if self._events:
+                self._events.note(request, span, hashes)
             tracked.has_stores = tracked.used = True
             number = self._lending.lend(parts) if self._lending else 0
             step.stores.append(Move(request.request_id, session.id, parts, number))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Callable, NamedTuple, Optional
 
 from .._ffi import Notify, Status
-from ..errors import KvkeepError, NotFoundError
+from ..errors import DisconnectedError, KvkeepError, NotFoundError
 from ..key import keys as as_keys
 from ..pool import Pool, Transfer
 from .plan import Part, key_records
 from .quietly import quietly
 from .step import Move, Step
 from .trouble import Trouble
+
+
+_PAST = {"load": "loaded", "store": "stored"}
 
 
 class Moving(NamedTuple):
@@ -92,7 +96,7 @@ class Worker:
         self._open_pools = open_pools
         self._generation = generation
         # A pool for each group; none where they are not open.
-        self._pools = open_pools(generation)
+        self._pools: list[Pool] = []
         # Pools of former generations whose transfers are not all over.
         self._retired: list[Pool] = []
         # Loads of a former generation: their blocks are not as they should be, however they end.
@@ -111,10 +115,16 @@ class Worker:
         self._failed: set[int] = set()
         self._failed_requests: set[str] = set()
         self._stored: set[int] = set()
+        self._counts: Counter[str] = Counter()
         # Steps that are scheduled before the answer to one is known: what they compute may come from what failed in it.
         self._steps_ahead = steps_ahead
         self._distrusted_steps = 0
         self._trouble = Trouble()
+        try:
+            self._pools = open_pools(generation)
+        except DisconnectedError:
+            # Tried again by the first step that needs them.
+            pass
 
     def settle(self, step: Step) -> None:
         """Before the step writes any block: waits for the stores of blocks that are about to be used anew."""
@@ -164,6 +174,7 @@ class Worker:
             if moving.done():
                 self._lose(name, moving.all_blocks() if name in self._outdated else moving.failed())
                 self._outdated.discard(name)
+                self._count("load", moving)
                 moving.release()
                 del self._loads[name]
                 self._received.add(name)
@@ -194,6 +205,11 @@ class Worker:
         """Numbers of stores that need their blocks no more, each once."""
         stored, self._stored = self._stored, set()
         return stored
+
+    def counts(self) -> dict[str, int]:
+        """What was counted since it was asked last, by the names in `metrics`."""
+        counts, self._counts = self._counts, Counter()
+        return dict(counts)
 
     def close(self) -> None:
         """Lets stores finish, cancels loads, and waits until no page is touched any more."""
@@ -252,17 +268,32 @@ class Worker:
         for moving in self._layered:
             moving.wait()
             self._fail(moving.failed())
+            self._count("load", moving)
             moving.release()
         self._layered.clear()
 
     def _fail(self, blocks: Iterable[int]) -> None:
         """Blocks that the step in progress has read, or is about to."""
         if blocks := set(blocks):
+            self._counts["lost_loads"] += 1
             self._failed |= blocks
             self._distrusted_steps = self._steps_ahead
 
+    def _count(self, kind: str, moving: Moving) -> None:
+        self._counts[f"{kind}s"] += 1
+        for transfer in moving.transfers:
+            try:
+                result = transfer.query()
+            except KvkeepError:
+                # Its daemon has ended.
+                continue
+            if result:
+                self._counts[f"{_PAST[kind]}_bytes"] += result.copied_bytes
+                self._counts[f"{kind}_us"] += result.total_us
+
     def _lose(self, name: str, blocks: set[int]) -> None:
         """Blocks of a load beside the steps that are not as they should be."""
+        self._counts["lost_loads"] += bool(blocks)
         if self._names_blocks:
             self._failed |= blocks
         elif blocks:
@@ -276,6 +307,7 @@ class Worker:
     def _drop_if_done(self, moving: Moving) -> bool:
         if moving.done():
             self._is_stored(moving.move)
+            self._count("store", moving)
             moving.release()
             return True
         return False
