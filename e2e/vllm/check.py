@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -39,7 +40,12 @@ ALONE = [0, 0, 0, 0, 2 * CHUNK]
 LAYERED = [min(found, len(tokens) - 1) for found, tokens in zip(EXPECTED, PROMPTS)]
 # Where a window's pages are not kept before it, a whole prompt ends with a chunk that is computed.
 WINDOWED = [(len(tokens) - 1) // CHUNK * CHUNK for tokens in PROMPTS]
-PARTS = ("full", "layered", "two-workers", "retrained", "small", "windows", "windows-small", "latent", "draft")
+PROCESSORS = sorted(os.sched_getaffinity(0))
+APART = {"VLLM_CPU_OMP_THREADS_BIND": f"{PROCESSORS[0]}|{PROCESSORS[-1]}"}
+PARTS = (
+    *("full", "layered", "two-workers", "retrained", "small", "windows", "windows-small", "latent", "draft"),
+    *("heads", "alone", "late", "pair", "overhead"),
+)
 
 
 def awaited(true: Callable[[], bool], what: str) -> None:
@@ -86,8 +92,16 @@ class Engine:
         self._answer()
 
     def ask(self, name: str, **arguments: Any) -> Any:
+        self.begin(name, **arguments)
+        return self.finish()
+
+    def begin(self, name: str, **arguments: Any) -> None:
+        """Asks, and waits for nothing."""
         assert self._process.stdin
         print(json.dumps((name, arguments)), file=self._process.stdin, flush=True)
+
+    def finish(self) -> Any:
+        """The answer to what was begun."""
         return self._answer()
 
     def generate(self, prompts: list[list[int]] = PROMPTS, tokens: int = TOKENS) -> tuple[list[list[int]], list[int]]:
@@ -130,6 +144,7 @@ class Check:
         print(f"---- {name}", flush=True)
         if extra:
             extra = {"connect": self.daemon.url, "chunk_tokens": CHUNK, **extra}
+            extra = {name: value for name, value in extra.items() if value != ""}
         engine = Engine(
             name,
             self._directory / f"{name}.log",
@@ -148,7 +163,7 @@ class Check:
         self.items.check(f"{when}: explain is empty", self.daemon.stats()["l1_shares"], 0)
 
     def run(self, parts: Sequence[str]) -> None:
-        if set(parts) & {"full", "layered", "retrained", "small"}:
+        if set(parts) & {"full", "layered", "retrained", "small", "alone", "late", "pair"}:
             with self.engine("reference", {}) as engine:
                 self.texts, _ = engine.generate()
                 self.long = engine.generate(LONG, 300)[0]
@@ -159,9 +174,7 @@ class Check:
             with self.engine("layered", {"load": "layered"}) as engine:
                 self.layer_by_layer(engine)
         if "two-workers" in parts:
-            processors = sorted(os.sched_getaffinity(0))
-            apart = {"VLLM_CPU_OMP_THREADS_BIND": f"{processors[0]}|{processors[-1]}"}
-            with self.engine("two-workers", {"load": "async"}, apart, tensor_parallel_size=2) as engine:
+            with self.engine("two-workers", {"load": "async"}, APART, tensor_parallel_size=2) as engine:
                 self.two_workers(engine)
         if "retrained" in parts:
             with self.engine("reference-retrained", {}, model="retrained") as engine:
@@ -190,7 +203,75 @@ class Check:
                 self.texts, _ = engine.generate()
             with self.engine("draft", {"load": "async"}, speculative_config=guesses) as engine:
                 self.of_another_kind(engine, EXPECTED)
+        if "heads" in parts:
+            self.heads()
+        if "alone" in parts:
+            own = {"connect": "", "l1_bytes": 64 << 20}
+            with self.engine("alone", own) as engine:
+                self.same("alone, cold", engine, ALONE)
+                self.same("alone, warm", engine, EXPECTED)
+        if "late" in parts:
+            self.late()
+        if "pair" in parts:
+            self.pair()
+        if "overhead" in parts:
+            self.overhead()
         self.nothing_is_held("at the end")
+
+    def heads(self) -> None:
+        """Objects of heads: one worker and two share them, both ways."""
+        extra = {"canonical": True}
+        fresh = [prompt(700, seed) for seed in (71, 72)]
+        with (
+            self.engine("heads-one", extra) as one,
+            self.engine("heads-two", extra, APART, tensor_parallel_size=2) as two,
+        ):
+            texts, cached = one.generate()
+            self.items.check("heads, one worker, cold: nothing is found", sorted(cached), ALONE)
+            self.items.check("heads, one worker, warm: texts and hits are as expected", one.generate(), (texts, EXPECTED))
+            first, cached = two.generate()
+            self.items.check("heads, two workers: what one stored is found", cached, EXPECTED)
+            self.items.check("heads, two workers: the texts stay the same", two.generate(), (first, EXPECTED))
+            two.generate(fresh)
+            texts, cached = one.generate(fresh)
+            self.items.check("heads, one worker: what two stored is found", cached, [2 * CHUNK] * 2)
+            self.items.check("heads, one worker: the texts stay the same", one.generate(fresh), (texts, cached))
+
+    def late(self) -> None:
+        """A daemon that starts after the engine."""
+        self.daemon.stop()
+        with self.engine("late", {"load": "async"}) as engine:
+            self.items.check(
+                "late: the engine says that it starts without kvkeep",
+                "starts without kvkeep" in (self._directory / "late.log").read_text(),
+                True,
+            )
+            self.same("late, without a daemon", engine, ALONE)
+            self.restarted(engine, lambda daemon: None)
+            engine.generate()
+            self.same("late, with a daemon", engine, EXPECTED)
+
+    def pair(self) -> None:
+        """One engine computes prompts, another one, which was asked for them first, waits for their pages."""
+        prompts = [prompt(700, seed) for seed in (51, 52)]
+        waits = {"load": "async", "lookup_timeout_ms": 1000 * WATCHDOG_S}
+        with self.engine("prefill", {"load": "async"}) as prefill, self.engine("decode", waits) as decode:
+            decode.begin("generate", prompts=prompts, tokens=TOKENS)
+            texts, _ = prefill.generate(prompts)
+            answer = decode.finish()
+            self.items.check("pair: the texts are the same", answer["texts"], texts)
+            self.items.check("pair: what the other computed meanwhile was loaded", answer["cached"], [2 * CHUNK] * 2)
+
+    def overhead(self) -> None:
+        """What an empty cache costs: steps of an engine with the connector against those of one without, one after another."""
+        with self.engine("bare", {}) as bare, self.engine("asking", {"model": "nobody's"}) as asking:
+            taken = {name: [] for name in ("bare", "asking")}
+            for turn in range(4):
+                for engine in (bare, asking):
+                    taken[engine.name] += engine.ask("steps", prompts=[prompt(40, 100 + turn)], count=50)
+        medians = {name: statistics.median(steps) for name, steps in taken.items()}
+        print(f"median of 200 steps: {medians['bare']:.0f} us without, {medians['asking']:.0f} us with kvkeep", flush=True)
+        self.items.check("overhead: steps were measured", [len(steps) for steps in taken.values()], [200, 200])
 
     def latent(self) -> None:
         """MLA: vLLM's kernel for a CPU without AMX ignores what is there before a prompt."""

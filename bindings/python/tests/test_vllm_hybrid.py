@@ -162,6 +162,18 @@ class Hybrid(CacheTest):
         self.assertNotEqual(lent & set(engine.free), set())
         engine.finish(request)
 
+    def test_engines_of_any_tensor_parallelism_share_objects_of_heads(self) -> None:
+        kinds = [{"workers": 1, "heads": 4}, {"workers": 2, "heads": 2}, {"workers": 4}, {"workers": 8, "replicas": 2}]
+        for turn, kind in enumerate(kinds):
+            engines = [self.engine("window", tenant=str(turn), **each) for each in (kind, *kinds)]
+            tokens = [turn, *range(2, 3 * engines[0].grid.chunk_tokens + 2)]
+            self.run_in_pieces(engines[0], "first", tokens, [5])
+            for engine in engines[1:]:
+                request, found = engine.run("second", tokens)
+                self.assertEqual((found, engine.right(request)), (len(tokens) - 1, True))
+                engine.finish(request)
+                self.check_nothing_is_held(engine)
+
     def test_several_workers_say_when_they_have_stored(self) -> None:
         engine = self.engine("window", workers=4, replicas=2)
         tokens = list(range(3 * engine.grid.chunk_tokens + 1))

@@ -35,6 +35,8 @@ class Plans(unittest.TestCase):
         plain, shared = plan.grid([FULL], 16, 16, 4, 1), plan.grid([FULL, WINDOW], 16, 16, 8, 4)
         self.assertEqual((plain.objects_per_chunk, plain.extra_count), (4, 0))
         self.assertEqual((shared.objects_per_chunk, shared.extra_count), (4, 3))
+        of_heads = plan.grid([FULL], 16, 16, 4, 2, 3)
+        self.assertEqual((of_heads.objects_per_chunk, of_heads.workers), (6, 4))
 
     def test_a_chunk_is_named_by_its_last_block(self) -> None:
         blocks = [hashlib.sha256(bytes([i])).digest() for i in range(7)]
@@ -136,6 +138,12 @@ class Groups(unittest.TestCase):
         kinds = {"a": MLAAttentionSpec(64), "b": FullAttentionSpec(64)}
         (each,) = self.kept(UniformTypeKVCacheSpecs(64, kv_cache_specs=kinds))
         self.assertEqual(each.group, (64, 0, False))
+
+    def test_heads_are_known_where_all_layers_have_as_many(self) -> None:
+        two, three = FullAttentionSpec(num_kv_heads=2), FullAttentionSpec(num_kv_heads=3)
+        mixed = UniformTypeKVCacheSpecs(kv_cache_specs={"a": two, "b": three})
+        kept = self.kept(two, mixed, MambaSpec(mamba_cache_mode="all"))
+        self.assertEqual([each.heads for each in kept], [2, 0, 0])
 
     def test_groups_that_no_hash_finds_are_left_out(self) -> None:
         (each,) = self.kept(SlidingWindowSpec(sliding_window=8), FullAttentionSpec(), left_out=[0])

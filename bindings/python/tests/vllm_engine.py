@@ -53,11 +53,12 @@ class Request:
 
 
 class Gpu:
-    """A worker's memory: a page for each layer and block, which the groups share as vLLM's do."""
+    """A worker's memory: a page for each layer and block, which the groups share as vLLM's do, with a piece for each rank."""
 
-    def __init__(self, open_space: Callable[[int], kvkeep.Space], grid: plan.Grid, rank: int, stores: bool) -> None:
-        self.rank, self.grid = rank, grid
-        self.memory = (ctypes.c_uint8 * (LAYERS * BLOCKS * PAGE_BYTES))()
+    def __init__(self, open_space: Callable[[int], kvkeep.Space], grid: plan.Grid, ranks: range, stores: bool) -> None:
+        self.ranks, self.grid = ranks, grid
+        self.page_bytes = page_bytes = PAGE_BYTES * len(ranks)
+        self.memory = (ctypes.c_uint8 * (LAYERS * BLOCKS * page_bytes))()
         base = ctypes.addressof(self.memory)
 
         def open_pools(generation: int) -> list[kvkeep.Pool]:
@@ -65,7 +66,9 @@ class Gpu:
             return [
                 space.pool(
                     [
-                        kvkeep.Segment(base + layer * BLOCKS * PAGE_BYTES, PAGE_BYTES, layer=layer, group=group)
+                        kvkeep.Segment(
+                            base + layer * BLOCKS * page_bytes + piece * PAGE_BYTES, PAGE_BYTES, page_bytes, group, layer
+                        )
                         for layer in range(LAYERS)
                     ],
                     block_count=BLOCKS,
@@ -73,21 +76,22 @@ class Gpu:
                     rank=rank,
                 )
                 for group in range(len(grid.groups))
+                for piece, rank in enumerate(ranks)
             ]
 
         # What computing gives depends on the weights.
         self.weights = 0
         layers = {f"layer.{i}": i for i in range(LAYERS)}
-        self.worker = worker.Worker(open_pools, rank, layers, names_blocks=len(grid.groups) == 1, stores=stores)
+        self.worker = worker.Worker(open_pools, ranks, layers, names_blocks=len(grid.groups) == 1, stores=stores)
 
     def page(self, layer: int, block: int) -> memoryview:
-        start = (layer * BLOCKS + block) * PAGE_BYTES
-        return memoryview(self.memory).cast("B")[start : start + PAGE_BYTES]
+        start = (layer * BLOCKS + block) * self.page_bytes
+        return memoryview(self.memory).cast("B")[start : start + self.page_bytes]
 
     def expected(self, request: Request, layer: int, index: int, group: int = 0) -> bytes:
         end = (index + 1) * self.grid.groups[group].block_tokens
-        known = repr((self.weights, self.rank, group, layer, request.tokens[:end])).encode()
-        return hashlib.shake_128(known).digest(PAGE_BYTES)
+        known = [repr((self.weights, rank, group, layer, request.tokens[:end])).encode() for rank in self.ranks]
+        return b"".join(hashlib.shake_128(of_rank).digest(PAGE_BYTES) for of_rank in known)
 
     def compute(self, request: Request, first_token: int, end_token: int) -> None:
         for number, (group, table) in enumerate(zip(self.grid.groups, request.tables)):
@@ -106,10 +110,11 @@ class Engine:
         groups: tuple[plan.Group, ...] = (plan.Group(BLOCK_TOKENS),),
         workers: int = 1,
         replicas: int = 1,
+        heads: int = 1,
         model: str = "toy",
         **extra: Any,
     ) -> None:
-        self.grid = plan.grid(groups, BLOCK_TOKENS, 2 * BLOCK_TOKENS, workers, replicas)
+        self.grid = plan.grid(groups, BLOCK_TOKENS, 2 * BLOCK_TOKENS, workers, replicas, heads)
 
         def open_space(generation: int) -> kvkeep.Space:
             return cache.space(model, "toy pages", chunk_tokens=self.grid.chunk_tokens, generation=generation)
@@ -122,7 +127,10 @@ class Engine:
         self.users: Counter[int] = Counter()
         lending = Lending(workers, self.users.update, self.give_back)
         self.scheduler = scheduler.Scheduler(open_space, self.grid, given, lending=lending, events=Events(self.grid))
-        self.gpus = [Gpu(open_space, self.grid, i // replicas, i % replicas == 0) for i in range(workers)]
+        self.gpus = [
+            Gpu(open_space, self.grid, range(i // replicas * heads, (i // replicas + 1) * heads), i % replicas == 0)
+            for i in range(workers)
+        ]
         self.failed: set[int] = set()
         self.failed_requests: set[str] = set()
         self.received: set[str] = set()

@@ -37,7 +37,7 @@ from .lending import Lending
 from .metrics import Prometheus, Stats
 from .plan import Grid, grid, unstable_hashes
 from .scheduler import Scheduler, Tables
-from .settings import settings
+from .settings import Settings, settings
 from .step import Step
 from .worker import Worker
 
@@ -90,7 +90,7 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
         transfer = self._kv_transfer_config
         self._settings = settings(transfer.kv_connector_extra_config)
         self._kept = kept_groups(kv_cache_config)
-        self._grid = _grid(vllm_config, kv_cache_config, self._kept, self._settings.chunk_tokens)
+        self._grid = _grid(vllm_config, kv_cache_config, self._kept, self._settings)
         if self._settings.load == "layered" and not self._grid.is_plain:
             log.warning('kvkeep loads beside the steps: of this model\'s layers, vLLM cannot compute single ones again.')
         if transfer.kv_load_failure_policy != "recompute":
@@ -117,30 +117,41 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
         """A graph of the whole model would not wait for its layers."""
         return extra_config.get("load") == "layered"
 
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> Optional[str]:
+        """Where heads have objects of their own, each lies in one piece."""
+        canonical = vllm_config.kv_transfer_config.kv_connector_extra_config.get("canonical")
+        return "LBHNC" if canonical and vllm_config.model_config and not vllm_config.model_config.use_mla else None
+
     # The workers' side.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Opens the pool of this worker's pages."""
         config, parallel = self._vllm_config, self._vllm_config.parallel_config
-        groups = [_caches(kept, kv_caches) for kept in self._kept]
-        layers = {name: layer for _, numbers in groups for name, layer in numbers.items()}
+        heads = self._grid.ranks * self._grid.replicas // self._grid.workers
+        by_head = range(heads) if self._settings.canonical else [None]
+        # Of each group, the tensors of each of this worker's ranks.
+        groups = [[_caches(kept, kv_caches, head) for head in by_head] for kept in self._kept]
+        layers = {name: layer for of_group in groups for name, layer in of_group[0][1].items()}
         block_count, stages = self._kv_cache_config.num_blocks, _stages(config)
         # The last of several stages has the layers of a draft model as well, which are not counted.
         drafted = " drafted" if len(stages) > 1 and config.speculative_config else ""
         described = (
-            fingerprint(caches, block_count, group.block_tokens, stages, group.reach)
-            for (caches, _), group in zip(groups, self._grid.groups)
+            fingerprint(of_group[0][0], block_count, group.block_tokens, stages, group.reach)
+            for of_group, group in zip(groups, self._grid.groups)
         )
+        shared = f"heads {self._grid.ranks}" if self._settings.canonical else f"tp {parallel.tensor_parallel_size}/{self._grid.replicas}"
         self._layout = "; ".join(
             (
                 f"vllm {' + '.join(described)}",
                 f"kv {config.cache_config.cache_dtype}",
-                f"tp {parallel.tensor_parallel_size}/{self._grid.replicas}",
+                shared,
                 f"pp {len(stages)}{drafted}",
             )
         )
         tp_rank, tp_size = get_tp_group().rank_in_group, parallel.tensor_parallel_size
         rank = (get_pp_group().rank_in_group * tp_size + tp_rank) // self._grid.replicas
+        ranks = range(rank * heads, (rank + 1) * heads)
 
         def open_pools(generation: int) -> list[Pool]:
             space = self._space(self._layout, generation)
@@ -152,14 +163,15 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
                     rank=rank,
                     device=caches[0].tensor.device,
                 )
-                for number, (caches, _) in enumerate(groups)
+                for number, of_group in enumerate(groups)
+                for rank, (caches, _) in zip(ranks, of_group)
             ]
 
         device = next(iter(kv_caches.values()))
         device = (device[0] if isinstance(device, (list, tuple)) else device).device
         self._worker = Worker(
             open_pools,
-            rank,
+            ranks,
             layers,
             names_blocks=len(self._kept) == 1,
             # Of workers that hold the same bytes, one stores them.
@@ -353,7 +365,7 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
         return self._scheduler
 
 
-def _grid(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, kept: list[Kept], chunk_tokens: int) -> Grid:
+def _grid(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, kept: list[Kept], given: Settings) -> Grid:
     """How tokens are cut, or ValueError for what the connector cannot serve."""
     parallel = vllm_config.parallel_config
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
@@ -367,11 +379,14 @@ def _grid(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, kept: list[Ke
     groups = [each.group for each in kept]
     workers = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
     hash_tokens = kv_cache_config.hash_block_size or groups[0].block_tokens
-    return grid(groups, hash_tokens, chunk_tokens, workers, kv_cache_config.kv_tp_replicas)
+    heads = {each.heads for each in kept} if given.canonical else {1}
+    if len(heads) != 1 or 0 in heads or (given.canonical and parallel.pipeline_parallel_size > 1):
+        raise ValueError("canonical objects need one stage, and layers of attention with as many heads each: leave canonical out")
+    return grid(groups, hash_tokens, given.chunk_tokens, workers, kv_cache_config.kv_tp_replicas, heads.pop())
 
 
-def _caches(kept: Kept, kv_caches: Mapping[str, Any]) -> tuple[list[Layer], dict[str, int]]:
-    """The tensors of a group, and which of them each of its layers has."""
+def _caches(kept: Kept, kv_caches: Mapping[str, Any], head: Optional[int]) -> tuple[list[Layer], dict[str, int]]:
+    """The tensors of a group, or their parts of one head, and which of them each of its layers has."""
     caches: list[Layer] = []
     # Layers that share a tensor with an earlier one of the group are loaded with it.
     first: dict[int, int] = {}
@@ -382,10 +397,16 @@ def _caches(kept: Kept, kv_caches: Mapping[str, Any]) -> tuple[list[Layer], dict
         for tensor in given if isinstance(given, (list, tuple)) else [given]:
             if tensor is None:
                 continue
+            if head is not None:
+                # Axes are blocks, heads, tokens and what a token has.
+                tensor = tensor[:, head]
             if tensor.data_ptr() not in first:
                 first[tensor.data_ptr()] = layer = len(first)
                 dtype = str(tensor.dtype).removeprefix("torch.")
-                caches.append(Layer(described(tensor), pages(tensor, layer=layer).segments, dtype))
+                segments = pages(tensor, layer=layer).segments
+                if head is not None and len(segments) > 1:
+                    raise ValueError("canonical objects need each head's tokens in one piece: set VLLM_KV_CACHE_LAYOUT=LBHNC")
+                caches.append(Layer(described(tensor), segments, dtype))
             layers[name] = first[tensor.data_ptr()]
     if not caches:
         raise ValueError("kvkeep needs layers of each group in every pipeline stage: split the model otherwise")

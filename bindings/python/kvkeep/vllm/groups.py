@@ -13,6 +13,8 @@ class Kept(NamedTuple):
 
     place: int
     group: Group
+    # Heads of each of its layers in a worker; 0 where they differ, or have none.
+    heads: int
     layer_names: tuple[str, ...]
 
 
@@ -26,7 +28,8 @@ def kept_groups(kv_cache_config: Any) -> list[Kept]:
         if getattr(group, "host_resident", False):
             raise ValueError("kvkeep does not serve HiSparse, whose blocks vLLM keeps in host memory itself")
         if index in kv_cache_config.prefix_cacheable_group_ids:
-            kept.append(Kept(index, _group(group.kv_cache_spec), tuple(group.layer_names)))
+            spec = group.kv_cache_spec
+            kept.append(Kept(index, _group(spec), _heads(spec), tuple(group.layer_names)))
     if not kept:
         raise ValueError("kvkeep has nothing to keep: no layer of this model has blocks that are found by a prefix")
     return kept
@@ -40,6 +43,12 @@ def _group(spec: Any) -> Group:
         raise ValueError(f"kvkeep does not know groups of several kinds: {_names(specs)}")
     reach, named = max(needs)
     return Group(spec.block_size, reach, named)
+
+
+def _heads(spec: Any) -> int:
+    specs = getattr(spec, "kv_cache_specs", {}).values() or [spec]
+    heads = {getattr(one, "num_kv_heads", 0) for one in specs}
+    return heads.pop() if len(heads) == 1 else 0
 
 
 def _need(spec: Any) -> tuple[int, bool]:

@@ -36,10 +36,11 @@ class Grid(NamedTuple):
     groups: tuple[Group, ...]
     # Tokens of each hash that the engine makes.
     hash_tokens: int
-    # Workers that hold different bytes.
+    # Objects of a chunk and a group: workers that hold different bytes, or heads.
     ranks: int = 1
     # Workers that hold, and read, the same bytes (MLA, or fewer heads than workers).
     replicas: int = 1
+    workers: int = 1
 
     @property
     def hashes_per_chunk(self) -> int:
@@ -57,11 +58,6 @@ class Grid(NamedTuple):
         return self.replicas - 1
 
     @property
-    def workers(self) -> int:
-        """All workers."""
-        return self.ranks * self.replicas
-
-    @property
     def is_plain(self) -> bool:
         """Whether there is one group, which needs whole prefixes."""
         return len(self.groups) == 1 and not self.groups[0].reach
@@ -75,10 +71,14 @@ class Grid(NamedTuple):
         return -(-self.groups[group].reach // self.chunk_tokens)
 
 
-def grid(groups: Sequence[Group], hash_tokens: int, chunk_tokens: int, workers: int = 1, replicas: int = 1) -> Grid:
-    """The grid whose chunk is the least that has `chunk_tokens` and whole blocks of every group."""
+def grid(
+    groups: Sequence[Group], hash_tokens: int, chunk_tokens: int, workers: int = 1, replicas: int = 1, heads: int = 1
+) -> Grid:
+    """The grid whose chunk is the least that has `chunk_tokens` and whole blocks of every group. Each worker has an object for
+    each of its `heads`."""
     unit = math.lcm(hash_tokens, *(group.block_tokens for group in groups))
-    return Grid(-(-chunk_tokens // unit) * unit, tuple(groups), hash_tokens, workers // replicas, replicas)
+    ranks = workers // replicas * heads
+    return Grid(-(-chunk_tokens // unit) * unit, tuple(groups), hash_tokens, ranks, replicas, workers)
 
 
 class Span(NamedTuple):

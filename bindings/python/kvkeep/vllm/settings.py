@@ -30,6 +30,8 @@ class Settings(NamedTuple):
     lookup_timeout_ms: int = 0
     # Which weights, where the model's name stays the same: change it when they change on disk.
     generation: int = 0
+    # Whether each head has an object of its own, so that engines of different tensor parallelism share them.
+    canonical: bool = False
     # What resetting the cache does. "all": every engine that shares the daemon loses what it had of this model. "own": this
     # engine alone turns away from it.
     reset: str = "all"
@@ -51,7 +53,7 @@ def settings(extra: Mapping[str, Any]) -> Settings:
         kind = type(Settings._field_defaults[name])
         if kind is tuple:
             kind = list if isinstance(value, list) else tuple
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"kv_connector_extra_config: {name} is {value!r}, not of type {kind.__name__}")
     if given.load not in LOADS:
         raise ValueError(f"kv_connector_extra_config: load is {given.load!r}, not one of {LOADS}")

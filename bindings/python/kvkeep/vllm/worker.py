@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Callable, NamedTuple, Optional
 
 from .._ffi import Notify, Status
@@ -20,9 +21,10 @@ _PAST = {"load": "loaded", "store": "stored"}
 
 
 class Moving(NamedTuple):
-    """The transfers of a move: one for each of its parts."""
+    """The transfers of a move: one for each of its parts and each rank whose objects the worker has."""
 
     move: Move
+    parts: list[Part]
     transfers: list[Transfer]
 
     def done(self) -> bool:
@@ -47,7 +49,7 @@ class Moving(NamedTuple):
     def failed(self) -> set[int]:
         """The blocks that are not as they should be, once it is done; all of a part, if that cannot be known any more."""
         failed = set()
-        for part, transfer in zip(self.move.parts, self.transfers):
+        for part, transfer in zip(self.parts, self.transfers):
             try:
                 statuses = transfer.blocks() or ()
             except KvkeepError:
@@ -84,7 +86,7 @@ class Worker:
     def __init__(
         self,
         open_pools: Callable[[int], list[Pool]],
-        rank: int,
+        ranks: Sequence[int],
         layers: Mapping[str, int],
         *,
         names_blocks: bool = True,
@@ -95,7 +97,7 @@ class Worker:
     ) -> None:
         self._open_pools = open_pools
         self._generation = generation
-        # A pool for each group; none where they are not open.
+        # For each group, a pool for each rank; none where they are not open.
         self._pools: list[Pool] = []
         # Pools of former generations whose transfers are not all over.
         self._retired: list[Pool] = []
@@ -103,7 +105,7 @@ class Worker:
         self._outdated: set[str] = set()
         # Whether a load that failed is told by its blocks; else by its request.
         self._names_blocks = names_blocks
-        self._rank = rank
+        self._ranks = ranks
         self._layers = layers
         self._stores_here = stores
         self._stream = stream
@@ -245,15 +247,16 @@ class Worker:
         return self._begin(Pool.load, move, return_shares=True)
 
     def _begin(self, submit: Callable[..., Transfer], move: Move, **options: bool) -> Optional[Moving]:
-        moving = Moving(move, [])
+        moving = Moving(move, [], [])
         try:
             if not self._pools:
                 self._pools = self._open_pools(self._generation)
-            for part in move.parts:
-                pool, keys = self._pools[part.group], as_keys(key_records(part.hashes, (self._rank,), (part.group,)))
-                session = pool.cache.session(move.session)
+            for part, (place, rank) in itertools.product(move.parts, enumerate(self._ranks)):
+                pool = self._pools[part.group * len(self._ranks) + place]
+                keys, session = as_keys(key_records(part.hashes, (rank,), (part.group,))), pool.cache.session(move.session)
                 told = {"stream": self._stream(), "notify": Notify.POLL, **options}
                 moving.transfers.append(submit(pool, session, keys, part.blocks, **told))
+                moving.parts.append(part)
         except KvkeepError as error:
             moving.release()
             # A request that was aborted meanwhile has no session any more.
