@@ -110,6 +110,19 @@ class Classes(CacheTest):
         self.assertEqual([found(f"{at}", "cat", at) for at in (0, CHUNK - 1, CHUNK, 2 * CHUNK)], [0, 0, CHUNK, 2 * CHUNK])
         engine.close()
 
+    def test_pages_are_let_go_for_sleep_and_opened_for_the_next_step(self) -> None:
+        engine = Engine(self, ("full",))
+        tokens = [i * 17 % 500 + 3 for i in range(2 * CHUNK + 5)]
+        engine.run("first", tokens, 3)
+        engine.forget()
+        self.assertTrue(type(engine.worker).supports_sleep_mode(None))
+        engine.worker.unregister_kv_caches()
+        engine.pages.zero_()
+        self.assertEqual(engine.worker._worker._pools, [])
+        engine.worker.restore_kv_caches()
+        self.assertEqual(engine.run("second", tokens, 3), 2 * CHUNK)
+        engine.close()
+
     def test_events_and_counts_are_vllms_own(self) -> None:
         from prometheus_client import CollectorRegistry, Counter
         from vllm.distributed.kv_events import BlockRemoved, BlockStored

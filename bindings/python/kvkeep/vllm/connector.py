@@ -118,6 +118,11 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
         return extra_config.get("load") == "layered"
 
     @classmethod
+    def supports_sleep_mode(cls, kv_transfer_config: Any) -> bool:
+        """No page is touched between `unregister_kv_caches` and the next step."""
+        return True
+
+    @classmethod
     def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> Optional[str]:
         """Where heads have objects of their own, each lies in one piece."""
         canonical = vllm_config.kv_transfer_config.kv_connector_extra_config.get("canonical")
@@ -185,6 +190,9 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
         """vLLM is about to give up the memory of its KV cache: pages are opened anew when they are used next."""
         if self._worker:
             self._worker.suspend()
+
+    def restore_kv_caches(self) -> None:
+        """The memory is there again, at the same addresses: the first step that needs its pages opens them."""
 
     def get_handshake_metadata(self) -> Handshake:
         """For `set_xfer_handshake_metadata_pp_aware`."""

@@ -172,10 +172,20 @@ def load_parts(
     for number, (group, table) in enumerate(zip(grid.groups, tables)):
         start = max(first_token, end_token - group.reach) if group.reach else first_token
         wanted = range(start // group.block_tokens, -(-end_token // group.block_tokens))
+        count = grid.blocks_per_chunk(number)
         chosen = _Chosen(number, hashes)
         for index in range(start // grid.chunk_tokens, span.end):
-            places = _places(index, number, grid)
-            chosen.add(index - span.first, [_block(table, place) if place in wanted else NONE for place in places])
+            places = range(index * count, (index + 1) * count)
+            if places[0] in wanted and places[-1] in wanted and len(table) > places[-1]:
+                listed = list(table[places[0] : places[-1] + 1])
+            else:
+                listed = [table[place] if place in wanted and place < len(table) else NULL_BLOCK for place in places]
+            if NULL_BLOCK in listed:
+                listed = [NONE if block == NULL_BLOCK else block for block in listed]
+            if group.reach:
+                listed.reverse()
+            if listed.count(NONE) < count:
+                chosen.add(index - span.first, listed)
         parts += chosen.parts()
     return parts
 
@@ -193,12 +203,15 @@ def store_parts(
         kept = min(count, -(-group.reach // group.block_tokens)) if group.reach else count
         chosen = _Chosen(number, hashes)
         for index in range(span.first, span.end):
+            end = (index + 1) * count
             if group.named:
-                needed = [named.get((number, (index + 1) * grid.chunk_tokens), NONE)]
+                needed = [named.get((number, (index + 1) * grid.chunk_tokens), NULL_BLOCK)]
             else:
-                needed = [_block(table, place) for place in _places(index, number, grid)[:kept]]
-            if NONE not in needed:
-                chosen.add(index - span.first, needed + [NONE] * (count - len(needed)))
+                needed = list(table[end - kept : end])
+            if len(needed) == kept and NULL_BLOCK not in needed:
+                if group.reach:
+                    needed.reverse()
+                chosen.add(index - span.first, needed + [NONE] * (count - kept))
         parts += chosen.parts()
     return parts
 
@@ -212,23 +225,10 @@ class _Chosen:
         self._blocks: list[int] = []
 
     def add(self, offset: int, blocks: list[int]) -> None:
-        """Takes the chunk whose hash is so many hashes from the first, unless it has no block."""
-        if any(block != NONE for block in blocks):
-            self._taken += self._hashes[offset * HASH_BYTES : (offset + 1) * HASH_BYTES]
-            self._blocks += blocks
+        """Takes the chunk whose hash is so many hashes from the first."""
+        self._taken += self._hashes[offset * HASH_BYTES : (offset + 1) * HASH_BYTES]
+        self._blocks += blocks
 
     def parts(self) -> list[Part]:
         """The part, if there is any."""
         return [Part(self._number, bytes(self._taken), self._blocks)] if self._taken else []
-
-
-def _places(chunk: int, number: int, grid: Grid) -> range:
-    """A chunk's places in the table of a group, in the order of an object's blocks."""
-    count = grid.blocks_per_chunk(number)
-    places = range(chunk * count, (chunk + 1) * count)
-    return places[::-1] if grid.groups[number].reach else places
-
-
-def _block(table: Sequence[int], place: int) -> int:
-    block = table[place] if place < len(table) else NULL_BLOCK
-    return NONE if block == NULL_BLOCK else block
