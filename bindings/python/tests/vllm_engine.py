@@ -29,6 +29,7 @@ class Request:
     num_computed_tokens: int = 0
     tables: list[list[int]] = field(default_factory=list)
     lora_request: Optional[Any] = None
+    kv_hints: Optional[Any] = None
 
     @property
     def blocks(self) -> list[int]:
@@ -37,6 +38,10 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_prompt_tokens(self) -> int:
         return len(self.tokens)
 
     @property

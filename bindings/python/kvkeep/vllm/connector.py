@@ -145,12 +145,12 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
             fingerprint(of_group[0][0], block_count, group.block_tokens, stages, group.reach)
             for of_group, group in zip(groups, self._grid.groups)
         )
-        shared = f"heads {self._grid.ranks}" if self._settings.canonical else f"tp {parallel.tensor_parallel_size}/{self._grid.replicas}"
+        workers = f"tp {parallel.tensor_parallel_size}/{self._grid.replicas}"
         self._layout = "; ".join(
             (
                 f"vllm {' + '.join(described)}",
                 f"kv {config.cache_config.cache_dtype}",
-                shared,
+                f"heads {self._grid.ranks}" if self._settings.canonical else workers,
                 f"pp {len(stages)}{drafted}",
             )
         )
@@ -268,6 +268,10 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
             events=Events(self._grid) if published and published.enable_kv_cache_events else None,
         )
 
+    def on_new_request(self, request: Request) -> None:
+        """It waits to be scheduled."""
+        self._scheduling().arrived(request)
+
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[Optional[int], bool]:
         """How much of the prompt is there; None: ask again."""
         if request.skip_reading_prefix_cache:
@@ -381,8 +385,8 @@ def _grid(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, kept: list[Ke
     computes_whole = not vllm_config.scheduler_config.enable_chunked_prefill
     if vllm_config.model_config.use_mla and vllm_config.device_config.device_type == "cpu" and computes_whole:
         raise ValueError(
-            "kvkeep does not serve MLA where vLLM computes prompts whole, because what is loaded before them would not be read: use a CPU "
-            "with AMX, or a GPU"
+            "kvkeep does not serve MLA where vLLM computes prompts whole, because what is loaded before them would not be read: "
+            "use a CPU with AMX, or a GPU"
         )
     groups = [each.group for each in kept]
     workers = parallel.tensor_parallel_size * parallel.pipeline_parallel_size

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Optional
 from ..job import Job
 from ..key import Keys
 from ..session import Session
+from .hints import hints_of
 from .plan import Span
 from .quietly import quietly
 
@@ -68,6 +69,7 @@ class Tracked:
         self.revision = revision
         # Whether its blocks are of weights that the cache was reset for: it stores nothing until it is computed anew.
         self.is_outdated = False
+        self.hints = hints_of(request)
         self.session: Optional[Session] = None
         # When its session was renewed last.
         self.renewed = time.monotonic()

@@ -10,11 +10,13 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from .._ffi import Notify, PrefetchMode
 from ..errors import KvkeepError
+from ..key import Keys
 from ..key import keys as as_keys
 from ..session import GroupRule, Session
 from ..space import Space
 from .adapters import Adapters
 from .events import Events, News
+from .hints import PREFETCH, apply, hints_of
 from .lending import Lending
 from .plan import Grid, Span, chunk_hashes, covering, key_records, load_parts, session_name, store_parts
 from .request import Load, Lookup, Tracked
@@ -78,6 +80,11 @@ class Scheduler:
         self._ending: dict[str, Tracked] = {}
         self._next = Step()
         self._trouble = Trouble()
+
+    def arrived(self, request: Any) -> None:
+        """A request is there, and waits to be scheduled."""
+        if any(hint.kind == PREFETCH for hint in hints_of(request)):
+            self.matched(request, 0)
 
     def matched(self, request: Any, computed: int) -> tuple[Optional[int], bool]:
         """How many tokens beyond `computed` can be loaded, and whether beside the steps; None: ask again."""
@@ -190,7 +197,7 @@ class Scheduler:
                 found.load_is_over()
         for name in sent:
             if ending := self._ending.pop(name, None):
-                ending.end()
+                self._end(ending)
 
     def counts(self) -> dict[str, int]:
         """What was counted since it was asked last, by the names in `metrics`."""
@@ -221,7 +228,7 @@ class Scheduler:
             self._next.held.add(request.request_id)
             self._ending[request.request_id] = tracked
             return True
-        tracked.end()
+        self._end(tracked)
         return False
 
     def reset(self) -> None:
@@ -259,6 +266,20 @@ class Scheduler:
             tracked = self._tracked[request.request_id] = Tracked(request, revision)
         return tracked
 
+    def _end(self, tracked: Tracked) -> None:
+        """Gives back what a request holds. Its prompt's chunks are stored, and follow its hints."""
+        tracked.end()
+        span = Span(0, min(tracked.stored, tracked.request.num_prompt_tokens // self._grid.chunk_tokens) if tracked.hints else 0)
+        if span.chunks and self._space:
+            try:
+                apply(tracked.hints, self._space, self._keys(tracked, span))
+            except KvkeepError as error:
+                self._trouble.say(error, "kvkeep cannot follow the hints of %s", tracked.request.request_id)
+
+    def _keys(self, tracked: Tracked, span: Span) -> Keys:
+        """The keys of chunks, for all ranks and groups."""
+        return as_keys(key_records(self._hashes(tracked, span), range(self._grid.ranks), range(len(self._grid.groups))))
+
     def _session(self, tracked: Tracked) -> Session:
         if tracked.session is None:
             if self._space is None:
@@ -277,7 +298,7 @@ class Scheduler:
         span = Span(tracked.computed // grid.chunk_tokens, end)
         if span.chunks <= 0:
             return
-        keys = as_keys(key_records(self._hashes(tracked, span), range(grid.ranks), range(len(grid.groups))))
+        keys = self._keys(tracked, span)
         session = self._session(tracked)
         job = session.prefetch(
             keys,
