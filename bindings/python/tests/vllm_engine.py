@@ -255,6 +255,8 @@ class Engine:
         held = self.scheduler.finished(request)
         while held and request.request_id not in self.sent:
             self.step()
+        # Another request may have the name later.
+        self.sent.discard(request.request_id)
         self.give_back([block for table in request.tables for block in table if block])
 
     def run(self, name: str, tokens: list[int], adapter: Optional[Any] = None) -> tuple[Request, int]:
