@@ -193,7 +193,7 @@ class Check:
             with self.engine("windows", {"load": "async"}, model="windows", max_num_batched_tokens=384) as engine:
                 self.of_another_kind(engine, WINDOWED)
         if "windows-small" in parts:
-            with self.engine("windows-small", {"load": "async"}, model="windows", num_gpu_blocks_override=36) as engine:
+            with self.engine("windows-small", {"load": "async"}, model="windows", num_gpu_blocks_override=52) as engine:
                 self.preempted(engine)
         if "latent" in parts:
             self.latent()
