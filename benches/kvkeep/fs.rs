@@ -171,6 +171,35 @@ fn checksum(report: &mut Report, random: &mut Random) {
     report.add(name, "ratio", runs, Wanted::AtMost(1.1));
 }
 
+/// Two caches on two directories, one of which has its objects encrypted; each run is a pair of loads, and a pair of stores.
+fn encryption(report: &mut Report, random: &mut Random) {
+    let names = ["fs_load_encryption_cost", "fs_store_encryption_cost"];
+    if !report.wants(&names) {
+        return;
+    }
+    let dir = directory();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "5e".repeat(32)).expect("writing a key");
+    let urls =
+        [url(&dir.path().join("encrypted")) + &format!("?key_file={}", key.display()), url(&dir.path().join("plain"))];
+    let keys = random.keys(OBJECTS);
+    let [encrypted, plain] = urls.each_ref().map(|url| {
+        store(url, &keys, MIB, random);
+        let cache =
+            Cache::open(Setup { l1_bytes: OBJECTS as u64 * MIB + 64 * MIB, url: Some(url), ..Default::default() });
+        load_run(&cache, &keys);
+        cache
+    });
+    let (mut loads, mut stores) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        loads.push(load_run(&plain, &keys).0 / load_run(&encrypted, &keys).0);
+        stores.push(store_run(&plain, MIB, random) / store_run(&encrypted, MIB, random));
+    }
+    for (name, runs) in names.into_iter().zip([loads, stores]) {
+        report.add(name, "ratio", runs, Wanted::AtMost(1.3));
+    }
+}
+
 pub fn run(report: &mut Report) {
     let mut random = Random::new(4);
     for mib in [1, 4] {
@@ -180,4 +209,5 @@ pub fn run(report: &mut Report) {
         stores(report, &mut random, mib);
     }
     checksum(report, &mut random);
+    encryption(report, &mut random);
 }
