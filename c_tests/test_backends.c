@@ -154,6 +154,86 @@ static void an_object_is_loaded_from_the_faster_backend(void) {
     leave();
 }
 
+static void nothing_is_pinned_and_all_is_completed(void) {
+    AWAIT(stats_of(cache).l2_pins == 0);
+    CHECK_EQUAL(stats_of(cache).jobs_completed, stats_of(cache).jobs_submitted);
+}
+
+// The first is asked first, has all, and gives nothing.
+static void test_elsewhere(const char *first, const char *second, int32_t health) {
+    const char *urls[] = {first, second, "memory:?write=off"};
+    enter(open_urls(urls, 3));
+    put_below(cache, space, keys, COUNT, SIZE);
+    kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+    CHECK_EQUAL(result.lookup_chunks, COUNT);
+    CHECK_EQUAL(result.hit_chunks, COUNT);
+    CHECK_EQUAL(result.tier_keys[2], COUNT);
+    CHECK_EQUAL(result.failed_keys, 0);
+    CHECK_EQUAL(result.loaded_bytes, COUNT * SIZE);
+    CHECK_EQUAL(state_of(1).loads, 0);
+    CHECK_EQUAL(state_of(1).health, health);
+    CHECK_EQUAL(state_of(2).loads, COUNT);
+    kvkeep_stats stats = stats_of(cache);
+    CHECK_EQUAL(stats.load_failures + stats.corruptions + stats.backend_timeouts, COUNT);
+    CHECK_EQUAL(stats.loads, COUNT);
+    nothing_is_pinned_and_all_is_completed();
+    let_go(&result);
+    OK(kvkeep_remove_backend(cache, 1));
+    leave();
+}
+
+static void an_object_that_one_backend_cannot_give_is_loaded_from_another(void) {
+    const char *others[] = {"memory:", "memory:?lookup=slow"};
+    for (size_t i = 0; i < 2; i++) {
+        test_elsewhere("fault:memory:?fault.load_error=1", others[i], KVKEEP_BACKEND_GOOD);
+        test_elsewhere("fault:memory:?fault.flip=1", others[i], KVKEEP_BACKEND_GOOD);
+        test_elsewhere("fault:memory:?fault.load_hang=1&deadline_ms=100", others[i], KVKEEP_BACKEND_FENCED);
+        test_elsewhere("fault:memory:?fault.load_error=1&breaker_errors=2&breaker_pause_ms=3600000", others[i],
+                       KVKEEP_BACKEND_OPEN);
+    }
+}
+
+static void an_object_that_no_backend_can_give_fails_once(void) {
+    const char *urls[] = {"fault:memory:?fault.load_error=1", "fault:memory:?fault.load_error=1&lookup=slow",
+                          "memory:?write=off&lookup=slow"};
+    enter(open_urls(urls, 3));
+    put_below(cache, space, keys, COUNT, SIZE);
+    kvkeep_job_result result = prefetch(KVKEEP_PREFETCH_PREFIX);
+    CHECK_EQUAL(result.lookup_chunks, COUNT);
+    CHECK_EQUAL(result.hit_chunks, 0);
+    CHECK_EQUAL(result.failed_keys, COUNT);
+    CHECK(strstr(result.message, "the fault backend made this load fail") != NULL);
+    CHECK_EQUAL(stats_of(cache).load_failures, 2 * COUNT);
+    nothing_is_pinned_and_all_is_completed();
+    leave();
+}
+
+static void a_job_that_is_cancelled_while_it_looks_elsewhere_holds_nothing(void) {
+    const char *urls[] = {"fault:memory:?fault.load_error=0.5&fault.delay=0.5&fault.delay_ms=2",
+                          "fault:memory:?fault.lookup_hang=0.02&fault.load_error=0.3&lookup=slow&deadline_ms=5"};
+    enter(open_urls(urls, 2));
+    put_below(cache, space, keys, COUNT, SIZE);
+    kvkeep_prefetch_options options;
+    KVKEEP_INIT(&options);
+    options.mode = KVKEEP_PREFETCH_EACH;
+    for (uint32_t round = 0; round < 200; round++) {
+        uint64_t reader = begin(cache, space), jobs[2];
+        for (size_t i = 0; i < 2; i++) {
+            OK(kvkeep_submit_prefetch(cache, reader, keys, COUNT, &options, &jobs[i], NULL, NULL));
+        }
+        if (round % 2 == 0) OK(kvkeep_cancel_job(cache, jobs[0]));
+        kvkeep_job_result result = answer_of(cache, jobs[1]);
+        CHECK_EQUAL(result.hit_chunks + result.failed_keys, result.lookup_chunks);
+        OK(kvkeep_end_session(cache, reader));
+        OK(kvkeep_clear(cache, space, 0, NULL));
+    }
+    CHECK(stats_of(cache).load_failures > 0);
+    // Their hanging requests are answered.
+    OK(kvkeep_remove_backend(cache, 2));
+    nothing_is_pinned_and_all_is_completed();
+    leave();
+}
+
 static void each_backend_gets_its_part(void) {
     const char *urls[] = {"memory:", "memory:?write=off", "memory:?write=after-uses&write_uses=3"};
     enter(open_urls(urls, 3));
@@ -354,6 +434,9 @@ int main(void) {
     RUN(writes_that_fail_in_a_row_end_no_loads);
     RUN(a_backend_has_a_deadline_of_its_own);
     RUN(an_object_is_loaded_from_the_faster_backend);
+    RUN(an_object_that_one_backend_cannot_give_is_loaded_from_another);
+    RUN(an_object_that_no_backend_can_give_fails_once);
+    RUN(a_job_that_is_cancelled_while_it_looks_elsewhere_holds_nothing);
     RUN(each_backend_gets_its_part);
     RUN(a_backend_alone_is_written_to_after_uses);
     RUN(what_a_slow_backend_gave_is_promoted);

@@ -1,7 +1,7 @@
 //! One prefetch job: its request, its state by phase, and every transition between the phases.
 //!
 //! A job is in `Lookup` while tiers are asked, in `Load` while its bytes are queued or being loaded, and `Done` at its end. All
-//! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::issue`], [`Job::landed`], [`Job::finish`],
+//! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::issue`], [`Job::landed`], [`Job::looked_elsewhere`], [`Job::finish`],
 //! [`Job::mark_released`]. Each runs under the lock of the job's state. The table of jobs is locked after it, never before.
 
 use std::sync::Arc;
@@ -41,6 +41,27 @@ pub enum KeySource {
     Loaded(u64),
     /// It was in L1 when the loader came to it.
     There,
+}
+
+/// Why a key of a job did not come.
+#[derive(Clone)]
+pub struct NotLoaded {
+    /// The reason, for the message of the result.
+    why: String,
+    /// The place of the backend that could not give it: another may. None: nothing can.
+    failed_place: Option<usize>,
+}
+
+impl NotLoaded {
+    /// No backend can give it.
+    pub fn from_anywhere(why: impl Into<String>) -> NotLoaded {
+        NotLoaded { why: why.into(), failed_place: None }
+    }
+
+    /// The backend at `place` could not give it.
+    pub fn from(place: usize, why: impl Into<String>) -> NotLoaded {
+        NotLoaded { why: why.into(), failed_place: Some(place) }
+    }
 }
 
 /// One job. All but `state` stays as it was submitted.
@@ -144,21 +165,21 @@ impl Job {
             (0..self.keys.len() as u32).filter(|&i| plan.wanted[i as usize] && !held[i as usize]).collect();
         let (nothing, search) = (to_load.is_empty(), std::mem::take(&mut lookup.search));
         let lookup = (plan.chunks, now);
-        state.phase =
-            Phase::Load(LoadPhase { search, lookup, to_load, cursor: 0, loading: 0, failed: 0, loaded_bytes: 0 });
+        state.phase = Phase::Load(LoadPhase::new(search, lookup, to_load));
         if nothing {
             self.finish(state, KVKEEP_OK, None, host);
         }
         !nothing
     }
 
-    /// `Load` → `Load`, or → `Done` with the last key: a key has come, or will not. Called by the loader with no lock held, on
+    /// `Load` → `Load`, or → `Done` with the last key: a key has come, or will not. One that another backend may have stays on its way,
+    /// and the control thread looks for it there. Called by the loader with no lock held, on
     /// the thread of a backend, of the control thread or of a caller. False if the job was over, and the key's shares are
     /// returned.
     pub fn landed(
         self: &Arc<Self>,
         index: usize,
-        outcome: std::result::Result<KeySource, String>,
+        outcome: std::result::Result<KeySource, NotLoaded>,
         host: &impl JobHost,
     ) -> bool {
         let mut state = self.state.lock();
@@ -168,24 +189,58 @@ impl Job {
             }
             return false;
         };
-        load.loading -= 1;
         match outcome {
             Ok(source) => {
+                load.loading -= 1;
                 held[index] = true;
                 match source {
                     KeySource::Loaded(bytes) => load.loaded_bytes += bytes,
                     KeySource::There => load.search.found[index] = 0,
                 }
+                self.finish_if_over(&mut state, host);
             }
-            Err(why) => {
-                load.failed += 1;
-                load.search.trouble = Some(why);
+            Err(NotLoaded { why, failed_place }) => {
+                if failed_place.is_some_and(|place| load.search.note_failed(index, place, &self.space.tag)) {
+                    load.elsewhere.push((index as u32, why));
+                    if load.elsewhere.len() == 1 && load.asking == 0 {
+                        host.look_up_again(self.id, Instant::now());
+                    }
+                } else {
+                    self.looked_elsewhere(&mut state, &[], vec![(index as u32, why)], host);
+                }
             }
-        }
-        if load.loading == 0 && load.all_issued() {
-            self.finish(&mut state, KVKEEP_OK, None, host);
         }
         true
+    }
+
+    /// `Load` → `Load`, or → `Done` with the last key: other backends were asked for keys that one could not give. Those `found` are
+    /// planned again, those `lost` have failed. Called under the lock of the state by the control thread, and by a backend's thread with
+    /// an answer. True if the caller is to queue the job in the loader, under the same lock.
+    pub fn looked_elsewhere(
+        &self,
+        state: &mut JobState,
+        found: &[u32],
+        lost: Vec<(u32, String)>,
+        host: &impl JobHost,
+    ) -> bool {
+        let Some(load) = state.load_mut() else { return false };
+        load.to_load.extend(found);
+        load.loading -= found.len() + lost.len();
+        load.failed += lost.len() as u32;
+        if let Some((_, why)) = lost.into_iter().next_back() {
+            load.search.trouble = Some(why);
+        }
+        if load.asking == 0 && !load.elsewhere.is_empty() {
+            host.look_up_again(self.id, Instant::now());
+        }
+        self.finish_if_over(state, host);
+        !found.is_empty()
+    }
+
+    fn finish_if_over(&self, state: &mut JobState, host: &impl JobHost) {
+        if state.load_mut().is_some_and(|load| load.loading == 0 && load.all_issued()) {
+            self.finish(state, KVKEEP_OK, None, host);
+        }
     }
 
     /// `Lookup` or `Load` → `Done`, with what the job holds, or with nothing unless `status` is OK. A job that is done stays as

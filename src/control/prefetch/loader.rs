@@ -10,9 +10,9 @@ use hashbrown::HashMap;
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
-use super::job::{Job, KeySource};
+use super::job::{Job, KeySource, NotLoaded};
 use super::job_table::JobTable;
-use super::phases::{LoadPhase, Phase};
+use super::phases::LoadPhase;
 use crate::arena::Buffer;
 use crate::control::backends::BackendSlot;
 use crate::control::deadline::{Deadlines, Ticket};
@@ -169,21 +169,27 @@ impl Loader {
                 queue.order.peek().and_then(|(_, id)| queue.jobs.get(id).cloned())
             };
             let Some(job) = next else { return };
-            if self.issue_some(&job) {
-                let mut queue = self.queue.lock();
-                queue.jobs.remove(&job.id);
-                queue.order.retain(|(_, id)| *id != job.id);
-            }
+            self.issue_some(&job);
         }
     }
 
-    /// Issues a batch of a job's loads. True if none is left.
-    fn issue_some(self: &Arc<Loader>, job: &Arc<Job>) -> bool {
+    /// Takes a job out of the queue. Called under the lock of its state, so that one that comes back with more to load stays.
+    fn dequeue(&self, job: &Job) {
+        let mut queue = self.queue.lock();
+        queue.jobs.remove(&job.id);
+        queue.order.retain(|(_, id)| *id != job.id);
+    }
+
+    /// Issues a batch of a job's loads.
+    fn issue_some(self: &Arc<Loader>, job: &Arc<Job>) {
         let mut state = job.state.lock();
-        let Phase::Load(load) = &mut state.phase else { return true };
+        let Some(load) = state.load_mut() else { return self.dequeue(job) };
         let batch = Job::issue(load, self.choose(load));
-        let (last, search) = (load.all_issued(), &load.search);
-        let mut failed: Vec<(u32, String)> = Vec::new();
+        if load.all_issued() {
+            self.dequeue(job);
+        }
+        let search = &load.search;
+        let mut failed: Vec<(u32, NotLoaded)> = Vec::new();
         let mut batches: Vec<BackendBatch> = Vec::new();
 
         let mut fresh = Vec::new();
@@ -200,7 +206,7 @@ impl Loader {
         let keys: Vec<_> = fresh.iter().map(|&index| job.keys[index as usize]).collect();
         let mut there = vec![false; keys.len()];
         if let Err(error) = self.l1.reserve_found(job.session, &keys, job.shares(), &mut there) {
-            failed.extend(fresh.drain(..).map(|index| (index, error.message.clone())));
+            failed.extend(fresh.drain(..).map(|index| (index, NotLoaded::from_anywhere(error.message.clone()))));
         }
         let landed: Vec<u32> = fresh.iter().zip(&there).filter(|(_, there)| **there).map(|(index, _)| *index).collect();
         fresh.retain(|index| !landed.contains(index));
@@ -212,7 +218,8 @@ impl Loader {
             let (name, buffer) = match staged {
                 Ok(staged) => staged,
                 Err(status) => {
-                    failed.push((index, format!("L1 has no room for what was found ({status:?})")));
+                    let why = format!("L1 has no room for what was found ({status:?})");
+                    failed.push((index, NotLoaded::from_anywhere(why)));
                     continue;
                 }
             };
@@ -233,7 +240,8 @@ impl Loader {
                 drop(pending);
                 self.l1.drop_load(name);
                 drop(buffer);
-                failed.push((index, "the backend is fenced, failing or removed, or forgets the space".to_owned()));
+                let why = "the backend is fenced, failing or removed, or forgets the space";
+                failed.push((index, NotLoaded::from(place.into(), why)));
                 continue;
             };
             pending.insert(object, PendingLoad { readers: vec![(job.clone(), index)], deleted: false, lost: false });
@@ -263,7 +271,6 @@ impl Loader {
         for (index, why) in failed {
             self.report(job, index, Err(why));
         }
-        last
     }
 
     /// Which objects are on their way.
@@ -274,22 +281,17 @@ impl Loader {
 
     /// Has loads of deleted objects commit nothing.
     pub(in crate::control) fn drop_deleted(&self, objects: &[ObjectKey]) {
-        let mut pending = self.pending.lock();
-        for object in objects {
-            if let Some(pending_load) = pending.get_mut(object) {
-                pending_load.deleted = true;
-            }
-        }
+        self.mark(objects, |pending_load| pending_load.deleted = true);
     }
 
     /// Has objects on their way count as not stored when they land: no backend has them any more.
     pub(in crate::control) fn lose(&self, objects: &[ObjectKey]) {
+        self.mark(objects, |pending_load| pending_load.lost = true);
+    }
+
+    fn mark(&self, objects: &[ObjectKey], mark: impl Fn(&mut PendingLoad)) {
         let mut pending = self.pending.lock();
-        for object in objects {
-            if let Some(pending_load) = pending.get_mut(object) {
-                pending_load.lost = true;
-            }
-        }
+        objects.iter().for_each(|object| pending.get_mut(object).into_iter().for_each(&mark));
     }
 
     /// How many loads have committed their object since the cache was opened.
@@ -342,12 +344,13 @@ impl Loader {
         slot.backend.load(loads);
     }
 
-    /// Ends the load of an object: each waiting job gets the object, or the reason why not.
-    fn land(&self, item: &Item, result: std::result::Result<Verified<'_>, String>) {
+    /// Ends the load of an object from the backend at `place`: each waiting job gets the object, or the reason why not.
+    fn land(&self, item: &Item, place: usize, result: std::result::Result<Verified<'_>, String>) {
         // Held until the object is committed: a deletion sees the pending load, or the object.
         let mut pending = self.pending.lock();
         let Some(PendingLoad { readers, deleted, lost }) = pending.remove(&item.object) else { return };
-        let result = if deleted { Err("it was deleted while it was loaded".to_owned()) } else { result };
+        let deleted = deleted.then(|| Err(NotLoaded::from_anywhere("it was deleted while it was loaded")));
+        let result = deleted.unwrap_or_else(|| result.map_err(|why| NotLoaded::from(place, why)));
         match result {
             Ok(verified) => {
                 let shares: Vec<LoadReader> = readers.iter().map(|(job, _)| job.reader()).collect();
@@ -355,7 +358,7 @@ impl Loader {
                 self.committed.fetch_add(1, Ordering::AcqRel);
                 drop(pending);
                 let Some(given) = given else {
-                    let why = self.misshapen(item, verified.slot);
+                    let why = NotLoaded::from(place, self.misshapen(item, verified.slot));
                     for (job, index) in readers {
                         self.report(&job, index, Err(why.clone()));
                     }
@@ -368,8 +371,8 @@ impl Loader {
                 verified.slot.copies.loaded(item.object, verified.slot.number);
                 let mut bytes = item.bytes;
                 for ((job, index), given) in readers.into_iter().zip(given) {
-                    let outcome =
-                        if given { Ok(KeySource::Loaded(bytes)) } else { Err("its session has ended".to_owned()) };
+                    let ended = || Err(NotLoaded::from_anywhere("its session has ended"));
+                    let outcome = if given { Ok(KeySource::Loaded(bytes)) } else { ended() };
                     // The bytes were loaded once, however many jobs wait for them.
                     if self.report(&job, index, outcome) && given {
                         bytes = 0;
@@ -402,7 +405,7 @@ impl Loader {
     }
 
     /// Gives a job the outcome of one of its keys. False if the job is over.
-    fn report(&self, job: &Arc<Job>, index: u32, outcome: std::result::Result<KeySource, String>) -> bool {
+    fn report(&self, job: &Arc<Job>, index: u32, outcome: std::result::Result<KeySource, NotLoaded>) -> bool {
         job.landed(index as usize, outcome, &*self.table)
     }
 
@@ -442,7 +445,7 @@ impl LoadBatch {
         let error = Error::new(KVKEEP_ERR_TIMEOUT, "a backend did not answer in time");
         self.slot.note_read(Some(&error));
         // The backend keeps the buffer that it may still write to; its bytes are not counted against other loads.
-        self.loader.land(item, Err(error.message));
+        self.loader.land(item, self.slot.place, Err(error.message));
         self.loader.freed(item.bytes);
     }
 }
@@ -490,7 +493,7 @@ impl LoadSink for LoadBatch {
         self.measure(item.bytes, outcome.is_ok());
         // Let go first, so that a job that is done leaves nothing under a transfer.
         drop(buffer);
-        self.loader.land(item, outcome);
+        self.loader.land(item, self.slot.place, outcome);
         self.loader.freed(item.bytes);
     }
 }

@@ -1,11 +1,12 @@
 //! The lookup of a job: L1 is asked first, then the backends' indexes, then the backends themselves.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hashbrown::HashSet;
 
 use super::job::Job;
-use super::phases::{JobState, Phase, Search};
+use super::phases::{JobState, LoadPhase, Phase, Search};
 use super::plan::NOWHERE;
 use super::prefetcher::Prefetcher;
 use super::tier_choice::TierCosts;
@@ -17,6 +18,8 @@ use crate::l2::{Found, LookupRequest, Reply};
 
 /// Keys (by index) to be asked of a backend.
 type Asks = Vec<(Arc<BackendSlot>, Vec<u32>)>;
+/// Takes in a backend's answer.
+type OnAnswer = fn(&Arc<Prefetcher>, &Arc<Job>, &Arc<BackendSlot>, Result<Answers>);
 
 /// Keys of which a backend's index is asked at a time: the notes about them stay in the core's cache.
 const PIECE: usize = 256;
@@ -98,23 +101,39 @@ impl Prefetcher {
     pub(super) fn ask_backends(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
         // Where only one backend is asked, the first gap decides a prefix: it need not ask beyond.
         let in_order = job.request.mode == Mode::Prefix && job.request.group_rules.is_empty() && asks.len() == 1;
+        self.send_asks(job, asks, in_order, Prefetcher::answered);
+    }
+
+    /// As [`ask_backends`](Prefetcher::ask_backends), of keys that other backends could not give.
+    pub(super) fn ask_backends_elsewhere(self: &Arc<Self>, job: &Arc<Job>, asks: Asks) {
+        self.send_asks(job, asks, false, Prefetcher::answered_elsewhere);
+    }
+
+    fn send_asks(self: &Arc<Self>, job: &Arc<Job>, asks: Asks, in_order: bool, then: OnAnswer) {
         for (slot, ask) in asks {
             if slot.read_breaker.admit() {
-                self.ask_backend(job, slot, ask, in_order);
+                self.ask_backend(job, slot, ask, in_order, then);
             } else {
-                self.answered(job, &slot, Err(Error::new(KVKEEP_ERR_IO, NOT_ASKED)));
+                then(self, job, &slot, Err(Error::new(KVKEEP_ERR_IO, NOT_ASKED)));
             }
         }
     }
 
-    fn ask_backend(self: &Arc<Self>, job: &Arc<Job>, slot: Arc<BackendSlot>, ask: Vec<u32>, in_order: bool) {
+    fn ask_backend(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        slot: Arc<BackendSlot>,
+        ask: Vec<u32>,
+        in_order: bool,
+        then: OnAnswer,
+    ) {
         let keys = ask.iter().map(|&i| job.object(i as usize)).collect();
         let (me, late_job, late_slot) = (self.clone(), job.clone(), slot.clone());
         let on_late = std::iter::once(Box::new(move || {
             me.meters.backend_timeouts.add(1);
             let error = Error::new(KVKEEP_ERR_TIMEOUT, "a lookup was not answered in time");
             late_slot.note_read(Some(&error));
-            me.answered(&late_job, &late_slot, Err(error));
+            then(&me, &late_job, &late_slot, Err(error));
         }) as Box<dyn FnOnce() + Send>);
         let ticket = self.deadlines.begin(&slot, on_late).pop();
         let (me, job, answered_slot) = (self.clone(), job.clone(), slot.clone());
@@ -124,11 +143,75 @@ impl Prefetcher {
             // Dropped, with the pins in it, if the job was notified already that it is too late.
             if ticket.is_some_and(|ticket| ticket.answered()) {
                 answered_slot.note_read(answers.as_ref().err());
-                me.answered(&job, &answered_slot, answers);
+                then(&me, &job, &answered_slot, answers);
             }
         });
         let deadline = self.deadlines.deadline(&slot);
         slot.backend.lookup(LookupRequest { keys, in_order, deadline, reply });
+    }
+
+    /// Looks in other backends' indexes for the keys that a backend could not give. Keys that need I/O are returned, to be asked of the
+    /// backends once the state is unlocked.
+    pub(super) fn ask_elsewhere(self: &Arc<Self>, job: &Arc<Job>, state: &mut JobState) -> Asks {
+        // Those that fail while others are asked wait for the answers.
+        let ready = |load: &&mut LoadPhase| load.asking == 0 && !load.elsewhere.is_empty();
+        let Some(load) = state.load_mut().filter(ready) else { return Vec::new() };
+        let mut wanted = std::mem::take(&mut load.elsewhere);
+        wanted.sort_unstable_by_key(|(index, _)| *index);
+        let mut missing: Vec<u32> = wanted.iter().map(|(index, _)| *index).collect();
+        let backends = load.search.backends.clone();
+        let search = &mut load.search;
+        let is_wanted = |index: usize| missing.binary_search(&(index as u32)).is_ok();
+        search.pins.give_back(&backends, |index| job.object(index), is_wanted);
+        let mut asks: Asks = Vec::new();
+        for slot in search.costs.order(&backends).into_iter().filter(|slot| slot.may_have(&job.space.tag)) {
+            let (tried, mut fresh): (Vec<u32>, Vec<u32>) =
+                missing.iter().partition(|&&index| search.has_tried(index as usize, slot));
+            let ask = look_in_index(job, search, slot, &mut fresh);
+            missing = [tried, fresh].concat();
+            missing.sort_unstable();
+            asks.push((slot.clone(), ask));
+        }
+        asks.iter_mut().for_each(|(_, ask)| ask.retain(|index| missing.binary_search(index).is_ok()));
+        asks.retain(|(_, ask)| !ask.is_empty());
+        load.asking = asks.len();
+        let is_asked = |index: &u32| asks.iter().any(|(_, ask)| ask.binary_search(index).is_ok());
+        let (asked, known): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(index, _)| is_asked(index));
+        load.asked = asked.into_iter().collect();
+        let (lost, found): (Vec<_>, Vec<_>) =
+            known.into_iter().partition(|(index, _)| missing.binary_search(index).is_ok());
+        let found: Vec<u32> = found.into_iter().map(|(index, _)| index).collect();
+        self.looked_elsewhere(job, state, &found, lost);
+        asks
+    }
+
+    /// Ends the search elsewhere for keys of a job, and queues the job if some were found. Called under the lock of the state.
+    fn looked_elsewhere(&self, job: &Arc<Job>, state: &mut JobState, found: &[u32], lost: Vec<(u32, String)>) {
+        if job.looked_elsewhere(state, found, lost, &*self.table) && self.loader.enqueue(job) {
+            self.table.wake();
+        }
+    }
+
+    /// Takes in a backend's answer about keys that other backends could not give, on the backend's thread, or on the control thread when
+    /// it is late.
+    fn answered_elsewhere(self: &Arc<Self>, job: &Arc<Job>, slot: &Arc<BackendSlot>, answers: Result<Answers>) {
+        if let Ok(answers) = &answers {
+            slot.lookups.add(&answers.found);
+        }
+        let mut state = job.state.lock();
+        // The pins of an answer that comes after the job's end are given back when it is dropped.
+        let Some(load) = state.load_mut() else { return };
+        let mut found = Vec::new();
+        if let Ok(mut answers) = answers {
+            for (index, bytes) in answers.take(|index| load.asked.contains_key(&(index as u32))) {
+                load.asked.remove(&(index as u32));
+                load.search.note_found(index, slot, bytes);
+                found.push(index as u32);
+            }
+        }
+        load.asking = load.asking.saturating_sub(1);
+        let lost = if load.asking == 0 { std::mem::take(&mut load.asked) } else { BTreeMap::new() };
+        self.looked_elsewhere(job, &mut state, &found, lost.into_iter().collect());
     }
 
     /// Takes in a backend's answer, on the backend's thread, or on the control thread when it is late.

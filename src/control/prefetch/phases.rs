@@ -1,5 +1,6 @@
 //! The state of a job in each phase of its life. The transitions between the phases are in `job.rs`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use super::tier_choice::TierCosts;
 use crate::abi::JobResult;
 use crate::config::Notify;
 use crate::control::backends::{BackendList, BackendSlot};
+use crate::key::SpaceTag;
 
 /// The keys of a job as far as they are found, until the job is done.
 #[derive(Default)]
@@ -23,6 +25,8 @@ pub struct Search {
     pub costs: TierCosts,
     /// Pins on its objects in those backends.
     pub pins: JobPins,
+    /// By key: a bit for each place of a backend that could not give it. Empty until there is one.
+    pub(super) tried: Vec<u8>,
     /// The last failure, for the message of the result.
     pub trouble: Option<String>,
     /// How the caller is notified. Taken by the completion, so that there is one.
@@ -55,6 +59,11 @@ pub struct LoadPhase {
     /// Planned keys that could not be loaded.
     pub(super) failed: u32,
     pub(super) loaded_bytes: u64,
+    /// Keys that a backend could not give, and why: they count as on their way until others have been asked.
+    pub elsewhere: Vec<(u32, String)>,
+    /// Those of them that others are being asked for, and how many of these have not answered.
+    pub(super) asked: BTreeMap<u32, String>,
+    pub asking: usize,
 }
 
 /// The state of a job at its end.
@@ -115,6 +124,23 @@ impl Search {
         }
     }
 
+    /// Notes that the backend at `place` could not give the key `index`. True if another may have it.
+    pub(super) fn note_failed(&mut self, index: usize, place: usize, space: &SpaceTag) -> bool {
+        if self.backends.len() < 2 {
+            return false;
+        }
+        if self.tried.is_empty() {
+            self.tried = vec![0; self.found.len()];
+        }
+        self.tried[index] |= 1 << place;
+        self.backends.iter().any(|slot| !self.has_tried(index, slot) && slot.may_have(space))
+    }
+
+    /// Whether the backend `slot` could not give the key `index`.
+    pub fn has_tried(&self, index: usize, slot: &BackendSlot) -> bool {
+        self.tried.get(index).is_some_and(|tried| tried >> slot.place & 1 == 1)
+    }
+
     /// Whether the answer of the backend `slot` that it has the key `index` is better than what was found so far.
     pub fn wants_from(&self, index: usize, slot: &BackendSlot) -> bool {
         match self.found[index] {
@@ -140,6 +166,22 @@ impl LookupPhase {
 }
 
 impl LoadPhase {
+    /// Of what was found, `to_load` is to be loaded. `lookup` is the lookup's answer in chunks, and when it was known.
+    pub(super) fn new(search: Search, lookup: (u32, Instant), to_load: Vec<u32>) -> LoadPhase {
+        LoadPhase {
+            search,
+            lookup,
+            to_load,
+            cursor: 0,
+            loading: 0,
+            failed: 0,
+            loaded_bytes: 0,
+            elsewhere: Vec::new(),
+            asked: BTreeMap::new(),
+            asking: 0,
+        }
+    }
+
     /// The lookup's answer in chunks.
     pub fn lookup_chunks(&self) -> u32 {
         self.lookup.0
@@ -176,6 +218,14 @@ impl JobState {
         }
     }
 
+    /// The state of the load, while the job loads.
+    pub fn load_mut(&mut self) -> Option<&mut LoadPhase> {
+        match &mut self.phase {
+            Phase::Load(load) => Some(load),
+            Phase::Lookup(_) | Phase::Done(_) => None,
+        }
+    }
+
     /// The keys as far as they are found, unless the job is done.
     pub fn search(&self) -> Option<&Search> {
         match &self.phase {
@@ -202,12 +252,16 @@ impl JobState {
 
     /// Keys found in a backend that has not been asked for their bytes yet.
     pub fn to_ask(&self) -> impl Iterator<Item = usize> {
-        let (pins, planned) = match &self.phase {
-            Phase::Lookup(lookup) => (Some(&lookup.search.pins), [].as_slice()),
-            Phase::Load(load) => (None, load.planned()),
-            Phase::Done(_) => (None, [].as_slice()),
+        let (pins, load) = match &self.phase {
+            Phase::Lookup(lookup) => (Some(&lookup.search.pins), None),
+            Phase::Load(load) => (None, Some(load)),
+            Phase::Done(_) => (None, None),
         };
         let found = pins.into_iter().flat_map(JobPins::iter);
-        found.chain(planned.iter().map(|&index| index as usize))
+        let planned = load.into_iter().flat_map(|load| load.planned().iter().copied());
+        let elsewhere = load
+            .into_iter()
+            .flat_map(|load| load.elsewhere.iter().map(|(index, _)| *index).chain(load.asked.keys().copied()));
+        found.chain(planned.chain(elsewhere).map(|index| index as usize))
     }
 }

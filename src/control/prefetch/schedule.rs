@@ -22,10 +22,18 @@ impl Prefetcher {
         let next = [next, self.look_for_commits(now)].into_iter().flatten().min();
         for job in lookups {
             let mut state = job.state.lock();
-            if matches!(&state.phase, Phase::Lookup(lookup) if lookup.asking == 0) {
-                let asks = self.ask(&job, &mut state);
-                drop(state);
-                self.ask_backends(&job, asks);
+            match &state.phase {
+                Phase::Lookup(lookup) if lookup.asking == 0 => {
+                    let asks = self.ask(&job, &mut state);
+                    drop(state);
+                    self.ask_backends(&job, asks);
+                }
+                Phase::Load(_) => {
+                    let asks = self.ask_elsewhere(&job, &mut state);
+                    drop(state);
+                    self.ask_backends_elsewhere(&job, asks);
+                }
+                Phase::Lookup(_) | Phase::Done(_) => {}
             }
         }
         self.loader.issue();
