@@ -39,6 +39,7 @@ cat >"$pages/SUMMARY.md" <<'END'
 - [vLLM](docs/vllm.md)
 - [LMCache](docs/lmcache.md)
 - [SGLang](docs/sglang.md)
+- [TensorRT-LLM](docs/tensorrt-llm.md)
 - [C++](bindings/cpp/README.md)
 - [Python](bindings/python/README.md)
 - [Operations](docs/operations.md)
