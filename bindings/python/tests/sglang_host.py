@@ -9,6 +9,8 @@ from typing import Any
 from kvkeep.sglang.settings import Settings
 from kvkeep.sglang.store import Place, Store
 
+from .support import WATCHDOG_S
+
 PAGE_TOKENS = 4
 
 
@@ -89,4 +91,4 @@ ALONE = Place(0, 1, 0, 1, 0, 1)
 
 
 def store(cache: Any, place: Place = ALONE, model: str = "toy", **chosen: Any) -> Store:
-    return Store(cache, Settings(l1_bytes=1, **chosen), model, place)
+    return Store(cache, Settings(l1_bytes=1, **chosen), model, place, WATCHDOG_S * 1000)

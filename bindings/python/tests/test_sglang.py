@@ -24,7 +24,7 @@ from .sglang_host import (
     of_pages,
     store,
 )
-from .support import CacheTest
+from .support import HANGING, CacheTest
 
 
 class Sglang(CacheTest):
@@ -208,6 +208,14 @@ class Sglang(CacheTest):
             self.assertEqual(made.restorable(keys, [Window("kv", 0), Window("mamba", 1)]).lengths, [])
         self.assertEqual(len(logged.output), 1)
 
+    def test_a_lookup_that_is_not_answered_in_time_is_a_miss(self) -> None:
+        # Without a bound of its own, it would be asked for longer than this test may take.
+        self.cache = self.open(backends=[HANGING], backend_timeout_ms=3_600_000)
+        made = self.store(lookup_ms=20)
+        made.register_host("mamba", HostPool(8), indices)
+        self.assertEqual(made.prefix(hashes(2)), 0)
+        self.assertEqual(made.restorable(hashes(2), [Window("mamba", 1)]).lengths, [])
+
     def test_settings_that_cannot_be_meant_are_refused(self) -> None:
         given = {"backend_name": "kvkeep", "connect": "unix:///a.sock", "generation": 3}
         self.assertEqual(settings(given, "option").generation, 3)
@@ -216,6 +224,7 @@ class Sglang(CacheTest):
             ({"connect": "unix:///a.sock", "l1_bytes": 1}, '"connect"'),
             ({"connect": 1}, "connect is 1"),
             ({"l1_bytes": True}, "l1_bytes is True"),
+            ({"l1_bytes": 1, "lookup_ms": -1}, "lookup_ms"),
         ):
             with self.assertRaisesRegex(kvkeep.InvalidError, text):
                 settings(extra, "option")

@@ -6,14 +6,15 @@ import hashlib
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
+from .._asking import answer
 from .._ffi import PrefetchMode, Status
 from .._library import lib
 from .._memory import copy_in, copy_out
+from .._trouble import Troubles
 from ..cache import Cache
 from ..errors import ClosedError, InvalidError, KvkeepError, TimedOutError
 from ..job import Job
@@ -30,10 +31,6 @@ PART_BYTES = 32 << 20
 PART_KEYS = 4096
 # How often a part that waits looks whether the client is being closed.
 LOOK_S = 0.1
-# How often the answer to a lookup is asked for.
-ASK_S = 0.001
-# How often the same trouble is logged.
-REPEAT_S = 60.0
 
 Run = Callable[[Space, Keys, Sequence[Any]], "tuple[list[bool], str]"]
 
@@ -71,7 +68,7 @@ class KvkeepClient:
         self._spaces: dict[str, Space] = {}
         self._lock = threading.Lock()
         self._closing = False
-        self._said = ("", 0.0)
+        self._troubles = Troubles(log)
         self._operations = Operations()
         # Lookups, which a request waits for, do not stand behind copies, nor loads behind stores.
         self._lookups = ThreadPoolExecutor(1, "kvkeep-lookup")
@@ -146,7 +143,8 @@ class KvkeepClient:
             log.exception("kvkeep failed for a batch of LMCache")
             error = f"{type(broken).__name__}: {broken}"
         finally:
-            self._say(error)
+            if error and not self._closing:
+                self._troubles.say(error, "kvkeep does not serve LMCache")
             self._operations.end_part(operation, error)
 
     def _get(self, space: Space, keys: Keys, bufs: Sequence[Any]) -> tuple[list[bool], str]:
@@ -199,9 +197,7 @@ class KvkeepClient:
         with space.session("lmcache exists") as session:
             # With a window of one chunk, a length is one at whose end an object is. Of all these the job loads the last alone.
             job = session.prefetch(keys, mode=PrefetchMode.WINDOW, window_chunks=1)
-            while (lengths := job.prefix_lengths()) is None:
-                self._wait(job, ASK_S)
-            for length in lengths:
+            for length in answer(job, job.prefix_lengths, self._check_open):
                 found[length - 1] = True
         return found, ""
 
@@ -221,38 +217,22 @@ class KvkeepClient:
                 self._spaces[model] = space
         return space
 
-    def _wait(self, job: Job, most: float = float("inf")) -> None:
-        """Until the job has ended, however it did, or `most` seconds; raises when the client is being closed."""
-        waited = 0.0
-        while waited < most:
+    def _wait(self, job: Job) -> None:
+        """Until the job has ended, however it did; raises when the client is being closed."""
+        is_over = False
+        while not is_over:
             self._check_open()
             try:
-                job.wait(min(LOOK_S, most))
-                return
-            except TimedOutError:
-                if job.done():
-                    return
-            except KvkeepError:
-                if job.done():
-                    return
-                raise
-            waited += LOOK_S
+                job.wait(LOOK_S)
+                is_over = True
+            except KvkeepError as error:
+                is_over = job.done()
+                if not is_over and not isinstance(error, TimedOutError):
+                    raise
 
     def _check_open(self) -> None:
         if self._closing:
             raise ClosedError("the kvkeep client was closed before this was done")
-
-    def _say(self, error: str) -> None:
-        """Logs an error; the same one at most once in REPEAT_S."""
-        if not error or self._closing:
-            return
-        now = time.monotonic()
-        with self._lock:
-            last, when = self._said
-            if error == last and now - when < REPEAT_S:
-                return
-            self._said = (error, now)
-        log.warning("kvkeep does not serve LMCache: %s", error)
 
 
 def model_of(key: str) -> str:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 WHERE = "linker_extra_config of --unified-cache-external-linker-config"
+# SGLang asks from its scheduler, which stands still meanwhile.
+LOOKUP_MS = 50
 
 
 class LayerCounter:
@@ -70,7 +72,7 @@ class KvkeepLinker(UnifiedCacheLinker):
             kv_dtype(),
         )
         chosen = settings(extra_config or {}, WHERE)
-        self._store = Store(chosen.open(), chosen, chosen.model or get_model().model_path, place)
+        self._store = Store(chosen.open(), chosen, chosen.model or get_model().model_path, place, LOOKUP_MS)
         pages = {str(name): DevicePages(entry) for name, entry in self.pools.items()}
         for name, one in pages.items():
             self._store.register(name, one, place.replicated)

@@ -23,6 +23,8 @@ class Settings(NamedTuple):
     tenant: str = ""
     # Which weights, where the model's name stays the same: change it when they change.
     generation: int = 0
+    # How long a lookup may take; what is not answered by then is a miss. 0: the default of the class.
+    lookup_ms: int = 0
 
     def open(self) -> Cache:
         """The cache that they name."""
@@ -39,6 +41,8 @@ def settings(extra: Mapping[str, Any], where: str) -> Settings:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InvalidError(f"{where}: {name} is {value!r}, not of type {kind.__name__}")
     chosen = Settings(**given)
+    if chosen.lookup_ms < 0 or not 0 <= chosen.generation < 1 << 64:
+        raise InvalidError(f"{where}: lookup_ms is no negative number, and generation has 64 bits")
     if bool(chosen.connect) == bool(chosen.l1_bytes):
         raise InvalidError(
             f'{where} needs either "connect", the socket of a `kvkeep serve` ("unix:///…"), '

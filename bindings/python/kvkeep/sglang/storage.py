@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -23,9 +22,9 @@ from .store import KV, Place, Store, Window
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host import HostKVCache
 
-log = logging.getLogger("sglang.kvkeep")
-
 WHERE = "--hicache-storage-backend-extra-config"
+# SGLang asks from a thread of its own, for which a request waits.
+LOOKUP_MS = 1000
 
 
 class KvkeepStorage(HiCacheStorage):
@@ -48,7 +47,7 @@ class KvkeepStorage(HiCacheStorage):
             storage_config.is_mla_model,
             kv_dtype(),
         )
-        self._store = Store(chosen.open(), chosen, storage_config.model_name or "", place)
+        self._store = Store(chosen.open(), chosen, storage_config.model_name or "", place, LOOKUP_MS)
 
     def register_mem_pool_host(self, mem_pool_host: HostKVCache) -> None:
         """The host pool of K and V."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 from .._asking import answer
 from .._ffi import PrefetchMode, Status
+from .._trouble import Troubles
 from ..cache import Cache
 from ..errors import InvalidError, KvkeepError
 from ..job import Job
@@ -27,8 +26,7 @@ from .settings import Settings
 log = logging.getLogger("sglang.kvkeep")
 
 KV = "kv"
-# How often the same trouble is logged.
-REPEAT_S = 60.0
+UNSERVED = "kvkeep does not serve %s of SGLang's pages %s"
 
 
 class Place(NamedTuple):
@@ -88,16 +86,16 @@ class Held(NamedTuple):
 class Store:
     """The pages of one SGLang process. Any thread may use it."""
 
-    def __init__(self, cache: Cache, chosen: Settings, model: str, place: Place) -> None:
+    def __init__(self, cache: Cache, chosen: Settings, model: str, place: Place, lookup_ms: int) -> None:
         self._cache = cache
         self._settings = chosen
         self._model = chosen.model or model
         if not self._model:
             raise InvalidError('SGLang does not name the model: name the weights in "model"')
         self._place = place
+        self._lookup_ms = chosen.lookup_ms or lookup_ms
         self.held: dict[str, Held] = {}
-        self._lock = threading.Lock()
-        self._said = ("", 0.0)
+        self._troubles = Troubles(log)
 
     def register(self, name: str, pages: Pages, replicated: bool) -> None:
         """Opens a pool of SGLang's under its name; twice, it is the later one. `replicated`: ranks have the same bytes of it."""
@@ -204,7 +202,7 @@ class Store:
                 for place, status in zip(places, transfer.blocks() or ()):
                     done[place] = status == Status.OK
         except KvkeepError as error:
-            self._say(verb, name, error)
+            self._troubles.say(error, UNSERVED, verb, name)
         return done
 
     def _ask(self, name: str, keys: Sequence[str], ask: Callable[[Job], Optional[Any]], window: int = 0) -> Any:
@@ -217,28 +215,18 @@ class Store:
                 job = self._lookup(session, named(keys, held.rank), window)
                 return answer(job, lambda: ask(job))
         except KvkeepError as error:
-            self._say("exists", name, error)
+            self._troubles.say(error, UNSERVED, "exists", name)
             return None
 
     def _lookup(self, session: Session, keys: Keys, window: int) -> Job:
         if window:
-            return session.prefetch(keys, mode=PrefetchMode.WINDOW, window_chunks=window)
-        return session.prefetch(keys)
+            return session.prefetch(keys, mode=PrefetchMode.WINDOW, window_chunks=window, deadline_ms=self._lookup_ms)
+        return session.prefetch(keys, deadline_ms=self._lookup_ms)
 
     def _of(self, name: str) -> Held:
         if name not in self.held:
             raise InvalidError(f"SGLang registered no pool {name!r}")
         return self.held[name]
-
-    def _say(self, verb: str, name: str, error: KvkeepError) -> None:
-        """Logs an error; the same one at most once in REPEAT_S."""
-        now = time.monotonic()
-        with self._lock:
-            last, when = self._said
-            if str(error) == last and now - when < REPEAT_S:
-                return
-            self._said = (str(error), now)
-        log.warning("kvkeep does not serve %s of SGLang's pages %s: %s", verb, name, error)
 
 
 def named(keys: Sequence[str], rank: int) -> Keys:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from .._ffi import PrefetchMode
+from .._trouble import Troubles
 from ..errors import KvkeepError, TimedOutError
 from ..key import keys as as_keys
 from ..session import GroupRule, Session
@@ -66,7 +67,7 @@ class Scheduler:
             GroupRule(group.number, PrefetchMode.WINDOW, group.window) for group in grid.groups if group.window
         ]
         self._tracked: dict[int, Tracked] = {}
-        self._said = ""
+        self._troubles = Troubles(log)
 
     def matched(self, request: Any, computed: int) -> tuple[int, bool]:
         """How many tokens beyond `computed` can be loaded before the model runs. What is offered is held in L1 already: the
@@ -85,11 +86,8 @@ class Scheduler:
         try:
             hashes = chain_of(tokens, size, tracked.salt).hashes[first:end]
             tracked.offer = self._look_up(request.request_id, hashes, first)
-            self._said = ""
         except KvkeepError as error:
-            if str(error) != self._said:
-                self._said = str(error)
-                log.warning("kvkeep cannot be used now, and prompts are computed: %s", error)
+            self._troubles.say(error, "kvkeep cannot be used now, and prompts are computed")
         offer = tracked.offer
         return (0 if offer is None else (offer.end - offer.first) * size), False
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .._ffi import KVKEEP_DEVICE_HOST as DEVICE_HOST
 from .._ffi import Status
+from .._trouble import Troubles
 from ..cache import Cache
 from ..errors import CorruptError, InvalidError, KvkeepError, TimedOutError
 from ..key import Keys
@@ -70,7 +71,7 @@ class Worker:
             self._layers[number] = sorted({segment.layer for segment in one.segments})
         # With the layers that were not waited for yet.
         self._loading: list[tuple[list[int], Transfer]] = []
-        self._said = ""
+        self._troubles = Troubles(log)
 
     def begin_loads(self, loads: Sequence[Load], stream: int = 0) -> None:
         """Begins the step's loads, behind what is on the stream."""
@@ -108,11 +109,8 @@ class Worker:
                     storing.append(pool.store(session, self._keys(move), move.pages, stream=stream))
                 for transfer in storing:
                     self._land(transfer)
-            self._said = ""
         except KvkeepError as error:
-            if str(error) != self._said:
-                self._said = str(error)
-                log.warning("kvkeep does not store: %s", error)
+            self._troubles.say(error, "kvkeep does not store")
 
     def close(self) -> None:
         """Waits until no page is touched any more. Twice is harmless."""
@@ -126,8 +124,8 @@ class Worker:
             transfer.cancel()
             try:
                 transfer.wait()
-            except KvkeepError:
-                log.warning("kvkeep dropped stores that took longer than save_ms")
+            except KvkeepError as error:
+                self._troubles.say(error, "kvkeep dropped a store that took longer than save_ms")
 
     def _give_up(self, transfer: Transfer) -> None:
         self._loading.clear()
