@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import kvkeep
+from kvkeep.vllm import pair, plan
 
 from .support import CacheTest
-from .vllm_engine import BLOCK_TOKENS, Engine
+from .vllm_engine import BLOCK_TOKENS, Engine, Request
 
 CHUNK = 2 * BLOCK_TOKENS
 PROMPT = list(range(3 * CHUNK + 3))
@@ -41,6 +42,41 @@ class NodesTest(CacheTest):
         self.assertEqual(decode.failed, set())
         decode.finish(request)
         self.assertEqual(self.decode_cache.explain()["sessions"], [])
+
+    def test_a_router_says_how_long_a_request_waits_for_the_other_node(self) -> None:
+        asked = Request("prefill", PROMPT, kv_transfer_params={"do_remote_decode": True})
+        told = pair.for_the_other(asked, 0)
+        self.assertEqual(
+            told, {"do_remote_decode": False, "do_remote_prefill": True, "lookup_timeout_ms": pair.PATIENCE_MS}
+        )
+        self.assertIsNone(pair.for_the_other(Request("alone", PROMPT), 0))
+        decode = self.engine(self.decode_cache)
+        request = decode.add("decode", PROMPT)
+        request.kv_transfer_params = told
+        self.assertIsNone(decode.scheduler.matched(request, 0)[0])
+        prefill = self.engine(self.prefill_cache)
+        prefill.finish(prefill.run("prefill", PROMPT)[0])
+        self.prefill_cache.flush()
+        self.assertEqual(decode.ask(request), (3 * CHUNK, True))
+        decode.scheduler.finished(request)
+        for wrong in (None, "1", -1, True, 1 << 32):
+            self.assertEqual(pair.patience_of(Request("1", [], kv_transfer_params={"lookup_timeout_ms": wrong}), 7), 7)
+
+    def test_states_that_the_other_node_has_not_do_not_hold_up_a_prompt(self) -> None:
+        groups = (plan.Group(BLOCK_TOKENS), plan.Group(BLOCK_TOKENS, 1))
+        prefill = Engine(self.prefill_cache, groups=groups)
+        decode = Engine(self.decode_cache, groups=groups, lookup_timeout_ms=3_600_000)
+        tokens = PROMPT[: 2 * CHUNK + 1]
+        request = decode.add("decode", tokens)
+        prefill.finish(prefill.run("prefill", tokens)[0])
+        space = self.prefill_cache.space("toy", "toy pages", chunk_tokens=CHUNK)
+        state = plan.key_records(plan.chunk_hashes(request.block_hashes, plan.Span(0, 1), 2), [0], [1])
+        space.delete(kvkeep.keys(state))
+        self.prefill_cache.flush()
+        self.assertEqual(decode.ask(request), (2 * CHUNK, True))
+        decode.scheduler.finished(request)
+        for gpu in (*prefill.gpus, *decode.gpus):
+            gpu.worker.close()
 
     def test_a_prompt_that_nobody_computes_is_a_miss_when_the_time_is_up(self) -> None:
         decode = self.engine(self.decode_cache, 100)

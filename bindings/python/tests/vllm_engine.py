@@ -30,6 +30,7 @@ class Request:
     tables: list[list[int]] = field(default_factory=list)
     lora_request: Optional[Any] = None
     kv_hints: Optional[Any] = None
+    kv_transfer_params: Optional[dict[str, Any]] = None
 
     @property
     def blocks(self) -> list[int]:

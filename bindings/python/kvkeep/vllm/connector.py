@@ -35,6 +35,7 @@ from .groups import Kept, kept_groups
 from .layout import Layer, fingerprint, joined
 from .lending import Lending
 from .metrics import Prometheus, Stats
+from .pair import for_the_other
 from .plan import Grid, grid, unstable_hashes
 from .scheduler import Scheduler, Tables
 from .settings import Settings, settings
@@ -317,7 +318,8 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, Optional[dict[str, Any]]]:
         """The request is over. True: its blocks are kept until `get_finished` names it."""
-        return self._scheduling().finished(request), None
+        told = for_the_other(request, self._settings.lookup_timeout_ms) if self._kv_transfer_config.is_kv_producer else None
+        return self._scheduling().finished(request), told
 
     def take_events(self) -> Iterator[BlockStored | BlockRemoved]:
         """What became of the chunks that this engine stored, for vLLM's publisher of events."""

@@ -18,6 +18,7 @@ from .adapters import Adapters
 from .events import Events, News
 from .hints import PREFETCH, apply, hints_of
 from .lending import Lending
+from .pair import patience_of
 from .plan import Grid, Span, chunk_hashes, covering, key_records, load_parts, session_name, store_parts
 from .request import Load, Lookup, Tracked
 from .settings import Settings
@@ -73,7 +74,6 @@ class Scheduler:
         self._counts: Counter[str] = Counter()
         # Of several groups, vLLM does not take the blocks that a step could not load.
         self._layered = settings.load == "layered" and grid.is_plain
-        self._lookup_timeout_ms = settings.lookup_timeout_ms
         self._loads, self._stores = loads, stores
         self._tracked: dict[str, Tracked] = {}
         # Finished requests whose sessions end when the workers have stored.
@@ -305,7 +305,7 @@ class Scheduler:
             extra_count=grid.extra_count,
             objects_per_chunk=grid.objects_per_chunk,
             group_rules=self._rules,
-            lookup_timeout_ms=self._lookup_timeout_ms,
+            lookup_timeout_ms=patience_of(request, self._settings.lookup_timeout_ms),
             notify=Notify.POLL,
         )
         tracked.lookup = Lookup(session, job, span, keys, grid.extra_count)
