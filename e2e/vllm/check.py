@@ -44,7 +44,7 @@ PROCESSORS = sorted(os.sched_getaffinity(0))
 APART = {"VLLM_CPU_OMP_THREADS_BIND": f"{PROCESSORS[0]}|{PROCESSORS[-1]}"}
 PARTS = (
     *("full", "layered", "two-workers", "retrained", "small", "windows", "windows-small", "latent", "draft"),
-    *("heads", "alone", "late", "pair", "overhead"),
+    *("windows-uncached", "windows-two", "heads", "alone", "late", "pair", "overhead"),
 )
 
 
@@ -184,7 +184,7 @@ class Check:
         if "small" in parts:
             with self.engine("small", {"load": "async"}, num_gpu_blocks_override=20) as engine:
                 self.preempted(engine)
-        if set(parts) & {"windows", "windows-small"}:
+        if set(parts) & {"windows", "windows-small", "windows-uncached"}:
             with self.engine("reference-windows", {}, model="windows") as engine:
                 self.texts, _ = engine.generate()
                 self.long = engine.generate(LONG, 300)[0]
@@ -192,6 +192,17 @@ class Check:
             # Prompts are computed in several steps, so that windows move on between two of them.
             with self.engine("windows", {"load": "async"}, model="windows", max_num_batched_tokens=384) as engine:
                 self.of_another_kind(engine, WINDOWED)
+        if "windows-uncached" in parts:
+            without = {"model": "windows", "enable_prefix_caching": False}
+            with self.engine("windows-uncached", {"tenant": "without vLLM's own cache"}, **without) as engine:
+                self.same("windows, without vLLM's own cache, cold", engine, [0] * len(PROMPTS))
+                self.same("windows, without vLLM's own cache, warm", engine, WINDOWED)
+        if "windows-two" in parts:
+            with self.engine("windows-two", {"load": "async"}, APART, model="windows", tensor_parallel_size=2) as engine:
+                texts, cached = engine.generate()
+                self.items.check("windows, two workers, cold: nothing is found", max(cached) <= max(ALONE), True)
+                self.items.check("windows, two workers, warm: texts and hits are as expected", engine.generate(), (texts, WINDOWED))
+                self.nothing_is_held("windows, two workers")
         if "windows-small" in parts:
             with self.engine("windows-small", {"load": "async"}, model="windows", num_gpu_blocks_override=52) as engine:
                 self.preempted(engine)
