@@ -62,7 +62,7 @@ class Plans(unittest.TestCase):
         self.assertEqual(load(16, 64), [NONE, 101, 102, 103])
         self.assertEqual(load(48, 80), [NONE, 103, 104, NONE])
         self.assertEqual(load(32, 63), [102, 103])
-        (part,) = plan.store_parts([ids], {}, bytes(64), plan.Span(1, 3), grid)
+        (part,) = plan.store_parts([ids], bytes(64), plan.Span(1, 3), grid)
         self.assertEqual(part.blocks, [102, 103, 104, 105])
 
     def test_of_a_window_the_last_blocks_move_from_the_end_back(self) -> None:
@@ -72,7 +72,7 @@ class Plans(unittest.TestCase):
         parts = plan.load_parts(tables, hashes, 0, 128, grid)
         self.assertEqual(parts, [plan.Part(0, hashes, tables[0]), plan.Part(1, b"2" * 32, [18, 17, 16, NONE])])
         # The first chunk's window has left, and the second's has what a prefix needs.
-        self.assertEqual(plan.store_parts(tables, {}, hashes, plan.Span(0, 2), grid), parts)
+        self.assertEqual(plan.store_parts(tables, hashes, plan.Span(0, 2), grid), parts)
         # A window over two chunks, of which the engine has the first.
         grid = plan.grid([FULL, plan.Group(16, 100)], 16, 64)
         tables[1] = list(range(11, 19))
@@ -87,14 +87,15 @@ class Plans(unittest.TestCase):
         hashes = b"1" * 32 + b"2" * 32
         state = plan.Part(1, b"2" * 32, [14, NONE])
         self.assertEqual(plan.load_parts(tables, hashes, 0, 128, grid)[1], state)
-        self.assertEqual(plan.store_parts(tables, {}, hashes, plan.Span(0, 2), grid)[1], state)
+        self.assertEqual(plan.store_parts(tables, hashes, plan.Span(0, 2), grid)[1], state)
 
     def test_states_that_the_engine_names_are_stored_by_their_token(self) -> None:
         grid = plan.grid([FULL, STATE._replace(named=True)], 16, 64)
         tables, hashes = [list(range(1, 9)), [0, 9, 0, 9]], b"1" * 32 + b"2" * 32
-        named = {(1, 64): 31, (1, 96): 32, (0, 128): 33}
-        parts = plan.store_parts(tables, named, hashes, plan.Span(0, 2), grid)
-        self.assertEqual(parts[1:], [plan.Part(1, b"1" * 32, [31, NONE])])
+        self.assertEqual([part.group for part in plan.store_parts(tables, hashes, plan.Span(0, 2), grid)], [0])
+        blocks = [bytes([i]) * 32 for i in range(8)]
+        offers = [plan.Offer(1, 31, 64), plan.Offer(1, 32, 96), plan.Offer(1, 33, 192), plan.Offer(1, 0, 128)]
+        self.assertEqual(plan.offered_parts(offers, blocks, grid), [plan.Part(1, blocks[3], [31, NONE])])
 
 
 class Spec:

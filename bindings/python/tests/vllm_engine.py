@@ -186,7 +186,8 @@ class Engine:
         scheduled = scheduled or {}
         for name in scheduled:
             self.slide(self.requests[name])
-        step = self.scheduler.step(scheduled, self.tables, preempted)
+        offers = {name: self.offers(name, count) for name, count in scheduled.items()}
+        step = self.scheduler.step(scheduled, self.tables, preempted, offers)
         received, sent = [], []
         failed: set[int] = set()
         stored: Counter[int] = Counter()
@@ -208,13 +209,20 @@ class Engine:
         for name, count in scheduled.items():
             self.requests[name].num_computed_tokens += count
 
-    def tables(self, name: str) -> scheduler.Tables:
-        """Named are blocks of states, which are where their chunks end."""
-        tables, named = self.requests[name].tables, {}
-        for number, group in enumerate(self.grid.groups):
-            if group.named:
-                named.update({(number, (i + 1) * group.block_tokens): block for i, block in enumerate(tables[number])})
-        return scheduler.Tables(tables, named)
+    def tables(self, name: str) -> list[list[int]]:
+        return self.requests[name].tables
+
+    def offers(self, name: str, count: int) -> list[plan.Offer]:
+        """The blocks of states that a step of so many tokens writes where blocks end."""
+        request = self.requests[name]
+        computed = request.num_computed_tokens
+        return [
+            plan.Offer(number, block, (index + 1) * group.block_tokens)
+            for number, group in enumerate(self.grid.groups)
+            if group.named
+            for index, block in enumerate(request.tables[number])
+            if computed < (index + 1) * group.block_tokens <= computed + count
+        ]
 
     def slide(self, request: Request) -> None:
         """Frees what no layer will read any more."""

@@ -36,8 +36,8 @@ from .layout import Layer, fingerprint, joined
 from .lending import Lending
 from .metrics import Prometheus, Stats
 from .pair import for_the_other
-from .plan import Grid, grid, unstable_hashes
-from .scheduler import Scheduler, Tables
+from .plan import Grid, Offer, grid, unstable_hashes
+from .scheduler import Scheduler
 from .settings import Settings, settings
 from .step import Step
 from .worker import Worker
@@ -286,20 +286,15 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Metadata:
         """What the workers have to do in this step."""
         state = scheduler_output.kv_connector_block_state
-
-        def tables_of(name: str) -> Tables:
-            named = {
-                (numbers[index], tokens): block
-                for index, block, tokens in state.boundary_state_offloads.get(name, ())
-                if index in numbers
-            }
-            return Tables(self._of_kept(state.resolve_block_ids(name)), named)
-
         numbers = {kept.place: number for number, kept in enumerate(self._kept)}
         step = self._scheduling().step(
             scheduler_output.num_scheduled_tokens,
-            tables_of,
+            lambda name: self._of_kept(state.resolve_block_ids(name)),
             scheduler_output.preempted_req_ids or (),
+            {
+                name: [Offer(numbers[group], block, tokens) for group, block, tokens in offers if group in numbers]
+                for name, offers in state.boundary_state_offloads.items()
+            },
         )
         return Metadata(step)
 

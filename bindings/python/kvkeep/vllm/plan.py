@@ -190,29 +190,45 @@ def load_parts(
     return parts
 
 
-def store_parts(
-    tables: Sequence[Sequence[int]], named: Mapping[tuple[int, int], int], hashes: bytes, span: Span, grid: Grid
-) -> list[Part]:
-    """What can be stored of whole chunks: of each group, those whose blocks the engine still has.
-
-    `named` has the blocks that the engine names, by the group and the number of tokens that are in them and before.
-    """
+def store_parts(tables: Sequence[Sequence[int]], hashes: bytes, span: Span, grid: Grid) -> list[Part]:
+    """What can be stored of whole chunks: of each group, those whose blocks the engine still has. Those that it names are left out."""
     parts = []
     for number, (group, table) in enumerate(zip(grid.groups, tables)):
+        if group.named:
+            continue
         count = grid.blocks_per_chunk(number)
         kept = min(count, -(-group.reach // group.block_tokens)) if group.reach else count
         chosen = _Chosen(number, hashes)
         for index in range(span.first, span.end):
             end = (index + 1) * count
-            if group.named:
-                needed = [named.get((number, (index + 1) * grid.chunk_tokens), NULL_BLOCK)]
-            else:
-                needed = list(table[end - kept : end])
+            needed = list(table[end - kept : end])
             if len(needed) == kept and NULL_BLOCK not in needed:
                 if group.reach:
                     needed.reverse()
                 chosen.add(index - span.first, needed + [NONE] * (count - kept))
         parts += chosen.parts()
+    return parts
+
+
+class Offer(NamedTuple):
+    """A block that the engine names: it has the state after so many tokens."""
+
+    group: int
+    block: int
+    tokens: int
+
+
+def offered_parts(
+    offers: Iterable[Offer], block_hashes: Sequence[bytes], grid: Grid, revision: bytes = b""
+) -> list[Part]:
+    """What of the blocks that the engine names is at the end of a chunk."""
+    parts = []
+    for offer in offers:
+        chunk, rest = divmod(offer.tokens, grid.chunk_tokens)
+        if rest or not 0 < chunk * grid.hashes_per_chunk <= len(block_hashes) or offer.block == NULL_BLOCK:
+            continue
+        hashes = chunk_hashes(block_hashes, Span(chunk - 1, chunk), grid.hashes_per_chunk, revision)
+        parts.append(Part(offer.group, hashes, [offer.block] + [NONE] * (grid.blocks_per_chunk(offer.group) - 1)))
     return parts
 
 

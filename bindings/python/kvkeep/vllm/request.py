@@ -92,6 +92,10 @@ class Tracked:
         # Whether it used the cache at all.
         self.used = False
 
+    def may_store(self) -> bool:
+        """Whether its blocks are of weights that are known, and in use."""
+        return not self.is_outdated and self.revision is not None
+
     def renew(self, now: float, every: float) -> None:
         """Keeps its session alive, where that was not done for `every` seconds."""
         if self.session and now - self.renewed >= every:

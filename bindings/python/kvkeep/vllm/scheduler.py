@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 from .._ffi import Notify, PrefetchMode
 from ..errors import KvkeepError
@@ -19,23 +19,30 @@ from .events import Events, News
 from .hints import PREFETCH, apply, hints_of
 from .lending import Lending
 from .pair import patience_of
-from .plan import Grid, Span, chunk_hashes, covering, key_records, load_parts, session_name, store_parts
+from .plan import (
+    Grid,
+    Offer,
+    Part,
+    Span,
+    chunk_hashes,
+    covering,
+    key_records,
+    load_parts,
+    offered_parts,
+    session_name,
+    store_parts,
+)
 from .request import Load, Lookup, Tracked
 from .settings import Settings
 from .step import Move, Step
 from .trouble import Trouble, log
 
+Tables = Sequence[Sequence[int]]
+
 UNUSED = "kvkeep cannot be used now, and prompts are computed"
 # A request may decode for long between two chunks, and a session that holds nothing ends at its deadline. Its steps renew it.
 SESSION_TIMEOUT_MS = 600_000
 RENEW_S = 60.0
-
-
-class Tables(NamedTuple):
-    """The blocks of a request: a table for each group, and those that the engine names, by group and tokens up to their end."""
-
-    by_place: Sequence[Sequence[int]]
-    named: Mapping[tuple[int, int], int] = {}
 
 
 class Scheduler:
@@ -123,7 +130,7 @@ class Scheduler:
             self._counts.update(asked_tokens=request.num_tokens - computed, found_tokens=found)
         return found, found > 0 and not self._layered
 
-    def allocated(self, request: Any, tables: Sequence[Sequence[int]], external: int) -> None:
+    def allocated(self, request: Any, tables: Tables, external: int) -> None:
         """vLLM takes `external` of the tokens offered, into these blocks; the rest is given back."""
         tracked = self._of(request)
         lookup, session = tracked.lookup, tracked.session
@@ -155,8 +162,10 @@ class Scheduler:
         scheduled: Mapping[str, int],
         tables_of: Callable[[str], Tables],
         preempted: Iterable[str] = (),
+        offers: Mapping[str, Iterable[Offer]] = {},
     ) -> Step:
-        """What the workers have to do in a step that computes so many tokens of these requests."""
+        """What the workers have to do in a step that computes so many tokens of these requests, where the engine has a table of
+        blocks for each group, and offers blocks that it names."""
         step, self._next = self._next, Step()
         step.generation = self._generation
         now = time.monotonic()
@@ -169,8 +178,13 @@ class Scheduler:
         if self._stores:
             for name, count in scheduled.items():
                 tracked = self._tracked.get(name)
-                if tracked and not tracked.is_outdated and tracked.revision is not None:
+                if tracked and tracked.may_store():
                     self._store(step, tracked, count, tables_of)
+            for name, named in offers.items():
+                tracked = self._tracked.get(name)
+                if tracked and tracked.may_store():
+                    hashes, revision = tracked.request.block_hashes, tracked.revision or b""
+                    self._move(step, tracked, offered_parts(named, hashes, self._grid, revision))
         return step
 
     def told(
@@ -320,20 +334,23 @@ class Scheduler:
         if span.chunks <= 0:
             return
         tracked.stored = whole
+        hashes = self._hashes(tracked, span)
+        if self._events:
+            self._events.note(request, span, hashes)
+        self._move(step, tracked, store_parts(tables_of(request.request_id), hashes, span, grid))
+
+    def _move(self, step: Step, tracked: Tracked, parts: list[Part]) -> None:
+        """Has blocks of a request stored."""
+        if not parts:
+            return
         try:
             session = self._session(tracked)
         except KvkeepError as error:
             self._trouble.say(error, UNUSED)
             return
-        tables = tables_of(request.request_id)
-        hashes = self._hashes(tracked, span)
-        parts = store_parts(tables.by_place, tables.named, hashes, span, grid)
-        if parts:
-            if self._events:
-                self._events.note(request, span, hashes)
-            tracked.has_stores = tracked.used = True
-            number = self._lending.lend(parts) if self._lending else 0
-            step.stores.append(Move(request.request_id, session.id, parts, number))
+        tracked.has_stores = tracked.used = True
+        number = self._lending.lend(parts) if self._lending else 0
+        step.stores.append(Move(tracked.request.request_id, session.id, parts, number))
 
     def _hashes(self, tracked: Tracked, span: Span) -> bytes:
         hashes, revision = tracked.request.block_hashes, tracked.revision or b""
