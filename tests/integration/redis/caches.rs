@@ -153,7 +153,8 @@ fn p4_a_server_that_hangs_is_fenced_and_each_request_completes_once() {
         until("the backend to be good again", || {
             cache.node.query_backends()[0].health == BackendHealth::KVKEEP_BACKEND_GOOD as u32
         });
-        assert_eq!(read_all(&cache, 0..200), 200);
+        // On a busy machine some of so many are late once more.
+        until("all to be loaded", || read_all(&cache, 0..200) == 200);
         cache.at_rest();
         cache.node.close();
     });
