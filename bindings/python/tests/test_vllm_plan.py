@@ -266,6 +266,8 @@ class Options(unittest.TestCase):
                 settings.settings({**given, **wrong})
         own = settings.settings({"l1_bytes": 1 << 30, "backends": ["fs:///d?capacity=1GiB"]})
         self.assertEqual((own.connect, own.l1_bytes), ("", 1 << 30))
+        with self.assertRaisesRegex(ValueError, "on one host: start a `kvkeep serve` on each"):
+            settings.settings({"l1_bytes": 1 << 30}, hosts=2)
         for wrong in ({}, {"l1_bytes": -1}, {"l1_bytes": 1, "backends": [1]}, {"l1_bytes": 1, "backends": "memory:"}):
             with self.subTest(wrong=wrong), self.assertRaises(ValueError):
                 settings.settings(wrong)

@@ -89,7 +89,7 @@ class KvkeepConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = self._kv_transfer_config
-        self._settings = settings(transfer.kv_connector_extra_config)
+        self._settings = settings(transfer.kv_connector_extra_config, vllm_config.parallel_config.nnodes)
         self._kept = kept_groups(kv_cache_config)
         self._grid = _grid(vllm_config, kv_cache_config, self._kept, self._settings)
         if self._settings.load == "layered" and not self._grid.is_plain:

@@ -39,14 +39,18 @@ class Settings(NamedTuple):
     lora_revisions: Mapping[str, str] = {}
 
 
-def settings(extra: Mapping[str, Any]) -> Settings:
-    """The settings of a connector, or ValueError where they cannot be meant."""
+def settings(extra: Mapping[str, Any], hosts: int = 1) -> Settings:
+    """The settings of a connector whose workers are on so many hosts, or ValueError where they cannot be meant."""
     if unknown := set(extra) - set(Settings._fields):
         raise ValueError(f"kv_connector_extra_config has {sorted(unknown)}; kvkeep knows {list(Settings._fields)}")
     if bool(extra.get("connect")) == bool(extra.get("l1_bytes")):
         raise ValueError(
             'kv_connector_extra_config needs "connect", the socket of a `kvkeep serve` ("unix:///…"), or "l1_bytes", the size of a '
             "cache of this engine alone"
+        )
+    if extra.get("l1_bytes") and hosts > 1:
+        raise ValueError(
+            'kv_connector_extra_config: l1_bytes is for workers on one host: start a `kvkeep serve` on each, and give "connect"'
         )
     given = Settings(**extra)
     for name, value in zip(given._fields, given):
