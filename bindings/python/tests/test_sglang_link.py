@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import threading
 from typing import Any
+from unittest import mock
 
 import kvkeep
+from kvkeep.sglang import link
 from kvkeep.sglang.device_pool import DevicePages
 from kvkeep.sglang.link import Asked, Link
-from kvkeep.sglang.store import Store, Window
+from kvkeep.sglang.store import Store, Window, named
 
 from .sglang_host import PAGE_TOKENS, hashes, of_pages, store
 from .support import HANGING, WATCHDOG_S, CacheTest
@@ -144,6 +146,36 @@ class SglangLink(CacheTest):
         self.assertTrue(worker.link.finish(worker.link.start(nothing)))
         self.assertEqual([worker.kv.page(page) for page in (10, 11, 12)], filled)
         self.assertEqual([worker.kv.page(page) for page in (20, 21)], filled[:2])
+
+    def test_what_a_lookup_found_is_held_until_it_is_loaded(self) -> None:
+        worker, keys, windows = self.worker(), hashes(5), [Window("kv", 0), Window("mamba", 1)]
+        self.assertTrue(worker.offload(keys[:3], range(1, 4), 1))
+        self.assertTrue(worker.link.offload([Asked("mamba", keys[4:], of_pages(2))], nothing))
+        self.assertTrue(worker.result())
+        self.assertEqual(worker.link.lookup("request", keys, windows).lengths, [3])
+        # Neither a full L1 nor a deletion takes it, and of the state, what the shorter length needs.
+        held = worker.store.held
+        for name, kept in (("kv", keys[:3]), ("mamba", keys[2:3])):
+            statuses = held[name].space.evict(named(kept, held[name].rank))
+            self.assertEqual(list(statuses), [kvkeep.Status.ERR_LOCKED] * len(kept))
+        worker.link.queue_load("request", [Asked("kv", keys[:3], of_pages(5, 6, 7)), Asked("mamba", keys[2:3], of_pages(8))])
+        self.assertTrue(worker.link.finish(worker.link.start(nothing)))
+        self.assertEqual(self.cache.explain()["sessions"], [])
+
+    def test_what_a_lookup_found_is_given_back(self) -> None:
+        worker, keys, windows = self.worker(), hashes(3), [Window("kv", 0), Window("mamba", 1)]
+        self.assertTrue(worker.offload(keys, range(1, 4), 1))
+        for give_back in (lambda: worker.link.cancel("request"), worker.link.reset):
+            # Asked again, only the later answer is held.
+            for _ in range(2):
+                self.assertEqual(worker.link.lookup("request", keys, windows).lengths, [3])
+            self.assertEqual(self.cache.stats().l1_shares, 4)
+            give_back()
+            self.assertEqual(self.cache.stats().l1_shares, 0)
+        worker.link.lookup("forgotten", keys, windows)
+        with mock.patch.object(link, "HOLD_MS", -1):
+            worker.link.lookup("other", hashes(1, "none"), windows)
+        self.assertEqual(self.cache.stats().l1_shares, 0)
 
     def test_what_is_gone_fails_its_batch_and_waits_for_nothing(self) -> None:
         worker, keys = self.worker(), hashes(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ from .._ffi import Status
 from ..errors import KvkeepError
 from ..pool import Transfer
 from ..session import Session
-from .store import Store
+from .store import HOLD_MS, Restorable, Store, Window, quietly
 
 log = logging.getLogger("sglang.kvkeep")
 
@@ -38,19 +39,43 @@ class Loading(NamedTuple):
     transfer: Transfer
 
 
+class Batch(NamedTuple):
+    """Loads that have been begun together, of these requests."""
+
+    begun: Future[list[Loading]]
+    requests: list[str]
+
+
 class Link:
-    """What SGLang's tree asks of a linker. It calls from one thread; copies go on beside it."""
+    """What SGLang's tree asks of a linker. It calls from one thread; copies go on beside it.
+
+    What a lookup has found is held until its request has loaded it: SGLang gives up requests whose loads fail.
+    """
 
     def __init__(self, store: Store, layers: dict[str, set[int]], wait_layer: WaitLayer) -> None:
         self._store = store
         self._layers = layers
         self._wait_layer = wait_layer
         self._queued: dict[str, Sequence[Asked]] = {}
-        self._batches: dict[int, Future[list[Loading]]] = {}
+        self._batches: dict[int, Batch] = {}
+        # When they were looked up, and what holds it.
+        self._holds: dict[str, tuple[float, list[Session]]] = {}
         self._last = -1
         self._results: deque[bool] = deque()
         self._loader = ThreadPoolExecutor(1, "kvkeep-load")
         self._offloader = ThreadPoolExecutor(1, "kvkeep-offload")
+
+    def lookup(self, request: str, keys: Sequence[str], windows: Sequence[Window]) -> Restorable:
+        """At which lengths every pool can continue."""
+        self._let_go([request])
+        now = time.monotonic()
+        # Those that their requests never loaded hold nothing any more. The oldest come first.
+        self._let_go([name for name, (when, _) in self._holds.items() if now - when > HOLD_MS / 1000])
+        found, sessions = self._store.hold(keys, windows)
+        self._holds[request] = now, sessions
+        if not found.lengths:
+            self._let_go([request])
+        return found
 
     def queue_load(self, request: str, asked: Sequence[Asked]) -> bool:
         """Notes a load, which `start` begins."""
@@ -61,6 +86,7 @@ class Link:
 
     def cancel(self, request: str) -> bool:
         """Drops a load that has not begun."""
+        self._let_go([request])
         return self._queued.pop(request, None) is not None
 
     def start(self, ready: Ready) -> int:
@@ -68,17 +94,18 @@ class Link:
         if not self._queued:
             return -1
         asked = [one for request in self._queued.values() for one in request]
+        requests = list(self._queued)
         self._queued.clear()
         self._last += 1
-        self._batches[self._last] = self._loader.submit(self._begin, asked, ready)
+        self._batches[self._last] = Batch(self._loader.submit(self._begin, asked, ready), requests)
         return self._last
 
     def wait_until(self, batch: int, layer: int) -> None:
         """Until a layer of a batch is copied, or will not be: `finish` says which."""
-        begun = self._batches.get(batch)
-        if begun is None or begun.exception() is not None:
+        started = self._batches.get(batch)
+        if started is None or started.begun.exception() is not None:
             return
-        for loading in begun.result():
+        for loading in started.begun.result():
             if layer in self._layers[loading.name]:
                 try:
                     self._wait_layer(loading.transfer, layer)
@@ -87,15 +114,16 @@ class Link:
 
     def finish(self, batch: int) -> bool:
         """Blocks until a batch touches no page any more; whether all of it is there."""
-        begun = self._batches.pop(batch, None)
-        if begun is None:
+        started = self._batches.pop(batch, None)
+        if started is None:
             return True
-        if (error := begun.exception()) is not None:
-            log.warning("kvkeep did not load what it had found for SGLang: %s", error)
-            return False
         whole = True
-        for loading in begun.result():
+        if (error := started.begun.exception()) is not None:
+            log.warning("kvkeep did not load what it had found for SGLang: %s", error)
+            whole = False
+        for loading in started.begun.result() if whole else ():
             whole = self._land(loading) and whole
+        self._let_go(started.requests)
         return whole
 
     def offload(self, asked: Sequence[Asked], ready: Ready) -> bool:
@@ -119,20 +147,29 @@ class Link:
         for batch in list(self._batches):
             self.finish(batch)
         self._offloader.submit(int).result()
+        self._let_go(list(self._holds))
         self._results.clear()
         self._last = -1
 
     def close(self) -> None:
         """Cuts loads short, waits until no page is touched any more, and lets go of the pages. Twice is harmless."""
         self._queued.clear()
-        for begun in self._batches.values():
+        for begun, _ in self._batches.values():
             for loading in [] if begun.exception() else begun.result():
-                loading.transfer.cancel()
+                quietly(loading.transfer.cancel)
         for batch in list(self._batches):
             self.finish(batch)
+        self._let_go(list(self._holds))
         self._loader.shutdown()
         self._offloader.shutdown()
         self._store.close()
+
+    def _let_go(self, requests: Sequence[str]) -> None:
+        """Gives back what was held for requests."""
+        for request in requests:
+            _, sessions = self._holds.pop(request, (0.0, []))
+            for session in sessions:
+                quietly(session.end)
 
     def _begin(self, asked: Sequence[Asked], ready: Ready) -> list[Loading]:
         ready()

@@ -87,7 +87,7 @@ class KvkeepLinker(UnifiedCacheLinker):
         keys = next((list(one.keys or ()) for one in transfers if one.name == PoolName.KV), [])
         if not expanded or not keys:
             return []
-        return self._store.restorable(keys, [Window(str(one.name), window_of(one)) for one in expanded]).lengths
+        return self._link.lookup(rid, keys, [Window(str(one.name), window_of(one)) for one in expanded]).lengths
 
     def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
         """Notes a load, which `start_layer_wise_loading` begins."""

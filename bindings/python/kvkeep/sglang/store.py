@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
@@ -11,7 +12,7 @@ from .._asking import answer
 from .._ffi import PrefetchMode, Status
 from .._trouble import Troubles
 from ..cache import Cache
-from ..errors import InvalidError, KvkeepError
+from ..errors import InvalidError, KvkeepError, TimedOutError
 from ..job import Job
 from ..key import Keys
 from ..key import keys as as_keys
@@ -26,6 +27,8 @@ from .settings import Settings
 log = logging.getLogger("sglang.kvkeep")
 
 KV = "kv"
+# How long a lookup holds what it found, where nobody says that it is not needed any more.
+HOLD_MS = 30_000
 UNSERVED = "kvkeep does not serve %s of SGLang's pages %s"
 
 
@@ -147,25 +150,41 @@ class Store:
 
     def prefix(self, keys: Sequence[str]) -> int:
         """How many pages of K and V are there from the first on. What is found begins to be loaded into L1."""
-        return self._ask(KV, keys, Job.lookup_hits) or 0
+        return self.restorable(keys, [Window(KV, 0)]).by_pool.get(KV, 0)
 
     def restorable(self, keys: Sequence[str], windows: Iterable[Window]) -> Restorable:
         """At which lengths every pool can continue, and how far each reaches, within what the first one has."""
+        found, holds = self.hold(keys, windows)
+        for session in holds:
+            quietly(session.end)
+        return found
+
+    def hold(self, keys: Sequence[str], windows: Iterable[Window]) -> tuple[Restorable, list[Session]]:
+        """As `restorable`. Until the caller ends the sessions, or HOLD_MS have passed, what the longest length needs is brought
+        to L1 and stays there."""
         by_pool: dict[str, int] = {}
         lengths, reach = set(range(1, len(keys) + 1)), len(keys)
-        for name, window in windows:
+        holds: list[tuple[Window, Session, Held]] = []
+        for asked in windows:
             if not lengths:
                 break
-            if window:
-                mine = set(self._ask(name, keys[:reach], Job.prefix_lengths, window) or ())
-            else:
-                mine = set(range(1, (self._ask(name, keys[:reach], Job.lookup_hits) or 0) + 1))
+            ask: Callable[[Job], Optional[Any]] = Job.prefix_lengths if asked.pages else Job.lookup_hits
+            answered, session = self._ask(asked.name, keys[:reach], ask, asked.pages)
+            mine = set(answered or ()) if asked.pages else set(range(1, (answered or 0) + 1))
+            if session is not None:
+                holds.append((asked, session, self.held[asked.name]))
             if not by_pool:
                 reach = max(mine, default=0)
             if mine:
-                by_pool[name] = max(mine)
+                by_pool[asked.name] = max(mine)
             lengths &= mine
-        return Restorable(sorted(lengths), by_pool)
+        if longest := max(lengths, default=0):
+            for (name, window), session, held in holds:
+                # Its job loads what its own longest length needs.
+                if window and by_pool[name] != longest:
+                    needed = named(keys[max(0, longest - window) : longest], held.rank)
+                    quietly(session.prefetch, needed, mode=PrefetchMode.EACH)
+        return Restorable(sorted(lengths), by_pool), [session for _, session, _ in holds]
 
     def clear(self) -> None:
         """Forgets what this model stored, in every tier."""
@@ -205,23 +224,27 @@ class Store:
             self._troubles.say(error, UNSERVED, verb, name)
         return done
 
-    def _ask(self, name: str, keys: Sequence[str], ask: Callable[[Job], Optional[Any]], window: int = 0) -> Any:
-        """The answer of a lookup; None where there is none."""
+    def _ask(
+        self, name: str, keys: Sequence[str], ask: Callable[[Job], Optional[Any]], window: int
+    ) -> tuple[Any, Optional[Session]]:
+        """The answer of a lookup, and the session that holds what it found; None where there is none."""
         if not keys:
-            return None
+            return None, None
+        session: Optional[Session] = None
         try:
             held = self._of(name)
-            with held.space.session("sglang exists") as session:
-                job = self._lookup(session, named(keys, held.rank), window)
-                return answer(job, lambda: ask(job))
+            session = held.space.session("sglang lookup", HOLD_MS)
+            wanted = named(keys, held.rank)
+            if window:
+                job = session.prefetch(wanted, mode=PrefetchMode.WINDOW, window_chunks=window)
+            else:
+                job = session.prefetch(wanted)
+            return answer(job, lambda: ask(job), in_time(self._lookup_ms)), session
         except KvkeepError as error:
-            self._troubles.say(error, UNSERVED, "exists", name)
-            return None
-
-    def _lookup(self, session: Session, keys: Keys, window: int) -> Job:
-        if window:
-            return session.prefetch(keys, mode=PrefetchMode.WINDOW, window_chunks=window, deadline_ms=self._lookup_ms)
-        return session.prefetch(keys, deadline_ms=self._lookup_ms)
+            self._troubles.say(error, UNSERVED, "lookups", name)
+            if session is not None:
+                quietly(session.abort)
+            return None, None
 
     def _of(self, name: str) -> Held:
         if name not in self.held:
@@ -232,6 +255,25 @@ class Store:
 def named(keys: Sequence[str], rank: int) -> Keys:
     """SGLang's page hashes, and whatever else it takes for names, as keys."""
     return as_keys((hashlib.sha256(key.encode()).digest(), rank, 0) for key in keys)
+
+
+def in_time(most_ms: int) -> Callable[[], None]:
+    """Raises when so much time has passed."""
+    end = time.monotonic() + most_ms / 1000
+
+    def check() -> None:
+        if time.monotonic() > end:
+            raise TimedOutError(f"a lookup was not answered in {most_ms} ms, and is taken for a miss")
+
+    return check
+
+
+def quietly(function: Callable[..., object], *arguments: Any, **options: Any) -> None:
+    """Calls what need not succeed. A session that is gone holds nothing: it passed its deadline, or its daemon ended."""
+    try:
+        function(*arguments, **options)
+    except KvkeepError:
+        pass
 
 
 def is_cut_by_heads(host_pool: Any) -> bool:
