@@ -129,6 +129,7 @@ soak: test-c ## the long campaigns: kills by the hundred, random operations and 
 	KVKEEP_FUZZ_ROUNDS=2000000 cargo test --locked --release --test integration promises::
 	KVKEEP_PROXY_ROUNDS=10000 cargo test --locked --release --test integration redis::proxied:: -- --nocapture
 	KVKEEP_PROXY_ROUNDS=300 cargo test --locked --release --test integration s3::proxied:: -- --nocapture
+	KVKEEP_FAULT_OPERATIONS=100000 KVKEEP_FAULT_CLOSES=500 cargo test --locked --release --test campaigns faults:: -- --nocapture
 	KVKEEP_SOAK_SECONDS=600 cargo test --locked --release --test campaigns stress:: -- --nocapture
 	KVKEEP_PLUGIN_ROUNDS=100000 KVKEEP_TEST_WATCHDOG_S=1800 $(CTEST) --test-dir build/c_tests -R plugin_chaos_shared --output-on-failure
 	KVKEEP_BAD_DAY_SECONDS=1800 cargo test --locked --release --test campaigns bad_day:: -- --nocapture

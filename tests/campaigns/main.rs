@@ -8,4 +8,5 @@ mod support;
 
 mod bad_day;
 mod chaos;
+mod faults;
 mod stress;

@@ -9,6 +9,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod redis;
+pub mod s3;
 pub mod skip;
 pub mod tcp_proxy;
 

@@ -3,5 +3,4 @@
 mod opening;
 mod proxied;
 mod round_trip;
-mod service;
 mod trouble;

@@ -9,8 +9,8 @@ use kvkeep::ffi::cache::{kvkeep_add_backend, kvkeep_close, kvkeep_open};
 use kvkeep::ffi::options::kvkeep_options;
 use kvkeep::ffi::version::{KVKEEP_ABI_VERSION, kvkeep_last_error};
 
-use super::service::{Service, access_keys};
 use crate::promises::cache::{MIB, watched};
+use crate::support::s3::{Service, access_keys};
 
 /// A server that answers every connection with `answer`, and then waits for the client's end; without one it never answers.
 fn server(answer: Option<&'static str>) -> String {

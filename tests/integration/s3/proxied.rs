@@ -7,10 +7,10 @@ use std::time::Duration;
 use kvkeep::cache::Cache as _;
 
 use super::round_trip::hits;
-use super::service::Service;
 use crate::promises::cache::{Cache, KIB, MIB, WATCHDOG_MS, fill, key, until, views, watched};
 use crate::support::proxy::{Mischief, Proxy};
 use crate::support::random::{Random, rounds, seed};
+use crate::support::s3::Service;
 
 /// Stores an object, unless it is there or on its way.
 fn put(cache: &Cache, number: u32, size: u64) {

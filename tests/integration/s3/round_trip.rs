@@ -3,8 +3,8 @@
 use kvkeep::cache::Cache as _;
 use kvkeep::key::hex;
 
-use super::service::Service;
 use crate::promises::cache::{Cache, KIB, MIB, WATCHDOG, WATCHDOG_MS, intact, key, watched};
+use crate::support::s3::Service;
 use crate::support::tcp_proxy::TcpProxy;
 
 /// Prefetches, and says how many chunks of it the backend gave. All of them have their own bytes.

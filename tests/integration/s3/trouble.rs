@@ -6,8 +6,8 @@ use kvkeep::cache::Cache as _;
 use kvkeep::config::{NodeConfig, PrefetchRequest};
 
 use super::round_trip::hits;
-use super::service::Service;
 use crate::promises::cache::{Cache, KIB, MIB, WATCHDOG_MS, until, watched};
+use crate::support::s3::Service;
 use crate::support::tcp_proxy::{TcpProxy, Weather};
 
 fn patient(seconds: u64) -> impl FnOnce(&mut NodeConfig) {

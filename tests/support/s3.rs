@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::support::skip::skipped;
+use super::skip::skipped;
 
 /// A service in a process of its own, which ends with this one.
 pub struct Service {
