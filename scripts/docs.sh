@@ -29,6 +29,7 @@ cat >"$pages/SUMMARY.md" <<'END'
 
 [kvkeep](README.md)
 
+- [Installing](docs/install.md)
 - [Embedding](docs/embedding.md)
 - [The header](docs/header.md)
 - [L1](docs/l1.md)
