@@ -275,14 +275,16 @@ class Check:
 
     def overhead(self) -> None:
         """What an empty cache costs: steps of an engine with the connector against those of one without, one after another."""
-        with self.engine("bare", {}) as bare, self.engine("asking", {"model": "nobody's"}) as asking:
-            taken = {name: [] for name in ("bare", "asking")}
-            for turn in range(4):
+        # vLLM leaves its threads fewer processors where there is a connector, which would be measured else.
+        one = {"VLLM_CPU_OMP_THREADS_BIND": str(PROCESSORS[0])}
+        with self.engine("bare", {}, one) as bare, self.engine("asking", {"model": "nobody's"}, one) as asking:
+            taken: dict[str, list[float]] = {name: [] for name in ("bare", "asking")}
+            for turn in range(10):
                 for engine in (bare, asking):
-                    taken[engine.name] += engine.ask("steps", prompts=[prompt(40, 100 + turn)], count=50)
+                    taken[engine.name].append(engine.ask("steps", prompts=[prompt(40, 100 + turn)], count=20))
         medians = {name: statistics.median(steps) for name, steps in taken.items()}
-        print(f"median of 200 steps: {medians['bare']:.0f} us without, {medians['asking']:.0f} us with kvkeep", flush=True)
-        self.items.check("overhead: steps were measured", [len(steps) for steps in taken.values()], [200, 200])
+        print(f"200 steps, median: {medians['bare']:.0f} us without, {medians['asking']:.0f} us with kvkeep", flush=True)
+        self.items.check("overhead: steps were measured", [len(steps) for steps in taken.values()], [10, 10])
 
     def latent(self) -> None:
         """MLA: vLLM's kernel for a CPU without AMX ignores what is there before a prompt."""

@@ -329,7 +329,10 @@ class Scheduler:
         grid, request = self._grid, tracked.request
         # A token scheduled ahead of the one before it is not known yet, nor is its block's hash.
         known = min(request.num_computed_tokens + count, request.num_tokens)
-        whole = min(known // grid.chunk_tokens, len(request.block_hashes) // grid.hashes_per_chunk)
+        whole = known // grid.chunk_tokens
+        if whole <= tracked.stored:
+            return
+        whole = min(whole, len(request.block_hashes) // grid.hashes_per_chunk)
         span = Span(tracked.stored, whole)
         if span.chunks <= 0:
             return
