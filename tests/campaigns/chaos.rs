@@ -291,7 +291,7 @@ impl World {
             let stats = stats(client);
             (stats.sessions, stats.l1_shares, stats.l1_staged, stats.jobs) == (0, 0, 0, 0)
         });
-        assert_eq!(client.explain_session(0).unwrap(), r#"{"sessions":[]}"#);
+        assert!(client.explain_session(0).unwrap().contains(r#""sessions":[]"#));
     }
 
     /// What sessions are said to hold is what is held.

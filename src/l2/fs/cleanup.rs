@@ -1,9 +1,8 @@
 //! The maintenance thread's work between its tasks: it removes what dead writers left, trims the quarantine, and lists again the
 //! directories that recovery could not list.
 
-use std::fs::File;
-
 use super::core::Core;
+use super::openers::Opened;
 use super::quarantine_dir::Quarantine;
 use super::recover::{self, ObjectDir, Recovered};
 use super::{openers, path, writers};
@@ -55,7 +54,7 @@ pub fn note_unlisted(core: &Core, recovered: Recovered) {
 }
 
 /// This backend has the directory alone by `opened`, unless some of it could not be listed.
-pub fn note_alone(core: &Core, opened: Option<File>) {
+pub fn note_alone(core: &Core, opened: Option<Opened>) {
     if let Some(opened) = opened
         && core.unlisted.lock().is_empty()
     {

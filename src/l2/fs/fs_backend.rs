@@ -86,7 +86,15 @@ impl Fs {
         }
         fs.core.root.log.write(LogLevel::Info, || {
             let usage = fs.usage();
-            format!("fs: {} has {} objects, {} bytes (engine {})", dir.display(), usage.objects, usage.bytes, fs.engine)
+            let bound =
+                if options.capacity == 0 { ", no capacity=: it may fill the disk but for min_free=" } else { "" };
+            format!(
+                "fs: {} has {} objects, {} bytes (engine {}){bound}",
+                dir.display(),
+                usage.objects,
+                usage.bytes,
+                fs.engine
+            )
         });
         Ok(Arc::new(fs))
     }
@@ -232,6 +240,7 @@ impl Backend for Fs {
             // A thread that panicked was reported by the panic.
             let _ = thread.join();
         }
+        self.core.root.openers.give_up();
         drop(self.core.writer_lock.lock().take());
     }
 }

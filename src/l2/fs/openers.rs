@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions, remove_file, rename};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parking_lot::RwLock;
 use rustix::fs::{fstat, statfs};
@@ -18,12 +18,33 @@ use super::writers;
 /// The name in `tmp/` of the file of the backend that opened the directory last.
 const OPENED: &str = ".opened";
 
+/// A backend's own `.opened`, in its place as long as no other backend has opened the directory.
+pub struct Opened {
+    file: File,
+    path: PathBuf,
+}
+
+impl Opened {
+    fn is_in_place(&self) -> bool {
+        fstat(&self.file).is_ok_and(|opened| opened.st_nlink > 0)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // Another backend's that comes between is removed in its place: that backend then asks the file system.
+        if self.is_in_place() {
+            let _ = remove_file(&self.path);
+        }
+    }
+}
+
 /// Whether other processes may store in the directory.
 pub struct Openers {
     /// The answer where the options give it.
     given: Option<bool>,
-    /// This backend's `.opened`, set when it was alone and had listed the directory.
-    own: RwLock<Option<File>>,
+    /// Set when this backend was alone and had listed the directory.
+    own: RwLock<Option<Opened>>,
 }
 
 impl Openers {
@@ -38,12 +59,12 @@ impl Openers {
             return given;
         }
         let own = self.own.read();
-        let Some(file) = &*own else { return true };
-        if fstat(file).is_ok_and(|opened| opened.st_nlink > 0) {
+        let Some(opened) = &*own else { return true };
+        if opened.is_in_place() {
             return false;
         }
         drop(own);
-        *self.own.write() = None;
+        self.give_up();
         true
     }
 
@@ -53,17 +74,23 @@ impl Openers {
     }
 
     /// The index has everything that was stored before `opened` was announced, when no other process had the directory open.
-    pub fn set_alone(&self, opened: File) {
+    pub fn set_alone(&self, opened: Opened) {
         *self.own.write() = Some(opened);
+    }
+
+    /// This backend is not known to be alone any more.
+    pub fn give_up(&self) {
+        *self.own.write() = None;
     }
 }
 
 /// Shows the backends that have `dir` open that another one has opened it. Call it with the writer's lock held.
-pub fn announce(dir: &Path, names: &Temporaries) -> io::Result<File> {
+pub fn announce(dir: &Path, names: &Temporaries) -> io::Result<Opened> {
     let made = dir.join(TMP).join(names.name());
     OpenOptions::new().write(true).create_new(true).mode(path::FILE_MODE).open(&made)?;
     // A file system on which a file is open for writing cannot be mounted anew for reading.
-    let opened = File::open(&made).and_then(|file| rename(&made, dir.join(TMP).join(OPENED)).map(|()| file));
+    let path = dir.join(TMP).join(OPENED);
+    let opened = File::open(&made).and_then(|file| rename(&made, &path).map(|()| Opened { file, path }));
     if opened.is_err() {
         let _ = remove_file(&made);
     }

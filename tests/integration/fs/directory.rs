@@ -223,6 +223,7 @@ fn a_backend_that_is_alone_knows_what_is_absent() {
         check(&one, 2, LEN);
         one.close();
         drop(one);
+        assert!(!dir.path().join("tmp/.opened").exists());
         // Without the file that shows later openers, nothing would.
         let one = open(dir.path(), engine);
         assert_eq!(cached(&one, 3), Found::Absent);
