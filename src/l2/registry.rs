@@ -102,6 +102,10 @@ fn open_inner(url: &str, log: &Log, arena: &Arena) -> Result<Arc<dyn Backend>> {
         if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
             return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
         }
+        if faults.is_empty() {
+            let message = "fault: was given nothing that goes wrong; write fault:memory:?fault.load_error=0.2, or leave fault: out";
+            return Err(Error::invalid(message));
+        }
         return Ok(FaultBackend::wrap(open_inner(&inner, log, arena)?, &faults)?);
     }
     let url = Url::parse(url)?;
@@ -157,7 +161,8 @@ mod tests {
         assert!(refusal("memory:/x").contains("takes no path"));
         assert!(refusal("fault:memory:?fault.what=1").contains("fault.load_error"));
         assert!(refusal("fault:memory:?fault.flip=2").contains("0 to 1"));
-        assert!(refusal("fault:").contains("is no URL"));
+        assert!(refusal("fault:?fault.torn=1").contains("is no URL"));
+        assert!(refusal("fault:memory:").contains("nothing that goes wrong"));
         assert!(refusal(&format!("{}memory:", "fault:".repeat(60_000))).contains("write it once"));
     }
 

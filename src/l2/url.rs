@@ -118,16 +118,19 @@ impl Url {
 pub fn size(text: &str) -> Result<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => Some(0),
-        "k" | "kb" | "kib" => Some(10),
-        "m" | "mb" | "mib" => Some(20),
-        "g" | "gb" | "gib" => Some(30),
-        "t" | "tb" | "tib" => Some(40),
+    let unit = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "kb" => Some(1000),
+        "mb" => Some(1000 * 1000),
+        "gb" => Some(1000 * 1000 * 1000),
+        "tb" => Some(1000 * 1000 * 1000 * 1000),
+        "k" | "kib" => Some(1 << 10),
+        "m" | "mib" => Some(1 << 20),
+        "g" | "gib" => Some(1 << 30),
+        "t" | "tib" => Some(1 << 40),
         _ => None,
     };
-    shift
-        .and_then(|shift| number.parse::<u64>().ok()?.checked_mul(1 << shift))
+    unit.and_then(|unit: u64| number.parse::<u64>().ok()?.checked_mul(unit))
         .ok_or_else(|| Error::invalid(format!("{text:?} is no size; write 4096, 64MiB or 200GiB")))
 }
 
@@ -284,8 +287,10 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_binary_units() {
-        for (text, bytes) in [("0", 0), ("4096", 4096), ("64M", 64 << 20), ("64MB", 64 << 20), ("200GiB", 200 << 30)] {
+    fn sizes_have_binary_and_decimal_units() {
+        for (text, bytes) in
+            [("0", 0), ("4096", 4096), ("64M", 64 << 20), ("64MB", 64_000_000), ("3 kB", 3000), ("200GiB", 200 << 30)]
+        {
             assert_eq!(size(text).unwrap(), bytes, "{text}");
         }
         for text in ["", "GiB", "-1", "1.5G", "1 X", "16777216TiB", "99999999999999999999"] {

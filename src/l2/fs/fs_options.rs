@@ -188,7 +188,8 @@ mod tests {
     #[test]
     fn sizes_carry_units() {
         assert_eq!(parse("capacity", "200GiB").unwrap().capacity, 200 << 30);
-        assert_eq!(parse("capacity", "5GB").unwrap().capacity, 5 << 30);
+        assert_eq!(parse("capacity", "5GB").unwrap().capacity, 5_000_000_000);
+        assert_eq!(parse("capacity", "5 g").unwrap().capacity, 5 << 30);
         assert_eq!(parse("capacity", "4096").unwrap().capacity, 4096);
         for bad in ["", "0", "GiB", "-1", "1.5GiB", "99999999TiB"] {
             assert!(parse("capacity", bad).is_err(), "{bad}");
