@@ -7,6 +7,7 @@ import importlib.util
 import json
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -155,6 +156,54 @@ class Classes(CacheTest):
         exported.observe(stats.data)
         self.assertEqual(registry.get_sample_value("vllm:kvkeep_loads_total", {"engine": "0"}), 3)
         engine.close()
+
+    def test_what_cannot_be_served_is_refused_with_its_reason(self) -> None:
+        from kvkeep.vllm import connector, groups, plan, settings
+
+        def grid(heads: int = 2, canonical: bool = True, mla: bool = False, chunked: bool = True, **parallel: int) -> plan.Grid:
+            given = {
+                **{"decode_context_parallel_size": 1, "prefill_context_parallel_size": 1},
+                **{"tensor_parallel_size": 2, "pipeline_parallel_size": 1},
+                **parallel,
+            }
+            config = SimpleNamespace(
+                parallel_config=SimpleNamespace(**given),
+                scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked),
+                model_config=SimpleNamespace(use_mla=mla),
+                device_config=SimpleNamespace(device_type="cpu"),
+            )
+            kept = [groups.Kept(0, plan.Group(16), heads, ("layer",))]
+            options = settings.settings({"connect": "unix:///s", "canonical": canonical})
+            return connector._grid(config, SimpleNamespace(hash_block_size=16, kv_tp_replicas=1), kept, options)
+
+        self.assertEqual((grid().ranks, grid(canonical=False).ranks), (4, 2))
+        for why, options in (
+            ("context parallelism", {"decode_context_parallel_size": 2}),
+            ("context parallelism", {"prefill_context_parallel_size": 2}),
+            ("MLA.*use a CPU with AMX, or a GPU", {"mla": True, "chunked": False}),
+            ("leave canonical out", {"heads": 0}),
+            ("leave canonical out", {"pipeline_parallel_size": 2}),
+        ):
+            with self.subTest(why=why), self.assertRaisesRegex(ValueError, why):
+                grid(**options)
+
+    def test_tensors_that_cannot_be_served_are_refused_with_the_remedy(self) -> None:
+        import torch
+
+        from kvkeep.vllm import connector, groups, plan
+
+        kept = groups.Kept(0, plan.Group(16), 2, ("a", "b", "c"))
+        heads_last = torch.zeros(4, 16, 2, 8).transpose(1, 2)
+        with self.assertRaisesRegex(ValueError, "set VLLM_KV_CACHE_LAYOUT=LBHNC"):
+            connector._caches(kept, {"a": heads_last}, 0)
+        with self.assertRaisesRegex(ValueError, "every pipeline stage"):
+            connector._caches(kept, {}, None)
+        # Layers that share a tensor are one, and a state may have two.
+        heads_first = torch.zeros(4, 2, 16, 8)
+        caches, layers = connector._caches(kept, {"a": heads_first, "b": heads_first, "c": [heads_last, heads_last[:, :1]]}, None)
+        self.assertEqual((len(caches), layers), (2, {"a": 0, "b": 0, "c": 1}))
+        (of_head,), _ = connector._caches(kept, {"a": heads_first}, 1)
+        self.assertEqual([part.block_bytes for part in of_head.segments], [16 * 8 * 4])
 
     def test_objects_that_were_lost_meanwhile_are_computed(self) -> None:
         first = Engine(self, ("full", "window"))
