@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::Layout;
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -23,6 +24,8 @@ pub struct MapOptions {
     pub huge_pages: bool,
     /// Bind it to this NUMA node.
     pub numa_node: Option<u32>,
+    /// Its name in the system's lists of mappings; L1's if none is given.
+    pub name: Option<&'static CStr>,
 }
 
 /// Arenas of closed caches whose bytes are still in use: a view or a hung backend may look at them until the process exits.
@@ -92,9 +95,10 @@ impl Arena {
             .filter(|&bytes| bytes > 0 && isize::try_from(bytes).is_ok())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "arena size out of range"))?;
         let huge = if options.huge_pages { libc::MFD_HUGETLB | libc::MFD_HUGE_2MB } else { 0 };
-        // SAFETY: the name is a NUL-terminated literal; the descriptor is checked before it is owned.
+        let name = options.name.unwrap_or(c"kvkeep-l1");
+        // SAFETY: the name is NUL-terminated; the descriptor is checked before it is owned.
         let fd = unsafe {
-            let fd = libc::memfd_create(c"kvkeep-l1".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge);
+            let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge);
             if fd < 0 {
                 return Err(last_error("memfd_create"));
             }

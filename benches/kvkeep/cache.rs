@@ -60,7 +60,7 @@ fn is_populated() -> bool {
     let (mut ours, mut size, mut found) = (false, 0, false);
     for line in smaps.lines() {
         if line.contains('-') && !line.contains(" kB") {
-            ours = line.contains("memfd:kvkeep");
+            ours = line.contains("memfd:kvkeep-l1");
             found |= ours;
         } else if line.starts_with("Size:") {
             size = kib(line).unwrap_or(0);

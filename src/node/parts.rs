@@ -74,7 +74,7 @@ fn map_arena(config: &NodeConfig, bounds: &MemoryBounds) -> Result<Arc<Arena>> {
         return Err(Error::invalid(format!("l1_bytes is {bytes}: L1 needs at least 4096 bytes")));
     }
     bounds.check("l1_bytes", "L1", bytes)?;
-    let options = MapOptions { huge_pages: config.huge_pages, numa_node: config.numa_node };
+    let options = MapOptions { huge_pages: config.huge_pages, numa_node: config.numa_node, name: None };
     Arena::map(bytes as usize, options).map(Arc::new).map_err(|error| {
         let remedy = match (config.huge_pages, config.numa_node) {
             (true, _) => "reserve more huge pages (vm.nr_hugepages) or drop the flag",

@@ -61,8 +61,9 @@ impl Ranges {
 impl CipherMemory {
     /// A memory that lends about `bytes_max` at once. No page is touched yet.
     pub fn new(bytes_max: u64) -> Result<Arc<CipherMemory>> {
-        let arena = Arena::map(SPAN, MapOptions::default())
-            .map_err(|error| Error::io("mapping memory for encrypted objects", &error))?;
+        let options = MapOptions { name: Some(c"kvkeep-ciphertexts"), ..MapOptions::default() };
+        let arena =
+            Arena::map(SPAN, options).map_err(|error| Error::io("mapping memory for encrypted objects", &error))?;
         let ranges = Ranges { free: BTreeMap::from([(0, arena.bytes() as u64)]), ..Ranges::default() };
         Ok(Arc::new_cyclic(|me| CipherMemory { arena, bytes_max, ranges: Mutex::new(ranges), me: me.clone() }))
     }
