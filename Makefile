@@ -78,6 +78,10 @@ test-mooncake: build ## the Mooncake backend against a real master, which pip fe
 		KVKEEP_LIBRARY=$(CARGO_TARGET_DIR)/release/libkvkeep.so PYTHONPATH=$$packages python3 -m unittest tests.test_mooncake; \
 	else scripts/skipped.sh test-mooncake "mooncake-transfer-engine-non-cuda cannot be had from PyPI for this Python"; fi
 
+.PHONY: test-azure
+test-azure: ## the az backend against Azurite, of which npm puts 360 MB into build/azurite: opt-in
+	KVKEEP_AZURITE=$$(scripts/azurite.sh install) cargo test --locked --test integration s3::other_services
+
 e2e-vllm: build ## vLLM over a daemon with a toy model: opt-in, downloads gigabytes into build/e2e-vllm
 	e2e/vllm/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-vllm
 

@@ -1298,15 +1298,15 @@ kvkeep_status kvkeep_set_quota(kvkeep *cache,
                                uint64_t quota_bytes);
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
-/// "s3://bucket/prefix?endpoint=https://host:port", "memory:?capacity=1GiB", "plugin:/path/to/library.so?name=value", or "fault:"
+/// "s3://bucket/prefix?endpoint=https://host:port", "gs://bucket/prefix", "az://container/prefix", "memory:?capacity=1GiB", "plugin:/path/to/library.so?name=value", or "fault:"
 /// before one of these. Sets `*backend` to its number, unless NULL. Blocks while the backend opens. A directory may be open in several processes; its capacity bounds what each of them
 /// knows to be there, not what all of them write. "fs:" also leaves `min_free=` of the file system free, a size or a share such as 5%
 /// (by default 1 %, at most 1 GiB): below it, and where the file system is full, new objects take the place of the directory's oldest.
 /// A directory above its bounds is worked off in the background after it is opened.
 /// Objects of "fs:" survive every end of the process, and with `durability=power` a power cut: they are synced before
 /// `KVKEEP_KEY_STORED`, events, counters and `kvkeep_flush` tell of them.
-/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends), of S3 also
-/// NOT_FOUND (no such bucket), TIMEOUT (no answer) and UNSUPPORTED (a library that was built without S3), and of a plug-in, the error
+/// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends), of a bucket
+/// also NOT_FOUND (there is none), TIMEOUT (no answer) and UNSUPPORTED (a library that was built without its service), and of a plug-in, the error
 /// that its `open` returned.
 /// Since: 0.1.
 KVKEEP_API

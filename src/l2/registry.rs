@@ -19,7 +19,7 @@ use crate::log::Log;
 type Open = fn(&Url, &Log, &Arena) -> Result<Arc<dyn Backend>>;
 
 /// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
-const SCHEMES: [(&str, &str, Open); 11] = [
+const SCHEMES: [(&str, &str, Open); 13] = [
     ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log, _| Ok(Fs::open_url(&url.path, &url.params, log)?)),
     ("memory", "memory:?capacity=1GiB", |url, _, _| {
         if !url.path.is_empty() {
@@ -30,7 +30,9 @@ const SCHEMES: [(&str, &str, Open); 11] = [
         }
         Ok(MemoryBackend::open_url(&url.params)?)
     }),
-    ("s3", "s3://bucket/prefix?endpoint=https://host:port", |url, log, _| open_s3(url, log)),
+    ("s3", "s3://bucket/prefix?endpoint=https://host:port", |url, log, _| open_bucket(url, log)),
+    ("gs", "gs://bucket/prefix", |url, log, _| open_bucket(url, log)),
+    ("az", "az://container/prefix?account=name", |url, log, _| open_bucket(url, log)),
     ("plugin", "plugin:/path/to/library.so", |url, log, arena| {
         Ok(PluginBackend::open(&PluginSource::of_library(&url.path, &url.params)?, arena, log)?)
     }),
@@ -44,14 +46,17 @@ const SCHEMES: [(&str, &str, Open); 11] = [
 ];
 
 #[cfg(feature = "s3")]
-fn open_s3(url: &Url, log: &Log) -> Result<Arc<dyn Backend>> {
+fn open_bucket(url: &Url, log: &Log) -> Result<Arc<dyn Backend>> {
     Ok(super::s3::S3Backend::open_url(url, log)?)
 }
 
 #[cfg(not(feature = "s3"))]
-fn open_s3(_url: &Url, _log: &Log) -> Result<Arc<dyn Backend>> {
-    let message =
-        "this kvkeep was built without S3: build it with cargo's feature s3 (on by default), or CMake's KVKEEP_S3=ON";
+fn open_bucket(url: &Url, _log: &Log) -> Result<Arc<dyn Backend>> {
+    let message = format!(
+        "this kvkeep was built without {0}: build it with cargo's feature {0} (on by default), or CMake's \
+         KVKEEP_S3=ON",
+        url.scheme
+    );
     Err(Error::new(crate::error::KVKEEP_ERR_UNSUPPORTED, message))
 }
 
@@ -151,7 +156,8 @@ mod tests {
         assert_eq!(
             refusal("nfs:///x"),
             "no backend has the scheme \"nfs\"; known are fs:///var/cache/kvkeep?capacity=200GiB, memory:?capacity=1GiB, \
-             s3://bucket/prefix?endpoint=https://host:port, plugin:/path/to/library.so, redis://host:6379, rediss://host:6379, redis+cluster://host1,host2, \
+             s3://bucket/prefix?endpoint=https://host:port, gs://bucket/prefix, az://container/prefix?account=name, \
+             plugin:/path/to/library.so, redis://host:6379, rediss://host:6379, redis+cluster://host1,host2, \
              rediss+cluster://host1,host2, redis+sentinel://host1,host2/master, \
              rediss+sentinel://host1,host2/master, redis+unix:///run/redis.sock, fault:<URL>"
         );
@@ -164,6 +170,17 @@ mod tests {
         assert!(refusal("fault:?fault.torn=1").contains("is no URL"));
         assert!(refusal("fault:memory:").contains("nothing that goes wrong"));
         assert!(refusal(&format!("{}memory:", "fault:".repeat(60_000))).contains("write it once"));
+    }
+
+    #[cfg(not(feature = "s3"))]
+    #[test]
+    fn a_library_without_the_feature_names_it() {
+        for scheme in ["s3", "gs", "az"] {
+            let error = opened(&format!("{scheme}://kv/x")).map(drop).unwrap_err();
+            assert_eq!(error.status, crate::error::KVKEEP_ERR_UNSUPPORTED);
+            let part = format!("without {scheme}: build it with cargo's feature {scheme} (on by default)");
+            assert!(error.message.contains(&part), "{}", error.message);
+        }
     }
 
     #[test]

@@ -17,7 +17,8 @@ pub struct Service {
     keys: tempfile::NamedTempFile,
 }
 
-fn python() -> Option<&'static str> {
+/// A Python that has moto, if it can be had.
+pub fn python() -> Option<&'static str> {
     static PYTHON: OnceLock<Option<String>> = OnceLock::new();
     let install = || {
         let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/moto.sh")).output().ok()?;

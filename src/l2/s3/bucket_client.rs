@@ -6,17 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
-use object_store::client::{Certificate, ClientOptions};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, Error as ServiceError, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt,
-    PutMode, PutOptions, PutPayload, RetryConfig,
+    Error as ServiceError, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload,
 };
 
-use super::aws_credentials;
-use super::bucket_errors::{is_page, knows_no_condition, service_error};
-use super::s3_options::{Conditional, S3Options, ServerChecksum};
+use super::bucket_errors::{is_none, is_page, knows_no_condition, names_no_bucket, service_error};
+use super::object_service::ObjectService;
+use super::s3_options::{Conditional, S3Options};
+use super::service_clients;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_IO, Result};
 use crate::l2::Stored;
 use crate::l2::object_header::{HEADER_BYTES, Header};
@@ -38,6 +37,8 @@ pub enum Asked {
 /// The client of a bucket.
 pub struct BucketClient {
     store: Arc<dyn ObjectStore>,
+    /// The kind of its service.
+    pub service: ObjectService,
     /// Bucket, prefix and endpoint, for people.
     pub place: String,
     part_bytes: u64,
@@ -49,15 +50,10 @@ pub struct BucketClient {
 impl BucketClient {
     /// Makes the client, and asks nothing yet. Called where the runtime that runs it is entered.
     pub fn new(options: &S3Options) -> Result<BucketClient> {
-        let place = options.place();
-        let client = client_options(options)?;
-        let store = s3(options, client).map_err(|error| match error {
-            BuildFailure::Own(error) => error,
-            BuildFailure::Service(error) => service_error("opening", &place, &error),
-        })?;
         Ok(BucketClient {
-            store,
-            place,
+            store: service_clients::make(options)?,
+            service: options.service,
+            place: options.place(),
             part_bytes: options.part_bytes,
             conditional: AtomicBool::new(options.conditional != Conditional::Off),
             may_drop_condition: options.conditional == Conditional::Auto,
@@ -71,20 +67,17 @@ impl BucketClient {
 
     /// Fails unless the service answers as one should that is asked for an object which is not there.
     pub async fn probe(&self, nobody: &Path) -> Result<()> {
-        let no_service = || {
-            let cause = "the endpoint answers, but not as an S3 service: correct endpoint=, or the proxy before it";
-            Error::new(KVKEEP_ERR_IO, format!("{cause}: opening {}", self.place))
-        };
+        let no_service = || Error::new(KVKEEP_ERR_IO, format!("{}: opening {}", is_none(self.service), self.place));
         match self.store.get_opts(nobody, GetOptions::default()).await {
             Ok(_) => Err(no_service()),
             Err(error @ ServiceError::NotFound { .. }) => {
                 let text = error.to_string();
-                if text.contains("<Code>NoSuchBucket") || is_page(&text) {
-                    return Err(service_error("opening", &self.place, &error));
+                if names_no_bucket(&text) || is_page(&text) {
+                    return Err(self.failure("opening", &error));
                 }
                 if text.contains("<Code>") { Ok(()) } else { Err(no_service()) }
             }
-            Err(error) => Err(service_error("opening", &self.place, &error)),
+            Err(error) => Err(self.failure("opening", &error)),
         }
     }
 
@@ -223,7 +216,7 @@ impl BucketClient {
             match result {
                 Ok(_) => count += 1,
                 Err(ServiceError::NotFound { .. }) => {}
-                Err(error) => failure = Some(service_error("deleting in", &self.place, &error)),
+                Err(error) => failure = Some(self.failure("deleting in", &error)),
             }
         }
         failure.map_or(Ok(count), Err)
@@ -235,7 +228,12 @@ impl BucketClient {
     }
 
     fn error(&self, what: &str, name: &Path, error: &ServiceError) -> Error {
-        service_error(what, name.as_ref(), error)
+        service_error(self.service, what, name.as_ref(), error)
+    }
+
+    /// A failure of the service that concerns no single object.
+    pub fn failure(&self, what: &str, error: &ServiceError) -> Error {
+        service_error(self.service, what, &self.place, error)
     }
 }
 
@@ -249,87 +247,4 @@ fn check_size(name: &Path, bytes: u64, wanted: u64) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(KVKEEP_ERR_CORRUPT, format!("the object has {bytes} bytes and not {wanted}: reading {name}")))
-}
-
-enum BuildFailure {
-    Own(Error),
-    Service(ServiceError),
-}
-
-fn client_options(options: &S3Options) -> Result<ClientOptions> {
-    let plain = options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-    let mut client = ClientOptions::new()
-        .with_allow_http(plain)
-        .with_timeout_disabled()
-        .with_connect_timeout(options.connect)
-        .with_read_timeout(options.stall)
-        .with_pool_max_idle_per_host(2 * options.depth + options.lookups);
-    if let Some(file) = &options.ca {
-        let shown = file.display();
-        let pem =
-            std::fs::read(file).map_err(|error| Error::io(format!("reading {shown}, which ca= names"), &error))?;
-        let certificates = Certificate::from_pem_bundle(&pem).unwrap_or_default();
-        if certificates.is_empty() {
-            return Err(Error::invalid(format!("{shown}, which ca= names, has no certificate in PEM")));
-        }
-        client = certificates.into_iter().fold(client, ClientOptions::with_root_certificate);
-    }
-    Ok(client)
-}
-
-fn retries(options: &S3Options) -> RetryConfig {
-    let backoff = BackoffConfig {
-        init_backoff: std::time::Duration::from_millis(50),
-        max_backoff: std::time::Duration::from_secs(2),
-        base: 3.0,
-    };
-    // The deadline of a request bounds it too.
-    RetryConfig { backoff, max_retries: options.retries, retry_timeout: std::time::Duration::from_secs(120) }
-}
-
-fn s3(options: &S3Options, client: ClientOptions) -> std::result::Result<Arc<dyn ObjectStore>, BuildFailure> {
-    let mut builder = AmazonS3Builder::from_env()
-        .with_bucket_name(&options.bucket)
-        .with_client_options(client)
-        .with_retry(retries(options))
-        .with_conditional_put(S3ConditionalPut::ETagMatch)
-        .with_virtual_hosted_style_request(!options.path_style)
-        .with_disable_bulk_delete(!options.bulk_delete)
-        .with_unsigned_payload(!options.sign_payload)
-        .with_skip_signature(options.anonymous);
-    if let Some(endpoint) = &options.endpoint {
-        // A bucket in the host's name stands there already for this client.
-        let endpoint = match endpoint.split_once("://") {
-            Some((scheme, host)) if !options.path_style => format!("{scheme}://{}.{host}", options.bucket),
-            _ => endpoint.clone(),
-        };
-        // The one that counts more, since the environment may have set it.
-        builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
-    }
-    if let Some(region) = &options.region {
-        builder = builder.with_region(region);
-    }
-    match options.checksum {
-        ServerChecksum::None => {}
-        ServerChecksum::Sha256 => builder = builder.with_checksum_algorithm(Checksum::SHA256),
-        ServerChecksum::Crc64Nvme => builder = builder.with_checksum_algorithm(Checksum::CRC64NVME),
-    }
-    const OTHERS: [&str; 4] = [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    ];
-    let has_others = OTHERS.iter().any(|name| std::env::var_os(name).is_some());
-    let file = match &options.credentials {
-        None if options.anonymous || has_others => None,
-        None => aws_credentials::usual_file(),
-        named => named.clone(),
-    };
-    if let Some(file) = file {
-        let keys = aws_credentials::read(&file, &options.profile).map_err(BuildFailure::Own)?;
-        builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret);
-        builder = keys.token.into_iter().fold(builder, AmazonS3Builder::with_token);
-    }
-    Ok(Arc::new(builder.build().map_err(BuildFailure::Service)?))
 }

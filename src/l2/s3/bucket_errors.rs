@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use object_store::Error as ServiceError;
 use parking_lot::Mutex;
 
+use super::object_service::ObjectService;
 use crate::error::{
     Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION,
     KVKEEP_ERR_TIMEOUT, Status,
@@ -16,20 +17,25 @@ use crate::error::{
 const FAILURES_MAX: u32 = 8;
 /// Most bytes of the last cause in a chain of errors.
 const CAUSE_MAX: usize = 160;
+/// The codes of a bucket, or container, that is not there.
+const NO_BUCKET: [&str; 2] = ["NoSuchBucket", "ContainerNotFound"];
 
 /// The answer to a request after close.
 pub fn closed() -> Error {
-    Error::new(KVKEEP_ERR_CLOSED, "the s3 backend is closed")
+    Error::new(KVKEEP_ERR_CLOSED, "the backend of the bucket is closed")
 }
 
 /// The answer to a request that the service did not answer in its time.
 pub fn late() -> Error {
-    Error::new(KVKEEP_ERR_TIMEOUT, "the deadline passed before the s3 service answered: it hangs, or is overloaded")
+    Error::new(
+        KVKEEP_ERR_TIMEOUT,
+        "the deadline passed before the service of the bucket answered: it hangs, or is overloaded",
+    )
 }
 
 /// The answer to a request that would make the queue too long.
 pub fn full(most: usize) -> Error {
-    Error::new(KVKEEP_ERR_LIMIT, format!("the s3 backend has {most} keys waiting already; try again later"))
+    Error::new(KVKEEP_ERR_LIMIT, format!("the backend of the bucket has {most} keys waiting already; try again later"))
 }
 
 /// The service's own code of an error (`NoSuchBucket`), if it gave one.
@@ -58,6 +64,17 @@ fn root_cause(error: &ServiceError) -> String {
     text[..text.floor_char_boundary(CAUSE_MAX)].trim_end().to_owned()
 }
 
+/// Whether an error says that there is no such bucket.
+pub fn names_no_bucket(text: &str) -> bool {
+    code(text).is_some_and(|code| NO_BUCKET.contains(&code))
+}
+
+/// The cause where something else than the service answers.
+pub fn is_none(service: ObjectService) -> String {
+    let label = service.label();
+    format!("the endpoint answers, but is no {label}: correct endpoint=, or the proxy before it")
+}
+
 /// Whether the service does not know the precondition of a store.
 pub fn knows_no_condition(error: &ServiceError) -> bool {
     matches!(error, ServiceError::NotImplemented { .. } | ServiceError::NotSupported { .. })
@@ -65,21 +82,33 @@ pub fn knows_no_condition(error: &ServiceError) -> bool {
 }
 
 /// A failure of the service at `what`: cause, remedy, place.
-pub fn service_error(what: &str, place: &str, error: &ServiceError) -> Error {
+pub fn service_error(service: ObjectService, what: &str, place: &str, error: &ServiceError) -> Error {
     let text = error.to_string();
-    let (status, cause) = cause_of(error, &text);
+    let (status, cause) = cause_of(service, error, &text);
     Error::new(status, format!("{cause}: {what} {place}"))
 }
 
-fn cause_of(error: &ServiceError, text: &str) -> (Status, String) {
-    const KEYS: &str = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a file by credentials=";
+fn cause_of(service: ObjectService, error: &ServiceError, text: &str) -> (Status, String) {
+    /// The codes of access keys that are not accepted.
+    const BAD_KEYS: [&str; 8] = [
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "InvalidToken",
+        "ExpiredToken",
+        "AuthenticationFailed",
+        "InvalidAuthenticationInfo",
+        "InvalidIdentityToken",
+        "AuthenticationRequired",
+    ];
+    let keys = service.ways_to_give_keys();
     let code = code(text);
     match code {
-        Some("NoSuchBucket") => {
-            return (KVKEEP_ERR_NOT_FOUND, "there is no such bucket; make it, or name another".into());
+        Some(code) if NO_BUCKET.contains(&code) => {
+            let bucket = service.bucket();
+            return (KVKEEP_ERR_NOT_FOUND, format!("there is no such {bucket}; make it, or name another"));
         }
-        Some(code @ ("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "ExpiredToken")) => {
-            return (KVKEEP_ERR_PERMISSION, format!("the service refuses the access key ({code}){KEYS}"));
+        Some(code) if BAD_KEYS.contains(&code) => {
+            return (KVKEEP_ERR_PERMISSION, format!("the service refuses the access key ({code}); {keys}"));
         }
         Some(code @ ("PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException")) => {
             return (KVKEEP_ERR_IO, format!("the bucket is in another region ({code}); name it by region="));
@@ -93,13 +122,22 @@ fn cause_of(error: &ServiceError, text: &str) -> (Status, String) {
         _ => {}
     }
     if is_page(text) {
-        let cause = "the endpoint answers with a web page: no S3 service, or a proxy before it; correct endpoint=, or set NO_PROXY";
-        return (KVKEEP_ERR_IO, cause.into());
+        let label = service.label();
+        let cause = format!(
+            "the endpoint answers with a web page: it is no {label}, or behind a proxy; correct endpoint=, or set NO_PROXY"
+        );
+        return (KVKEEP_ERR_IO, cause);
+    }
+    // Each answer of the service has some.
+    if text.contains("Header missing from response") {
+        return (KVKEEP_ERR_IO, is_none(service));
     }
     let root = root_cause(error);
-    if text.contains("169.254.169.254") || text.contains("InstanceCredentials") {
-        let cause =
-            format!("there is no access key in the environment, and no instance that gives one{KEYS}, or anonymous=on");
+    const INSTANCE: [&str; 3] = ["169.254.169.254", "metadata.google", "InstanceCredentials"];
+    if INSTANCE.iter().any(|word| text.contains(word)) {
+        let cause = format!(
+            "there is no access key in the environment, and no instance that gives one; {keys}, or write anonymous=on"
+        );
         return (KVKEEP_ERR_PERMISSION, cause);
     }
     if text.contains("normally indicates an incorrectly configured region") {
@@ -118,12 +156,9 @@ fn cause_of(error: &ServiceError, text: &str) -> (Status, String) {
     let named = code.map_or(String::new(), |code| format!(" ({code})"));
     match error {
         ServiceError::NotFound { .. } => (KVKEEP_ERR_NOT_FOUND, format!("the service has no such object{named}")),
-        ServiceError::PermissionDenied { .. } | ServiceError::Unauthenticated { .. } => (
-            KVKEEP_ERR_PERMISSION,
-            format!(
-                "the service refuses access{named}; the access key needs ListBucket, GetObject, PutObject, DeleteObject"
-            ),
-        ),
+        ServiceError::PermissionDenied { .. } | ServiceError::Unauthenticated { .. } => {
+            (KVKEEP_ERR_PERMISSION, format!("the service refuses access{named}; {}", service.permissions()))
+        }
         _ if lower.contains("timed out") || lower.contains("timeout") => (
             KVKEEP_ERR_TIMEOUT,
             "the service does not answer in time; it hangs, or endpoint= names another host".into(),

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::bucket_client::{Asked, BucketClient, asked};
-use super::bucket_errors::{ServiceHealth, closed, late, service_error};
+use super::bucket_errors::{ServiceHealth, closed, late};
 use super::known_objects::KnownObjects;
 use super::object_names::ObjectNames;
 use super::s3_options::S3Options;
@@ -181,7 +181,9 @@ impl BucketTasks {
                     self.known.lock().conclude(key, Instant::now(), answer)
                 }
                 Err(error) => {
-                    self.log.often("s3 lookup", LogLevel::Warn, || format!("a lookup failed and is a miss: {error}"));
+                    self.log.often("lookup in a bucket", LogLevel::Warn, || {
+                        format!("a lookup failed and is a miss: {error}")
+                    });
                     failure.get_or_insert(error);
                     Found::Absent
                 }
@@ -330,7 +332,7 @@ impl BucketTasks {
             if let Err(error) = self.note(self.in_time(Instant::now() + DELETION_TIME, work).await)
                 && error.status != KVKEEP_ERR_NOT_FOUND
             {
-                self.log.often("s3 quarantine", LogLevel::Error, || {
+                self.log.often("quarantine in a bucket", LogLevel::Error, || {
                     format!("a broken object stays where it is, and may be found again: {error}")
                 });
             }
@@ -342,7 +344,7 @@ impl BucketTasks {
         let moment = self.known.lock().moment();
         let mut listed = self.bucket.list(self.names.root());
         while let Some(meta) = listed.next().await {
-            let meta = meta.map_err(|error| service_error("listing", &self.bucket.place, &error))?;
+            let meta = meta.map_err(|error| self.bucket.failure("listing", &error))?;
             if let Some(key) = self.names.key(&meta.location)
                 && let Asked::Payload(bytes) = asked(meta.size)
             {

@@ -23,7 +23,7 @@ use crate::threads;
 /// How long close waits for requests before it gives them up, and for their tasks after.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The `s3:` backend.
+/// The backend of `s3:`, `gs:` and `az:`.
 pub struct S3Backend {
     tasks: Arc<BucketTasks>,
     gate: Arc<RequestGate>,
@@ -46,7 +46,7 @@ impl S3Backend {
             .enable_io()
             .enable_time()
             .build()
-            .map_err(|error| Error::io("starting the threads of the s3 backend", &error))?;
+            .map_err(|error| Error::io("starting the threads of a bucket's backend", &error))?;
         match S3Backend::reach(&runtime, &options, log) {
             Ok(tasks) => {
                 let (gate, handle) = (Arc::default(), runtime.handle().clone());
@@ -101,7 +101,7 @@ impl S3Backend {
 
 impl Backend for S3Backend {
     fn name(&self) -> &'static str {
-        "s3"
+        self.tasks.bucket.service.scheme()
     }
 
     fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
@@ -222,9 +222,9 @@ impl Backend for S3Backend {
         }
         match self.tasks.health.trouble() {
             Some(trouble) => Health::Bad(trouble),
-            None if self.tasks.bucket.has_dropped_condition() => {
-                Health::Noted("the s3 service knows no conditional put: a later store replaces the object".to_owned())
-            }
+            None if self.tasks.bucket.has_dropped_condition() => Health::Noted(
+                "the service of the bucket knows no conditional put: a later store replaces the object".to_owned(),
+            ),
             None => Health::Good,
         }
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::object_service::ObjectService;
 use crate::error::{Error, Result};
 use crate::l2::url::{Parameters, Url, size};
 
@@ -18,9 +19,10 @@ pub enum Conditional {
 }
 
 /// The checksum that the server is asked to verify and keep with an object.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum ServerChecksum {
     /// None beside kvkeep's own.
+    #[default]
     None,
     /// `x-amz-checksum-sha256`.
     Sha256,
@@ -31,20 +33,20 @@ pub enum ServerChecksum {
 /// How to open a prefix of a bucket.
 #[derive(Clone, Debug)]
 pub struct S3Options {
+    /// The kind of service.
+    pub service: ObjectService,
+    /// The storage account of `az:`, if it is given.
+    pub account: Option<String>,
     /// The bucket's name.
     pub bucket: String,
     /// What the names of all objects begin with, without slashes at its ends. Empty: the whole bucket.
     pub prefix: String,
-    /// The service's URL. None: the one of AWS.
+    /// The service's URL. None: the provider's own.
     pub endpoint: Option<String>,
-    /// The region that requests are signed for.
-    pub region: Option<String>,
-    /// The bucket stands in the path of requests, not in the host's name.
-    pub path_style: bool,
-    /// A file of access keys, in the form of `~/.aws/credentials`.
+    /// The part that only S3 has.
+    pub aws: AwsOptions,
+    /// A file of access keys, in the usual form of the service.
     pub credentials: Option<PathBuf>,
-    /// The section of that file.
-    pub profile: String,
     /// Requests are not signed.
     pub anonymous: bool,
     /// A PEM file of certificates to trust beside the system's.
@@ -65,10 +67,6 @@ pub struct S3Options {
     pub shared: bool,
     /// How a store treats an object that is there.
     pub conditional: Conditional,
-    /// The checksum that the server verifies.
-    pub checksum: ServerChecksum,
-    /// The signature covers the payload.
-    pub sign_payload: bool,
     /// Times a request is tried again.
     pub retries: usize,
     /// Longest wait for a connection.
@@ -79,6 +77,21 @@ pub struct S3Options {
     pub open: Duration,
     /// Most objects that are remembered as present.
     pub index: usize,
+}
+
+/// The options of S3 alone.
+#[derive(Clone, Default, Debug)]
+pub struct AwsOptions {
+    /// The region that requests are signed for.
+    pub region: Option<String>,
+    /// The bucket stands in the path of requests, not in the host's name.
+    pub path_style: bool,
+    /// The section of the file of access keys.
+    pub profile: String,
+    /// The checksum that the server verifies.
+    pub checksum: ServerChecksum,
+    /// The signature covers the payload.
+    pub sign_payload: bool,
     /// Many objects are deleted by one request.
     pub bulk_delete: bool,
 }
@@ -89,18 +102,20 @@ const PART_MIN: u64 = 5 << 20;
 const PART_MAX: u64 = 1 << 30;
 
 impl S3Options {
-    /// The options in the URL `s3://bucket/prefix?…`.
+    /// The options in the URL `s3://bucket/prefix?…`, or in one of `gs:` or `az:`.
     pub fn parse(url: &Url) -> Result<S3Options> {
+        let service = ObjectService::of_scheme(&url.scheme);
+        let scheme = service.scheme();
         let (bucket, prefix) = url.path.split_once('/').unwrap_or((&url.path, ""));
+        let keys = service.ways_to_give_keys();
         if bucket.contains('@') {
-            return Err(Error::invalid(
-                "s3: secrets do not belong into a URL: remove the part up to @; set AWS_ACCESS_KEY_ID and \
-                 AWS_SECRET_ACCESS_KEY, or name a file by credentials=",
-            ));
+            let message = format!("{scheme}: secrets do not belong into a URL: remove the part up to @; {keys}");
+            return Err(Error::invalid(message));
         }
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
         if bucket.is_empty() || !bucket.bytes().all(fits) {
-            return Err(Error::invalid(format!("{bucket:?} is no bucket's name; write s3://bucket/prefix?endpoint=…")));
+            let (word, example) = (service.bucket(), service.example());
+            return Err(Error::invalid(format!("{bucket:?} is no {word}'s name; write {example}")));
         }
         let prefix = prefix.trim_matches('/');
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._/=+!".contains(&byte);
@@ -109,40 +124,42 @@ impl S3Options {
             || prefix.contains("//")
         {
             return Err(Error::invalid(format!(
-                "the prefix {prefix:?} of s3: write letters, digits and -._/=+! only, and no empty part, . or .."
+                "the prefix {prefix:?} of {scheme}: write letters, digits and -._/=+! only, and no empty part, . or .."
             )));
         }
-        let mut options = Parameters::new("s3", &url.params);
-        for secret in ["access_key", "secret_key", "session_token"] {
+        let mut options = Parameters::new(scheme, &url.params);
+        for secret in ["access_key", "secret_key", "session_token", "account_key", "sas_token", "bearer_token"] {
             if options.text(secret)?.is_some() {
-                return Err(options.wrong(
-                    secret,
-                    "secrets do not belong into a URL: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, \
-                     or name a file by credentials=",
-                ));
+                return Err(options.wrong(secret, &format!("secrets do not belong into a URL: {keys}")));
             }
         }
-        let mut options = Parameters::new("s3", &url.params);
-        let environment = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
-        let of_environment = environment.iter().find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()));
+        let mut options = Parameters::new(scheme, &url.params);
+        let set = |name: &&'static str| Some((*name, std::env::var(name).ok().filter(|url| !url.is_empty())?));
         let endpoint = match options.text("endpoint")? {
             Some(endpoint) => Some(checked_endpoint(endpoint).map_err(|cause| options.wrong("endpoint", cause))?),
-            None => match of_environment {
-                Some(endpoint) => Some(checked_endpoint(&endpoint).map_err(|cause| {
-                    Error::invalid(format!("the environment's AWS_ENDPOINT_URL, since s3 has no endpoint=: {cause}"))
+            None => match service.endpoint_variables().iter().find_map(set) {
+                Some((name, endpoint)) => Some(checked_endpoint(&endpoint).map_err(|cause| {
+                    Error::invalid(format!("the environment's {name}, since {scheme} has no endpoint=: {cause}"))
                 })?),
                 None => None,
             },
         };
-        let is_plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
+        let aws = match service {
+            ObjectService::S3 => AwsOptions::parse(&mut options, endpoint.as_deref())?,
+            ObjectService::Google | ObjectService::Azure => AwsOptions::default(),
+        };
+        let account = match service {
+            ObjectService::Azure => options.text("account")?.map(str::to_owned),
+            ObjectService::S3 | ObjectService::Google => None,
+        };
         let parsed = S3Options {
+            service,
+            account,
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
-            region: options.text("region")?.map(str::to_owned),
-            path_style: options.boolean("path_style", endpoint.is_some())?,
             endpoint,
+            aws,
             credentials: options.text("credentials")?.map(PathBuf::from),
-            profile: options.text("profile")?.unwrap_or("default").to_owned(),
             anonymous: options.boolean("anonymous", false)?,
             ca: options.text("ca")?.map(PathBuf::from),
             part_bytes: options.read("part_size", 8 << 20, |text| match size(text)? {
@@ -161,6 +178,35 @@ impl S3Options {
                 "off" => Conditional::Off,
                 other => return Err(options.wrong("conditional", &format!("{other:?} is neither auto, on nor off"))),
             },
+            retries: bounded(&mut options, "retries", 3, 0..=20)?,
+            connect: wait(&mut options, "connect_ms", 3_000)?,
+            stall: wait(&mut options, "stall_ms", 10_000)?,
+            open: wait(&mut options, "open_ms", 10_000)?,
+            index: bounded(&mut options, "index", 1 << 18, 1024..=1 << 26)?,
+        };
+        options.finish()?;
+        Ok(parsed)
+    }
+
+    /// The place for people: bucket, prefix, and endpoint or account.
+    pub fn place(&self) -> String {
+        let slash = if self.prefix.is_empty() { "" } else { "/" };
+        let bucket = format!("{}://{}{slash}{}", self.service.scheme(), self.bucket, self.prefix);
+        match (&self.endpoint, &self.account) {
+            (Some(endpoint), _) => format!("{bucket} at {endpoint}"),
+            (None, Some(account)) => format!("{bucket} of the account {account}"),
+            (None, None) => bucket,
+        }
+    }
+}
+
+impl AwsOptions {
+    fn parse(options: &mut Parameters<'_>, endpoint: Option<&str>) -> Result<AwsOptions> {
+        let is_plain = endpoint.is_some_and(|url| url.starts_with("http://"));
+        Ok(AwsOptions {
+            region: options.text("region")?.map(str::to_owned),
+            path_style: options.boolean("path_style", endpoint.is_some())?,
+            profile: options.text("profile")?.unwrap_or("default").to_owned(),
             checksum: match options.text("checksum")?.unwrap_or("none") {
                 "none" => ServerChecksum::None,
                 "sha256" => ServerChecksum::Sha256,
@@ -171,24 +217,8 @@ impl S3Options {
                 }
             },
             sign_payload: options.boolean("sign_payload", is_plain)?,
-            retries: bounded(&mut options, "retries", 3, 0..=20)?,
-            connect: wait(&mut options, "connect_ms", 3_000)?,
-            stall: wait(&mut options, "stall_ms", 10_000)?,
-            open: wait(&mut options, "open_ms", 10_000)?,
-            index: bounded(&mut options, "index", 1 << 18, 1024..=1 << 26)?,
             bulk_delete: options.boolean("bulk_delete", true)?,
-        };
-        options.finish()?;
-        Ok(parsed)
-    }
-
-    /// The place for people: bucket, prefix and endpoint.
-    pub fn place(&self) -> String {
-        let slash = if self.prefix.is_empty() { "" } else { "/" };
-        match &self.endpoint {
-            Some(endpoint) => format!("s3://{}{slash}{} at {endpoint}", self.bucket, self.prefix),
-            None => format!("s3://{}{slash}{}", self.bucket, self.prefix),
-        }
+        })
     }
 }
 

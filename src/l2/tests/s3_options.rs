@@ -9,11 +9,20 @@ fn a_url_names_bucket_prefix_and_endpoint() {
     let options = parse("s3://kv/a/b/?endpoint=http://127.0.0.1:9000/&region=eu-west-1&part_size=6MiB").unwrap();
     assert_eq!((options.bucket.as_str(), options.prefix.as_str()), ("kv", "a/b"));
     assert_eq!(options.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
-    assert!(options.path_style && options.sign_payload, "of a custom endpoint without TLS");
-    assert_eq!((options.part_bytes, options.region.as_deref()), (6 << 20, Some("eu-west-1")));
+    assert!(options.aws.path_style && options.aws.sign_payload, "of a custom endpoint without TLS");
+    assert_eq!((options.part_bytes, options.aws.region.as_deref()), (6 << 20, Some("eu-west-1")));
     let options = parse("s3://kv?endpoint=https://[::1]:9000&path_style=off").unwrap();
-    assert!(!options.path_style && !options.sign_payload && options.prefix.is_empty());
+    assert!(!options.aws.path_style && !options.aws.sign_payload && options.prefix.is_empty());
     assert_eq!(options.place(), "s3://kv at https://[::1]:9000");
+}
+
+#[test]
+fn google_and_azure_take_what_they_have() {
+    let options = parse("gs://kv/a?part_size=6MiB&anonymous=on").unwrap();
+    assert_eq!((options.service, options.place().as_str()), (ObjectService::Google, "gs://kv/a"));
+    let options = parse("AZ://kv/a?account=one").unwrap();
+    assert_eq!((options.service, options.account.as_deref()), (ObjectService::Azure, Some("one")));
+    assert_eq!(options.place(), "az://kv/a of the account one");
 }
 
 #[test]
@@ -36,6 +45,15 @@ fn an_error_names_the_cause_and_the_remedy_and_repeats_no_secret() {
         ("s3://kv?depth=0", "0 is not from 1 to 1024"),
         ("s3://kv?conditional=perhaps", "neither auto, on nor off"),
         ("s3://kv?checksum=md5", "neither none, sha256 nor crc64nvme"),
+        ("gs://", "no bucket's name; write gs://bucket/prefix"),
+        ("gs://me:hush@kv/x", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("gs://kv?bearer_token=hush", "the parameter bearer_token of gs: secrets do not belong"),
+        ("gs://kv?region=x", "gs has no parameter \"region\"; it takes endpoint, credentials,"),
+        ("az://", "no container's name; write az://container/prefix?account=…"),
+        ("az://kv?account_key=hush", "AZURE_STORAGE_ACCOUNT_KEY"),
+        ("az://kv?sas_token=hush", "secrets do not belong"),
+        ("az://kv?checksum=sha256", "az has no parameter \"checksum\"; it takes endpoint, account,"),
+        ("s3://kv?account=one", "s3 has no parameter \"account\""),
         ("s3://kv?capacity=1G", "s3 has no parameter \"capacity\"; it takes endpoint, region,"),
     ] {
         let message = parse(url).unwrap_err().message;

@@ -38,6 +38,11 @@ fn page(status: &str, kind: &str, body: &str) -> &'static str {
         .leak()
 }
 
+/// A server that answers with a page of HTML; gives its address.
+pub fn page_server(status: &str, body: &str) -> String {
+    server(Some(page(status, "text/html", body)))
+}
+
 #[test]
 fn a_place_that_cannot_be_opened_is_an_error_with_cause_and_remedy() {
     watched(|| {
@@ -57,9 +62,9 @@ fn a_place_that_cannot_be_opened_is_an_error_with_cause_and_remedy() {
         let mut places = vec![
             (format!("http://{closed}"), "cannot be reached (Connection refused"),
             ("http://nowhere.invalid:9000".to_owned(), "cannot be reached"),
-            (format!("http://{html}"), "not as an S3 service: correct endpoint=, or the proxy before it"),
-            (format!("http://{lost}"), "web page: no S3 service, or a proxy before it"),
-            (format!("http://{empty}"), "not as an S3 service"),
+            (format!("http://{html}"), "is no S3 service: correct endpoint=, or the proxy before it"),
+            (format!("http://{lost}"), "web page: it is no S3 service, or behind a proxy"),
+            (format!("http://{empty}"), "is no S3 service"),
             (format!("http://{refuses}"), "refuses the access key (SignatureDoesNotMatch); set AWS_ACCESS_KEY_ID"),
             (format!("http://{denies}"), "refuses access (AccessDenied); the access key needs ListBucket"),
             (format!("http://{elsewhere}"), "another region; name it by region="),
