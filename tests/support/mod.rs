@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses what it needs")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+pub mod certificates;
 pub mod daemon;
 pub mod device;
 pub mod fs;

@@ -30,13 +30,24 @@ pub fn python() -> Option<&'static str> {
 impl Service {
     /// Starts one for a test, unless it cannot be had: that is counted as skipped.
     pub fn start(test: &str) -> Option<Service> {
+        Service::start_with(test, &[])
+    }
+
+    /// Starts one under TLS, whose certificate and key are in `dir`.
+    pub fn start_under_tls(test: &str, dir: &Path) -> Option<Service> {
+        let file = |name| dir.join(name).to_str().unwrap().to_owned();
+        Service::start_with(test, &["--tls", &file("cert.pem"), &file("key.pem")])
+    }
+
+    fn start_with(test: &str, arguments: &[&str]) -> Option<Service> {
         let Some(python) = python() else {
             skipped(test, "moto cannot be had from PyPI");
             return None;
         };
         let mut child = Command::new(python)
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/s3_server.py"))
-            .args(["kvkeep"])
+            .args(arguments)
+            .arg("kvkeep")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -44,7 +55,7 @@ impl Service {
             .unwrap();
         let mut endpoint = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut endpoint).unwrap();
-        let address = endpoint.trim().strip_prefix("http://").expect("moto starts").parse().unwrap();
+        let address = endpoint.trim().split_once("://").expect("moto starts").1.parse().unwrap();
         Some(Service { child, address, keys: access_keys() })
     }
 

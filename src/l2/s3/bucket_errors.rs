@@ -144,6 +144,11 @@ fn cause_of(service: ObjectService, error: &ServiceError, text: &str) -> (Status
         return (KVKEEP_ERR_IO, "the bucket is in another region; name it by region=".into());
     }
     let lower = root.to_ascii_lowercase();
+    if lower.contains("token file") {
+        let cause =
+            format!("the token of the web identity cannot be read ({root}); correct AWS_WEB_IDENTITY_TOKEN_FILE");
+        return (KVKEEP_ERR_PERMISSION, cause);
+    }
     if lower.contains("invalidcontenttype") || lower.contains("corrupt message") {
         return (KVKEEP_ERR_IO, format!("the endpoint does not speak TLS ({root}); write endpoint=http://…"));
     }

@@ -89,4 +89,9 @@ impl ObjectService {
             ObjectService::Azure => &["AZURE_STORAGE_ENDPOINT"],
         }
     }
+
+    /// The variable of the environment that may name a file of certificates to trust.
+    pub fn ca_variable(self) -> Option<&'static str> {
+        (self == ObjectService::S3).then_some("AWS_CA_BUNDLE")
+    }
 }

@@ -49,8 +49,8 @@ pub struct S3Options {
     pub credentials: Option<PathBuf>,
     /// Requests are not signed.
     pub anonymous: bool,
-    /// A PEM file of certificates to trust beside the system's.
-    pub ca: Option<PathBuf>,
+    /// A PEM file of certificates to trust beside the system's, and the parameter or variable that names it.
+    pub ca: Option<(PathBuf, &'static str)>,
     /// Objects above this size are written in parts and read in ranges of this size.
     pub part_bytes: u64,
     /// Loads, and stores, under way at once.
@@ -161,7 +161,10 @@ impl S3Options {
             aws,
             credentials: options.text("credentials")?.map(PathBuf::from),
             anonymous: options.boolean("anonymous", false)?,
-            ca: options.text("ca")?.map(PathBuf::from),
+            ca: match options.text("ca")? {
+                Some(file) => Some((PathBuf::from(file), "ca=")),
+                None => service.ca_variable().and_then(|name| Some((std::env::var_os(name)?.into(), name))),
+            },
             part_bytes: options.read("part_size", 8 << 20, |text| match size(text)? {
                 bytes @ PART_MIN..=PART_MAX => Ok(bytes),
                 _ => Err(Error::invalid(format!("{text:?} is not from 5MiB to 1GiB"))),

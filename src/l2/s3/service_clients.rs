@@ -35,13 +35,12 @@ fn client_options(options: &S3Options, endpoint: Option<&str>) -> Result<ClientO
         .with_connect_timeout(options.connect)
         .with_read_timeout(options.stall)
         .with_pool_max_idle_per_host(2 * options.depth + options.lookups);
-    if let Some(file) = &options.ca {
-        let shown = file.display();
-        let pem =
-            std::fs::read(file).map_err(|error| Error::io(format!("reading {shown}, which ca= names"), &error))?;
+    if let Some((file, by)) = &options.ca {
+        let shown = format!("{}, which {by} names", file.display());
+        let pem = std::fs::read(file).map_err(|error| Error::io(format!("reading {shown}"), &error))?;
         let certificates = Certificate::from_pem_bundle(&pem).unwrap_or_default();
         if certificates.is_empty() {
-            return Err(Error::invalid(format!("{shown}, which ca= names, has no certificate in PEM")));
+            return Err(Error::invalid(format!("{shown}, has no certificate in PEM")));
         }
         client = certificates.into_iter().fold(client, ClientOptions::with_root_certificate);
     }

@@ -1,31 +1,10 @@
 //! Servers that want TLS.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
-
 use kvkeep::error::{KVKEEP_ERR_INVALID, KVKEEP_ERR_IO, KVKEEP_ERR_TIMEOUT, Status};
 
 use super::round_trip::every_size_comes_back;
+use crate::support::certificates::certify;
 use crate::support::redis::*;
-use crate::support::skip::skipped;
-
-/// Makes an authority and a certificate of this machine in `dir`. None where there is no openssl.
-fn certify(dir: &Path) -> Option<()> {
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let names = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-addext", "basicConstraints=CA:FALSE"];
-    let ca = [&["req", "-x509"], &key[..], &["-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=ca"]];
-    let request = [&["req"], &key[..], &["-keyout", "key.pem", "-out", "request", "-subj", "/CN=localhost"], &names];
-    let sign = ["x509", "-req", "-in", "request", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-    let sign = [&sign[..], &["-out", "cert.pem", "-days", "2", "-copy_extensions", "copy"]].concat();
-    for arguments in [ca.concat(), request.concat(), sign] {
-        let ran = Command::new("openssl").args(arguments).current_dir(dir).stderr(Stdio::null()).status();
-        if !ran.is_ok_and(|status| status.success()) {
-            skipped("tests of the redis backend under TLS", "there is no openssl to make certificates with");
-            return None;
-        }
-    }
-    Some(())
-}
 
 fn refused(url: &str, status: Status, words: &[&str]) {
     let error = open(url).map(|_| ()).unwrap_err();
@@ -36,7 +15,7 @@ fn refused(url: &str, status: Status, words: &[&str]) {
 #[test]
 fn values_go_under_tls_to_a_server_that_a_certificate_proves() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(()) = certify(dir.path()) else { return };
+    let Some(()) = certify("tests of the redis backend under TLS", dir.path()) else { return };
     let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (ca, cert, key, port) = (file("ca.pem"), file("cert.pem"), file("key.pem"), free_port());
     let tls = ["--tls-port", &port.to_string(), "--tls-ca-cert-file", &ca, "--tls-cert-file", &cert].map(str::to_owned);

@@ -1,5 +1,6 @@
 //! Objects in a bucket, of a real S3 service: moto, which scripts/moto.sh installs.
 
+mod environment;
 mod opening;
 #[cfg(all(feature = "gs", feature = "az"))]
 mod other_services;
