@@ -3,13 +3,12 @@
 # that a wheel for it can be made. Zig, which knows the symbols of each version, comes from PyPI; where it cannot be had, the check is
 # reported as skipped.
 set -eu
+library=$(realpath "$1") glibc=$2
 cd "$(dirname "$0")/.."
 . scripts/tools.sh
-library=$1 glibc=$2
 need python-zig ziglang 0.17.1 || exit 0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-machine=$(uname -m)
-"$program" cc -target "$machine-linux-gnu.$glibc" -shared -o "$work/libkvkeep.so" -Wl,-z,defs -Wl,--strip-all -Wl,--gc-sections \
-    -Wl,--version-script,cmake/kvkeep.map -Wl,--whole-archive "$library" -Wl,--no-whole-archive -lunwind -lm -lpthread -ldl
+scripts/link_shared.sh "$program" "$library" "$(uname -m)" "$glibc" "$work/libkvkeep.so"
+c_tests/symbols_check.sh "$work/libkvkeep.so" include/kvkeep.h
 echo "the library can be linked with glibc $glibc"

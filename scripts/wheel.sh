@@ -1,7 +1,7 @@
 #!/bin/sh
 # wheel.sh INTO [MACHINE]...: a wheel in INTO for each MACHINE, which is x86_64 or aarch64 (without one: both), that installs on any
-# Linux of glibc 2.28 or later. cargo-zigbuild, which links with the symbols of an old C library, and auditwheel come from PyPI. Ends
-# with an error where a wheel needs more than it says, or does not work where it can be tried: see wheel_check.sh.
+# Linux of glibc 2.28 or later. cargo-zigbuild and Zig, which link with the symbols of an old C library, and auditwheel come from PyPI.
+# Ends with an error where a wheel needs more than it says, or does not work where it can be tried: see wheel_check.sh.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/tools.sh
@@ -16,6 +16,8 @@ export CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_STRIP=symbols
 
 need cargo-zigbuild cargo-zigbuild 0.24.1 || exit 1
 zigbuild=$program
+need python-zig ziglang 0.17.1 || exit 1
+zig=$program
 need auditwheel auditwheel 6.8.2 || exit 1
 auditwheel=$program
 export PATH="$(dirname "$zigbuild"):$PATH"
@@ -29,6 +31,8 @@ for machine; do
     fi
     rm -f "$into"/kvkeep-*_"$machine".whl
     cargo-zigbuild zigbuild --release --locked --lib --bin kvkeep --target "$target.$glibc"
-    KVKEEP_LIBRARY="$CARGO_TARGET_DIR/$target/release/libkvkeep.so" python3 bindings/python/build_wheel.py "$into"
+    built=$CARGO_TARGET_DIR/$target/release
+    scripts/link_shared.sh "$zig" "$built/libkvkeep.a" "$machine" "$glibc" "$built/libkvkeep.so"
+    KVKEEP_LIBRARY="$built/libkvkeep.so" python3 bindings/python/build_wheel.py "$into"
     scripts/wheel_check.sh "$into"/kvkeep-*_"$machine".whl "$glibc" "$auditwheel"
 done

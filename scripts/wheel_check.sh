@@ -1,8 +1,8 @@
 #!/bin/sh
 # wheel_check.sh WHEEL GLIBC [AUDITWHEEL]: the programs of a wheel ask for no C library newer than GLIBC, nor for another library that not
-# every Linux has (as auditwheel sees it), and carry no symbols. Where the wheel is for this machine, it is installed into an
-# environment without kvkeep's sources, and serves there; once more in a bare Debian 11 of its own, with Python 3.9 and glibc 2.31,
-# where debootstrap and root are at hand: without them, that is reported as skipped.
+# every Linux has (as auditwheel sees it), and carry no symbols. The library exports the header's functions alone. Where the wheel is
+# for this machine, it is installed into an environment without kvkeep's sources, and serves there; once more in a bare Debian 11 of
+# its own, with Python 3.9 and glibc 2.31, where debootstrap and root are at hand: without them, that is reported as skipped.
 set -eu
 cd "$(dirname "$0")/.."
 wheel=$(realpath "$1") glibc=$2 auditwheel=${3:-}
@@ -24,6 +24,7 @@ for program in "$work"/wheel/kvkeep/libkvkeep.so "$work"/wheel/kvkeep-*.data/scr
     fi
     if readelf -S "$program" | grep -qE '\.symtab|\.debug_info'; then echo "$program has its symbols" && exit 1; fi
 done
+c_tests/symbols_check.sh "$work/wheel/kvkeep/libkvkeep.so" include/kvkeep.h
 cmp include/kvkeep.h "$work/wheel/kvkeep/include/kvkeep.h"
 if [ -n "$auditwheel" ]; then
     said=$("$auditwheel" show "$wheel" | tr '\n' ' ' | sed -n 's/.*following platform tag: *"manylinux_\([0-9]*\)_\([0-9]*\)_[a-z].*/\1.\2/p')
