@@ -172,6 +172,8 @@ class Check:
                 self.beside_the_steps(engine)
         if "layered" in parts:
             with self.engine("layered", {"load": "layered"}) as engine:
+                if "full" not in parts:
+                    engine.generate()
                 self.layer_by_layer(engine)
         if "two-workers" in parts:
             with self.engine("two-workers", {"load": "async"}, APART, tensor_parallel_size=2) as engine:
@@ -180,6 +182,8 @@ class Check:
             with self.engine("reference-retrained", {}, model="retrained") as engine:
                 self.texts_retrained, _ = engine.generate()
             with self.engine("retrained", {"load": "async"}) as engine:
+                if not set(parts) & {"full", "layered"}:
+                    engine.generate()
                 self.retrained(engine)
         if "small" in parts:
             with self.engine("small", {"load": "async"}, num_gpu_blocks_override=20) as engine:
