@@ -187,7 +187,7 @@ static void an_object_that_one_backend_cannot_give_is_loaded_from_another(void) 
     for (size_t i = 0; i < 2; i++) {
         test_elsewhere("fault:memory:?fault.load_error=1", others[i], KVKEEP_BACKEND_GOOD);
         test_elsewhere("fault:memory:?fault.flip=1", others[i], KVKEEP_BACKEND_GOOD);
-        test_elsewhere("fault:memory:?fault.load_hang=1&deadline_ms=100", others[i], KVKEEP_BACKEND_FENCED);
+        test_elsewhere("fault:memory:?fault.load_hang=1&deadline_ms=1000", others[i], KVKEEP_BACKEND_FENCED);
         test_elsewhere("fault:memory:?fault.load_error=1&breaker_errors=2&breaker_pause_ms=3600000", others[i],
                        KVKEEP_BACKEND_OPEN);
     }
