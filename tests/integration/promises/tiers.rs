@@ -146,7 +146,7 @@ fn what_a_backend_evicts_is_stored_no_more_and_written_again_before_l1_evicts_it
             cache.node.flush(WATCHDOG_MS).unwrap();
             let stats = cache.stats();
             assert!(stats.stores > 136, "nothing was written again");
-            assert!(stats.stores <= 136 + 8 * 8 && stats.stores_dropped <= 8, "{stats:?}");
+            assert!(stats.stores <= 136 + 8 * 8 && stats.stores_dropped <= stats.evictions, "{stats:?}");
             cache.node.close();
         });
     });
