@@ -1,12 +1,16 @@
 #!/bin/sh
-# toolchains.sh: checks that kvkeep compiles with the oldest Rust that Cargo.toml promises, and for ARM. rustup fetches what is missing;
-# what cannot be had is reported as skipped.
+# toolchains.sh: checks that kvkeep compiles without its features, with the oldest Rust that Cargo.toml promises, and for ARM. rustup
+# fetches what is missing; what cannot be had is reported as skipped.
 set -eu
 cd "$(dirname "$0")/.."
 oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 arm=aarch64-unknown-linux-gnu
 # They have other flags and targets than the tests, whose builds they leave alone.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/toolchains"
+
+# Its tests of URLs are those that a missing feature changes.
+cargo test --locked --quiet --no-default-features --lib l2::registry
+echo "it compiles without its features, and a URL that needs one is refused"
 
 if ! command -v rustup >/dev/null; then
     scripts/skipped.sh "Rust $oldest and $arm" "there is no rustup to fetch them"
