@@ -14,7 +14,7 @@ if ! "$venv/bin/python" -c 'import sglang.srt.managers.cache_controller' 2>/dev/
     "$venv/bin/pip" install --quiet --no-warn-conflicts torch==2.13.0 numpy 'transformers>=5.16' orjson ipython msgspec pyzmq psutil \
         pillow pydantic fastapi aiohttp requests pybase64 compressed-tensors einops xgrammar llguidance outlines_core openai \
         python-multipart uvicorn uvloop setproctitle sentencepiece tiktoken prometheus-client partial-json-parser interegular \
-        packaging cloudpickle ninja
+        packaging cloudpickle dill ninja
     sync
 fi
 
