@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
@@ -28,19 +29,20 @@ const GIB: f64 = (1u64 << 30) as f64;
 
 type Objects = Arc<RwLock<HashMap<String, Arc<Vec<u8>>>>>;
 
-/// Serves S3 from memory; gives its address.
-fn serve() -> String {
+/// Serves S3 from memory; gives its address, and what it has.
+fn serve() -> (String, Objects) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
+    let all = Objects::default();
+    let objects = all.clone();
     std::thread::spawn(move || {
-        let objects = Objects::default();
         for connection in listener.incoming().map_while(Result::ok) {
             let objects = objects.clone();
             // It ends with its connection.
             std::thread::spawn(move || drop(answer(connection, &objects)));
         }
     });
-    address
+    (address, all)
 }
 
 fn answer(connection: TcpStream, objects: &Objects) -> std::io::Result<()> {
@@ -93,6 +95,7 @@ struct BareClient {
     client: AmazonS3,
     names: Vec<Path>,
     memory: Vec<Vec<u8>>,
+    payloads: Vec<Bytes>,
 }
 
 impl BareClient {
@@ -108,15 +111,34 @@ impl BareClient {
         let names: Vec<Path> = (0..objects).map(|number| Path::from(format!("{number}"))).collect();
         let mut memory = vec![vec![0; size + 160]; objects];
         memory.iter_mut().for_each(|object| random.fill(object));
-        runtime.block_on(async {
-            for (name, object) in names.iter().zip(&memory) {
-                client.put(name, object.clone().into()).await.unwrap();
-            }
-        });
-        BareClient { runtime, client, names, memory }
+        let payloads = memory.iter().map(|object| Bytes::from(object.clone())).collect();
+        let bare = BareClient { runtime, client, names, memory, payloads };
+        bare.store_once();
+        bare
     }
 
-    /// GB/s.
+    fn store_once(&self) {
+        let jobs = self.names.iter().cloned().zip(self.payloads.iter().cloned()).map(|(name, payload)| {
+            let client = self.client.clone();
+            self.runtime.spawn(async move { client.put(&name, payload.into()).await.unwrap() })
+        });
+        let stored = stream::iter(jobs).buffered(DEPTH).map(Result::unwrap).collect::<Vec<_>>();
+        assert_eq!(self.runtime.block_on(stored).len(), self.names.len());
+    }
+
+    /// GB/s of stores.
+    fn store(&self) -> f64 {
+        let (mut spent, mut bytes) = (Duration::ZERO, 0);
+        while spent < RUN_TIME {
+            let began = Instant::now();
+            self.store_once();
+            spent += began.elapsed();
+            bytes += self.payloads.iter().map(Bytes::len).sum::<usize>();
+        }
+        bytes as f64 / spent.as_secs_f64() / 1e9
+    }
+
+    /// GB/s of loads.
     fn run(&mut self) -> f64 {
         let (mut spent, mut bytes) = (Duration::ZERO, 0);
         while spent < RUN_TIME {
@@ -152,7 +174,7 @@ fn loads(report: &mut Report, random: &mut Random, objects: usize, size: usize, 
     if !report.wants(&[&ratio, &ours, &bare, &cpu]) {
         return;
     }
-    let address = serve();
+    let (address, _) = serve();
     let url = format!("s3://kv/bench?endpoint=http://{address}&anonymous=on&depth={DEPTH}&threads={THREADS}");
     let keys = random.keys(objects);
     store(&url, &keys, size as u64, random);
@@ -182,8 +204,55 @@ fn loads(report: &mut Report, random: &mut Random, objects: usize, size: usize, 
     report.add(cpu, "s/GiB", cpu_runs, Wanted::Nothing);
 }
 
+fn stores(report: &mut Report, random: &mut Random, objects: usize, size: usize, name: &str) {
+    let [ratio, ours, bare, cpu] =
+        ["vs_bare", "gb_per_s", "bare_gb_per_s", "cpu_s_per_gib"].map(|what| format!("s3_store_{name}_{what}"));
+    if !report.wants(&[&ratio, &ours, &bare, &cpu]) {
+        return;
+    }
+    let (address, kept) = serve();
+    let url = format!("s3://kv/bench?endpoint=http://{address}&anonymous=on&depth={DEPTH}&threads={THREADS}");
+    let l1_bytes = (objects * size) as u64 + (64 << 20);
+    let cache = Cache::open(Setup { l1_bytes, url: Some(&url), ..Default::default() });
+    let client = BareClient::new(&address, objects, size, random);
+    let [mut ratios, mut ours_runs, mut bare_runs, mut cpu_runs] = [const { Vec::new() }; 4];
+    for _ in 0..RUNS {
+        kept.write().clear();
+        let theirs = client.store();
+        let (mut spent, mut bytes, mut cpu_spent) = (Duration::ZERO, 0, 0.0);
+        while spent < RUN_TIME {
+            kept.write().clear();
+            let keys = random.keys(objects);
+            let session = cache.begin();
+            cache.stage(session, &keys, size as u64, random);
+            let (began, before) = (Instant::now(), cpu_seconds());
+            cache.finish_write(session, &keys);
+            cache.drain();
+            spent += began.elapsed();
+            cpu_spent += cpu_seconds() - before;
+            bytes += objects * size;
+            cache.end(session);
+            cache.clear();
+            // What was stored, and nothing was dropped.
+            assert_eq!(kept.read().len(), objects);
+        }
+        let rate = bytes as f64 / spent.as_secs_f64() / 1e9;
+        ratios.push(rate / theirs);
+        ours_runs.push(rate);
+        bare_runs.push(theirs);
+        cpu_runs.push(cpu_spent / (bytes as f64 / GIB));
+    }
+    report.add(ratio, "ratio", ratios, Wanted::AtLeast(0.9));
+    report.add(ours, "GB/s", ours_runs, Wanted::Nothing);
+    report.add(bare, "GB/s", bare_runs, Wanted::Nothing);
+    // The server's too, which is in this process.
+    report.add(cpu, "s/GiB", cpu_runs, Wanted::Nothing);
+}
+
 pub fn run(report: &mut Report) {
     let mut random = Random::new(3);
     loads(report, &mut random, 256, 1 << 20, "1mib");
     loads(report, &mut random, 1024, 64 << 10, "64kib");
+    stores(report, &mut random, 256, 1 << 20, "1mib");
+    stores(report, &mut random, 1024, 64 << 10, "64kib");
 }
