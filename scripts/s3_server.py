@@ -31,6 +31,7 @@ logging.getLogger("werkzeug").disabled = True
 tls, buckets = None, sys.argv[1:]
 if buckets[:1] == ["--tls"]:
     tls, buckets = tuple(buckets[1:3]), buckets[3:]
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 server = make_server("127.0.0.1", 0, service, threaded=True, ssl_context=tls)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 endpoint = "%s://127.0.0.1:%d" % ("https" if tls else "http", server.port)
