@@ -221,7 +221,7 @@ class PromptCache {
   private:
     struct Outcome {
         std::size_t restored = 0;
-        /// Where nothing was restored because of a bad object: the chunks before it.
+        /// Where nothing was restored because of a bad object: the chunks to ask for in its place.
         std::size_t usable_chunks = 0;
     };
 
@@ -269,8 +269,14 @@ class PromptCache {
         // The job keeps its own deadline; a little longer is for a machine that is busy.
         if (!job.wait(options_.load_wait + options_.load_wait)) return {};
         const auto result = job.query();
-        if (!result || result->hit_chunks == 0) return {};
+        if (!result) return {};
         const std::size_t hits = result->hit_chunks;
+        if (result->failed_keys > 0 && result->status == KVKEEP_OK) {
+            // An object could not be loaded, or was corrupt. A snapshot before it was not asked for, and may still be there.
+            const auto lengths = job.prefix_lengths();
+            if (lengths && !lengths->empty() && lengths->front() > hits) return {0, lengths->front()};
+        }
+        if (hits == 0) return {};
 
         // Everything is verified before the engine sees the first byte.
         struct Piece {

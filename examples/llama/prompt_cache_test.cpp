@@ -290,6 +290,31 @@ static void another_process_shares_the_memory() {
     CHECK(of_host.cache().stats().l1_objects == 8 && of_host.cache().stats().l1_shares == 0);
 }
 
+/// The files of objects: kvkeep's header and what was stored. Others are the directory's own.
+static std::vector<std::filesystem::path> objects_in(const std::filesystem::path &directory) {
+    std::vector<std::filesystem::path> objects;
+    for (const auto &entry : std::filesystem::recursive_directory_iterator(directory))
+        if (entry.is_regular_file() && entry.file_size() >= KVKEEP_OBJECT_HEADER_BYTES + 64)
+            objects.push_back(entry.path());
+    return objects;
+}
+
+static std::filesystem::path smallest_object(const std::filesystem::path &directory) {
+    const auto objects = objects_in(directory);
+    return *std::min_element(objects.begin(), objects.end(), [](const auto &a, const auto &b) {
+        return std::filesystem::file_size(a) < std::filesystem::file_size(b);
+    });
+}
+
+static void flip_last_byte(const std::filesystem::path &path) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(-1, std::ios::end);
+    const char last = static_cast<char>(file.get());
+    file.seekp(-1, std::ios::end);
+    file.put(static_cast<char>(last ^ 1));
+    CHECK(file.good());
+}
+
 static void corrupt_files_are_computed_again() {
     const Directory directory;
     const auto tokens = prompt(0, 8 * chunk + 1, 1);
@@ -298,21 +323,29 @@ static void corrupt_files_are_computed_again() {
         CHECK(serve(cache, 1, true, tokens) == 0);
         CHECK(cache.flush(watchdog));
     }
-    std::size_t flipped = 0;
-    for (const auto &entry : std::filesystem::recursive_directory_iterator(directory.path)) {
-        // An object is a header of kvkeep's and what was stored; other files are the directory's own.
-        if (!entry.is_regular_file() || entry.file_size() < KVKEEP_OBJECT_HEADER_BYTES + 64) continue;
-        std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
-        file.seekg(-1, std::ios::end);
-        const char last = static_cast<char>(file.get());
-        file.seekp(-1, std::ios::end);
-        file.put(static_cast<char>(last ^ 1));
-        flipped += 1;
-    }
-    CHECK(flipped >= 10);
+    const auto objects = objects_in(directory.path);
+    CHECK(objects.size() == 10);
+    for (const auto &path : objects) flip_last_byte(path);
     PromptCache cache(options_of({directory.url()}));
     CHECK(serve(cache, 1, true, tokens) == 0);
     CHECK(cache.cache().stats().corruptions > 0);
+    CHECK(serve(cache, 1, true, tokens) == 8 * chunk);
+}
+
+static void a_corrupt_snapshot_leaves_the_one_before() {
+    const Directory directory;
+    const auto tokens = prompt(0, 8 * chunk + 1, 1);
+    {
+        PromptCache cache(options_of({directory.url()}));
+        CHECK(serve(cache, 1, true, tokens) == 0);
+        CHECK(cache.flush(watchdog));
+    }
+    // Of all states, the snapshot after chunk 8 is the smallest.
+    const auto path = smallest_object(directory.path);
+    flip_last_byte(path);
+    PromptCache cache(options_of({directory.url()}));
+    CHECK(serve(cache, 1, true, tokens) == 4 * chunk);
+    CHECK(cache.cache().stats().corruptions == 1 && cache.counts().failures == 0);
     CHECK(serve(cache, 1, true, tokens) == 8 * chunk);
 }
 
@@ -427,6 +460,7 @@ int main() {
     it_survives_a_restart();
     another_process_shares_the_memory();
     corrupt_files_are_computed_again();
+    a_corrupt_snapshot_leaves_the_one_before();
     a_foreign_object_never_reaches_the_engine();
     what_the_engine_refuses_is_deleted();
     memory_is_reserved_before_a_byte_is_written();
