@@ -178,7 +178,7 @@ class Engine {
         llama_memory_seq_rm(llama_get_memory(context()), 0, static_cast<llama_pos>(position), -1);
     }
 
-    std::vector<Token> tokens_of(const std::string& text) const {
+    std::vector<Token> tokens_of(const std::string &text) const {
         const auto length = static_cast<std::int32_t>(text.size());
         // Asked without room, it says how many there are, below 0.
         const auto count = -llama_tokenize(vocab(), text.data(), length, nullptr, 0, true, true);
