@@ -93,7 +93,8 @@ static void p6_urls(void) {
     FAILS(kvkeep_add_backend(cache, "fs:///tmp/kvkeep?capcity=1GiB", NULL), expected, "capcity");
     FAILS(kvkeep_add_backend(cache, "fs://relative?capacity=1GiB", NULL), expected, "fs");
     FAILS(kvkeep_add_backend(cache, "memory:\xc3\x28", NULL), expected, "not UTF-8");
-    FAILS(kvkeep_add_backend(cache, "fault:ftp://host", NULL), expected, "ftp");
+    FAILS(kvkeep_add_backend(cache, "fault:ftp://host?fault.torn=1", NULL), expected, "ftp");
+    FAILS(kvkeep_add_backend(cache, "fault:memory:", NULL), expected, "fault.load_error");
     const char *url = "ftp://host/path";
     kvkeep_options options = quiet_options(MIB);
     options.backend_urls = &url;
