@@ -59,7 +59,8 @@ impl Fs {
         // Before the directory is listed: what a later opener stores may be missing in the list.
         let writer_lock = WriterLock::new(dir, &names).ok();
         let opened = openers::announce(dir, &names).ok();
-        let alone = opened.filter(|_| writer_lock.is_some() && openers::is_alone(dir, &writer, &names));
+        let finds_out = options.shared.is_none() && writer_lock.is_some();
+        let alone = opened.filter(|_| finds_out && openers::is_alone(dir, &writer, &names));
         let mut index = Index::new(policy, options.capacity);
         let mut recovered = recover::recover(dir, &writer)?;
         if options.durability == Durability::Power {

@@ -88,9 +88,16 @@ struct TmpFiles {
     living: Vec<String>,
 }
 
+impl TmpFiles {
+    /// How many open backends but `own` may live.
+    fn others(&self, own: &str) -> usize {
+        self.living.iter().filter(|writer| *writer != own).count()
+    }
+}
+
 /// How many open backends but `own` write to `dir`.
 pub fn others(dir: &Path, this: &WriterId, own: &str) -> io::Result<usize> {
-    Ok(find(dir, this)?.living.iter().filter(|writer| *writer != own).count())
+    Ok(find(dir, this)?.others(own))
 }
 
 /// The temporary files in `tmp/`, each with whether its writer is gone.
@@ -190,9 +197,9 @@ pub struct Leftovers {
 
 /// Removes what dead writers left in `tmp/`. `own` is the writer that looks.
 pub fn remove_leftovers(dir: &Path, this: &WriterId, own: &str) -> io::Result<Leftovers> {
-    let mut left = Leftovers::default();
-    let TmpFiles { temporaries, dead, living } = find(dir, this)?;
-    left.others = living.iter().filter(|writer| *writer != own).count();
+    let found = find(dir, this)?;
+    let mut left = Leftovers { others: found.others(own), ..Leftovers::default() };
+    let TmpFiles { temporaries, dead, .. } = found;
     for Temporary { path, meta, writer, stale } in temporaries {
         let removed = stale.then(|| gone_is_none(remove_file(&path)));
         if let Some(Err(error)) = &removed {
