@@ -285,7 +285,8 @@ impl L1 {
         inspect::largest_holder(self, session, of_space)
     }
 
-    /// The session that stages a key of the space of `session`, for people. Looks at every session while anything is staged.
+    /// The session that stages a key of the space of `session`, for people. Looks at every session, and at none where
+    /// more than a thousand live.
     pub fn stager(&self, session: u64, key: &Key) -> Option<String> {
         inspect::stager(self, session, key)
     }

@@ -20,6 +20,8 @@ use crate::key::Key;
 
 /// Slots looked at under one lock.
 const SLICE: usize = 4096;
+/// With more live sessions, the one that stages a key is not looked for under the lock.
+const STAGERS_MAX: usize = 1024;
 /// Characters of a request id that are shown.
 const REQUEST_SHOWN: usize = 24;
 
@@ -225,7 +227,7 @@ pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<St
 pub(super) fn stager(l1: &L1, session: u64, key: &Key) -> Option<String> {
     let fingerprint = l1.fingerprinter.fingerprint(key);
     l1.with(|state| {
-        if state.staged == 0 {
+        if state.staged == 0 || state.sessions.len() > STAGERS_MAX {
             return None;
         }
         let index = state.sessions.index(session).ok()?;
