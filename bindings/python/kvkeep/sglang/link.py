@@ -10,10 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable, NamedTuple
 
 from .._ffi import Status
+from .._quietly import quietly
 from ..errors import KvkeepError
 from ..pool import Transfer
 from ..session import Session
-from .store import HOLD_MS, Restorable, Store, Window, quietly
+from .store import HOLD_MS, Restorable, Store, Window
 
 log = logging.getLogger("sglang.kvkeep")
 
@@ -107,10 +108,7 @@ class Link:
             return
         for loading in started.begun.result():
             if layer in self._layers[loading.name]:
-                try:
-                    self._wait_layer(loading.transfer, layer)
-                except KvkeepError:
-                    continue
+                quietly(self._wait_layer, loading.transfer, layer)
 
     def finish(self, batch: int) -> bool:
         """Blocks until a batch touches no page any more; whether all of it is there."""

@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 from .._asking import answer
 from .._ffi import PrefetchMode, Status
+from .._quietly import quietly
 from .._trouble import Troubles
 from ..cache import Cache
 from ..errors import InvalidError, KvkeepError, TimedOutError
@@ -266,14 +267,6 @@ def in_time(most_ms: int) -> Callable[[], None]:
             raise TimedOutError(f"a lookup was not answered in {most_ms} ms, and is taken for a miss")
 
     return check
-
-
-def quietly(function: Callable[..., object], *arguments: Any, **options: Any) -> None:
-    """Calls what need not succeed. A session that is gone holds nothing: it passed its deadline, or its daemon ended."""
-    try:
-        function(*arguments, **options)
-    except KvkeepError:
-        pass
 
 
 def is_cut_by_heads(host_pool: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from .._ffi import PrefetchMode
+from .._quietly import quietly
 from .._trouble import Troubles
 from ..errors import KvkeepError, TimedOutError
 from ..key import keys as as_keys
@@ -50,11 +51,7 @@ class Tracked:
         """Returns what it holds."""
         for session in (self.loading, self.offer.session if self.offer else None):
             if session is not None:
-                try:
-                    session.end()
-                except KvkeepError:
-                    # It passed its deadline, or its daemon ended: it holds nothing.
-                    continue
+                quietly(session.end)
         self.loading = self.offer = None
 
 

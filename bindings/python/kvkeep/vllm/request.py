@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple, Optional
 
+from .._quietly import quietly
 from ..job import Job
 from ..key import Keys
 from ..session import Session
 from .hints import hints_of
 from .plan import Span
-from .quietly import quietly
 
 
 class Lookup:

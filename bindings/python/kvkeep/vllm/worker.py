@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Callable, NamedTuple, Optional
 
 from .._ffi import Notify, Status
+from .._quietly import quietly
 from ..errors import DisconnectedError, KvkeepError, NotFoundError
 from ..key import keys as as_keys
 from ..pool import Pool, Transfer
 from .plan import Part, key_records
-from .quietly import quietly
 from .step import Move, Step
 from .trouble import Trouble
 
