@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import kvkeep
 from daemon import WATCHDOG_S, Daemon
+from items import Items
 
 HERE = Path(__file__).resolve().parent
 COUNT = 1000
@@ -49,18 +50,6 @@ class Manager:
         code = self._process.wait(WATCHDOG_S)
         self._watchdog.cancel()
         return code
-
-
-class Items:
-    """Counts what passes."""
-
-    def __init__(self) -> None:
-        self.failed = 0
-
-    def check(self, name: str, found: Any, expected: Any) -> None:
-        good = found == expected
-        self.failed += not good
-        print(f"{'PASS' if good else 'FAIL'} {name}" + ("" if good else f"\n  found    {found}\n  expected {expected}"), flush=True)
 
 
 def flushed(url: str) -> None:
@@ -116,7 +105,7 @@ def main(command: str, directory: Path, run: Path) -> int:
         items.check("nothing is held in the end", (daemon.stats()["l1_shares"], daemon.explained()), (0, "no session holds anything"))
     finally:
         daemon.stop()
-    return items.failed
+    return len(items.failed)
 
 
 if __name__ == "__main__":

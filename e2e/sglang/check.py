@@ -16,6 +16,7 @@ logging.disable(logging.WARNING)
 import kvkeep
 import torch
 from daemon import WATCHDOG_S, Daemon
+from items import Items
 from linker import linkers
 from sglang.srt.managers.cache_controller import HiCacheController, PrefetchOperation, StorageOperation
 from sglang.srt.mem_cache.device_pool_info import KVBufferLayout, KVBuffers, MHABufferInfo, MLABufferInfo
@@ -33,18 +34,6 @@ CPU = torch.device("cpu")
 
 # Its reserve for the system is more than a small machine has.
 base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
-
-
-class Items:
-    """Counts what passes."""
-
-    def __init__(self) -> None:
-        self.failed = 0
-
-    def check(self, name: str, found: Any, expected: Any) -> None:
-        good = found == expected
-        self.failed += not good
-        print(f"{'PASS' if good else 'FAIL'} {name}" + ("" if good else f"\n  found    {found}\n  expected {expected}"), flush=True)
 
 
 def mha(layout: str, dtype: torch.dtype = torch.float16, heads: int = HEADS) -> MHATokenToKVPoolHost:
@@ -273,7 +262,7 @@ def main(command: str, directory: Path, run: Path) -> int:
         failures(items, daemon)
     finally:
         daemon.stop()
-    return items.failed
+    return len(items.failed)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ fi
 # A socket's path may have some hundred bytes only, and the directory may be deep.
 run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
-# daemon.py is that of vLLM's check.
+# daemon.py and items.py are those of vLLM's check.
 export KVKEEP_LIBRARY="$library" PYTHONPATH="$here/../../bindings/python:$here/../vllm" PYTHONUNBUFFERED=1
 # SGLang compiles its hashes with ninja.
 PATH="$venv/bin:$PATH" "$venv/bin/python" "$here/check.py" "$kvkeep" "$directory" "$run"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from daemon import WATCHDOG_S, Daemon
+from items import Items
 
 HERE = Path(__file__).resolve().parent
 CHUNK = 256
@@ -54,22 +55,6 @@ def awaited(true: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"in vain: {what}")
         time.sleep(0.05)
-
-
-class Items:
-    """Counts what passes."""
-
-    def __init__(self) -> None:
-        self.failed: list[str] = []
-        self.passed = 0
-
-    def check(self, name: str, found: object, expected: object) -> None:
-        if found == expected:
-            self.passed += 1
-            print(f"PASS {name}", flush=True)
-        else:
-            self.failed.append(name)
-            print(f"FAIL {name}\n  found    {found}\n  expected {expected}", flush=True)
 
 
 class Engine:
