@@ -99,13 +99,21 @@ fn a_lookup_asks_little_beyond_the_first_gap_and_nothing_twice() {
         assert_eq!(hits(&first, 0..40), 40);
         assert_eq!(proxy.take_count(), 0, "its own stores are known");
         let second = open(&url);
-        assert_eq!(hits(&second, 1000..2024), 0);
-        let asked = proxy.take_count();
+        // Questions may still be on their way when the first gap has been answered.
+        let asked_in_all = || {
+            let mut asked = 0;
+            crate::promises::cache::until("a lookup of the gap that asks nothing", || {
+                assert_eq!(hits(&second, 1000..2024), 0);
+                let count = proxy.take_count();
+                asked += count;
+                count == 0
+            });
+            asked
+        };
+        let asked = asked_in_all();
         assert!((1..=8).contains(&asked), "asked {asked} times for a prefix that is absent");
-        assert_eq!(hits(&second, 1000..2024), 0);
-        assert_eq!(proxy.take_count(), 0, "it remembers the gap");
         assert_eq!(hits(&second, 0..1024), 40);
-        let asked = proxy.take_count();
+        let asked = asked_in_all();
         assert!((40..=40 + 64 + 8).contains(&asked), "asked {asked} times for 40 objects");
         let third = open(&format!("{url}&list=on"));
         crate::promises::cache::until("the listing", || third.stats().l2_objects == 40);
