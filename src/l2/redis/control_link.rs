@@ -12,6 +12,7 @@ use super::outbox::Outbox;
 use super::redis_connection::RedisConnection;
 use super::redis_node::{NodeRole, RedisNode};
 use super::redis_state::closed;
+use super::replica_set::parse_role;
 use super::requests::{DeletionBatch, KeySweep, NodeDelete, NodeLookup, Rerouted, Route};
 use super::resp::RespValue;
 use super::server_error::{Consequence, server_error};
@@ -407,7 +408,16 @@ impl ControlLink<'_> {
 
     /// Waits until the replicas that values are read from have deleted, too. If they do not, the deletion fails.
     fn await_replicas(&mut self, batch: &DeletionBatch) -> Result<()> {
-        let count = self.node.router().map_or(0, |router| router.replica_count(&self.node.address));
+        if !self.node.state.options.read_from_replica {
+            return Ok(());
+        }
+        // One that has connected since the servers were last asked may be read from next.
+        self.connection.outbox.command(&[b"ROLE"]);
+        let until = self.until();
+        let role = self.connection.call(1, until).inspect_err(|error| batch.fail(error.clone()))?.pop();
+        let connected = role.as_ref().and_then(parse_role).map_or(0, |replicas| replicas.len());
+        let known = self.node.router().map_or(0, |router| router.replica_count(&self.node.address));
+        let count = connected.max(known);
         if count == 0 {
             return Ok(());
         }
