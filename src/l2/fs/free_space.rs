@@ -71,6 +71,9 @@ pub struct FreeSpace {
     /// Bytes of all objects above which stores are refused as by a full file system.
     #[cfg(test)]
     pub full_above: AtomicU64,
+    /// They are refused when they are synced.
+    #[cfg(test)]
+    pub full_at_sync: AtomicBool,
     /// A test does not wait until refusals are forgotten.
     #[cfg(test)]
     pub forgets: AtomicBool,
@@ -86,6 +89,8 @@ impl FreeSpace {
             unallocated: AtomicU64::new(0),
             #[cfg(test)]
             full_above: AtomicU64::new(u64::MAX),
+            #[cfg(test)]
+            full_at_sync: AtomicBool::new(false),
             #[cfg(test)]
             forgets: AtomicBool::new(false),
         }
@@ -218,10 +223,11 @@ impl FreeSpace {
         !futile
     }
 
-    /// Fails as a full file system does when `held` bytes are more than a test allows.
+    /// Fails as a full file system does when `held` bytes are more than a test allows, at the allocation or at the sync.
     #[cfg(test)]
-    pub fn pretend(&self, held: u64) -> io::Result<()> {
-        let full = held > self.full_above.load(Ordering::Relaxed);
+    pub fn pretend(&self, held: u64, syncing: bool) -> io::Result<()> {
+        let full =
+            syncing == self.full_at_sync.load(Ordering::Relaxed) && held > self.full_above.load(Ordering::Relaxed);
         if full { Err(io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(()) }
     }
 }

@@ -128,7 +128,7 @@ impl Core {
     }
 
     /// Evicts for a store that the file system refused with `error`. True if the store is to begin anew.
-    fn makes_room(&self, active: &mut ActiveStore, error: &io::Error) -> bool {
+    pub fn makes_room(&self, active: &mut ActiveStore, error: &io::Error) -> bool {
         if !is_full(error) || !active.victims.is_empty() {
             return false;
         }
@@ -155,7 +155,7 @@ impl Core {
     pub fn allocated(&self, active: &mut ActiveStore, result: io::Result<()>) -> io::Result<()> {
         self.free_space.allocated(std::mem::take(&mut active.unallocated));
         #[cfg(test)]
-        self.free_space.pretend(self.root.index(|index| index.held()))?;
+        self.free_space.pretend(self.root.index(|index| index.held()), false)?;
         match result.as_ref().err().and_then(io::Error::raw_os_error) {
             Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => Ok(()),
             _ => result,

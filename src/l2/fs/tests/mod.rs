@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 
 use super::file_format::disk_bytes;
-use super::{EngineKind, Fs, FsOptions, MinFree};
+use super::{Durability, EngineKind, Fs, FsOptions, MinFree};
 use crate::error::{KVKEEP_ERR_IO, KVKEEP_ERR_PERMISSION};
 use crate::l2::tests::{load, lookup, store};
 use crate::l2::{Backend, Found, Health, Stored};
@@ -66,6 +66,30 @@ fn many_reads_that_fail_in_a_row_make_the_backend_unhealthy_until_one_succeeds()
         assert!(load(&**fs, 1, LEN).0.is_ok());
         assert_eq!(fs.health(), Health::Good);
     });
+}
+
+#[test]
+fn a_file_system_that_is_full_when_it_syncs_makes_room_for_the_next_attempt() {
+    for engine in [EngineKind::Pool, EngineKind::Auto] {
+        let dir = tempfile::tempdir().unwrap();
+        let durability = Durability::Power;
+        let options = FsOptions { engine, durability, min_free: MinFree::Bytes(0), ..FsOptions::new(dir.path()) };
+        let fs = Fs::open(FsOptions { count_directories: false, ..options }).unwrap();
+        fs.core.free_space.full_at_sync.store(true, Ordering::Relaxed);
+        fs.core.free_space.full_above.store(20 * disk_bytes(LEN as u64), Ordering::Relaxed);
+        for number in 0..20 {
+            assert_eq!(store(&*fs, number, LEN).unwrap(), Stored::Written);
+        }
+        for number in 20..60 {
+            let stored = store(&*fs, number, LEN).or_else(|error| {
+                assert!(error.message.contains("No space left on device"), "{error}");
+                store(&*fs, number, LEN)
+            });
+            assert_eq!(stored.unwrap(), Stored::Written, "{number}");
+        }
+        assert!((50..60).all(|number| load(&*fs, number, LEN).0.is_ok()), "the newest are there");
+        assert!(fs.usage().evicted >= 40 && temporaries(dir.path()) == 0, "{:?}", fs.usage());
+    }
 }
 
 /// Options of a directory in which nothing but the test's bound on the file system evicts.
