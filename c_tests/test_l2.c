@@ -289,7 +289,7 @@ static void backends_tell_their_state(void) {
 
 static void a_directory_of_one_process_answers_at_once(void) {
     char *directory = new_directory();
-    enter(open_directory(directory, "&shared=auto"));
+    enter(open_directory(directory, ""));
     put_below(cache, space, keys, COUNT / 2, SIZE);
     kvkeep_prefetch_options options;
     KVKEEP_INIT(&options);

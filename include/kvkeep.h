@@ -1650,7 +1650,7 @@ kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
                                      void *userdata);
 
 /// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. L1 and a
-/// directory that no other process has open (`shared=auto` of "fs://") answer within the submission; a directory that others have open,
+/// directory that no other process has open (`shared=` of "fs://") answer within the submission; a directory that others have open,
 /// for keys that its index lacks, after it was asked; a server or a plug-in after it has answered.
 /// PENDING until known. The loads may still fall short of it: the result of the job is final. May be called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).

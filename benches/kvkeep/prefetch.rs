@@ -144,7 +144,7 @@ fn missed_in_fs(report: &mut Report, random: &mut Random) {
         return;
     }
     let dir = directory();
-    let url = url(dir.path()) + "?shared=auto";
+    let url = url(dir.path());
     store(&url, &random.keys(8 * JOB), OBJECT_BYTES, random);
     let absent = random.keys(8 * JOB);
     let cache = Cache::open(Setup { l1_bytes: 64 << 20, url: Some(&url), ..Default::default() });

@@ -5,19 +5,17 @@ use super::core::Core;
 use super::openers::Opened;
 use super::quarantine_dir::Quarantine;
 use super::recover::{self, ObjectDir, Recovered};
-use super::{openers, path, writers};
+use super::root::Root;
+use super::{path, writers};
 use crate::log::LogLevel;
 
-/// Removes what dead writers left, keeps the quarantine within its bounds, and counts the bytes of both. Returns how many other backends
-/// have the directory open, if that is known.
-pub fn run(core: &Core) -> Option<usize> {
+/// Removes what dead writers left, keeps the quarantine within its bounds, and counts the bytes of both.
+pub fn run(core: &Core) {
     let root = &core.root;
     if let Some(lock) = &*core.writer_lock.lock() {
         lock.renew();
     }
-    let left = writers::remove_leftovers(&root.dir, &core.writer, core.temporaries.writer());
-    let others = left.as_ref().ok().map(|left| left.others);
-    match left {
+    match writers::remove_leftovers(&root.dir, &core.writer, core.temporaries.writer()) {
         Ok(left) => {
             root.index(|index| index.overhead_mut().leftovers = left.bytes);
             if let Some(error) = left.unremoved {
@@ -35,7 +33,6 @@ pub fn run(core: &Core) -> Option<usize> {
             root.unread("listing", path::QUARANTINE, &error);
         }
     }
-    others
 }
 
 /// Remembers, logs and shows in health the directories that recovery could not list.
@@ -62,14 +59,11 @@ pub fn note_alone(core: &Core, opened: Option<Opened>) {
     }
 }
 
-/// Where the other processes that had the directory open seem to be gone: lists what they stored, so that the index has it all.
+/// Where the other processes that had the directory open are gone: lists what they stored, so that the index has it all.
 pub fn list_if_alone(core: &Core) {
-    if !core.root.openers.is_open() || core.writer_lock.lock().is_none() {
-        return;
-    }
-    let dir = &core.root.dir;
-    let Ok(opened) = openers::announce(dir, &core.temporaries) else { return };
-    if openers::is_alone(dir, &core.writer, &core.temporaries)
+    let Root { dir, openers, .. } = &core.root;
+    if openers.may_store()
+        && let Some(opened) = openers.find_out(dir, &core.temporaries)
         && let Ok(spaces) = recover::spaces(dir)
     {
         list(core, spaces);

@@ -16,6 +16,7 @@ use super::engine::backlog::Backlog;
 use super::free_space::FreeSpace;
 use super::fs_options::FsOptions;
 use super::index::Index;
+use super::openers::Openers;
 use super::path::{Temporaries, WriterId};
 use super::quarantine_dir::Quarantine;
 use super::recover::ObjectDir;
@@ -56,11 +57,12 @@ impl Core {
         dirfd: OwnedFd,
         direct: bool,
         index: Index,
+        openers: Openers,
         names: Temporaries,
         writer_lock: Option<WriterLock>,
     ) -> Core {
         Core {
-            root: Root::new(options, dirfd, direct, index),
+            root: Root::new(options, dirfd, direct, index, openers),
             backlog: Backlog::default(),
             engine: OnceLock::new(),
             free_space: FreeSpace::new(options.min_free),

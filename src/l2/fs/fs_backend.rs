@@ -21,10 +21,11 @@ use super::engine::start;
 use super::file_format::BLOCK;
 use super::fs_options::{Durability, FsOptions};
 use super::index::Index;
+use super::openers::Openers;
 use super::path::{self, Temporaries, WriterId};
 use super::tasks::{DeleteBatch, ForeignSweep, MaintenanceTask};
 use super::writers::WriterLock;
-use super::{cleanup, durability, maintenance, openers, recover};
+use super::{cleanup, durability, maintenance, recover};
 
 /// A directory of objects.
 pub struct Fs {
@@ -58,9 +59,8 @@ impl Fs {
 
         // Before the directory is listed: what a later opener stores may be missing in the list.
         let writer_lock = WriterLock::new(dir, &names).ok();
-        let opened = openers::announce(dir, &names).ok();
-        let finds_out = options.shared.is_none() && writer_lock.is_some();
-        let alone = opened.filter(|_| finds_out && openers::is_alone(dir, &writer, &names));
+        let openers = Openers::new(dir, options.shared);
+        let alone = openers.find_out(dir, &names);
         let mut index = Index::new(policy, options.capacity);
         let mut recovered = recover::recover(dir, &writer)?;
         if options.durability == Durability::Power {
@@ -69,7 +69,7 @@ impl Fs {
         }
         index.restore(std::mem::take(&mut recovered.found));
         let direct_io = *direct.as_ref().unwrap_or(&false);
-        let core = Arc::new(Core::new(&options, dirfd, direct_io, index, names, writer_lock));
+        let core = Arc::new(Core::new(&options, dirfd, direct_io, index, openers, names, writer_lock));
         cleanup::note_unlisted(&core, recovered);
         cleanup::note_alone(&core, alone);
         cleanup::run(&core);
@@ -241,7 +241,7 @@ impl Backend for Fs {
             // A thread that panicked was reported by the panic.
             let _ = thread.join();
         }
-        self.core.root.openers.give_up();
+        self.core.root.openers.close();
         drop(self.core.writer_lock.lock().take());
     }
 }

@@ -111,7 +111,7 @@ impl FsOptions {
             policy: "lru".to_owned(),
             threads: 0,
             depth: 0,
-            shared: Some(true),
+            shared: None,
             durability: Durability::Crash,
             direct: true,
             log: Log::none(),

@@ -43,12 +43,10 @@ pub fn run(core: &Core) {
                 core.root.index(Index::check_bounds);
                 flushed = Instant::now();
                 if cleaned.elapsed() >= core.cleanup_every {
-                    let others = cleanup::run(core);
+                    cleanup::run(core);
                     core.directories.measure_next(&core.root);
                     cleanup::list_again(core);
-                    if others == Some(0) {
-                        cleanup::list_if_alone(core);
-                    }
+                    cleanup::list_if_alone(core);
                     cleaned = Instant::now();
                 }
             }

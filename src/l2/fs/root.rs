@@ -35,13 +35,13 @@ pub struct Root {
 
 impl Root {
     /// A directory whose objects are in `index`.
-    pub fn new(options: &FsOptions, dirfd: OwnedFd, direct: bool, index: Index) -> Root {
+    pub fn new(options: &FsOptions, dirfd: OwnedFd, direct: bool, index: Index, openers: Openers) -> Root {
         Root {
             dir: options.dir.clone(),
             dirfd,
             log: options.log.clone(),
             direct,
-            openers: Openers::new(options.shared),
+            openers,
             durable: options.durability == Durability::Power,
             tasks: TaskQueue::default(),
             failures: Failures::default(),

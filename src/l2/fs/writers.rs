@@ -84,20 +84,6 @@ struct TmpFiles {
     temporaries: Vec<Temporary>,
     /// The files of writers that are gone, locked where they can be.
     dead: Vec<(PathBuf, Option<File>)>,
-    /// Writers that may live, by their names.
-    living: Vec<String>,
-}
-
-impl TmpFiles {
-    /// How many open backends but `own` may live.
-    fn others(&self, own: &str) -> usize {
-        self.living.iter().filter(|writer| *writer != own).count()
-    }
-}
-
-/// How many open backends but `own` write to `dir`.
-pub fn others(dir: &Path, this: &WriterId, own: &str) -> io::Result<usize> {
-    Ok(find(dir, this)?.others(own))
 }
 
 /// The temporary files in `tmp/`, each with whether its writer is gone.
@@ -134,7 +120,6 @@ fn find(dir: &Path, this: &WriterId) -> io::Result<TmpFiles> {
         };
         found.temporaries.push(Temporary { path: entry.path(), meta, writer, stale });
     }
-    found.living = alive.into_iter().filter_map(|(writer, lives)| lives.then_some(writer)).collect();
     Ok(found)
 }
 
@@ -191,15 +176,12 @@ pub struct Leftovers {
     pub bytes: u64,
     /// Why a leftover could not be removed, of one of them.
     pub unremoved: Option<Error>,
-    /// Other open backends that write to the directory, as far as they are known.
-    pub others: usize,
 }
 
 /// Removes what dead writers left in `tmp/`. `own` is the writer that looks.
 pub fn remove_leftovers(dir: &Path, this: &WriterId, own: &str) -> io::Result<Leftovers> {
-    let found = find(dir, this)?;
-    let mut left = Leftovers { others: found.others(own), ..Leftovers::default() };
-    let TmpFiles { temporaries, dead, .. } = found;
+    let mut left = Leftovers::default();
+    let TmpFiles { temporaries, dead } = find(dir, this)?;
     for Temporary { path, meta, writer, stale } in temporaries {
         let removed = stale.then(|| gone_is_none(remove_file(&path)));
         if let Some(Err(error)) = &removed {

@@ -84,7 +84,7 @@ fn a_deleted_object_is_gone_whoever_has_it_pinned_and_can_be_stored_anew() {
         assert!(!file(dir.path(), 1).exists());
         assert_eq!(cached(&fs, 2), Found::Present(LEN as u64));
         let answer = delete(&fs, &[2]);
-        assert_eq!(cached(&fs, 2), Found::Unknown);
+        assert_eq!(cached(&fs, 2), Found::Absent);
         assert_eq!(lookup(&fs, &[2], true).unwrap(), [Found::Absent]);
         // Nobody waits for the pin.
         assert_eq!(answer.recv_timeout(WATCHDOG).unwrap().unwrap(), 1);
@@ -201,8 +201,7 @@ fn two_backends_on_one_directory_see_each_other() {
 fn a_backend_that_is_alone_knows_what_is_absent() {
     for engine in engines() {
         let dir = tempfile::tempdir().unwrap();
-        let auto = || FsOptions { shared: None, ..options(dir.path(), engine) };
-        let options = || FsOptions { cleanup_every: Duration::from_millis(20), ..auto() };
+        let options = || FsOptions { cleanup_every: Duration::from_millis(20), ..options(dir.path(), engine) };
         let one = Fs::open(options()).unwrap();
         store(&one, 1, LEN).unwrap();
         assert_eq!(cached(&one, 2), Found::Absent);
@@ -226,7 +225,7 @@ fn a_backend_that_is_alone_knows_what_is_absent() {
         drop(one);
         assert!(!dir.path().join("tmp/.opened").exists());
         // Without the file that shows later openers, nothing would.
-        let one = Fs::open(auto()).unwrap();
+        let one = open(dir.path(), engine);
         assert_eq!(cached(&one, 3), Found::Absent);
         std::fs::remove_file(dir.path().join("tmp/.opened")).unwrap();
         assert_eq!(cached(&one, 3), Found::Unknown);
@@ -411,7 +410,7 @@ fn objects_are_nobody_elses_to_read() {
         }
         let mut seen = [0; 2];
         look(&above.path().join("made"), &mut seen);
-        // The objects, and the file by which the backend says that it lives.
-        assert!(seen[0] == 4 && seen[1] > 4, "{seen:?}");
+        // The objects, and the files by which the backend says that it lives and has the directory alone.
+        assert!(seen[0] == 5 && seen[1] > 4, "{seen:?}");
     }
 }
