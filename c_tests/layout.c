@@ -85,6 +85,8 @@ int main(void) {
     FIELD(kvkeep_prefetch_options, lifetime);
     FIELD(kvkeep_prefetch_options, priority);
     FIELD(kvkeep_prefetch_options, notify);
+    FIELD(kvkeep_prefetch_options, notify_lookup);
+    FIELD(kvkeep_prefetch_options, pause_after_lookup);
     FIELD(kvkeep_prefetch_options, reserved);
     STRUCT(kvkeep_segment);
     FIELD(kvkeep_segment, address);

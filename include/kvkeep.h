@@ -295,6 +295,8 @@ typedef enum {
     KVKEEP_JOB_LOAD = 2,
     /// A transfer from an engine's pages: `kvkeep_submit_store`.
     KVKEEP_JOB_STORE = 3,
+    /// Of a completion alone: not the end of the job, but the answer of its lookup (`notify_lookup`).
+    KVKEEP_JOB_LOOKUP = 4,
 } kvkeep_job_kind;
 
 /// Whether a backend is used.
@@ -760,8 +762,16 @@ typedef struct {
     int32_t priority;
     /// A kvkeep_notify, for jobs without a callback.
     uint32_t notify;
+    /// 1: the answer of the lookup is reported, too, by the callback or the event descriptor, before the job's end: a kvkeep_completion
+    /// of kind KVKEEP_JOB_LOOKUP, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes once, but for jobs that
+    /// end before their answer. Needs one of the two.
+    uint32_t notify_lookup;
+    /// 1: with its answer the job pauses, and loads nothing before `kvkeep_resume_job`. What it found stays: L1 keeps it by the
+    /// session's shares, a backend by pins where it has pins ("fs://", plug-ins). A job that still pauses at its deadline ends as its
+    /// policy says, WAIT as BEST_EFFORT. One that has nothing to load does not pause.
+    uint32_t pause_after_lookup;
     /// Must be 0.
-    uint32_t reserved[3];
+    uint32_t reserved[1];
 } kvkeep_prefetch_options;
 
 /// The end of one job; complete in itself, valid on any thread. Fields of the other kind of job are 0.
@@ -1649,10 +1659,19 @@ kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
                                      kvkeep_callback callback,
                                      void *userdata);
 
+/// Has a job that was submitted with `pause_after_lookup` load what it found, or will find. Any other job stays as it is: OK.
+/// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_resume_job(kvkeep *cache,
+                                uint64_t job);
+
 /// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. L1 and a
 /// directory that no other process has open (`shared=` of "fs://") answer within the submission; a directory that others have open,
 /// for keys that its index lacks, after it was asked; a server or a plug-in after it has answered.
-/// PENDING until known. The loads may still fall short of it: the result of the job is final. May be called again, from any thread.
+/// PENDING until known: `*chunks` then is how many will be hit at least, of a daemon's client as of the submission. `notify_lookup` of
+/// the options reports the answer in place of asking. The loads may still fall short of it: the result of the job is final. May be
+/// called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.
 KVKEEP_API

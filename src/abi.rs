@@ -88,6 +88,8 @@ pub enum JobKind {
     KVKEEP_JOB_LOAD = 2,
     /// A transfer from an engine's pages: `kvkeep_submit_store`.
     KVKEEP_JOB_STORE = 3,
+    /// Of a completion alone: not the end of the job, but the answer of its lookup (`notify_lookup`).
+    KVKEEP_JOB_LOOKUP = 4,
 }
 
 /// The end of one job; complete in itself, valid on any thread. Fields of the other kind of job are 0.

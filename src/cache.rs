@@ -177,6 +177,9 @@ pub trait Cache: Send + Sync {
     /// Blocks until a job is done.
     fn wait(&self, job: u64, timeout_ms: u32) -> Result<()>;
 
+    /// Has a job that pauses after its lookup load what it found.
+    fn resume_job(&self, job: u64) -> Result<()>;
+
     /// Cancels a job that is not done.
     fn cancel(&self, job: u64) -> Result<()>;
 

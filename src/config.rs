@@ -192,6 +192,10 @@ pub struct PrefetchRequest {
     pub temporary: bool,
     /// Jobs of higher priority load first.
     pub priority: i32,
+    /// Nothing is loaded before the caller resumes the job.
+    pub pause_after_lookup: bool,
+    /// How the lookup's answer is reported.
+    pub lookup_notify: Notify,
     /// How the end is reported.
     pub notify: Notify,
 }
@@ -209,6 +213,8 @@ impl Default for PrefetchRequest {
             lookup_interval: Duration::from_millis(10),
             temporary: false,
             priority: 0,
+            pause_after_lookup: false,
+            lookup_notify: Notify::Poll,
             notify: Notify::Poll,
         }
     }

@@ -176,6 +176,11 @@ impl OpenCache {
         if is_transfer(job) { self.transfers.wait(job, timeout_ms) } else { self.cache.wait(job, timeout_ms) }
     }
 
+    /// Has a prefetch that pauses after its lookup load what it found.
+    pub fn resume_job(&self, job: u64) -> Result<()> {
+        if is_transfer(job) { Err(self.transfers.no_lookup(job)) } else { self.cache.resume_job(job) }
+    }
+
     /// Cancels a prefetch or a transfer.
     pub fn cancel(&self, job: u64) -> Result<()> {
         if is_transfer(job) { self.transfers.cancel(job) } else { self.cache.cancel(job) }

@@ -302,7 +302,16 @@ pub fn prefetch(
     if mode == Mode::Any && !group_rules.is_empty() {
         return Err(Error::invalid("group_rules are for jobs that look for a length: use mode PREFIX or WINDOW"));
     }
+    let lookup_notify = match flag(options.notify_lookup, "notify_lookup")? {
+        true => notify(options.notify, callback, userdata)?,
+        false => Notify::Poll,
+    };
     let notify = notify(options.notify, callback, userdata)?;
+    if options.notify_lookup != 0 && !notify.is_queued() {
+        return Err(Error::invalid(
+            "notify_lookup is 1 without a way to report: pass a callback, or KVKEEP_NOTIFY_EVENT_FD",
+        ));
+    }
     Ok(PrefetchRequest {
         extra_count: checked_extra_count(options.extra_count)?,
         objects_per_chunk: or(options.objects_per_chunk, 1),
@@ -318,6 +327,8 @@ pub fn prefetch(
         lookup_interval: millis(options.lookup_interval_ms, 10),
         temporary: flag(options.lifetime, "lifetime")?,
         priority: options.priority,
+        pause_after_lookup: flag(options.pause_after_lookup, "pause_after_lookup")?,
+        lookup_notify,
         notify,
     })
 }

@@ -296,8 +296,16 @@ pub struct kvkeep_prefetch_options {
     pub priority: i32,
     /// A kvkeep_notify, for jobs without a callback.
     pub notify: u32,
+    /// 1: the answer of the lookup is reported, too, by the callback or the event descriptor, before the job's end: a kvkeep_completion
+    /// of kind KVKEEP_JOB_LOOKUP, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes once, but for jobs that
+    /// end before their answer. Needs one of the two.
+    pub notify_lookup: u32,
+    /// 1: with its answer the job pauses, and loads nothing before `kvkeep_resume_job`. What it found stays: L1 keeps it by the
+    /// session's shares, a backend by pins where it has pins ("fs://", plug-ins). A job that still pauses at its deadline ends as its
+    /// policy says, WAIT as BEST_EFFORT. One that has nothing to load does not pause.
+    pub pause_after_lookup: u32,
     /// Must be 0.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 1],
 }
 
 /// The CPU's own memory, as the device of a pool. It is not 0, so that a device that was left out is refused where there is no

@@ -48,10 +48,20 @@ pub unsafe extern "C" fn kvkeep_submit_prefetch(
     })
 }
 
+/// Has a job that was submitted with `pause_after_lookup` load what it found, or will find. Any other job stays as it is: OK.
+/// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_resume_job(cache: *mut kvkeep, job: u64) -> Status {
+    on(cache, |cache| cache.resume_job(job).map(|()| KVKEEP_OK))
+}
+
 /// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. L1 and a
 /// directory that no other process has open (`shared=` of "fs://") answer within the submission; a directory that others have open,
 /// for keys that its index lacks, after it was asked; a server or a plug-in after it has answered.
-/// PENDING until known. The loads may still fall short of it: the result of the job is final. May be called again, from any thread.
+/// PENDING until known: `*chunks` then is how many will be hit at least, of a daemon's client as of the submission. `notify_lookup` of
+/// the options reports the answer in place of asking. The loads may still fall short of it: the result of the job is final. May be
+/// called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.
 #[unsafe(no_mangle)]

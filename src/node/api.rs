@@ -389,6 +389,10 @@ impl Cache for Node {
         self.prefetcher.table().wait(job, Duration::from_millis(u64::from(timeout_ms)))
     }
 
+    fn resume_job(&self, job: u64) -> Result<()> {
+        self.prefetcher.resume(job)
+    }
+
     fn cancel(&self, job: u64) -> Result<()> {
         self.prefetcher.cancel(job)
     }

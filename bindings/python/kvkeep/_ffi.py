@@ -116,6 +116,7 @@ class JobKind(enum.IntEnum):
     PREFETCH = 1
     LOAD = 2
     STORE = 3
+    LOOKUP = 4
 
 
 class BackendHealth(enum.IntEnum):
@@ -553,6 +554,8 @@ class kvkeep_prefetch_options(Structure):
     lifetime: int
     priority: int
     notify: int
+    notify_lookup: int
+    pause_after_lookup: int
     reserved: Any
     _fields_ = [
         ("struct_size", c_uint32),
@@ -570,7 +573,9 @@ class kvkeep_prefetch_options(Structure):
         ("lifetime", c_uint32),
         ("priority", c_int32),
         ("notify", c_uint32),
-        ("reserved", c_uint32 * 3),
+        ("notify_lookup", c_uint32),
+        ("pause_after_lookup", c_uint32),
+        ("reserved", c_uint32 * 1),
     ]
 
 
@@ -1219,6 +1224,13 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(c_uint64),
             kvkeep_callback,
             c_void_p,
+        ),
+    ),
+    "kvkeep_resume_job": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
         ),
     ),
     "kvkeep_query_lookup_hits": (

@@ -1,7 +1,7 @@
 //! One prefetch job: its request, its state by phase, and every transition between the phases.
 //!
 //! A job is in `Lookup` while tiers are asked, in `Load` while its bytes are queued or being loaded, and `Done` at its end. All
-//! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::issue`], [`Job::landed`], [`Job::looked_elsewhere`], [`Job::finish`],
+//! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::resume`], [`Job::issue`], [`Job::landed`], [`Job::looked_elsewhere`], [`Job::finish`],
 //! [`Job::mark_released`]. Each runs under the lock of the job's state. The table of jobs is locked after it, never before.
 
 use std::sync::Arc;
@@ -101,14 +101,16 @@ impl Job {
         submitted: Instant,
         deadline: Instant,
     ) -> Job {
-        let notify = std::mem::replace(&mut request.notify, Notify::Poll);
+        let notify = std::mem::take(&mut request.notify);
+        let lookup_notify = std::mem::take(&mut request.lookup_notify);
         let observer = match &notify {
             Notify::Observer(observer) => Some(observer.clone()),
             _ => None,
         };
         let search = Search { found: vec![NOWHERE; keys.len()], notify: Some(notify), ..Search::default() };
         let ask_until = (!request.lookup_timeout.is_zero()).then(|| submitted + request.lookup_timeout);
-        let phase = Phase::Lookup(LookupPhase { search, asking: 0, ask_until, awaiting: false });
+        let pauses = request.pause_after_lookup;
+        let phase = Phase::Lookup(LookupPhase { search, lookup_notify, asking: 0, ask_until, awaiting: false, pauses });
         let (state, done) = (Mutex::new(JobState { held: vec![false; keys.len()], phase }), Condvar::new());
         let keys = keys.to_vec();
         let asked_before = Vec::new();
@@ -158,18 +160,35 @@ impl Job {
         if let Some(observer) = &self.observer {
             observer.looked_up(plan.chunks);
         }
+        let kind = JobKind::KVKEEP_JOB_LOOKUP as u32;
+        let answer = JobResult { hit_chunks: plan.chunks, kind, ..JobResult::default() };
+        host.completions().deliver(std::mem::take(&mut lookup.lookup_notify), answer.completion(self.id, self.session));
         host.meters().lookup_latency.add(now - self.submitted);
         self.unpin(&mut lookup.search, |i| !plan.wanted[i]);
         self.return_shares(held, &plan.wanted, host.l1());
         let to_load: Vec<u32> =
             (0..self.keys.len() as u32).filter(|&i| plan.wanted[i as usize] && !held[i as usize]).collect();
         let (nothing, search) = (to_load.is_empty(), std::mem::take(&mut lookup.search));
+        let pauses = lookup.pauses;
         let lookup = (plan.chunks, now);
-        state.phase = Phase::Load(LoadPhase::new(search, lookup, to_load));
+        state.phase = Phase::Load(LoadPhase { paused: pauses, ..LoadPhase::new(search, lookup, to_load) });
         if nothing {
             self.finish(state, KVKEEP_OK, None, host);
         }
-        !nothing
+        !nothing && !pauses
+    }
+
+    /// Has the job load what it finds, or has found. Called under the lock of the state by the caller of the job. True if the caller is
+    /// to queue the job in the loader, under the same lock.
+    pub fn resume(state: &mut JobState) -> bool {
+        match &mut state.phase {
+            Phase::Lookup(lookup) => {
+                lookup.pauses = false;
+                false
+            }
+            Phase::Load(load) => std::mem::take(&mut load.paused),
+            Phase::Done(_) => false,
+        }
     }
 
     /// `Load` → `Load`, or → `Done` with the last key: a key has come, or will not. One that another backend may have stays on its way,
@@ -380,6 +399,11 @@ impl Job {
             Phase::Load(load) => Some(self.question().lengths(&there(&load.search.found))),
             Phase::Done(done) => Some(self.question().lengths(&there(&done.found))),
         }
+    }
+
+    /// The answer in chunks, if nothing more is found.
+    pub fn chunks_so_far(&self, lookup: &LookupPhase) -> u32 {
+        self.answer(&there(&lookup.search.found)).chunks
     }
 
     /// Whether the answer would be complete with the keys that were found so far.

@@ -43,6 +43,10 @@ pub struct LookupPhase {
     pub(super) ask_until: Option<Instant>,
     /// Whether a commit may answer it.
     pub(super) awaiting: bool,
+    /// How the caller is notified of the answer. Taken by it.
+    pub(super) lookup_notify: Notify,
+    /// The load is not to begin before the job is resumed.
+    pub(super) pauses: bool,
 }
 
 /// The state of a job whose lookup is answered and whose bytes are queued or being loaded.
@@ -54,6 +58,8 @@ pub struct LoadPhase {
     /// Keys to be loaded, in order; those before `cursor` are on their way or over.
     pub(super) to_load: Vec<u32>,
     pub(super) cursor: usize,
+    /// Nothing is queued before the job is resumed.
+    pub(super) paused: bool,
     /// Keys on their way.
     pub(super) loading: usize,
     /// Planned keys that could not be loaded.
@@ -173,6 +179,7 @@ impl LoadPhase {
             lookup,
             to_load,
             cursor: 0,
+            paused: false,
             loading: 0,
             failed: 0,
             loaded_bytes: 0,
@@ -208,6 +215,11 @@ impl JobState {
     /// Whether the job is at its end.
     pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Done(_))
+    }
+
+    /// Whether the job waits to be resumed.
+    pub fn is_paused(&self) -> bool {
+        matches!(&self.phase, Phase::Load(load) if load.paused)
     }
 
     /// The keys held and the state of the lookup, while the job looks up.

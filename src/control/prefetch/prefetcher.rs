@@ -93,6 +93,16 @@ impl Prefetcher {
         Ok(())
     }
 
+    /// Has a job that pauses after its lookup load what it found.
+    pub fn resume(&self, id: u64) -> Result<()> {
+        let job = self.table.job(id)?;
+        let mut state = job.state.lock();
+        if Job::resume(&mut state) && self.loader.enqueue(&job) {
+            self.table.wake();
+        }
+        Ok(())
+    }
+
     /// Cancels a job that is not done.
     pub fn cancel(&self, id: u64) -> Result<()> {
         self.cancel_job(&*self.table.job(id)?, "cancelled by its caller");
@@ -172,8 +182,8 @@ impl Prefetcher {
     pub fn plans_on(&self, slot: &BackendSlot) -> bool {
         let plans = self.table.all().iter().any(|job| {
             let state = job.state.lock();
-            // A job that only looks up again for missing chunks may do so for long.
-            let idle = matches!(&state.phase, Phase::Lookup(lookup) if lookup.asking == 0);
+            // A job that only looks up again for missing chunks, or pauses, may do so for long.
+            let idle = state.is_paused() || matches!(&state.phase, Phase::Lookup(lookup) if lookup.asking == 0);
             !idle
                 && state.search().is_some_and(|search| {
                     search.backends.iter().any(|its| its.number == slot.number)

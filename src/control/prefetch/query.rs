@@ -16,12 +16,15 @@ pub fn small_bitmap(job: u64, keys: usize, bytes: usize) -> Error {
 }
 
 impl JobTable {
-    /// The early answer of a job in chunks, or PENDING while the job looks up.
+    /// The early answer of a job in chunks, or PENDING while the job looks up: `chunks` then is what it is at least.
     pub fn query_lookup_hits(&self, id: u64, chunks: &mut u32) -> Result<Status> {
         let job = self.job(id)?;
         let state = job.state.lock();
         *chunks = match &state.phase {
-            Phase::Lookup(_) => return Ok(KVKEEP_PENDING),
+            Phase::Lookup(lookup) => {
+                *chunks = job.chunks_so_far(lookup);
+                return Ok(KVKEEP_PENDING);
+            }
             Phase::Load(load) => load.lookup_chunks(),
             Phase::Done(done) => done.lookup_chunks,
         };

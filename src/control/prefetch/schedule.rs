@@ -88,6 +88,7 @@ impl Prefetcher {
         match job.request.policy {
             Policy::BestEffort => job.finish(&mut state, KVKEEP_OK, late, &*self.table),
             Policy::Deadline => job.finish(&mut state, KVKEEP_ERR_TIMEOUT, late, &*self.table),
+            Policy::Wait if state.is_paused() => job.finish(&mut state, KVKEEP_OK, late, &*self.table),
             Policy::Wait => {}
         }
         drop(state);

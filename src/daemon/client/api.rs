@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::client_lifecycle::Client;
 use super::daemon_link::DaemonLink;
+use super::jobs::LookupAnswer;
 use super::read_answer::{fill, nothing, number, read_statuses, read_views, text, wrong_answer};
 use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
@@ -262,15 +263,16 @@ impl Cache for Client {
 
     fn submit_prefetch(&self, session: u64, keys: &[Key], mut request: PrefetchRequest, job: &mut u64) -> Result<()> {
         let link = self.link_of(session)?;
-        let notify = std::mem::take(&mut request.notify);
+        let (notify, lookup_notify) = (std::mem::take(&mut request.notify), std::mem::take(&mut request.lookup_notify));
         self.completions.check_capacity(&notify, WAITING_MAX)?;
-        let ticket = self.jobs.begin(session, keys.len(), notify);
+        let ticket = self.jobs.begin(session, keys.len(), lookup_notify, notify);
         let request = Request::SubmitPrefetch { session, keys, request, ticket };
         let answer = self.call(&link, &request, |_, fields| {
             let (job, looked_up, chunks) = (fields.take::<u64>()?, fields.take::<bool>()?, fields.take::<u32>()?);
             let done = fields.take::<bool>()?;
             let answer = if done { Some((fields.take()?, fields.take::<&[u8]>()?.to_vec())) } else { None };
-            Ok((job, looked_up.then_some(chunks), answer))
+            let lookup = if looked_up { LookupAnswer::Known(chunks) } else { LookupAnswer::AtLeast(chunks) };
+            Ok((job, lookup, answer))
         });
         match answer {
             Ok((number, lookup, answer)) => {
@@ -291,10 +293,7 @@ impl Cache for Client {
     fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Result<Status> {
         self.jobs.query_lookup_hits(job, chunks).unwrap_or_else(|| {
             self.call(&*self.link_of(job)?, &Request::QueryLookupHits { job }, |status, fields| {
-                let known = fields.take()?;
-                if status == KVKEEP_OK {
-                    *chunks = known;
-                }
+                *chunks = fields.take()?;
                 Ok(status)
             })
         })
@@ -338,6 +337,10 @@ impl Cache for Client {
         self.jobs.wait(job, until).unwrap_or_else(|| {
             self.in_slices(&*self.link_of(job)?, timeout_ms, |timeout_ms| Request::Wait { job, timeout_ms })
         })
+    }
+
+    fn resume_job(&self, job: u64) -> Result<()> {
+        self.give_back(&self.link_of(job)?, &Request::Resume { job }, nothing)
     }
 
     fn cancel(&self, job: u64) -> Result<()> {

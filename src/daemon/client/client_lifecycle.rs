@@ -267,7 +267,7 @@ impl Client {
     fn pushed(&self, kind: u32, mut fields: Fields<'_>) -> Result<()> {
         let ticket = fields.take()?;
         match kind {
-            PUSH_LOOKED_UP => self.jobs.looked_up(ticket, fields.take()?),
+            PUSH_LOOKED_UP => self.jobs.looked_up(ticket, fields.take()?, &self.completions),
             PUSH_DONE => {
                 let (result, bitmap) = (fields.take()?, fields.take()?);
                 self.jobs.done(ticket, result, bitmap, &self.completions);

@@ -13,13 +13,23 @@ use crate::error::{
     KVKEEP_PENDING, Result, Status,
 };
 
+/// What is known of a lookup's answer.
+#[derive(Clone, Copy)]
+pub enum LookupAnswer {
+    /// So many chunks at least.
+    AtLeast(u32),
+    Known(u32),
+}
+
 struct SubmittedJob {
     /// Its number, once the daemon has accepted it.
     job: Option<u64>,
     session: u64,
     keys: usize,
-    lookup: Option<u32>,
+    lookup: LookupAnswer,
     answer: Option<(JobResult, Vec<u8>)>,
+    /// How the caller is notified of the lookup's answer. Taken when the job is accepted and the daemon has given the answer.
+    lookup_notify: Notify,
     /// How the caller is notified. Taken when the job is accepted and done, so that there is one completion.
     notify: Option<Notify>,
     /// Its caller has forgotten it: only its completion is still to come.
@@ -27,6 +37,14 @@ struct SubmittedJob {
 }
 
 impl SubmittedJob {
+    /// Notifies of the lookup's answer, if it and the job's number are known.
+    fn notify_lookup(&mut self, completions: &Completions) {
+        if let (Some(job), LookupAnswer::Known(hit_chunks)) = (self.job, self.lookup) {
+            let result = JobResult { hit_chunks, kind: JobKind::KVKEEP_JOB_LOOKUP as u32, ..JobResult::default() };
+            completions.deliver(std::mem::take(&mut self.lookup_notify), result.completion(job, self.session));
+        }
+    }
+
     /// Ends the job without an answer of the daemon.
     fn lose(mut self, status: Status, message: &str, completions: &Completions) {
         if let (Some(notify), Some(job)) = (self.notify.take(), self.job) {
@@ -89,12 +107,13 @@ impl JobIndex {
 
 impl SubmittedJobs {
     /// A job is about to be submitted: the ticket that names it meanwhile.
-    pub fn begin(&self, session: u64, keys: usize, notify: Notify) -> u64 {
+    pub fn begin(&self, session: u64, keys: usize, lookup_notify: Notify, notify: Notify) -> u64 {
         let mut table = self.table.lock();
         table.last += 1;
         let ticket = table.last;
         let notify = Some(notify);
-        let entry = SubmittedJob { job: None, session, keys, lookup: None, answer: None, notify, released: false };
+        let (lookup, answer) = (LookupAnswer::AtLeast(0), None);
+        let entry = SubmittedJob { job: None, session, keys, lookup, answer, lookup_notify, notify, released: false };
         table.by_ticket.insert(ticket, entry);
         ticket
     }
@@ -104,7 +123,7 @@ impl SubmittedJobs {
         &self,
         ticket: u64,
         job: u64,
-        lookup: Option<u32>,
+        lookup: LookupAnswer,
         answer: Option<(JobResult, Vec<u8>)>,
         id: &mut u64,
         completions: &Completions,
@@ -113,7 +132,10 @@ impl SubmittedJobs {
         *id = job;
         let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
         entry.job = Some(job);
-        entry.lookup = entry.lookup.or(lookup);
+        if let LookupAnswer::AtLeast(_) = entry.lookup {
+            entry.lookup = lookup;
+        }
+        entry.notify_lookup(completions);
         entry.answer = entry.answer.take().or(answer);
         if let Some(answer) = &entry.answer
             && let Some(notify) = entry.notify.take()
@@ -143,9 +165,10 @@ impl SubmittedJobs {
     }
 
     /// Pushed: the lookup's answer.
-    pub fn looked_up(&self, ticket: u64, chunks: u32) {
+    pub fn looked_up(&self, ticket: u64, chunks: u32, completions: &Completions) {
         if let Some(entry) = self.table.lock().by_ticket.get_mut(&ticket) {
-            entry.lookup = Some(chunks);
+            entry.lookup = LookupAnswer::Known(chunks);
+            entry.notify_lookup(completions);
         }
     }
 
@@ -153,7 +176,11 @@ impl SubmittedJobs {
     pub fn done(&self, ticket: u64, result: JobResult, bitmap: &[u8], completions: &Completions) {
         let mut table = self.table.lock();
         let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
-        entry.lookup = Some(result.lookup_chunks);
+        if let LookupAnswer::AtLeast(_) = entry.lookup {
+            // It ended before its lookup was answered.
+            entry.lookup_notify = Notify::Poll;
+        }
+        entry.lookup = LookupAnswer::Known(result.lookup_chunks);
         let answer = entry.answer.insert((result, bitmap.to_vec()));
         if let Some(job) = entry.job
             && let Some(notify) = entry.notify.take()
@@ -213,12 +240,13 @@ impl SubmittedJobs {
 
     /// The early answer of a job submitted here. None for one that was not.
     pub fn query_lookup_hits(&self, job: u64, chunks: &mut u32) -> Option<Result<Status>> {
-        self.ask(job, |entry| match entry.lookup {
-            Some(known) => {
-                *chunks = known;
-                Ok(KVKEEP_OK)
-            }
-            None => Ok(KVKEEP_PENDING),
+        self.ask(job, |entry| {
+            let (known, status) = match entry.lookup {
+                LookupAnswer::Known(known) => (known, KVKEEP_OK),
+                LookupAnswer::AtLeast(sure) => (sure, KVKEEP_PENDING),
+            };
+            *chunks = known;
+            Ok(status)
         })
     }
 
@@ -307,11 +335,11 @@ mod tests {
         // How many of the two pushes come before the acceptance, and whether that knows the end, too.
         for (early, knows) in [(0, false), (0, true), (1, true), (2, true)] {
             let (jobs, completions) = (SubmittedJobs::default(), Completions::start().unwrap());
-            let ticket = jobs.begin(7, 1, Notify::EventFd);
+            let ticket = jobs.begin(7, 1, Notify::Poll, Notify::EventFd);
             let pushes: [&dyn Fn(); 2] = [&|| jobs.done(ticket, result, &[0], &completions), &|| jobs.released(ticket)];
             pushes[..early].iter().for_each(|push| push());
             jobs.forget_session(7);
-            jobs.accepted(ticket, 9, None, knows.then(|| (result, vec![0])), &mut 0, &completions);
+            jobs.accepted(ticket, 9, LookupAnswer::AtLeast(0), knows.then(|| (result, vec![0])), &mut 0, &completions);
             assert!(jobs.query_job(9, &mut JobResult::default()).is_none_or(|answer| answer.is_err()));
             pushes[early..].iter().for_each(|push| push());
             assert_eq!(completions.drain(&mut [Completion::new_zeroed(); 2]), 1, "{early} pushes, {knows}");

@@ -170,6 +170,11 @@ impl Handler {
                 node.wait(job, timeout_ms.min(WAIT_MS_MAX))?;
                 done(frame)
             }
+            Request::Resume { job } => {
+                self.grants.check_job(client, job)?;
+                node.resume_job(job)?;
+                done(frame)
+            }
             Request::Cancel { job } => {
                 self.grants.check_job(client, job)?;
                 node.cancel(job)?;

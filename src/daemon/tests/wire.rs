@@ -75,6 +75,7 @@ fn prefetch(parts: &Parts) -> PrefetchRequest {
         lookup_interval: Duration::from_millis(1 + parts.other % 100_000),
         temporary: parts.flag,
         priority: parts.small as i32,
+        pause_after_lookup: !parts.flag,
         ..PrefetchRequest::default()
     }
 }
@@ -147,7 +148,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         49 => Request::QuerySession { session },
         50 => Request::QueryBackends {},
         51 => Request::QueryPrefixLengths { job },
-        _ => Request::CloseSpace { space },
+        52 => Request::CloseSpace { space },
+        _ => Request::Resume { job },
     }
 }
 

@@ -101,6 +101,7 @@ requests! {
     50 QueryBackends {},
     51 QueryPrefixLengths { job: u64 },
     52 CloseSpace { space: u64 },
+    53 Resume { job: u64 },
 }
 
 impl Request<'_> {
@@ -213,7 +214,7 @@ impl Field<'_> for PrefetchRequest {
         };
         frame.put(&policy).put(&self.deadline.map_or(0, |deadline| millis(deadline).max(1)));
         frame.put(&millis(self.lookup_timeout)).put(&millis(self.lookup_interval).max(1));
-        frame.put(&self.temporary).put(&(self.priority as u32));
+        frame.put(&self.temporary).put(&(self.priority as u32)).put(&self.pause_after_lookup);
     }
 
     fn take(fields: &mut Fields<'_>) -> Result<PrefetchRequest> {
@@ -247,6 +248,7 @@ impl Field<'_> for PrefetchRequest {
             lookup_interval: take_millis(fields)?,
             temporary: fields.take()?,
             priority: fields.take::<u32>()? as i32,
+            pause_after_lookup: fields.take()?,
             ..PrefetchRequest::default()
         };
         let paced = !request.lookup_interval.is_zero();
