@@ -52,7 +52,8 @@ inline Completion copied(const kvkeep_completion& from) {
 
 // What C calls: nothing may leave it, so a callback that throws is on its own.
 inline void complete(void* userdata, const kvkeep_completion* completion) noexcept {
-    const std::unique_ptr<Callback> callback(static_cast<Callback*>(userdata));
+    auto* const callback = static_cast<Callback*>(userdata);
+    const std::unique_ptr<Callback> ended(completion->kind == KVKEEP_JOB_LOOKUP ? nullptr : callback);
     try {
         (*callback)(copied(*completion));
     } catch (...) {
@@ -79,7 +80,9 @@ Result with_future(kvkeep* cache, Submit&& submit) {
     // Shared, because a std::function is copyable and a promise is not.
     auto promise = std::make_shared<std::promise<Completion>>();
     auto future = promise->get_future();
-    auto job = submit(Callback([promise](const Completion& completion) { promise->set_value(completion); }));
+    auto job = submit(Callback([promise](const Completion& completion) {
+        if (completion.kind != JobKind::lookup) promise->set_value(completion);
+    }));
     const std::uint64_t id = job.id();
     return {std::move(job), CompletionFuture(cache, id, std::move(future))};
 }

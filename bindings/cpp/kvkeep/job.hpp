@@ -61,6 +61,9 @@ public:
         return status != KVKEEP_ERR_TIMEOUT && detail::check(status) == Status::ok;
     }
 
+    /// Has a job that pauses after its lookup load what it found.
+    void resume() const { detail::check(kvkeep_resume_job(cache_, id_)); }
+
     /// Stops what has not started; waits for nothing. The job still completes.
     void cancel() const { detail::check(kvkeep_cancel_job(cache_, id_)); }
 

@@ -71,6 +71,10 @@ struct PrefetchOptions {
     Lifetime lifetime = Lifetime::cached;
     std::int32_t priority = 0;
     Notify notify = Notify::poll;
+    /// A callback, or the event descriptor, gets the lookup's answer too: a Completion of JobKind::lookup.
+    bool notify_lookup = false;
+    /// Nothing is loaded before Job::resume.
+    bool pause_after_lookup = false;
 };
 
 /// A tensor of an engine's pages in plain numbers: from data_ptr, shape and strides of whatever library.

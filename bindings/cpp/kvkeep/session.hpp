@@ -207,6 +207,8 @@ private:
         options.lifetime = static_cast<std::uint32_t>(from.lifetime);
         options.priority = from.priority;
         options.notify = static_cast<std::uint32_t>(from.notify);
+        options.notify_lookup = from.notify_lookup ? 1 : 0;
+        options.pause_after_lookup = from.pause_after_lookup ? 1 : 0;
         std::uint64_t job = 0;
         detail::check(
             kvkeep_submit_prefetch(cache_, id_, keys.data(), keys.size(), &options, &job, callback, userdata));

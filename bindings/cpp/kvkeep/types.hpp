@@ -165,6 +165,8 @@ enum class JobKind : std::uint32_t {
     prefetch = KVKEEP_JOB_PREFETCH,
     load = KVKEEP_JOB_LOAD,
     store = KVKEEP_JOB_STORE,
+    /// No end: the answer of a prefetch's lookup (PrefetchOptions::notify_lookup).
+    lookup = KVKEEP_JOB_LOOKUP,
 };
 
 /// What became of one job. Fields of the other kind of job are 0.

@@ -23,6 +23,26 @@ static void a_future_is_fulfilled() {
     CHECK(session.finish_read({keys.data(), 2})[1] == kvk::Status::ok);
 }
 
+static void a_callback_gets_the_answer_of_a_lookup_and_then_the_end() {
+    kvk::Cache cache(small());
+    auto session = space_of(cache).session();
+    const auto keys = some_keys(2);
+    store(session, keys, 256);
+    kvk::PrefetchOptions options;
+    options.notify_lookup = options.pause_after_lookup = true;
+    std::vector<kvk::JobKind> kinds;
+    std::promise<void> ended;
+    const auto job = session.prefetch(keys, options, [&](const kvk::Completion& completion) {
+        kinds.push_back(completion.kind);
+        CHECK(completion.hit_chunks == 2);
+        if (completion.kind != kvk::JobKind::lookup) ended.set_value();
+    });
+    job.resume();
+    CHECK(ended.get_future().wait_for(watchdog) == std::future_status::ready);
+    CHECK((kinds == std::vector<kvk::JobKind>{kvk::JobKind::lookup, kvk::JobKind::prefetch}));
+    CHECK(session.prefetch_future(keys, options).completion.get().kind == kvk::JobKind::prefetch);
+}
+
 static void what_a_callback_throws_stays_inside() {
     kvk::Cache cache(small());
     auto session = space_of(cache).session();
@@ -108,6 +128,7 @@ static void a_new_cache_finds_what_an_old_one_wrote() {
 
 int main() {
     a_future_is_fulfilled();
+    a_callback_gets_the_answer_of_a_lookup_and_then_the_end();
     what_a_callback_throws_stays_inside();
     a_refused_job_frees_its_callback();
     the_descriptor_tells_of_many();

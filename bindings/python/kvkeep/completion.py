@@ -21,6 +21,8 @@ DRAIN_BATCH = 64
 class Completion(NamedTuple):
     """What became of one job; `message` is empty on success. Fields of the other kind of job are 0.
 
+    Of kind LOOKUP it is no end, but the answer of a prefetch's lookup.
+
     `kind` is None where the cache was closed before the library told of the job.
     """
 
@@ -84,7 +86,9 @@ class Callbacks:
 
     def _run(self, number: int, record: Any) -> None:
         # What the function raises is reported by ctypes through sys.unraisablehook.
-        self.run(self._waiting.pop(number), copied(record.contents))
+        completion = copied(record.contents)
+        take = self._waiting.__getitem__ if completion.kind == _ffi.JobKind.LOOKUP else self._waiting.pop
+        self.run(take(number), completion)
 
 
 class Completions:
@@ -93,6 +97,7 @@ class Completions:
     def __init__(self, pointer: ctypes.c_void_p) -> None:
         self._pointer = pointer
         self._pending: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Future[Completion]]] = {}
+        self._lookups: dict[int, asyncio.Future[int]] = {}
         self._awaited: dict[asyncio.AbstractEventLoop, int] = {}
         self._unclaimed: list[Completion] = []
         # Held over submit and take, so that a job is known here before its completion is.
@@ -110,6 +115,11 @@ class Completions:
         self._pending[job] = (loop, future)
         self._in(loop, self._watch, loop, cache)
         return future
+
+    def expect_lookup(self, job: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[int]:
+        """A future of `loop` for the chunks that the lookup of `job` promises. The caller holds the lock."""
+        self._lookups[job] = loop.create_future()
+        return self._lookups[job]
 
     def take(self) -> list[Completion]:
         """Delivers what has come to its loops and returns the rest."""
@@ -154,6 +164,11 @@ class Completions:
             self._unclaimed[:0] = rest
 
     def _deliver(self, completion: Completion) -> None:
+        # A job that ends before its answer promises what it ends with.
+        if lookup := self._lookups.pop(completion.job, None):
+            self._in(lookup.get_loop(), _answer, lookup, completion.hit_chunks)
+        if completion.kind == _ffi.JobKind.LOOKUP and (lookup or completion.job in self._pending):
+            return
         if expected := self._pending.pop(completion.job, None):
             loop, future = expected
             self._in(loop, self._resolve, loop, future, completion)
@@ -183,12 +198,27 @@ class Completions:
             self._awaited.pop(loop, None)
 
 
+class Submitted(NamedTuple):
+    """The number of a job, and what to await where it tells a loop."""
+
+    job: int
+    end: Optional[asyncio.Future[Completion]] = None
+    lookup: Optional[asyncio.Future[int]] = None
+
+
+def _answer(lookup: asyncio.Future[int], chunks: int) -> None:
+    if not lookup.done():
+        lookup.set_result(chunks)
+
+
 class Telling(NamedTuple):
     """In which one way a job tells its end."""
 
     callback: Optional[Callable[[Completion], object]]
     loop: Optional[asyncio.AbstractEventLoop]
     notify: _ffi.Notify
+    # Whether the lookup's answer is told, too.
+    lookup: bool
 
     @classmethod
     def chosen(
@@ -196,13 +226,14 @@ class Telling(NamedTuple):
         callback: Optional[Callable[[Completion], object]],
         loop: Optional[asyncio.AbstractEventLoop],
         notify: Optional[_ffi.Notify],
+        lookup: bool = False,
     ) -> Telling:
         """To `callback`; else to `loop`, by default the one that runs here; else as `notify` says, by default not."""
         if callback is None and notify is None:
             loop = loop or running_loop()
         elif loop is not None:
             raise ValueError("a job tells its end in one way: give callback, loop or notify")
-        return cls(callback, loop, _ffi.Notify.EVENT_FD if loop else notify or _ffi.Notify.POLL)
+        return cls(callback, loop, _ffi.Notify.EVENT_FD if loop else notify or _ffi.Notify.POLL, lookup)
 
     @property
     def asks(self) -> bool:
@@ -211,8 +242,8 @@ class Telling(NamedTuple):
 
     def submit(
         self, cache: Cache, submit: Callable[[Any, Any, Optional[int]], int], job: Optional[ctypes.c_uint64] = None
-    ) -> tuple[int, Optional[asyncio.Future[Completion]]]:
-        """Calls `submit` with where the job's number goes, callback and userdata: the number, and what to await."""
+    ) -> Submitted:
+        """Calls `submit` with where the job's number goes, callback and userdata."""
         job = ctypes.c_uint64() if job is None else job
         if self.callback is not None:
             userdata = cache.callbacks.add(self.callback)
@@ -221,10 +252,13 @@ class Telling(NamedTuple):
             except KvkeepError:
                 cache.callbacks.forget(userdata)
                 raise
-            return job.value, None
+            return Submitted(job.value)
         with cache.completions.lock:
             submit(ctypes.byref(job), _ffi.kvkeep_callback(), None)
-            return job.value, cache.completions.expect(job.value, self.loop, cache) if self.loop else None
+            if self.loop is None:
+                return Submitted(job.value)
+            lookup = cache.completions.expect_lookup(job.value, self.loop) if self.lookup else None
+            return Submitted(job.value, cache.completions.expect(job.value, self.loop, cache), lookup)
 
 
 def running_loop() -> Optional[asyncio.AbstractEventLoop]:

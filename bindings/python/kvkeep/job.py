@@ -61,8 +61,16 @@ class Job:
     # Whether an engine's pages are copied: whoever stops waiting must know when they are not touched any more.
     _touches_pages = False
 
-    def __init__(self, cache: Cache, id: int, key_count: int, future: Optional[asyncio.Future[Completion]]) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        id: int,
+        key_count: int,
+        future: Optional[asyncio.Future[Completion]],
+        lookup: Optional[asyncio.Future[int]] = None,
+    ) -> None:
         self.id = id
+        self._lookup = lookup
         self._cache = cache
         self._key_count = key_count
         self._future = future
@@ -74,6 +82,16 @@ class Job:
         chunks = ctypes.c_uint32()
         status = call(lib.kvkeep_query_lookup_hits, self._cache.pointer, self.id, ctypes.byref(chunks))
         return None if status == _ffi.Status.PENDING else chunks.value
+
+    async def looked_up(self) -> int:
+        """How many chunks will be hit, as soon as that is known. For jobs of an event loop with `notify_lookup`."""
+        if self._lookup is None:
+            raise RuntimeError("submit the job with notify_lookup=True on the event loop that awaits its lookup")
+        return await asyncio.shield(self._lookup)
+
+    def resume(self) -> None:
+        """Has a job that pauses after its lookup load what it found."""
+        call(lib.kvkeep_resume_job, self._cache.pointer, self.id)
 
     def query(self) -> Optional[JobResult]:
         """The result, whatever its status; None until the job is done."""

@@ -218,13 +218,13 @@ class Pool:
         landings = self.cache.landings
         place = landings.expect(session.id)
         try:
-            job, future = telling.submit(
+            submitted = telling.submit(
                 self.cache, lambda *told: call(function, self.cache.pointer, *asked, *told), place
             )
         except KvkeepError:
             landings.forget(place)
             raise
-        return Transfer(self, job, len(ids), future, telling.asks)
+        return Transfer(self, submitted.job, len(ids), submitted.end, telling.asks)
 
     def __enter__(self) -> Pool:
         return self

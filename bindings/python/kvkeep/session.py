@@ -137,15 +137,19 @@ class Session:
         callback: Optional[Callable[[Completion], object]] = None,
         loop: Optional[asyncio.AbstractEventLoop] = None,
         notify: Optional[_ffi.Notify] = None,
+        notify_lookup: bool = False,
+        pause_after_lookup: bool = False,
     ) -> Job:
         """Looks keys up in every tier and loads into L1 what L1 lacks; never waits.
 
         The end is told to `callback`, on a library thread; else to `loop`, by default the one that runs here, so that
-        the job can be awaited there; else as `notify` says, by default not at all: poll or wait.
+        the job can be awaited there; else as `notify` says, by default not at all: poll or wait. With `notify_lookup` the answer
+        of the lookup is told in the same way before it (`await job.looked_up()` on a loop). With `pause_after_lookup` nothing is
+        loaded before `job.resume()`.
         """
         batch = as_keys(keys)
         rules = [_ffi.kvkeep_group_rule(*rule) for rule in group_rules]
-        telling = Telling.chosen(callback, loop, notify)
+        telling = Telling.chosen(callback, loop, notify, notify_lookup)
         options = prepared(
             _ffi.kvkeep_prefetch_options,
             extra_count=extra_count,
@@ -161,10 +165,12 @@ class Session:
             lifetime=lifetime,
             priority=priority,
             notify=telling.notify,
+            notify_lookup=notify_lookup,
+            pause_after_lookup=pause_after_lookup,
         )
         asked = self._cache.pointer, self.id, batch.array, len(batch), ctypes.byref(options)
-        job, future = telling.submit(self._cache, lambda *told: call(lib.kvkeep_submit_prefetch, *asked, *told))
-        return Job(self._cache, job, len(batch), future)
+        submitted = telling.submit(self._cache, lambda *told: call(lib.kvkeep_submit_prefetch, *asked, *told))
+        return Job(self._cache, submitted.job, len(batch), submitted.end, submitted.lookup)
 
     def explain(self) -> dict[str, Any]:
         """What the session holds: owner, age, deadline, shares, staged keys, jobs."""

@@ -61,6 +61,23 @@ class Jobs(CacheTest):
         self.assertNotIn(threading.get_ident(), threads)
         self.assertEqual(told[0]._replace(job=0), (0, session.id, Status.OK, 2, 0, "", kvkeep.JobKind.PREFETCH, 0, 0))
 
+    def test_a_callback_is_told_of_the_lookup_and_of_the_end(self) -> None:
+        session = self.space.session()
+        self.store(session, some_keys(2))
+        told: list[kvkeep.Completion] = []
+        ended = threading.Event()
+
+        def callback(completion: kvkeep.Completion) -> None:
+            told.append(completion)
+            if completion.kind != kvkeep.JobKind.LOOKUP:
+                ended.set()
+
+        job = session.prefetch(some_keys(3), callback=callback, notify_lookup=True, pause_after_lookup=True)
+        job.resume()
+        self.assertTrue(ended.wait(WATCHDOG_S))
+        self.assertEqual([completion.kind for completion in told], [kvkeep.JobKind.LOOKUP, kvkeep.JobKind.PREFETCH])
+        self.assertEqual({completion.hit_chunks for completion in told}, {2})
+
     def test_a_callback_may_call_back(self) -> None:
         session = self.space.session()
         second = threading.Event()
@@ -143,6 +160,29 @@ class Awaited(CacheTest):
                 self.assertEqual([result.hit_chunks for result in results], [1] * 100)
                 self.assertEqual(sum(result.tier_keys[1] for result in results), 100)
                 self.assertFalse(cache.completions._pending or cache.completions._awaited)
+
+        self.run_async(main())
+
+    def test_a_lookup_is_awaited_before_anything_is_loaded(self) -> None:
+        url = f"fs://{self.directory()}"
+        keys = some_keys(4)
+        with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
+            self.store(session, keys)
+            cache.flush()
+
+        async def main() -> None:
+            with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
+                job = session.prefetch(keys, notify_lookup=True, pause_after_lookup=True)
+                self.assertEqual(await job.looked_up(), 4)
+                self.assertEqual((job.query(), cache.stats().loads), (None, 0))
+                job.resume()
+                self.assertEqual((await job).hit_chunks, 4)
+                self.assertEqual(await job.looked_up(), 4)
+                quiet = session.prefetch(keys)
+                with self.assertRaisesRegex(RuntimeError, "notify_lookup=True"):
+                    await quiet.looked_up()
+                await quiet
+                self.assertFalse(cache.completions._pending or cache.completions._lookups)
 
         self.run_async(main())
 
