@@ -122,6 +122,11 @@ impl L1 {
         self.with(lifecycle::end_idle)
     }
 
+    /// Lines for the log about what was taken from sessions since the last call.
+    pub fn take_notices(&self) -> Vec<String> {
+        self.with(|state| std::mem::take(&mut state.notices))
+    }
+
     /// The numbers that it counted.
     pub fn counts(&self) -> Counts {
         self.state.lock().counts

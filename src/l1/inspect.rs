@@ -22,8 +22,6 @@ use crate::key::Key;
 const SLICE: usize = 4096;
 /// With more live sessions, the one that stages a key is not looked for under the lock.
 const STAGERS_MAX: usize = 1024;
-/// Characters of a request id that are shown.
-const REQUEST_SHOWN: usize = 24;
 
 /// One session's hold on an object.
 #[derive(Serialize, Debug)]
@@ -235,19 +233,13 @@ pub(super) fn stager(l1: &L1, session: u64, key: &Key) -> Option<String> {
         let fingerprint = fingerprint.within(space);
         let is_its = |staged: &Staged| state.slots[staged.id].is_of(fingerprint);
         let stages = |other: &Session| other.space == space && other.staged.find(fingerprint.hash, is_its).is_some();
-        state.sessions.live().find(|(_, other)| stages(other)).map(|(_, other)| name(other))
+        state.sessions.live().find(|(_, other)| stages(other)).map(|(_, other)| other.name())
     })
 }
 
 /// Milliseconds since the first of an object's present shares was taken.
 fn shared_for(state: &L1State, slot: &Slot) -> u64 {
     u64::from((state.now_ms as u32).wrapping_sub(slot.since_ms))
-}
-
-/// A session, for people.
-fn name(session: &Session) -> String {
-    let shown: String = session.request_id.chars().take(REQUEST_SHOWN).collect();
-    format!("session {} (\"{shown}\", pid {})", session.id, session.owner_pid)
 }
 
 pub(super) fn gauges(state: &L1State) -> Gauges {
@@ -392,5 +384,5 @@ fn bytes_held(state: &L1State, session: u64) -> Option<(u64, String)> {
     });
     let bytes = shared.map(|name| name.slot).chain(session.staged.iter().map(|staged| staged.id));
     let bytes = bytes.map(|id| state.slots[id].size()).sum();
-    Some((bytes, name(session)))
+    Some((bytes, session.name()))
 }

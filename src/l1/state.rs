@@ -134,6 +134,8 @@ pub(super) struct L1State {
     pub reclaim_ms: u64,
     /// Sessions ended by their deadlines of which the layers above do not know yet.
     pub reclaimed: Vec<u64>,
+    /// Lines about sessions whose shares or staging were taken, which are not logged yet.
+    pub notices: Vec<String>,
     /// For which events the call that has the state now is to wake threads.
     pub wakes: Wakes,
     /// Passes made over sessions' objects.
@@ -184,6 +186,7 @@ impl L1State {
             now_ms: 0,
             reclaim_ms: u64::MAX,
             reclaimed: Vec::new(),
+            notices: Vec::new(),
             wakes: 0,
             passes: 0,
         })

@@ -11,7 +11,7 @@ use crate::control::tokens::Chains;
 use crate::control::writeback::Writeback;
 use crate::l1::L1;
 use crate::l1::evict::Eviction;
-use crate::log::Log;
+use crate::log::{Log, LogLevel};
 use crate::meters::Meters;
 
 /// Background eviction runs for so long …
@@ -56,6 +56,9 @@ impl ControlThread {
                 for session in gone {
                     self.prefetcher.release_session(session);
                     self.chains.forget(session);
+                }
+                for line in self.l1.take_notices() {
+                    self.log.often("session taken", LogLevel::Warn, || line);
                 }
                 reclaim = idle.map_or(often, |wait| often.min(now + wait));
                 if self.l1.has_uses() {

@@ -21,6 +21,8 @@ use crate::l1::{object_life, share, tier_notes};
 /// Sessions are looked through for idle ones no more often than this, and again after that for one that was not.
 const RECLAIM_PAUSE_MS: u64 = 50;
 const HELD_AGAIN_MS: u64 = 1000;
+/// Most lines that wait to be logged.
+const NOTICES_MAX: usize = 64;
 
 /// Begins a session for a process. Where as many live as may, ends the one that expired first. Called for `L1::begin_session`.
 pub(in crate::l1) fn begin(
@@ -147,6 +149,11 @@ pub(in crate::l1) fn end_longest_expired(state: &mut L1State) {
     let first = expired.map(|(index, session)| (session.deadline_ms, index, session.id, session.shares)).min();
     let Some((_, index, id, shares)) = first else { return };
     state.counts.shares_revoked += shares;
+    if shares > 0 {
+        note(state, index, || {
+            format!("its {shares} shares were taken: it had passed its deadline, and as many sessions live as may")
+        });
+    }
     state.reclaimed.push(id);
     end(state, index, true, true);
     state.counts.sessions_reclaimed += 1;
@@ -175,6 +182,7 @@ pub(in crate::l1) fn revoke_longest_expired(state: &mut L1State, space: Option<u
     let Some((_, index)) = first else { return false };
     let Session { used, space, .. } = state.sessions.at_mut(index);
     let (used, pool) = (used.clone(), state.spaces[*space as usize].pool);
+    let mut revoked = 0;
     for name in used.into_iter().rev() {
         if state.slots.find(name).is_none() {
             continue;
@@ -188,8 +196,12 @@ pub(in crate::l1) fn revoke_longest_expired(state: &mut L1State, space: Option<u
             share::keep_place(state, pool, name.slot);
         }
         *state.sessions.at_mut(index).revoked.entry(key).or_insert(0) += count;
-        state.counts.shares_revoked += u64::from(count);
+        revoked += u64::from(count);
     }
+    state.counts.shares_revoked += revoked;
+    note(state, index, || {
+        format!("{revoked} of its shares were taken: it had passed its deadline, and memory is needed")
+    });
     state.sessions.at_mut(index).detached.clear();
     for (key, owed) in std::mem::take(&mut state.sessions.at_mut(index).owed) {
         state.sessions.at_mut(index).forgive_revoked(&key, owed);
@@ -204,6 +216,19 @@ pub(in crate::l1) fn drop_staged_by(state: &mut L1State, writer: u64) {
     for index in sessions {
         let staged = &mut state.sessions.at_mut(index).staged;
         let dropped: Vec<Staged> = staged.extract_if(|staged| staged.writer == writer).collect();
+        if !dropped.is_empty() {
+            note(state, index, || {
+                format!("objects that it had staged were dropped, since their writer has gone: {}", dropped.len())
+            });
+        }
         dropped.into_iter().for_each(|staged| object_life::discard_staging(state, staged.id));
+    }
+}
+
+/// Keeps a line about what was taken from the session at `index` until it is logged.
+fn note(state: &mut L1State, index: u32, what: impl FnOnce() -> String) {
+    if state.notices.len() < NOTICES_MAX {
+        let line = format!("{}: {}", state.sessions.at(index).name(), what());
+        state.notices.push(line);
     }
 }

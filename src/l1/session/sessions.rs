@@ -13,6 +13,8 @@ use crate::key::Key;
 use crate::l1::slot::{NOBODY, Ref};
 use crate::l1::slots::Slots;
 
+/// Characters of a request id that are shown.
+const REQUEST_SHOWN: usize = 24;
 /// Sessions reclaimed by their deadline that are remembered, so that a late use is answered with EXPIRED.
 const REMEMBERED: usize = 4096;
 /// A session's number: the cache's boot in the upper 16 bits, then the round in which it was given, then its index.
@@ -70,6 +72,12 @@ pub struct Session {
 }
 
 impl Session {
+    /// The session, for people.
+    pub fn name(&self) -> String {
+        let shown: String = self.request_id.chars().take(REQUEST_SHOWN).collect();
+        format!("session {} (\"{shown}\", pid {})", self.id, self.owner_pid)
+    }
+
     /// Whether it holds nothing.
     pub fn idle(&self) -> bool {
         self.shares == 0 && self.staged.is_empty() && self.jobs == 0

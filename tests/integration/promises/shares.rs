@@ -1,11 +1,13 @@
 //! P3: every share is returned exactly once, whichever way.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kvkeep::abi::KeyState;
 use kvkeep::cache::Cache as _;
 use kvkeep::config::{Policy, PrefetchRequest};
 use kvkeep::error::{KVKEEP_ERR_EXPIRED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD};
+use kvkeep::log::{Log, LogLevel};
 
 use super::cache::{Cache, KIB, MIB, WATCHDOG_MS, fill, intact, key, keys, said, until, views, watched};
 
@@ -122,7 +124,10 @@ fn p3_extra_count_goes_through_lookup_trim_and_failed_loads() {
 #[test]
 fn p3_by_revocation_after_expiry_and_a_late_return_is_told() {
     watched(|| {
-        let cache = Cache::open(64 * KIB, &[], |_| {});
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let logged = Arc::clone(&lines);
+        let log = Log::new(LogLevel::Warn, move |_, line: &str| logged.lock().unwrap().push(line.to_owned()));
+        let cache = Cache::open(64 * KIB, &[], |config| config.log = log);
         cache.store(0..8, 4096);
         let lasting = cache.session();
         let late = cache.node.begin_session(cache.space, "late", Some(Duration::from_millis(5))).unwrap();
@@ -135,6 +140,8 @@ fn p3_by_revocation_after_expiry_and_a_late_return_is_told() {
         assert!(cache.node.reserve_write(writer, &keys(100..114), &[4096; 14], false, &mut views(14)).unwrap());
         let stats = cache.stats();
         assert_eq!((stats.shares_revoked, stats.l1_shares), (16, 2));
+        let taken = format!("session {late} (\"late\", pid {}): 16 of its shares were taken", std::process::id());
+        until("the log", || lines.lock().unwrap().iter().any(|line| line.starts_with(&taken)));
         assert!(kept.iter().zip(0..).all(|(view, number)| intact(view, number)));
         let mut again = views(1);
         if let Ok(all) = cache.node.get_views(late, &[key(7)], &mut again) {
