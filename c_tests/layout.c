@@ -33,6 +33,8 @@ int main(void) {
     FIELD(kvkeep_options, log_level);
     FIELD(kvkeep_options, reserved);
     FIELD(kvkeep_options, listen);
+    FIELD(kvkeep_options, key_callback);
+    FIELD(kvkeep_options, key_userdata);
     STRUCT(kvkeep_space_options);
     FIELD(kvkeep_space_options, struct_size);
     FIELD(kvkeep_space_options, abi_version);

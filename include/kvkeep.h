@@ -347,6 +347,17 @@ typedef struct kvkeep kvkeep;
 /// cache or a pool; must not call into kvkeep.
 typedef void (*kvkeep_log_callback)(void *userdata, int32_t level, const char *message);
 
+/// Gives the master keys of a backend whose URL has "key_from=NAME", one with each call: `number` 0 is the newest key, which encrypts
+/// and decrypts; 1 and so on are older ones, which only decrypt. Writes the 32 bytes of the key to `key` and returns KVKEEP_OK, or
+/// returns KVKEEP_ERR_NOT_FOUND where there is no key of this number (at most 255 keys are asked for). Any other error, and NOT_FOUND for
+/// number 0, is that of the call that opens the backend. Objects know their key by an id that is derived from its bytes, so that the
+/// order of older keys does not matter.
+/// Runs inside `kvkeep_open`, `kvkeep_add_backend` and `kvkeep_add_backend_vtable` on the caller's thread, or on a library thread for a
+/// client of this cache (`listen`) that adds a backend; only while a backend opens. `name` is UTF-8, and valid during the call; the
+/// memory at `key` is the library's, and is cleared when the keys have been derived from it. May block; must not call into kvkeep, and
+/// must not throw.
+typedef int32_t (*kvkeep_key_callback)(void *userdata, const char *name, uint32_t number, uint8_t *key);
+
 /// How a cache is opened.
 typedef struct {
     /// sizeof of the caller's struct.
@@ -416,6 +427,10 @@ typedef struct {
     /// mode, 0600 by default. A file beside the socket, with ".lock" after its name, is locked; EXISTS where another process has
     /// it. Not with `connect`.
     const char *listen;
+    /// Gives the keys of backends whose URL has "key_from=". NULL: no URL may have it. Not with `connect`: keys are the daemon's.
+    kvkeep_key_callback key_callback;
+    /// Passed to `key_callback`.
+    void *key_userdata;
 } kvkeep_options;
 
 /// How a space is opened. All texts are UTF-8 and copied.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::abi::{Completion, JobResult};
+use crate::l2::encrypted::KeyCallback;
 use crate::log::Log;
 
 /// When a committed object is written to L2.
@@ -59,6 +60,8 @@ pub struct NodeConfig {
     pub boot: u16,
     /// Where log lines go.
     pub log: Log,
+    /// Where the keys of backends come from that the host program has.
+    pub key_callback: KeyCallback,
 }
 
 impl NodeConfig {
@@ -84,6 +87,7 @@ impl NodeConfig {
             store_wait: Duration::ZERO,
             boot: 0,
             log: Log::none(),
+            key_callback: KeyCallback::default(),
         }
     }
 }

@@ -154,6 +154,8 @@ public:
         // C takes userdata as void*; detail::log makes it const again.
         options.log_userdata = const_cast<Log*>(log_.get());
         options.log_level = static_cast<std::uint32_t>(from.log_level);
+        options.key_callback = from.key_callback;
+        options.key_userdata = from.key_userdata;
         detail::check(kvkeep_open(&options, &cache_));
     }
     Cache(Cache&& other) noexcept : log_(std::move(other.log_)), cache_(std::exchange(other.cache_, nullptr)) {}

@@ -1,14 +1,14 @@
 //! Option structs of C into the configuration of the floors below; every value is checked here.
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::options::{
     KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_L1_PERCENT, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT,
-    KVKEEP_FLAG_NUMA_NODE, KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_log_callback, kvkeep_options, kvkeep_part,
-    kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options, kvkeep_space_options,
-    kvkeep_transfer_options,
+    KVKEEP_FLAG_NUMA_NODE, KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_key_callback, kvkeep_log_callback,
+    kvkeep_options, kvkeep_part, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options,
+    kvkeep_space_options, kvkeep_transfer_options,
 };
 use super::pointers::input;
 use super::text;
@@ -18,6 +18,7 @@ use crate::config::{Callback, GroupRule, Mode, NodeConfig, Notify, Policy, Prefe
 use crate::daemon::client::{Client, ClientConfig};
 use crate::daemon::service::{Service, ServiceOptions};
 use crate::error::{Error, Result};
+use crate::l2::encrypted::KeyCallback;
 use crate::log::{Log, LogLevel};
 use crate::memory_bounds::MemoryBounds;
 use crate::node::Node;
@@ -84,6 +85,15 @@ fn log(callback: kvkeep_log_callback, userdata: *mut c_void, level: u32) -> Resu
     }))
 }
 
+fn key_callback(callback: kvkeep_key_callback, userdata: *mut c_void) -> KeyCallback {
+    let Some(callback) = callback else { return KeyCallback::default() };
+    let userdata = Userdata(userdata);
+    KeyCallback::new(move |name: &CStr, number, key: &mut [u8; 32]| {
+        // SAFETY: the caller promises a function of this signature; the name and the key's memory outlive the call.
+        unsafe { callback(userdata.get(), name.as_ptr(), number, key.as_mut_ptr()) }
+    })
+}
+
 fn urls(first: *const *const c_char, count: usize) -> Result<Vec<String>> {
     if count == 0 {
         return Ok(Vec::new());
@@ -132,6 +142,7 @@ fn only_connects(options: &kvkeep_options) -> Result<()> {
         ("backend_timeout_ms", options.backend_timeout_ms != 0),
         ("loading_bytes_max", options.loading_bytes_max != 0),
         ("listen", !options.listen.is_null()),
+        ("key_callback", options.key_callback.is_some()),
     ];
     match set.iter().find(|(_, set)| *set) {
         Some((name, _)) => Err(Error::invalid(format!(
@@ -206,6 +217,7 @@ fn node(options: &kvkeep_options, boot: u16) -> Result<Arc<Node>> {
         store_wait: Duration::from_millis(options.store_wait_ms.into()),
         loading_bytes_max: options.loading_bytes_max,
         boot,
+        key_callback: key_callback(options.key_callback, options.key_userdata),
         log: log(options.log, options.log_userdata, options.log_level)?,
     })
 }

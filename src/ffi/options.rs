@@ -125,6 +125,19 @@ pub enum kvkeep_log_level {
 #[allow(non_camel_case_types)]
 pub type kvkeep_log_callback = Option<unsafe extern "C" fn(userdata: *mut c_void, level: i32, message: *const c_char)>;
 
+/// Gives the master keys of a backend whose URL has "key_from=NAME", one with each call: `number` 0 is the newest key, which encrypts
+/// and decrypts; 1 and so on are older ones, which only decrypt. Writes the 32 bytes of the key to `key` and returns KVKEEP_OK, or
+/// returns KVKEEP_ERR_NOT_FOUND where there is no key of this number (at most 255 keys are asked for). Any other error, and NOT_FOUND for
+/// number 0, is that of the call that opens the backend. Objects know their key by an id that is derived from its bytes, so that the
+/// order of older keys does not matter.
+/// Runs inside `kvkeep_open`, `kvkeep_add_backend` and `kvkeep_add_backend_vtable` on the caller's thread, or on a library thread for a
+/// client of this cache (`listen`) that adds a backend; only while a backend opens. `name` is UTF-8, and valid during the call; the
+/// memory at `key` is the library's, and is cleared when the keys have been derived from it. May block; must not call into kvkeep, and
+/// must not throw.
+#[allow(non_camel_case_types)]
+pub type kvkeep_key_callback =
+    Option<unsafe extern "C" fn(userdata: *mut c_void, name: *const c_char, number: u32, key: *mut u8) -> i32>;
+
 /// Gets the completion of a job, valid during the call only. Runs on the library thread "kvkeep-callback", never inside a
 /// call of the submitter, with no lock held, exactly once. May call any function but `kvkeep_close`; must not throw.
 #[allow(non_camel_case_types)]
@@ -201,6 +214,10 @@ pub struct kvkeep_options {
     /// mode, 0600 by default. A file beside the socket, with ".lock" after its name, is locked; EXISTS where another process has
     /// it. Not with `connect`.
     pub listen: *const c_char,
+    /// Gives the keys of backends whose URL has "key_from=". NULL: no URL may have it. Not with `connect`: keys are the daemon's.
+    pub key_callback: kvkeep_key_callback,
+    /// Passed to `key_callback`.
+    pub key_userdata: *mut c_void,
 }
 
 /// How a space is opened. All texts are UTF-8 and copied.
@@ -400,7 +417,7 @@ pub struct kvkeep_transfer_options {
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<kvkeep_options>() == 136);
+const _: () = assert!(size_of::<kvkeep_options>() == 152);
 const _: () = assert!(size_of::<kvkeep_space_options>() == 56);
 const _: () = assert!(size_of::<kvkeep_session_options>() == 24);
 const _: () = assert!(size_of::<kvkeep_group_rule>() == 32);

@@ -38,7 +38,7 @@ macro_rules! options {
 }
 
 options! {
-    kvkeep_options: 128, 136;
+    kvkeep_options: 128, 136, 152;
     kvkeep_space_options: 48, 56;
     kvkeep_session_options: 24;
     kvkeep_prefetch_options: 72, 80;

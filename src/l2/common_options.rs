@@ -55,7 +55,7 @@ impl Default for CommonOptions {
 
 impl CommonOptions {
     /// The names of the parameters.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 10] = [
         "breaker_errors",
         "breaker_pause_ms",
         "deadline_ms",
@@ -65,6 +65,7 @@ impl CommonOptions {
         "store_latency_max_ms",
         "key_file",
         "key_env",
+        "key_from",
     ];
 
     /// Reads the parameters named by [`NAMES`](CommonOptions::NAMES), all others taken out.
@@ -85,12 +86,18 @@ impl CommonOptions {
             return Err(options.wrong("write_uses", "it goes with write=after-uses"));
         }
         let latency_ms = options.count("store_latency_max_ms", 0)?;
-        let keys = match (options.text("key_file")?, options.text("key_env")?) {
-            (None, None) => None,
-            (Some(path), None) => Some(KeyLocation::File(path.into())),
-            (None, Some(name)) => Some(KeyLocation::Environment(name.to_owned())),
-            (Some(_), Some(_)) => return Err(options.wrong("key_file", "key_env is given too; keep one")),
-        };
+        let places = [
+            options.text("key_file")?.map(|path| KeyLocation::File(path.into())),
+            options.text("key_env")?.map(|variable| KeyLocation::Environment(variable.to_owned())),
+            options.text("key_from")?.map(|name| KeyLocation::Callback(name.to_owned())),
+        ];
+        let mut places = places.into_iter().flatten();
+        let keys = places.next();
+        if places.next().is_some() {
+            return Err(Error::invalid(
+                "a backend has keys from two places: keep one of key_file, key_env and key_from",
+            ));
+        }
         let common = CommonOptions {
             keys,
             write,
@@ -137,6 +144,7 @@ mod tests {
         assert!(message(&[("deadline_ms", "1"), ("deadline_ms", "2")]).contains("given twice"));
         assert!(message(&[("write", "never")]).contains("write on, off or after-uses"));
         assert!(message(&[("write_uses", "3")]).contains("goes with write=after-uses"));
+        assert!(message(&[("key_env", "A"), ("key_from", "b")]).contains("keep one of key_file, key_env and key_from"));
         assert!(message(&[("promote", "maybe")]).contains("neither true nor false"));
     }
 

@@ -219,7 +219,8 @@ impl Header {
     pub fn verify(&self, key: &ObjectKey, layout: Option<&[u8; 16]>, payload: &[u8], checksum: bool) -> Result<()> {
         self.identify(key, layout, payload.len() as u64)?;
         if self.encryption().is_some() {
-            let why = "the object is encrypted: name its key in the URL of the backend (key_file=, key_env=)";
+            let why =
+                "the object is encrypted: name its key in the URL of the backend (key_file=, key_env=, key_from=)";
             return Err(Error::new(KVKEEP_ERR_UNSUPPORTED, why));
         }
         match self.payload_crc()? {

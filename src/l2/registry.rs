@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::backend::Backend;
 use super::common_options::CommonOptions;
-use super::encrypted::{EncryptedBackend, EncryptionKeys};
+use super::encrypted::{EncryptedBackend, EncryptionKeys, KeyCallback};
 use super::fault::FaultBackend;
 use super::fs::Fs;
 use super::memory::MemoryBackend;
@@ -70,28 +70,30 @@ pub struct OpenBackend {
     pub options: CommonOptions,
 }
 
-/// Opens the backend that a URL names, below the L1 in `arena`. The backend logs to `log` while it is open.
-pub fn open(url: &str, log: &Log, arena: &Arena) -> Result<OpenBackend> {
+/// Opens the backend that a URL names, below the L1 in `arena`. The backend logs to `log` while it is open. `callback` may be
+/// asked for its keys, on this thread.
+pub fn open(url: &str, log: &Log, arena: &Arena, callback: &KeyCallback) -> Result<OpenBackend> {
     let (inner, common) = split_parameters(url, |name| CommonOptions::NAMES.contains(&name))?;
     let options = CommonOptions::parse(&common)?;
-    open_with(url, options, || open_inner(&inner, log, arena))
+    open_with(url, options, callback, || open_inner(&inner, log, arena))
 }
 
 /// Opens the backend whose functions the host program has.
-pub fn open_plugin(source: &PluginSource, log: &Log, arena: &Arena) -> Result<OpenBackend> {
+pub fn open_plugin(source: &PluginSource, log: &Log, arena: &Arena, callback: &KeyCallback) -> Result<OpenBackend> {
     let (inner, common) = source.split_parameters(|name| CommonOptions::NAMES.contains(&name));
     let options = CommonOptions::parse(&common)?;
-    open_with(&source.url(), options, || Ok(PluginBackend::open(&inner, arena, log)?))
+    open_with(&source.url(), options, callback, || Ok(PluginBackend::open(&inner, arena, log)?))
 }
 
 /// Opens a backend, and encrypts what goes there where its options say so.
 fn open_with(
     url: &str,
     options: CommonOptions,
+    callback: &KeyCallback,
     open: impl FnOnce() -> Result<Arc<dyn Backend>>,
 ) -> Result<OpenBackend> {
     // Read before the backend opens, so that a wrong key opens nothing.
-    let keys = options.keys.as_ref().map(EncryptionKeys::read).transpose()?;
+    let keys = options.keys.as_ref().map(|keys| EncryptionKeys::read(keys, callback)).transpose()?;
     let backend = open()?;
     let backend = match keys {
         Some(keys) => EncryptedBackend::wrap(backend, keys)?,
@@ -140,7 +142,7 @@ mod tests {
     use crate::arena::MapOptions;
 
     fn opened(url: &str) -> Result<OpenBackend> {
-        open(url, &Log::none(), &Arena::map(4096, MapOptions::default()).unwrap())
+        open(url, &Log::none(), &Arena::map(4096, MapOptions::default()).unwrap(), &KeyCallback::default())
     }
 
     fn refusal(url: &str) -> String {

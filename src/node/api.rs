@@ -121,11 +121,11 @@ impl Cache for Node {
     }
 
     fn add_backend(&self, url: &str) -> Result<u64> {
-        self.add_opened(l2::registry::open(url, &self.log, self.l1.arena())?)
+        self.add_opened(l2::registry::open(url, &self.log, self.l1.arena(), &self.key_callback)?)
     }
 
     fn add_plugin(&self, source: &PluginSource) -> Result<u64> {
-        self.add_opened(l2::registry::open_plugin(source, &self.log, self.l1.arena())?)
+        self.add_opened(l2::registry::open_plugin(source, &self.log, self.l1.arena(), &self.key_callback)?)
     }
 
     fn remove_backend(&self, number: u64) -> Result<()> {

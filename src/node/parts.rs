@@ -23,6 +23,7 @@ use crate::control::writeback::Writeback;
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, Result};
 use crate::l1::{L1, L1Config, WAKE_COMMITS, WAKE_EVICTION, WAKE_WRITES};
 use crate::l2;
+use crate::l2::encrypted::KeyCallback;
 use crate::log::{Log, LogLevel};
 use crate::memory_bounds::MemoryBounds;
 use crate::meters::Meters;
@@ -50,6 +51,7 @@ pub struct Node {
     pub(crate) completions: Arc<Completions>,
     pub(crate) chains: Arc<Chains>,
     pub(crate) log: Log,
+    pub(crate) key_callback: KeyCallback,
     pub(crate) session_timeout: Duration,
     pub(crate) backend_timeout: Duration,
     pub(crate) writes_pending_max: u64,
@@ -135,6 +137,7 @@ impl Node {
             completions,
             chains: Arc::default(),
             log,
+            key_callback: config.key_callback.clone(),
             session_timeout: config.session_timeout,
             backend_timeout: config.backend_timeout,
             writes_pending_max: config.writes_pending_max.into(),
@@ -199,7 +202,7 @@ impl Node {
             }
         });
         for url in &config.backend_urls {
-            self.backends.add(l2::registry::open(url, &self.log, arena)?)?;
+            self.backends.add(l2::registry::open(url, &self.log, arena, &self.key_callback)?)?;
         }
         self.note_backends();
 

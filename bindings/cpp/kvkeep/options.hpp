@@ -38,6 +38,9 @@ struct Options {
     std::chrono::milliseconds store_wait{0};
     Log log;
     LogLevel log_level = LogLevel::warn;
+    /// Gives the keys of backends whose URL has "key_from="; see kvkeep_key_callback. Must not throw.
+    kvkeep_key_callback key_callback = nullptr;
+    void* key_userdata = nullptr;
 };
 
 /// How a space is opened; see kvkeep_space_options.

@@ -139,9 +139,27 @@ void a_vtable_without_a_function_is_refused() {
     CHECK(thrown([&] { cache.add_backend(vtable); }).status() == kvk::Status::invalid);
 }
 
+void a_function_gives_the_keys_of_a_backend() {
+    auto options = small();
+    options.key_callback = [](void* userdata, const char* name, std::uint32_t number,
+                              std::uint8_t* key) -> std::int32_t {
+        if (name != std::string("tenant") || number > 0) return KVKEEP_ERR_NOT_FOUND;
+        ++*static_cast<int*>(userdata);
+        std::memset(key, 7, 32);
+        return KVKEEP_OK;
+    };
+    int given = 0;
+    options.key_userdata = &given;
+    options.backend_urls = {"memory:?key_from=tenant"};
+    const kvk::Cache cache(options);
+    CHECK(given == 1);
+    CHECK(thrown([&] { cache.add_backend("memory:?key_from=other"); }).status() == kvk::Status::not_found);
+}
+
 }  // namespace
 
 int main() {
     a_store_in_cpp_serves_the_clients_of_its_process();
     a_vtable_without_a_function_is_refused();
+    a_function_gives_the_keys_of_a_backend();
 }

@@ -146,6 +146,9 @@ class ObjectState(enum.IntEnum):
 kvkeep_log_callback = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 
 
+kvkeep_key_callback = CFUNCTYPE(c_int32, c_void_p, c_char_p, c_uint32, POINTER(c_uint8))
+
+
 kvkeep_backend_log = CFUNCTYPE(None, c_uint64, c_int32, c_char_p)
 
 
@@ -500,6 +503,8 @@ class kvkeep_options(Structure):
     log_level: int
     reserved: int
     listen: Optional[builtins.bytes]
+    key_callback: Any
+    key_userdata: Any
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -526,6 +531,8 @@ class kvkeep_options(Structure):
         ("log_level", c_uint32),
         ("reserved", c_uint32),
         ("listen", c_char_p),
+        ("key_callback", kvkeep_key_callback),
+        ("key_userdata", c_void_p),
     ]
 
 

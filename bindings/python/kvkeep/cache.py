@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Callable, Optional, Union
 
 from . import _ffi, _plugin
+from ._keys import GiveKey, KeyCallback
 from ._library import call, encoded, lib, number, prepared, text
 from .backend import Backend
 from .completion import Callbacks, Completion, Completions
@@ -53,10 +54,17 @@ class Cache:
         store_wait_ms: int = 0,
         log: Optional[Log] = None,
         log_level: Union[_ffi.LogLevel, int] = 0,
+        key_callback: Optional[GiveKey] = None,
     ) -> None:
+        """Opens the cache; see kvkeep_options in kvkeep.h.
+
+        `key_callback(name, number)` gives the 32 bytes of a key to a backend whose URL has `key_from=name`, and None where
+        there is no key of this number; 0 is the newest.
+        """
         urls = [encoded("a backend's URL", url) for url in backends]
         self.callbacks = Callbacks()
         told = _ffi.kvkeep_log_callback(_told(log, self.callbacks)) if log else _ffi.kvkeep_log_callback()
+        self._keys = KeyCallback(key_callback)
         options = prepared(
             _ffi.kvkeep_options,
             connect=None if connect is None else encoded("connect", connect),
@@ -80,13 +88,14 @@ class Cache:
             store_wait_ms=store_wait_ms,
             log=told,
             log_level=log_level,
+            key_callback=self._keys.trampoline,
         )
         self.pointer = ctypes.c_void_p()
-        call(lib.kvkeep_open, ctypes.byref(options), ctypes.byref(self.pointer))
+        self._keys.opening(lib.kvkeep_open, ctypes.byref(options), ctypes.byref(self.pointer))
         self.completions = Completions(self.pointer)
         self.landings = Landings(self.pointer)
         # The finalizer keeps what the library may call until close has returned, and runs at exit if not before.
-        self._finalizer = weakref.finalize(self, _close, self.pointer, self.callbacks, told)
+        self._finalizer = weakref.finalize(self, _close, self.pointer, self.callbacks, told, self._keys)
 
     @property
     def closed(self) -> bool:
@@ -144,7 +153,7 @@ class Cache:
         if isinstance(backend, Backend):
             return _plugin.add(self.pointer, backend)
         number = ctypes.c_uint64()
-        call(lib.kvkeep_add_backend, self.pointer, encoded("url", backend), ctypes.byref(number))
+        self._keys.opening(lib.kvkeep_add_backend, self.pointer, encoded("url", backend), ctypes.byref(number))
         return number.value
 
     def serve_clients(self) -> None:

@@ -246,6 +246,29 @@ class BackendTest(CacheTest):
         self.cache.close()
         table.lost([gone])
 
+    def test_a_function_gives_the_keys_of_a_backend(self) -> None:
+        def give(name: str, number: int) -> Optional[bytes]:
+            asked.append((name, number))
+            if name == "broken":
+                raise PermissionError("the key service is sealed")
+            return {("tenant", 0): b"n" * 32, ("tenant", 1): b"o" * 32, ("short", 0): b"s"}.get((name, number))
+
+        asked: list[tuple[str, int]] = []
+        with self.open(key_callback=give) as self.cache:
+            self.space = self.cache.space("keys", chunk_tokens=16)
+            self.cache.add_backend("memory:?key_from=tenant")
+            self.assertEqual(asked, [("tenant", 0), ("tenant", 1), ("tenant", 2)])
+            keys = some_keys(4)
+            self.put_below(keys)
+            self.assertEqual(self.hits(keys), 4)
+            with self.assertRaisesRegex(kvkeep.NotFoundError, "no key for \"other\""):
+                self.cache.add_backend("memory:?key_from=other")
+            for name, cause in (("broken", PermissionError), ("short", ValueError)):
+                with self.assertRaises(kvkeep.KvkeepError) as caught:
+                    self.cache.add_backend(f"memory:?key_from={name}")
+                self.assertIsInstance(caught.exception.__cause__, cause)
+            self.assertEqual(len(self.cache.backends()), 1)
+
     def test_a_request_under_way_when_it_closes_is_ended(self) -> None:
         class Stuck(Table):
             async def load(self, key: kvkeep.BackendKey, header: memoryview, data: memoryview) -> None:

@@ -57,7 +57,7 @@ class Ffi(unittest.TestCase):
             self.assertEqual(seen, [int(number) for number in numbers], line)
 
     def test_every_option_can_be_given(self) -> None:
-        own = {"struct_size", "abi_version", "reserved", "reserved_0", "log_userdata"}
+        own = {"struct_size", "abi_version", "reserved", "reserved_0", "log_userdata", "key_userdata"}
         renamed = {"backend_urls": "backends", "backend_count": "backends", "group_rule_count": "group_rules"}
         renamed["segment_count"] = renamed["parts"] = "segments"
         for struct, function in (

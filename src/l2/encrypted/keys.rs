@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
 
+use super::key_callback::KeyCallback;
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_UNSUPPORTED, Result};
 use crate::key::{ObjectKey, hex, unhex};
 use crate::l2::object_header::{Encryption, Header};
@@ -14,13 +16,15 @@ const ID_CONTEXT: &str = "kvkeep 2026-11-30 id of a master key";
 const ROOT_CONTEXT: &str = "kvkeep 2026-11-30 root of object keys";
 const HOW: &str = "write 64 hexadecimal digits, as `openssl rand -hex 32` prints them, the newest key first";
 
-/// Where the keys are written.
+/// Where the keys come from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum KeyLocation {
     /// In a file: one key a line.
     File(PathBuf),
     /// In an environment variable of this process: keys with spaces or commas between them.
     Environment(String),
+    /// From the host program, which knows them by this name.
+    Callback(String),
 }
 
 /// One master key.
@@ -33,15 +37,6 @@ struct MasterKey {
 pub struct EncryptionKeys {
     keys: Vec<MasterKey>,
     random: SystemRandom,
-}
-
-impl KeyLocation {
-    fn name(&self) -> String {
-        match self {
-            KeyLocation::File(path) => format!("the key file {}", path.display()),
-            KeyLocation::Environment(name) => format!("the environment variable {name}"),
-        }
-    }
 }
 
 impl MasterKey {
@@ -62,16 +57,27 @@ impl MasterKey {
 }
 
 impl EncryptionKeys {
-    /// Reads the keys. No message has any of their digits.
-    pub fn read(source: &KeyLocation) -> Result<EncryptionKeys> {
-        let name = source.name();
-        let text = match source {
+    /// Reads the keys, or asks the host program for them. No message has any of their digits.
+    pub fn read(source: &KeyLocation, callback: &KeyCallback) -> Result<EncryptionKeys> {
+        let (name, text) = match source {
             KeyLocation::File(path) => {
-                std::fs::read_to_string(path).map_err(|error| Error::io(format!("reading {name}"), &error))?
+                let name = format!("the key file {}", path.display());
+                let text =
+                    std::fs::read_to_string(path).map_err(|error| Error::io(format!("reading {name}"), &error))?;
+                (name, text)
             }
-            KeyLocation::Environment(variable) => std::env::var(variable)
-                .map_err(|_| Error::invalid(format!("{name} is not set, or is no text: {HOW}")))?,
+            KeyLocation::Environment(variable) => {
+                let name = format!("the environment variable {variable}");
+                let text = std::env::var(variable)
+                    .map_err(|_| Error::invalid(format!("{name} is not set, or is no text: {HOW}")))?;
+                (name, text)
+            }
+            KeyLocation::Callback(name) => {
+                let keys = callback.ask(name)?.iter().map(|key| MasterKey::new(key)).collect();
+                return Ok(EncryptionKeys { keys, random: SystemRandom::new() });
+            }
         };
+        let text = Zeroizing::new(text);
         EncryptionKeys::parse(&text).map_err(|why| Error::invalid(format!("{name}: {why}; {HOW}")))
     }
 
@@ -80,7 +86,8 @@ impl EncryptionKeys {
         let words = lines.flat_map(|line| line.split(|c: char| c.is_whitespace() || c == ','));
         let mut keys: Vec<MasterKey> = Vec::new();
         for (number, word) in words.filter(|word| !word.is_empty()).enumerate() {
-            let bytes: [u8; 32] = unhex(word).ok_or_else(|| format!("its key number {} is none", number + 1))?;
+            let bytes =
+                unhex(word).map(Zeroizing::new).ok_or_else(|| format!("its key number {} is none", number + 1))?;
             let key = MasterKey::new(&bytes);
             if keys.iter().any(|other| other.id == key.id) {
                 return Err(format!("its key number {} is there twice", number + 1));

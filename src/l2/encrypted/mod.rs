@@ -8,9 +8,11 @@
 
 mod cipher_memory;
 mod encrypted_backend;
+mod key_callback;
 mod keys;
 #[cfg(test)]
 mod tests;
 
 pub use self::encrypted_backend::EncryptedBackend;
+pub use self::key_callback::KeyCallback;
 pub use self::keys::{EncryptionKeys, KeyLocation};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::EncryptedBackend;
 use super::keys::{EncryptionKeys, KeyLocation};
+use super::{EncryptedBackend, KeyCallback};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_UNSUPPORTED};
 use crate::l2::memory::MemoryBackend;
 use crate::l2::object_header::Header;
@@ -20,7 +20,7 @@ fn text(digit: char) -> String {
 fn read(text: &str) -> Result<EncryptionKeys, Error> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
-    EncryptionKeys::read(&KeyLocation::File(file.path().to_owned()))
+    EncryptionKeys::read(&KeyLocation::File(file.path().to_owned()), &KeyCallback::default())
 }
 
 fn around(inner: &Arc<MemoryBackend>, digits: &[char]) -> Arc<EncryptedBackend> {
@@ -153,9 +153,9 @@ fn wrong_keys_are_named_without_their_digits() {
         assert!(!message.contains("5ec4") && !message.contains("aaaa"), "{message}");
     }
     assert!(read(&format!("# newest\n {} # of May\n{}\n", text('a'), text('b'))).is_ok());
-    let missing = EncryptionKeys::read(&KeyLocation::File("/nowhere/keys".into())).map(|_| ()).unwrap_err();
+    let refusal = |location| EncryptionKeys::read(&location, &KeyCallback::default()).map(|_| ()).unwrap_err();
+    let missing = refusal(KeyLocation::File("/nowhere/keys".into()));
     assert!(missing.message.contains("/nowhere/keys"), "{missing}");
-    let unset =
-        EncryptionKeys::read(&KeyLocation::Environment("KVKEEP_NO_SUCH_KEY".to_owned())).map(|_| ()).unwrap_err();
+    let unset = refusal(KeyLocation::Environment("KVKEEP_NO_SUCH_KEY".to_owned()));
     assert!(unset.message.contains("KVKEEP_NO_SUCH_KEY is not set"), "{unset}");
 }
