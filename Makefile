@@ -45,8 +45,10 @@ test-kernel: ## the GPU kernel's PTX against its source, with NVRTC fetched by p
 	@scripts/compile_kernel.py --check --into build/nvrtc || { [ $$? = 77 ] && \
 		scripts/skipped.sh test-kernel "NVRTC 12.1 cannot be had from PyPI"; }
 
-test-rust: ## the Rust tests
+test-rust: ## the Rust tests, and those of the s3 backend once more with s3s-fs, where that is installed
 	cargo test --locked
+	@if scripts/s3s.sh >/dev/null 2>&1; then $(MAKE) test-s3s; \
+	else scripts/skipped.sh "the s3 backend against s3s-fs" "it is not installed; \`make test-s3s\` has cargo do so"; fi
 
 test-c: $(CMAKE) ## the C tests: both libraries, header, layout, symbols, valgrind, consumers
 	$(CMAKE) -S c_tests -B build/c_tests -DCMAKE_BUILD_TYPE=RelWithDebInfo $(TARGET_DIR)
@@ -81,6 +83,12 @@ test-mooncake: build ## the Mooncake backend against a real master, which pip fe
 .PHONY: test-azure
 test-azure: ## the az backend against Azurite, of which npm puts 360 MB into build/azurite: opt-in
 	KVKEEP_AZURITE=$$(scripts/azurite.sh install) cargo test --locked --test integration s3::other_services
+
+.PHONY: test-s3s
+test-s3s: ## the s3 backend against s3s-fs, which cargo puts into build/tools in some minutes: opt-in
+	@if s3s=$$(scripts/s3s.sh install); then \
+		KVKEEP_S3S=$$s3s cargo test --locked --test integration s3:: -- --skip s3::other_services; \
+	else scripts/skipped.sh test-s3s "cargo cannot install s3s-fs"; fi
 
 e2e-vllm: build ## vLLM over a daemon with a toy model: opt-in, downloads gigabytes into build/e2e-vllm
 	e2e/vllm/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-vllm
@@ -125,7 +133,7 @@ bench-without: ## measure what each optimisation brings, into target/bench/resul
 bench-device: ## measure transfers to and from pages into target/bench/results-device.json
 	cargo bench --locked --bench kvkeep -- --device
 
-soak: test-c ## the long campaigns: kills by the hundred, random operations and garbage by the million
+soak: test-c test-azure test-s3s ## the long campaigns: kills by the hundred, random operations and garbage by the million
 	KVKEEP_KILL_ROUNDS=200 cargo test --locked --release --test integration fs::kill:: -- --nocapture
 	KVKEEP_CHAOS_KILLS=50 cargo test --locked --release --test campaigns chaos:: -- --nocapture
 	KVKEEP_KILL_ROUNDS=200 KVKEEP_FUZZ_ROUNDS=5000 cargo test --locked --release --test integration processes::

@@ -10,7 +10,7 @@ use kvkeep::ffi::options::kvkeep_options;
 use kvkeep::ffi::version::{KVKEEP_ABI_VERSION, kvkeep_last_error};
 
 use crate::promises::cache::{MIB, watched};
-use crate::support::s3::{Service, access_keys};
+use crate::support::s3::{Service, access_keys, is_s3s};
 
 /// A server that answers every connection with `answer`, and then waits for the client's end; without one it never answers.
 fn server(answer: Option<&'static str>) -> String {
@@ -77,8 +77,11 @@ fn a_place_that_cannot_be_opened_is_an_error_with_cause_and_remedy() {
             (format!("http://{closed}&ca=/no/file"), "reading /no/file, which ca= names"),
             (format!("http://{closed}&profile=nobody"), "in a section [nobody]"),
         ];
-        let service = Service::shared("a_place_that_cannot_be_opened_is_an_error_with_cause_and_remedy");
-        if let Some(service) = service {
+        let test = "a_place_that_cannot_be_opened_is_an_error_with_cause_and_remedy";
+        let service = Service::shared(test);
+        let tells_buckets =
+            !is_s3s(&format!("{test}: no bucket"), "says of a bucket that is not there what it says of an object");
+        if let Some(service) = service.filter(|_| tells_buckets) {
             places.push((format!("http://{}/nowhere", service.address), "opening s3://kvkeep/x"));
         }
         // SAFETY: plain data for which zero is a valid value.
@@ -103,9 +106,11 @@ fn a_place_that_cannot_be_opened_is_an_error_with_cause_and_remedy() {
             assert!(!message.contains("hush") && !message.contains("AKIDTEST"), "{message}");
         }
         if let Some(service) = service {
-            let (status, message) =
-                open(&format!("s3://nobodys/x?credentials={keys}&endpoint=http://{}", service.address));
-            assert!(status < 0 && message.contains("there is no such bucket; make it, or name another"), "{message}");
+            if tells_buckets {
+                let url = format!("s3://nobodys/x?credentials={keys}&endpoint=http://{}", service.address);
+                let (status, message) = open(&url);
+                assert!(status < 0 && message.contains("there is no such bucket; make it"), "{message}");
+            }
             let (status, message) = open(&service.url(""));
             assert_eq!(status, 0, "{message}");
         }
