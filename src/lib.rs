@@ -44,6 +44,7 @@ pub mod shape;
 #[path = "../tests/support/skip.rs"]
 mod skip;
 mod slot_table;
+pub mod space_report;
 mod sync;
 #[cfg(test)]
 mod tests;

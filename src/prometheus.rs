@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::abi::{Histogram, Stats};
 use crate::backend_report::BackendReport;
+use crate::space_report::SpaceReport;
 
 /// One number of the statistics.
 pub struct Metric {
@@ -131,6 +132,12 @@ pub fn backlog(stats: &Stats) -> Option<String> {
 /// Prometheus text (exposition format 0.0.4).
 pub fn prometheus(stats: &Stats) -> String {
     let mut text = String::with_capacity(1 << 14);
+    let version = env!("CARGO_PKG_VERSION");
+    let _ = write!(
+        text,
+        "# HELP kvkeep_build_info 1, with the version of the library.\n# TYPE kvkeep_build_info gauge\n\
+         kvkeep_build_info{{version=\"{version}\"}} 1\n"
+    );
     for (kind, suffix, values) in [("gauge", "", GAUGES), ("counter", "_total", COUNTERS)] {
         for Metric { name, help, of } in values {
             let (name, value) = (format!("kvkeep_{name}{suffix}"), of(stats));
@@ -144,21 +151,21 @@ pub fn prometheus(stats: &Stats) -> String {
     text
 }
 
-/// One number of each backend.
-struct BackendMetric {
+/// One number of each backend, or of each space.
+struct ReportMetric<R> {
     name: &'static str,
     kind: &'static str,
     help: &'static str,
-    of: fn(&BackendReport) -> f64,
+    of: fn(&R) -> f64,
 }
 
-macro_rules! backend_metrics {
+macro_rules! report_metrics {
     ($($name:ident $kind:literal $help:literal $of:expr),* $(,)?) => {
-        &[$(BackendMetric { name: stringify!($name), kind: $kind, help: $help, of: $of }),*]
+        &[$(ReportMetric { name: stringify!($name), kind: $kind, help: $help, of: $of }),*]
     };
 }
 
-const BACKENDS: &[BackendMetric] = backend_metrics! {
+const BACKENDS: &[ReportMetric<BackendReport>] = report_metrics! {
     trouble "gauge" "1 while the backend fails or is fenced." |report| u8::from(report.trouble.is_some()).into(),
     open "gauge" "1 while it failed in a row and gets no requests, or one that decides." |report| u8::from(report.open).into(),
     short "gauge" "1 while the medium has less room than the backend's capacity." |report| u8::from(report.short).into(),
@@ -175,18 +182,46 @@ const BACKENDS: &[BackendMetric] = backend_metrics! {
     stores_dropped_total "counter" "Writes to it that were dropped." |report| report.stores_dropped as f64,
 };
 
+const SPACES: &[ReportMetric<SpaceReport>] = report_metrics! {
+    objects "gauge" "Objects of the space in L1." |report| report.objects as f64,
+    used_bytes "gauge" "Bytes of the space in L1." |report| report.used_bytes as f64,
+    quota_bytes "gauge" "Most bytes of the space in L1; 0 for no bound." |report| report.quota_bytes as f64,
+};
+
 /// Prometheus text about each backend, to follow that of the statistics.
 pub fn backends(reports: &[BackendReport]) -> String {
+    let labels = |report: &BackendReport| format!("backend=\"{}\",scheme=\"{}\"", report.backend, report.scheme);
+    report_text("backend", BACKENDS, reports, labels)
+}
+
+/// Prometheus text about each space, to follow that of the backends.
+pub fn spaces(reports: &[SpaceReport]) -> String {
+    report_text("space", SPACES, reports, |report| {
+        let [model, layout, tenant] = [&report.model, &report.layout, &report.tenant].map(|name| escaped(name));
+        let SpaceReport { space, generation, chunk_tokens, .. } = report;
+        format!(
+            "space=\"{space}\",model=\"{model}\",layout=\"{layout}\",tenant=\"{tenant}\",generation=\"{generation}\",\
+             chunk_tokens=\"{chunk_tokens}\""
+        )
+    })
+}
+
+fn report_text<R>(what: &str, metrics: &[ReportMetric<R>], reports: &[R], labels: impl Fn(&R) -> String) -> String {
     let mut text = String::new();
-    for BackendMetric { name, kind, help, of } in BACKENDS.iter().filter(|_| !reports.is_empty()) {
+    let labelled: Vec<(&R, String)> = reports.iter().map(|report| (report, labels(report))).collect();
+    for ReportMetric { name, kind, help, of } in metrics.iter().filter(|_| !reports.is_empty()) {
         // Writing to a string cannot fail.
-        let _ = write!(text, "# HELP kvkeep_backend_{name} {help}\n# TYPE kvkeep_backend_{name} {kind}\n");
-        for report in reports {
-            let (number, scheme, value) = (report.backend, report.scheme, of(report));
-            let _ = writeln!(text, "kvkeep_backend_{name}{{backend=\"{number}\",scheme=\"{scheme}\"}} {value}");
+        let _ = write!(text, "# HELP kvkeep_{what}_{name} {help}\n# TYPE kvkeep_{what}_{name} {kind}\n");
+        for (report, labels) in &labelled {
+            let _ = writeln!(text, "kvkeep_{what}_{name}{{{labels}}} {}", of(report));
         }
     }
     text
+}
+
+/// The value of a label.
+fn escaped(text: &str) -> String {
+    text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
 }
 
 /// One JSON object, by the names of the C header.

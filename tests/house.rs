@@ -310,8 +310,8 @@ fn pages_name_only_what_the_header_and_the_metrics_have() {
     let is_metric = |word: &str| {
         let name = word.trim_start_matches("kvkeep_");
         let value = name.strip_suffix("_total").unwrap_or(name);
-        let of_backend = name.strip_prefix("backend_").unwrap_or(name);
-        [format!("\n    {value} \""), format!("\"{word}\""), format!("\n    {of_backend} \"")]
+        let of_report = name.strip_prefix("backend_").or(name.strip_prefix("space_")).unwrap_or(name);
+        [format!("\n    {value} \""), format!("\"{word}\""), format!("\n    {of_report} \"")]
             .iter()
             .any(|text| metrics.contains(text))
     };

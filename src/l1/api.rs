@@ -13,6 +13,7 @@ use crate::config::SpaceSpec;
 use crate::error::{Result, Status};
 use crate::key::Key;
 use crate::shape::Shape;
+use crate::space_report::SpaceReport;
 
 impl L1 {
     /// Begins a session for a process.
@@ -261,6 +262,11 @@ impl L1 {
     /// Fills in the memory that a space takes of L1, but not the head of the struct.
     pub fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()> {
         inspect::query_space(self, space, usage)
+    }
+
+    /// The open spaces, those that take most of L1 first; of very many the first 256.
+    pub fn spaces(&self) -> Vec<SpaceReport> {
+        inspect::spaces(self)
     }
 
     /// Fills in the state of a session, but not the head of the struct.

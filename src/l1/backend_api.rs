@@ -122,8 +122,8 @@ impl L1 {
         self.with(lifecycle::end_idle)
     }
 
-    /// Lines for the log about what was taken from sessions since the last call.
-    pub fn take_notices(&self) -> Vec<String> {
+    /// Lines for the log since the last call, with their kinds.
+    pub fn take_notices(&self) -> Vec<(Option<&'static str>, String)> {
         self.with(|state| std::mem::take(&mut state.notices))
     }
 

@@ -1,5 +1,6 @@
 //! Answers about L1 for programs and people: the state of keys, the holders of an object (P12), the holder of most memory, numbers.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use hashbrown::HashSet;
@@ -8,6 +9,7 @@ use serde::Serialize;
 use super::counters::Gauges;
 use super::session::sessions::{Session, Staged};
 use super::slot::{BUSY, DETACHED, GIVEN_UP, NOBODY, NONE, QUEUED, STAGING, STORED, Slot, TEMPORARY};
+use super::space::Space;
 use super::state::L1State;
 use super::tier::L1;
 use super::{lookup, pending_writes};
@@ -17,11 +19,14 @@ use crate::abi::{
 };
 use crate::error::{Error, Result};
 use crate::key::Key;
+use crate::space_report::SpaceReport;
 
 /// Slots looked at under one lock.
 const SLICE: usize = 4096;
 /// With more live sessions, the one that stages a key is not looked for under the lock.
 const STAGERS_MAX: usize = 1024;
+/// Most spaces that are reported.
+const SPACES_SHOWN: usize = 256;
 
 /// One session's hold on an object.
 #[derive(Serialize, Debug)]
@@ -124,6 +129,29 @@ pub(super) fn query_space(l1: &L1, space: u64, usage: &mut SpaceUsage) -> Result
         usage.used_bytes = space.used;
         usage.quota_bytes = space.quota;
         Ok(())
+    })
+}
+
+pub(super) fn spaces(l1: &L1) -> Vec<SpaceReport> {
+    l1.with(|state| {
+        let mut open: Vec<(u64, u32)> = state.by_number.iter().map(|(&number, &index)| (number, index)).collect();
+        open.sort_unstable_by_key(|&(number, index)| (Reverse(state.spaces[index as usize].used), number));
+        open.truncate(SPACES_SHOWN);
+        let report = |(number, index): (u64, u32)| {
+            let Space { spec, ready, used, quota, .. } = &state.spaces[index as usize];
+            SpaceReport {
+                space: number,
+                model: spec.model.clone(),
+                layout: spec.layout.clone(),
+                tenant: spec.tenant.clone(),
+                generation: spec.generation,
+                chunk_tokens: spec.chunk_tokens,
+                objects: *ready,
+                used_bytes: *used,
+                quota_bytes: *quota,
+            }
+        };
+        open.into_iter().map(report).collect()
     })
 }
 

@@ -12,6 +12,8 @@ use crate::key::SpaceTag;
 use crate::policy::Removal;
 
 const SPACES_MAX: usize = 1 << 16;
+/// Among more open spaces, those that differ little from a new one are not looked for.
+const COMPARED_MAX: usize = 1024;
 
 pub(super) fn open_space(l1: &L1, spec: &SpaceSpec) -> Result<u64> {
     open_tagged_space(l1, space_tag(spec), spec)
@@ -26,9 +28,9 @@ pub(super) fn open_tagged_space(l1: &L1, tag: SpaceTag, spec: &SpaceSpec) -> Res
             Some(&index) if spec.quota_bytes == 0 => return Ok(index),
             Some(&index) => index,
             None => {
-                let layout = layout_tag(spec);
-                let chunk_tokens = spec.chunk_tokens;
-                let space = Space { tag, layout, chunk_tokens, quota: 0, used: 0, ready: 0, pool: 0 };
+                let (layout, spec) = (layout_tag(spec), spec.clone());
+                let space = Space { tag, layout, spec, quota: 0, used: 0, ready: 0, pool: 0 };
+                note_odd_difference(state, &space);
                 let index = enter(state, space)?;
                 state.by_number.insert(tag.number(), index);
                 index
@@ -39,6 +41,24 @@ pub(super) fn open_tagged_space(l1: &L1, tag: SpaceTag, spec: &SpaceSpec) -> Res
     })?;
     trim_to_quota(l1, index);
     Ok(tag.number())
+}
+
+/// Notes for the log that another open space differs from `space` by its layout or chunk size alone: they share nothing.
+fn note_odd_difference(state: &mut L1State, space: &Space) {
+    if state.by_number.len() > COMPARED_MAX {
+        return;
+    }
+    let others = state.by_number.values().map(|&index| &state.spaces[index as usize]);
+    let odd = others.filter_map(|other| Some((other.tag.number(), space.odd_difference(other)?))).min();
+    if let Some((other, difference)) = odd {
+        let (number, model) = (space.tag.number(), &space.spec.model);
+        state.note(None, || {
+            format!(
+                "space {number} of model {model:?} differs from space {other} by its {difference}, alone: they share nothing; \
+                 give both the same, unless their bytes differ"
+            )
+        });
+    }
 }
 
 /// Gives a space an index: that of a closed one, if no memory is that one's any more, or a new one.

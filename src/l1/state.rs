@@ -5,6 +5,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+/// Most lines that wait to be logged.
+const NOTICES_MAX: usize = 64;
+
 use hashbrown::HashMap;
 
 use super::alloc::Alloc;
@@ -134,8 +137,8 @@ pub(super) struct L1State {
     pub reclaim_ms: u64,
     /// Sessions ended by their deadlines of which the layers above do not know yet.
     pub reclaimed: Vec<u64>,
-    /// Lines about sessions whose shares or staging were taken, which are not logged yet.
-    pub notices: Vec<String>,
+    /// Lines that are to be logged once no lock is held, each with its kind if it may come by the thousand.
+    pub notices: Vec<(Option<&'static str>, String)>,
     /// For which events the call that has the state now is to wake threads.
     pub wakes: Wakes,
     /// Passes made over sessions' objects.
@@ -296,10 +299,17 @@ impl L1State {
         })
     }
 
+    /// Keeps a line until it can be logged.
+    pub fn note(&mut self, kind: Option<&'static str>, line: impl FnOnce() -> String) {
+        if self.notices.len() < NOTICES_MAX {
+            self.notices.push((kind, line()));
+        }
+    }
+
     /// The space at an index, for the layers above.
     pub fn space_info(&self, index: u32) -> SpaceInfo {
         let space = &self.spaces[index as usize];
-        SpaceInfo { index, tag: space.tag, layout: space.layout, chunk_tokens: space.chunk_tokens }
+        SpaceInfo { index, tag: space.tag, layout: space.layout, chunk_tokens: space.spec.chunk_tokens }
     }
 
     /// Whether more than `percent` of L1 is used, `less` so many bytes; never above 100.

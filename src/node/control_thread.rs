@@ -57,8 +57,11 @@ impl ControlThread {
                     self.prefetcher.release_session(session);
                     self.chains.forget(session);
                 }
-                for line in self.l1.take_notices() {
-                    self.log.often("session taken", LogLevel::Warn, || line);
+                for (kind, line) in self.l1.take_notices() {
+                    match kind {
+                        Some(kind) => self.log.often(kind, LogLevel::Warn, || line),
+                        None => self.log.write(LogLevel::Warn, || line),
+                    }
                 }
                 reclaim = idle.map_or(often, |wait| often.min(now + wait));
                 if self.l1.has_uses() {

@@ -105,11 +105,14 @@ impl Node {
         };
     }
 
-    /// All statistics as Prometheus text.
-    pub fn metrics(&self) -> String {
+    /// All statistics as Prometheus text, with those of the spaces that `shows` chooses.
+    pub fn metrics(&self, shows: impl Fn(u64) -> bool) -> String {
+        let mut spaces = self.l1.spaces();
+        spaces.retain(|report| shows(report.space));
+        let spaces = prometheus::spaces(&spaces);
         let mut stats = Stats::default();
         self.stats(&mut stats);
-        prometheus::prometheus(&stats) + &prometheus::backends(&self.backend_reports())
+        prometheus::prometheus(&stats) + &prometheus::backends(&self.backend_reports()) + &spaces
     }
 
     /// The backends, in the order they are asked.

@@ -15,6 +15,7 @@ mod fs;
 mod fuzz;
 mod http;
 mod memory_limit;
+mod monitoring;
 mod page;
 mod policy_trace;
 mod processes;

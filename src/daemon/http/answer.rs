@@ -124,7 +124,7 @@ impl HttpHandler {
             }
             "/metrics" => {
                 no_parameters(query)?;
-                Ok(whole(PROMETHEUS, self.node.metrics()))
+                Ok(whole(PROMETHEUS, self.node.metrics(|_| true)))
             }
             "/healthz" => {
                 no_parameters(query)?;
@@ -178,6 +178,7 @@ impl HttpHandler {
             "newest_event": self.node.l1.events().newest(),
             "stats": prometheus::json(&stats),
             "backends": self.node.backend_reports(),
+            "spaces": self.node.l1.spaces(),
             "writes": writes(&stats),
         });
         if let Some(after) = after {

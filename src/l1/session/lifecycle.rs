@@ -21,8 +21,6 @@ use crate::l1::{object_life, share, tier_notes};
 /// Sessions are looked through for idle ones no more often than this, and again after that for one that was not.
 const RECLAIM_PAUSE_MS: u64 = 50;
 const HELD_AGAIN_MS: u64 = 1000;
-/// Most lines that wait to be logged.
-const NOTICES_MAX: usize = 64;
 
 /// Begins a session for a process. Where as many live as may, ends the one that expired first. Called for `L1::begin_session`.
 pub(in crate::l1) fn begin(
@@ -227,8 +225,6 @@ pub(in crate::l1) fn drop_staged_by(state: &mut L1State, writer: u64) {
 
 /// Keeps a line about what was taken from the session at `index` until it is logged.
 fn note(state: &mut L1State, index: u32, what: impl FnOnce() -> String) {
-    if state.notices.len() < NOTICES_MAX {
-        let line = format!("{}: {}", state.sessions.at(index).name(), what());
-        state.notices.push(line);
-    }
+    let name = state.sessions.at(index).name();
+    state.note(Some("session taken"), || format!("{name}: {}", what()));
 }

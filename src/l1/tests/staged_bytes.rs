@@ -35,7 +35,7 @@ fn a_writers_end_drops_its_own_staging_and_no_later_one_of_the_same_key() {
     l1.close_writer(B);
     assert_eq!(staged(&l1), 2);
     let notices = l1.take_notices();
-    assert!(notices.len() == 1 && notices[0].contains("since their writer has gone: 1"), "{notices:?}");
+    assert!(notices.len() == 1 && notices[0].1.contains("since their writer has gone: 1"), "{notices:?}");
     let mut statuses = [0; 3];
     l1.finish_write(shared, &[key(1), key(2), key(3)], Some(&mut statuses)).unwrap();
     assert_eq!(statuses, [0, KVKEEP_ERR_NOT_FOUND as i32, 0]);

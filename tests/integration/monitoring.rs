@@ -1,0 +1,105 @@
+//! What operators watch: metrics by space, and the dashboard and alerts in `examples/`.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use kvkeep::cache::Cache as _;
+use kvkeep::config::SpaceSpec;
+use kvkeep::log::{Log, LogLevel};
+
+use crate::promises::cache::{Cache, MIB, until};
+use crate::support::skip::skipped;
+
+const ALERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/prometheus/alerts.yml");
+const DASHBOARD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/grafana/kvkeep.json");
+
+fn spec(model: &str, layout: &str, chunk_tokens: u32) -> SpaceSpec {
+    let (model, layout, tenant) = (model.to_owned(), layout.to_owned(), "acme".to_owned());
+    SpaceSpec { model, layout, tenant, chunk_tokens, quota_bytes: 0, generation: 0 }
+}
+
+/// The names of metrics in a text.
+fn names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'));
+    words.filter(|word| word.starts_with("kvkeep_")).map(str::to_owned).collect()
+}
+
+#[test]
+fn spaces_are_metrics_by_name() {
+    let cache = Cache::open(MIB, &[], |_| {});
+    let space = cache.node.open_space(SpaceSpec { quota_bytes: 4096, ..spec("a \"b\" \\", "bf16", 64) }).unwrap();
+    cache.store(0..3, 1000);
+    let metrics = cache.node.metrics(|_| true);
+    let labels = format!(
+        "{{space=\"{space}\",model=\"a \\\"b\\\" \\\\\",layout=\"bf16\",tenant=\"acme\",generation=\"0\",chunk_tokens=\"64\"}}"
+    );
+    for line in [format!("kvkeep_space_objects{labels} 0\n"), format!("kvkeep_space_quota_bytes{labels} 4096\n")] {
+        assert!(metrics.contains(&line), "{line} is missing in {metrics}");
+    }
+    let its = format!("kvkeep_space_objects{{space=\"{}\"", cache.space);
+    let line = metrics.lines().find(|line| line.starts_with(&its)).unwrap();
+    assert!(line.ends_with("} 3"), "{line}");
+    assert!(!cache.node.metrics(|number| number == space).contains(&its));
+    cache.node.close();
+}
+
+#[test]
+fn a_space_that_differs_by_its_layout_or_chunk_size_alone_is_logged() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let logged = Arc::clone(&lines);
+    let log = Log::new(LogLevel::Warn, move |_, line: &str| logged.lock().unwrap().push(line.to_owned()));
+    for (other, difference) in [
+        (spec("m", "fp8", 64), Some("layout, \"fp8\" and \"bf16\"")),
+        (spec("m", "bf16", 16), Some("chunk_tokens, 16 and 64")),
+        (spec("n", "fp8", 64), None),
+        (spec("m", "fp8", 16), None),
+        (SpaceSpec { tenant: "else".to_owned(), ..spec("m", "fp8", 64) }, None),
+        (SpaceSpec { generation: 1, ..spec("m", "fp8", 64) }, None),
+    ] {
+        lines.lock().unwrap().clear();
+        let cache = Cache::open(MIB, &[], |config| config.log = log.clone());
+        let first = cache.node.open_space(spec("m", "bf16", 64)).unwrap();
+        let second = cache.node.open_space(other.clone()).unwrap();
+        cache.node.open_space(other).unwrap();
+        // One that always differs, so that the log has been written when its line comes.
+        let last = cache.node.open_space(spec("last", "a", 64)).unwrap();
+        cache.node.open_space(spec("last", "b", 64)).unwrap();
+        let from_last = format!("differs from space {last} ");
+        until("the log", || lines.lock().unwrap().iter().any(|line| line.contains(&from_last)));
+        cache.node.close();
+        let said: Vec<String> =
+            lines.lock().unwrap().iter().filter(|line| !line.contains(&from_last)).cloned().collect();
+        match difference {
+            Some(difference) => {
+                let begin =
+                    format!("space {second} of model \"m\" differs from space {first} by its {difference}, alone");
+                assert!(said.len() == 1 && said[0].starts_with(&begin), "{said:?}");
+            }
+            None => assert!(said.is_empty(), "{said:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
+    let cache = Cache::open(MIB, &["memory:"], |_| {});
+    let metrics = names(&cache.node.metrics(|_| true));
+    cache.node.close();
+    let [dashboard, alerts] = [DASHBOARD, ALERTS].map(|path| std::fs::read_to_string(path).unwrap());
+    for text in [&dashboard, &alerts] {
+        let asked = names(text);
+        assert!(asked.len() > 8, "{asked:?}");
+        let missing: Vec<&String> = asked.difference(&metrics).collect();
+        assert!(missing.is_empty(), "there is no {missing:?}");
+    }
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty() && targets.iter().all(|target| target["expr"].is_string()), "{panel}");
+    }
+    match Command::new("promtool").args(["check", "rules", ALERTS]).output() {
+        Ok(said) => assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr)),
+        Err(error) => skipped("promtool check rules", error),
+    }
+}
