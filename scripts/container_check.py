@@ -40,7 +40,7 @@ def check_names() -> None:
     """The port and the directories are the same wherever they are named."""
     port, user = found(r"^EXPOSE (\d+)$", dockerfile), found(r"^USER (\d+:\d+)$", dockerfile)
     assert f":{port}\"" in found(r"^(http = .*?)$", settings)
-    assert found(r"^allow_gids = \[(\d+)\]$", settings) == user.split(":")[1]
+    assert found(r"^allow_groups = \[(\d+)\]$", settings) == user.split(":")[1]
     directories = json.loads(found(r"^VOLUME (.*?)$", dockerfile))
     assert directories == [str(Path(found(r'^socket = "(.*?)"', settings)).parent), found(r"fs://(.*?)\?", settings)]
     daemon, engine = ((ROOT / f"examples/kubernetes/{name}.yaml").read_text() for name in ("kvkeep", "engine"))

@@ -3,6 +3,7 @@
 //! A client has one connection on which it listens for pushes, and a few request connections, each used by one calling
 //! thread at a time: a request out, an answer in. The bytes of objects never cross a socket: a client maps L1.
 
+pub mod accounts;
 pub mod client;
 pub mod http;
 pub mod server;

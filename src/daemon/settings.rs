@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::accounts::{Group, User};
 use super::server::{Access, Limits};
 use crate::config::{NodeConfig, StoreMode};
 use crate::error::{Error, Result};
@@ -87,17 +88,16 @@ impl Display for FileMode {
     }
 }
 
-/// Users who alone may open a tenant's spaces, written like `acme=1000,1001`.
+/// Users who alone may open a tenant's spaces, written like `acme=alice,1001`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Tenant(String, Vec<u32>);
+pub struct Tenant(String, Vec<User>);
 
 impl FromStr for Tenant {
     type Err = Error;
     fn from_str(text: &str) -> Result<Tenant> {
-        let wrong = || Error::invalid(format!("{text:?} is no tenant with its users; write acme=1000,1001"));
-        let (name, uids) = text.split_once('=').ok_or_else(wrong)?;
-        let uids: Option<Vec<u32>> = uids.split(',').map(|uid| uid.parse().ok()).collect();
-        Ok(Tenant(name.to_owned(), uids.ok_or_else(wrong)?))
+        let wrong = || Error::invalid(format!("{text:?} is no tenant with its users; write acme=alice,1001"));
+        let (name, users) = text.split_once('=').ok_or_else(wrong)?;
+        Ok(Tenant(name.to_owned(), users.split(',').map(str::parse).collect::<Result<_>>()?))
     }
 }
 
@@ -231,21 +231,21 @@ pub struct Settings {
     #[arg(long, value_name = "OCTAL", help_heading = "Clients")]
     pub socket_mode: Option<FileMode>,
     /// A user who may connect, besides root and this one; the socket's mode must let it too
-    #[arg(long, value_name = "UID", value_delimiter = ',', help_heading = "Clients")]
-    pub allow_uids: Vec<u32>,
+    #[arg(long, value_name = "USER", value_delimiter = ',', help_heading = "Clients")]
+    pub allow_users: Vec<User>,
     /// A group whose members may connect
-    #[arg(long, value_name = "GID", value_delimiter = ',', help_heading = "Clients")]
-    pub allow_gids: Vec<u32>,
+    #[arg(long, value_name = "GROUP", value_delimiter = ',', help_heading = "Clients")]
+    pub allow_groups: Vec<Group>,
     /// A user who may connect and only read
-    #[arg(long, value_name = "UID", value_delimiter = ',', help_heading = "Clients")]
-    pub read_only_uids: Vec<u32>,
-    /// Users who alone may open a tenant's spaces, like acme=1000,1001
-    #[arg(long, value_name = "TENANT=UIDS", help_heading = "Clients")]
+    #[arg(long, value_name = "USER", value_delimiter = ',', help_heading = "Clients")]
+    pub read_only_users: Vec<User>,
+    /// Users who alone may open a tenant's spaces, like acme=alice,1001
+    #[arg(long, value_name = "TENANT=USERS", help_heading = "Clients")]
     #[serde(skip)]
     pub tenant: Vec<Tenant>,
     /// In the file, the same as a table.
     #[arg(skip)]
-    pub tenants: BTreeMap<String, Vec<u32>>,
+    pub tenants: BTreeMap<String, Vec<User>>,
     /// Most clients at once [default: 256]
     #[arg(long, value_name = "COUNT", help_heading = "Clients")]
     pub clients_max: Option<usize>,
@@ -343,9 +343,9 @@ impl Settings {
             jobs_max: self.jobs_max.or(file.jobs_max),
             session_timeout_ms: self.session_timeout_ms.or(file.session_timeout_ms),
             socket_mode: self.socket_mode.or(file.socket_mode),
-            allow_uids: any(self.allow_uids, file.allow_uids),
-            allow_gids: any(self.allow_gids, file.allow_gids),
-            read_only_uids: any(self.read_only_uids, file.read_only_uids),
+            allow_users: any(self.allow_users, file.allow_users),
+            allow_groups: any(self.allow_groups, file.allow_groups),
+            read_only_users: any(self.read_only_users, file.read_only_users),
             tenant: self.tenant,
             tenants: file.tenants,
             clients_max: self.clients_max.or(file.clients_max),
@@ -417,14 +417,15 @@ impl Settings {
 
     /// The users who may connect.
     pub fn access(&self) -> Access {
-        let of_flags = self.tenant.iter().map(|Tenant(name, uids)| (name.clone(), uids.clone()));
-        let of_file = self.tenants.iter().map(|(name, uids)| (name.clone(), uids.clone()));
+        let uids = |users: &[User]| users.iter().map(|user| user.0).collect::<Vec<u32>>();
+        let of_flags = self.tenant.iter().map(|Tenant(name, users)| (name.clone(), uids(users)));
+        let of_file = self.tenants.iter().map(|(name, users)| (name.clone(), uids(users)));
         let tenants: BTreeMap<String, Vec<u32>> = of_file.chain(of_flags).collect();
         Access {
             mode: self.socket_mode.map_or(Access::default().mode, |mode| mode.0),
-            uids: self.allow_uids.clone(),
-            gids: self.allow_gids.clone(),
-            read_only_uids: self.read_only_uids.clone(),
+            uids: uids(&self.allow_users),
+            gids: self.allow_groups.iter().map(|group| group.0).collect(),
+            read_only_uids: uids(&self.read_only_users),
             tenants: tenants.into_iter().collect(),
         }
     }

@@ -233,6 +233,42 @@ fn what_cannot_start_says_why() {
 }
 
 #[test]
+fn a_check_tries_a_start_and_leaves_the_daemon_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(dir.path(), "--l1 4MiB --l2 memory:");
+    daemon.told();
+    let config = dir.path().join("k.toml");
+    let settings = format!(
+        "socket = {:?}\nl1 = \"4MiB\"\nl2 = [\"fs://{}/objects?capacity=1GiB\"]\nallow_users = [\"root\"]\n",
+        daemon.socket,
+        dir.path().display()
+    );
+    std::fs::write(&config, &settings).unwrap();
+    let check = |path: &std::path::Path| ask(&format!("serve --check --config {}", path.display()));
+    let (code, said) = check(&config);
+    assert!(code == 0 && said.contains("kvkeep can serve with these settings\n"), "{said}");
+    let client = daemon.client();
+    store(&client);
+    client.close();
+    for (right, wrong, said) in [
+        ("capacity=1GiB", "capacity=much", "much"),
+        ("fs:///", "nfs:///", "no backend has the scheme"),
+        ("\"4MiB\"", "\"1000TiB\"", "memory"),
+        ("root", "no such user", "there is no user \"no such user\""),
+    ] {
+        std::fs::write(&config, settings.replace(right, wrong)).unwrap();
+        let (code, text) = check(&config);
+        assert!(code == 2 && text.contains(said), "{text}");
+    }
+    assert!(
+        refusal(&["--check", "--socket", "/nowhere/at/all", "--l1", "4MiB"]).contains("/nowhere/at is no directory")
+    );
+    assert!(refusal(&["--check", "--print-config"]).contains("cannot be used with"));
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end(), 0);
+}
+
+#[test]
 fn who_only_looks_is_let_in_when_as_many_clients_as_may_be_are_there() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(dir.path(), "--l1 4MiB --clients-max 1");

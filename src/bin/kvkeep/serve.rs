@@ -2,12 +2,13 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use kvkeep::cache::Cache as _;
+use kvkeep::config::NodeConfig;
 use kvkeep::daemon::server::LockFile;
 use kvkeep::daemon::server::descriptors;
 use kvkeep::daemon::service::{Service, ServiceOptions};
@@ -37,6 +38,9 @@ pub struct ServeArgs {
     /// Print what is in force and where it comes from, as a file for --config, and end
     #[arg(long)]
     print_config: bool,
+    /// Try what a start would do, and end: read the settings, ask for L1, open each backend. A daemon that runs is left alone
+    #[arg(long, conflicts_with = "print_config")]
+    check: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -96,6 +100,19 @@ fn raise_limit(log: &Log) {
     }
 }
 
+/// Does what a start would do, but for the socket and the HTTP port, which a daemon that runs may have.
+fn check(settings: &Settings, log: &Log) -> Result<(), String> {
+    settings.limits().map_err(sentence)?;
+    let socket = settings.socket().map_err(sentence)?;
+    let directory = socket.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !directory.is_dir() {
+        return Err(format!("{} is no directory, so there can be no socket in it: make it", directory.display()));
+    }
+    let config = NodeConfig { prefault: false, ..settings.node(1, log.clone()).map_err(sentence)? };
+    Node::open(config).map_err(sentence)?.close();
+    Ok(())
+}
+
 /// Serves until a signal comes. False if accepted writes were not written.
 pub fn run(args: &ServeArgs) -> Outcome {
     let file = args.config.as_deref().map(Settings::read).transpose().map_err(sentence)?;
@@ -107,6 +124,11 @@ pub fn run(args: &ServeArgs) -> Outcome {
     }
     let settings = args.settings.clone().over(file.unwrap_or_default());
     let log = log(settings.log.unwrap_or(Level::Info).into());
+    if args.check {
+        check(&settings, &log)?;
+        text::print("kvkeep can serve with these settings\n");
+        return Ok(true);
+    }
     let mut signals = signals()?;
     raise_limit(&log);
     let (access, limits) = (settings.access(), settings.limits().map_err(sentence)?);

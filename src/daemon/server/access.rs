@@ -66,7 +66,7 @@ impl Access {
             return Err(Error::new(
                 KVKEEP_ERR_PERMISSION,
                 format!(
-                    "user {} (group {}) may not use this daemon: give it to kvkeep serve as --allow-uids, --allow-gids or --read-only-uids",
+                    "user {} (group {}) may not use this daemon: give it to kvkeep serve as --allow-users, --allow-groups or --read-only-users",
                     peer.uid, peer.gid
                 ),
             ));

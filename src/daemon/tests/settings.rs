@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use clap::Parser;
 
 use crate::config::{NodeConfig, StoreMode};
+use crate::daemon::accounts::{Group, User};
 use crate::daemon::settings::*;
 use crate::daemon::settings_in_force::settings_in_force;
 use crate::log::Log;
@@ -28,7 +29,7 @@ const FLAGS: &str = "--l1 8GiB --l2 fs:///a?capacity=1GiB --l2 memory: --socket 
     --policy mq --watermark-high-percent 90 --watermark-low-percent 50 --huge-pages --numa-node 1 --no-prefault \
     --store after-uses --store-after-uses 3 --no-checksum=false --backend-timeout-ms 5 --loading-bytes-max 1MiB \
     --writes-pending-max 6 --store-wait-ms 61 --sessions-max 7 --jobs-max 8 --session-timeout-ms 9 --socket-mode 0660 \
-    --allow-uids 10,11 --allow-gids 12 --read-only-uids 13 --tenant acme=14,15 --clients-max 16 \
+    --allow-users 10,root --allow-groups root --read-only-users 13 --tenant acme=root,15 --clients-max 16 \
     --connections-per-client-max 17 --sessions-per-client-max 18 --jobs-per-client-max 19 \
     --staged-bytes-per-client-max 20MiB --message-bytes-max 21KiB";
 
@@ -55,9 +56,9 @@ const FILE: &str = r#"
     jobs_max = 8
     session_timeout_ms = 9
     socket_mode = "0660"
-    allow_uids = [10, 11]
-    allow_gids = [12]
-    read_only_uids = [13]
+    allow_users = [10, "root"]
+    allow_groups = ["root"]
+    read_only_users = [13]
     clients_max = 16
     connections_per_client_max = 17
     sessions_per_client_max = 18
@@ -65,14 +66,14 @@ const FILE: &str = r#"
     staged_bytes_per_client_max = "20MiB"
     message_bytes_max = "21KiB"
     [tenants]
-    acme = [14, 15]
+    acme = ["root", 15]
 "#;
 
 #[test]
 fn flags_and_file_say_the_same() {
     let (flags, file) = (flags(FLAGS), Settings::parse(FILE, "k.toml").unwrap());
     let (of_flags, of_file) = (flags.access(), file.access());
-    assert_eq!(of_flags.tenants, [("acme".to_owned(), vec![14, 15])]);
+    assert_eq!(of_flags.tenants, [("acme".to_owned(), vec![0, 15])]);
     assert_eq!(of_flags.tenants, of_file.tenants);
     let bare = |settings: Settings| Settings { tenant: Vec::new(), tenants: BTreeMap::new(), ..settings };
     assert_eq!(bare(flags.clone()), bare(file.clone()));
@@ -93,10 +94,7 @@ fn everything_set_arrives() {
     assert_eq!((node.backend_timeout.as_millis(), node.session_timeout.as_millis()), (5, 9));
     assert_eq!((node.loading_bytes_max, node.store_wait.as_millis()), (1 << 20, 61));
     let (access, limits) = (settings.access(), settings.limits().unwrap());
-    assert_eq!(
-        (access.mode, access.uids, access.gids, access.read_only_uids),
-        (0o660, vec![10, 11], vec![12], vec![13])
-    );
+    assert_eq!((access.mode, access.uids, access.gids, access.read_only_uids), (0o660, vec![10, 0], vec![0], vec![13]));
     assert_eq!((limits.clients_max, limits.connections_per_client_max, limits.sessions_per_client_max), (16, 17, 18));
     assert_eq!((limits.jobs_per_client_max, limits.staged_bytes_per_client_max), (19, 20 << 20));
     assert_eq!(limits.message_bytes_max, 21 << 10);
@@ -145,6 +143,11 @@ fn an_error_names_the_line_and_the_remedy() {
     assert!(refusal("\nsocket_mode = \"9\"").contains("line 2: \"9\" is no file mode; write three octal digits"));
     assert!(refusal("store = \"soon\"").contains("write-through"));
     assert!(refusal("a\n").contains("line 1"));
+    let nobody = "there is no user \"no such user\" on this machine: create it, or give its number";
+    assert!(refusal("allow_users = [\"no such user\"]").contains(nobody));
+    assert!(refusal("read_only_users = [\"no such user\"]").contains(nobody));
+    assert!(refusal("[tenants]\na = [\"no such user\"]").contains(nobody));
+    assert!(refusal("allow_groups = [\"no such group\"]").contains("there is no group \"no such group\""));
     let node = |words| flags(words).node(0, Log::none()).err().unwrap().message;
     assert!(node("").contains("--l1 8GiB"));
     assert!(node("--l1 1GiB --watermark-high-percent 50 --watermark-low-percent 60").contains("not above it"));
@@ -204,9 +207,9 @@ fn the_example_names_every_setting_and_its_default() {
     defaults.store_after_uses = Some(2);
     defaults.loading_bytes_max = Some(Size(1 << 30));
     defaults.staged_bytes_per_client_max = Some(Size(4 << 30));
-    defaults.allow_uids = vec![1000];
-    defaults.allow_gids = vec![1000];
-    defaults.read_only_uids = vec![1001];
-    defaults.tenants = BTreeMap::from([("acme".to_owned(), vec![1000, 1001])]);
+    defaults.allow_users = vec![User(0), User(1000)];
+    defaults.allow_groups = vec![Group(1000)];
+    defaults.read_only_users = vec![User(1001)];
+    defaults.tenants = BTreeMap::from([("acme".to_owned(), vec![User(1000), User(1001)])]);
     assert_eq!(shown, defaults);
 }
