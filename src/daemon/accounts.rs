@@ -9,11 +9,11 @@ use crate::error::{Error, Result};
 
 /// A user, written as a name or a number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct User(pub u32);
+pub struct UserId(pub u32);
 
 /// A group, written as a name or a number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Group(pub u32);
+pub struct GroupId(pub u32);
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -50,5 +50,5 @@ macro_rules! account {
         }
     };
 }
-account!(User, "user", |name| uzers::get_user_by_name(name).map(|user| user.uid()));
-account!(Group, "group", |name| uzers::get_group_by_name(name).map(|group| group.gid()));
+account!(UserId, "user", |name| uzers::get_user_by_name(name).map(|user| user.uid()));
+account!(GroupId, "group", |name| uzers::get_group_by_name(name).map(|group| group.gid()));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::accounts::{Group, User};
+use super::accounts::{GroupId, UserId};
 use super::server::{Access, Limits};
 use crate::config::{NodeConfig, StoreMode};
 use crate::error::{Error, Result};
@@ -90,7 +90,7 @@ impl Display for FileMode {
 
 /// Users who alone may open a tenant's spaces, written like `acme=alice,1001`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Tenant(String, Vec<User>);
+pub struct Tenant(String, Vec<UserId>);
 
 impl FromStr for Tenant {
     type Err = Error;
@@ -232,20 +232,20 @@ pub struct Settings {
     pub socket_mode: Option<FileMode>,
     /// A user who may connect, besides root and this one; the socket's mode must let it too
     #[arg(long, value_name = "USER", value_delimiter = ',', help_heading = "Clients")]
-    pub allow_users: Vec<User>,
+    pub allow_users: Vec<UserId>,
     /// A group whose members may connect
     #[arg(long, value_name = "GROUP", value_delimiter = ',', help_heading = "Clients")]
-    pub allow_groups: Vec<Group>,
+    pub allow_groups: Vec<GroupId>,
     /// A user who may connect and only read
     #[arg(long, value_name = "USER", value_delimiter = ',', help_heading = "Clients")]
-    pub read_only_users: Vec<User>,
+    pub read_only_users: Vec<UserId>,
     /// Users who alone may open a tenant's spaces, like acme=alice,1001
     #[arg(long, value_name = "TENANT=USERS", help_heading = "Clients")]
     #[serde(skip)]
     pub tenant: Vec<Tenant>,
     /// In the file, the same as a table.
     #[arg(skip)]
-    pub tenants: BTreeMap<String, Vec<User>>,
+    pub tenants: BTreeMap<String, Vec<UserId>>,
     /// Most clients at once [default: 256]
     #[arg(long, value_name = "COUNT", help_heading = "Clients")]
     pub clients_max: Option<usize>,
@@ -417,7 +417,7 @@ impl Settings {
 
     /// The users who may connect.
     pub fn access(&self) -> Access {
-        let uids = |users: &[User]| users.iter().map(|user| user.0).collect::<Vec<u32>>();
+        let uids = |users: &[UserId]| users.iter().map(|user| user.0).collect::<Vec<u32>>();
         let of_flags = self.tenant.iter().map(|Tenant(name, users)| (name.clone(), uids(users)));
         let of_file = self.tenants.iter().map(|(name, users)| (name.clone(), uids(users)));
         let tenants: BTreeMap<String, Vec<u32>> = of_file.chain(of_flags).collect();

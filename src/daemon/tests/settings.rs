@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Parser;
 
 use crate::config::{NodeConfig, StoreMode};
-use crate::daemon::accounts::{Group, User};
+use crate::daemon::accounts::{GroupId, UserId};
 use crate::daemon::settings::*;
 use crate::daemon::settings_in_force::settings_in_force;
 use crate::log::Log;
@@ -207,9 +207,9 @@ fn the_example_names_every_setting_and_its_default() {
     defaults.store_after_uses = Some(2);
     defaults.loading_bytes_max = Some(Size(1 << 30));
     defaults.staged_bytes_per_client_max = Some(Size(4 << 30));
-    defaults.allow_users = vec![User(0), User(1000)];
-    defaults.allow_groups = vec![Group(1000)];
-    defaults.read_only_users = vec![User(1001)];
-    defaults.tenants = BTreeMap::from([("acme".to_owned(), vec![User(1000), User(1001)])]);
+    defaults.allow_users = vec![UserId(0), UserId(1000)];
+    defaults.allow_groups = vec![GroupId(1000)];
+    defaults.read_only_users = vec![UserId(1001)];
+    defaults.tenants = BTreeMap::from([("acme".to_owned(), vec![UserId(1000), UserId(1001)])]);
     assert_eq!(shown, defaults);
 }
