@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 /// Alignment of the mapping and of every payload whose size is a multiple of it, as direct I/O wants.
 pub const PAGE: usize = 4096;
 /// Size of a huge page, and the alignment of a mapping that is as large.
-const HUGE_PAGE: usize = 2 << 20;
+pub const HUGE_PAGE: usize = 2 << 20;
 /// Bytes made present at a time.
 const PREFAULT_BYTES: u64 = 8 << 20;
 

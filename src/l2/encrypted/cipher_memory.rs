@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::arena::{Arena, Buffer, Hold, MapOptions, PAGE};
+use crate::arena::{Arena, Buffer, HUGE_PAGE, Hold, MapOptions, PAGE};
 use crate::error::{Error, Result};
 
 /// The addresses that are set aside. Pages are touched as they are needed, from the first on.
@@ -16,6 +16,8 @@ pub struct CipherMemory {
     arena: Arena,
     bytes_max: u64,
     ranges: Mutex<Ranges>,
+    /// So many bytes, from the first on, have their pages.
+    joined: Mutex<u64>,
     me: Weak<CipherMemory>,
 }
 
@@ -65,7 +67,10 @@ impl CipherMemory {
         let arena =
             Arena::map(SPAN, options).map_err(|error| Error::io("mapping memory for encrypted objects", &error))?;
         let ranges = Ranges { free: BTreeMap::from([(0, arena.bytes() as u64)]), ..Ranges::default() };
-        Ok(Arc::new_cyclic(|me| CipherMemory { arena, bytes_max, ranges: Mutex::new(ranges), me: me.clone() }))
+        Ok(Arc::new_cyclic(|me| {
+            let (ranges, joined) = (Mutex::new(ranges), Mutex::default());
+            CipherMemory { arena, bytes_max, ranges, joined, me: me.clone() }
+        }))
     }
 
     /// Whether a buffer of so many bytes can ever be lent.
@@ -83,6 +88,20 @@ impl CipherMemory {
             has_room.then(|| ranges.take(span)).flatten()?
         };
         Some(self.arena.lend(at, bytes as u64, me, at))
+    }
+
+    /// Gives a lent buffer its pages, joined to huge ones where the kernel can: a disk writes scattered ones at little more than half
+    /// the speed. Pages that were given before stay.
+    pub fn join_pages(&self, buffer: &Buffer) {
+        let at = buffer.bytes().as_ptr() as usize - self.arena.at(0) as usize;
+        let end = (at + buffer.len()).min(self.arena.bytes()) as u64;
+        let mut joined = self.joined.lock();
+        while *joined < end {
+            let part = (HUGE_PAGE as u64).min(self.arena.bytes() as u64 - *joined);
+            // Where the kernel cannot, the first use of a page pays for it.
+            let _ = self.arena.populate(*joined, part);
+            *joined += part;
+        }
     }
 }
 

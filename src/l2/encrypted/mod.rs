@@ -7,6 +7,7 @@
 //! a key.
 
 mod cipher_memory;
+mod cipher_threads;
 mod encrypted_backend;
 mod key_callback;
 mod keys;
