@@ -1331,8 +1331,8 @@ kvkeep_status kvkeep_set_quota(kvkeep *cache,
 /// Objects of "fs:" survive every end of the process, and with `durability=power` a power cut: they are synced before
 /// `KVKEEP_KEY_STORED`, events, counters and `kvkeep_flush` tell of them.
 /// Errors: INVALID (unknown scheme or parameter, said in the message), PERMISSION, IO, LIMIT (seven backends), of a bucket
-/// also NOT_FOUND (there is none), TIMEOUT (no answer) and UNSUPPORTED (a library that was built without its service), and of a plug-in, the error
-/// that its `open` returned.
+/// also NOT_FOUND (there is none), TIMEOUT (no answer) and UNSUPPORTED (a library that was built without its service), of a plug-in, the error
+/// that its `open` returned, and of a URL with "key_from=", the error of `key_callback`.
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_add_backend(kvkeep *cache,
@@ -1346,7 +1346,7 @@ kvkeep_status kvkeep_add_backend(kvkeep *cache,
 /// A shared library that exports its vtable is added by `kvkeep_add_backend` with "plugin:/path/to/library.so?name=value", in a daemon
 /// too.
 /// Errors: INVALID (a function that is missing, named in the message; the parameters), VERSION (the vtable is of another ABI),
-/// UNSUPPORTED (a client of a daemon), LIMIT (seven backends), and the error that the plug-in's `open` returned.
+/// UNSUPPORTED (a client of a daemon), LIMIT (seven backends), the error that the plug-in's `open` returned, and that of `key_callback`.
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_add_backend_vtable(kvkeep *cache,
