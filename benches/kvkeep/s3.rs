@@ -49,7 +49,7 @@ fn answer(connection: TcpStream, objects: &Objects) -> std::io::Result<()> {
     connection.set_nodelay(true)?;
     let (mut from, mut to) = (BufReader::with_capacity(256 << 10, connection.try_clone()?), connection);
     loop {
-        let (mut line, mut length) = (String::new(), 0);
+        let (mut line, mut length, mut only_new) = (String::new(), 0, false);
         if from.read_line(&mut line)? == 0 {
             return Ok(());
         }
@@ -60,12 +60,18 @@ fn answer(connection: TcpStream, objects: &Objects) -> std::io::Result<()> {
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse().unwrap();
             }
+            only_new |= name.eq_ignore_ascii_case("if-none-match");
         }
         let mut body = vec![0; length];
         from.read_exact(&mut body)?;
         let mut words = line.split(' ');
         let (method, name) = (words.next().unwrap_or(""), words.next().unwrap_or("").to_owned());
         let tags = "ETag: \"1\"\r\nLast-Modified: Mon, 30 Nov 2026 10:00:00 GMT\r\n";
+        if method == "PUT" && only_new && objects.read().contains_key(&name) {
+            let error = "<Error><Code>PreconditionFailed</Code></Error>";
+            write!(to, "HTTP/1.1 412 Precondition Failed\r\nContent-Length: {}\r\n\r\n{error}", error.len())?;
+            continue;
+        }
         if method == "PUT" {
             objects.write().insert(name, Arc::new(body));
             write!(to, "HTTP/1.1 200 OK\r\n{tags}Content-Length: 0\r\n\r\n")?;

@@ -85,6 +85,18 @@ impl Service {
         command.map(Service::start_by)
     }
 
+    /// Starts one that does not know the precondition of a store: `"refused"`, or `"ignored"`.
+    pub fn start_without_conditions(test: &str, how: &str) -> Option<Service> {
+        if is_s3s(test, "cannot be told to know no precondition of a store") {
+            return None;
+        }
+        let command = moto(&["--conditions", how]);
+        if command.is_none() {
+            skipped(test, "moto cannot be had from PyPI");
+        }
+        command.map(Service::start_by)
+    }
+
     fn start_by(mut command: Command) -> Service {
         let mut child =
             command.arg("kvkeep").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();

@@ -22,6 +22,8 @@ use crate::l2::object_header::{HEADER_BYTES, Header};
 
 /// Parts, or ranges, of one object that are on their way at once.
 const PARTS_AT_ONCE: usize = 4;
+/// Most bytes of an object whose precondition is worth a try without a question: it may be sent in vain.
+const UNASKED_MAX: u64 = 4 << 20;
 
 /// The answer to a question for one object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +47,8 @@ pub struct BucketClient {
     /// Stores carry a precondition.
     conditional: AtomicBool,
     may_drop_condition: bool,
+    /// The service has shown that it keeps the precondition, or is being asked to.
+    tried_condition: AtomicBool,
 }
 
 impl BucketClient {
@@ -57,6 +61,7 @@ impl BucketClient {
             part_bytes: options.part_bytes,
             conditional: AtomicBool::new(options.conditional != Conditional::Off),
             may_drop_condition: options.conditional == Conditional::Auto,
+            tried_condition: AtomicBool::new(options.conditional != Conditional::Auto),
         })
     }
 
@@ -149,23 +154,50 @@ impl BucketClient {
         Err(Error::new(KVKEEP_ERR_IO, format!("the service sent {got} of {wanted} bytes: reading {name}")))
     }
 
+    /// Writes an object unless one is there, by one request. None, and nothing is written, where that cannot be: the object goes in
+    /// parts, or the service knows no precondition.
+    pub async fn create(&self, name: &Path, header: &Header, payload: Bytes) -> Result<Option<Stored>> {
+        if (HEADER_BYTES + payload.len()) as u64 > self.part_bytes || !self.conditional.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let whole = PutPayload::from_iter([Bytes::copy_from_slice(&header.0), payload]);
+        match self.store.put_opts(name, whole.clone(), PutMode::Create.into()).await {
+            Ok(_) => {
+                // Some services take the precondition and do not keep it, which only a second store shows.
+                if !self.tried_condition.swap(true, Ordering::Relaxed)
+                    && self.store.put_opts(name, whole, PutMode::Create.into()).await.is_ok()
+                {
+                    self.conditional.store(false, Ordering::Relaxed);
+                }
+                Ok(Some(Stored::Written))
+            }
+            Err(ServiceError::AlreadyExists { .. }) => {
+                self.tried_condition.store(true, Ordering::Relaxed);
+                Ok(Some(Stored::Already))
+            }
+            Err(error) if self.may_drop_condition && knows_no_condition(&error) => {
+                self.conditional.store(false, Ordering::Relaxed);
+                Ok(None)
+            }
+            Err(error) => Err(self.error("writing", name, &error)),
+        }
+    }
+
+    /// Whether an object of so much payload is small enough for `create` without a question before.
+    pub fn may_create_unasked(&self, payload: u64) -> bool {
+        HEADER_BYTES as u64 + payload <= UNASKED_MAX && self.conditional.load(Ordering::Relaxed)
+    }
+
     /// Writes an object. `replace`: whatever is under its name.
     pub async fn write(&self, name: &Path, header: &Header, payload: Bytes, replace: bool) -> Result<Stored> {
+        if !replace && let Some(stored) = self.create(name, header, payload.clone()).await? {
+            return Ok(stored);
+        }
         let header = Bytes::copy_from_slice(&header.0);
         if (HEADER_BYTES + payload.len()) as u64 > self.part_bytes {
             return self.write_parts(name, header, payload).await;
         }
         let whole = PutPayload::from_iter([header, payload]);
-        if !replace && self.conditional.load(Ordering::Relaxed) {
-            match self.store.put_opts(name, whole.clone(), PutMode::Create.into()).await {
-                Ok(_) => return Ok(Stored::Written),
-                Err(ServiceError::AlreadyExists { .. }) => return Ok(Stored::Already),
-                Err(error) if self.may_drop_condition && knows_no_condition(&error) => {
-                    self.conditional.store(false, Ordering::Relaxed);
-                }
-                Err(error) => return Err(self.error("writing", name, &error)),
-            }
-        }
         let written = self.store.put_opts(name, whole, PutOptions::default()).await;
         written.map(|_| Stored::Written).map_err(|error| self.error("writing", name, &error))
     }

@@ -16,6 +16,7 @@ use super::bucket_client::{Asked, BucketClient, asked};
 use super::bucket_errors::{ServiceHealth, closed, late};
 use super::known_objects::KnownObjects;
 use super::object_names::ObjectNames;
+use super::presence_share::PresenceShare;
 use super::s3_options::S3Options;
 use super::sent_buffer;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, Result};
@@ -45,6 +46,8 @@ pub struct BucketTasks {
     questions_max: usize,
     loads: Semaphore,
     stores: Semaphore,
+    /// Of the stored objects of which nothing was known.
+    there: PresenceShare,
     quarantined: AtomicU32,
     pub stop: watch::Sender<bool>,
     pub log: Log,
@@ -85,6 +88,7 @@ impl BucketTasks {
             questions_max: options.lookups,
             loads: Semaphore::new(options.depth),
             stores: Semaphore::new(options.depth),
+            there: PresenceShare::default(),
             quarantined: AtomicU32::new(0),
             stop: watch::Sender::new(false),
             log,
@@ -267,13 +271,24 @@ impl BucketTasks {
 
     async fn write_once(&self, key: ObjectKey, header: &Header, payload: Bytes) -> Result<Stored> {
         let _place = self.stores.acquire().await.map_err(|_| closed())?;
-        let bytes = payload.len() as u64;
+        let (name, bytes) = (self.names.object(&key), payload.len() as u64);
         let peeked = self.known.lock().peek(&key, Instant::now());
-        // A question costs less than an upload of bytes that are there.
         let there = match peeked {
             Found::Present(bytes) => Asked::Payload(bytes),
             Found::Absent => Asked::Missing,
-            Found::Unknown => self.ask(key).await?,
+            Found::Unknown => {
+                if self.there.is_small() && self.bucket.may_create_unasked(bytes) {
+                    let created = self.note(self.bucket.create(&name, header, payload.clone()).await)?;
+                    if created == Some(Stored::Written) {
+                        self.there.note(false);
+                        return Ok(Stored::Written);
+                    }
+                }
+                // Also tells whether the object that is there is the one.
+                let asked = self.ask(key).await?;
+                self.there.note(asked != Asked::Missing);
+                asked
+            }
         };
         let replace = match there {
             Asked::Payload(there) if there == bytes => return Ok(Stored::Already),
@@ -285,7 +300,7 @@ impl BucketTasks {
                 return Err(Error::new(KVKEEP_ERR_PERMISSION, message));
             }
         };
-        self.note(self.bucket.write(&self.names.object(&key), header, payload, replace).await)
+        self.note(self.bucket.write(&name, header, payload, replace).await)
     }
 
     /// Deletes objects that are hidden already.

@@ -6,4 +6,5 @@ mod opening;
 mod other_services;
 mod proxied;
 mod round_trip;
+mod stores;
 mod trouble;

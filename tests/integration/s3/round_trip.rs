@@ -18,7 +18,8 @@ pub fn hits(cache: &Cache, numbers: std::ops::Range<u32>) -> u32 {
     answer.tier_keys[1]
 }
 
-fn open(url: &str) -> Cache {
+/// A cache that waits for its backend as long as the test may run.
+pub fn open(url: &str) -> Cache {
     Cache::open(64 * MIB, &[url], |config| config.backend_timeout = WATCHDOG)
 }
 
