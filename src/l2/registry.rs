@@ -6,10 +6,10 @@ use super::backend::Backend;
 use super::common_options::CommonOptions;
 use super::encrypted::{EncryptedBackend, EncryptionKeys, KeyCallback};
 use super::fault::FaultBackend;
-use super::fs::Fs;
+use super::fs::{Fs, FsOptions};
 use super::memory::MemoryBackend;
 use super::plugin::{PluginBackend, PluginSource};
-use super::redis::RedisBackend;
+use super::redis::{RedisBackend, RedisOptions};
 use super::url::{Url, parse_pairs, split_scheme, without_secrets};
 use crate::arena::Arena;
 use crate::error::{Error, Result};
@@ -17,33 +17,60 @@ use crate::log::Log;
 
 /// Opens the backend of one scheme.
 type Open = fn(&Url, &Log, &Arena) -> Result<Arc<dyn Backend>>;
+/// Checks a URL of one scheme, and opens nothing.
+type Check = fn(&Url) -> Result<()>;
 
 /// Every scheme that stands for itself, with an example. `fault:` is not among them: it wraps another URL.
-const SCHEMES: [(&str, &str, Open); 13] = [
-    ("fs", "fs:///var/cache/kvkeep?capacity=200GiB", |url, log, _| Ok(Fs::open_url(&url.path, &url.params, log)?)),
-    ("memory", "memory:?capacity=1GiB", |url, _, _| {
-        if !url.path.is_empty() {
-            return Err(Error::invalid(format!(
-                "memory: takes no path, but was given {:?}; write memory:?…",
-                url.path
-            )));
-        }
-        Ok(MemoryBackend::open_url(&url.params)?)
-    }),
-    ("s3", "s3://bucket/prefix?endpoint=https://host:port", |url, log, _| open_bucket(url, log)),
-    ("gs", "gs://bucket/prefix", |url, log, _| open_bucket(url, log)),
-    ("az", "az://container/prefix?account=name", |url, log, _| open_bucket(url, log)),
-    ("plugin", "plugin:/path/to/library.so", |url, log, arena| {
-        Ok(PluginBackend::open(&PluginSource::of_library(&url.path, &url.params)?, arena, log)?)
-    }),
-    ("redis", "redis://host:6379", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
-    ("rediss", "rediss://host:6379", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
-    ("redis+cluster", "redis+cluster://host1,host2", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
-    ("rediss+cluster", "rediss+cluster://host1,host2", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
-    ("redis+sentinel", "redis+sentinel://host1,host2/master", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
-    ("rediss+sentinel", "rediss+sentinel://host1,host2/master", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
-    ("redis+unix", "redis+unix:///run/redis.sock", |url, log, _| Ok(RedisBackend::open_url(url, log)?)),
+const SCHEMES: [(&str, &str, Open, Check); 13] = [
+    (
+        "fs",
+        "fs:///var/cache/kvkeep?capacity=200GiB",
+        |url, log, _| Ok(Fs::open_url(&url.path, &url.params, log)?),
+        |url| FsOptions::from_url(&url.path, &url.params)?.policy().map(drop),
+    ),
+    ("memory", "memory:?capacity=1GiB", |url, _, _| Ok(open_memory(url)?), |url| open_memory(url).map(drop)),
+    ("s3", "s3://bucket/prefix?endpoint=https://host:port", |url, log, _| open_bucket(url, log), check_bucket),
+    ("gs", "gs://bucket/prefix", |url, log, _| open_bucket(url, log), check_bucket),
+    ("az", "az://container/prefix?account=name", |url, log, _| open_bucket(url, log), check_bucket),
+    (
+        "plugin",
+        "plugin:/path/to/library.so",
+        |url, log, arena| Ok(PluginBackend::open(&PluginSource::of_library(&url.path, &url.params)?, arena, log)?),
+        |url| PluginSource::of_library(&url.path, &url.params).map(drop),
+    ),
+    ("redis", "redis://host:6379", open_redis, check_redis),
+    ("rediss", "rediss://host:6379", open_redis, check_redis),
+    ("redis+cluster", "redis+cluster://host1,host2", open_redis, check_redis),
+    ("rediss+cluster", "rediss+cluster://host1,host2", open_redis, check_redis),
+    ("redis+sentinel", "redis+sentinel://host1,host2/master", open_redis, check_redis),
+    ("rediss+sentinel", "rediss+sentinel://host1,host2/master", open_redis, check_redis),
+    ("redis+unix", "redis+unix:///run/redis.sock", open_redis, check_redis),
 ];
+
+fn open_memory(url: &Url) -> Result<Arc<MemoryBackend>> {
+    if !url.path.is_empty() {
+        return Err(Error::invalid(format!("memory: takes no path, but was given {:?}; write memory:?…", url.path)));
+    }
+    MemoryBackend::open_url(&url.params)
+}
+
+fn open_redis(url: &Url, log: &Log, _arena: &Arena) -> Result<Arc<dyn Backend>> {
+    Ok(RedisBackend::open_url(url, log)?)
+}
+
+fn check_redis(url: &Url) -> Result<()> {
+    RedisOptions::from_url(url).map(drop)
+}
+
+#[cfg(feature = "s3")]
+fn check_bucket(url: &Url) -> Result<()> {
+    super::s3::S3Options::parse(url).map(drop)
+}
+
+#[cfg(not(feature = "s3"))]
+fn check_bucket(url: &Url) -> Result<()> {
+    Err(without_s3(url))
+}
 
 #[cfg(feature = "s3")]
 fn open_bucket(url: &Url, log: &Log) -> Result<Arc<dyn Backend>> {
@@ -52,12 +79,17 @@ fn open_bucket(url: &Url, log: &Log) -> Result<Arc<dyn Backend>> {
 
 #[cfg(not(feature = "s3"))]
 fn open_bucket(url: &Url, _log: &Log) -> Result<Arc<dyn Backend>> {
+    Err(without_s3(url))
+}
+
+#[cfg(not(feature = "s3"))]
+fn without_s3(url: &Url) -> Error {
     let message = format!(
         "this kvkeep was built without {0}: build it with cargo's feature {0} (on by default), or CMake's \
          KVKEEP_S3=ON",
         url.scheme
     );
-    Err(Error::new(crate::error::KVKEEP_ERR_UNSUPPORTED, message))
+    Error::new(crate::error::KVKEEP_ERR_UNSUPPORTED, message)
 }
 
 /// A backend that was opened by its URL.
@@ -102,6 +134,30 @@ fn open_with(
     Ok(OpenBackend { backend, url: without_secrets(url), options })
 }
 
+/// Checks the URL of a backend and reads its keys, where they are in a file or the environment. Opens nothing.
+pub fn check(url: &str) -> Result<()> {
+    let (inner, common) = split_parameters(url, |name| CommonOptions::NAMES.contains(&name))?;
+    if let Some(keys) = &CommonOptions::parse(&common)?.keys {
+        EncryptionKeys::read(keys, &KeyCallback::default())?;
+    }
+    let mut inner = inner.as_str();
+    if let Some((scheme, rest)) = split_scheme(inner)
+        && scheme == "fault"
+    {
+        inner = rest;
+    }
+    let (inner, _) = split_parameters(inner, |name| name.starts_with("fault."))?;
+    let url = Url::parse(&inner)?;
+    (scheme_of(&url)?.3)(&url)
+}
+
+fn scheme_of(url: &Url) -> Result<&'static (&'static str, &'static str, Open, Check)> {
+    SCHEMES.iter().find(|(scheme, ..)| *scheme == url.scheme).ok_or_else(|| {
+        let known: Vec<_> = SCHEMES.iter().map(|(_, example, ..)| *example).chain(["fault:<URL>"]).collect();
+        Error::invalid(format!("no backend has the scheme {:?}; known are {}", url.scheme, known.join(", ")))
+    })
+}
+
 /// Opens the backend of a URL without common parameters.
 fn open_inner(url: &str, log: &Log, arena: &Arena) -> Result<Arc<dyn Backend>> {
     if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
@@ -116,14 +172,7 @@ fn open_inner(url: &str, log: &Log, arena: &Arena) -> Result<Arc<dyn Backend>> {
         return Ok(FaultBackend::wrap(open_inner(&inner, log, arena)?, &faults)?);
     }
     let url = Url::parse(url)?;
-    match SCHEMES.iter().find(|(scheme, ..)| *scheme == url.scheme) {
-        Some((_, _, open)) => open(&url, log, arena),
-        None => {
-            let known: Vec<_> = SCHEMES.iter().map(|(_, example, _)| *example).chain(["fault:<URL>"]).collect();
-            let message = format!("no backend has the scheme {:?}; known are {}", url.scheme, known.join(", "));
-            Err(Error::invalid(message))
-        }
-    }
+    (scheme_of(&url)?.2)(&url, log, arena)
 }
 
 /// Takes the parameters whose names `takes` chooses out of a URL and leaves the rest as it is written.

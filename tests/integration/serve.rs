@@ -233,7 +233,7 @@ fn what_cannot_start_says_why() {
 }
 
 #[test]
-fn a_check_tries_a_start_and_leaves_the_daemon_alone() {
+fn a_check_opens_nothing_and_leaves_the_daemon_alone() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(dir.path(), "--l1 4MiB --l2 memory:");
     daemon.told();
@@ -246,7 +246,8 @@ fn a_check_tries_a_start_and_leaves_the_daemon_alone() {
     std::fs::write(&config, &settings).unwrap();
     let check = |path: &std::path::Path| ask(&format!("serve --check --config {}", path.display()));
     let (code, said) = check(&config);
-    assert!(code == 0 && said.contains("kvkeep can serve with these settings\n"), "{said}");
+    assert!(code == 0 && said.contains("the settings are well\n"), "{said}");
+    assert!(!dir.path().join("objects").exists());
     let client = daemon.client();
     store(&client);
     client.close();
@@ -254,6 +255,10 @@ fn a_check_tries_a_start_and_leaves_the_daemon_alone() {
         ("capacity=1GiB", "capacity=much", "much"),
         ("fs:///", "nfs:///", "no backend has the scheme"),
         ("\"4MiB\"", "\"1000TiB\"", "memory"),
+        ("capacity=1GiB", "policy=fifo", "fifo"),
+        ("capacity=1GiB", "key_file=/nowhere", "/nowhere"),
+        ("fs://", "redis://:/", "redis"),
+        ("socket", "policy = \"fifo\"\nsocket", "there is no policy \"fifo\" for L1"),
         ("root", "no such user", "there is no user \"no such user\""),
     ] {
         std::fs::write(&config, settings.replace(right, wrong)).unwrap();

@@ -8,14 +8,17 @@ use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use kvkeep::cache::Cache as _;
-use kvkeep::config::NodeConfig;
 use kvkeep::daemon::server::LockFile;
 use kvkeep::daemon::server::descriptors;
 use kvkeep::daemon::service::{Service, ServiceOptions};
 use kvkeep::daemon::settings::{Level, Settings};
 use kvkeep::daemon::settings_in_force::settings_in_force;
+use kvkeep::error::Error;
+use kvkeep::l2::registry;
 use kvkeep::log::{Log, LogLevel};
+use kvkeep::memory_bounds::MemoryBounds;
 use kvkeep::node::Node;
+use kvkeep::policy;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -38,7 +41,7 @@ pub struct ServeArgs {
     /// Print what is in force and where it comes from, as a file for --config, and end
     #[arg(long)]
     print_config: bool,
-    /// Try what a start would do, and end: read the settings, ask for L1, open each backend. A daemon that runs is left alone
+    /// Check the settings, the size of L1 and the URLs of backends, and end. It opens nothing, and leaves a daemon that runs alone
     #[arg(long, conflicts_with = "print_config")]
     check: bool,
     #[command(flatten)]
@@ -100,17 +103,22 @@ fn raise_limit(log: &Log) {
     }
 }
 
-/// Does what a start would do, but for the socket and the HTTP port, which a daemon that runs may have.
-fn check(settings: &Settings, log: &Log) -> Result<(), String> {
-    settings.limits().map_err(sentence)?;
-    let socket = settings.socket().map_err(sentence)?;
+/// Whether a daemon could start with these settings, as far as that shows without opening anything.
+fn check(settings: &Settings) -> kvkeep::error::Result<()> {
+    settings.limits()?;
+    let socket = settings.socket()?;
     let directory = socket.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !directory.is_dir() {
-        return Err(format!("{} is no directory, so there can be no socket in it: make it", directory.display()));
+        let directory = directory.display();
+        return Err(Error::invalid(format!("{directory} is no directory, so there can be no socket in it: make it")));
     }
-    let config = NodeConfig { prefault: false, ..settings.node(1, log.clone()).map_err(sentence)? };
-    Node::open(config).map_err(sentence)?.close();
-    Ok(())
+    let config = settings.node(1, Log::none())?;
+    MemoryBounds::of_process(config.huge_pages).check("l1", "L1", config.l1_bytes)?;
+    if policy::by_name(&config.eviction_policy).is_none() {
+        let (name, known) = (&config.eviction_policy, policy::NAMES.join(", "));
+        return Err(Error::invalid(format!("there is no policy {name:?} for L1; known are {known}")));
+    }
+    config.backend_urls.iter().try_for_each(|url| registry::check(url))
 }
 
 /// Serves until a signal comes. False if accepted writes were not written.
@@ -123,12 +131,12 @@ pub fn run(args: &ServeArgs) -> Outcome {
         return Ok(true);
     }
     let settings = args.settings.clone().over(file.unwrap_or_default());
-    let log = log(settings.log.unwrap_or(Level::Info).into());
     if args.check {
-        check(&settings, &log)?;
-        text::print("kvkeep can serve with these settings\n");
+        check(&settings).map_err(sentence)?;
+        text::print("the settings are well\n");
         return Ok(true);
     }
+    let log = log(settings.log.unwrap_or(Level::Info).into());
     let mut signals = signals()?;
     raise_limit(&log);
     let (access, limits) = (settings.access(), settings.limits().map_err(sentence)?);

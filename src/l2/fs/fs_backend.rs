@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Backend, Found, Health, LoadRequest, LookupRequest, Observer, Reply, StoreRequest, Usage};
 use crate::log::{Log, LogLevel};
-use crate::policy;
 use crate::threads;
 
 use super::core::Core;
@@ -45,9 +44,7 @@ impl Fs {
     /// the background. Blocks.
     pub fn open(options: FsOptions) -> Result<Arc<Fs>> {
         let dir = options.dir.as_path();
-        let policy = policy::by_name(&options.policy).ok_or_else(|| {
-            Error::invalid(format!("fs: no policy '{}'; there are {}", options.policy, policy::NAMES.join(", ")))
-        })?;
+        let policy = options.policy()?;
         let at = |what: &'static str| move |error| Error::io(format!("{what} {}", dir.display()), &error);
         path::make_directory(dir).map_err(at("making"))?;
         let dirfd: OwnedFd = std::fs::File::open(dir).map_err(at("opening"))?.into();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::l2::url::{Parameters, boolean, size};
 use crate::log::Log;
+use crate::policy::{self, EvictionPolicy};
 
 /// The engine that moves the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -118,6 +119,13 @@ impl FsOptions {
             count_directories: true,
             cleanup_every: Duration::from_secs(60),
         }
+    }
+
+    /// The eviction policy, empty.
+    pub fn policy(&self) -> Result<Box<dyn EvictionPolicy>> {
+        policy::by_name(&self.policy).ok_or_else(|| {
+            Error::invalid(format!("fs: no policy '{}'; there are {}", self.policy, policy::NAMES.join(", ")))
+        })
     }
 
     /// The options in the URL `fs://<path>?<params>`.

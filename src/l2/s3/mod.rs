@@ -21,3 +21,4 @@ mod sent_buffer;
 mod service_clients;
 
 pub use self::s3_backend::S3Backend;
+pub(super) use self::s3_options::S3Options;
