@@ -62,7 +62,7 @@ pub fn note_alone(core: &Core, opened: Option<Opened>) {
 /// Where the other processes that had the directory open are gone: lists what they stored, so that the index has it all.
 pub fn list_if_alone(core: &Core) {
     let Root { dir, openers, .. } = &core.root;
-    if openers.may_store()
+    if (openers.may_store() || !openers.is_shown())
         && let Some(opened) = openers.find_out(dir, &core.temporaries)
         && let Ok(spaces) = recover::spaces(dir)
     {

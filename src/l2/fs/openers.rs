@@ -140,7 +140,7 @@ impl Openers {
 
     /// Has the backend that took itself for alone ask the file system from now on. Needs no room in the file system.
     fn displace(&self, dir: &Path) {
-        // Where it cannot be removed, this backend cannot store either.
+        // Where it cannot be removed, this backend cannot store either, but for odd modes of `tmp/`.
         let _ = remove_file(dir.join(TMP).join(OPENED));
     }
 
@@ -154,10 +154,18 @@ impl Openers {
         *self.own.write() = None;
     }
 
+    /// Whether other backends see that this one has the directory open, as far as locks show.
+    pub fn is_shown(&self) -> bool {
+        self.lock.lock().is_some()
+    }
+
     /// The directory is closed: others may have it alone.
     pub fn close(&self) {
         self.give_up();
-        *self.lock.lock() = None;
+        if let Some(DirectoryLock(file)) = self.lock.lock().take() {
+            // A child process that has the descriptor, too, would keep the lock.
+            let _ = flock(&file, FlockOperation::Unlock);
+        }
     }
 }
 
