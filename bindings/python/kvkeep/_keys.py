@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Any, Callable, Optional
 
 from . import _ffi
@@ -20,18 +21,19 @@ class KeyCallback:
 
     def __init__(self, give: Optional[GiveKey]) -> None:
         self._give = give
-        self._failure: Optional[Exception] = None
+        # Threads may open backends at once.
+        self._here = threading.local()
         self.trampoline = _ffi.kvkeep_key_callback(self._fill) if give else _ffi.kvkeep_key_callback()
 
     def opening(self, function: Any, *arguments: Any) -> None:
         """Calls a function of the library that opens backends. Its error has the callback's exception as its cause."""
-        self._failure = None
+        self._here.failure = None
         try:
             call(function, *arguments)
         except KvkeepError as error:
-            raise error from self._failure
+            raise error from self._here.failure
         finally:
-            self._failure = None
+            self._here.failure = None
 
     def _fill(self, _: Optional[int], name: bytes, number: int, key: Any) -> int:
         try:
@@ -43,7 +45,7 @@ class KeyCallback:
             ctypes.memmove(key, bytes(given), KEY_BYTES)
             return int(_ffi.Status.OK)
         except Exception as error:
-            self._failure = error
+            self._here.failure = error
             # NOT_FOUND would end the list of keys.
             status = status_of(error)
             return int(_ffi.Status.ERR_INVALID) if status == _ffi.Status.ERR_NOT_FOUND else status

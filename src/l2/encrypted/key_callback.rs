@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
 
 /// Most keys of one name.
-const KEYS_MAX: u32 = 256;
+const KEYS_MAX: u32 = 255;
 
 /// Writes the key with this number under this name, and returns a [`Status`] as a number.
 type GiveKey = dyn Fn(&CStr, u32, &mut [u8; 32]) -> i32 + Send + Sync;
@@ -23,8 +23,9 @@ impl KeyCallback {
         KeyCallback(Some(Arc::new(give)))
     }
 
-    /// Asks for the keys under a name, from the newest on.
-    pub fn ask(&self, name: &str) -> Result<Vec<Zeroizing<[u8; 32]>>> {
+    /// Asks for the keys under a name, from the newest on. `takes` gets each of them, and says which of the earlier ones is the same.
+    /// The memory in which they come is cleared.
+    pub fn ask(&self, name: &str, mut takes: impl FnMut(&[u8; 32]) -> std::result::Result<(), usize>) -> Result<()> {
         let known_by = CString::new(name).ok().filter(|_| !name.is_empty()).ok_or_else(|| {
             let why = "key_from= has no name, or a NUL in it: write the name that key_callback knows the keys by";
             Error::invalid(why)
@@ -35,12 +36,13 @@ impl KeyCallback {
                  kvkeep_options, or write key_file= or key_env= (a daemon of kvkeep serve has these alone)"
             )));
         };
-        let mut keys = Vec::new();
-        for number in 0..KEYS_MAX {
-            let mut key = Zeroizing::new([0; 32]);
+        let mut key = Zeroizing::new([0; 32]);
+        // One is asked for beyond those that there may be, to learn that there is none.
+        for number in 0..=KEYS_MAX {
+            key.fill(0);
             let status = give(&known_by, number, &mut key);
             if status == KVKEEP_ERR_NOT_FOUND as i32 && number > 0 {
-                return Ok(keys);
+                return Ok(());
             }
             if status != KVKEEP_OK as i32 {
                 return Err(refused(name, number, status));
@@ -51,16 +53,15 @@ impl KeyCallback {
                      bytes, or return KVKEEP_ERR_NOT_FOUND"
                 )));
             }
-            if let Some(first) = keys.iter().position(|other| *other == key) {
-                return Err(Error::invalid(format!(
+            takes(&key).map_err(|first| {
+                Error::invalid(format!(
                     "key_callback gave one key as {first} and {number} of {name:?}: it must give each key once, and return \
                      KVKEEP_ERR_NOT_FOUND after the oldest"
-                )));
-            }
-            keys.push(key);
+                ))
+            })?;
         }
         Err(Error::invalid(format!(
-            "key_callback gave {KEYS_MAX} keys for {name:?} and no end: it must return KVKEEP_ERR_NOT_FOUND after the oldest key"
+            "key_callback gave more than {KEYS_MAX} keys for {name:?}: it must return KVKEEP_ERR_NOT_FOUND after the oldest key"
         )))
     }
 }

@@ -73,7 +73,18 @@ impl EncryptionKeys {
                 (name, text)
             }
             KeyLocation::Callback(name) => {
-                let keys = callback.ask(name)?.iter().map(|key| MasterKey::new(key)).collect();
+                let mut keys: Vec<MasterKey> = Vec::new();
+                callback.ask(name, |bytes| {
+                    let key = MasterKey::new(bytes);
+                    let same = keys.iter().position(|other| other.id == key.id);
+                    same.map_or_else(
+                        || {
+                            keys.push(key);
+                            Ok(())
+                        },
+                        Err,
+                    )
+                })?;
                 return Ok(EncryptionKeys { keys, random: SystemRandom::new() });
             }
         };
