@@ -123,7 +123,7 @@ impl L1 {
     }
 
     /// Lines for the log since the last call, with their kinds.
-    pub fn take_notices(&self) -> Vec<(Option<&'static str>, String)> {
+    pub fn take_notices(&self) -> Vec<(&'static str, String)> {
         self.with(|state| std::mem::take(&mut state.notices))
     }
 

@@ -133,13 +133,17 @@ pub(super) fn query_space(l1: &L1, space: u64, usage: &mut SpaceUsage) -> Result
 }
 
 pub(super) fn spaces(l1: &L1) -> Vec<SpaceReport> {
+    let mut open: Vec<(u64, u64)> = l1.with(|state| {
+        state.by_number.iter().map(|(&number, &index)| (state.spaces[index as usize].used, number)).collect()
+    });
+    open.sort_unstable_by_key(|&(used, number)| (Reverse(used), number));
+    open.truncate(SPACES_SHOWN);
     l1.with(|state| {
-        let mut open: Vec<(u64, u32)> = state.by_number.iter().map(|(&number, &index)| (number, index)).collect();
-        open.sort_unstable_by_key(|&(number, index)| (Reverse(state.spaces[index as usize].used), number));
-        open.truncate(SPACES_SHOWN);
-        let report = |(number, index): (u64, u32)| {
+        let report = |(_, number): (u64, u64)| {
+            // It may have been closed meanwhile.
+            let index = *state.by_number.get(&number)?;
             let Space { spec, ready, used, quota, .. } = &state.spaces[index as usize];
-            SpaceReport {
+            Some(SpaceReport {
                 space: number,
                 model: spec.model.clone(),
                 layout: spec.layout.clone(),
@@ -149,9 +153,9 @@ pub(super) fn spaces(l1: &L1) -> Vec<SpaceReport> {
                 objects: *ready,
                 used_bytes: *used,
                 quota_bytes: *quota,
-            }
+            })
         };
-        open.into_iter().map(report).collect()
+        open.into_iter().filter_map(report).collect()
     })
 }
 

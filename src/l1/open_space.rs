@@ -52,7 +52,7 @@ fn note_odd_difference(state: &mut L1State, space: &Space) {
     let odd = others.filter_map(|other| Some((other.tag.number(), space.odd_difference(other)?))).min();
     if let Some((other, difference)) = odd {
         let (number, model) = (space.tag.number(), &space.spec.model);
-        state.note(None, || {
+        state.note("odd space", || {
             format!(
                 "space {number} of model {model:?} differs from space {other} by its {difference}, alone: they share nothing; \
                  give both the same, unless their bytes differ"

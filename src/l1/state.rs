@@ -5,9 +5,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Most lines that wait to be logged.
-const NOTICES_MAX: usize = 64;
-
 use hashbrown::HashMap;
 
 use super::alloc::Alloc;
@@ -32,6 +29,9 @@ use crate::key::{Key, ObjectKey};
 use crate::policy::EvictionPolicy;
 use crate::shape::ShapeTag;
 use crate::slot_table::SlotTable;
+
+/// Most lines that wait to be logged.
+const NOTICES_MAX: usize = 64;
 
 /// How many keys ahead the table is asked for keys that are written.
 const AHEAD: usize = 12;
@@ -137,8 +137,8 @@ pub(super) struct L1State {
     pub reclaim_ms: u64,
     /// Sessions ended by their deadlines of which the layers above do not know yet.
     pub reclaimed: Vec<u64>,
-    /// Lines that are to be logged once no lock is held, each with its kind if it may come by the thousand.
-    pub notices: Vec<(Option<&'static str>, String)>,
+    /// Lines that are to be logged, with their kinds: once no lock is held.
+    pub notices: Vec<(&'static str, String)>,
     /// For which events the call that has the state now is to wake threads.
     pub wakes: Wakes,
     /// Passes made over sessions' objects.
@@ -300,7 +300,7 @@ impl L1State {
     }
 
     /// Keeps a line until it can be logged.
-    pub fn note(&mut self, kind: Option<&'static str>, line: impl FnOnce() -> String) {
+    pub fn note(&mut self, kind: &'static str, line: impl FnOnce() -> String) {
         if self.notices.len() < NOTICES_MAX {
             self.notices.push((kind, line()));
         }

@@ -431,7 +431,7 @@ impl Cache for Node {
     }
 
     fn metrics(&self) -> Result<String> {
-        Ok(Node::metrics(self, |_| true))
+        Ok(Node::metrics(self) + &self.space_metrics())
     }
 
     fn explain_key(&self, space: u64, key: &Key) -> Result<String> {

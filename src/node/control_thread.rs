@@ -58,10 +58,7 @@ impl ControlThread {
                     self.chains.forget(session);
                 }
                 for (kind, line) in self.l1.take_notices() {
-                    match kind {
-                        Some(kind) => self.log.often(kind, LogLevel::Warn, || line),
-                        None => self.log.write(LogLevel::Warn, || line),
-                    }
+                    self.log.often(kind, LogLevel::Warn, || line);
                 }
                 reclaim = idle.map_or(often, |wait| often.min(now + wait));
                 if self.l1.has_uses() {

@@ -105,14 +105,16 @@ impl Node {
         };
     }
 
-    /// All statistics as Prometheus text, with those of the spaces that `shows` chooses.
-    pub fn metrics(&self, shows: impl Fn(u64) -> bool) -> String {
-        let mut spaces = self.l1.spaces();
-        spaces.retain(|report| shows(report.space));
-        let spaces = prometheus::spaces(&spaces);
+    /// All statistics as Prometheus text.
+    pub fn metrics(&self) -> String {
         let mut stats = Stats::default();
         self.stats(&mut stats);
-        prometheus::prometheus(&stats) + &prometheus::backends(&self.backend_reports()) + &spaces
+        prometheus::prometheus(&stats) + &prometheus::backends(&self.backend_reports())
+    }
+
+    /// The part of the metrics that names spaces, to follow the others: for those who may know of all tenants.
+    pub fn space_metrics(&self) -> String {
+        prometheus::spaces(&self.l1.spaces())
     }
 
     /// The backends, in the order they are asked.

@@ -170,7 +170,7 @@ fn metrics_are_those_of_the_library() {
     let said = port.get("/metrics");
     assert_eq!((said.status, said.header("content-type")), (200, "text/plain; version=0.0.4; charset=utf-8"));
     assert!(said.body.contains("\nkvkeep_commits_total 3\n"));
-    assert_eq!(said.body, port.node.metrics(|_| true));
+    assert_eq!(said.body, port.node.metrics() + &port.node.space_metrics());
     assert_eq!(said.header("content-length"), said.body.len().to_string());
     let port = Port::open_with(options(), Some("memory:"));
     let said = port.get("/metrics").body;

@@ -124,7 +124,7 @@ impl HttpHandler {
             }
             "/metrics" => {
                 no_parameters(query)?;
-                Ok(whole(PROMETHEUS, self.node.metrics(|_| true)))
+                Ok(whole(PROMETHEUS, self.node.metrics() + &self.node.space_metrics()))
             }
             "/healthz" => {
                 no_parameters(query)?;

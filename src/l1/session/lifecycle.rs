@@ -149,7 +149,7 @@ pub(in crate::l1) fn end_longest_expired(state: &mut L1State) {
     state.counts.shares_revoked += shares;
     if shares > 0 {
         note(state, index, || {
-            format!("its {shares} shares were taken: it had passed its deadline, and as many sessions live as may")
+            format!("{shares} of its shares were taken: it had passed its deadline, and as many sessions live as may")
         });
     }
     state.reclaimed.push(id);
@@ -226,5 +226,5 @@ pub(in crate::l1) fn drop_staged_by(state: &mut L1State, writer: u64) {
 /// Keeps a line about what was taken from the session at `index` until it is logged.
 fn note(state: &mut L1State, index: u32, what: impl FnOnce() -> String) {
     let name = state.sessions.at(index).name();
-    state.note(Some("session taken"), || format!("{name}: {}", what()));
+    state.note("session taken", || format!("{name}: {}", what()));
 }
