@@ -16,7 +16,7 @@ pub struct UserId(pub u32);
 pub struct GroupId(pub u32);
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a user or a group is a name in quotes, or a number")]
 enum NumberOrName {
     Number(u32),
     Name(String),

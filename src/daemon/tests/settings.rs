@@ -147,6 +147,9 @@ fn an_error_names_the_line_and_the_remedy() {
     assert!(refusal("allow_users = [\"no such user\"]").contains(nobody));
     assert!(refusal("read_only_users = [\"no such user\"]").contains(nobody));
     assert!(refusal("[tenants]\na = [\"no such user\"]").contains(nobody));
+    for wrong in ["-1", "true", "4294967296"] {
+        assert!(refusal(&format!("allow_users = [{wrong}]")).contains("a name in quotes, or a number"));
+    }
     assert!(refusal("allow_groups = [\"no such group\"]").contains("there is no group \"no such group\""));
     let node = |words| flags(words).node(0, Log::none()).err().unwrap().message;
     assert!(node("").contains("--l1 8GiB"));
