@@ -262,7 +262,8 @@ typedef enum {
 typedef enum {
     /// At the deadline the job ends with what is loaded by then. The default.
     KVKEEP_PREFETCH_POLICY_BEST_EFFORT = 0,
-    /// The job ends when everything that was planned is loaded or failed, however long the backends take.
+    /// The job ends when everything that was planned is loaded or failed, however long the backends take; one that pauses ends at its
+    /// deadline.
     KVKEEP_PREFETCH_POLICY_WAIT = 1,
     /// Not done by the deadline: TIMEOUT, and nothing is held.
     KVKEEP_PREFETCH_POLICY_DEADLINE = 2,
@@ -349,11 +350,13 @@ typedef void (*kvkeep_log_callback)(void *userdata, int32_t level, const char *m
 
 /// Gives the master keys of a backend whose URL has "key_from=NAME", one with each call: `number` 0 is the newest key, which encrypts
 /// and decrypts; 1 and so on are older ones, which only decrypt. Writes the 32 bytes of the key to `key` and returns KVKEEP_OK, or
-/// returns KVKEEP_ERR_NOT_FOUND where there is no key of this number (at most 255 keys are asked for). Any other error, and NOT_FOUND for
-/// number 0, is that of the call that opens the backend. Objects know their key by an id that is derived from its bytes, so that the
+/// returns KVKEEP_ERR_NOT_FOUND where there is no key of this number (there may be at most 255). Any other error, and NOT_FOUND for
+/// number 0, is that of the call that opens the backend; a key of zeros alone, one given twice, and a number that is no error of
+/// kvkeep_status are INVALID there. Objects know their key by an id that is derived from its bytes, so that the
 /// order of older keys does not matter.
 /// Runs inside `kvkeep_open`, `kvkeep_add_backend` and `kvkeep_add_backend_vtable` on the caller's thread, or on a library thread for a
-/// client of this cache (`listen`) that adds a backend; only while a backend opens. `name` is UTF-8, and valid during the call; the
+/// client of this cache (`listen`) that adds a backend; only while a backend opens. Two threads that
+/// add backends may call it at once, and `key_userdata` must stay until `kvkeep_close` returns. `name` is UTF-8, and valid during the call; the
 /// memory at `key` is the library's, and is cleared when the keys have been derived from it. May block; must not call into kvkeep, and
 /// must not throw.
 typedef int32_t (*kvkeep_key_callback)(void *userdata, const char *name, uint32_t number, uint8_t *key);
@@ -444,7 +447,7 @@ typedef struct {
     /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". The shapes of pools
     /// are compared besides (`kvkeep_open_pool`).
     const char *layout;
-    /// Salt that keeps tenants apart. NULL: "".
+    /// Salt that keeps tenants apart. No secret: metrics and the daemon's HTTP port show it to operators. NULL: "".
     const char *tenant;
     /// Tokens of a chunk. 0: 256.
     uint32_t chunk_tokens;
@@ -778,18 +781,21 @@ typedef struct {
     /// A kvkeep_notify, for jobs without a callback.
     uint32_t notify;
     /// 1: the answer of the lookup is reported, too, by the callback or the event descriptor, before the job's end: a kvkeep_completion
-    /// of kind KVKEEP_JOB_LOOKUP, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes once, but for jobs that
-    /// end before their answer. Needs one of the two.
+    /// of kind KVKEEP_JOB_LOOKUP and status OK, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes once; of a job
+    /// that ends before its answer (cancelled, or at its deadline) only the end comes. Needs one of the two.
     uint32_t notify_lookup;
     /// 1: with its answer the job pauses, and loads nothing before `kvkeep_resume_job`. What it found stays: L1 keeps it by the
-    /// session's shares, a backend by pins where it has pins ("fs://", plug-ins). A job that still pauses at its deadline ends as its
-    /// policy says, WAIT as BEST_EFFORT. One that has nothing to load does not pause.
+    /// session's shares, a backend by pins where it has pins ("fs://", "memory:", plug-ins); elsewhere it may be gone when the job is
+    /// resumed, which then falls short. Meanwhile `kvkeep_delete` says LOCKED of these keys, and a backend can be removed. The
+    /// deadline runs on: a job that pauses at its deadline ends as its policy says, WAIT as BEST_EFFORT, with what L1 had. One that has
+    /// nothing to load does not pause, and need not be resumed.
     uint32_t pause_after_lookup;
     /// Must be 0.
     uint32_t reserved[1];
 } kvkeep_prefetch_options;
 
-/// The end of one job; complete in itself, valid on any thread. Fields of the other kind of job are 0.
+/// The end of one job, or of kind KVKEEP_JOB_LOOKUP the answer of its lookup; complete in itself, valid on any thread. Fields of the
+/// other kind of job are 0.
 typedef struct {
     /// The job.
     uint64_t job;
@@ -798,7 +804,8 @@ typedef struct {
     /// A kvkeep_status: OK, PARTIAL (transfers only), or why it ended early (TIMEOUT, CANCELLED, EXPIRED, DISCONNECTED,
     /// DEVICE of transfers only, INTERNAL).
     int32_t status;
-    /// Of a prefetch: chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`.
+    /// Of a prefetch: chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`; of a lookup: chunks that
+    /// will be hit.
     uint32_t hit_chunks;
     /// Of a prefetch: bytes loaded into L1.
     uint64_t loaded_bytes;
@@ -815,7 +822,8 @@ typedef struct {
 } kvkeep_completion;
 
 /// Gets the completion of a job, valid during the call only. Runs on the library thread "kvkeep-callback", never inside a
-/// call of the submitter, with no lock held, exactly once. May call any function but `kvkeep_close`; must not throw.
+/// call of the submitter, with no lock held, exactly once; with `notify_lookup` once more before, of kind KVKEEP_JOB_LOOKUP, so that
+/// `userdata` is needed until the other call. May call any function but `kvkeep_close`; must not throw.
 typedef void (*kvkeep_callback)(void *userdata, const kvkeep_completion *completion);
 
 /// The result of a job. The caller sets `struct_size` and `abi_version` (KVKEEP_INIT). Fields of the other kind of job are 0.
@@ -1682,10 +1690,10 @@ kvkeep_status kvkeep_resume_job(kvkeep *cache,
                                 uint64_t job);
 
 /// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. L1 and a
-/// directory that no other process has open (`shared=` of "fs://") answer within the submission; a directory that others have open,
+/// directory that no other process has open ("fs://", but for `shared=true`) answer within the submission; a directory that others have open,
 /// for keys that its index lacks, after it was asked; a server or a plug-in after it has answered.
-/// PENDING until known: `*chunks` then is how many will be hit at least, of a daemon's client as of the submission. `notify_lookup` of
-/// the options reports the answer in place of asking. The loads may still fall short of it: the result of the job is final. May be
+/// PENDING until known: `*chunks` then is how many will be hit at least; in a daemon's client that number is of the submission, and does
+/// not grow. `notify_lookup` of the options reports the answer in place of asking. The loads may still fall short of it: the result of the job is final. May be
 /// called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.
@@ -1759,8 +1767,8 @@ kvkeep_status kvkeep_release_job(kvkeep *cache,
 /// Since: 0.1.
 KVKEEP_API kvkeep_status kvkeep_get_event_fd(kvkeep *cache, int32_t *fd);
 
-/// Takes up to `completion_capacity` (1 to KVKEEP_KEYS_MAX) completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first,
-/// and sets `*completion_count`, to 0 where there is none. Each is given exactly once. Never blocks. Any thread.
+/// Takes up to `completion_capacity` (1 to KVKEEP_KEYS_MAX) completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first
+/// (with `notify_lookup` two of a job, told apart by their kind), and sets `*completion_count`, to 0 where there is none. Each is given exactly once. Never blocks. Any thread.
 /// Since: 0.1.
 KVKEEP_API
 kvkeep_status kvkeep_take_completions(kvkeep *cache,

@@ -92,7 +92,8 @@ pub enum JobKind {
     KVKEEP_JOB_LOOKUP = 4,
 }
 
-/// The end of one job; complete in itself, valid on any thread. Fields of the other kind of job are 0.
+/// The end of one job, or of kind KVKEEP_JOB_LOOKUP the answer of its lookup; complete in itself, valid on any thread. Fields of the
+/// other kind of job are 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Completion {
@@ -103,7 +104,8 @@ pub struct Completion {
     /// A kvkeep_status: OK, PARTIAL (transfers only), or why it ended early (TIMEOUT, CANCELLED, EXPIRED, DISCONNECTED,
     /// DEVICE of transfers only, INTERNAL).
     pub status: i32,
-    /// Of a prefetch: chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`.
+    /// Of a prefetch: chunks the session now holds shares of, in the unit of `kvkeep_query_lookup_hits`; of a lookup: chunks that
+    /// will be hit.
     pub hit_chunks: u32,
     /// Of a prefetch: bytes loaded into L1.
     pub loaded_bytes: u64,
@@ -172,6 +174,11 @@ impl Default for JobResult {
 }
 
 impl JobResult {
+    /// Of the answer of a prefetch's lookup.
+    pub fn of_lookup(chunks: u32) -> JobResult {
+        JobResult { hit_chunks: chunks, kind: JobKind::KVKEEP_JOB_LOOKUP as u32, ..JobResult::default() }
+    }
+
     /// The completion of the job whose result this is.
     pub fn completion(&self, job: u64, session: u64) -> Completion {
         let JobResult { status, hit_chunks, loaded_bytes, message, kind, copied_keys, copied_bytes, .. } = *self;

@@ -82,7 +82,8 @@ pub enum kvkeep_prefetch_mode {
 pub enum kvkeep_prefetch_policy {
     /// At the deadline the job ends with what is loaded by then. The default.
     KVKEEP_PREFETCH_POLICY_BEST_EFFORT = 0,
-    /// The job ends when everything that was planned is loaded or failed, however long the backends take.
+    /// The job ends when everything that was planned is loaded or failed, however long the backends take; one that pauses ends at its
+    /// deadline.
     KVKEEP_PREFETCH_POLICY_WAIT = 1,
     /// Not done by the deadline: TIMEOUT, and nothing is held.
     KVKEEP_PREFETCH_POLICY_DEADLINE = 2,
@@ -127,11 +128,13 @@ pub type kvkeep_log_callback = Option<unsafe extern "C" fn(userdata: *mut c_void
 
 /// Gives the master keys of a backend whose URL has "key_from=NAME", one with each call: `number` 0 is the newest key, which encrypts
 /// and decrypts; 1 and so on are older ones, which only decrypt. Writes the 32 bytes of the key to `key` and returns KVKEEP_OK, or
-/// returns KVKEEP_ERR_NOT_FOUND where there is no key of this number (at most 255 keys are asked for). Any other error, and NOT_FOUND for
-/// number 0, is that of the call that opens the backend. Objects know their key by an id that is derived from its bytes, so that the
+/// returns KVKEEP_ERR_NOT_FOUND where there is no key of this number (there may be at most 255). Any other error, and NOT_FOUND for
+/// number 0, is that of the call that opens the backend; a key of zeros alone, one given twice, and a number that is no error of
+/// kvkeep_status are INVALID there. Objects know their key by an id that is derived from its bytes, so that the
 /// order of older keys does not matter.
 /// Runs inside `kvkeep_open`, `kvkeep_add_backend` and `kvkeep_add_backend_vtable` on the caller's thread, or on a library thread for a
-/// client of this cache (`listen`) that adds a backend; only while a backend opens. `name` is UTF-8, and valid during the call; the
+/// client of this cache (`listen`) that adds a backend; only while a backend opens. Two threads that
+/// add backends may call it at once, and `key_userdata` must stay until `kvkeep_close` returns. `name` is UTF-8, and valid during the call; the
 /// memory at `key` is the library's, and is cleared when the keys have been derived from it. May block; must not call into kvkeep, and
 /// must not throw.
 #[allow(non_camel_case_types)]
@@ -139,7 +142,8 @@ pub type kvkeep_key_callback =
     Option<unsafe extern "C" fn(userdata: *mut c_void, name: *const c_char, number: u32, key: *mut u8) -> i32>;
 
 /// Gets the completion of a job, valid during the call only. Runs on the library thread "kvkeep-callback", never inside a
-/// call of the submitter, with no lock held, exactly once. May call any function but `kvkeep_close`; must not throw.
+/// call of the submitter, with no lock held, exactly once; with `notify_lookup` once more before, of kind KVKEEP_JOB_LOOKUP, so that
+/// `userdata` is needed until the other call. May call any function but `kvkeep_close`; must not throw.
 #[allow(non_camel_case_types)]
 pub type kvkeep_callback = Option<unsafe extern "C" fn(userdata: *mut c_void, completion: *const Completion)>;
 
@@ -233,7 +237,7 @@ pub struct kvkeep_space_options {
     /// Everything that the bytes depend on besides the model: dtype, shapes, parallelism. NULL: "". The shapes of pools
     /// are compared besides (`kvkeep_open_pool`).
     pub layout: *const c_char,
-    /// Salt that keeps tenants apart. NULL: "".
+    /// Salt that keeps tenants apart. No secret: metrics and the daemon's HTTP port show it to operators. NULL: "".
     pub tenant: *const c_char,
     /// Tokens of a chunk. 0: 256.
     pub chunk_tokens: u32,
@@ -314,12 +318,14 @@ pub struct kvkeep_prefetch_options {
     /// A kvkeep_notify, for jobs without a callback.
     pub notify: u32,
     /// 1: the answer of the lookup is reported, too, by the callback or the event descriptor, before the job's end: a kvkeep_completion
-    /// of kind KVKEEP_JOB_LOOKUP, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes once, but for jobs that
-    /// end before their answer. Needs one of the two.
+    /// of kind KVKEEP_JOB_LOOKUP and status OK, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes once; of a job
+    /// that ends before its answer (cancelled, or at its deadline) only the end comes. Needs one of the two.
     pub notify_lookup: u32,
     /// 1: with its answer the job pauses, and loads nothing before `kvkeep_resume_job`. What it found stays: L1 keeps it by the
-    /// session's shares, a backend by pins where it has pins ("fs://", plug-ins). A job that still pauses at its deadline ends as its
-    /// policy says, WAIT as BEST_EFFORT. One that has nothing to load does not pause.
+    /// session's shares, a backend by pins where it has pins ("fs://", "memory:", plug-ins); elsewhere it may be gone when the job is
+    /// resumed, which then falls short. Meanwhile `kvkeep_delete` says LOCKED of these keys, and a backend can be removed. The
+    /// deadline runs on: a job that pauses at its deadline ends as its policy says, WAIT as BEST_EFFORT, with what L1 had. One that has
+    /// nothing to load does not pause, and need not be resumed.
     pub pause_after_lookup: u32,
     /// Must be 0.
     pub reserved: [u32; 1],

@@ -57,10 +57,10 @@ pub unsafe extern "C" fn kvkeep_resume_job(cache: *mut kvkeep, job: u64) -> Stat
 }
 
 /// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. L1 and a
-/// directory that no other process has open (`shared=` of "fs://") answer within the submission; a directory that others have open,
+/// directory that no other process has open ("fs://", but for `shared=true`) answer within the submission; a directory that others have open,
 /// for keys that its index lacks, after it was asked; a server or a plug-in after it has answered.
-/// PENDING until known: `*chunks` then is how many will be hit at least, of a daemon's client as of the submission. `notify_lookup` of
-/// the options reports the answer in place of asking. The loads may still fall short of it: the result of the job is final. May be
+/// PENDING until known: `*chunks` then is how many will be hit at least; in a daemon's client that number is of the submission, and does
+/// not grow. `notify_lookup` of the options reports the answer in place of asking. The loads may still fall short of it: the result of the job is final. May be
 /// called again, from any thread.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.
@@ -172,8 +172,8 @@ pub unsafe extern "C" fn kvkeep_get_event_fd(cache: *mut kvkeep, fd: *mut i32) -
     })
 }
 
-/// Takes up to `completion_capacity` (1 to KVKEEP_KEYS_MAX) completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first,
-/// and sets `*completion_count`, to 0 where there is none. Each is given exactly once. Never blocks. Any thread.
+/// Takes up to `completion_capacity` (1 to KVKEEP_KEYS_MAX) completions of jobs submitted with KVKEEP_NOTIFY_EVENT_FD, oldest first
+/// (with `notify_lookup` two of a job, told apart by their kind), and sets `*completion_count`, to 0 where there is none. Each is given exactly once. Never blocks. Any thread.
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_take_completions(

@@ -24,10 +24,17 @@ static void a_future_is_fulfilled() {
 }
 
 static void a_callback_gets_the_answer_of_a_lookup_and_then_the_end() {
-    kvk::Cache cache(small());
-    auto session = space_of(cache).session();
+    auto below = small();
+    below.backend_urls = {"memory:"};
+    kvk::Cache cache(below);
+    const auto space = space_of(cache);
     const auto keys = some_keys(2);
-    store(session, keys, 256);
+    auto writer = space.session();
+    store(writer, keys, 256);
+    writer.end();
+    CHECK(cache.flush(watchdog));
+    space.clear();
+    auto session = space.session();
     kvk::PrefetchOptions options;
     options.notify_lookup = options.pause_after_lookup = true;
     std::vector<kvk::JobKind> kinds;

@@ -97,7 +97,7 @@ class Completions:
     def __init__(self, pointer: ctypes.c_void_p) -> None:
         self._pointer = pointer
         self._pending: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Future[Completion]]] = {}
-        self._lookups: dict[int, asyncio.Future[int]] = {}
+        self._lookups: dict[int, asyncio.Future[Completion]] = {}
         self._awaited: dict[asyncio.AbstractEventLoop, int] = {}
         self._unclaimed: list[Completion] = []
         # Held over submit and take, so that a job is known here before its completion is.
@@ -116,8 +116,8 @@ class Completions:
         self._in(loop, self._watch, loop, cache)
         return future
 
-    def expect_lookup(self, job: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[int]:
-        """A future of `loop` for the chunks that the lookup of `job` promises. The caller holds the lock."""
+    def expect_lookup(self, job: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Completion]:
+        """A future of `loop` for the answer of the lookup of `job`, or its end before that. The caller holds the lock."""
         self._lookups[job] = loop.create_future()
         return self._lookups[job]
 
@@ -164,9 +164,8 @@ class Completions:
             self._unclaimed[:0] = rest
 
     def _deliver(self, completion: Completion) -> None:
-        # A job that ends before its answer promises what it ends with.
         if lookup := self._lookups.pop(completion.job, None):
-            self._in(lookup.get_loop(), _answer, lookup, completion.hit_chunks)
+            self._in(lookup.get_loop(), _answer, lookup, completion)
         if completion.kind == _ffi.JobKind.LOOKUP and (lookup or completion.job in self._pending):
             return
         if expected := self._pending.pop(completion.job, None):
@@ -203,12 +202,12 @@ class Submitted(NamedTuple):
 
     job: int
     end: Optional[asyncio.Future[Completion]] = None
-    lookup: Optional[asyncio.Future[int]] = None
+    lookup: Optional[asyncio.Future[Completion]] = None
 
 
-def _answer(lookup: asyncio.Future[int], chunks: int) -> None:
+def _answer(lookup: asyncio.Future[Completion], completion: Completion) -> None:
     if not lookup.done():
-        lookup.set_result(chunks)
+        lookup.set_result(completion)
 
 
 class Telling(NamedTuple):

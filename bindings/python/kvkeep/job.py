@@ -67,7 +67,7 @@ class Job:
         id: int,
         key_count: int,
         future: Optional[asyncio.Future[Completion]],
-        lookup: Optional[asyncio.Future[int]] = None,
+        lookup: Optional[asyncio.Future[Completion]] = None,
     ) -> None:
         self.id = id
         self._lookup = lookup
@@ -84,10 +84,16 @@ class Job:
         return None if status == _ffi.Status.PENDING else chunks.value
 
     async def looked_up(self) -> int:
-        """How many chunks will be hit, as soon as that is known. For jobs of an event loop with `notify_lookup`."""
+        """How many chunks will be hit, as soon as that is known. For jobs of an event loop with `notify_lookup`.
+
+        Raises as `await job` does where the job ends with an error before its lookup is answered.
+        """
         if self._lookup is None:
             raise RuntimeError("submit the job with notify_lookup=True on the event loop that awaits its lookup")
-        return await asyncio.shield(self._lookup)
+        completion = await asyncio.shield(self._lookup)
+        if completion.status < 0:
+            raise error_for(completion.status, completion.message)
+        return completion.hit_chunks
 
     def resume(self) -> None:
         """Has a job that pauses after its lookup load what it found."""

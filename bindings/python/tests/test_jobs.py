@@ -62,19 +62,23 @@ class Jobs(CacheTest):
         self.assertEqual(told[0]._replace(job=0), (0, session.id, Status.OK, 2, 0, "", kvkeep.JobKind.PREFETCH, 0, 0))
 
     def test_a_callback_is_told_of_the_lookup_and_of_the_end(self) -> None:
-        session = self.space.session()
-        self.store(session, some_keys(2))
+        url = f"fs://{self.directory()}"
+        with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
+            self.store(session, some_keys(2))
+            cache.flush()
         told: list[kvkeep.Completion] = []
-        ended = threading.Event()
+        seen = threading.Semaphore(0)
 
         def callback(completion: kvkeep.Completion) -> None:
             told.append(completion)
-            if completion.kind != kvkeep.JobKind.LOOKUP:
-                ended.set()
+            seen.release()
 
-        job = session.prefetch(some_keys(3), callback=callback, notify_lookup=True, pause_after_lookup=True)
-        job.resume()
-        self.assertTrue(ended.wait(WATCHDOG_S))
+        with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
+            job = session.prefetch(some_keys(3), callback=callback, notify_lookup=True, pause_after_lookup=True)
+            self.assertTrue(seen.acquire(timeout=WATCHDOG_S))
+            self.assertEqual((len(told), job.query(), cache.stats().loads), (1, None, 0))
+            job.resume()
+            self.assertTrue(seen.acquire(timeout=WATCHDOG_S))
         self.assertEqual([completion.kind for completion in told], [kvkeep.JobKind.LOOKUP, kvkeep.JobKind.PREFETCH])
         self.assertEqual({completion.hit_chunks for completion in told}, {2})
 
@@ -178,6 +182,11 @@ class Awaited(CacheTest):
                 job.resume()
                 self.assertEqual((await job).hit_chunks, 4)
                 self.assertEqual(await job.looked_up(), 4)
+                cache.add_backend(HANGING)
+                lost = session.prefetch(some_keys(5), notify_lookup=True)
+                lost.cancel()
+                with self.assertRaises(kvkeep.CancelledError):
+                    await lost.looked_up()
                 quiet = session.prefetch(keys)
                 with self.assertRaisesRegex(RuntimeError, "notify_lookup=True"):
                     await quiet.looked_up()

@@ -1,8 +1,8 @@
 //! One prefetch job: its request, its state by phase, and every transition between the phases.
 //!
 //! A job is in `Lookup` while tiers are asked, in `Load` while its bytes are queued or being loaded, and `Done` at its end. All
-//! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::resume`], [`Job::issue`], [`Job::landed`], [`Job::looked_elsewhere`], [`Job::finish`],
-//! [`Job::mark_released`]. Each runs under the lock of the job's state. The table of jobs is locked after it, never before.
+//! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::resume`], [`Job::issue`], [`Job::landed`],
+//! [`Job::looked_elsewhere`], [`Job::finish`], [`Job::mark_released`]. Each runs under the lock of the job's state. The table of jobs is locked after it, never before.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +33,9 @@ pub trait JobHost {
     /// Has the control thread look through the job after a commit, or no longer. Called once for each change.
     fn await_commits(&self, job: u64, awaits: bool);
 }
+
+/// Why a job holds less than it promised.
+pub const LATE: &str = "its deadline passed";
 
 /// How a key of a job came to be in L1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,9 +163,8 @@ impl Job {
         if let Some(observer) = &self.observer {
             observer.looked_up(plan.chunks);
         }
-        let kind = JobKind::KVKEEP_JOB_LOOKUP as u32;
-        let answer = JobResult { hit_chunks: plan.chunks, kind, ..JobResult::default() };
-        host.completions().deliver(std::mem::take(&mut lookup.lookup_notify), answer.completion(self.id, self.session));
+        let answer = JobResult::of_lookup(plan.chunks).completion(self.id, self.session);
+        host.completions().deliver(std::mem::take(&mut lookup.lookup_notify), answer);
         host.meters().lookup_latency.add(now - self.submitted);
         self.unpin(&mut lookup.search, |i| !plan.wanted[i]);
         self.return_shares(held, &plan.wanted, host.l1());
@@ -174,6 +176,8 @@ impl Job {
         state.phase = Phase::Load(LoadPhase { paused: pauses, ..LoadPhase::new(search, lookup, to_load) });
         if nothing {
             self.finish(state, KVKEEP_OK, None, host);
+        } else if pauses && now >= self.deadline {
+            self.finish(state, KVKEEP_OK, Some(LATE.to_owned()), host);
         }
         !nothing && !pauses
     }
@@ -299,6 +303,7 @@ impl Job {
         self.return_shares(&mut state.held, &given.wanted, host.l1());
         host.l1().end_job(self.session);
         let now = Instant::now();
+        let is_looked_up = lookup.is_some();
         let (lookup_chunks, looked_up) = lookup.unwrap_or((given.chunks, now));
         let since = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_micros() as u64;
         let result = JobResult {
@@ -319,7 +324,7 @@ impl Job {
             ..JobResult::default()
         };
         let found = if status == KVKEEP_OK { search.found } else { Vec::new() };
-        state.phase = Phase::Done(DonePhase { lookup_chunks, result, found, at: now, released: false });
+        state.phase = Phase::Done(DonePhase { lookup_chunks, is_looked_up, result, found, at: now, released: false });
         self.notify_end(search.notify, &given, &result, &state.held, host);
     }
 

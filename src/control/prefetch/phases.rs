@@ -76,6 +76,8 @@ pub struct LoadPhase {
 pub struct DonePhase {
     /// The lookup's answer in chunks.
     pub lookup_chunks: u32,
+    /// The lookup was answered before the job ended.
+    pub is_looked_up: bool,
     /// The answer that callers read.
     pub result: JobResult,
     /// Where each key that could be had was found, [`NOWHERE`] for the others. Empty unless the job ended well.

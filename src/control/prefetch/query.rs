@@ -20,15 +20,22 @@ impl JobTable {
     pub fn query_lookup_hits(&self, id: u64, chunks: &mut u32) -> Result<Status> {
         let job = self.job(id)?;
         let state = job.state.lock();
-        *chunks = match &state.phase {
-            Phase::Lookup(lookup) => {
-                *chunks = job.chunks_so_far(lookup);
-                return Ok(KVKEEP_PENDING);
-            }
-            Phase::Load(load) => load.lookup_chunks(),
-            Phase::Done(done) => done.lookup_chunks,
+        let (known, status) = match &state.phase {
+            Phase::Lookup(lookup) => (job.chunks_so_far(lookup), KVKEEP_PENDING),
+            Phase::Load(load) => (load.lookup_chunks(), KVKEEP_OK),
+            Phase::Done(done) => (done.lookup_chunks, KVKEEP_OK),
         };
-        Ok(KVKEEP_OK)
+        *chunks = known;
+        Ok(status)
+    }
+
+    /// Whether the lookup of a job was answered before the job ended.
+    pub fn is_looked_up(&self, id: u64) -> bool {
+        self.job(id).is_ok_and(|job| match &job.state.lock().phase {
+            Phase::Lookup(_) => false,
+            Phase::Load(_) => true,
+            Phase::Done(done) => done.is_looked_up,
+        })
     }
 
     /// The answer of a job, or PENDING until the job is done.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::job::Job;
+use super::job::{Job, LATE};
 use super::job_table::{Awaiting, Due};
 use super::phases::Phase;
 use super::prefetcher::Prefetcher;
@@ -84,7 +84,7 @@ impl Prefetcher {
             }
             return;
         }
-        let late = Some("its deadline passed".to_owned());
+        let late = Some(LATE.to_owned());
         match job.request.policy {
             Policy::BestEffort => job.finish(&mut state, KVKEEP_OK, late, &*self.table),
             Policy::Deadline => job.finish(&mut state, KVKEEP_ERR_TIMEOUT, late, &*self.table),

@@ -40,8 +40,16 @@ impl SubmittedJob {
     /// Notifies of the lookup's answer, if it and the job's number are known.
     fn notify_lookup(&mut self, completions: &Completions) {
         if let (Some(job), LookupAnswer::Known(hit_chunks)) = (self.job, self.lookup) {
-            let result = JobResult { hit_chunks, kind: JobKind::KVKEEP_JOB_LOOKUP as u32, ..JobResult::default() };
-            completions.deliver(std::mem::take(&mut self.lookup_notify), result.completion(job, self.session));
+            let answer = JobResult::of_lookup(hit_chunks).completion(job, self.session);
+            completions.deliver(std::mem::take(&mut self.lookup_notify), answer);
+        }
+    }
+
+    /// The job has ended: if its lookup was not answered by then, there is nothing more to notify of.
+    fn end_lookup(&mut self, result: &JobResult) {
+        if let LookupAnswer::AtLeast(_) = self.lookup {
+            self.lookup_notify = Notify::Poll;
+            self.lookup = LookupAnswer::Known(result.lookup_chunks);
         }
     }
 
@@ -137,6 +145,9 @@ impl SubmittedJobs {
         }
         entry.notify_lookup(completions);
         entry.answer = entry.answer.take().or(answer);
+        if let Some((result, _)) = entry.answer {
+            entry.end_lookup(&result);
+        }
         if let Some(answer) = &entry.answer
             && let Some(notify) = entry.notify.take()
         {
@@ -176,11 +187,7 @@ impl SubmittedJobs {
     pub fn done(&self, ticket: u64, result: JobResult, bitmap: &[u8], completions: &Completions) {
         let mut table = self.table.lock();
         let Some(entry) = table.by_ticket.get_mut(&ticket) else { return };
-        if let LookupAnswer::AtLeast(_) = entry.lookup {
-            // It ended before its lookup was answered.
-            entry.lookup_notify = Notify::Poll;
-        }
-        entry.lookup = LookupAnswer::Known(result.lookup_chunks);
+        entry.end_lookup(&result);
         let answer = entry.answer.insert((result, bitmap.to_vec()));
         if let Some(job) = entry.job
             && let Some(notify) = entry.notify.take()
@@ -328,6 +335,37 @@ mod tests {
 
     use super::*;
     use crate::abi::Completion;
+
+    /// The kinds of completions that a caller gets of a job whose pushes come in this order around its acceptance.
+    fn told(early: usize, accepted: LookupAnswer, knows_end: bool, looked_up: bool) -> Vec<u32> {
+        let result = JobResult { kind: JobKind::KVKEEP_JOB_PREFETCH as u32, ..JobResult::default() };
+        let (jobs, completions) = (SubmittedJobs::default(), Completions::start().unwrap());
+        let ticket = jobs.begin(7, 1, Notify::EventFd, Notify::EventFd);
+        let looks = || jobs.looked_up(ticket, 1, &completions);
+        let ends = || jobs.done(ticket, result, &[0], &completions);
+        let pushes: Vec<&dyn Fn()> = if looked_up { vec![&looks, &ends] } else { vec![&ends] };
+        pushes[..early].iter().for_each(|push| push());
+        jobs.accepted(ticket, 9, accepted, knows_end.then(|| (result, vec![0])), &mut 0, &completions);
+        pushes[early..].iter().for_each(|push| push());
+        let mut taken = [Completion::new_zeroed(); 4];
+        let count = completions.drain(&mut taken);
+        completions.close();
+        taken[..count].iter().map(|completion| completion.kind).collect()
+    }
+
+    #[test]
+    fn the_answer_of_a_lookup_is_told_once_and_before_the_end_if_there_was_one() {
+        let [lookup, end] = [JobKind::KVKEEP_JOB_LOOKUP as u32, JobKind::KVKEEP_JOB_PREFETCH as u32];
+        for early in 0..=2 {
+            assert_eq!(told(early, LookupAnswer::AtLeast(0), false, true), [lookup, end], "{early} pushes");
+            assert_eq!(told(early, LookupAnswer::Known(1), false, true), [lookup, end], "{early} pushes");
+            assert_eq!(told(early, LookupAnswer::Known(1), true, true), [lookup, end], "{early} pushes");
+        }
+        for early in 0..=1 {
+            assert_eq!(told(early, LookupAnswer::AtLeast(0), false, false), [end], "{early} pushes");
+            assert_eq!(told(early, LookupAnswer::AtLeast(0), true, false), [end], "{early} pushes");
+        }
+    }
 
     #[test]
     fn a_job_whose_session_ends_while_it_is_accepted_is_told_of_once() {

@@ -218,7 +218,9 @@ impl Handler {
     fn state_of(&self, job: u64, keys: usize, frame: &mut Frame) -> Result<()> {
         let (mut chunks, mut result) = (0, JobResult::default());
         let known = |status: Result<Status>| matches!(status, Ok(status) if status != KVKEEP_PENDING);
-        let looked_up = known(self.node.prefetcher.table().query_lookup_hits(job, &mut chunks));
+        // Asked first: what is known then is known to be answered.
+        let looked_up = self.node.prefetcher.table().is_looked_up(job);
+        let _ = self.node.prefetcher.table().query_lookup_hits(job, &mut chunks);
         let mut bitmap = vec![0; keys.div_ceil(8)];
         let done = known(self.node.prefetcher.table().query(job, &mut result))
             && known(self.node.prefetcher.table().query_bitmap(job, &mut bitmap));
