@@ -41,6 +41,7 @@ cat >"$pages/SUMMARY.md" <<'END'
 - [LMCache](docs/lmcache.md)
 - [SGLang](docs/sglang.md)
 - [TensorRT-LLM](docs/tensorrt-llm.md)
+- [llama.cpp](docs/llama.md)
 - [C++](bindings/cpp/README.md)
 - [Python](bindings/python/README.md)
 - [Operations](docs/operations.md)
