@@ -13,7 +13,7 @@ RUSTDOC := RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-pr
 SHIM := $(CURDIR)/build/c_tests/libdaemon_shim.so
 TARGET_DIR := -DKVKEEP_TARGET_DIR=$(CARGO_TARGET_DIR)
 
-.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-glibc test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache e2e-sglang bench bench-without bench-device soak fuzz wheel install clean
+.PHONY: help build check check-toolchains docs test test-rust test-c test-examples test-glibc test-bindings test-daemon test-page test-kernel test-mooncake demo demo-programs demo-redis demo-s3 demo-mooncake e2e-vllm e2e-lmcache e2e-sglang e2e-llama bench bench-without bench-device soak fuzz wheel install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -98,6 +98,10 @@ e2e-lmcache: build ## LMCache's storage manager over a daemon: opt-in, downloads
 
 e2e-sglang: build ## SGLang's cache classes over a daemon, on the CPU: opt-in, downloads torch into build/e2e-sglang
 	e2e/sglang/run.sh $(CARGO_TARGET_DIR)/release/libkvkeep.so $(CARGO_TARGET_DIR)/release/kvkeep build/e2e-sglang
+
+e2e-llama: $(CMAKE) ## llama.cpp over kvkeep with toy models: opt-in, downloads and builds llama.cpp's library in build/e2e-llama
+	$(MAKE) install PREFIX=$(CURDIR)/build/prefix
+	CMAKE=$(CURDIR)/$(CMAKE) e2e/llama/run.sh build/prefix build/e2e-llama
 
 demo: demo-programs ## install into build/prefix, build the quickstart against it, replay a trace, share a daemon
 	@scripts/demo.sh build/prefix/bin/kvkeep build/examples/quickstart $(CURDIR)/build/demo
