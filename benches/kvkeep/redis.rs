@@ -15,13 +15,14 @@ use crate::half_duplex::HalfDuplex;
 use crate::prefetch::load;
 use crate::random::Random;
 use crate::redis_client::RedisClient;
-use crate::report::{Report, Wanted};
+use crate::report::{Report, Wanted, median};
 use crate::{RUN_TIME, RUNS};
 
 /// Connections for values, ours and those of the bare loops.
 const CONNECTIONS: usize = 4;
-/// Bytes under way on a connection of a bare loop.
+/// Bytes under way on a connection: of a pipeline of the crate, and of a bare loop, of which the fastest counts.
 const WINDOW: usize = 8 << 20;
+const BARE_WINDOWS: [usize; 3] = [256 << 10, 1 << 20, WINDOW];
 const MIB: u64 = 1 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -51,11 +52,27 @@ impl Server {
         Some(server)
     }
 
-    /// Deletes all that it has.
+    /// Deletes all that it has. FLUSHALL would give the memory back to the kernel besides, so that the next stores would pay for
+    /// faulting it in.
     fn empty(&self) {
+        let script =
+            "local keys = redis.call('KEYS', '*') if #keys > 0 then redis.call('DEL', unpack(keys)) end return 0";
+        let command = format!("*3\r\n$4\r\nEVAL\r\n${}\r\n{script}\r\n$1\r\n0\r\n", script.len());
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the server accepts");
-        stream.write_all(b"FLUSHALL SYNC\r\n").expect("the server takes a command");
-        stream.read_exact(&mut [0; 5]).expect("the server answers");
+        stream.write_all(command.as_bytes()).expect("the server takes a command");
+        let mut reply = [0; 4];
+        stream.read_exact(&mut reply).expect("the server answers");
+        assert!(reply == *b":0\r\n", "the server could not be emptied");
+    }
+
+    /// Seconds of processor time that its threads have had.
+    fn cpu_seconds(&self) -> f64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the server runs");
+        let spent = tasks.filter_map(|task| {
+            let line = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            line.split(' ').next()?.parse::<f64>().ok()
+        });
+        spent.sum::<f64>() / 1e9
     }
 
     fn url(&self) -> String {
@@ -69,6 +86,9 @@ impl Drop for Server {
         let _ = self.child.wait();
     }
 }
+
+/// Moves the values of these numbers over a socket, so many of them under way at once.
+type BareWork = fn(&mut TcpStream, &mut [u8], usize, std::ops::Range<usize>, usize);
 
 /// Sockets that move values of one size, and do nothing else.
 struct Bare {
@@ -91,15 +111,20 @@ impl Bare {
         Bare { streams: (0..CONNECTIONS).map(stream).collect(), size: size as usize, count, memory }
     }
 
-    /// GB/s of a run in which each thread has `one` called for a socket, its memory and its numbers.
-    fn run(&mut self, one: fn(&mut TcpStream, &mut [u8], usize, std::ops::Range<usize>)) -> f64 {
+    /// GB/s with each of the windows.
+    fn run(&mut self, one: BareWork) -> [f64; BARE_WINDOWS.len()] {
+        BARE_WINDOWS.map(|bytes| self.run_with(one, window(bytes, self.size)))
+    }
+
+    /// GB/s of a run in which each thread has `one` called for its socket.
+    fn run_with(&mut self, one: BareWork, window: usize) -> f64 {
         let (size, share) = (self.size, self.count / CONNECTIONS);
         let (mut spent, mut bytes) = (Duration::ZERO, 0);
         while spent < RUN_TIME {
             let began = Instant::now();
             std::thread::scope(|scope| {
                 for (number, (stream, memory)) in self.streams.iter_mut().zip(&mut self.memory).enumerate() {
-                    scope.spawn(move || one(stream, memory, size, number * share..(number + 1) * share));
+                    scope.spawn(move || one(stream, memory, size, number * share..(number + 1) * share, window));
                 }
             });
             spent += began.elapsed();
@@ -109,42 +134,45 @@ impl Bare {
     }
 }
 
-/// Values of one size under way on a connection.
-fn window(size: usize) -> usize {
-    (WINDOW / size).clamp(1, 256)
+/// Values of one size under way on a connection that has a window of so many bytes.
+fn window(bytes: usize, size: usize) -> usize {
+    (bytes / size).clamp(1, 256)
 }
 
 fn name(number: usize) -> String {
     format!("bare{number:06}")
 }
 
-/// SETs: the heads and payloads of several in one call, then their replies.
-fn bare_store(stream: &mut TcpStream, memory: &mut [u8], size: usize, numbers: std::ops::Range<usize>) {
-    let numbers: Vec<usize> = numbers.collect();
-    for (batch, numbers) in numbers.chunks(window(size)).enumerate() {
-        let heads: Vec<String> = numbers
-            .iter()
-            .map(|&number| format!("*3\r\n$3\r\nSET\r\n$10\r\n{}\r\n${size}\r\n", name(number)))
-            .collect();
-        let payloads = memory[batch * numbers.len() * size..].chunks_exact(size);
-        let pieces = heads.iter().zip(payloads).flat_map(|(head, payload)| [head.as_bytes(), payload, b"\r\n"]);
-        let mut slices: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
+/// SETs, each sent whole in one call, a window ahead of their replies.
+fn bare_store(stream: &mut TcpStream, memory: &mut [u8], size: usize, numbers: std::ops::Range<usize>, window: usize) {
+    const REPLY: &[u8] = b"+OK\r\n";
+    let (mut owed, mut replies) = (0, [0; 4096]);
+    let mut await_replies = |stream: &mut TcpStream, owed: &mut usize, most: usize| {
+        while *owed > most * REPLY.len() {
+            let count = stream.read(&mut replies).expect("the server answers");
+            assert!(count > 0 && replies[..count].iter().all(|byte| REPLY.contains(byte)), "a value was refused");
+            *owed -= count;
+        }
+    };
+    for (number, payload) in numbers.zip(memory.chunks_exact(size)) {
+        let head = format!("*3\r\n$3\r\nSET\r\n$10\r\n{}\r\n${size}\r\n", name(number));
+        let mut slices = [head.as_bytes(), payload, b"\r\n"].map(IoSlice::new);
         let mut rest = &mut slices[..];
         while !rest.is_empty() {
             let sent = stream.write_vectored(rest).expect("the server takes values");
             IoSlice::advance_slices(&mut rest, sent);
         }
-        let mut replies = vec![0; numbers.len() * 5];
-        stream.read_exact(&mut replies).expect("the server answers");
-        assert!(replies.chunks(5).all(|reply| reply == b"+OK\r\n"), "a value was refused");
+        owed += REPLY.len();
+        await_replies(stream, &mut owed, window - 1);
     }
+    await_replies(stream, &mut owed, 0);
 }
 
 /// GETs, a window ahead of their replies, each of which is received whole into a place of its own.
-fn bare_load(stream: &mut TcpStream, memory: &mut [u8], size: usize, numbers: std::ops::Range<usize>) {
+fn bare_load(stream: &mut TcpStream, memory: &mut [u8], size: usize, numbers: std::ops::Range<usize>, window: usize) {
     let command = |number| format!("*2\r\n$3\r\nGET\r\n$10\r\n{}\r\n", name(number));
     let reply = size + format!("${size}\r\n\r\n").len();
-    let ahead = window(size).min(numbers.len());
+    let ahead = window.min(numbers.len());
     let first: String = numbers.clone().take(ahead).map(command).collect();
     stream.write_all(first.as_bytes()).expect("the server takes commands");
     for (number, place) in numbers.clone().zip(memory.chunks_exact_mut(reply)) {
@@ -155,36 +183,72 @@ fn bare_load(stream: &mut TcpStream, memory: &mut [u8], size: usize, numbers: st
     }
 }
 
-/// Loads all keys by one job, again and again: GB/s, and seconds of processor time a GiB.
-fn load_run(cache: &Cache, keys: &[Key]) -> (f64, f64) {
-    let (mut spent, mut bytes, cpu) = (Duration::ZERO, 0, cpu_seconds());
+/// One run of ours.
+struct Run {
+    gb_per_s: f64,
+    /// Seconds of processor time a GiB, of this process and of the server.
+    cpu: f64,
+    server_cpu: f64,
+}
+
+impl Run {
+    fn new(spent: Duration, bytes: u64, cpu: f64, server_cpu: f64) -> Run {
+        let gib = bytes as f64 / GIB;
+        Run { gb_per_s: bytes as f64 / spent.as_secs_f64() / 1e9, cpu: cpu / gib, server_cpu: server_cpu / gib }
+    }
+}
+
+/// GB/s of the contenders one after another, and our run.
+struct Round {
+    bare: [f64; BARE_WINDOWS.len()],
+    /// Of the crate by pipelines, and by one command after another.
+    client: [f64; 2],
+    ours: Run,
+}
+
+/// The values of `RUN_ROWS`. The bare loop is that of the window that is the fastest in most rounds.
+fn run_values(rounds: &[Round]) -> [Vec<f64>; RUN_ROWS.len()] {
+    let of_window = |window: usize| median(&rounds.iter().map(|round| round.bare[window]).collect::<Vec<_>>());
+    let fastest = (0..BARE_WINDOWS.len()).max_by(|&a, &b| of_window(a).total_cmp(&of_window(b))).unwrap_or(0);
+    let mut all: [Vec<f64>; RUN_ROWS.len()] = Default::default();
+    for Round { bare, client: [pipelines, calls], ours } in rounds {
+        let (bare, rate) = (bare[fastest], ours.gb_per_s);
+        let row = [rate / bare, rate / pipelines, rate / calls, bare / pipelines, rate, ours.cpu, ours.server_cpu];
+        all.iter_mut().zip(row).for_each(|(runs, run)| runs.push(run));
+    }
+    all
+}
+
+/// Loads all keys by one job, again and again.
+fn load_run(cache: &Cache, server: &Server, keys: &[Key]) -> Run {
+    let (mut spent, mut bytes, cpu, server_cpu) = (Duration::ZERO, 0, cpu_seconds(), server.cpu_seconds());
     while spent < RUN_TIME {
         let (_, time, loaded) = load(cache, keys);
         spent += time;
         bytes += loaded;
     }
-    (bytes as f64 / spent.as_secs_f64() / 1e9, (cpu_seconds() - cpu) / (bytes as f64 / GIB))
+    Run::new(spent, bytes, cpu_seconds() - cpu, server.cpu_seconds() - server_cpu)
 }
 
-/// GB/s from the commit of new objects to "stored", and seconds of processor time a GiB; the server is emptied between two times.
-/// The last objects stay.
-fn store_run(cache: &Cache, server: &Server, keys: &mut Vec<Key>, size: u64, random: &mut Random) -> (f64, f64) {
-    let (mut spent, mut bytes, mut cpu) = (Duration::ZERO, 0, 0.0);
+/// From the commit of new objects to "stored"; the server is emptied between two times. The last objects stay.
+fn store_run(cache: &Cache, server: &Server, keys: &mut Vec<Key>, size: u64, random: &mut Random) -> Run {
+    let (mut spent, mut bytes, mut cpu, mut server_cpu) = (Duration::ZERO, 0, 0.0, 0.0);
     while spent < RUN_TIME {
         server.empty();
         *keys = random.keys(keys.len());
         let session = cache.begin();
         cache.stage(session, keys, size, random);
-        let (began, before) = (Instant::now(), cpu_seconds());
+        let (began, before, server_before) = (Instant::now(), cpu_seconds(), server.cpu_seconds());
         cache.finish_write(session, keys);
         cache.drain();
         spent += began.elapsed();
         cpu += cpu_seconds() - before;
+        server_cpu += server.cpu_seconds() - server_before;
         bytes += keys.len() as u64 * size;
         cache.end(session);
         cache.clear();
     }
-    (bytes as f64 / spent.as_secs_f64() / 1e9, cpu / (bytes as f64 / GIB))
+    Run::new(spent, bytes, cpu, server_cpu)
 }
 
 /// Bytes of this process in memory.
@@ -210,25 +274,37 @@ fn peak<T>(work: impl FnOnce() -> T) -> u64 {
     most.into_inner()
 }
 
-/// The rows of values, each with the shape and the server's threads in the place of `{}`.
-const ROWS: [(&str, &str, Wanted); 11] = [
-    ("load_{}_vs_bare", "ratio", Wanted::AtLeast(0.9)),
-    ("load_{}_vs_crate", "ratio", Wanted::AtLeast(1.5)),
-    ("load_{}_gb_per_s", "GB/s", Wanted::Nothing),
-    ("load_{}_cpu_s_per_gib", "s/GiB", Wanted::Nothing),
-    ("store_{}_vs_bare", "ratio", Wanted::AtLeast(0.9)),
-    ("store_{}_vs_crate", "ratio", Wanted::AtLeast(1.5)),
-    ("store_{}_gb_per_s", "GB/s", Wanted::Nothing),
-    ("store_{}_cpu_s_per_gib", "s/GiB", Wanted::Nothing),
+/// The rows of loads and those of stores, each with the shape and the server's threads in the place of `{}`, as `run_values` gives them.
+const RUN_ROWS: [(&str, &str, Wanted); 7] = [
+    ("{}_vs_bare", "ratio", Wanted::AtLeast(0.9)),
+    ("{}_vs_crate", "ratio", Wanted::AtLeast(1.5)),
+    ("{}_vs_crate_calls", "ratio", Wanted::Nothing),
+    ("{}_bare_vs_crate", "ratio", Wanted::Nothing),
+    ("{}_gb_per_s", "GB/s", Wanted::Nothing),
+    ("{}_cpu_s_per_gib", "s/GiB", Wanted::Nothing),
+    ("{}_server_cpu_s_per_gib", "s/GiB", Wanted::Nothing),
+];
+const OTHER_ROWS: [(&str, &str, Wanted); 3] = [
     ("load_{}_beside_l1_mib", "MiB", Wanted::AtMost(64.0)),
     ("store_{}_beside_l1_mib", "MiB", Wanted::AtMost(64.0)),
     ("lookup_{}_us", "us", Wanted::Nothing),
 ];
 
+/// All rows of a shape, in the order of their measurements.
+fn rows(shape: &str) -> Vec<(String, &'static str, Wanted)> {
+    let runs = ["load", "store"]
+        .into_iter()
+        .flat_map(|way| RUN_ROWS.into_iter().map(move |(name, unit, wanted)| (format!("{way}_{name}"), unit, wanted)));
+    let others = OTHER_ROWS.into_iter().map(|(name, unit, wanted)| (name.to_owned(), unit, wanted));
+    runs.chain(others)
+        .map(|(name, unit, wanted)| (format!("redis_{}", name.replace("{}", shape)), unit, wanted))
+        .collect()
+}
+
 fn values(report: &mut Report, random: &mut Random, shape: &str, io_threads: u32, count: usize, size: u64) {
     let shape = if io_threads == 1 { shape.to_owned() } else { format!("{shape}_io{io_threads}") };
-    let names = ROWS.map(|(name, ..)| format!("redis_{}", name.replace("{}", &shape)));
-    if !report.wants(&names.each_ref().map(String::as_str)) {
+    let rows = rows(&shape);
+    if !report.wants(&rows.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>()) {
         return;
     }
     let Some(server) = Server::start(io_threads) else {
@@ -238,35 +314,33 @@ fn values(report: &mut Report, random: &mut Random, shape: &str, io_threads: u32
     let mut bare = Bare::connect(&server, size, count, random);
     let mut value = vec![0; size as usize];
     random.fill(&mut value);
-    let mut client = RedisClient::connect(server.port, CONNECTIONS, value, count, window(size as usize));
+    let mut client = RedisClient::connect(server.port, CONNECTIONS, value, count, window(WINDOW, size as usize));
     let before = resident();
     let l1_bytes = count as u64 * size + 64 * MIB;
     let cache = Cache::open(Setup { l1_bytes, url: Some(&url), ..Default::default() });
-    let mut runs: [Vec<f64>; 11] = Default::default();
+    let mut others: [Vec<f64>; OTHER_ROWS.len()] = Default::default();
     // Before the crate runs: its memory stays with the process.
     for _ in 0..RUNS {
         let stored = peak(|| store_run(&cache, &server, &mut keys, size, random));
-        let loaded = peak(|| load_run(&cache, &keys));
-        for (runs, bytes) in runs[8..].iter_mut().zip([loaded, stored]) {
+        let loaded = peak(|| load_run(&cache, &server, &keys));
+        for (runs, bytes) in others.iter_mut().zip([loaded, stored]) {
             runs.push((bytes as f64 - (before + l1_bytes) as f64) / MIB as f64);
         }
     }
-    for round in 0..=RUNS {
+    let (mut loads, mut stores) = (Vec::new(), Vec::new());
+    for _ in 0..=RUNS {
         let (bare_stored, bare_loaded) = (bare.run(bare_store), bare.run(bare_load));
         let (client_stored, client_loaded) = (client.store(), client.load());
-        let (stored, store_cpu) = store_run(&cache, &server, &mut keys, size, random);
-        let (loaded, load_cpu) = load_run(&cache, &keys);
-        let answered = load(&cache, &keys).0.as_secs_f64() * 1e6;
-        // The first round warms up.
-        if round > 0 {
-            let of_loads = [loaded / bare_loaded, loaded / client_loaded, loaded, load_cpu];
-            let of_stores = [stored / bare_stored, stored / client_stored, stored, store_cpu];
-            let all = of_loads.into_iter().chain(of_stores);
-            runs[..8].iter_mut().zip(all).for_each(|(runs, run)| runs.push(run));
-            runs[10].push(answered);
-        }
+        let ours = store_run(&cache, &server, &mut keys, size, random);
+        stores.push(Round { bare: bare_stored, client: client_stored, ours });
+        let ours = load_run(&cache, &server, &keys);
+        loads.push(Round { bare: bare_loaded, client: client_loaded, ours });
+        others[2].push(load(&cache, &keys).0.as_secs_f64() * 1e6);
     }
-    for ((name, runs), (_, unit, wanted)) in names.into_iter().zip(runs).zip(ROWS) {
+    // The first round warms up.
+    others[2].remove(0);
+    let measured = [&loads[1..], &stores[1..]].into_iter().flat_map(run_values).chain(others);
+    for ((name, unit, wanted), runs) in rows.into_iter().zip(measured) {
         report.add(name, unit, runs, wanted);
     }
 }
