@@ -10,14 +10,15 @@ use hashbrown::HashMap;
 use super::active::{ServerLoad, ServerStore, StepKind};
 use super::redis_connection::RedisConnection;
 use super::redis_node::{NodeRole, RedisNode};
+use super::redis_options::RedisOptions;
 use super::requests::{DataRequest, Rerouted, Route};
 use super::resp::{ReplyHead, RespValue};
 use super::server_error::{Consequence, server_error};
 use super::slot_map::{Redirect, parse_redirect};
 use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_TIMEOUT, Result};
 
-/// Bytes of payloads under way above which no further request begins.
-const BYTES_MAX: usize = 8 << 20;
+/// Requests under way however large they are, so that the server has work while the answer to one travels.
+const OVERLAP: usize = 2;
 /// Received at a time where a value may begin: enough for its length, and little that is copied.
 const HEAD_BYTES: usize = 32;
 /// Longest sleep.
@@ -162,9 +163,10 @@ impl<'a> Pipeline<'a> {
         left.into_iter().map(|(_, active)| active.give_up()).collect()
     }
 
-    /// Begins as many requests as the depth allows. True if no more wait.
+    /// Begins as many requests as the depth and the window allow. True if no more wait.
     fn begin_requests(&mut self) -> bool {
-        while self.active.len() < self.node.state.options.depth && self.bytes < BYTES_MAX {
+        let RedisOptions { depth, window, .. } = self.node.state.options;
+        while self.active.len() < depth && (self.active.len() < OVERLAP || self.bytes < window) {
             let Some(mut request) = self.node.next_request(self.number) else { return true };
             if Instant::now() >= request.deadline() {
                 let late = "the deadline passed before the redis backend came to the request";

@@ -15,6 +15,8 @@ const DEPTH_MAX: u64 = 1024;
 /// The largest value that Redis takes, less room for a header.
 const PART_MAX: u64 = 511 << 20;
 const PART_MIN: u64 = 1 << 20;
+const WINDOW_MAX: u64 = 1 << 30;
+const WINDOW_MIN: u64 = 64 << 10;
 
 /// Where one server listens.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -50,6 +52,9 @@ pub struct RedisOptions {
     pub connections: usize,
     /// Requests under way on one of them.
     pub depth: usize,
+    /// Bytes of payloads under way on one of them above which no third request begins. A server lays all replies of a deep
+    /// pipeline out in its memory before the client takes the first. Few bytes stay in the processor's caches.
+    pub window: usize,
     /// Bytes of a payload above which an object is stored in parts.
     pub part: usize,
     /// Longest time to connect.
@@ -143,6 +148,13 @@ fn part(text: &str) -> Result<usize> {
     }
 }
 
+fn window(text: &str) -> Result<usize> {
+    match size(text)? {
+        bytes if (WINDOW_MIN..=WINDOW_MAX).contains(&bytes) => Ok(bytes as usize),
+        _ => Err(Error::invalid(format!("{text:?} is no size from 64KiB to 1GiB"))),
+    }
+}
+
 fn is_replica(text: &str) -> Result<bool> {
     match text {
         "master" => Ok(false),
@@ -225,6 +237,7 @@ impl RedisOptions {
             ttl: given.read("ttl", 0, seconds)?,
             connections: given.read("connections", 4, |text| count(text, CONNECTIONS_MAX))?,
             depth: given.read("depth", 64, |text| count(text, DEPTH_MAX))?,
+            window: given.read("window", 512 << 10, window)?,
             part: given.read("part", 64 << 20, part)?,
             connect_timeout: given.read("connect_ms", Duration::from_secs(5), milliseconds)?,
             timeout: given.read("timeout_ms", Duration::from_secs(5), milliseconds)?,
@@ -323,20 +336,23 @@ mod tests {
 
     #[test]
     fn options_have_defaults_and_bounds() {
-        let all = "redis://h?prefix=a:&ttl=12h&connections=8&depth=3&part=8MiB&connect_ms=7&timeout_ms=9";
+        let all = "redis://h?prefix=a:&ttl=12h&connections=8&depth=3&window=4MiB&part=8MiB&connect_ms=7&timeout_ms=9";
         let all = options(all).unwrap();
-        assert_eq!((all.prefix.as_str(), all.ttl, all.connections, all.depth, all.part), ("a:", 43_200, 8, 3, 8 << 20));
+        assert_eq!((all.prefix.as_str(), all.ttl, all.connections, all.depth), ("a:", 43_200, 8, 3));
+        assert_eq!((all.window, all.part), (4 << 20, 8 << 20));
         assert_eq!((all.connect_timeout, all.timeout), (Duration::from_millis(7), Duration::from_millis(9)));
         assert!(options("redis+cluster://h?read_from=replica").unwrap().read_from_replica);
         let none = options("redis://h?read_from=master").unwrap();
         assert!(!none.read_from_replica);
-        assert_eq!((none.prefix.as_str(), none.ttl, none.connections), ("kvkeep:", 0, 4));
+        assert_eq!((none.prefix.as_str(), none.ttl, none.connections, none.window), ("kvkeep:", 0, 4, 512 << 10));
         for (name, value) in [
             ("ttl", "0"),
             ("ttl", "1w"),
             ("connections", "0"),
             ("connections", "65"),
             ("depth", "x"),
+            ("window", "63KiB"),
+            ("window", "2GiB"),
             ("part", "1"),
             ("part", "512MiB"),
             ("timeout_ms", "0"),
