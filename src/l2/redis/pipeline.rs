@@ -128,7 +128,7 @@ impl<'a> Pipeline<'a> {
             if self.connection.outbox.len() < before {
                 self.progress = Instant::now();
             }
-            if self.receive()? > 0 {
+            if !self.connection.is_drained() && self.receive()? > 0 {
                 self.progress = Instant::now();
                 self.read_replies()?;
                 continue;
@@ -151,8 +151,9 @@ impl<'a> Pipeline<'a> {
                 until = until.min(closing);
             }
             let bell = self.node.bell(self.number);
-            self.connection.wait(Some(bell.fd()), until)?;
-            bell.clear();
+            if self.connection.wait(Some(bell.fd()), until)? {
+                bell.clear();
+            }
         }
     }
 

@@ -40,6 +40,8 @@ pub struct RedisConnection {
     /// The part of the inbox that is received and not read.
     start: usize,
     end: usize,
+    /// The last receive took all that was there.
+    drained: bool,
 }
 
 /// A connection broke while doing `what`.
@@ -61,7 +63,7 @@ impl RedisConnection {
             Error { message: format!("{}; is a Redis or Valkey server there, and reachable?", error.message), ..error }
         })?;
         let (inbox, outbox) = (vec![0; INBOX_BYTES], Outbox::default());
-        let mut connection = RedisConnection { transport, outbox, inbox, start: 0, end: 0 };
+        let mut connection = RedisConnection { transport, outbox, inbox, start: 0, end: 0, drained: false };
         connection.log_in(options, server, kind, until).map_err(|error| {
             // Some servers repeat the arguments of a command that they do not know.
             let secret = options.password.as_ref().map_or("", |Secret(password)| password);
@@ -231,11 +233,13 @@ impl RedisConnection {
         let mut slices: Vec<IoSliceMut<'_>> = places.iter_mut().map(|place| IoSliceMut::new(place)).collect();
         let room = most.min(self.inbox.len() - self.end);
         slices.push(IoSliceMut::new(&mut self.inbox[self.end..self.end + room]));
+        self.drained = false;
         loop {
             match self.transport.read(&mut slices) {
                 Ok(0) => return Err(lost(&io::ErrorKind::UnexpectedEof.into())),
                 Ok(count) => {
                     self.end += count.saturating_sub(first);
+                    self.drained = count < first + room && self.transport.reads_whole();
                     return Ok(count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
@@ -245,8 +249,14 @@ impl RedisConnection {
         }
     }
 
-    /// Sleeps until there is something to do on the socket, `bell` rings, or `until`.
-    pub fn wait(&self, bell: Option<BorrowedFd<'_>>, until: Instant) -> Result<()> {
+    /// Whether the last receive took all that was there, so that the next one would find something only after a wait.
+    pub fn is_drained(&self) -> bool {
+        self.drained
+    }
+
+    /// Sleeps until there is something to do on the socket, `bell` rings, or `until`. True if the bell has rung.
+    pub fn wait(&mut self, bell: Option<BorrowedFd<'_>>, until: Instant) -> Result<bool> {
+        self.drained = false;
         self.transport.wait(bell, !self.outbox.is_empty(), until).map_err(|error| lost(&error))
     }
 }

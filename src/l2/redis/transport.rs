@@ -98,19 +98,32 @@ impl Transport {
         }
     }
 
-    /// Sleeps until something is there to read, `to_write` and the socket takes something, `bell` rings, or `until`.
-    pub fn wait(&self, bell: Option<BorrowedFd<'_>>, to_write: bool, until: Instant) -> io::Result<()> {
+    /// Whether a read that fills less than its places leaves nothing behind that a wait would not notice.
+    pub fn reads_whole(&self) -> bool {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) => true,
+            Transport::Tls(_) => false,
+        }
+    }
+
+    /// Sleeps until something is there to read, `to_write` and the socket takes something, `bell` rings, or `until`. True if the bell
+    /// has rung.
+    pub fn wait(&self, bell: Option<BorrowedFd<'_>>, to_write: bool, until: Instant) -> io::Result<bool> {
         let interest = if to_write || self.has_left() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let socket = PollFd::from_borrowed_fd(self.fd(), interest);
         let left = until.saturating_duration_since(Instant::now());
         // Rounded up, so that a thread that waits for a time does not wake up before it.
         let left = Timespec { tv_sec: left.as_secs().min(3600) as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let polled = match bell {
-            Some(bell) => poll(&mut [socket, PollFd::from_borrowed_fd(bell, PollFlags::IN)], Some(&left)),
-            None => poll(&mut [socket], Some(&left)),
+        let (polled, rung) = match bell {
+            Some(bell) => {
+                let mut fds = [socket, PollFd::from_borrowed_fd(bell, PollFlags::IN)];
+                (poll(&mut fds, Some(&left)), !fds[1].revents().is_empty())
+            }
+            None => (poll(&mut [socket], Some(&left)), false),
         };
         match polled {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) => Ok(rung),
+            Err(rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
