@@ -143,8 +143,9 @@ static void p6_texts_and_choices(void) {
     REFUSE(policy, 3, "policy is 3");
     REFUSE(lifetime, 2, "lifetime is 2");
     REFUSE(notify, 2, "notify is 2");
+    REFUSE(notify_lookup, 2, "notify_lookup is 2");
+    REFUSE(pause_after_lookup, 2, "pause_after_lookup is 2");
     REFUSE(reserved[0], 7, "reserved is 7");
-    REFUSE(reserved[2], 7, "reserved is 7");
     REFUSE(objects_per_chunk, 3, "objects_per_chunk");
     REFUSE(objects_per_chunk, 5, "objects_per_chunk");
     REFUSE(group_rule_count, 65, "group_rule_count is 65");
