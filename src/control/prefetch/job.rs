@@ -2,7 +2,8 @@
 //!
 //! A job is in `Lookup` while tiers are asked, in `Load` while its bytes are queued or being loaded, and `Done` at its end. All
 //! transitions are functions of this file: [`Job::new`], [`Job::looked_up`], [`Job::resume`], [`Job::issue`], [`Job::landed`],
-//! [`Job::looked_elsewhere`], [`Job::finish`], [`Job::mark_released`]. Each runs under the lock of the job's state. The table of jobs is locked after it, never before.
+//! [`Job::looked_elsewhere`], [`Job::end_late`], [`Job::finish`], [`Job::mark_released`]. Each runs under the lock of the job's
+//! state. The table of jobs is locked after it, never before.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,9 +14,9 @@ use super::hit_counters::{count_chunks, count_lookup};
 use super::phases::{DonePhase, JobState, LoadPhase, LookupPhase, Phase, Search, there};
 use super::plan::{HitPlan, NOWHERE, Question};
 use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX, chars};
-use crate::config::{JobObserver, Notify, PrefetchRequest};
+use crate::config::{JobObserver, Notify, Policy, PrefetchRequest};
 use crate::control::completion::Completions;
-use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_OK, Status};
+use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Status};
 use crate::key::{Key, ObjectKey};
 use crate::l1::{L1, LoadReader, SpaceInfo};
 use crate::meters::Meters;
@@ -33,9 +34,6 @@ pub trait JobHost {
     /// Has the control thread look through the job after a commit, or no longer. Called once for each change.
     fn await_commits(&self, job: u64, awaits: bool);
 }
-
-/// Why a job holds less than it promised.
-pub const LATE: &str = "its deadline passed";
 
 /// How a key of a job came to be in L1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,8 +161,10 @@ impl Job {
         if let Some(observer) = &self.observer {
             observer.looked_up(plan.chunks);
         }
-        let answer = JobResult::of_lookup(plan.chunks).completion(self.id, self.session);
-        host.completions().deliver(std::mem::take(&mut lookup.lookup_notify), answer);
+        if lookup.lookup_notify.is_queued() {
+            let answer = JobResult::of_lookup(plan.chunks).completion(self.id, self.session);
+            host.completions().deliver(std::mem::take(&mut lookup.lookup_notify), answer);
+        }
         host.meters().lookup_latency.add(now - self.submitted);
         self.unpin(&mut lookup.search, |i| !plan.wanted[i]);
         self.return_shares(held, &plan.wanted, host.l1());
@@ -177,9 +177,21 @@ impl Job {
         if nothing {
             self.finish(state, KVKEEP_OK, None, host);
         } else if pauses && now >= self.deadline {
-            self.finish(state, KVKEEP_OK, Some(LATE.to_owned()), host);
+            // Under the policy that waits, the control thread has passed over the job at its deadline.
+            self.end_late(state, host);
         }
         !nothing && !pauses
+    }
+
+    /// `Lookup` or `Load` → `Done`, as the policy says at the deadline. Under the policy that waits, a job that loads goes on. Called
+    /// under the lock of the state, after the deadline.
+    pub fn end_late(&self, state: &mut JobState, host: &impl JobHost) {
+        let status = match self.request.policy {
+            Policy::Deadline => KVKEEP_ERR_TIMEOUT,
+            Policy::Wait if !state.is_paused() => return,
+            Policy::BestEffort | Policy::Wait => KVKEEP_OK,
+        };
+        self.finish(state, status, Some("its deadline passed".to_owned()), host);
     }
 
     /// Has the job load what it finds, or has found. Called under the lock of the state by the caller of the job. True if the caller is

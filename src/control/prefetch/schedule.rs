@@ -4,12 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::job::{Job, LATE};
+use super::job::Job;
 use super::job_table::{Awaiting, Due};
 use super::phases::Phase;
 use super::prefetcher::Prefetcher;
-use crate::config::Policy;
-use crate::error::{KVKEEP_ERR_TIMEOUT, KVKEEP_OK};
 
 impl Prefetcher {
     /// Does what is due: deadlines, lookups again, loads. Returns when to look again. Called by the control thread.
@@ -84,13 +82,7 @@ impl Prefetcher {
             }
             return;
         }
-        let late = Some(LATE.to_owned());
-        match job.request.policy {
-            Policy::BestEffort => job.finish(&mut state, KVKEEP_OK, late, &*self.table),
-            Policy::Deadline => job.finish(&mut state, KVKEEP_ERR_TIMEOUT, late, &*self.table),
-            Policy::Wait if state.is_paused() => job.finish(&mut state, KVKEEP_OK, late, &*self.table),
-            Policy::Wait => {}
-        }
+        job.end_late(&mut state, &*self.table);
         drop(state);
         self.table.look_again(job, Instant::now() + (job.deadline - job.submitted).max(Duration::from_millis(1)));
     }

@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 use super::prefetch::loader::LOADS_MAX;
 use crate::abi::{JobResult, Stats, View};
 use crate::cache::Cache as _;
-use crate::config::{NodeConfig, PrefetchRequest, SpaceSpec};
+use crate::config::{NodeConfig, Policy, PrefetchRequest, SpaceSpec};
 use crate::control::backend_tasks::OPEN_MAX;
-use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, Result, Status};
+use crate::error::{
+    Error, KVKEEP_ERR_IO, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT, KVKEEP_OK,
+    Result, Status,
+};
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::common_options::CommonOptions;
 use crate::l2::fault::FaultBackend;
@@ -55,7 +58,7 @@ fn open_with(l1_bytes: u64, backend: Arc<dyn Backend>, change: impl FnOnce(&mut 
 pub(super) fn store(node: &Node, space: u64, count: u8, size: u64) {
     let session = node.begin_session(space, "w", None).unwrap();
     let keys = keys(count);
-    let mut views = vec![View::none(crate::error::KVKEEP_OK); keys.len()];
+    let mut views = vec![View::none(KVKEEP_OK); keys.len()];
     assert!(node.reserve_write(session, &keys, &vec![size; keys.len()], false, &mut views).unwrap());
     assert!(node.finish_write(session, &keys, None).unwrap());
     node.end_session(session).unwrap();
@@ -239,6 +242,35 @@ fn a_backend_added_while_another_is_removed_is_written_to() {
 }
 
 #[test]
+fn a_paused_job_answered_after_its_deadline_ends_as_its_policy_says() {
+    let fault = faulty("fault.lookup_hang");
+    let (node, space) = open(1 << 20, 60_000, fault.clone());
+    store_below(&node, space, 1);
+    for (policy, status) in
+        [(Policy::BestEffort, KVKEEP_OK), (Policy::Deadline, KVKEEP_ERR_TIMEOUT), (Policy::Wait, KVKEEP_OK)]
+    {
+        let session = node.begin_session(space, "r", None).unwrap();
+        let deadline = Some(Duration::from_secs(1));
+        let request = PrefetchRequest { policy, deadline, pause_after_lookup: true, ..Default::default() };
+        let mut id = 0;
+        node.submit_prefetch(session, &keys(1), request, &mut id).unwrap();
+        let job = node.prefetcher.table().of_session(session)[0].clone();
+        // Locked over its deadline, so that the control thread comes after the answer.
+        let mut state = job.state.lock();
+        until("the deadline", || Instant::now() >= job.deadline);
+        state.lookup_mut().unwrap().1.search.found[0] = 1;
+        job.looked_up(&mut state, node.prefetcher.table());
+        drop(state);
+        let mut result = JobResult::default();
+        assert_eq!(node.query_job(id, &mut result).unwrap(), KVKEEP_OK, "{policy:?}");
+        assert_eq!(result.status, status as i32, "{policy:?}");
+        node.end_session(session).unwrap();
+    }
+    fault.release_hangs();
+    node.close();
+}
+
+#[test]
 fn whoever_waits_for_a_job_that_is_released_is_told_so() {
     let (node, space) = open(1 << 20, 30_000, faulty("fault.load_hang"));
     store_below(&node, space, 1);
@@ -342,7 +374,7 @@ pub(super) fn many(count: u32) -> Vec<Key> {
 
 pub(super) fn store_many(node: &Node, space: u64, keys: &[Key]) {
     let session = node.begin_session(space, "w", None).unwrap();
-    let mut views = vec![View::none(crate::error::KVKEEP_OK); keys.len()];
+    let mut views = vec![View::none(KVKEEP_OK); keys.len()];
     assert!(node.reserve_write(session, keys, &vec![64; keys.len()], false, &mut views).unwrap());
     assert!(node.finish_write(session, keys, None).unwrap());
     node.end_session(session).unwrap();
