@@ -314,6 +314,7 @@ pub fn prefetch(
     if mode == Mode::Any && !group_rules.is_empty() {
         return Err(Error::invalid("group_rules are for jobs that look for a length: use mode PREFIX or WINDOW"));
     }
+    // Made twice and not shared: each completion takes its own.
     let lookup_notify = match flag(options.notify_lookup, "notify_lookup")? {
         true => notify(options.notify, callback, userdata)?,
         false => Notify::Poll,

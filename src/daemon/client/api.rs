@@ -348,9 +348,10 @@ impl Cache for Client {
     }
 
     fn release_job(&self, job: u64) -> Result<()> {
-        let released = self.give_back(&self.link_of(job)?, &Request::ReleaseJob { job }, nothing);
+        let link = self.link_of(job)?;
+        // Before it is asked for: the release cancels the job, and its end is not to look like an answer.
         self.jobs.forget(job);
-        released
+        self.give_back(&link, &Request::ReleaseJob { job }, nothing)
     }
 
     fn event_fd(&self) -> i32 {
