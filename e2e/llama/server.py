@@ -9,9 +9,12 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import urllib.request
-from typing import Any, Optional
+from collections.abc import Callable
+from typing import Any
 
 from check import corrupt, words
 from items import Items
@@ -44,6 +47,8 @@ class Process:
             if found := re.search(line + r".*(http://[0-9.:]+)", said):
                 self.url = found[1]
                 break
+        else:
+            raise SystemExit(f"{' '.join(command)} ended before it listened: {log} has the reason")
         # Nothing else reads what it says, and a full pipe would stop it.
         self._reader = threading.Thread(target=lambda: self._log.writelines(self._process.stdout or []))
         self._reader.start()
@@ -61,8 +66,12 @@ class Process:
         answer = json.loads(data)
         return answer["tokens"], answer["timings"]["cache_n"], restored
 
-    def status(self) -> Optional[int]:
-        return self._process.wait(WATCHDOG_S)
+    def kill(self) -> list[int]:
+        """Kills it as a lack of memory would. The processes that it had started."""
+        pid = self._process.pid
+        children = [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        self._process.kill()
+        return children
 
     def __enter__(self) -> "Process":
         return self
@@ -73,6 +82,14 @@ class Process:
         self._watchdog.cancel()
         self._reader.join()
         self._log.close()
+
+
+def until(what: str, come: Callable[[], bool]) -> None:
+    end = time.monotonic() + WATCHDOG_S
+    while not come():
+        if time.monotonic() > end:
+            raise SystemExit(f"waited in vain for {what}")
+        time.sleep(0.01)
 
 
 def refusals(items: Items, front: str, program: str, run: pathlib.Path) -> None:
@@ -96,7 +113,9 @@ def main() -> int:
         # All rows of a window are kept, so that a state that is longer than what is shared can be cut.
         command = [program, "-m", f"{models}/{model}.gguf", "-c", "8192", "-np", "1", "-t", "1", "--swa-full"]
         directory = store / f"slots-{model}"
-        fronted = [sys.executable, front, "--cache", f"fs://{directory}?capacity=2GiB", "--chunk", str(CHUNK), "--port", "0", "--", *command]
+        fronted = [sys.executable, front, "--cache", f"fs://{directory}?capacity=2GiB", "--chunk", str(CHUNK), "--port", "0"]
+        slots = pathlib.Path(tempfile.mkdtemp(dir=store))
+        fronted += ["--slots", str(slots), "--", *command]
 
         def start(name: str) -> Process:
             return Process(fronted, "^listening on", store / f"{model}-{name}.log")
@@ -138,7 +157,13 @@ def main() -> int:
         items.check(f"{model}: what was corrupt ({damaged} files) is not restored", sum(fewer[:DOCUMENTS]) < sum(restored[:DOCUMENTS]), True)
         items.check(f"{model}: it is computed, with the same tokens", [found[i, 0] for i in range(DOCUMENTS)], expected)
 
+        with start("killed") as server:
+            children = server.kill()
+        for child in children:
+            until(f"the end of process {child}", lambda: not pathlib.Path(f"/proc/{child}").exists())
+        items.check(f"{model}: llama-server ends with a front that is killed", len(children), 1)
         with start("chat") as server:
+            items.check(f"{model}: the next front removes its slots", len(list(slots.iterdir())), 1)
             chat = {"messages": [{"role": "user", "content": documents()[0]}], "max_tokens": 4, "temperature": 0, "stream": True}
             data, _ = server.ask("/v1/chat/completions", chat)
             items.check(f"{model}: a chat is streamed to its end", data.rstrip().endswith(b"data: [DONE]"), True)

@@ -11,6 +11,8 @@ saved if it holds more than kvkeep knows. Everything else is passed on as it is.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import fcntl
 import functools
 import hashlib
 import http.client
@@ -41,6 +43,32 @@ NOT_CACHED = ("lora", "id_slot", "n", "n_cmpl", "image_data")
 NO_MATTER = {"-t", "--threads", "-tb", "--threads-batch", "-np", "--parallel", "-c", "--ctx-size", "--api-key", "--cache-ram"}
 RESTORED = "X-Kvkeep-Restored-Tokens"
 START_S = 3600.0
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Has the kernel end this process when the front dies, however it dies."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def slot_directory(parent: Optional[Path]) -> Path:
+    """A directory that is locked for as long as this process lives. Removes those of processes that died."""
+    directory = Path(tempfile.mkdtemp(prefix="kvkeep-slots-", dir=parent))
+    fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX)
+    for other in directory.parent.glob("kvkeep-slots-*"):
+        try:
+            descriptor = os.open(other, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(other, ignore_errors=True)
+        except OSError:
+            pass
+        finally:
+            os.close(descriptor)
+    return directory if directory.exists() else slot_directory(parent)
 
 
 class Server:
@@ -52,7 +80,7 @@ class Server:
         own = ["--host", "127.0.0.1", "--port", str(self.port), "--slot-save-path", str(slots)]
         # Its own cache in memory would hold the same states once more.
         own += [] if "--cache-ram" in command else ["--cache-ram", "0"]
-        self.process = subprocess.Popen([*command, *own])
+        self.process = subprocess.Popen([*command, *own], preexec_fn=end_with_parent)
 
     def request(self, method: str, path: str, body: Optional[bytes], headers: dict[str, str]) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
@@ -307,7 +335,7 @@ def main() -> int:
     except kvkeep.KvkeepError as error:
         say(f"cannot open the cache: {error}")
         return 1
-    directory = Path(tempfile.mkdtemp(prefix="kvkeep-slots-", dir=given.slots))
+    directory = slot_directory(given.slots)
     server = Server(given.command, directory)
     try:
         server.wait_ready()
