@@ -137,7 +137,7 @@ bench-without: ## measure what each optimisation brings, into target/bench/resul
 bench-device: ## measure transfers to and from pages into target/bench/results-device.json
 	cargo bench --locked --bench kvkeep -- --device
 
-soak: test-c test-azure test-s3s ## the long campaigns: kills by the hundred, random operations and garbage by the million
+soak: test-c test-azure test-s3s ## the long campaigns: kills by the hundred, garbage by the million; fetches Azurite and s3s-fs
 	KVKEEP_KILL_ROUNDS=200 cargo test --locked --release --test integration fs::kill:: -- --nocapture
 	KVKEEP_CHAOS_KILLS=50 cargo test --locked --release --test campaigns chaos:: -- --nocapture
 	KVKEEP_KILL_ROUNDS=200 KVKEEP_FUZZ_ROUNDS=5000 cargo test --locked --release --test integration processes::
