@@ -29,5 +29,10 @@ run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
 export KVKEEP_LIBRARY="$library" PYTHONPATH="$here/../../bindings/python" PYTHONUNBUFFERED=1
 export VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
-[ $# -gt 0 ] || (cd "$here/../../bindings/python" && "$venv/bin/python" -m unittest tests.test_vllm_classes)
+if [ $# -eq 0 ]; then
+    cd "$here/../../bindings/python"
+    "$venv/bin/python" -m unittest tests.test_vllm_classes
+    "$venv/bin/python" "$here/scheduler_time.py"
+    cd "$directory"
+fi
 "$venv/bin/python" "$here/check.py" "$kvkeep" "$directory" "$run" "$@"
