@@ -1,5 +1,5 @@
 #!/bin/sh
-# demo.sh KVKEEP QUICKSTART DIRECTORY: what kvkeep does, in forty lines.
+# demo.sh KVKEEP QUICKSTART DIRECTORY: what kvkeep does, in fifty lines.
 set -eu
 kvkeep=$1 quickstart=$2 directory=$3
 rm -rf "$directory" && mkdir -p "$directory"
@@ -24,8 +24,10 @@ echo "1. One process: the second request finds in memory what the first one stor
 show . "$quickstart" "$directory/one"
 echo "2. A later process finds both on disk"
 show . "$quickstart" "$directory/one" again
-echo "3. A thousand requests of a real trace, replayed"
-show '^(requests|blocks asked|prefix hits|wrong bytes|lookup) ' "$kvkeep" replay examples/data/conversation_slice.jsonl
+echo "3. A thousand requests of a real trace, every byte compared; and how large L1 should be for them"
+trace=examples/data/conversation_slice.jsonl
+show '^(requests|blocks asked|prefix hits|wrong bytes|lookup) ' "$kvkeep" replay "$trace" --real
+show '( L1  | [GT]iB  |^endless|an L1 of)' "$kvkeep" replay "$trace"
 echo "4. A daemon: one process stores, another reads the same memory"
 "$kvkeep" serve --l1 256MiB --l2 "fs://$directory/daemon?capacity=1GiB" --socket "$socket" 2>"$directory/log" &
 daemon=$!

@@ -1,4 +1,4 @@
-//! One replay and its report.
+//! One replay through a real cache, and its report.
 
 use std::fmt::Write;
 use std::thread;
@@ -8,31 +8,45 @@ use kvkeep::abi::{KVKEEP_TIERS_MAX, Stats};
 use kvkeep::config::NodeConfig;
 
 use super::engine::{ReplayCounts, ReplayEngine};
-use super::trace::{TraceRequest, blocks};
+use super::trace::{Trace, TraceRequest};
 use super::{FoundMode, ReplayArgs, Speed};
 use crate::{Outcome, text};
 
 const L1_BYTES: u64 = 1 << 30;
+/// Bytes of a block, if none are given: small ones take little memory and time.
+const BLOCK_BYTES: u64 = 4096;
 
 /// Replays the trace once.
-pub fn run(args: &ReplayArgs, requests: &[TraceRequest]) -> Outcome {
+pub fn run(args: &ReplayArgs, trace: &Trace) -> Outcome {
     if args.l2.len() >= KVKEEP_TIERS_MAX {
         return Err(format!("{} backends are too many: give at most {}", args.l2.len(), KVKEEP_TIERS_MAX - 1));
     }
-    let l1_bytes = args.l1.unwrap_or(L1_BYTES);
-    if args.block_bytes > l1_bytes {
-        let (block, l1) = (text::bytes(args.block_bytes), text::bytes(l1_bytes));
+    let (l1_bytes, policy) = match (&args.l1[..], &args.policies()[..]) {
+        ([], [policy]) => (L1_BYTES, policy.clone()),
+        ([l1_bytes], [policy]) => (*l1_bytes, policy.clone()),
+        _ => return Err("--real runs once: give one size to --l1 and one policy, or leave out --real".to_owned()),
+    };
+    if let Some(size) = args.l2.iter().find(|url| !url.contains(':')) {
+        return Err(format!("--real takes the URL of a backend, not {size}: give --l2 'fs:///PATH?capacity={size}'"));
+    }
+    let block_bytes = args.block_bytes.unwrap_or(BLOCK_BYTES);
+    if block_bytes > l1_bytes {
+        let (block, l1) = (text::bytes(block_bytes), text::bytes(l1_bytes));
         return Err(format!("no block of {block} fits an L1 of {l1}: give a larger --l1 or smaller --block-bytes"));
     }
+    let (watermark_high_percent, watermark_low_percent) = args.watermarks()?;
     let config = NodeConfig {
         backend_urls: args.l2.clone(),
         checksum: !args.no_checksum,
-        eviction_policy: args.policy.clone(),
+        eviction_policy: policy,
+        watermark_high_percent,
+        watermark_low_percent,
         ..NodeConfig::new(l1_bytes)
     };
-    let any = args.mode == Some(FoundMode::Any);
-    let mut engine = ReplayEngine::open(config, args.block_bytes as usize, any, args.speed == Speed::Max)
+    let any = args.mode == FoundMode::Any;
+    let mut engine = ReplayEngine::open(config, block_bytes as usize, any, args.speed == Speed::Max)
         .map_err(|error| error.message)?;
+    let requests = &trace.requests;
     let bar = text::bar(requests.len() as u64, "requests");
     let began = Instant::now();
     let first = requests.first().map_or(0, |request| request.timestamp);
@@ -46,17 +60,11 @@ pub fn run(args: &ReplayArgs, requests: &[TraceRequest]) -> Outcome {
     }
     let stats = engine.finish().map_err(|error| error.message)?;
     bar.finish_and_clear();
-    text::print(&report(args, requests, &engine.counts, &stats, began.elapsed()));
+    text::print(&report(args, trace, &engine.counts, &stats, began.elapsed()));
     Ok(engine.counts.wrong_bytes == 0)
 }
 
-fn report(
-    args: &ReplayArgs,
-    requests: &[TraceRequest],
-    counts: &ReplayCounts,
-    stats: &Stats,
-    time: Duration,
-) -> String {
+fn report(args: &ReplayArgs, trace: &Trace, counts: &ReplayCounts, stats: &Stats, time: Duration) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<18}{value}");
@@ -65,14 +73,19 @@ fn report(
     let share = |part: u64| format!("{:>12}  {:6.2} %", count(part), text::percent(part, counts.asked));
     let number = |number: u64| format!("{:>12}", count(number));
 
-    let (asked, unique) = blocks(requests);
-    let tokens = |of: fn(&TraceRequest) -> u64| count(requests.iter().map(of).sum());
+    let (asked, unique) = trace.blocks();
+    let tokens = |of: fn(&TraceRequest) -> u64| count(trace.requests.iter().map(of).sum());
     line("requests", format!("{}  in {:.1} s", number(counts.requests), time.as_secs_f64()));
     line("prompt tokens", format!("{:>12}", tokens(|request| request.input_length)));
     line("answer tokens", format!("{:>12}", tokens(|request| request.output_length)));
     line(
         "blocks asked",
-        format!("{}  of {} each, {} different", number(asked), text::bytes(args.block_bytes), count(unique)),
+        format!(
+            "{}  of {} each, {} different",
+            number(asked),
+            text::bytes(args.block_bytes.unwrap_or(BLOCK_BYTES)),
+            count(unique)
+        ),
     );
     line("hits in L1", share(counts.hits[0]));
     for (i, url) in args.l2.iter().enumerate() {

@@ -18,15 +18,19 @@ pub struct Plot {
     pub title: String,
     /// Second line of text.
     pub subtitle: String,
-    /// Sizes in percent, ascending.
+    /// Sizes, ascending.
     pub x: Vec<f64>,
+    /// How each size is written.
+    pub names: Vec<String>,
+    /// Below the sizes.
+    pub x_title: String,
     /// The lines, in the order of the legend.
     pub lines: Vec<PlotLine>,
     /// The percentage that no line can pass.
     pub limit: f64,
 }
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 520.0;
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 720.0;
@@ -36,6 +40,8 @@ const BOTTOM: f64 = 455.0;
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
 /// Least distance of two names in the legend.
 const NAME_HEIGHT: f64 = 18.0;
+/// Least distance of two names of sizes.
+const TICK_WIDTH: f64 = 52.0;
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -74,26 +80,27 @@ pub fn draw(plot: &Plot) -> String {
     }
     // Names of ticks that would overlap the last one written are left out.
     let mut written = f64::NEG_INFINITY;
-    for &size in &plot.x {
+    for (&size, name) in plot.x.iter().zip(&plot.names) {
         let at = x(size);
         put(format!(
             "<line x1=\"{at:.1}\" y1=\"{BOTTOM}\" x2=\"{at:.1}\" y2=\"{:.1}\" stroke=\"#222\"/>",
             BOTTOM + 6.0
         ));
-        if at - written >= 38.0 {
-            put(format!("<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{size} %</text>", BOTTOM + 22.0));
+        if at - written >= TICK_WIDTH {
+            put(format!("<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{name}</text>", BOTTOM + 22.0));
             written = at;
         }
     }
     put(format!("<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" fill=\"none\" stroke=\"#222\"/>"));
     let middle = (LEFT + RIGHT) / 2.0;
     put(format!(
-        "<text x=\"{middle}\" y=\"{:.1}\" text-anchor=\"middle\">size of L1, share of the different blocks (log scale)</text>",
-        BOTTOM + 48.0
+        "<text x=\"{middle}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+        BOTTOM + 48.0,
+        escape(&plot.x_title)
     ));
     let middle = (TOP + BOTTOM) / 2.0;
     put(format!(
-        "<text x=\"22\" y=\"{middle}\" text-anchor=\"middle\" transform=\"rotate(-90 22 {middle})\">block hit rate in %</text>"
+        "<text x=\"22\" y=\"{middle}\" text-anchor=\"middle\" transform=\"rotate(-90 22 {middle})\">hit rate in %</text>"
     ));
 
     let at = y(plot.limit);
@@ -126,9 +133,9 @@ pub fn draw(plot: &Plot) -> String {
                 points.join("L")
             ));
         }
-        for (&size, &value) in plot.x.iter().zip(&line.values) {
+        for ((&size, name), &value) in plot.x.iter().zip(&plot.names).zip(&line.values) {
             put(format!(
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"><title>{} at {size} %: {value:.2} %</title></circle>",
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"><title>{} at {name}: {value:.2} %</title></circle>",
                 x(size),
                 y(value),
                 escape(&line.name)
