@@ -288,6 +288,22 @@ typedef enum {
     KVKEEP_PART_VALUE = 2,
 } kvkeep_part;
 
+/// What a call names, for `kvkeep_get_error`.
+typedef enum {
+    /// None of the others.
+    KVKEEP_SUBJECT_CACHE = 0,
+    /// A session.
+    KVKEEP_SUBJECT_SESSION = 1,
+    /// A job, and no session.
+    KVKEEP_SUBJECT_JOB = 2,
+    /// A pool, and neither of these.
+    KVKEEP_SUBJECT_POOL = 3,
+    /// A backend.
+    KVKEEP_SUBJECT_BACKEND = 4,
+    /// A space, and no session, job or pool.
+    KVKEEP_SUBJECT_SPACE = 5,
+} kvkeep_subject;
+
 /// The kind of a job.
 typedef enum {
     /// It looks keys up and loads into L1 what L1 lacks: `kvkeep_submit_prefetch`.
@@ -780,15 +796,15 @@ typedef struct {
     int32_t priority;
     /// A kvkeep_notify, for jobs without a callback.
     uint32_t notify;
-    /// 1: the answer of the lookup is reported, too, by the callback or the event descriptor, before the job's end: a kvkeep_completion
-    /// of kind KVKEEP_JOB_LOOKUP and status OK, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes once; of a job
-    /// that ends before its answer (cancelled, or at its deadline) only the end comes. Needs one of the two.
+    /// 1: the lookup's answer is reported as well, by the callback or the event descriptor; the job needs one of the two. It is a
+    /// kvkeep_completion of kind KVKEEP_JOB_LOOKUP and status OK, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes
+    /// once, before the job's end. A job that ends before its answer (cancelled, or at its deadline) reports its end alone.
     uint32_t notify_lookup;
-    /// 1: with its answer the job pauses, and loads nothing before `kvkeep_resume_job`. What it found stays: L1 keeps it by the
-    /// session's shares, a backend by pins where it has pins ("fs://", "memory:", plug-ins); elsewhere it may be gone when the job is
-    /// resumed, which then falls short. Meanwhile `kvkeep_delete` says LOCKED of these keys, and a backend can be removed. The
-    /// deadline runs on: a job that pauses at its deadline ends as its policy says, WAIT as BEST_EFFORT, with what L1 had. One that has
-    /// nothing to load does not pause, and need not be resumed.
+    /// 1: the job pauses with its lookup's answer, and loads nothing before `kvkeep_resume_job`. A job that has nothing to load does not
+    /// pause, and need not be resumed. What was found stays in L1 by the session's shares, and in a backend by pins where it has pins
+    /// ("fs://", "memory:", plug-ins). Elsewhere it may be gone when the job is resumed, which then falls short.
+    /// While the job pauses, `kvkeep_delete` says LOCKED of these keys; a backend can be removed. The deadline runs on. A job that still
+    /// pauses at its deadline ends: with KVKEEP_PREFETCH_POLICY_DEADLINE as TIMEOUT, else with what L1 had.
     uint32_t pause_after_lookup;
     /// Must be 0.
     uint32_t reserved[1];
@@ -1239,8 +1255,9 @@ KVKEEP_API const char *kvkeep_status_name(int32_t status);
 
 /// Message of the last call on this thread that returned an error or PARTIAL: the cause, then the remedy. Of PARTIAL it says how many
 /// keys fell short, the first of them and its reason; of keys without memory, who holds it; of a key that is only staged, by whom (where
-/// at most 1024 sessions live, and not to a client of a daemon). UTF-8, never NULL, "" if none failed, at most 2047 bytes. The library owns it; it is valid until the next kvkeep call
-/// on this thread, and as long as the thread runs: destructors of its thread-local objects may read it, too.
+/// at most 1024 sessions live, and not to a client of a daemon). UTF-8, never NULL, "" if none failed, at most 2047 bytes. The library
+/// owns it; it is valid until the next kvkeep call on this thread, and as long as the thread runs: destructors of its thread-local
+/// objects may read it, too. `kvkeep_get_error` serves hosts whose next call may run on another thread.
 /// Since: 0.1.
 KVKEEP_API
 const char *kvkeep_last_error(void);
@@ -1384,6 +1401,32 @@ kvkeep_status kvkeep_remove_backend(kvkeep *cache,
 /// Since: 0.1.
 KVKEEP_API kvkeep_status kvkeep_flush(kvkeep *cache, uint32_t timeout_ms);
 
+/// Prepares a versioned struct as KVKEEP_INIT does, for hosts that have no macros: zeroes `struct_size` bytes, and fills in
+/// `struct_size` and `abi_version`, which is the KVKEEP_ABI_VERSION of the header that the host's own declarations were made from. Any
+/// struct whose first fields these are; whether a version of it has this size is checked where it is used. Any thread.
+/// Errors: INVALID (NULL, not aligned to 8 bytes, a size that no such struct has), VERSION (the library has another ABI version).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_init_struct(void *versioned,
+                                 size_t struct_size,
+                                 uint32_t abi_version);
+
+/// Writes the message that `kvkeep_last_error` had of the newest call which named the given subject and returned an error or PARTIAL,
+/// whichever thread made that call: for hosts that may run the next call on another thread (goroutines, virtual threads).
+/// `subject` is a kvkeep_subject, and `number` its number: that of the first of session, job, pool, backend and space among the arguments of the
+/// call; of a call that names none of them, KVKEEP_SUBJECT_CACHE and 0. While one task at a time uses a subject, the message is that
+/// of its own call. Where `cache` is NULL, the subject is KVKEEP_SUBJECT_CACHE, and the call is the newest `kvkeep_open` of this
+/// process that was refused. `buffer`, `buffer_bytes` and `length` are as in "Seen from outside". Never blocks. Any thread.
+/// Errors: NOT_FOUND (no call of the subject has failed, or calls of 256 other subjects have since), INVALID.
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_get_error(kvkeep *cache,
+                               uint32_t subject,
+                               uint64_t number,
+                               char *buffer,
+                               size_t buffer_bytes,
+                               size_t *length);
+
 /// ---- Sessions ----
 ///
 /// A session is one request's use of a space, named by a number that is never reused: the keys it used, the shares
@@ -1451,6 +1494,24 @@ kvkeep_status kvkeep_get_session_keys(kvkeep *cache,
                                       uint32_t group_count,
                                       kvkeep_key *keys,
                                       size_t key_count);
+
+/// Writes the keys of the session's last chunk, which is not full, cut after its first `tail_tokens` tokens: one for each of
+/// `rank_count` ranks from `first_rank` on, for each group from 0 to `group_count` - 1. `keys` has room for `key_count` keys, which
+/// must be rank_count * group_count. The hash is made as that of a full chunk, of so many tokens: each length has a key of its own,
+/// and an object stored under it is found by the very tokens it has, no others. Such a key stands behind those of the full chunks, in a
+/// prefetch as in a transfer (`kvkeep_submit_store` says how an object is shorter than a chunk). The session keeps the tokens of its last
+/// chunk until more are appended that fill it.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID (`tail_tokens` of 0, or more than the chunk has; a wrong count).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_get_tail_keys(kvkeep *cache,
+                                   uint64_t session,
+                                   uint32_t tail_tokens,
+                                   uint32_t first_rank,
+                                   uint32_t rank_count,
+                                   uint32_t group_count,
+                                   kvkeep_key *keys,
+                                   size_t key_count);
 
 /// ---- Objects ----
 ///
@@ -1682,7 +1743,8 @@ kvkeep_status kvkeep_submit_prefetch(kvkeep *cache,
                                      kvkeep_callback callback,
                                      void *userdata);
 
-/// Has a job that was submitted with `pause_after_lookup` load what it found, or will find. Any other job stays as it is: OK.
+/// Has a job that was submitted with `pause_after_lookup` load what it found, or will find. Any other job stays as it is: OK. Waits for
+/// nothing. Any thread, also the job's own callback; of several at once one resumes the job.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.
 KVKEEP_API

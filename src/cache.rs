@@ -66,15 +66,10 @@ pub trait Cache: Send + Sync {
     fn append_tokens(&self, session: u64, tokens: &[u32]) -> Result<u64>;
 
     /// Writes keys of a session's chunks.
-    fn session_keys(
-        &self,
-        session: u64,
-        first_chunk: u64,
-        first_rank: u32,
-        rank_count: u32,
-        group_count: u32,
-        keys: &mut [Key],
-    ) -> Result<()>;
+    fn session_keys(&self, session: u64, first_chunk: u64, ranks: Ranks, keys: &mut [Key]) -> Result<()>;
+
+    /// Writes keys of a session's last chunk, which is not full, as far as its first tokens.
+    fn tail_keys(&self, session: u64, tail_tokens: u32, ranks: Ranks, keys: &mut [Key]) -> Result<()>;
 
     /// Stages keys: takes memory for their objects, or refuses each by the status of its view. True if none was refused.
     fn reserve_write(

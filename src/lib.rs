@@ -24,6 +24,7 @@ pub mod arena;
 pub mod arena_lease;
 pub mod backend_report;
 pub mod backend_state;
+pub mod call_errors;
 mod chunked;
 pub mod config;
 mod doorbell;

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::abi::{JobResult, View};
 use crate::cache::Cache;
+use crate::call_errors::CallErrors;
 use crate::config::SpaceSpec;
 use crate::daemon::service::Service;
 use crate::error::{Error, KVKEEP_ERR_EXISTS, Result, Status};
@@ -24,6 +25,7 @@ pub struct OpenCache {
     transfers: Arc<Transfers>,
     /// The last explanation of a refusal of L1, and when it was made: it costs a look at every session.
     refusal: Mutex<Option<(Instant, String)>>,
+    call_errors: CallErrors,
     serving: Mutex<Serving>,
 }
 
@@ -57,7 +59,13 @@ impl OpenCache {
     /// A cache with no transfers yet.
     pub fn new(cache: Arc<dyn Cache>) -> OpenCache {
         let transfers = Transfers::new(cache.clone());
-        OpenCache { cache, transfers, refusal: Mutex::default(), serving: Mutex::default() }
+        OpenCache {
+            cache,
+            transfers,
+            refusal: Mutex::default(),
+            call_errors: CallErrors::new(),
+            serving: Mutex::default(),
+        }
     }
 
     /// Sets how it is opened to other processes, once it is asked to be.
@@ -90,6 +98,11 @@ impl OpenCache {
     /// The transfers of this process.
     pub fn transfers(&self) -> &Transfers {
         &self.transfers
+    }
+
+    /// The calls that failed of late.
+    pub fn call_errors(&self) -> &CallErrors {
+        &self.call_errors
     }
 
     /// Why a session was refused memory, for people.

@@ -116,13 +116,7 @@ impl Chains {
 
     /// Writes the keys of full chunks, chunk-major.
     pub fn keys(&self, session: u64, first_chunk: u64, ranks: Ranks, keys: &mut [Key]) -> Result<()> {
-        let (first_rank, rank_count, groups) = ranks;
-        let per_chunk = rank_count as usize * groups as usize;
-        if per_chunk == 0 || first_rank.checked_add(rank_count).is_none() {
-            return Err(Error::invalid(
-                "rank_count or group_count is 0, or the ranks overflow: pass at least one of each",
-            ));
-        }
+        let per_chunk = keys_per_chunk(ranks)?;
         let chain = self.of(session);
         let hashes = &chain.lock().hashes;
         let chunks = keys.len() / per_chunk;
@@ -135,11 +129,34 @@ impl Chains {
             )));
         };
         for (hash, keys) in range.iter().zip(keys.chunks_mut(per_chunk)) {
-            for (i, key) in keys.iter_mut().enumerate() {
-                let (rank, group) = (first_rank + i as u32 / groups, i as u32 % groups);
-                *key = Key { hash: *hash, rank, group };
-            }
+            fill_in(keys, *hash, ranks);
         }
+        Ok(())
+    }
+
+    /// Writes the keys of the chunk that is not full, as far as its first `tail_tokens` tokens.
+    pub fn tail_keys(
+        &self,
+        session: u64,
+        space: &SpaceInfo,
+        tail_tokens: u32,
+        ranks: Ranks,
+        keys: &mut [Key],
+    ) -> Result<()> {
+        if keys_per_chunk(ranks)? != keys.len() {
+            return Err(Error::invalid("there is not one key for each rank and group: pass room for as many"));
+        }
+        let chain = self.of(session);
+        let chain = chain.lock();
+        let tail = chain.rest.get(..tail_tokens as usize).filter(|tail| !tail.is_empty());
+        let Some(tail) = tail else {
+            return Err(Error::invalid(format!(
+                "tail_tokens is {tail_tokens}, but the last chunk of session {session} has {} tokens: pass 1 to as many",
+                chain.rest.len()
+            )));
+        };
+        let before = chain.hashes.last().copied().unwrap_or_else(|| chain_seed(space.tag));
+        fill_in(keys, chain_next(&before, tail), ranks);
         Ok(())
     }
 
@@ -190,10 +207,46 @@ impl Chains {
     }
 }
 
+/// Keys of one chunk.
+fn keys_per_chunk(ranks: Ranks) -> Result<usize> {
+    let (first_rank, rank_count, groups) = ranks;
+    let per_chunk = rank_count as usize * groups as usize;
+    if per_chunk == 0 || first_rank.checked_add(rank_count).is_none() {
+        return Err(Error::invalid("rank_count or group_count is 0, or the ranks overflow: pass at least one of each"));
+    }
+    Ok(per_chunk)
+}
+
+/// Writes the keys of one chunk.
+fn fill_in(keys: &mut [Key], hash: [u8; 32], (first_rank, _, groups): Ranks) {
+    for (i, key) in keys.iter_mut().enumerate() {
+        *key = Key { hash, rank: first_rank + i as u32 / groups, group: i as u32 % groups };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::key::SpaceTag;
+
+    #[test]
+    fn a_tail_has_a_key_for_each_length_that_goes_with_the_tokens_that_fill_it() {
+        let space = SpaceInfo { index: 0, tag: SpaceTag([5; 16]), layout: [0; 16], chunk_tokens: 16 };
+        let chains = Chains::default();
+        let mut key = [Key { hash: [0; 32], rank: 0, group: 0 }];
+        let mut tail =
+            |session, tokens| chains.tail_keys(session, &space, tokens, (3, 1, 1), &mut key).map(|()| key[0]);
+        assert!(tail(1, 1).is_err());
+        chains.append(1, &space, &[7; 5]).unwrap();
+        let seed = chain_seed(space.tag);
+        assert_eq!(tail(1, 5).unwrap(), Key { hash: chain_next(&seed, &[7; 5]), rank: 3, group: 0 });
+        assert_eq!(tail(1, 2).unwrap().hash, chain_next(&seed, &[7; 2]));
+        assert!(tail(1, 6).is_err() && tail(1, 0).is_err());
+        chains.append(1, &space, &[7; 15]).unwrap();
+        assert_eq!(tail(1, 4).unwrap().hash, chain_next(&chain_next(&seed, &[7; 16]), &[7; 4]));
+        chains.append(1, &space, &[7; 12]).unwrap();
+        assert!(tail(1, 1).is_err());
+    }
 
     #[test]
     fn all_sessions_together_are_bounded_and_what_one_had_is_free_with_it() {

@@ -1,17 +1,21 @@
 //! Cache: exported functions.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 
-use super::guard::{guard, on};
+use super::guard::{asking_errors, guard, on};
 use super::handle::{self, kvkeep};
 use super::options::{kvkeep_options, kvkeep_space_options};
 use super::pointers::{optional_output, output};
 use super::versioned::input_struct;
-use super::{config, text};
-use crate::error::{KVKEEP_OK, Status};
+use super::{config, text, versioned};
+use crate::call_errors::{CallErrors, Subject};
+use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Status};
 use crate::l2::plugin::PluginSource;
 use crate::l2::plugin::vtable::BackendVtable;
 use crate::threads;
+
+/// The newest failure of `kvkeep_open`, which gives no cache to keep it.
+static UNOPENED: CallErrors = CallErrors::new();
 
 /// ---- Cache ----
 ///
@@ -43,7 +47,8 @@ pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut
         let options = input_struct(options, "options")?;
         let cache = output(cache, "cache")?;
         threads::defer_background();
-        *cache = handle::open(config::open(&options)?)?;
+        let opened = config::open(&options).and_then(handle::open);
+        *cache = opened.inspect_err(|error| UNOPENED.note(Subject::Cache, &error.message))?;
         Ok(KVKEEP_OK)
     })
 }
@@ -73,7 +78,7 @@ pub unsafe extern "C" fn kvkeep_open_space(
     options: *const kvkeep_space_options,
     space: *mut u64,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Cache, |cache| {
         let options = input_struct(options, "options")?;
         let space = output(space, "space")?;
         *space = cache.open_space(config::space(&options)?)?;
@@ -89,7 +94,7 @@ pub unsafe extern "C" fn kvkeep_open_space(
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_close_space(cache: *mut kvkeep, space: u64) -> Status {
-    on(cache, |cache| cache.close_space(space).map(|()| KVKEEP_OK))
+    on(cache, Subject::Space(space), |cache| cache.close_space(space).map(|()| KVKEEP_OK))
 }
 
 /// Sets the most bytes of L1 that objects of a space may take, for all clients of a daemon, as opening it again with one does. 0: no bound but
@@ -100,7 +105,7 @@ pub unsafe extern "C" fn kvkeep_close_space(cache: *mut kvkeep, space: u64) -> S
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_set_quota(cache: *mut kvkeep, space: u64, quota_bytes: u64) -> Status {
-    on(cache, |cache| cache.set_quota(space, quota_bytes).map(|()| KVKEEP_OK))
+    on(cache, Subject::Space(space), |cache| cache.set_quota(space, quota_bytes).map(|()| KVKEEP_OK))
 }
 
 /// Adds a backend below those already there. `url` is UTF-8 and copied: "fs:///directory?capacity=200GiB",
@@ -117,7 +122,7 @@ pub unsafe extern "C" fn kvkeep_set_quota(cache: *mut kvkeep, space: u64, quota_
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_add_backend(cache: *mut kvkeep, url: *const c_char, backend: *mut u64) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Cache, |cache| {
         let backend = optional_output(backend, "backend")?;
         let number = cache.add_backend(text::utf8(url, "url")?)?;
         if let Some(backend) = backend {
@@ -143,7 +148,7 @@ pub unsafe extern "C" fn kvkeep_add_backend_vtable(
     parameters: *const c_char,
     backend: *mut u64,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Cache, |cache| {
         let backend = optional_output(backend, "backend")?;
         let parameters = text::utf8_or(parameters, "", "parameters")?;
         // SAFETY: that the struct is as large as it says, and its functions are those of the header, is the caller's promise.
@@ -162,7 +167,7 @@ pub unsafe extern "C" fn kvkeep_add_backend_vtable(
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_serve_clients(cache: *mut kvkeep) -> Status {
-    on(cache, |cache| cache.serve_clients().map(|()| KVKEEP_OK))
+    on(cache, Subject::Cache, |cache| cache.serve_clients().map(|()| KVKEEP_OK))
 }
 
 /// Removes a backend: no new job asks it, objects that jobs have found in it are loaded, everything else it accepted is
@@ -172,7 +177,7 @@ pub unsafe extern "C" fn kvkeep_serve_clients(cache: *mut kvkeep) -> Status {
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_remove_backend(cache: *mut kvkeep, backend: u64) -> Status {
-    on(cache, |cache| cache.remove_backend(backend).map(|()| KVKEEP_OK))
+    on(cache, Subject::Backend(backend), |cache| cache.remove_backend(backend).map(|()| KVKEEP_OK))
 }
 
 /// Waits until everything committed before is written to L2 or given up, and deletions have reached it. Blocks up to
@@ -181,5 +186,42 @@ pub unsafe extern "C" fn kvkeep_remove_backend(cache: *mut kvkeep, backend: u64)
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_flush(cache: *mut kvkeep, timeout_ms: u32) -> Status {
-    on(cache, |cache| cache.flush(timeout_ms).map(|()| KVKEEP_OK))
+    on(cache, Subject::Cache, |cache| cache.flush(timeout_ms).map(|()| KVKEEP_OK))
+}
+
+/// Prepares a versioned struct as KVKEEP_INIT does, for hosts that have no macros: zeroes `struct_size` bytes, and fills in
+/// `struct_size` and `abi_version`, which is the KVKEEP_ABI_VERSION of the header that the host's own declarations were made from. Any
+/// struct whose first fields these are; whether a version of it has this size is checked where it is used. Any thread.
+/// Errors: INVALID (NULL, not aligned to 8 bytes, a size that no such struct has), VERSION (the library has another ABI version).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_init_struct(versioned: *mut c_void, struct_size: usize, abi_version: u32) -> Status {
+    guard(|| versioned::init(versioned.cast(), struct_size, abi_version).map(|()| KVKEEP_OK))
+}
+
+/// Writes the message that `kvkeep_last_error` had of the newest call which named the given subject and returned an error or PARTIAL,
+/// whichever thread made that call: for hosts that may run the next call on another thread (goroutines, virtual threads).
+/// `subject` is a kvkeep_subject, and `number` its number: that of the first of session, job, pool, backend and space among the arguments of the
+/// call; of a call that names none of them, KVKEEP_SUBJECT_CACHE and 0. While one task at a time uses a subject, the message is that
+/// of its own call. Where `cache` is NULL, the subject is KVKEEP_SUBJECT_CACHE, and the call is the newest `kvkeep_open` of this
+/// process that was refused. `buffer`, `buffer_bytes` and `length` are as in "Seen from outside". Never blocks. Any thread.
+/// Errors: NOT_FOUND (no call of the subject has failed, or calls of 256 other subjects have since), INVALID.
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_get_error(
+    cache: *mut kvkeep,
+    subject: u32,
+    number: u64,
+    buffer: *mut c_char,
+    buffer_bytes: usize,
+    length: *mut usize,
+) -> Status {
+    let copy = |errors: &CallErrors| {
+        let subject = config::subject(subject, number)?;
+        let message = errors.newest(subject).ok_or_else(|| {
+            Error::new(KVKEEP_ERR_NOT_FOUND, format!("no failed call of {subject:?} is known: name the session, job, pool, backend or space that the call named"))
+        })?;
+        text::write(&message, buffer, buffer_bytes, length)
+    };
+    if cache.is_null() { guard(|| copy(&UNOPENED)) } else { asking_errors(cache, |cache| copy(cache.call_errors())) }
 }

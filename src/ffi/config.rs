@@ -8,12 +8,13 @@ use super::options::{
     KVKEEP_FLAG_HUGE_PAGES, KVKEEP_FLAG_L1_PERCENT, KVKEEP_FLAG_NO_CHECKSUM, KVKEEP_FLAG_NO_PREFAULT,
     KVKEEP_FLAG_NUMA_NODE, KVKEEP_FLAG_READ_ONLY, kvkeep_callback, kvkeep_key_callback, kvkeep_log_callback,
     kvkeep_options, kvkeep_part, kvkeep_pool_options, kvkeep_prefetch_options, kvkeep_session_options,
-    kvkeep_space_options, kvkeep_transfer_options,
+    kvkeep_space_options, kvkeep_subject, kvkeep_transfer_options,
 };
 use super::pointers::input;
 use super::text;
 use super::versioned::input_elements;
 use crate::abi::{Completion, KVKEEP_EXTRA_COUNT_MAX};
+use crate::call_errors::Subject;
 use crate::config::{Callback, GroupRule, Mode, NodeConfig, Notify, Policy, PrefetchRequest, SpaceSpec, StoreMode};
 use crate::daemon::client::{Client, ClientConfig};
 use crate::daemon::service::{Service, ServiceOptions};
@@ -220,6 +221,21 @@ fn node(options: &kvkeep_options, boot: u16) -> Result<Arc<Node>> {
         key_callback: key_callback(options.key_callback, options.key_userdata),
         log: log(options.log, options.log_userdata, options.log_level)?,
     })
+}
+
+/// What a failed call named.
+pub fn subject(subject: u32, number: u64) -> Result<Subject> {
+    match choice(subject, kvkeep_subject::KVKEEP_SUBJECT_SPACE as u32, "subject")? {
+        0 if number == 0 => Ok(Subject::Cache),
+        0 => Err(Error::invalid(format!(
+            "number is {number}, but a cache has none: pass 0, or the subject it is the number of"
+        ))),
+        1 => Ok(Subject::Session(number)),
+        2 => Ok(Subject::Job(number)),
+        3 => Ok(Subject::Pool(number)),
+        4 => Ok(Subject::Backend(number)),
+        _ => Ok(Subject::Space(number)),
+    }
 }
 
 /// The space that `options` describe.

@@ -9,6 +9,7 @@ use super::options::{kvkeep_callback, kvkeep_pool_options, kvkeep_transfer_optio
 use super::pointers::{input, output, output_slice};
 use super::text::partial;
 use super::versioned::{input_struct, input_struct_or_default};
+use crate::call_errors::Subject;
 use crate::error::{KVKEEP_OK, KVKEEP_PARTIAL, Result, Status};
 use crate::key::Key;
 use crate::transfer::submit::AskedTransfer;
@@ -76,7 +77,7 @@ pub unsafe extern "C" fn kvkeep_open_pool(
     options: *const kvkeep_pool_options,
     pool: *mut u64,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let options = input_struct(options, "options")?;
         let pool = output(pool, "pool")?;
         *pool = cache.transfers().open_pool(space, config::pool(&options)?)?;
@@ -89,7 +90,7 @@ pub unsafe extern "C" fn kvkeep_open_pool(
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_close_pool(cache: *mut kvkeep, pool: u64) -> Status {
-    on_even_poisoned(cache, |cache| cache.transfers().close_pool(pool).map(|()| KVKEEP_OK))
+    on_even_poisoned(cache, Subject::Pool(pool), |cache| cache.transfers().close_pool(pool).map(|()| KVKEEP_OK))
 }
 
 /// Stores `key_count` objects, each key once, from the blocks `block_ids`, `blocks_per_chunk` of them for each key, and sets
@@ -125,7 +126,7 @@ pub unsafe extern "C" fn kvkeep_submit_store(
     callback: kvkeep_callback,
     userdata: *mut c_void,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let (keys, blocks) = (input(keys, key_count, "keys")?, input(block_ids, block_count, "block_ids")?);
         let request = config::store(&input_struct_or_default(options, "options")?, callback, userdata)?;
         let job = output(job, "job")?;
@@ -161,7 +162,7 @@ pub unsafe extern "C" fn kvkeep_submit_load(
     callback: kvkeep_callback,
     userdata: *mut c_void,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let (keys, blocks) = (input(keys, key_count, "keys")?, input(block_ids, block_count, "block_ids")?);
         let request = config::load(&input_struct_or_default(options, "options")?, callback, userdata)?;
         let job = output(job, "job")?;
@@ -186,7 +187,7 @@ fn layer_status(status: Status) -> Result<Status> {
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait_layer(cache: *mut kvkeep, job: u64, layer: u32, timeout_ms: u32) -> Status {
-    on(cache, |cache| layer_status(cache.transfers().wait_layer(job, layer, timeout_ms)?))
+    on(cache, Subject::Job(job), |cache| layer_status(cache.transfers().wait_layer(job, layer, timeout_ms)?))
 }
 
 /// Makes `stream` wait until every page of `layer` is copied, so that what is put on it from now on may use a load's pages, or
@@ -205,7 +206,9 @@ pub unsafe extern "C" fn kvkeep_stream_wait_layer(
     stream: u64,
     timeout_ms: u32,
 ) -> Status {
-    on(cache, |cache| layer_status(cache.transfers().stream_wait_layer(job, layer, stream, timeout_ms)?))
+    on(cache, Subject::Job(job), |cache| {
+        layer_status(cache.transfers().stream_wait_layer(job, layer, stream, timeout_ms)?)
+    })
 }
 
 /// Fills in a kvkeep_status for each block number that the transfer was given, in that order. `status_count` is the
@@ -220,7 +223,7 @@ pub unsafe extern "C" fn kvkeep_query_blocks(
     statuses: *mut i32,
     status_count: usize,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Job(job), |cache| {
         let statuses = output_slice(statuses, status_count, "statuses")?;
         cache.transfers().query_blocks(job, statuses)
     })

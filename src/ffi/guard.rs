@@ -3,7 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{handle, text};
-use crate::error::{Error, KVKEEP_ERR_INTERNAL, Result, Status};
+use crate::call_errors::Subject;
+use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_PARTIAL, Result, Status};
 use crate::open_cache::OpenCache;
 
 /// Runs an exported body: errors become a status and this thread's message, a panic becomes INTERNAL.
@@ -26,15 +27,20 @@ pub(super) fn guard(body: impl FnOnce() -> Result<Status>) -> Status {
     }
 }
 
-/// Runs a body on the cache behind a handle, kept open meanwhile. A panic poisons that cache.
+const POISONED: &str =
+    "a bug in kvkeep was caught earlier and this cache refuses further work: close it and open it again";
+
+/// Runs a body on the cache behind a handle, kept open meanwhile, and keeps the message of a failure for `subject`. A panic poisons
+/// that cache.
 #[inline]
-pub(super) fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&OpenCache) -> Result<Status>) -> Status {
-    on_even_poisoned(handle, |cache| {
+pub(super) fn on(
+    handle: *mut handle::kvkeep,
+    subject: Subject,
+    body: impl FnOnce(&OpenCache) -> Result<Status>,
+) -> Status {
+    on_even_poisoned(handle, subject, |cache| {
         if cache.is_poisoned() {
-            return Err(Error::new(
-                KVKEEP_ERR_INTERNAL,
-                "a bug in kvkeep was caught earlier and this cache refuses further work: close it and open it again",
-            ));
+            return Err(Error::new(KVKEEP_ERR_INTERNAL, POISONED));
         }
         body(cache)
     })
@@ -42,22 +48,37 @@ pub(super) fn on(handle: *mut handle::kvkeep, body: impl FnOnce(&OpenCache) -> R
 
 /// As [`on`], for what begins no work: whoever is refused the end of a copy would free the pages under it.
 #[inline]
-pub(super) fn on_even_poisoned(handle: *mut handle::kvkeep, body: impl FnOnce(&OpenCache) -> Result<Status>) -> Status {
+pub(super) fn on_even_poisoned(
+    handle: *mut handle::kvkeep,
+    subject: Subject,
+    body: impl FnOnce(&OpenCache) -> Result<Status>,
+) -> Status {
     guard(|| {
         let user = handle::enter(handle)?;
         let cache = user.cache();
-        let poison = Poison(cache);
+        let poison = Poison(cache, subject);
         let result = body(cache).inspect_err(|error| cache.note_refusal(error));
         std::mem::forget(poison);
+        match &result {
+            Err(error) => cache.call_errors().note(subject, &error.message),
+            Ok(KVKEEP_PARTIAL) => cache.call_errors().note(subject, &text::last_error_text()),
+            Ok(_) => {}
+        }
         result
     })
 }
 
-struct Poison<'a>(&'a OpenCache);
+/// As [`on_even_poisoned`], for a call that asks about errors: its own is no other call's.
+pub(super) fn asking_errors(handle: *mut handle::kvkeep, body: impl FnOnce(&OpenCache) -> Result<Status>) -> Status {
+    guard(|| body(handle::enter(handle)?.cache()))
+}
+
+struct Poison<'a>(&'a OpenCache, Subject);
 
 impl Drop for Poison<'_> {
     fn drop(&mut self) {
         self.0.poison();
+        self.0.call_errors().note(self.1, POISONED);
     }
 }
 

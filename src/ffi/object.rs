@@ -7,6 +7,7 @@ use super::partial::{batch_status, explain};
 use super::pointers::{disjoint, input, optional_output, optional_statuses, output_slice};
 use super::text::partial;
 use crate::abi::{KeyState, View};
+use crate::call_errors::Subject;
 use crate::error::{KVKEEP_ERR_QUOTA, KVKEEP_OK, Result, Status};
 use crate::key::Key;
 use crate::l1::memory_wait::is_refused;
@@ -46,7 +47,7 @@ pub unsafe extern "C" fn kvkeep_reserve_write(
     lifetime: u32,
     views: *mut View,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let (keys, sizes) = (input(keys, key_count, "keys")?, input(sizes, key_count, "sizes")?);
         let views = output_slice(views, key_count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), sizes.as_ptr_range().into(), views.as_ptr_range().into()])?;
@@ -77,7 +78,7 @@ pub unsafe extern "C" fn kvkeep_finish_write(
     key_count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let mut statuses = optional_statuses(statuses, keys)?;
         let all_ok = cache.finish_write(session, keys, statuses.as_deref_mut());
@@ -96,7 +97,7 @@ pub unsafe extern "C" fn kvkeep_abort_write(
     key_count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let mut statuses = optional_statuses(statuses, keys)?;
         let all_ok = cache.abort_write(session, keys, statuses.as_deref_mut());
@@ -118,7 +119,7 @@ pub unsafe extern "C" fn kvkeep_finish_write_and_reserve_read(
     extra_count: i32,
     views: *mut View,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let views = output_slice(views, key_count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
@@ -142,7 +143,7 @@ pub unsafe extern "C" fn kvkeep_reserve_read(
     extra_count: i32,
     views: *mut View,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let views = output_slice(views, key_count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
@@ -170,7 +171,7 @@ pub unsafe extern "C" fn kvkeep_finish_read(
     extra_count: i32,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let mut statuses = optional_statuses(statuses, keys)?;
         let all_ok = cache.finish_read(session, keys, checked_extra_count(extra_count)?, statuses.as_deref_mut());
@@ -195,7 +196,7 @@ pub unsafe extern "C" fn kvkeep_finish_read_tokens(
     extra_count: i32,
     returned_count: *mut u64,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let extra = checked_extra_count(extra_count)?;
         let returned_count = optional_output(returned_count, "returned_count")?;
         let ranks = (first_rank, rank_count, group_count);
@@ -218,7 +219,7 @@ pub unsafe extern "C" fn kvkeep_get_views(
     key_count: usize,
     views: *mut View,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let views = output_slice(views, key_count, "views")?;
         disjoint(&[keys.as_ptr_range().into(), views.as_ptr_range().into()])?;
@@ -239,7 +240,7 @@ pub unsafe extern "C" fn kvkeep_touch(
     key_count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let mut statuses = optional_statuses(statuses, keys)?;
         let all_ok = cache.touch(space, keys, statuses.as_deref_mut());
@@ -260,7 +261,7 @@ pub unsafe extern "C" fn kvkeep_query_keys(
     key_count: usize,
     states: *mut KeyState,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let (keys, states) = (input(keys, key_count, "keys")?, output_slice(states, key_count, "states")?);
         disjoint(&[keys.as_ptr_range().into(), states.as_ptr_range().into()])?;
         cache.query_keys(space, keys, states).map(|()| KVKEEP_OK)
@@ -281,7 +282,7 @@ pub unsafe extern "C" fn kvkeep_retain(
     ttl_ms: u32,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let mut statuses = optional_statuses(statuses, keys)?;
         let all_ok = cache.retain(space, keys, priority, ttl_ms, statuses.as_deref_mut());
@@ -303,7 +304,7 @@ pub unsafe extern "C" fn kvkeep_evict(
     key_count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let mut statuses = optional_statuses(statuses, keys)?;
         let all_ok = cache.evict(space, keys, statuses.as_deref_mut());
@@ -326,7 +327,7 @@ pub unsafe extern "C" fn kvkeep_delete(
     key_count: usize,
     statuses: *mut i32,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let mut statuses = optional_statuses(statuses, keys)?;
         let all_ok = cache.delete(space, keys, statuses.as_deref_mut());
@@ -344,7 +345,7 @@ pub unsafe extern "C" fn kvkeep_delete(
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32, removed_count: *mut u64) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let (force, removed_count) = (flag(force, "force")?, optional_output(removed_count, "removed_count")?);
         let (count, all) = cache.clear(space, force)?;
         if let Some(removed_count) = removed_count {
@@ -370,7 +371,7 @@ pub unsafe extern "C" fn kvkeep_clear(cache: *mut kvkeep, space: u64, force: u32
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_forget_space(cache: *mut kvkeep, space: u64, removed_count: *mut u64) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let removed_count = optional_output(removed_count, "removed_count")?;
         let count = cache.forget_space(space)?;
         if let Some(removed_count) = removed_count {

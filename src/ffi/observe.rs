@@ -9,6 +9,7 @@ use super::text::{self, partial};
 use super::versioned::fill_struct;
 use crate::abi::{SessionState, SpaceUsage, Stats};
 use crate::backend_state::BackendState;
+use crate::call_errors::Subject;
 use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_OK, Status};
 use crate::events::Event;
 use crate::key::Key;
@@ -24,7 +25,7 @@ use crate::key::Key;
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_stats(cache: *mut kvkeep, stats: *mut Stats) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Cache, |cache| {
         fill_struct(stats, "stats", |stats| cache.stats(stats))?;
         Ok(KVKEEP_OK)
     })
@@ -36,7 +37,7 @@ pub unsafe extern "C" fn kvkeep_query_stats(cache: *mut kvkeep, stats: *mut Stat
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usage: *mut SpaceUsage) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         fill_struct(usage, "usage", |usage| cache.query_space(space, usage))?;
         Ok(KVKEEP_OK)
     })
@@ -48,7 +49,7 @@ pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usag
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_session(cache: *mut kvkeep, session: u64, state: *mut SessionState) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         fill_struct(state, "state", |state| cache.query_session(session, state))?;
         Ok(KVKEEP_OK)
     })
@@ -66,7 +67,7 @@ pub unsafe extern "C" fn kvkeep_query_backends(
     backend_capacity: usize,
     backend_count: *mut usize,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Cache, |cache| {
         let states: &mut [BackendState] =
             if backend_capacity == 0 { &mut [] } else { output_slice(backends, backend_capacity, "backends")? };
         let count = output(backend_count, "backend_count")?;
@@ -89,7 +90,7 @@ pub unsafe extern "C" fn kvkeep_query_backends(
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_get_arena(cache: *mut kvkeep, base: *mut *mut c_void, bytes: *mut usize) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Cache, |cache| {
         let (base, bytes) = (output(base, "base")?, output(bytes, "bytes")?);
         let arena = cache.arena().ok_or_else(|| {
             Error::new(KVKEEP_ERR_DISCONNECTED, "L1 is not mapped while the daemon is away: ask again when it is back")
@@ -108,7 +109,7 @@ pub unsafe extern "C" fn kvkeep_get_metrics(
     buffer_bytes: usize,
     length: *mut usize,
 ) -> Status {
-    on(cache, |cache| text::write(&cache.metrics()?, buffer, buffer_bytes, length))
+    on(cache, Subject::Cache, |cache| text::write(&cache.metrics()?, buffer, buffer_bytes, length))
 }
 
 /// Writes, as JSON, why a key is where it is: tier, state, size, the holders of its shares and since when, and why it cannot be
@@ -124,7 +125,7 @@ pub unsafe extern "C" fn kvkeep_explain_key(
     buffer_bytes: usize,
     length: *mut usize,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let key = input(key, 1, "key")?[0];
         text::write(&cache.explain_key(space, &key)?, buffer, buffer_bytes, length)
     })
@@ -143,7 +144,9 @@ pub unsafe extern "C" fn kvkeep_explain_session(
     buffer_bytes: usize,
     length: *mut usize,
 ) -> Status {
-    on(cache, |cache| text::write(&cache.explain_session(session)?, buffer, buffer_bytes, length))
+    on(cache, Subject::Session(session), |cache| {
+        text::write(&cache.explain_session(session)?, buffer, buffer_bytes, length)
+    })
 }
 
 /// Copies events to `events`, oldest first, at most `event_capacity` (1 to KVKEEP_KEYS_MAX) of them, from the number
@@ -165,7 +168,7 @@ pub unsafe extern "C" fn kvkeep_read_events(
     event_capacity: usize,
     event_count: *mut usize,
 ) -> Status {
-    on(cache, |node| {
+    on(cache, Subject::Cache, |node| {
         let next = output(next_sequence, "next_sequence")?;
         let (events, count) = (output_slice(events, event_capacity, "events")?, output(event_count, "event_count")?);
         let (next_span, count_span) = (std::slice::from_ref(&*next), std::slice::from_ref(&*count));

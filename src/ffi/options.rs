@@ -317,15 +317,15 @@ pub struct kvkeep_prefetch_options {
     pub priority: i32,
     /// A kvkeep_notify, for jobs without a callback.
     pub notify: u32,
-    /// 1: the answer of the lookup is reported, too, by the callback or the event descriptor, before the job's end: a kvkeep_completion
-    /// of kind KVKEEP_JOB_LOOKUP and status OK, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes once; of a job
-    /// that ends before its answer (cancelled, or at its deadline) only the end comes. Needs one of the two.
+    /// 1: the lookup's answer is reported as well, by the callback or the event descriptor; the job needs one of the two. It is a
+    /// kvkeep_completion of kind KVKEEP_JOB_LOOKUP and status OK, whose `hit_chunks` are those of `kvkeep_query_lookup_hits`. It comes
+    /// once, before the job's end. A job that ends before its answer (cancelled, or at its deadline) reports its end alone.
     pub notify_lookup: u32,
-    /// 1: with its answer the job pauses, and loads nothing before `kvkeep_resume_job`. What it found stays: L1 keeps it by the
-    /// session's shares, a backend by pins where it has pins ("fs://", "memory:", plug-ins); elsewhere it may be gone when the job is
-    /// resumed, which then falls short. Meanwhile `kvkeep_delete` says LOCKED of these keys, and a backend can be removed. The
-    /// deadline runs on: a job that pauses at its deadline ends as its policy says, WAIT as BEST_EFFORT, with what L1 had. One that has
-    /// nothing to load does not pause, and need not be resumed.
+    /// 1: the job pauses with its lookup's answer, and loads nothing before `kvkeep_resume_job`. A job that has nothing to load does not
+    /// pause, and need not be resumed. What was found stays in L1 by the session's shares, and in a backend by pins where it has pins
+    /// ("fs://", "memory:", plug-ins). Elsewhere it may be gone when the job is resumed, which then falls short.
+    /// While the job pauses, `kvkeep_delete` says LOCKED of these keys; a backend can be removed. The deadline runs on. A job that still
+    /// pauses at its deadline ends: with KVKEEP_PREFETCH_POLICY_DEADLINE as TIMEOUT, else with what L1 had.
     pub pause_after_lookup: u32,
     /// Must be 0.
     pub reserved: [u32; 1],
@@ -337,6 +337,24 @@ pub const KVKEEP_DEVICE_HOST: i32 = -1;
 
 /// In place of a block's number: there is none.
 pub const KVKEEP_BLOCK_NONE: i32 = -1;
+
+/// What a call names, for `kvkeep_get_error`.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub enum kvkeep_subject {
+    /// None of the others.
+    KVKEEP_SUBJECT_CACHE = 0,
+    /// A session.
+    KVKEEP_SUBJECT_SESSION = 1,
+    /// A job, and no session.
+    KVKEEP_SUBJECT_JOB = 2,
+    /// A pool, and neither of these.
+    KVKEEP_SUBJECT_POOL = 3,
+    /// A backend.
+    KVKEEP_SUBJECT_BACKEND = 4,
+    /// A space, and no session, job or pool.
+    KVKEEP_SUBJECT_SPACE = 5,
+}
 
 /// Which tensor of its layer a segment is: for `parts` of kvkeep_pool_options. Numbers from 65536 on are the engine's own; those
 /// between are kept for parts to come.

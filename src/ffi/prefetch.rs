@@ -10,6 +10,7 @@ use super::pointers::{disjoint, input, output, output_slice};
 use super::text::partial;
 use super::versioned::{fill_struct, input_struct_or_default};
 use crate::abi::{Completion, JobResult};
+use crate::call_errors::Subject;
 use crate::error::{KVKEEP_OK, Status};
 use crate::key::Key;
 
@@ -38,7 +39,7 @@ pub unsafe extern "C" fn kvkeep_submit_prefetch(
     callback: kvkeep_callback,
     userdata: *mut c_void,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let keys = input(keys, key_count, "keys")?;
         let options = input_struct_or_default(options, "options")?;
         let job = output(job, "job")?;
@@ -48,12 +49,13 @@ pub unsafe extern "C" fn kvkeep_submit_prefetch(
     })
 }
 
-/// Has a job that was submitted with `pause_after_lookup` load what it found, or will find. Any other job stays as it is: OK.
+/// Has a job that was submitted with `pause_after_lookup` load what it found, or will find. Any other job stays as it is: OK. Waits for
+/// nothing. Any thread, also the job's own callback; of several at once one resumes the job.
 /// Errors: NOT_FOUND (never given, or released), INVALID (a transfer).
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_resume_job(cache: *mut kvkeep, job: u64) -> Status {
-    on(cache, |cache| cache.resume_job(job).map(|()| KVKEEP_OK))
+    on(cache, Subject::Job(job), |cache| cache.resume_job(job).map(|()| KVKEEP_OK))
 }
 
 /// Sets `*chunks` to how many chunks will be hit, as soon as every tier has answered the lookup and before any byte is loaded. L1 and a
@@ -66,7 +68,7 @@ pub unsafe extern "C" fn kvkeep_resume_job(cache: *mut kvkeep, job: u64) -> Stat
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, chunks: *mut u32) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Job(job), |cache| {
         let chunks = output(chunks, "chunks")?;
         cache.query_lookup_hits(job, chunks)
     })
@@ -78,7 +80,7 @@ pub unsafe extern "C" fn kvkeep_query_lookup_hits(cache: *mut kvkeep, job: u64, 
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_query_job(cache: *mut kvkeep, job: u64, result: *mut JobResult) -> Status {
-    on(cache, |cache| fill_struct(result, "result", |result| cache.query_job(job, result)))
+    on(cache, Subject::Job(job), |cache| fill_struct(result, "result", |result| cache.query_job(job, result)))
 }
 
 /// Every prefix length in chunks at which all groups of the job could continue, as soon as every tier has answered the lookup: for
@@ -97,7 +99,7 @@ pub unsafe extern "C" fn kvkeep_query_prefix_lengths(
     length_capacity: usize,
     length_count: *mut usize,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Job(job), |cache| {
         let wanted: &mut [u32] =
             if length_capacity == 0 { &mut [] } else { output_slice(lengths, length_capacity, "lengths")? };
         let count = output(length_count, "length_count")?;
@@ -127,7 +129,7 @@ pub unsafe extern "C" fn kvkeep_query_bitmap(
     bitmap: *mut u8,
     bitmap_bytes: usize,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Job(job), |cache| {
         let bitmap = output_slice(bitmap, bitmap_bytes, "bitmap")?;
         cache.query_bitmap(job, bitmap)
     })
@@ -140,7 +142,7 @@ pub unsafe extern "C" fn kvkeep_query_bitmap(
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_wait_job(cache: *mut kvkeep, job: u64, timeout_ms: u32) -> Status {
-    on_even_poisoned(cache, |cache| cache.wait(job, timeout_ms).map(|()| KVKEEP_OK))
+    on_even_poisoned(cache, Subject::Job(job), |cache| cache.wait(job, timeout_ms).map(|()| KVKEEP_OK))
 }
 
 /// Stops the work that has not begun, returns the job's shares, and completes it as CANCELLED; waits for nothing. An object
@@ -150,7 +152,7 @@ pub unsafe extern "C" fn kvkeep_wait_job(cache: *mut kvkeep, job: u64, timeout_m
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_cancel_job(cache: *mut kvkeep, job: u64) -> Status {
-    on_even_poisoned(cache, |cache| cache.cancel(job).map(|()| KVKEEP_OK))
+    on_even_poisoned(cache, Subject::Job(job), |cache| cache.cancel(job).map(|()| KVKEEP_OK))
 }
 
 /// Releases a job; one that is not done is cancelled first. Its shares stay the session's. A transfer that is not done touches its
@@ -158,7 +160,7 @@ pub unsafe extern "C" fn kvkeep_cancel_job(cache: *mut kvkeep, job: u64) -> Stat
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_release_job(cache: *mut kvkeep, job: u64) -> Status {
-    on_even_poisoned(cache, |cache| cache.release_job(job).map(|()| KVKEEP_OK))
+    on_even_poisoned(cache, Subject::Job(job), |cache| cache.release_job(job).map(|()| KVKEEP_OK))
 }
 
 /// Sets `*fd` to a descriptor that is readable while `kvkeep_take_completions` has something to give. Owned by the
@@ -166,7 +168,7 @@ pub unsafe extern "C" fn kvkeep_release_job(cache: *mut kvkeep, job: u64) -> Sta
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_get_event_fd(cache: *mut kvkeep, fd: *mut i32) -> Status {
-    on_even_poisoned(cache, |cache| {
+    on_even_poisoned(cache, Subject::Cache, |cache| {
         *output(fd, "fd")? = cache.event_fd();
         Ok(KVKEEP_OK)
     })
@@ -182,7 +184,7 @@ pub unsafe extern "C" fn kvkeep_take_completions(
     completion_capacity: usize,
     completion_count: *mut usize,
 ) -> Status {
-    on_even_poisoned(cache, |cache| {
+    on_even_poisoned(cache, Subject::Cache, |cache| {
         let completions = output_slice(completions, completion_capacity, "completions")?;
         let completion_count = output(completion_count, "completion_count")?;
         disjoint(&[completions.as_ptr_range().into(), std::slice::from_ref(&*completion_count).as_ptr_range().into()])?;

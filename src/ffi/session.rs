@@ -6,6 +6,7 @@ use super::handle::kvkeep;
 use super::options::kvkeep_session_options;
 use super::pointers::{input, optional_output, output, output_slice};
 use super::versioned::input_struct_or_default;
+use crate::call_errors::Subject;
 use crate::error::{Error, KVKEEP_OK, Status};
 use crate::key::Key;
 
@@ -29,7 +30,7 @@ pub unsafe extern "C" fn kvkeep_begin_session(
     options: *const kvkeep_session_options,
     session: *mut u64,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Space(space), |cache| {
         let options = input_struct_or_default(options, "options")?;
         let session = output(session, "session")?;
         let (request_id, timeout_ms) = config::session(&options)?;
@@ -44,14 +45,14 @@ pub unsafe extern "C" fn kvkeep_begin_session(
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_end_session(cache: *mut kvkeep, session: u64) -> Status {
-    on(cache, |cache| cache.end_session(session).map(|()| KVKEEP_OK))
+    on(cache, Subject::Session(session), |cache| cache.end_session(session).map(|()| KVKEEP_OK))
 }
 
 /// As `kvkeep_end_session`, but touches nothing. Never blocks. Errors: NOT_FOUND.
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_abort_session(cache: *mut kvkeep, session: u64) -> Status {
-    on(cache, |cache| cache.abort_session(session).map(|()| KVKEEP_OK))
+    on(cache, Subject::Session(session), |cache| cache.abort_session(session).map(|()| KVKEEP_OK))
 }
 
 /// Renews the deadline of a session, and does nothing else: for a request that goes on without using the cache. Keys whose
@@ -60,7 +61,7 @@ pub unsafe extern "C" fn kvkeep_abort_session(cache: *mut kvkeep, session: u64) 
 /// Since: 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_renew_session(cache: *mut kvkeep, session: u64) -> Status {
-    on(cache, |cache| cache.renew_session(session).map(|()| KVKEEP_OK))
+    on(cache, Subject::Session(session), |cache| cache.renew_session(session).map(|()| KVKEEP_OK))
 }
 
 /// Appends `token_count` token ids to the session's sequence and hashes every chunk that is now full. Sets `*chunk_count`
@@ -79,7 +80,7 @@ pub unsafe extern "C" fn kvkeep_append_tokens(
     token_count: usize,
     chunk_count: *mut usize,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let (tokens, chunk_count) =
             (input(tokens, token_count, "tokens")?, optional_output(chunk_count, "chunk_count")?);
         let chunks = cache.append_tokens(session, tokens)?;
@@ -107,7 +108,7 @@ pub unsafe extern "C" fn kvkeep_get_session_keys(
     keys: *mut Key,
     key_count: usize,
 ) -> Status {
-    on(cache, |cache| {
+    on(cache, Subject::Session(session), |cache| {
         let wanted = chunk_count as u128 * u128::from(rank_count) * u128::from(group_count);
         if wanted != key_count as u128 {
             return Err(Error::invalid(format!(
@@ -115,7 +116,39 @@ pub unsafe extern "C" fn kvkeep_get_session_keys(
             )));
         }
         let keys = output_slice(keys, key_count, "keys")?;
-        cache.session_keys(session, first_chunk, first_rank, rank_count, group_count, keys)?;
+        cache.session_keys(session, first_chunk, (first_rank, rank_count, group_count), keys)?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Writes the keys of the session's last chunk, which is not full, cut after its first `tail_tokens` tokens: one for each of
+/// `rank_count` ranks from `first_rank` on, for each group from 0 to `group_count` - 1. `keys` has room for `key_count` keys, which
+/// must be rank_count * group_count. The hash is made as that of a full chunk, of so many tokens: each length has a key of its own,
+/// and an object stored under it is found by the very tokens it has, no others. Such a key stands behind those of the full chunks, in a
+/// prefetch as in a transfer (`kvkeep_submit_store` says how an object is shorter than a chunk). The session keeps the tokens of its last
+/// chunk until more are appended that fill it.
+/// Errors: NOT_FOUND (session), EXPIRED, INVALID (`tail_tokens` of 0, or more than the chunk has; a wrong count).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_get_tail_keys(
+    cache: *mut kvkeep,
+    session: u64,
+    tail_tokens: u32,
+    first_rank: u32,
+    rank_count: u32,
+    group_count: u32,
+    keys: *mut Key,
+    key_count: usize,
+) -> Status {
+    on(cache, Subject::Session(session), |cache| {
+        let wanted = u128::from(rank_count) * u128::from(group_count);
+        if wanted != key_count as u128 {
+            return Err(Error::invalid(format!(
+                "key_count is {key_count}, but rank_count * group_count is {wanted}: pass room for exactly that many keys"
+            )));
+        }
+        let keys = output_slice(keys, key_count, "keys")?;
+        cache.tail_keys(session, tail_tokens, (first_rank, rank_count, group_count), keys)?;
         Ok(KVKEEP_OK)
     })
 }

@@ -36,6 +36,13 @@ pub fn last_error() -> *const c_char {
     LAST_ERROR.with(Cell::as_ptr).cast()
 }
 
+/// This thread's message, as a text.
+pub fn last_error_text() -> String {
+    let bytes = LAST_ERROR.with(Cell::get);
+    let length = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..length]).into_owned()
+}
+
 /// The name of a status number.
 pub fn status_name(status: i32) -> *const c_char {
     macro_rules! names {

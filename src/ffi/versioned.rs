@@ -148,6 +148,30 @@ fn head<T: Versioned>(address: *const T, name: &str) -> Result<Head> {
     Ok(unsafe { *address.cast::<Head>() })
 }
 
+/// Zeroes a struct of `size` bytes, and writes its head.
+pub fn init(address: *mut u64, size: usize, abi_version: u32) -> Result<()> {
+    if address.is_null() {
+        return Err(null("versioned"));
+    }
+    if !address.is_aligned() {
+        return Err(misaligned::<u64>("versioned"));
+    }
+    if !(size_of::<Head>()..=SIZE_MAX).contains(&size) {
+        return Err(Error::invalid(format!(
+            "struct_size is {size}, and must be {} to {SIZE_MAX}: pass the size of the struct",
+            size_of::<Head>()
+        )));
+    }
+    let head = Head { struct_size: size as u32, abi_version };
+    check_version(head, "versioned")?;
+    // SAFETY: not NULL, aligned, and of `size` bytes, at least those of a head, by the caller's promise.
+    unsafe {
+        address.cast::<u8>().write_bytes(0, size);
+        address.cast::<Head>().write(head);
+    }
+    Ok(())
+}
+
 fn check_version(head: Head, name: &str) -> Result<()> {
     if head.abi_version == KVKEEP_ABI_VERSION {
         return Ok(());

@@ -181,17 +181,14 @@ impl Cache for Node {
         Ok(chunks)
     }
 
-    fn session_keys(
-        &self,
-        session: u64,
-        first_chunk: u64,
-        first_rank: u32,
-        rank_count: u32,
-        group_count: u32,
-        keys: &mut [Key],
-    ) -> Result<()> {
+    fn session_keys(&self, session: u64, first_chunk: u64, ranks: Ranks, keys: &mut [Key]) -> Result<()> {
         self.l1.session_space(session)?;
-        self.chains.keys(session, first_chunk, (first_rank, rank_count, group_count), keys)
+        self.chains.keys(session, first_chunk, ranks, keys)
+    }
+
+    fn tail_keys(&self, session: u64, tail_tokens: u32, ranks: Ranks, keys: &mut [Key]) -> Result<()> {
+        let space = self.l1.session_space(session)?;
+        self.chains.tail_keys(session, &space, tail_tokens, ranks, keys)
     }
 
     fn reserve_write(

@@ -41,7 +41,7 @@ fn keys(node: &Node, session: u64, chunks: usize) -> Vec<Key> {
     let tokens: Vec<u32> = (0..chunks as u32 * 16).collect();
     assert_eq!(node.append_tokens(session, &tokens).unwrap(), chunks as u64);
     let mut keys = vec![Key { hash: [0; 32], rank: 0, group: 0 }; chunks];
-    node.session_keys(session, 0, 0, 1, 1, &mut keys).unwrap();
+    node.session_keys(session, 0, (0, 1, 1), &mut keys).unwrap();
     keys
 }
 

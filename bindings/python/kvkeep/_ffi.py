@@ -112,6 +112,15 @@ class Part(enum.IntEnum):
     VALUE = 2
 
 
+class Subject(enum.IntEnum):
+    CACHE = 0
+    SESSION = 1
+    JOB = 2
+    POOL = 3
+    BACKEND = 4
+    SPACE = 5
+
+
 class JobKind(enum.IntEnum):
     PREFETCH = 1
     LOAD = 2
@@ -1008,6 +1017,25 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_uint32,
         ),
     ),
+    "kvkeep_init_struct": (
+        c_int,
+        (
+            c_void_p,
+            c_size_t,
+            c_uint32,
+        ),
+    ),
+    "kvkeep_get_error": (
+        c_int,
+        (
+            c_void_p,
+            c_uint32,
+            c_uint64,
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
     "kvkeep_begin_session": (
         c_int,
         (
@@ -1055,6 +1083,19 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_uint64,
             c_uint64,
             c_size_t,
+            c_uint32,
+            c_uint32,
+            c_uint32,
+            POINTER(kvkeep_key),
+            c_size_t,
+        ),
+    ),
+    "kvkeep_get_tail_keys": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            c_uint32,
             c_uint32,
             c_uint32,
             c_uint32,

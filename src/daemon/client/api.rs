@@ -128,17 +128,13 @@ impl Cache for Client {
         self.call(&*self.link_of(session)?, &Request::AppendTokens { session, tokens }, number)
     }
 
-    fn session_keys(
-        &self,
-        session: u64,
-        first_chunk: u64,
-        first_rank: u32,
-        rank_count: u32,
-        group_count: u32,
-        keys: &mut [Key],
-    ) -> Result<()> {
-        let ranks = (first_rank, rank_count, group_count);
+    fn session_keys(&self, session: u64, first_chunk: u64, ranks: Ranks, keys: &mut [Key]) -> Result<()> {
         let request = Request::SessionKeys { session, first_chunk, ranks, count: keys.len() as u64 };
+        self.call(&*self.link_of(session)?, &request, |_, fields| fill(keys, fields.array()?))
+    }
+
+    fn tail_keys(&self, session: u64, tail_tokens: u32, ranks: Ranks, keys: &mut [Key]) -> Result<()> {
+        let request = Request::TailKeys { session, tail_tokens, ranks, count: keys.len() as u64 };
         self.call(&*self.link_of(session)?, &request, |_, fields| fill(keys, fields.array()?))
     }
 

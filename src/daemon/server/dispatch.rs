@@ -129,11 +129,19 @@ impl Handler {
                 check_count(tokens.len() as u64)?;
                 number(frame, node.append_tokens(session, tokens)?)
             }
-            Request::SessionKeys { session, first_chunk, ranks: (first, ranks, groups), count } => {
+            Request::SessionKeys { session, first_chunk, ranks, count } => {
                 self.grants.check_session(client, session)?;
                 scratch.keys.clear();
                 scratch.keys.resize(check_count(count)?, Key { hash: [0; 32], rank: 0, group: 0 });
-                node.session_keys(session, first_chunk, first, ranks, groups, &mut scratch.keys)?;
+                node.session_keys(session, first_chunk, ranks, &mut scratch.keys)?;
+                frame.begin(KVKEEP_OK as u32).array(&scratch.keys);
+                Ok(())
+            }
+            Request::TailKeys { session, tail_tokens, ranks, count } => {
+                self.grants.check_session(client, session)?;
+                scratch.keys.clear();
+                scratch.keys.resize(check_count(count)?, Key { hash: [0; 32], rank: 0, group: 0 });
+                node.tail_keys(session, tail_tokens, ranks, &mut scratch.keys)?;
                 frame.begin(KVKEEP_OK as u32).array(&scratch.keys);
                 Ok(())
             }

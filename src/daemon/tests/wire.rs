@@ -12,7 +12,7 @@ use crate::daemon::wire::{FRAME_BYTES_MAX, Fields, Frame, FrameHead, Request, We
 use crate::key::Key;
 use crate::shape::{Piece, Shape};
 
-const KINDS: u32 = 44;
+const KINDS: u32 = 54;
 
 /// What requests are made from.
 #[derive(Clone, Debug)]
@@ -149,7 +149,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         50 => Request::QueryBackends {},
         51 => Request::QueryPrefixLengths { job },
         52 => Request::CloseSpace { space },
-        _ => Request::Resume { job },
+        53 => Request::Resume { job },
+        _ => Request::TailKeys { session, tail_tokens: *small, ranks, count },
     }
 }
 

@@ -102,6 +102,7 @@ requests! {
     51 QueryPrefixLengths { job: u64 },
     52 CloseSpace { space: u64 },
     53 Resume { job: u64 },
+    54 TailKeys { session: u64, tail_tokens: u32, ranks: Ranks, count: u64 },
 }
 
 impl Request<'_> {

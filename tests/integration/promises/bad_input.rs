@@ -23,7 +23,7 @@ use crate::support::random::{Random, number, rounds};
 
 const KEYS: usize = 48;
 /// Functions that the fuzz knows.
-const FUNCTIONS: u64 = 30;
+const FUNCTIONS: u64 = 31;
 
 /// A versioned struct, as KVKEEP_INIT prepares it.
 fn init<T>() -> T {
@@ -288,10 +288,15 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                         let mut usage = random.spoil(init::<SpaceUsage>());
                         kvkeep_query_space(handle, space, random.pointer(&raw mut usage))
                     }
+                    29 => {
+                        kvkeep_init_struct(random.pointer(out.as_mut_ptr().cast()), KEYS * 24 - 8, r1 as u32);
+                        kvkeep_get_tail_keys(handle, session, r1 as u32, 0, count as u32, 1, keys, count)
+                    }
                     _ => {
                         let buffer = random.pointer(out.as_mut_ptr().cast::<c_char>());
                         let capacity = random.of(&[0, 1, KEYS * 24 - 1]);
                         kvkeep_explain_key(handle, space, keys, buffer, capacity, random.pointer(&raw mut length));
+                        kvkeep_get_error(handle, r1 as u32, session, buffer, capacity, random.pointer(&raw mut length));
                         kvkeep_explain_session(handle, session, buffer, capacity, &mut length)
                     }
                 }

@@ -169,7 +169,7 @@ fn p3_by_release_of_tokens_for_all_readers_together() {
     let tokens: Vec<u32> = (0..160).collect();
     cache.node.append_tokens(session, &tokens).unwrap();
     let mut chunk_keys = keys(0..10);
-    cache.node.session_keys(session, 0, 0, 1, 1, &mut chunk_keys).unwrap();
+    cache.node.session_keys(session, 0, (0, 1, 1), &mut chunk_keys).unwrap();
     assert!(cache.node.reserve_write(session, &chunk_keys, &[4096; 10], false, &mut views(10)).unwrap());
     cache.node.finish_write_and_reserve_read(session, &chunk_keys, 3, &mut views(10)).unwrap();
     assert_eq!(cache.node.finish_read_tokens(session, 70..160, (0, 1, 1), 3).unwrap(), 5);
