@@ -61,7 +61,7 @@ def decode(cache: kvkeep.Cache, prompt: int, timeout_ms: int) -> str:
     session, keys = begin(cache, prompt)
     with session:
         began, steps = time.monotonic(), 0
-        job = session.prefetch(keys, lookup_timeout_ms=timeout_ms, lookup_interval_ms=20, notify=kvkeep.Notify.POLL)
+        job = session.prefetch(keys, lookup_timeout=timeout_ms / 1000, lookup_interval=0.02, notify=kvkeep.Notify.POLL)
         asked = time.monotonic() - began
         while not job.done():
             steps += 1  # the scheduler serves other requests

@@ -331,7 +331,7 @@ def main() -> int:
         if given.cache.startswith("unix:"):
             cache = kvkeep.Cache(connect=given.cache)
         else:
-            cache = kvkeep.Cache(given.l1, backends=[given.cache], store_wait_ms=10_000)
+            cache = kvkeep.Cache(given.l1, backends=[given.cache], store_wait=10)
     except kvkeep.KvkeepError as error:
         say(f"cannot open the cache: {error}")
         return 1

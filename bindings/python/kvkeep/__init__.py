@@ -3,24 +3,7 @@
 A thin layer over the library's C ABI: the header kvkeep.h is the specification, and the names here are its names.
 """
 
-from ._ffi import (
-    KVKEEP_BLOCK_NONE as BLOCK_NONE,
-)
-from ._ffi import (
-    KVKEEP_DEVICE_HOST as DEVICE_HOST,
-)
-from ._ffi import (
-    KVKEEP_FLAG_HUGE_PAGES as FLAG_HUGE_PAGES,
-)
-from ._ffi import (
-    KVKEEP_FLAG_NO_CHECKSUM as FLAG_NO_CHECKSUM,
-)
-from ._ffi import (
-    KVKEEP_FLAG_NO_PREFAULT as FLAG_NO_PREFAULT,
-)
-from ._ffi import (
-    KVKEEP_FLAG_NUMA_NODE as FLAG_NUMA_NODE,
-)
+from . import _ffi
 from ._ffi import (
     EventKind,
     JobKind,
@@ -70,6 +53,15 @@ from .space import Space
 from .state import KeyState
 from .view import Statuses, Views
 
+BLOCK_NONE = _ffi.KVKEEP_BLOCK_NONE
+DEVICE_HOST = _ffi.KVKEEP_DEVICE_HOST
+FLAG_HUGE_PAGES = _ffi.KVKEEP_FLAG_HUGE_PAGES
+FLAG_L1_PERCENT = _ffi.KVKEEP_FLAG_L1_PERCENT
+FLAG_NO_CHECKSUM = _ffi.KVKEEP_FLAG_NO_CHECKSUM
+FLAG_NO_PREFAULT = _ffi.KVKEEP_FLAG_NO_PREFAULT
+FLAG_NUMA_NODE = _ffi.KVKEEP_FLAG_NUMA_NODE
+FLAG_READ_ONLY = _ffi.KVKEEP_FLAG_READ_ONLY
+
 __version__: str = _lib.kvkeep_version().decode()
 
 
@@ -99,9 +91,11 @@ __all__ = [
     "ExistsError",
     "ExpiredError",
     "FLAG_HUGE_PAGES",
+    "FLAG_L1_PERCENT",
     "FLAG_NO_CHECKSUM",
     "FLAG_NO_PREFAULT",
     "FLAG_NUMA_NODE",
+    "FLAG_READ_ONLY",
     "GroupRule",
     "InternalError",
     "InvalidError",

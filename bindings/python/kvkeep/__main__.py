@@ -1,9 +1,10 @@
-"""python3 -m kvkeep serve: a daemon with backends that are written in Python.
+"""python3 -m kvkeep: the kvkeep command of this environment, and a daemon with backends that are written in Python.
 
     python3 -m kvkeep serve --l1 8GiB --socket /run/kvkeep.sock --backend my_module:MyStore
+    python3 -m kvkeep stat|top|explain|...
 
-Engines connect to it as to `kvkeep serve` (connect = "unix:///run/kvkeep.sock"). SIGTERM or SIGINT writes out what was accepted, and
-ends.
+`serve` runs here. Engines connect to it as to `kvkeep serve` (connect = "unix:///run/kvkeep.sock"). SIGTERM or SIGINT writes out
+what was accepted, and ends. All else is run by the command, which the wheel has brought along.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import argparse
 import importlib
 import os
 import re
+import shutil
 import signal
 import sys
+import sysconfig
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Optional, Union
 from urllib.parse import parse_qsl, quote, urlencode
 
 from . import _ffi
+from ._library import lib
 from .backend import Backend
 from .cache import Cache
 from .errors import KvkeepError
@@ -55,8 +60,29 @@ def backend(text: str) -> Backend:
     return store
 
 
+def command() -> str:
+    """The kvkeep command: the one that is named, else that of this environment, else that of the build tree, else any."""
+    if named := os.environ.get("KVKEEP_COMMAND"):
+        return named
+    library = Path(lib._name)
+    # One that the system found has no path, and the working directory is no place to run programs from.
+    places = [library.parent, library.parent.parent / "bin"] if library.is_absolute() else []
+    places.insert(0, Path(sysconfig.get_path("scripts")))
+    for place in places:
+        if os.access(place / "kvkeep", os.X_OK) and (place / "kvkeep").is_file():
+            return str(place / "kvkeep")
+    if found := shutil.which("kvkeep"):
+        return found
+    raise SystemExit(
+        f"the kvkeep command is not in {places[0]}: install the wheel, or set KVKEEP_COMMAND to its path "
+        "(`python3 -m kvkeep serve` needs none)"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
-    arguments = argparse.ArgumentParser(prog="python3 -m kvkeep", description=__doc__.split("\n")[0])
+    arguments = argparse.ArgumentParser(
+        prog="python3 -m kvkeep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     serve = arguments.add_subparsers(dest="command", required=True).add_parser(
         "serve",
         help="serve one cache to many processes",
@@ -95,7 +121,7 @@ def serve(options: argparse.Namespace) -> int:
             l1_bytes,
             flags=flags,
             listen=f"unix://{quote(os.path.abspath(options.socket))}{'?' if query else ''}{query}",
-            backend_timeout_ms=options.backend_timeout_ms,
+            backend_timeout=options.backend_timeout_ms / 1000,
             log=log,
             log_level=_ffi.LogLevel[options.log.upper()],
         )
@@ -118,5 +144,15 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in ([], ["serve"], ["-h"], ["--help"]):
+        return serve(parser().parse_args(arguments))
+    program = command()
+    try:
+        os.execv(program, [program, *arguments])
+    except OSError as error:
+        raise SystemExit(f"{program} cannot be run: {error.strerror}; set KVKEEP_COMMAND to the path of the command") from None
+
+
 if __name__ == "__main__":
-    sys.exit(serve(parser().parse_args()))
+    sys.exit(main(sys.argv[1:]))

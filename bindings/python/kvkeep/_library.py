@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +74,15 @@ def number(kind: type[Any], name: str, value: int) -> int:
     if kind(value).value != value:
         raise InvalidError(f"{name} is {value}, which does not fit {8 * ctypes.sizeof(kind)} bits")
     return value
+
+
+def milliseconds(name: str, seconds: float) -> int:
+    """A time as C takes it: no time that is not 0 becomes 0, which is a default."""
+    # Rounded, since 0.007 * 1000 is above 7.
+    ms = round(seconds * 1000, 6)
+    if not 0 <= ms <= 0xFFFFFFFF:
+        raise InvalidError(f"{name} is {seconds}, but it is in seconds, and must be 0 to {0xFFFFFFFF // 1000}")
+    return math.ceil(ms)
 
 
 def encoded(name: str, text: str) -> bytes:

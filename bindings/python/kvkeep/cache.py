@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional, Union
 
 from . import _ffi, _plugin
 from ._keys import GiveKey, KeyCallback
-from ._library import call, encoded, lib, number, prepared, text
+from ._library import call, encoded, lib, milliseconds, number, prepared, text
 from .backend import Backend
 from .completion import Callbacks, Completion, Completions
 from .errors import InvalidError
@@ -48,15 +48,15 @@ class Cache:
         sessions_max: int = 0,
         jobs_max: int = 0,
         writes_pending_max: int = 0,
-        session_timeout_ms: int = 0,
-        backend_timeout_ms: int = 0,
+        session_timeout: float = 0,
+        backend_timeout: float = 0,
         loading_bytes_max: int = 0,
-        store_wait_ms: int = 0,
+        store_wait: float = 0,
         log: Optional[Log] = None,
         log_level: Union[_ffi.LogLevel, int] = 0,
         key_callback: Optional[GiveKey] = None,
     ) -> None:
-        """Opens the cache; see kvkeep_options in kvkeep.h.
+        """Opens the cache; see kvkeep_options in kvkeep.h. Times are in seconds.
 
         `key_callback(name, number)` gives the 32 bytes of a key to a backend whose URL has `key_from=name`, and None where
         there is no key of this number; 0 is the newest.
@@ -82,10 +82,10 @@ class Cache:
             sessions_max=sessions_max,
             jobs_max=jobs_max,
             writes_pending_max=writes_pending_max,
-            session_timeout_ms=session_timeout_ms,
-            backend_timeout_ms=backend_timeout_ms,
+            session_timeout_ms=milliseconds("session_timeout", session_timeout),
+            backend_timeout_ms=milliseconds("backend_timeout", backend_timeout),
             loading_bytes_max=loading_bytes_max,
-            store_wait_ms=store_wait_ms,
+            store_wait_ms=milliseconds("store_wait", store_wait),
             log=told,
             log_level=log_level,
             key_callback=self._keys.trampoline,
@@ -166,7 +166,7 @@ class Cache:
 
     def flush(self, timeout: float = 60.0) -> None:
         """Waits until everything committed before is written to L2 or given up; TimedOutError after `timeout` s."""
-        call(lib.kvkeep_flush, self.pointer, number(ctypes.c_uint32, "timeout", round(timeout * 1000)))
+        call(lib.kvkeep_flush, self.pointer, milliseconds("timeout", timeout))
 
     def clear(self, force: bool = False, space: int = 0) -> int:
         """Empties L1 of one space, or of all; with `force` also hides objects in use. How many went."""

@@ -30,6 +30,7 @@ class Pages(NamedTuple):
     block_count: int
     device: Optional[int]
     memory: object
+    shape: tuple[int, ...] = ()
 
 
 class Tensor(NamedTuple):
@@ -63,9 +64,13 @@ def pages(
     rank = len(read.shape)
     named = [block_axis] if layer_axis is None else [block_axis, layer_axis]
     if len(set(named)) < len(named) or not all(0 <= axis < rank for axis in named):
-        raise InvalidError(f"block_axis and layer_axis must be two of the tensor's {rank} axes, counted from 0")
+        said = f"block_axis {block_axis}" + ("" if layer_axis is None else f" and layer_axis {layer_axis}")
+        raise InvalidError(f"{said} must be {len(named)} of the {rank} axes, counted from 0, of a tensor of shape {read.shape}")
     if any(step <= 0 < size - 1 for size, step in zip(read.shape, read.strides)):
-        raise InvalidError("the tensor repeats or reverses an axis: pass the tensor that owns the pages")
+        raise InvalidError(
+            f"the tensor of shape {read.shape} and strides {read.strides} (bytes) repeats or reverses an axis: "
+            "pass the tensor that owns the pages"
+        )
     if 0 in read.shape:
         raise InvalidError(f"the tensor has no elements: its shape is {read.shape}")
     axes = [axis for axis in range(rank) if axis not in named and read.shape[axis] > 1]
@@ -91,7 +96,7 @@ def pages(
         for i in layers
         for offsets in itertools.product(*outside)
     ]
-    return Pages(segments, count, read.device, read.memory)
+    return Pages(segments, count, read.device, read.memory, read.shape)
 
 
 def described(tensor: Any) -> Tensor:
@@ -115,7 +120,7 @@ def _of_torch(tensor: Any) -> Tensor:
     item = tensor.element_size()
     kind, index = tensor.device.type, tensor.device.index
     if kind not in ("cpu", "cuda"):
-        raise InvalidError(f"the tensor is on {kind}: pages must be on the CPU or on a CUDA device")
+        raise InvalidError(f"the tensor of shape {tuple(tensor.shape)} is on {kind}: pages must be on the CPU or on a CUDA device")
     device = _ffi.KVKEEP_DEVICE_HOST if kind == "cpu" else index or 0
     strides = tuple(step * item for step in tensor.stride())
     return Tensor(tensor.data_ptr(), tuple(tensor.shape), strides, item, device, tensor)
@@ -126,7 +131,7 @@ def _of_cuda(tensor: Any, interface: dict[str, Any]) -> Tensor:
     strides = tuple(interface.get("strides") or packed(shape, item))
     address, read_only = interface["data"]
     if read_only:
-        raise InvalidError("the tensor is read-only: pages are written to by loads")
+        raise InvalidError(f"the tensor of shape {shape} is read-only: pages are written to by loads")
     device = None
     if hasattr(tensor, "__dlpack_device__"):
         device = _dlpack_device(*tensor.__dlpack_device__())
@@ -166,7 +171,8 @@ def _of_dlpack(tensor: Any) -> Tensor:
     held = _DLTensor.from_address(pointer_of(capsule, b"dltensor"))
     bits = held.bits * held.lanes
     if bits % 8:
-        raise InvalidError(f"the tensor has elements of {bits} bits: pass a view of it as bytes")
+        shape = tuple(held.shape[: held.ndim])
+        raise InvalidError(f"the tensor of shape {shape} has elements of {bits} bits: pass a view of it as bytes")
     shape, item = tuple(held.shape[: held.ndim]), bits // 8
     strides = tuple(step * item for step in held.strides[: held.ndim]) if held.strides else packed(shape, item)
     address = (held.data or 0) + held.byte_offset
@@ -201,7 +207,7 @@ def _of_buffer(tensor: Any) -> Tensor:
             "it has neither data_ptr, __cuda_array_interface__, __dlpack__ nor a buffer"
         ) from None
     if view.readonly:
-        raise InvalidError("the buffer is read-only: pages are written to by loads")
+        raise InvalidError(f"the buffer of shape {view.shape} is read-only: pages are written to by loads")
     raw = _Buffer()
     get, release = ctypes.pythonapi.PyObject_GetBuffer, ctypes.pythonapi.PyBuffer_Release
     get.argtypes = [ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import re
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -115,10 +116,12 @@ class Pool:
         plain = [
             segment for given in segments for segment in (given.segments if isinstance(given, Pages) else [given])
         ]
-        block_count = _agreed("block_count", block_count or None, [pages.block_count for pages in tensors], 0)
-        if device is None and any(pages.device is None for pages in tensors):
-            raise InvalidError("a tensor does not say on which GPU it is: pass device")
-        known = [pages.device for pages in tensors if pages.device is not None]
+        block_count = _agreed("block_count", block_count or None, [(pages.block_count, pages) for pages in tensors], 0)
+        if device is None:
+            for pages in tensors:
+                if pages.device is None:
+                    raise InvalidError(f"the tensor of shape {pages.shape} does not say on which GPU it is: pass device")
+        known = [(pages.device, pages) for pages in tensors if pages.device is not None]
         device = _agreed("device", device, known, _ffi.KVKEEP_DEVICE_HOST)
         array = (_ffi.kvkeep_segment * len(plain))()
         for place, segment in zip(array, plain):
@@ -137,7 +140,10 @@ class Pool:
             parts=parts,
         )
         pool = ctypes.c_uint64()
-        call(lib.kvkeep_open_pool, cache.pointer, space, ctypes.byref(options), ctypes.byref(pool))
+        try:
+            call(lib.kvkeep_open_pool, cache.pointer, space, ctypes.byref(options), ctypes.byref(pool))
+        except InvalidError as error:
+            raise InvalidError(_with_shape(str(error), segments)) from None
         self.id = pool.value
         self.cache = cache
         self.blocks_per_chunk = blocks_per_chunk or 1
@@ -252,11 +258,25 @@ class Pool:
         return f"<kvkeep pool {self.id}>"
 
 
-def _agreed(name: str, given: Optional[int], read: list[int], default: int) -> int:
-    values = {*read, *([] if given is None else [given])}
+def _agreed(name: str, given: Optional[int], read: list[tuple[int, Pages]], default: int) -> int:
+    values = {value: f"that of a tensor of shape {pages.shape}" for value, pages in reversed(read)}
+    if given is not None:
+        values.setdefault(given, "as given")
     if len(values) > 1:
-        raise InvalidError(f"{name} is to be one number, but there are {sorted(values)}: open a pool for each")
-    return values.pop() if values else default
+        said = ", ".join(f"{value} ({whose})" for value, whose in sorted(values.items()))
+        raise InvalidError(f"{name} is to be one number, but there are {said}: open a pool for each")
+    return next(iter(values), default)
+
+
+def _with_shape(message: str, given: list[Union[Segment, Pages]]) -> str:
+    """The library's message, with the shape of the tensor whose segment it names."""
+    found = re.search(r"segments\[(\d+)\]", message)
+    of_each: list[Optional[tuple[int, ...]]] = []
+    for one in given:
+        of_each += [one.shape] * len(one.segments) if isinstance(one, Pages) else [None]
+    if not found or (shape := of_each[int(found[1])]) is None:
+        return message
+    return f"{message} ({found[0]} is of a tensor of shape {shape})"
 
 
 def _close(pointer: ctypes.c_void_p, pool: int, memory: list[object]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
 
 from . import _ffi
 from ._array import Numbers, integers
-from ._library import call, lib, number, prepared, text
+from ._library import call, lib, milliseconds, number, prepared, text
 from .completion import Completion, Telling
 from .job import Job
 from .key import AnyKeys, Keys
@@ -60,6 +60,15 @@ class Session:
             *(self._cache.pointer, self.id, number(ctypes.c_uint64, "first_chunk", first_chunk), chunk_count),
             *(number(ctypes.c_uint32, "first_rank", first_rank), rank_count, group_count, array, count),
         )
+        return Keys(array)
+
+    def tail_keys(self, tail_tokens: int, *, first_rank: int = 0, rank_count: int = 1, group_count: int = 1) -> Keys:
+        """The keys of the last chunk, which is not full, cut after its first `tail_tokens` tokens; see kvkeep_get_tail_keys."""
+        count = number(ctypes.c_uint32, "the number of keys", rank_count * group_count)
+        array = (_ffi.kvkeep_key * count)()
+        ranks = [number(ctypes.c_uint32, "a rank or group", n) for n in (first_rank, rank_count, group_count)]
+        tokens = number(ctypes.c_uint32, "tail_tokens", tail_tokens)
+        call(lib.kvkeep_get_tail_keys, self._cache.pointer, self.id, tokens, *ranks, array, count)
         return Keys(array)
 
     def reserve_write(
@@ -129,9 +138,9 @@ class Session:
         window_chunks: int = 0,
         group_rules: Iterable[GroupRule] = (),
         policy: _ffi.PrefetchPolicy = _ffi.PrefetchPolicy.BEST_EFFORT,
-        deadline_ms: int = 0,
-        lookup_timeout_ms: int = 0,
-        lookup_interval_ms: int = 0,
+        deadline: float = 0,
+        lookup_timeout: float = 0,
+        lookup_interval: float = 0,
         lifetime: _ffi.Lifetime = _ffi.Lifetime.CACHED,
         priority: int = 0,
         callback: Optional[Callable[[Completion], object]] = None,
@@ -140,7 +149,7 @@ class Session:
         notify_lookup: bool = False,
         pause_after_lookup: bool = False,
     ) -> Job:
-        """Looks keys up in every tier and loads into L1 what L1 lacks; never waits.
+        """Looks keys up in every tier and loads into L1 what L1 lacks; never waits. Times are in seconds, 0 is the default.
 
         The end is told to `callback`, on a library thread; else to `loop`, by default the one that runs here, so that
         the job can be awaited there; else as `notify` says, by default not at all: poll or wait. With `notify_lookup` the answer
@@ -159,9 +168,9 @@ class Session:
             group_rules=(_ffi.kvkeep_group_rule * len(rules))(*rules) if rules else None,
             group_rule_count=len(rules),
             policy=policy,
-            deadline_ms=deadline_ms,
-            lookup_timeout_ms=lookup_timeout_ms,
-            lookup_interval_ms=lookup_interval_ms,
+            deadline_ms=milliseconds("deadline", deadline),
+            lookup_timeout_ms=milliseconds("lookup_timeout", lookup_timeout),
+            lookup_interval_ms=milliseconds("lookup_interval", lookup_interval),
             lifetime=lifetime,
             priority=priority,
             notify=telling.notify,

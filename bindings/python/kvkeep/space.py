@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from . import _ffi
-from ._library import call, encoded, lib, number, prepared, text
+from ._library import call, encoded, lib, milliseconds, number, prepared, text
 from .key import AnyKeys, Key
 from .key import keys as as_keys
 from .pages import Pages, Segment
@@ -33,10 +33,12 @@ class Space:
         """The cache that it is of."""
         return self._cache
 
-    def session(self, request_id: str = "", timeout_ms: int = 0) -> Session:
-        """Begins a session. `timeout_ms` of 0 is the cache's."""
+    def session(self, request_id: str = "", timeout: float = 0) -> Session:
+        """Begins a session that expires `timeout` seconds after its last use; 0: the cache's `session_timeout`."""
         options = prepared(
-            _ffi.kvkeep_session_options, request_id=encoded("request_id", request_id), timeout_ms=timeout_ms
+            _ffi.kvkeep_session_options,
+            request_id=encoded("request_id", request_id),
+            timeout_ms=milliseconds("timeout", timeout),
         )
         session = ctypes.c_uint64()
         call(lib.kvkeep_begin_session, self._cache.pointer, self.id, ctypes.byref(options), ctypes.byref(session))
@@ -69,9 +71,9 @@ class Space:
         call(lib.kvkeep_query_keys, self._cache.pointer, self.id, batch.array, len(batch), states)
         return [copied(state) for state in states]
 
-    def retain(self, keys: AnyKeys, priority: int, ttl_ms: int) -> Statuses:
-        """Keeps keys longer: a bias of 0 to 100 for `ttl_ms`, never a hard pin."""
-        bias = number(ctypes.c_uint32, "priority", priority), number(ctypes.c_uint32, "ttl_ms", ttl_ms)
+    def retain(self, keys: AnyKeys, priority: int, ttl: float) -> Statuses:
+        """Keeps keys longer: a bias of 0 to 100 for `ttl` seconds, never a hard pin."""
+        bias = number(ctypes.c_uint32, "priority", priority), milliseconds("ttl", ttl)
         return self._batch(lib.kvkeep_retain, keys, *bias)
 
     def evict(self, keys: AnyKeys) -> Statuses:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from typing import Any, Optional
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional, Union, overload
 
 from ._ffi import Status
 
 
-class Statuses:
-    """One status for each key of a batch; `ok` where all of them are OK."""
+class Statuses(Sequence[Status]):
+    """One status for each key of a batch; `ok` where all of them are OK. A slice is a Statuses, too."""
 
     __slots__ = ("array", "ok")
 
@@ -21,11 +21,23 @@ class Statuses:
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, index: int) -> Status:
+    @overload
+    def __getitem__(self, index: int) -> Status: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Statuses: ...
+
+    def __getitem__(self, index: Union[int, slice]) -> Union[Status, Statuses]:
+        if isinstance(index, slice):
+            part = self.array[index]
+            return Statuses(part, not any(part))
         return Status(self.array[index])
 
     def __iter__(self) -> Iterator[Status]:
         return map(Status, self.array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
 
     def __repr__(self) -> str:
         return f"Statuses({[status.name for status in self]})"

@@ -54,6 +54,14 @@ class CacheTest(unittest.TestCase):
         self.addCleanup(directory.cleanup)
         return directory.name
 
+    def stored_below(self, keys: kvkeep.Keys) -> str:
+        """The URL of a directory that has objects of these keys, of the space "m"."""
+        url = f"fs://{self.directory()}?capacity=64MiB"
+        with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
+            self.store(session, keys)
+            cache.flush()
+        return url
+
     def store(self, session: kvkeep.Session, keys: kvkeep.Keys, size: int = 4096) -> None:
         views = session.reserve_write(keys, size)
         for index, view in enumerate(views):

@@ -5,7 +5,8 @@ import os
 import warnings
 
 import kvkeep
-from kvkeep import Status
+from kvkeep import Status, _ffi
+from kvkeep._library import milliseconds
 from kvkeep.errors import BY_STATUS
 
 from .support import CacheTest, some_keys
@@ -44,7 +45,7 @@ class Errors(CacheTest):
             lambda: session.reserve_write(keys, -1),
             lambda: session.keys(0, 1 << 40),
             lambda: session.finish_read_tokens(0, -1),
-            lambda: self.space.session(timeout_ms=1 << 32),
+            lambda: self.space.session(timeout=1 << 32),
             lambda: self.space.retain(keys, 1 << 32, 1),
             lambda: self.cache.flush(-1),
             lambda: kvkeep.Cache(1 << 64),
@@ -52,6 +53,24 @@ class Errors(CacheTest):
             with self.assertRaises(kvkeep.InvalidError):
                 refused()
         self.assertEqual(self.cache.stats().l1_shares, 0)
+
+    def test_times_are_in_seconds(self) -> None:
+        for seconds, ms in ((0, 0), (1e-9, 1), (0.007, 7), (0.0071, 8), (30, 30_000), (4294967.295, 0xFFFFFFFF)):
+            self.assertEqual(milliseconds("t", seconds), ms)
+        for refused in (-1, -1e-3, 4294967.296, float("inf"), float("nan")):
+            with self.assertRaisesRegex(kvkeep.InvalidError, "timeout is .* in seconds"):
+                self.space.session(timeout=refused)
+        state = self.space.session("short", 2.5).state()
+        self.assertTrue(0 < state.expires_in_ms <= 2500)
+        cache = self.open(session_timeout=1.5)
+        self.assertTrue(0 < cache.space("m").session().state().expires_in_ms <= 1500)
+
+    def test_every_flag_has_its_name(self) -> None:
+        for name, value in vars(_ffi).items():
+            if name.startswith("KVKEEP_FLAG_"):
+                short = name.removeprefix("KVKEEP_")
+                self.assertEqual(getattr(kvkeep, short), value)
+                self.assertIn(short, kvkeep.__all__)
 
     def test_bad_batches(self) -> None:
         session = self.space.session()

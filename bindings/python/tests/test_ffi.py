@@ -70,10 +70,12 @@ class Ffi(unittest.TestCase):
             (_ffi.kvkeep_transfer_options, kvkeep.Pool.load),
         ):
             given = set(inspect.signature(function).parameters)
-            needed = {renamed.get(name, name) for name, *_ in struct._fields_} - own
+            # Times are in seconds here.
+            needed = {renamed.get(name, name.removesuffix("_ms")) for name, *_ in struct._fields_} - own
             self.assertLessEqual(needed, given)
 
     def test_every_function_is_used(self) -> None:
         sources = "\n".join(path.read_text() for path in (BINDING / "kvkeep").glob("*.py") if path.name != "_ffi.py")
         unused = {name for name in _ffi.FUNCTIONS if name not in sources}
-        self.assertEqual(unused, {"kvkeep_status_name"})
+        # A call and what asks for its error run on one thread, and ctypes has no macros to do without.
+        self.assertEqual(unused, {"kvkeep_status_name", "kvkeep_get_error", "kvkeep_init_struct"})

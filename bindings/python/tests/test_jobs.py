@@ -62,10 +62,7 @@ class Jobs(CacheTest):
         self.assertEqual(told[0]._replace(job=0), (0, session.id, Status.OK, 2, 0, "", kvkeep.JobKind.PREFETCH, 0, 0))
 
     def test_a_callback_is_told_of_the_lookup_and_of_the_end(self) -> None:
-        url = f"fs://{self.directory()}"
-        with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
-            self.store(session, some_keys(2))
-            cache.flush()
+        url = self.stored_below(some_keys(2))
         told: list[kvkeep.Completion] = []
         seen = threading.Semaphore(0)
 
@@ -131,11 +128,8 @@ class Jobs(CacheTest):
         self.assertFalse(select.select([self.cache.event_fd()], [], [], 0)[0])
 
     def test_a_new_cache_finds_what_an_old_one_wrote(self) -> None:
-        url = f"fs://{self.directory()}?capacity=64MiB"
         keys = some_keys(6)
-        with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
-            self.store(session, keys)
-            cache.flush()
+        url = self.stored_below(keys)
         with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
             result = session.prefetch(keys).wait(WATCHDOG_S)
             self.assertEqual((result.hit_chunks, result.tier_keys[1]), (6, 6))
@@ -151,11 +145,8 @@ class Awaited(CacheTest):
         asyncio.run(watched())
 
     def test_a_hundred_jobs(self) -> None:
-        url = f"fs://{self.directory()}?capacity=64MiB"
         keys = some_keys(100)
-        with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
-            self.store(session, keys)
-            cache.flush()
+        url = self.stored_below(keys)
 
         async def main() -> None:
             with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
@@ -168,11 +159,8 @@ class Awaited(CacheTest):
         self.run_async(main())
 
     def test_a_lookup_is_awaited_before_anything_is_loaded(self) -> None:
-        url = f"fs://{self.directory()}"
         keys = some_keys(4)
-        with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:
-            self.store(session, keys)
-            cache.flush()
+        url = self.stored_below(keys)
 
         async def main() -> None:
             with kvkeep.Cache(4 << 20, backends=[url]) as cache, cache.space("m").session() as session:

@@ -155,7 +155,7 @@ class MooncakeTest(CacheTest):
     def test_a_master_that_is_killed_makes_misses(self) -> None:
         master = Master()
         keys = some_keys(4, self.id())
-        self.cache = self.open(backend_timeout_ms=2000)
+        self.cache = self.open(backend_timeout=2)
         self.space = self.cache.space("model-1", layout="fp16", chunk_tokens=16)
         self.cache.add_backend(MooncakeBackend(master.address, segment_bytes=SEGMENT))
         self.put_below(keys)

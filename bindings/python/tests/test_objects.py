@@ -4,6 +4,7 @@ import array
 import ctypes
 import gc
 import weakref
+from collections.abc import Sequence
 
 import kvkeep
 from kvkeep import Status
@@ -85,6 +86,32 @@ class Objects(CacheTest):
         self.assertEqual(views.address(0), 0)
         statuses = session.abort_write(keys)
         self.assertEqual(list(statuses), [Status.ERR_NOT_FOUND, Status.OK, Status.OK])
+
+    def test_statuses_are_a_sequence(self) -> None:
+        keys = some_keys(3)
+        session = self.space.session()
+        session.reserve_write(keys[:2], 64)
+        statuses = session.finish_write(keys)
+        self.assertIsInstance(statuses, Sequence)
+        expected = [Status.OK, Status.OK, Status.ERR_NOT_FOUND]
+        self.assertEqual((list(statuses), statuses), (expected, expected))
+        self.assertNotEqual(statuses, expected[:2])
+        self.assertEqual((statuses[-1], statuses.count(Status.OK)), (Status.ERR_NOT_FOUND, 2))
+        self.assertEqual(statuses.index(Status.ERR_NOT_FOUND), 2)
+        self.assertIn(Status.OK, statuses)
+        self.assertEqual((statuses[:2], statuses[:2].ok, statuses[1:].ok, statuses.ok), (expected[:2], True, False, False))
+        self.assertEqual(list(reversed(statuses)), expected[::-1])
+
+    def test_the_end_of_a_prompt_has_a_key_of_its_own(self) -> None:
+        session = self.space.session()
+        self.assertEqual(session.append_tokens(range(21)), 1)
+        tail = session.tail_keys(5, first_rank=3, rank_count=2, group_count=2)
+        self.assertEqual([(key.rank, key.group) for key in tail], [(3, 0), (3, 1), (4, 0), (4, 1)])
+        self.assertEqual(len({key.hash for key in tail}), 1)
+        self.assertNotIn(session.tail_keys(4)[0].hash, [tail[0].hash, session.keys(0, 1)[0].hash])
+        for refused in (0, 6, -1, 1 << 32):
+            with self.assertRaises(kvkeep.InvalidError):
+                session.tail_keys(refused)
 
     def test_tokens_become_keys(self) -> None:
         session = self.space.session()

@@ -152,13 +152,13 @@ class Reading(CacheTest):
         repeated.strides = (0, 4)
         interface = {"shape": (5, 4), "typestr": "<f4", "data": (4096, True), "version": 3}
         for tensor, axes, words in (
-            (repeated, {}, "repeats"),
-            (LikeTorch((5, 4)), {"block_axis": 2}, "block_axis"),
-            (LikeTorch((5, 4)), {"layer_axis": 0}, "layer_axis"),
+            (repeated, {}, r"shape \(5, 4\) and strides \(0, 4\) \(bytes\) repeats"),
+            (LikeTorch((5, 4)), {"block_axis": 2}, r"block_axis 2 must be 1 of the 2 axes.* shape \(5, 4\)"),
+            (LikeTorch((5, 4)), {"layer_axis": 0}, r"block_axis 0 and layer_axis 0 must be 2 of .* shape \(5, 4\)"),
             (LikeTorch(()), {}, "0 axes"),
-            (LikeTorch((0, 4)), {}, "no elements"),
-            (b"read only", {}, "read-only"),
-            (SimpleNamespace(__cuda_array_interface__=interface), {}, "read-only"),
+            (LikeTorch((0, 4)), {}, r"no elements: its shape is \(0, 4\)"),
+            (b"read only", {}, r"shape \(9,\) is read-only"),
+            (SimpleNamespace(__cuda_array_interface__=interface), {}, r"shape \(5, 4\) is read-only"),
             ([1, 2], {}, "list is no tensor"),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(kvkeep.InvalidError, words):
@@ -166,10 +166,11 @@ class Reading(CacheTest):
 
     def test_pools_need_what_tensors_agree_on(self) -> None:
         for tensors, options, words in (
-            ([LikeTorch((5, 4)), LikeTorch((6, 4))], {}, "block_count"),
-            ([LikeTorch((5, 4))], {"block_count": 4}, "block_count"),
-            ([LikeTorch((5, 4))], {"device": 0}, "device"),
-            ([LikeCupy((5, 4))], {}, "pass device"),
+            ([LikeTorch((5, 4)), LikeTorch((6, 4))], {}, r"block_count .* 5 \(.*shape \(5, 4\)\), 6 \(.*shape \(6, 4\)\)"),
+            ([LikeTorch((5, 4))], {"block_count": 4}, r"block_count .* 4 \(as given\), 5 \(.*shape \(5, 4\)\)"),
+            ([LikeTorch((5, 4))], {"device": 0}, r"device .* -1 \(.*shape \(5, 4\)\), 0 \(as given\)"),
+            ([LikeCupy((5, 4))], {}, r"shape \(5, 4\) does not say .*: pass device"),
+            ([LikeTorch((5, 4)), LikeTorch((5, 3), 1)], {}, r"segments\[1\] .* \(segments\[1\] is of a tensor of shape \(5, 3\)\)"),
             ([], {}, "segments"),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(kvkeep.InvalidError, words):

@@ -122,6 +122,10 @@ class Wheel(unittest.TestCase):
             [place / "venv" / "bin" / "kvkeep", "--version"], env=bare, text=True, capture_output=True, timeout=WATCHDOG_S
         )
         self.assertEqual(command.stdout, f"kvkeep {kvkeep.__version__}\n", command.stderr)
+        module = subprocess.run(
+            [python, "-I", "-m", "kvkeep", "--version"], cwd=place, env=bare, text=True, capture_output=True, timeout=WATCHDOG_S
+        )
+        self.assertEqual(module.stdout, command.stdout, module.stderr)
         (header,) = (place / "venv").rglob("kvkeep.h")
         self.assertEqual(header.read_bytes(), (ROOT / "include" / "kvkeep.h").read_bytes())
 

@@ -210,7 +210,7 @@ class Sglang(CacheTest):
 
     def test_a_lookup_that_is_not_answered_in_time_is_a_miss(self) -> None:
         # Without a bound of its own, it would be asked for longer than this test may take.
-        self.cache = self.open(backends=[HANGING], backend_timeout_ms=3_600_000)
+        self.cache = self.open(backends=[HANGING], backend_timeout=3600)
         made = self.store(lookup_ms=20)
         made.register_host("mamba", HostPool(8), indices)
         with self.assertLogs("sglang.kvkeep", "WARNING"):

@@ -121,7 +121,7 @@ class SglangLink(CacheTest):
             give_back()
             self.assertEqual(self.cache.stats().l1_shares, 0)
         worker.link.lookup("forgotten", keys, windows)
-        with mock.patch.object(link, "HOLD_MS", -1):
+        with mock.patch.object(link, "HOLD_S", -1):
             worker.link.lookup("other", hashes(1, "none"), windows)
         self.assertEqual(self.cache.stats().l1_shares, 0)
 

@@ -42,8 +42,8 @@ class Hints(CacheTest):
         def read(*given: Any) -> list[hints.Hint]:
             return hints.hints_of(Request("1", [], kv_hints=SimpleNamespace(actions=[one.actions[0] for one in given])))
 
-        self.assertEqual(read(hinted("prefetch")), [hints.Hint("prefetch", 100, 600_000)])
-        self.assertEqual(read(hinted("retain", priority=3, ttl_s=1.5), hinted("demote"))[0], ("retain", 3, 1500))
+        self.assertEqual(read(hinted("prefetch")), [hints.Hint("prefetch", 100, 600)])
+        self.assertEqual(read(hinted("retain", priority=3, ttl_s=1.5), hinted("demote"))[0], ("retain", 3, 1.5))
         wrong = [
             *(hinted("pin"), hinted("retain", priority=0), hinted("retain", priority=101), hinted("retain", priority="1")),
             *(hinted("retain", ttl_s=0), hinted("retain", ttl_s="long"), hinted("retain", ttl_s=None)),
@@ -56,13 +56,13 @@ class Hints(CacheTest):
         retained: list[tuple[object, ...]] = []
         retain = kvkeep.Space.retain
 
-        def noted(space: kvkeep.Space, keys: kvkeep.Keys, priority: int, ttl_ms: int) -> kvkeep.Statuses:
-            retained.append((len(keys), priority, ttl_ms, retain(space, keys, priority, ttl_ms).ok))
+        def noted(space: kvkeep.Space, keys: kvkeep.Keys, priority: int, ttl: float) -> kvkeep.Statuses:
+            retained.append((len(keys), priority, ttl, retain(space, keys, priority, ttl).ok))
             return kvkeep.Statuses([], True)
 
         with mock.patch.object(kvkeep.Space, "retain", noted):
             self.finish(self.engine(), "first", hinted("retain", priority=50, ttl_s=1000))
-        self.assertEqual(retained, [(3, 50, 1_000_000, True)])
+        self.assertEqual(retained, [(3, 50, 1000, True)])
 
     def test_demoted_chunks_leave_memory_if_another_tier_has_them(self) -> None:
         engine = self.engine()

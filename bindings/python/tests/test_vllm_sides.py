@@ -65,11 +65,11 @@ class Sides(CacheTest):
 
     def test_steps_keep_the_sessions_of_requests_alive(self) -> None:
         engine = self.engine()
-        with mock.patch.multiple(scheduler, SESSION_TIMEOUT_MS=300, RENEW_S=0.05):
+        with mock.patch.multiple(scheduler, SESSION_TIMEOUT_S=0.3, RENEW_S=0.05):
             request, _ = engine.run("first", PROMPT)
             session = engine.scheduler._tracked["first"].session
             assert session is not None
-            with self.cache.space("other").session("idle", 300):
+            with self.cache.space("other").session("idle", 0.3):
                 reclaimed = self.cache.stats().sessions_reclaimed
                 while self.cache.stats().sessions_reclaimed == reclaimed:
                     engine.step()

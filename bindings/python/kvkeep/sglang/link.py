@@ -14,7 +14,7 @@ from .._quietly import quietly
 from ..errors import KvkeepError
 from ..pool import Transfer
 from ..session import Session
-from .store import HOLD_MS, Restorable, Store, Window
+from .store import HOLD_S, Restorable, Store, Window
 
 log = logging.getLogger("sglang.kvkeep")
 
@@ -71,7 +71,7 @@ class Link:
         self._let_go([request])
         now = time.monotonic()
         # Those that their requests never loaded hold nothing any more. The oldest come first.
-        self._let_go([name for name, (when, _) in self._holds.items() if now - when > HOLD_MS / 1000])
+        self._let_go([name for name, (when, _) in self._holds.items() if now - when > HOLD_S])
         found, sessions = self._store.hold(keys, windows)
         self._holds[request] = now, sessions
         if not found.lengths:

@@ -29,7 +29,7 @@ log = logging.getLogger("sglang.kvkeep")
 
 KV = "kv"
 # How long a lookup holds what it found, where nobody says that it is not needed any more.
-HOLD_MS = 30_000
+HOLD_S = 30
 UNSERVED = "kvkeep does not serve %s of SGLang's pages %s"
 
 
@@ -161,7 +161,7 @@ class Store:
         return found
 
     def hold(self, keys: Sequence[str], windows: Iterable[Window]) -> tuple[Restorable, list[Session]]:
-        """As `restorable`. Until the caller ends the sessions, or HOLD_MS have passed, what the longest length needs is brought
+        """As `restorable`. Until the caller ends the sessions, or HOLD_S have passed, what the longest length needs is brought
         to L1 and stays there."""
         by_pool: dict[str, int] = {}
         lengths, reach = set(range(1, len(keys) + 1)), len(keys)
@@ -234,7 +234,7 @@ class Store:
         session: Optional[Session] = None
         try:
             held = self._of(name)
-            session = held.space.session("sglang lookup", HOLD_MS)
+            session = held.space.session("sglang lookup", HOLD_S)
             wanted = named(keys, held.rank)
             if window:
                 job = session.prefetch(wanted, mode=PrefetchMode.WINDOW, window_chunks=window)

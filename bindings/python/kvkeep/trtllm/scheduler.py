@@ -19,7 +19,7 @@ from .settings import Settings
 log = logging.getLogger("tensorrt_llm.kvkeep")
 
 # Holds shares from the answer until the workers have loaded; nothing is lost when it ends later.
-SESSION_TIMEOUT_MS = 600_000
+SESSION_TIMEOUT_S = 600
 # What a deadline may be passed by before the answer is not waited for any more.
 GRACE_S = 1.0
 
@@ -137,13 +137,13 @@ class Scheduler:
         """Brings to L1 what can be brought in time, for every rank and group, and holds it."""
         ranks, groups = range(self._grid.ranks), self._grid.groups
         names = as_keys((one, rank, group.number) for one in hashes for rank in ranks for group in groups)
-        session = self._space.session(f"trtllm {request}", SESSION_TIMEOUT_MS)
+        session = self._space.session(f"trtllm {request}", SESSION_TIMEOUT_S)
         try:
             job = session.prefetch(
                 names,
                 objects_per_chunk=len(ranks) * len(groups),
                 group_rules=self._rules,
-                deadline_ms=self._settings.wait_ms,
+                deadline=self._settings.wait_ms / 1000,
             )
             try:
                 hits = job.wait(self._settings.wait_ms / 1000 + GRACE_S).hit_chunks

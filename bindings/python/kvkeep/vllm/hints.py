@@ -21,7 +21,7 @@ class Hint(NamedTuple):
     kind: str
     # Of `RETAIN`: how strongly, from 1 to 100, and for how long.
     priority: int = PRIORITY
-    ttl_ms: int = int(TTL_S * 1000)
+    ttl_s: float = TTL_S
 
 
 def hints_of(request: Any) -> list[Hint]:
@@ -39,7 +39,7 @@ def apply(hints: Iterable[Hint], space: Space, keys: Keys) -> None:
     """Follows the hints of a request that is over."""
     for hint in hints:
         if hint.kind == RETAIN:
-            space.retain(keys, hint.priority, hint.ttl_ms)
+            space.retain(keys, hint.priority, hint.ttl_s)
         elif hint.kind == DEMOTE:
             # What no other tier has would be lost.
             written = [key for key, state in zip(keys, space.query(keys)) if state.stored]
@@ -53,4 +53,4 @@ def _hint(kind: str, payload: dict[str, Any]) -> Hint:
     priority, ttl_s = payload.get("priority", PRIORITY), float(payload.get("ttl_s", TTL_S))
     if not isinstance(priority, int) or not 1 <= priority <= PRIORITY_MAX or not 0 < ttl_s <= TTL_S_MAX:
         raise ValueError(f"priority is from 1 to {PRIORITY_MAX}, and ttl_s from 0 to {TTL_S_MAX}")
-    return Hint(kind, priority, int(ttl_s * 1000))
+    return Hint(kind, priority, ttl_s)

@@ -41,7 +41,7 @@ Tables = Sequence[Sequence[int]]
 
 UNUSED = "kvkeep cannot be used now, and prompts are computed"
 # A request may decode for long between two chunks, and a session that holds nothing ends at its deadline. Its steps renew it.
-SESSION_TIMEOUT_MS = 600_000
+SESSION_TIMEOUT_S = 600
 RENEW_S = 60.0
 
 
@@ -298,7 +298,7 @@ class Scheduler:
         if tracked.session is None:
             if self._space is None:
                 self._space = self._open_space(self._generation)
-            tracked.session = self._space.session(session_name(tracked.request.request_id), SESSION_TIMEOUT_MS)
+            tracked.session = self._space.session(session_name(tracked.request.request_id), SESSION_TIMEOUT_S)
             self._trouble.over()
         return tracked.session
 
@@ -319,7 +319,7 @@ class Scheduler:
             extra_count=grid.extra_count,
             objects_per_chunk=grid.objects_per_chunk,
             group_rules=self._rules,
-            lookup_timeout_ms=patience_of(request, self._settings.lookup_timeout_ms),
+            lookup_timeout=patience_of(request, self._settings.lookup_timeout_ms) / 1000,
             notify=Notify.POLL,
         )
         tracked.lookup = Lookup(session, job, span, keys, grid.extra_count)
