@@ -65,6 +65,17 @@ public:
         return keys;
     }
 
+    /// Keys of the last chunk, which is not full, cut after its first `tail_tokens` tokens; see kvkeep_get_tail_keys.
+    std::vector<Key> tail_keys(std::uint32_t tail_tokens, KeyRange range = {}) const {
+        const std::uint64_t count = std::uint64_t{range.rank_count} * range.group_count;
+        if (count > KVKEEP_KEYS_MAX)
+            throw Error(Status::invalid, "at most KVKEEP_KEYS_MAX keys can be asked for in one call");
+        std::vector<Key> keys(static_cast<std::size_t>(count));
+        detail::check(kvkeep_get_tail_keys(cache_, id_, tail_tokens, range.first_rank, range.rank_count,
+                                           range.group_count, keys.data(), keys.size()));
+        return keys;
+    }
+
     /// Reserves `sizes[i]` bytes for `keys[i]`. Each batch function has this form, which allocates nothing: ok, or
     /// partial where a key failed; and one that returns a vector.
     Status reserve_write(Span<const Key> keys, Span<const std::uint64_t> sizes, Span<View> views,

@@ -25,6 +25,8 @@ static void bad_arguments_change_nothing() {
     CHECK(thrown([&] { session.reserve_write(keys, std::vector<std::uint64_t>{1}); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { session.keys(0, std::uint64_t{1} << 62); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { session.keys(0, 1); }).status() == kvk::Status::invalid);
+    CHECK(thrown([&] { session.tail_keys(1); }).status() == kvk::Status::invalid);
+    CHECK(thrown([&] { session.tail_keys(1, {0, 1u << 31, 1u << 31}); }).status() == kvk::Status::invalid);
     CHECK(thrown([&] { cache.flush(std::chrono::milliseconds(-1)); }).status() == kvk::Status::invalid);
     CHECK(cache.stats().l1_shares == 0 && cache.stats().l1_staged == 0);
 }

@@ -57,6 +57,8 @@ static void tokens_become_keys() {
     two_ranks.rank_count = 2;
     const auto keys = session.keys(0, 2, two_ranks);
     CHECK(keys.size() == 4 && keys[1].rank == 1 && keys[0] != keys[2]);
+    const auto tail = session.tail_keys(8, two_ranks);
+    CHECK(tail.size() == 2 && tail[1].rank == 1 && tail[0] != session.tail_keys(7)[0] && tail[0] != keys[2]);
     store(session, keys, 512);
     session.reserve_read(keys);
     CHECK(session.finish_read_tokens(16, 32, two_ranks) == 2);
