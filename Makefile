@@ -56,7 +56,7 @@ test-c: $(CMAKE) ## the C tests: both libraries, header, layout, symbols, valgri
 	$(CTEST) --test-dir build/c_tests --output-on-failure -j $(JOBS)
 	@command -v valgrind >/dev/null || scripts/skipped.sh "C tests under valgrind" "it is not installed"
 
-test-examples: demo-programs ## the quickstart in five languages, each over what another has stored; the container's settings
+test-examples: demo-programs ## the quickstart in five languages and an engine in three, over what others have stored; the container's settings
 	scripts/examples.sh build/prefix build/examples
 	scripts/container_check.py build/prefix/bin/kvkeep
 
