@@ -146,12 +146,17 @@ def check(browser: Browser, folder: Path, name: str, busy: bool) -> None:
     browser.until("(document.body?.dataset.drawn ?? 0) >= 4")
     if busy:
         browser.until("['hits', 'bytes', 'live'].every(id => document.querySelectorAll('#' + id + ' path').length >= 2)")
+        browser.until("document.querySelectorAll('#holders tr').length >= 2")
+        browser.value("document.querySelector('#holders button').click()")
+        browser.until("document.querySelectorAll('#holders .keys div').length >= 2")
     (folder / f"{name}.png").write_bytes(browser.picture(captureBeyondViewport=True))
     paper = colour(browser, "paper")
     assert (sum(paper) < 3 * 128) == ("dark" in name), f"{name}: the paper is {paper}"
     assert browser.value("document.documentElement.scrollWidth <= innerWidth"), f"{name}: wider than its window"
     assert browser.value("document.getElementById('state').textContent") == "serving", name
     assert browser.value("document.querySelectorAll('#counts div').length") > 20, name
+    holders = browser.value("document.getElementById('holders-now').textContent")
+    assert holders.endswith("cannot be evicted" if busy else "no session holds anything"), f"{name}: {holders}"
     for chart in CHARTS:
         box = browser.value(
             f"(b => ({{x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height}}))"

@@ -211,6 +211,9 @@ pub trait Cache: Send + Sync {
     /// The objects that a session holds, or for 0 every session that holds some. JSON.
     fn explain_session(&self, session: u64) -> Result<String>;
 
+    /// Sums over the sessions that hold some of L1, and the `most` of them that hold most bytes, without their keys. JSON.
+    fn explain_holders(&self, most: u32) -> Result<String>;
+
     /// Copies the bytes of a view out, as far as `into` is long. The session must hold shares of it meanwhile: else the bytes
     /// may belong to another object.
     fn copy_out(&self, view: &View, into: &mut [u8]) -> Result<()>;

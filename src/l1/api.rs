@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use super::inspect::{ObjectReport, SessionReport};
+use super::holdings::{HolderSums, SessionReport};
+use super::inspect::ObjectReport;
 use super::session::{copy, lifecycle};
 use super::space::SpaceInfo;
 use super::staged_bytes::THIS_PROCESS;
 use super::tier::L1;
-use super::{inspect, memory_wait, open_space, read, recency, remove, write};
+use super::{holdings, inspect, memory_wait, open_space, read, recency, remove, write};
 use crate::abi::{KeyState, SessionState, SpaceUsage, View};
 use crate::config::SpaceSpec;
 use crate::error::{Result, Status};
@@ -280,15 +281,21 @@ impl L1 {
         inspect::explain_key(self, space, key)
     }
 
-    /// The shares and staging of a session; of all sessions that hold something for `None`, one after another.
+    /// The shares and staging of a session; of all sessions that hold something for `None`, that with most bytes first.
     pub fn explain_sessions(&self, session: Option<u64>) -> Result<Vec<SessionReport>> {
-        inspect::explain_sessions(self, session)
+        holdings::explain_sessions(self, session)
+    }
+
+    /// The sums of what sessions hold, and the `most` sessions with most bytes. They are looked at one by one, a slice at a time, so that no
+    /// call waits for it long.
+    pub fn holdings(&self, most: usize) -> HolderSums {
+        holdings::holdings(self, most)
     }
 
     /// Which session holds most of L1, or with `of_space` of the quota of the space of `session`, and a remedy. Sessions are
     /// looked at one by one, so that no call waits for it long.
     pub fn largest_holder(&self, session: u64, of_space: bool) -> Result<String> {
-        inspect::largest_holder(self, session, of_space)
+        holdings::largest_holder(self, session, of_space)
     }
 
     /// The session that stages a key of the space of `session`, for people. Looks at every session, and at none where

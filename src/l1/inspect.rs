@@ -1,23 +1,23 @@
-//! Answers about L1 for programs and people: the state of keys, the holders of an object (P12), the holder of most memory, numbers.
+//! Answers about L1 for programs and people: the state of keys, the holders of an object (P12), numbers.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use hashbrown::HashSet;
 use serde::Serialize;
 
 use super::counters::Gauges;
+use super::lookup;
 use super::session::sessions::{Session, Staged};
 use super::slot::{BUSY, DETACHED, GIVEN_UP, NOBODY, NONE, QUEUED, STAGING, STORED, Slot, TEMPORARY};
 use super::space::Space;
 use super::state::L1State;
 use super::tier::L1;
-use super::{lookup, pending_writes};
+
 use crate::abi::{
     KVKEEP_KEY_EVICTABLE, KVKEEP_KEY_STORED, KVKEEP_KEY_STORING, KVKEEP_KEY_TEMPORARY, KeyState, ObjectState,
     SessionState, SpaceUsage, chars,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::key::Key;
 use crate::space_report::SpaceReport;
 
@@ -74,39 +74,6 @@ pub struct ObjectReport {
     pub holders: Vec<HolderReport>,
     /// Why it cannot be evicted now; empty if it can.
     pub unevictable_because: Vec<String>,
-}
-
-/// One session and what it holds.
-#[derive(Serialize, Debug)]
-pub struct SessionReport {
-    /// The number of the session.
-    pub session: u64,
-    /// The name of its request.
-    pub request_id: String,
-    /// Process that opened it.
-    pub owner_pid: u32,
-    /// The number of its space.
-    pub space: u64,
-    /// Milliseconds since it began.
-    pub age_ms: u64,
-    /// Milliseconds since it was used last.
-    pub idle_ms: u64,
-    /// Milliseconds until its deadline, negative past it.
-    pub expires_in_ms: i64,
-    /// Bytes of L1 that it holds: of objects that it has shares of, which others may share, and of what it stages.
-    pub bytes: u64,
-    /// Milliseconds since the first of the present shares of an object that it holds was taken, of the object that is shared longest.
-    pub shared_for_ms: u64,
-    /// Shares that it holds of all keys together.
-    pub shares: u64,
-    /// Keys it holds shares of, with how many.
-    pub held: Vec<(String, u32)>,
-    /// Keys of which it holds shares of a detached copy, with how many.
-    pub held_of_cleared: Vec<(String, u32)>,
-    /// Keys that it stages.
-    pub staged: Vec<String>,
-    /// Jobs of it that are not done.
-    pub jobs: u32,
 }
 
 pub(super) fn query_keys(l1: &L1, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()> {
@@ -198,62 +165,6 @@ pub(super) fn explain_key(l1: &L1, space: u64, key: &Key) -> Result<Vec<ObjectRe
     Ok(reports)
 }
 
-pub(super) fn explain_sessions(l1: &L1, session: Option<u64>) -> Result<Vec<SessionReport>> {
-    let report = |id| {
-        l1.with(|state| {
-            let index = state.sessions.index(id)?;
-            Ok(session_report(state, index, state.sessions.at(index)))
-        })
-    };
-    if let Some(session) = session {
-        return Ok(vec![report(session)?]);
-    }
-    let holding: Vec<u64> = l1.with(|state| {
-        state.sessions.live().filter(|(_, session)| !session.idle()).map(|(_, session)| session.id).collect()
-    });
-    // One that ended meanwhile holds nothing.
-    Ok(holding.into_iter().filter_map(|session| report(session).ok()).collect())
-}
-
-pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<String> {
-    let (whole, sessions) = l1.with(|state| {
-        let index = state.sessions.index(session)?;
-        let &mut Session { space, user, .. } = state.sessions.at_mut(index);
-        let copies = user != 0;
-        let quota = state.spaces[space as usize].quota;
-        let whole = if of_space { quota } else { state.alloc.capacity() };
-        // A copy is not in its own way with its earlier staging.
-        let holding = |other: &Session| {
-            let passed = other.idle() || of_space && other.space != space || copies && other.id == session;
-            !passed
-        };
-        let sessions: Vec<u64> =
-            state.sessions.live().filter(|(_, session)| holding(session)).map(|(_, session)| session.id).collect();
-        Ok::<_, Error>((whole, sessions))
-    })?;
-    let held = |session: &u64| l1.with(|state| bytes_held(state, *session));
-    let holders: Vec<(u64, String)> = sessions.iter().filter_map(held).collect();
-    let in_use = l1.with(|state| state.in_use.locked_bytes);
-    let moving = in_use.saturating_sub(holders.iter().map(|(bytes, _)| bytes).sum());
-    let moving = if of_space { 0 } else { moving };
-    let largest = holders.into_iter().max_by_key(|(bytes, _)| *bytes).filter(|(bytes, _)| *bytes > 0);
-    let (whole_name, larger) =
-        if of_space { ("the space's quota", "raise the quota") } else { ("L1", "make L1 larger") };
-    Ok(match largest {
-        Some((bytes, who)) if bytes >= moving => format!(
-            "{who} holds {bytes} of the {whole} bytes of {whole_name}: return its shares, commit or abort its writes, or {larger}"
-        ),
-        _ if !l1.with(|state| pending_writes::stores_everything(state)) => format!(
-            "the {whole} bytes of {whole_name} are full, and no backend is given what is stored, which would make room: add one, or \
-             {larger}"
-        ),
-        _ if moving > 0 => format!(
-            "writes and copies under way hold {moving} of the {whole} bytes of {whole_name}: try again when they are done, or {larger}"
-        ),
-        _ => format!("no object of this size fits into the {whole} bytes of {whole_name}: {larger}"),
-    })
-}
-
 pub(super) fn stager(l1: &L1, session: u64, key: &Key) -> Option<String> {
     let fingerprint = l1.fingerprinter.fingerprint(key);
     l1.with(|state| {
@@ -270,7 +181,7 @@ pub(super) fn stager(l1: &L1, session: u64, key: &Key) -> Option<String> {
 }
 
 /// Milliseconds since the first of an object's present shares was taken.
-fn shared_for(state: &L1State, slot: &Slot) -> u64 {
+pub(super) fn shared_for(state: &L1State, slot: &Slot) -> u64 {
     u64::from((state.now_ms as u32).wrapping_sub(slot.since_ms))
 }
 
@@ -367,54 +278,4 @@ fn object_report(state: &L1State, id: u32) -> ObjectReport {
         holders,
         unevictable_because: because,
     }
-}
-
-fn session_report(state: &L1State, index: u32, session: &Session) -> SessionReport {
-    let mut seen = HashSet::new();
-    let (mut held, mut held_of_cleared) = (Vec::<(String, u32)>::new(), Vec::new());
-    let (mut bytes, mut shared_for_ms) = (0, 0);
-    for &name in &session.used {
-        if state.slots.find(name).is_none() {
-            continue;
-        }
-        let shares = state.shares_of(index, name.slot);
-        if shares > 0 && seen.insert(name) {
-            let list = if state.slots[name.slot].is(DETACHED) { &mut held_of_cleared } else { &mut held };
-            list.push((state.slots.key(name.slot).to_string(), shares));
-            let slot = &state.slots[name.slot];
-            bytes += slot.size();
-            shared_for_ms = shared_for_ms.max(shared_for(state, slot));
-        }
-    }
-    bytes += session.staged.iter().map(|staged| state.slots[staged.id].size()).sum::<u64>();
-    let used_ms = session.deadline_ms.saturating_sub(session.timeout_ms).max(session.began_ms);
-    SessionReport {
-        session: session.id,
-        request_id: session.request_id.to_string(),
-        owner_pid: session.owner_pid,
-        space: state.spaces[session.space as usize].tag.number(),
-        age_ms: state.now_ms - session.began_ms,
-        idle_ms: state.now_ms.saturating_sub(used_ms),
-        expires_in_ms: session.deadline_ms as i64 - state.now_ms as i64,
-        bytes,
-        shared_for_ms,
-        shares: session.shares,
-        held,
-        held_of_cleared,
-        staged: session.staged.iter().map(|staged| state.slots.key(staged.id).to_string()).collect(),
-        jobs: session.jobs,
-    }
-}
-
-/// The bytes that a session holds by shares and staging, and its description.
-fn bytes_held(state: &L1State, session: u64) -> Option<(u64, String)> {
-    let index = state.sessions.index(session).ok()?;
-    let session = state.sessions.at(index);
-    let mut seen = HashSet::new();
-    let shared = session.used.iter().filter(|name| {
-        state.slots.find(**name).is_some() && state.shares_of(index, name.slot) > 0 && seen.insert(name.slot)
-    });
-    let bytes = shared.map(|name| name.slot).chain(session.staged.iter().map(|staged| staged.id));
-    let bytes = bytes.map(|id| state.slots[id].size()).sum();
-    Some((bytes, session.name()))
 }

@@ -15,6 +15,7 @@ mod detached_writes;
 pub mod evict;
 mod freed_memory;
 mod holders;
+pub mod holdings;
 pub mod inspect;
 mod last_batch;
 mod lookup;

@@ -1,11 +1,11 @@
 //! The calls of a node: each goes to the part that carries it out.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::delete_everywhere;
 use super::parts::Node;
 use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
@@ -16,10 +16,9 @@ use crate::cache::Cache;
 use crate::config::{PrefetchRequest, SpaceSpec};
 use crate::control::completion::Completions;
 use crate::control::tokens::Ranks;
-use crate::error::{Error, KVKEEP_ERR_LOCKED, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::error::{Error, Result, Status};
 use crate::events::Event;
 use crate::key::{Key, ObjectKey};
-use crate::l1::Outcome;
 use crate::l1::staged_bytes::THIS_PROCESS;
 use crate::l2;
 use crate::l2::plugin::PluginSource;
@@ -101,7 +100,7 @@ impl Node {
         self.note_backends();
     }
 
-    fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
+    pub(super) fn objects(&self, space: u64, keys: &[Key]) -> Result<Vec<ObjectKey>> {
         let tag = self.l1.space(space)?.tag;
         Ok(keys.iter().map(|&key| ObjectKey { space: tag, key }).collect())
     }
@@ -291,43 +290,7 @@ impl Cache for Node {
     }
 
     fn delete(&self, space: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
-        let objects = self.objects(space, keys)?;
-        let committed = self.prefetcher.loads_committed();
-        // Looked at before and after, so that a load that ends or begins meanwhile is seen.
-        let before = self.prefetcher.loading(&objects);
-        let still: Vec<Key> = keys.iter().zip(&before).filter(|(_, loading)| !**loading).map(|(key, _)| *key).collect();
-        let mut of_l1 = self.l1.delete(space, &still)?.into_iter();
-        let after = self.prefetcher.loading(&objects);
-        let mut results = Vec::with_capacity(keys.len());
-        for (before, after) in before.into_iter().zip(after) {
-            let status = if before { None } else { of_l1.next() };
-            results.push(status.filter(|_| !after).unwrap_or(KVKEEP_ERR_LOCKED));
-        }
-        let free: Vec<usize> = (0..keys.len()).filter(|&i| results[i] != KVKEEP_ERR_LOCKED).collect();
-        let objects: Vec<ObjectKey> = free.iter().map(|&i| objects[i]).collect();
-        if !objects.is_empty() {
-            for (&i, known) in free.iter().zip(self.writer.delete(&objects)) {
-                if known && results[i] == KVKEEP_ERR_NOT_FOUND {
-                    results[i] = KVKEEP_OK;
-                }
-            }
-            // A job may have found an object after it was looked for in L1, and before it was gone below.
-            self.prefetcher.drop_deleted(&objects);
-            if self.prefetcher.loads_committed() != committed {
-                let gone: Vec<Key> = free.iter().map(|&i| keys[i]).collect();
-                self.l1.detach_keys(space, &gone)?;
-            }
-        }
-        // A key is deleted once: where it stands again, nothing is left to delete, whichever tier had it.
-        let mut seen = HashSet::with_capacity(if keys.len() > 1 { keys.len() } else { 0 });
-        for (key, status) in keys.iter().zip(&mut results).filter(|_| keys.len() > 1) {
-            if !seen.insert(key) && *status == KVKEEP_OK {
-                *status = KVKEEP_ERR_NOT_FOUND;
-            }
-        }
-        let mut outcome = Outcome::new(statuses);
-        results.into_iter().enumerate().for_each(|(i, status)| outcome.set(i, status));
-        Ok(outcome.all_ok())
+        delete_everywhere::delete(self, space, keys, statuses)
     }
 
     fn clear(&self, space: u64, force: bool) -> Result<(u64, bool)> {
@@ -437,6 +400,10 @@ impl Cache for Node {
 
     fn explain_session(&self, session: u64) -> Result<String> {
         Node::explain_session(self, session)
+    }
+
+    fn explain_holders(&self, most: u32) -> Result<String> {
+        Ok(Node::explain_holders(self, most))
     }
 
     fn copy_out(&self, view: &View, into: &mut [u8]) -> Result<()> {

@@ -241,8 +241,7 @@ impl Node {
 
     /// The objects that a session holds, or for 0 every session that holds some, that with most bytes first. JSON.
     pub fn explain_session(&self, session: u64) -> Result<String> {
-        let mut reports = self.l1.explain_sessions((session != 0).then_some(session))?;
-        reports.sort_by_key(|report| std::cmp::Reverse(report.bytes));
+        let reports = self.l1.explain_sessions((session != 0).then_some(session))?;
         let (_, l1) = self.l1.gauges();
         let sessions: Vec<_> = reports
             .into_iter()
@@ -250,7 +249,7 @@ impl Node {
                 let jobs: Vec<_> = self
                     .prefetcher
                     .table()
-                    .states_of_session(report.session)
+                    .states_of_session(report.holding.session)
                     .into_iter()
                     .map(|(job, done)| json!({"job": job, "done": done}))
                     .collect();
@@ -261,5 +260,15 @@ impl Node {
             .collect();
         Ok(json!({ "l1_bytes": l1.capacity_bytes, "l1_locked_bytes": l1.locked_bytes, "sessions": sessions })
             .to_string())
+    }
+
+    /// Sums over the sessions that hold some of L1, and the `most` of them that hold most bytes, without their keys. JSON.
+    pub fn explain_holders(&self, most: u32) -> String {
+        let holdings = self.l1.holdings(most as usize);
+        let (_, l1) = self.l1.gauges();
+        let mut value = json!(holdings);
+        value["l1_bytes"] = json!(l1.capacity_bytes);
+        value["l1_locked_bytes"] = json!(l1.locked_bytes);
+        value.to_string()
     }
 }

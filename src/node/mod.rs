@@ -6,6 +6,7 @@
 
 mod api;
 mod control_thread;
+mod delete_everywhere;
 mod explain;
 mod parts;
 

@@ -282,6 +282,29 @@ fn reasons_are_explained() {
 }
 
 #[test]
+fn sessions_are_listed_by_bytes_without_their_keys() {
+    let port = Port::open();
+    assert_eq!(port.json("/sessions.json")["sessions"], Value::Array(vec![]));
+    let (small, large) = (port.store(0..3), port.store(3..8));
+    for (session, numbers) in [(small, 0..3), (large, 3..8)] {
+        let mut views = vec![View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }; numbers.len()];
+        assert!(port.node.reserve_read(session, &numbers.map(key).collect::<Vec<_>>(), 0, &mut views).unwrap());
+    }
+    let said = port.json("/sessions.json");
+    let [first, second] = &said["sessions"].as_array().unwrap()[..] else { panic!("{said}") };
+    assert_eq!((&first["session"], &first["bytes"], &first["keys"]), (&large.into(), &320.into(), &5.into()));
+    assert_eq!((&second["session"], &second["bytes"], &second["keys"]), (&small.into(), &192.into(), &3.into()));
+    assert!(first.get("held").is_none(), "{said}");
+    let one = port.json("/sessions.json?most=1");
+    assert_eq!(one["sessions"].as_array().unwrap().len(), 1);
+    for said in [said, one] {
+        assert_eq!((&said["holding"], &said["held_bytes"]), (&2.into(), &512.into()));
+        assert_eq!((&said["l1_bytes"], &said["l1_locked_bytes"]), (&(4 << 20).into(), &512.into()));
+    }
+    [small, large].into_iter().for_each(|session| port.node.end_session(session).unwrap());
+}
+
+#[test]
 fn what_is_not_known_is_refused_with_a_sentence() {
     let port = Port::open();
     for (path, status, words) in [
@@ -292,6 +315,8 @@ fn what_is_not_known_is_refused_with_a_sentence() {
         ("/events?from=-1", 400, "whole number"),
         ("/events?from=2", 400, "from=0"),
         ("/stats.json?history_after_ms=x", 400, "whole number"),
+        ("/sessions.json?most=-1", 400, "whole number"),
+        ("/sessions.json?least=1", 400, "known are most"),
         ("/explain/session/", 400, "whole number"),
         ("/explain/session/99999999999999999999", 400, "whole number"),
         ("/explain/key", 400, "which key"),

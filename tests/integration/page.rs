@@ -71,6 +71,8 @@ fn a_page_with_data_draws_it() {
     let (layout, tenant) = (String::new(), String::new());
     let spec = SpaceSpec { generation: 0, model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
     let space = node.open_space(spec).unwrap();
+    // It holds the same all the time.
+    let long = request(&node, space, 19);
     let over = Arc::new(AtomicBool::new(false));
     let engine = {
         let (node, over) = (node.clone(), over.clone());
@@ -93,5 +95,6 @@ fn a_page_with_data_draws_it() {
     over.store(true, Ordering::Relaxed);
     engine.thread().unpark();
     engine.join().unwrap();
+    node.end_session(long).unwrap();
     node.close();
 }

@@ -349,6 +349,26 @@ fn the_other_subcommands_look_at_a_daemon() {
     let (_, json) = ask(&format!("explain --json {url}"));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["l1_locked_bytes"], &json["sessions"][0]["bytes"]), (&73728.into(), &69632.into()), "{json}");
+    // A refusal names the largest holder.
+    assert!(!ask(&format!("top --count 1 {url}")).1.contains("L1 refuses"));
+    assert!(
+        !client
+            .reserve_write(
+                larger,
+                &[4, 5].map(|first| Key { hash: [first; 32], rank: 0, group: 0 }),
+                &[3 << 20; 2],
+                false,
+                &mut views
+            )
+            .unwrap()
+    );
+    let (_, top) = ask(&format!("top --count 1 {url}"));
+    let named = format!(
+        "\nL1 refuses: 1 reservations in all. Most of it is held by\n  session {larger} \"larger\" of process {}\n  3.1 MiB in 3 keys, 76.7 \
+         % of L1; the longest shared for 0 ms; 3 staged, 0 jobs running\n",
+        std::process::id()
+    );
+    assert!(top.contains(&named), "{top}");
     client.end_session(larger).unwrap();
     let (_, said) = ask(&format!("explain {url} {session}"));
     assert!(said.lines().count() == 4 && said.contains(&format!("holds {key} × 7")), "{said}");

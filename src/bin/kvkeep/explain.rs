@@ -1,7 +1,6 @@
 //! `kvkeep explain`: who holds a key, since when, and why it cannot be evicted; or what a session holds.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use kvkeep::cache::Cache as _;
 use kvkeep::key::{Key, unhex};
@@ -61,6 +60,10 @@ pub fn run(args: &ExplainArgs) -> Outcome {
         (About::Key(key), Some(space)) => {
             daemon::once(&args.url, false, |client| client.explain_key(space, key).map_err(|error| error.to_string()))?
         }
+        // The keys of many sessions are many: they are asked for only where they are shown.
+        (About::Session(0), _) if !args.all && !args.json => daemon::once(&args.url, false, |client| {
+            client.explain_holders(SHOWN as u32).map_err(|error| error.to_string())
+        })?,
         (About::Session(session), _) => daemon::once(&args.url, false, |client| {
             client.explain_session(*session).map_err(|error| error.to_string())
         })?,
@@ -90,7 +93,12 @@ fn word(value: &Value) -> &str {
 }
 
 fn time(ms: u64) -> String {
-    format!("{:.1?}", Duration::from_millis(ms))
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..120_000 => format!("{:.1} s", ms as f64 / 1e3),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
+        _ => format!("{} h", ms / 3_600_000),
+    }
 }
 
 // Writing to a string cannot fail, here and below.
@@ -141,46 +149,58 @@ fn key_text(value: &Value) -> String {
     report
 }
 
+/// A session in one line, and the sums of its hold on an L1 of `whole` bytes in another.
+pub fn session_lines(session: &Value, whole: u64) -> [String; 2] {
+    let bytes = number(&session["bytes"]);
+    let name = format!(
+        "session {} {} of process {}",
+        number(&session["session"]),
+        session["request_id"],
+        number(&session["owner_pid"])
+    );
+    let sums = format!(
+        "{} in {} keys, {:.1} % of L1; the longest shared for {}; {} staged, {} jobs running",
+        text::bytes(bytes),
+        text::count(number(&session["keys"])),
+        text::percent(bytes, whole),
+        time(number(&session["shared_for_ms"])),
+        text::count(number(&session["staged_keys"])),
+        text::count(number(&session["jobs_running"])),
+    );
+    [name, sums]
+}
+
 fn sessions_text(value: &Value, shown: usize, keys: bool) -> String {
     let sessions = list(&value["sessions"]);
     if sessions.is_empty() {
         return "no session holds anything\n".to_owned();
     }
     let (whole, locked) = (number(&value["l1_bytes"]), number(&value["l1_locked_bytes"]));
-    let mut report = format!("L1: {} of {} cannot be evicted\n", text::bytes(locked), text::bytes(whole));
+    let holding = value["holding"].as_u64().unwrap_or(sessions.len() as u64);
+    let holders =
+        value["holding"].as_u64().map(|holding| format!("; {} sessions hold some of it", text::count(holding)));
+    let mut report = format!(
+        "L1: {} of {} cannot be evicted{}\n",
+        text::bytes(locked),
+        text::bytes(whole),
+        holders.unwrap_or_default()
+    );
     for session in sessions.iter().take(shown) {
         let left = session["expires_in_ms"].as_i64().unwrap_or(0);
         let (age, deadline) = (time(number(&session["age_ms"])), time(left.unsigned_abs()));
         let deadline = if left < 0 { format!("expired {deadline} ago") } else { format!("expires in {deadline}") };
-        let _ = writeln!(
-            report,
-            "session {} {} of process {}, space {}: begun {age} ago, idle for {}, {deadline}",
-            number(&session["session"]),
-            session["request_id"],
-            number(&session["owner_pid"]),
-            number(&session["space"]),
-            time(number(&session["idle_ms"])),
-        );
-        let (held, staged) = (list(&session["held"]), list(&session["staged"]));
-        let bytes = number(&session["bytes"]);
-        let _ = writeln!(
-            report,
-            "  {} in {} keys, {:.1} % of L1; the longest shared for {}; {} staged, {} jobs",
-            text::bytes(bytes),
-            text::count((held.len() + list(&session["held_of_cleared"]).len() + staged.len()) as u64),
-            bytes as f64 * 100.0 / whole.max(1) as f64,
-            time(number(&session["shared_for_ms"])),
-            text::count(staged.len() as u64),
-            text::count(list(&session["jobs"]).len() as u64),
-        );
+        let [name, sums] = session_lines(session, whole);
+        let (space, idle) = (number(&session["space"]), time(number(&session["idle_ms"])));
+        let _ = writeln!(report, "{name}, space {space}: begun {age} ago, idle for {idle}, {deadline}\n  {sums}");
         if !keys {
             continue;
         }
-        let held = held.iter().map(|pair| format!("  holds {} × {}", word(&pair[0]), number(&pair[1])));
+        let held =
+            list(&session["held"]).iter().map(|pair| format!("  holds {} × {}", word(&pair[0]), number(&pair[1])));
         let cleared = list(&session["held_of_cleared"]);
         let cleared =
             cleared.iter().map(|pair| format!("  holds {} × {}, cleared since", word(&pair[0]), number(&pair[1])));
-        let staged = staged.iter().map(|key| format!("  stages {}", word(key)));
+        let staged = list(&session["staged"]).iter().map(|key| format!("  stages {}", word(key)));
         let jobs = list(&session["jobs"]).iter().map(|job| {
             let state = if job["done"] == true { "done" } else { "running" };
             format!("  job {}, {state}", number(&job["job"]))
@@ -193,9 +213,9 @@ fn sessions_text(value: &Value, shown: usize, keys: bool) -> String {
             let _ = writeln!(report, "  and {} more: --all shows them", text::count((lines.len() - shown) as u64));
         }
     }
-    if sessions.len() > shown {
-        let _ =
-            writeln!(report, "and {} more sessions: --all shows them", text::count((sessions.len() - shown) as u64));
+    let left = holding.saturating_sub(sessions.len().min(shown) as u64);
+    if left > 0 {
+        let _ = writeln!(report, "and {} more sessions: --all shows them", text::count(left));
     }
     report
 }

@@ -5,6 +5,7 @@ mod daemon;
 mod directory;
 mod explain;
 mod quarantine;
+mod refusals;
 mod replay;
 mod serve;
 mod stat;

@@ -12,6 +12,7 @@ use kvkeep::cache::Cache as _;
 use kvkeep::prometheus;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::refusals::Refusals;
 use crate::{Outcome, daemon, text};
 
 /// Between two looks at whether to end.
@@ -55,12 +56,13 @@ pub fn run(args: &TopArgs) -> Outcome {
     if screen {
         text::print(ENTER);
     }
-    let (mut before, mut shown) = (None, 0);
+    let (mut before, mut shown, mut refusals) = (None, 0, Refusals::default());
     while !ended.load(Ordering::Relaxed) && args.count.is_none_or(|count| shown < count) {
         let now = Instant::now();
         let report = match daemon::stats(&client) {
             Ok(stats) => {
-                let report = report(&args.url, &stats, before.as_ref().map(|(stats, at)| (stats, now - *at)));
+                let since = before.as_ref().map(|(stats, at)| (stats, now - *at));
+                let report = report(&args.url, &stats, since, refusals.report(&client, &stats, now).as_deref());
                 before = Some((stats, now));
                 report
             }
@@ -117,7 +119,7 @@ fn share(part: u64, whole: u64) -> String {
 }
 
 // Writing to a string cannot fail.
-fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>) -> String {
+fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>, refused: Option<&str>) -> String {
     let since = |of: fn(&Stats) -> u64| before.map_or(0, |(before, _)| of(stats).saturating_sub(of(before)));
     let rate = |of: fn(&Stats) -> u64| match before {
         Some((_, time)) if !time.is_zero() => {
@@ -141,7 +143,7 @@ fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>) -> Strin
         "live    {} clients, {} sessions, {} jobs, {} shares, {} staged, {} writes waiting\n",
         stats.clients, stats.sessions, stats.jobs, stats.l1_shares, stats.l1_staged, stats.writes_pending
     );
-    if let Some(sentence) = prometheus::backlog(stats) {
+    for sentence in prometheus::backlog(stats).as_deref().into_iter().chain(refused) {
         let _ = writeln!(report, "{sentence}\n");
     }
     let _ = writeln!(report, "{:<24}{:>14}{:>14}", "", "now", "in all");
@@ -214,7 +216,8 @@ mod tests {
     fn what_happened_since_is_told_apart_from_all() {
         let before = Stats { prefetch_hit_chunks: 10, prefetch_asked_chunks: 10, ..Stats::default() };
         let now = Stats { prefetch_hit_chunks: 10, prefetch_asked_chunks: 20, loaded_bytes: 4096, ..before };
-        let report = report("unix:///x", &now, Some((&before, Duration::from_secs(2))));
+        let report = report("unix:///x", &now, Some((&before, Duration::from_secs(2))), Some("L1 refuses"));
+        assert!(report.contains("\nL1 refuses\n\n"), "{report}");
         let line = |name: &str| report.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
         assert_eq!(line("hits, any tier").split_whitespace().skip(3).collect::<Vec<_>>(), ["0", "%", "50", "%"]);
         assert!(line("loaded from L2").contains("2 KiB/s"));

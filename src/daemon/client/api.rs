@@ -409,6 +409,10 @@ impl Cache for Client {
         self.call(&*self.link_of(session)?, &Request::ExplainSession { session }, text)
     }
 
+    fn explain_holders(&self, most: u32) -> Result<String> {
+        self.call(&*self.link()?, &Request::ExplainHolders { most }, text)
+    }
+
     fn copy_out(&self, view: &View, into: &mut [u8]) -> Result<()> {
         self.arena_of(view).ok_or_else(|| cache::not_ours(view)).and_then(|arena| cache::copy_out(&arena, view, into))
     }

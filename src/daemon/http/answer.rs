@@ -20,8 +20,11 @@ use crate::node::Node;
 use crate::prometheus;
 
 const PAGE: &str = include_str!("../page.html");
-const PATHS: &str = "/ (a page for people), /metrics, /healthz, /stats.json, /events?from=N, /explain/session/N and \
-                     /explain/key?space=N&hash=HEX&rank=R&group=G";
+const PATHS: &str = "/ (a page for people), /metrics, /healthz, /stats.json, /sessions.json?most=N, /events?from=N, \
+                     /explain/session/N and /explain/key?space=N&hash=HEX&rank=R&group=G";
+
+/// Sessions in an answer that is not asked for more or fewer.
+const SESSIONS_SHOWN: u32 = 20;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -131,6 +134,7 @@ impl HttpHandler {
                 Ok(self.health())
             }
             "/stats.json" => self.numbers(query),
+            "/sessions.json" => self.sessions(query),
             "/events" => self.events(query, closing, progress),
             "/explain/key" => self.explain_key(query),
             path => match path.strip_prefix("/explain/session/") {
@@ -185,6 +189,12 @@ impl HttpHandler {
             answer["history"] = self.history.lock().json(number("history_after_ms", after)?);
         }
         Ok(whole(JSON, answer.to_string()))
+    }
+
+    fn sessions(&self, query: &str) -> Answered {
+        let [most] = parameters(query, ["most"])?;
+        let most = most.map_or(Ok(SESSIONS_SHOWN), |most| number("most", most))?;
+        Ok(whole(JSON, self.node.explain_holders(most)))
     }
 
     fn events(&self, query: &str, closing: watch::Receiver<bool>, progress: Arc<Mutex<Instant>>) -> Answered {

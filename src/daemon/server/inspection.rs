@@ -61,6 +61,10 @@ impl Handler {
                 self.grants.check_session(client, session)?;
                 text(frame, &Node::explain_session(node, session)?)
             }
+            Request::ExplainHolders { most } => {
+                self.grants.check_session(client, 0)?;
+                text(frame, &Node::explain_holders(node, most))
+            }
             Request::ReadEvents { mut next, count } => {
                 let mut events = vec![events::EMPTY; check_count(count)?.min(EVENTS_MAX)];
                 let count = node.read_events(&mut next, &mut events)?;

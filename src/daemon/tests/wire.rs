@@ -150,7 +150,8 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         51 => Request::QueryPrefixLengths { job },
         52 => Request::CloseSpace { space },
         53 => Request::Resume { job },
-        _ => Request::TailKeys { session, tail_tokens: *small, ranks, count },
+        54 => Request::TailKeys { session, tail_tokens: *small, ranks, count },
+        _ => Request::ExplainHolders { most: *small },
     }
 }
 

@@ -103,6 +103,7 @@ requests! {
     52 CloseSpace { space: u64 },
     53 Resume { job: u64 },
     54 TailKeys { session: u64, tail_tokens: u32, ranks: Ranks, count: u64 },
+    55 ExplainHolders { most: u32 },
 }
 
 impl Request<'_> {
@@ -116,6 +117,7 @@ impl Request<'_> {
                 | Request::Metrics {}
                 | Request::ExplainKey { .. }
                 | Request::ExplainSession { .. }
+                | Request::ExplainHolders { .. }
                 | Request::ExplainRefusal { .. }
                 | Request::QuerySpace { .. }
                 | Request::QuerySession { .. }

@@ -74,8 +74,13 @@ pub struct Session {
 impl Session {
     /// The session, for people.
     pub fn name(&self) -> String {
-        let shown: String = self.request_id.chars().take(REQUEST_SHOWN).collect();
-        format!("session {} (\"{shown}\", pid {})", self.id, self.owner_pid)
+        Session::named(self.id, &self.request_id, self.owner_pid)
+    }
+
+    /// The session of these, for people.
+    pub fn named(id: u64, request_id: &str, owner_pid: u32) -> String {
+        let shown: String = request_id.chars().take(REQUEST_SHOWN).collect();
+        format!("session {id} (\"{shown}\", pid {owner_pid})")
     }
 
     /// Whether it holds nothing.

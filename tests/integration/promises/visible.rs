@@ -105,3 +105,80 @@ fn p12_sessions_show_their_jobs_and_staging() {
         cache.node.close();
     });
 }
+
+fn holders(cache: &Cache, most: u32) -> Value {
+    serde_json::from_str(&cache.node.explain_holders(most)).unwrap()
+}
+
+/// Of each session shown: its number, bytes, keys, staged keys, shares.
+fn sums(said: &Value) -> Vec<[u64; 5]> {
+    let names = ["session", "bytes", "keys", "staged_keys", "shares"];
+    let rows = said["sessions"].as_array().unwrap().iter();
+    rows.map(|session| names.map(|name| session[name].as_u64().unwrap())).collect()
+}
+
+#[test]
+fn p12_sessions_are_listed_by_the_bytes_that_they_hold() {
+    watched(|| {
+        let cache = Cache::open(16 * MIB, &[], |_| {});
+        assert_eq!(holders(&cache, 9)["holding"], 0);
+        cache.store(0..3000, 64);
+        cache.store(3000..3010, 8192);
+        let [many, few, writer, cleared, idle] = [0; 5].map(|_| cache.session());
+        // More than a slice of objects, some of them twice.
+        cache.read(many, 0..3000, 0);
+        cache.read(many, 100..200, 2);
+        cache.finish(many, 0..10, 0);
+        cache.read(few, 3000..3010, 0);
+        cache.read(few, 15..16, 6);
+        cache.node.reserve_write(writer, &[key(9000), key(9001)], &[65536, 4096], false, &mut views(2)).unwrap();
+        cache.store(5000..5001, 1024);
+        cache.read(cleared, 5000..5001, 0);
+        cache.node.clear(cache.space, true).unwrap();
+        cache.read(idle, 0..1, 0);
+        let of_many = [many, 2990 * 64, 2990, 0, 2990 + 300];
+        let of_few = [few, 10 * 8192 + 64, 11, 0, 17];
+        let (of_writer, of_cleared) = ([writer, 65536 + 4096, 2, 2, 0], [cleared, 1024, 1, 0, 1]);
+        let all = [of_many, of_few, of_writer, of_cleared];
+        for most in [9, 2, 0] {
+            let said = holders(&cache, most);
+            assert_eq!(sums(&said), &all[..all.len().min(most as usize)], "{said}");
+            let held = all.iter().map(|sums| sums[1]).sum::<u64>();
+            assert_eq!((&said["holding"], &said["held_bytes"]), (&4.into(), &held.into()));
+            // One object is held by two.
+            assert_eq!(said["l1_locked_bytes"], held - 64);
+        }
+        // The keys are told to those who ask for them.
+        let report: Value = serde_json::from_str(&cache.node.explain_session(many).unwrap()).unwrap();
+        let report = &report["sessions"][0];
+        assert_eq!((&report["bytes"], &report["keys"]), (&of_many[1].into(), &of_many[2].into()));
+        assert_eq!(report["held_of_cleared"].as_array().unwrap().len(), 2990);
+        assert!(holders(&cache, 9)["sessions"][0].get("held").is_none());
+        let ended = [many, few, writer, cleared, idle].into_iter();
+        ended.for_each(|session| cache.node.end_session(session).unwrap());
+        assert_eq!(holders(&cache, 9)["holding"], 0);
+        cache.at_rest();
+        cache.node.close();
+    });
+}
+
+#[test]
+fn p12_the_oldest_share_is_the_age_of_the_object_that_is_shared_longest() {
+    watched(|| {
+        let cache = Cache::open(MIB, &[], |_| {});
+        cache.store(0..2, 4096);
+        let (old, young) = (cache.session(), cache.session());
+        cache.read(old, 0..1, 0);
+        let age = |at: usize| holders(&cache, 9)["sessions"][at]["shared_for_ms"].as_u64().unwrap();
+        until("the share to age", || age(0) >= 20);
+        cache.read(young, 1..2, 0);
+        assert!(age(1) < age(0));
+        assert!(holders(&cache, 0)["shared_for_ms"].as_u64().unwrap() >= 20);
+        // Returned and taken anew, it is a young one.
+        let before = age(0);
+        cache.finish(old, 0..1, 0);
+        cache.read(old, 0..1, 0);
+        assert!(age(0) < before);
+        cache.node.close();
+    });
+}
