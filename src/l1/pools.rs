@@ -1,7 +1,7 @@
 //! Pools of objects that compete for memory, each with an eviction policy.
 
 use super::slots::Slots;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::policy::{self, EvictionPolicy, Meta};
 
 /// Objects that compete for memory: those of all spaces without a quota, or those of one space with one.
@@ -14,10 +14,7 @@ pub(super) struct EvictionPool {
 impl EvictionPool {
     /// An empty pool with the policy of this name. Fails if there is none.
     pub fn new(policy: &str) -> Result<EvictionPool> {
-        let names = policy::NAMES.join(", ");
-        let policy = policy::by_name(policy)
-            .ok_or_else(|| Error::invalid(format!("eviction_policy \"{policy}\" is unknown: use one of {names}")))?;
-        Ok(EvictionPool { policy, bytes: 0 })
+        Ok(EvictionPool { policy: policy::by_name(policy)?, bytes: 0 })
     }
 }
 

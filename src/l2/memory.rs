@@ -334,10 +334,7 @@ impl MemoryBackend {
         let capacity = options.capacity(DEFAULT_CAPACITY)?;
         MemoryBounds::of_process(false).check("capacity", "the memory backend", capacity)?;
         let policy = options.text("policy")?.unwrap_or("lru");
-        let policy = policy::by_name(policy).ok_or_else(|| {
-            let known = policy::NAMES.join(", ");
-            options.wrong("policy", &format!("there is no policy {policy:?}; known are {known}"))
-        })?;
+        let policy = policy::by_name(policy).map_err(|error| options.wrong("policy", &error.message))?;
         let slow = match options.text("lookup")?.unwrap_or("cached") {
             "cached" => false,
             "slow" => true,

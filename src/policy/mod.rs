@@ -17,16 +17,18 @@ pub use mq::Mq;
 pub use none::Never;
 pub use s3fifo::S3Fifo;
 
+use crate::error::{Error, Result};
+
 /// Names that [`by_name`] knows.
 pub const NAMES: [&str; 4] = ["lru", "s3fifo", "mq", "none"];
 
-/// The policy of this name, empty.
-pub fn by_name(name: &str) -> Option<Box<dyn EvictionPolicy>> {
+/// The policy of this name, empty. The error has the names that are known.
+pub fn by_name(name: &str) -> Result<Box<dyn EvictionPolicy>> {
     match name {
-        "lru" => Some(Box::new(Lru::new())),
-        "s3fifo" => Some(Box::new(S3Fifo::new())),
-        "mq" => Some(Box::new(Mq::new())),
-        "none" => Some(Box::new(Never)),
-        _ => None,
+        "lru" => Ok(Box::new(Lru::new())),
+        "s3fifo" => Ok(Box::new(S3Fifo::new())),
+        "mq" => Ok(Box::new(Mq::new())),
+        "none" => Ok(Box::new(Never)),
+        _ => Err(Error::invalid(format!("there is no eviction policy {name:?}; known are {}", NAMES.join(", ")))),
     }
 }

@@ -258,7 +258,7 @@ fn a_check_opens_nothing_and_leaves_the_daemon_alone() {
         ("capacity=1GiB", "policy=fifo", "fifo"),
         ("capacity=1GiB", "key_file=/nowhere", "/nowhere"),
         ("fs://", "redis://:/", "redis"),
-        ("socket", "policy = \"fifo\"\nsocket", "there is no policy \"fifo\" for L1"),
+        ("socket", "policy = \"fifo\"\nsocket", "there is no eviction policy \"fifo\"; known are lru"),
         ("root", "no such user", "there is no user \"no such user\""),
     ] {
         std::fs::write(&config, settings.replace(right, wrong)).unwrap();

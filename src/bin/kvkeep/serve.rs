@@ -114,10 +114,7 @@ fn check(settings: &Settings) -> kvkeep::error::Result<()> {
     }
     let config = settings.node(1, Log::none())?;
     MemoryBounds::of_process(config.huge_pages).check("l1", "L1", config.l1_bytes)?;
-    if policy::by_name(&config.eviction_policy).is_none() {
-        let (name, known) = (&config.eviction_policy, policy::NAMES.join(", "));
-        return Err(Error::invalid(format!("there is no policy {name:?} for L1; known are {known}")));
-    }
+    policy::by_name(&config.eviction_policy)?;
     config.backend_urls.iter().try_for_each(|url| registry::check(url))
 }
 

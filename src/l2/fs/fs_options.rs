@@ -123,9 +123,7 @@ impl FsOptions {
 
     /// The eviction policy, empty.
     pub fn policy(&self) -> Result<Box<dyn EvictionPolicy>> {
-        policy::by_name(&self.policy).ok_or_else(|| {
-            Error::invalid(format!("fs: no policy '{}'; there are {}", self.policy, policy::NAMES.join(", ")))
-        })
+        policy::by_name(&self.policy).map_err(|error| Error::invalid(format!("fs: {}", error.message)))
     }
 
     /// The options in the URL `fs://<path>?<params>`.

@@ -95,11 +95,7 @@ pub struct Simulation {
 impl Simulation {
     /// An empty cache.
     pub fn new(config: &SimulatedConfig) -> Result<Simulation> {
-        let policy = || {
-            let known = policy::NAMES.join(", ");
-            policy::by_name(&config.policy)
-                .ok_or_else(|| Error::invalid(format!("there is no policy {:?}; there are {known}", config.policy)))
-        };
+        let policy = || policy::by_name(&config.policy);
         let l2 = config.l2_bytes.map(|bytes| Ok::<_, Error>(SimulatedTier::new(policy()?, bytes, l2_room))).transpose();
         Ok(Simulation {
             l1: SimulatedTier::new(policy()?, config.l1_bytes, l1_room),
