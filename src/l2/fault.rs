@@ -74,14 +74,19 @@ struct FaultState {
     wake: Condvar,
 }
 
-/// The backend `fault:`, around another one.
-pub struct FaultBackend {
-    shared: Arc<FaultState>,
+/// The failures of a `fault:` URL.
+pub struct FaultOptions {
     seed: u64,
     lookups: Chances,
     loads: Chances,
     stores: Chances,
     delay_by: Duration,
+}
+
+/// The backend `fault:`, around another one.
+pub struct FaultBackend {
+    shared: Arc<FaultState>,
+    options: FaultOptions,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -241,12 +246,12 @@ impl FaultState {
     }
 }
 
-impl FaultBackend {
-    /// Wraps `inner`. Parameters: `fault.seed`; the probabilities `fault.lookup_error`, `fault.load_error`,
+impl FaultOptions {
+    /// Reads the parameters: `fault.seed`; the probabilities `fault.lookup_error`, `fault.load_error`,
     /// `fault.store_error`, `fault.lookup_hang`, `fault.load_hang`, `fault.store_hang`, `fault.delay` (by
     /// `fault.delay_ms`, 10 if not given), `fault.load_delay` (of loads alone), `fault.torn` (loads lose their second half, stores write only the first) and
     /// `fault.flip` (one bit of a load). Of each kind of request only the first `fault.first` meet all that, if it is given.
-    pub fn wrap(inner: Arc<dyn Backend>, params: &[(String, String)]) -> Result<Arc<FaultBackend>> {
+    pub fn parse(params: &[(String, String)]) -> Result<FaultOptions> {
         let mut options = Parameters::new("fault", params);
         let seed = options.number("fault.seed", 0)?;
         let most = options.number("fault.first", u64::MAX)?;
@@ -270,11 +275,18 @@ impl FaultBackend {
         let stores = chances(3, "store", options.chance("fault.store_error")?, options.chance("fault.store_hang")?);
         let delay_by = options.milliseconds("fault.delay_ms", 10)?;
         options.finish()?;
+        Ok(FaultOptions { seed, lookups, loads, stores, delay_by })
+    }
+}
+
+impl FaultBackend {
+    /// Wraps `inner`.
+    pub fn wrap(inner: Arc<dyn Backend>, options: FaultOptions) -> Result<Arc<FaultBackend>> {
         let shared = Arc::new(FaultState { inner, waiting: Mutex::new(DelayQueue::default()), wake: Condvar::new() });
         let timer = shared.clone();
         let thread = threads::spawn("kvkeep-fault", move || timer.run())
             .map_err(|error| Error::io("starting the fault backend's thread", &error))?;
-        Ok(Arc::new(FaultBackend { shared, seed, lookups, loads, stores, delay_by, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(FaultBackend { shared, options, thread: Mutex::new(Some(thread)) }))
     }
 
     /// The number of requests that hang now.
@@ -292,7 +304,7 @@ impl FaultBackend {
 
     /// Delays, hangs or fails a request as its seed decides; gives it back if it goes on at once.
     fn meet(&self, chances: &Chances, request: FaultRequest) -> Option<FaultRequest> {
-        let fate = chances.draw(self.seed);
+        let fate = chances.draw(self.options.seed);
         let request = request.spoil(fate);
         if fate.hang {
             let mut waiting = self.shared.waiting.lock();
@@ -306,7 +318,7 @@ impl FaultBackend {
             return Some(request);
         }
         let error = || Error::new(KVKEEP_ERR_IO, format!("the fault backend made this {} fail", chances.what));
-        let by = if fate.delay { self.delay_by } else { Duration::ZERO };
+        let by = if fate.delay { self.options.delay_by } else { Duration::ZERO };
         self.shared.hold(Instant::now() + by, request, fate.error.then(error));
         None
     }
@@ -319,7 +331,7 @@ impl Backend for FaultBackend {
 
     fn lookup_cached(&self, keys: &[ObjectKey], found: &mut [Found]) {
         // Answers given at once cannot fail, so that lookups which are to fail have to go to `lookup`.
-        if self.lookups.error > 0.0 || self.lookups.hang > 0.0 || self.lookups.delay > 0.0 {
+        if self.options.lookups.error > 0.0 || self.options.lookups.hang > 0.0 || self.options.lookups.delay > 0.0 {
             found.fill(Found::Unknown);
         } else {
             self.shared.inner.lookup_cached(keys, found);
@@ -331,7 +343,7 @@ impl Backend for FaultBackend {
     }
 
     fn lookup(&self, lookup: LookupRequest) {
-        if let Some(request) = self.meet(&self.lookups, FaultRequest::Lookup(lookup)) {
+        if let Some(request) = self.meet(&self.options.lookups, FaultRequest::Lookup(lookup)) {
             request.forward(&*self.shared.inner);
         }
     }
@@ -341,7 +353,7 @@ impl Backend for FaultBackend {
     }
 
     fn load(&self, loads: Vec<LoadRequest>) {
-        let through = |load| match self.meet(&self.loads, FaultRequest::Load(load)) {
+        let through = |load| match self.meet(&self.options.loads, FaultRequest::Load(load)) {
             Some(FaultRequest::Load(load)) => Some(load),
             _ => None,
         };
@@ -352,7 +364,7 @@ impl Backend for FaultBackend {
     }
 
     fn store(&self, stores: Vec<StoreRequest>) {
-        let through = |store| match self.meet(&self.stores, FaultRequest::Store(store)) {
+        let through = |store| match self.meet(&self.options.stores, FaultRequest::Store(store)) {
             Some(FaultRequest::Store(store)) => Some(store),
             _ => None,
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::backend::Backend;
 use super::common_options::CommonOptions;
 use super::encrypted::{EncryptedBackend, EncryptionKeys, KeyCallback};
-use super::fault::FaultBackend;
+use super::fault::{FaultBackend, FaultOptions};
 use super::fs::{Fs, FsOptions};
 use super::memory::MemoryBackend;
 use super::plugin::{PluginBackend, PluginSource};
@@ -140,13 +140,10 @@ pub fn check(url: &str) -> Result<()> {
     if let Some(keys) = &CommonOptions::parse(&common)?.keys {
         EncryptionKeys::read(keys, &KeyCallback::default())?;
     }
-    let mut inner = inner.as_str();
-    if let Some((scheme, rest)) = split_scheme(inner)
-        && scheme == "fault"
-    {
-        inner = rest;
-    }
-    let (inner, _) = split_parameters(inner, |name| name.starts_with("fault."))?;
+    let inner = match split_fault(&inner)? {
+        Some((inner, _)) => inner,
+        None => inner,
+    };
     let url = Url::parse(&inner)?;
     (scheme_of(&url)?.3)(&url)
 }
@@ -158,18 +155,28 @@ fn scheme_of(url: &Url) -> Result<&'static (&'static str, &'static str, Open, Ch
     })
 }
 
+/// The URL inside a `fault:` URL without common parameters, and its failures; none of a URL of another scheme.
+fn split_fault(url: &str) -> Result<Option<(String, FaultOptions)>> {
+    let Some((scheme, inner)) = split_scheme(url) else { return Ok(None) };
+    if scheme != "fault" {
+        return Ok(None);
+    }
+    let (inner, faults) = split_parameters(inner, |name| name.starts_with("fault."))?;
+    if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
+        return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
+    }
+    if faults.is_empty() {
+        let message =
+            "fault: was given nothing that goes wrong; write fault:memory:?fault.load_error=0.2, or leave fault: out";
+        return Err(Error::invalid(message));
+    }
+    Ok(Some((inner, FaultOptions::parse(&faults)?)))
+}
+
 /// Opens the backend of a URL without common parameters.
 fn open_inner(url: &str, log: &Log, arena: &Arena) -> Result<Arc<dyn Backend>> {
-    if let Some(("fault", inner)) = split_scheme(url).as_ref().map(|(scheme, rest)| (scheme.as_str(), *rest)) {
-        let (inner, faults) = split_parameters(inner, |name| name.starts_with("fault."))?;
-        if split_scheme(&inner).is_some_and(|(scheme, _)| scheme == "fault") {
-            return Err(Error::invalid("fault: wraps another backend, but was given fault: again; write it once"));
-        }
-        if faults.is_empty() {
-            let message = "fault: was given nothing that goes wrong; write fault:memory:?fault.load_error=0.2, or leave fault: out";
-            return Err(Error::invalid(message));
-        }
-        return Ok(FaultBackend::wrap(open_inner(&inner, log, arena)?, &faults)?);
+    if let Some((inner, faults)) = split_fault(url)? {
+        return Ok(FaultBackend::wrap(open_inner(&inner, log, arena)?, faults)?);
     }
     let url = Url::parse(url)?;
     (scheme_of(&url)?.2)(&url, log, arena)
@@ -194,8 +201,11 @@ mod tests {
         open(url, &Log::none(), &Arena::map(4096, MapOptions::default()).unwrap(), &KeyCallback::default())
     }
 
+    /// Why a URL cannot be opened, for which the check has the same reason.
     fn refusal(url: &str) -> String {
-        opened(url).map(|_| ()).unwrap_err().message
+        let why = opened(url).map(|_| ()).unwrap_err().message;
+        assert_eq!(check(url).unwrap_err().message, why, "{url}");
+        why
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {

@@ -17,7 +17,7 @@ use crate::error::{
 };
 use crate::key::{Key, ObjectKey, SpaceTag};
 use crate::l2::common_options::CommonOptions;
-use crate::l2::fault::FaultBackend;
+use crate::l2::fault::{FaultBackend, FaultOptions};
 use crate::l2::memory::MemoryBackend;
 use crate::l2::registry::OpenBackend;
 use crate::l2::{Backend, Found, Health, LoadRequest, LookupRequest, Reply, StoreRequest, Usage};
@@ -85,7 +85,8 @@ pub(super) fn submit(node: &Node, session: u64, count: u8, temporary: bool) -> u
 }
 
 pub(super) fn faulty(chance: &str) -> Arc<FaultBackend> {
-    FaultBackend::wrap(MemoryBackend::open_url(&[]).unwrap(), &[(chance.to_owned(), "1".to_owned())]).unwrap()
+    let options = FaultOptions::parse(&[(chance.to_owned(), "1".to_owned())]).unwrap();
+    FaultBackend::wrap(MemoryBackend::open_url(&[]).unwrap(), options).unwrap()
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn fault(pairs: &[(&str, &str)]) -> Arc<FaultBackend> {
     let inner = MemoryBackend::open_url(&[]).unwrap();
     let stores: Vec<_> = (0..COUNT).map(|number| send_store(&*inner, number, LENGTH)).collect();
     stores.iter().for_each(|store| assert_eq!(answer(store).unwrap(), Stored::Written));
-    FaultBackend::wrap(inner, &params(pairs)).unwrap()
+    FaultBackend::wrap(inner, FaultOptions::parse(&params(pairs)).unwrap()).unwrap()
 }
 
 /// Loads every object and counts the results: intact, spoiled, failed.
@@ -146,9 +146,8 @@ fn p4_close_answers_what_hangs_and_what_is_delayed() {
 
 #[test]
 fn parameters_are_checked() {
-    let inner = || MemoryBackend::open_url(&[]).unwrap();
     for (name, value) in [("fault.flip", "1.5"), ("fault.seed", "x"), ("fault.delay_ms", "-1"), ("fault.none", "1")] {
-        let error = FaultBackend::wrap(inner(), &params(&[(name, value)])).map(|_| ()).unwrap_err();
+        let error = FaultOptions::parse(&params(&[(name, value)])).map(drop).unwrap_err();
         assert!(error.message.contains(name), "{}", error.message);
     }
 }
