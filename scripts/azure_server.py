@@ -7,14 +7,12 @@ standard input ends if that is a pipe. The account and its key are those that Az
 import base64
 import hashlib
 import hmac
-import os
-import signal
-import stat
-import subprocess
 import sys
 import tempfile
 import urllib.request
 from email.utils import formatdate
+
+from server_process import serve, started
 
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -31,20 +29,10 @@ def make_container(endpoint, name):
     urllib.request.urlopen(request).close()
 
 
-signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-with tempfile.TemporaryDirectory() as directory:
-    arguments = ["--blobPort", "0", "--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-    server = subprocess.Popen([sys.argv[1], *arguments], cwd=directory, stdout=subprocess.PIPE, text=True)
-    try:
-        address = next(line for line in server.stdout if "listens on http" in line).split()[-1]
-        endpoint = f"{address}/{ACCOUNT}"
-        for container in sys.argv[2:]:
-            make_container(endpoint, container)
-        print(f"AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={endpoint}", flush=True)
-        if stat.S_ISFIFO(os.fstat(0).st_mode):
-            sys.stdin.read()
-        else:
-            signal.pause()
-    finally:
-        server.kill()
-        server.wait()
+arguments = ["--blobPort", "0", "--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+with tempfile.TemporaryDirectory() as directory, started([sys.argv[1], *arguments], "listens on http", cwd=directory) as address:
+    endpoint = f"{address}/{ACCOUNT}"
+    for container in sys.argv[2:]:
+        make_container(endpoint, container)
+    print(f"AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={endpoint}", flush=True)
+    serve()

@@ -1,19 +1,20 @@
 """Serves S3 from memory on a free port of loopback, with moto: for tests and demonstrations.
 
 Usage: $(scripts/moto.sh) scripts/s3_server.py [--tls CERTIFICATE KEY] [--conditions ignored|refused] BUCKET...
-With --conditions, it does not know the precondition of a store, as older services: it stores all the same, or refuses. Makes the buckets, prints the endpoint, and serves until it is killed, or until its standard input ends if that is a pipe.
+With --conditions, it does not know the precondition of a store, as older services: it stores all the same, or refuses. Makes the
+buckets, prints the endpoint, and serves until it is killed, or until its standard input ends if that is a pipe.
 """
 import logging
-import os
 import signal
 import ssl
-import stat
 import sys
 import threading
 import urllib.request
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
+
+from server_process import serve
 
 STS = "AWS4-HMAC-SHA256 Credential=sts/20261130/us-east-1/sts/aws4_request, SignedHeaders=host, Signature=0"
 moto = DomainDispatcherApplication(create_backend_app)
@@ -46,7 +47,4 @@ nobody = ssl._create_unverified_context() if tls else None
 for bucket in buckets:
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", b"", method="PUT"), context=nobody).close()
 print(endpoint, flush=True)
-if stat.S_ISFIFO(os.fstat(0).st_mode):
-    sys.stdin.read()
-else:
-    signal.pause()
+serve()
