@@ -111,7 +111,7 @@ class Engine:
         # The load joins the prefetch, and returns the shares that it took.
         load = self.pool.load(session, keys[:hits], self.blocks_of(request, hits, 0, known), return_shares=True)
         await load
-        statuses = load.blocks()
+        statuses = load.blocks() or []
         good = next((i for i, status in enumerate(statuses) if status != kvkeep.Status.OK), len(statuses)) // CHUNK_BLOCKS
         request.computed, request.stored = min(good * CHUNK_TOKENS, known), min(good, count)
         for i, state in enumerate(states(request.tokens[: request.computed])):

@@ -11,12 +11,6 @@ package main
 #cgo LDFLAGS: -lkvkeep
 #include <kvkeep.h>
 #include <stdlib.h>
-
-// KVKEEP_INIT is a macro, which Go does not see.
-static void init_options(kvkeep_options *options) { KVKEEP_INIT(options); }
-static void init_space(kvkeep_space_options *options) { KVKEEP_INIT(options); }
-static void init_session(kvkeep_session_options *options) { KVKEEP_INIT(options); }
-static void init_result(kvkeep_job_result *result) { KVKEEP_INIT(result); }
 */
 import "C"
 
@@ -36,11 +30,17 @@ const (
 )
 
 // must ends the program with the library's own words: the cause, then the remedy. They are the thread's: main is locked to one.
+// Goroutines that are not ask by kvkeep_get_error, as engine/engine.go does.
 func must(status C.kvkeep_status, what string) {
 	if status < 0 {
 		fmt.Fprintf(os.Stderr, "%s: %s: %s\n", what, C.GoString(C.kvkeep_status_name(C.int32_t(status))), C.GoString(C.kvkeep_last_error()))
 		os.Exit(1)
 	}
+}
+
+// prepare is KVKEEP_INIT, a macro that Go does not see.
+func prepare(versioned unsafe.Pointer, size uintptr) {
+	must(C.kvkeep_init_struct(versioned, C.size_t(size), C.KVKEEP_ABI_VERSION), "init_struct")
 }
 
 // computeChunk stands for the engine's forward pass: the KV bytes of a chunk depend on all tokens up to its end, as its key does.
@@ -57,7 +57,7 @@ func data(view C.kvkeep_view) []byte { return unsafe.Slice((*byte)(view.data), v
 // serve is what an engine does with one request.
 func serve(cache *C.kvkeep, space C.uint64_t, name string, tokens []C.uint32_t) {
 	var options C.kvkeep_session_options
-	C.init_session(&options)
+	prepare(unsafe.Pointer(&options), unsafe.Sizeof(options))
 	options.request_id = C.CString(name)
 	defer C.free(unsafe.Pointer(options.request_id))
 	var session, job C.uint64_t
@@ -71,7 +71,7 @@ func serve(cache *C.kvkeep, space C.uint64_t, name string, tokens []C.uint32_t) 
 	must(C.kvkeep_submit_prefetch(cache, session, &keys[0], count, nil, &job, nil, nil), "submit_prefetch")
 	must(C.kvkeep_wait_job(cache, job, waitMs), "wait_job")
 	var result C.kvkeep_job_result
-	C.init_result(&result)
+	prepare(unsafe.Pointer(&result), unsafe.Sizeof(result))
 	must(C.kvkeep_query_job(cache, job, &result), "query_job")
 
 	// The session holds a share of each hit: its bytes stay where they are until the share is returned.
@@ -116,7 +116,7 @@ func main() {
 	}
 	place := os.Args[1]
 	var options C.kvkeep_options
-	C.init_options(&options)
+	prepare(unsafe.Pointer(&options), unsafe.Sizeof(options))
 	if strings.HasPrefix(place, "unix:") {
 		options.connect = C.CString(place)
 	} else {
@@ -131,7 +131,7 @@ func main() {
 	var cache *C.kvkeep
 	must(C.kvkeep_open(&options, &cache), "open")
 	var spaceOptions C.kvkeep_space_options
-	C.init_space(&spaceOptions)
+	prepare(unsafe.Pointer(&spaceOptions), unsafe.Sizeof(spaceOptions))
 	spaceOptions.model = C.CString("example-8b@main")
 	spaceOptions.layout = C.CString("bf16 layers=32 heads=8 dim=128 tp=1")
 	spaceOptions.chunk_tokens = chunkTokens
