@@ -150,6 +150,28 @@ static void a_preempted_request_goes_on_where_it_was(void) {
     leave();
 }
 
+static void the_tail_of_a_preempted_request_may_go_when_it_was_read(void) {
+    setup("memory:");
+    kvkeep_key key;
+    CHECK_EQUAL(name(8, &key), 1);
+    int32_t ids[PER_CHUNK] = {30, 3, KVKEEP_BLOCK_NONE, KVKEEP_BLOCK_NONE}, to[PER_CHUNK] = {50, 51, -1, -1};
+    kvkeep_transfer_options options = transfer_options();
+    options.lifetime = KVKEEP_LIFETIME_TEMPORARY;
+    uint64_t job;
+    OK(kvkeep_submit_store(cache, pool, session, &key, 1, ids, PER_CHUNK, &options, &job, NULL, NULL));
+    OK(result_of(job).status);
+    OK(kvkeep_end_session(cache, session));
+    OK(kvkeep_flush(cache, 30000));
+    CHECK_EQUAL(stats_of(cache).writes_asked, 0);
+
+    CHECK_EQUAL(name(8, &key), 1);
+    CHECK_EQUAL(hits_of(&key, 1), 1);
+    OK(load_and_wait(&key, 1, to).status);
+    for (int i = 0; i < 2; i++) CHECK(block_is(to[i], ids[i]));
+    CHECK_EQUAL(stats_of(cache).l1_objects, 0);
+    leave();
+}
+
 static void an_aborted_request_leaves_its_pages_when_its_transfers_have_ended(void) {
     kvkeep_key keys[4];
     keys_of(keys, 1, 4);
@@ -227,6 +249,7 @@ int main(void) {
     RUN(p6_tails_that_there_are_not);
     RUN(the_last_token_of_a_whole_hit_may_be_computed_in_its_page);
     RUN(a_preempted_request_goes_on_where_it_was);
+    RUN(the_tail_of_a_preempted_request_may_go_when_it_was_read);
     RUN(an_aborted_request_leaves_its_pages_when_its_transfers_have_ended);
     RUN(a_load_that_falls_short_returns_the_shares_all_the_same);
     RUN(the_end_of_a_session_releases_all_but_its_transfers);
