@@ -54,6 +54,29 @@ func must(err error) {
 	}
 }
 
+// failure is a failed call on its way to guarded.
+type failure struct{ error }
+
+func try(status C.kvkeep_status, subject C.uint32_t, number C.uint64_t) {
+	if err := check(status, subject, number); err != nil {
+		panic(failure{err})
+	}
+}
+
+// guarded does what the engine can do without: the cache only saves work.
+func guarded(name, what string, work func()) {
+	defer func() {
+		switch err := recover().(type) {
+		case nil:
+		case failure:
+			fmt.Fprintf(os.Stderr, "%s %s: %v\n", name, what, err)
+		default:
+			panic(err)
+		}
+	}()
+	work()
+}
+
 // prepare is KVKEEP_INIT, a macro that Go does not see.
 func prepare(versioned unsafe.Pointer, bytes uintptr) {
 	must(check(C.kvkeep_init_struct(versioned, C.size_t(bytes), C.KVKEEP_ABI_VERSION), C.KVKEEP_SUBJECT_CACHE, 0))
@@ -141,10 +164,7 @@ func (e *engine) admit(r *request) {
 	}
 	e.running = append(e.running, r)
 	r.session, r.computed, r.named, r.stored = 0, 0, 0, 0
-	if err := e.load(r); err != nil {
-		// The cache only saves work.
-		fmt.Fprintf(os.Stderr, "%s goes on without the cache: %v\n", r.name, err)
-	}
+	guarded(r.name, "goes on without the cache", func() { e.load(r) })
 	// Of a prompt that is found whole, the last token is computed for what comes after it.
 	if r.computed == len(r.tokens) {
 		r.computed--
@@ -153,34 +173,28 @@ func (e *engine) admit(r *request) {
 }
 
 // load looks the prompt up, and brings what is known of it into the pages.
-func (e *engine) load(r *request) error {
+func (e *engine) load(r *request) {
 	var options C.kvkeep_session_options
 	prepare(unsafe.Pointer(&options), unsafe.Sizeof(options))
 	options.request_id = C.CString(r.name)
 	defer C.free(unsafe.Pointer(options.request_id))
-	if err := check(C.kvkeep_begin_session(cache, e.space, &options, &r.session), C.KVKEEP_SUBJECT_SPACE, e.space); err != nil {
-		return err
-	}
+	try(C.kvkeep_begin_session(cache, e.space, &options, &r.session), C.KVKEEP_SUBJECT_SPACE, e.space)
 	known, tail := len(r.tokens), 0
 	if r.saved > 0 {
 		known, tail = r.saved, r.saved%chunkTokens
 	}
 	var count C.size_t
-	if err := r.check(C.kvkeep_append_tokens(cache, r.session, &r.tokens[0], C.size_t(known), &count)); err != nil {
-		return err
-	}
+	r.try(C.kvkeep_append_tokens(cache, r.session, &r.tokens[0], C.size_t(known), &count))
 	r.named = known
-	keys, err := r.keys(0, int(count), tail)
-	if err != nil || len(keys) == 0 {
-		return err
+	keys := r.keys(0, int(count), tail)
+	if len(keys) == 0 {
+		return
 	}
 	var prefetch C.kvkeep_prefetch_options
 	prepare(unsafe.Pointer(&prefetch), unsafe.Sizeof(prefetch))
 	prefetch.pause_after_lookup = 1
 	var job C.uint64_t
-	if err := r.check(C.kvkeep_submit_prefetch(cache, r.session, &keys[0], C.size_t(len(keys)), &prefetch, &job, nil, nil)); err != nil {
-		return err
-	}
+	r.try(C.kvkeep_submit_prefetch(cache, r.session, &keys[0], C.size_t(len(keys)), &prefetch, &job, nil, nil))
 	// A scheduler would go on with others meanwhile, or be told (notify_lookup). Then it decides whether to load at all: kvkeep_cancel_job,
 	// if computing is quicker.
 	var hits C.uint32_t
@@ -188,25 +202,20 @@ func (e *engine) load(r *request) error {
 	for status == C.KVKEEP_PENDING {
 		status = C.kvkeep_query_lookup_hits(cache, job, &hits)
 	}
-	if err := check(status, C.KVKEEP_SUBJECT_JOB, job); err != nil {
-		return err
-	}
-	if err := check(C.kvkeep_resume_job(cache, job), C.KVKEEP_SUBJECT_JOB, job); err != nil || hits == 0 {
-		return err
+	try(status, C.KVKEEP_SUBJECT_JOB, job)
+	try(C.kvkeep_resume_job(cache, job), C.KVKEEP_SUBJECT_JOB, job)
+	if hits == 0 {
+		return
 	}
 	// The load joins the prefetch, and returns the shares that it took.
 	var transfer C.kvkeep_transfer_options
 	prepare(unsafe.Pointer(&transfer), unsafe.Sizeof(transfer))
 	transfer.return_shares = 1
 	ids := r.blocksOf(int(hits), 0, known)
-	if err := r.check(C.kvkeep_submit_load(cache, e.pool, r.session, &keys[0], C.size_t(hits), &ids[0], C.size_t(len(ids)), &transfer, &job, nil, nil)); err != nil {
-		return err
-	}
+	r.try(C.kvkeep_submit_load(cache, e.pool, r.session, &keys[0], C.size_t(hits), &ids[0], C.size_t(len(ids)), &transfer, &job, nil, nil))
 	wait(job)
 	statuses, good := make([]C.int32_t, len(ids)), 0
-	if err := check(C.kvkeep_query_blocks(cache, job, &statuses[0], C.size_t(len(ids))), C.KVKEEP_SUBJECT_JOB, job); err != nil {
-		return err
-	}
+	try(C.kvkeep_query_blocks(cache, job, &statuses[0], C.size_t(len(ids))), C.KVKEEP_SUBJECT_JOB, job)
 	C.kvkeep_release_job(cache, job)
 	for good < len(ids) && statuses[good] == C.KVKEEP_OK {
 		good++
@@ -219,11 +228,10 @@ func (e *engine) load(r *request) error {
 			}
 		}
 	}
-	return nil
 }
 
-func (r *request) check(status C.kvkeep_status) error {
-	return check(status, C.KVKEEP_SUBJECT_SESSION, r.session)
+func (r *request) try(status C.kvkeep_status) {
+	try(status, C.KVKEEP_SUBJECT_SESSION, r.session)
 }
 
 // wait returns when no page of the transfer is touched any more: pages must not be used before, whatever happened.
@@ -234,20 +242,16 @@ func wait(job C.uint64_t) {
 }
 
 // keys are those of `count` chunks from `first` on, and of the `tail` tokens behind the last full chunk.
-func (r *request) keys(first, count, tail int) ([]C.kvkeep_key, error) {
+func (r *request) keys(first, count, tail int) []C.kvkeep_key {
 	keys := make([]C.kvkeep_key, count, count+1)
 	if count > 0 {
-		if err := r.check(C.kvkeep_get_session_keys(cache, r.session, C.uint64_t(first), C.size_t(count), 0, 1, 1, &keys[0], C.size_t(count))); err != nil {
-			return nil, err
-		}
+		r.try(C.kvkeep_get_session_keys(cache, r.session, C.uint64_t(first), C.size_t(count), 0, 1, 1, &keys[0], C.size_t(count)))
 	}
 	if tail > 0 {
 		keys = keys[:count+1]
-		if err := r.check(C.kvkeep_get_tail_keys(cache, r.session, C.uint32_t(tail), 0, 1, 1, &keys[count], 1)); err != nil {
-			return nil, err
-		}
+		r.try(C.kvkeep_get_tail_keys(cache, r.session, C.uint32_t(tail), 0, 1, 1, &keys[count], 1))
 	}
-	return keys, nil
+	return keys
 }
 
 // blocksOf gives the blocks of `count` chunks from `first` on; those that `tokens` tokens do not reach are none.
@@ -317,9 +321,7 @@ func (e *engine) leave(r *request, tail int) {
 		// Nothing of it is under way. A transfer that were, would be waited for before its pages are freed.
 		C.kvkeep_abort_session(cache, r.session)
 	} else if r.session != 0 {
-		if err := e.store(r, tail); err != nil {
-			fmt.Fprintf(os.Stderr, "%s is not stored: %v\n", r.name, err)
-		}
+		guarded(r.name, "is not stored", func() { e.store(r, tail) })
 		C.kvkeep_end_session(cache, r.session)
 	}
 	e.free, r.blocks = append(e.free, r.blocks...), nil
@@ -327,23 +329,19 @@ func (e *engine) leave(r *request, tail int) {
 	e.running = append(e.running[:place], e.running[place+1:]...)
 }
 
-func (e *engine) store(r *request, tail int) error {
+func (e *engine) store(r *request, tail int) {
 	if more := r.computed - r.named; more > 0 {
-		if err := r.check(C.kvkeep_append_tokens(cache, r.session, &r.tokens[r.named], C.size_t(more), nil)); err != nil {
-			return err
-		}
+		r.try(C.kvkeep_append_tokens(cache, r.session, &r.tokens[r.named], C.size_t(more), nil))
 	}
-	keys, err := r.keys(r.stored, r.computed/chunkTokens-r.stored, tail)
-	if err != nil || len(keys) == 0 {
-		return err
+	keys := r.keys(r.stored, r.computed/chunkTokens-r.stored, tail)
+	if len(keys) == 0 {
+		return
 	}
 	var job C.uint64_t
 	ids := r.blocksOf(len(keys), r.stored, r.computed)
-	if err := r.check(C.kvkeep_submit_store(cache, e.pool, r.session, &keys[0], C.size_t(len(keys)), &ids[0], C.size_t(len(ids)), nil, &job, nil, nil)); err != nil {
-		return err
-	}
+	r.try(C.kvkeep_submit_store(cache, e.pool, r.session, &keys[0], C.size_t(len(keys)), &ids[0], C.size_t(len(ids)), nil, &job, nil, nil))
 	wait(job)
-	return check(C.kvkeep_release_job(cache, job), C.KVKEEP_SUBJECT_JOB, job)
+	try(C.kvkeep_release_job(cache, job), C.KVKEEP_SUBJECT_JOB, job)
 }
 
 func (e *engine) finish(r *request) {
