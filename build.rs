@@ -10,6 +10,7 @@ fn main() {
     println!("cargo::rerun-if-changed=src/ffi");
     println!("cargo::rerun-if-changed=src/abi.rs");
     println!("cargo::rerun-if-changed=src/backend_state.rs");
+    println!("cargo::rerun-if-changed=src/misses/miss_report.rs");
     println!("cargo::rerun-if-changed=src/events.rs");
     println!("cargo::rerun-if-changed=src/error.rs");
     println!("cargo::rerun-if-changed=src/key.rs");
@@ -34,13 +35,14 @@ fn main() {
     );
     config.after_includes = Some(format!("{version}{}", config.after_includes.unwrap_or_default()));
     // In the order of the header. Other sources have nothing to say in it.
-    const SOURCES: [&str; 15] = [
+    const SOURCES: [&str; 16] = [
         "ffi/version.rs",
         "ffi/options.rs",
         "error.rs",
         "key.rs",
         "abi.rs",
         "backend_state.rs",
+        "misses/miss_report.rs",
         "events.rs",
         "l2/plugin/vtable.rs",
         "ffi/handle.rs",

@@ -192,6 +192,17 @@ int main(void) {
     FIELD(kvkeep_space_usage, objects);
     FIELD(kvkeep_space_usage, used_bytes);
     FIELD(kvkeep_space_usage, quota_bytes);
+    STRUCT(kvkeep_miss_report);
+    FIELD(kvkeep_miss_report, struct_size);
+    FIELD(kvkeep_miss_report, abi_version);
+    FIELD(kvkeep_miss_report, asked);
+    FIELD(kvkeep_miss_report, hits);
+    FIELD(kvkeep_miss_report, misses);
+    FIELD(kvkeep_miss_report, endless_hits);
+    FIELD(kvkeep_miss_report, tier_hits);
+    FIELD(kvkeep_miss_report, reasons);
+    FIELD(kvkeep_miss_report, evicted);
+    FIELD(kvkeep_miss_report, quarantined);
     STRUCT(kvkeep_event);
     FIELD(kvkeep_event, sequence);
     FIELD(kvkeep_event, time_us);

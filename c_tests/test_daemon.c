@@ -72,7 +72,9 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     kvkeep_key key = key_of(1);
     kvkeep_key_state state;
     kvkeep_space_usage usage;
+    kvkeep_miss_report misses;
     KVKEEP_INIT(&usage);
+    KVKEEP_INIT(&misses);
     kvkeep_view view;
     kvkeep_event event;
     const uint64_t size = 4096;
@@ -124,6 +126,8 @@ static void check_all_disconnected(uint64_t job, uint64_t transfer) {
     GONE(kvkeep_release_job(cache, job));
     GONE(kvkeep_query_stats(cache, &stats));
     GONE(kvkeep_query_space(cache, space, &usage));
+    GONE(kvkeep_query_misses(cache, space, &misses));
+    GONE(kvkeep_explain_misses(cache, text, sizeof text, &length));
     GONE(kvkeep_get_metrics(cache, text, sizeof text, &length));
     GONE(kvkeep_explain_key(cache, space, &key, text, sizeof text, &length));
     GONE(kvkeep_explain_session(cache, session, text, sizeof text, &length));

@@ -164,6 +164,9 @@
 /// Length of the URL inside a backend's state, its NUL included.
 #define KVKEEP_URL_BYTES 512
 
+/// Length of `reasons` in a kvkeep_miss_report. Later versions of the library may know more reasons than this one.
+#define KVKEEP_MISS_REASONS_MAX 16
+
 /// Most events that are kept for readers.
 #define KVKEEP_EVENTS_MAX (1 << 16)
 
@@ -330,6 +333,40 @@ typedef enum {
     /// Until then its objects are misses; or only its writes failed, and are dropped.
     KVKEEP_BACKEND_OPEN = 4,
 } kvkeep_backend_health;
+
+/// Why a lookup missed a key.
+typedef enum {
+    /// It was never stored and never asked for since the cache was opened; or that was so long ago that it is forgotten.
+    KVKEEP_MISS_NEVER_SEEN = 0,
+    /// It was asked for before, and not committed since: the engine does not store it, or has not yet.
+    KVKEEP_MISS_NOT_STORED = 1,
+    /// A tier evicted it, the last one that had it: `evicted` has which. A backend whose evictions are not heard of (Redis, S3) counts
+    /// here when it has lost what was stored in it, and so does one that was removed.
+    KVKEEP_MISS_EVICTED = 2,
+    /// It was not written to a backend because too many writes waited (`dropped_queue`), and L1 has it no more.
+    KVKEEP_MISS_DROPPED_QUEUE = 3,
+    /// L1 evicted it before it was written (`dropped_evicted`).
+    KVKEEP_MISS_DROPPED_EVICTED = 4,
+    /// A backend refused it or failed to store it (`dropped_failed`), and L1 has it no more.
+    KVKEEP_MISS_DROPPED_FAILED = 5,
+    /// The backends were fenced, failing or gone when it was to be written (`dropped_fenced`), and L1 has it no more.
+    KVKEEP_MISS_DROPPED_FENCED = 6,
+    /// It was not written because writes took too long (`dropped_slow`), and L1 has it no more.
+    KVKEEP_MISS_DROPPED_SLOW = 7,
+    /// Its bytes were found corrupt in a backend, which has put it aside: `quarantined` has which.
+    KVKEEP_MISS_QUARANTINED = 8,
+    /// An object of the same hash, rank and group is or was in another space: this one has another model, layout, tenant, chunk size
+    /// or generation.
+    KVKEEP_MISS_OTHER_SPACE = 9,
+    /// The caller deleted it, cleared it, or had its space forgotten.
+    KVKEEP_MISS_DELETED = 10,
+    /// It was temporary, was read, and no backend had it.
+    KVKEEP_MISS_TEMPORARY = 11,
+    /// A backend that may have it was fenced, failing or late, or forgets the space, so that it was not asked or gave no answer.
+    KVKEEP_MISS_UNREACHABLE = 12,
+    /// An earlier key of the prefix was missing, so that the backends, which answer only by I/O, were not asked for this one.
+    KVKEEP_MISS_BEHIND_MISS = 13,
+} kvkeep_miss_reason;
 
 /// A change of an object in one tier.
 typedef enum {
@@ -1125,6 +1162,34 @@ typedef struct {
     /// Its quota; 0: no bound but L1.
     uint64_t quota_bytes;
 } kvkeep_space_usage;
+
+/// How lookups of a space, or of all, went since it was opened. The caller sets `struct_size` and `abi_version`.
+///
+/// A lookup is a prefetch, or a `kvkeep_reserve_read` of keys that its session has not prefetched. Each counts a key once, as
+/// `read_hits`, `l2_hits` and `l2_misses` of the statistics do: `asked` is `hits` + `misses`, and `misses` the sum of `reasons`.
+typedef struct {
+    /// sizeof of the caller's struct.
+    uint32_t struct_size;
+    /// KVKEEP_ABI_VERSION of the caller's header.
+    uint32_t abi_version;
+    /// Keys that lookups asked for.
+    uint64_t asked;
+    /// Of these, keys that a tier had.
+    uint64_t hits;
+    /// Of these, keys that none had.
+    uint64_t misses;
+    /// Estimate: keys that would have been hits in a cache without an end, which loses nothing but what is deleted. Exact while no more than 32,768
+    /// keys were missed and lost, a sample of them from then on.
+    uint64_t endless_hits;
+    /// `hits` by tier: `[0]` L1, `[i]` the backend with place i.
+    uint64_t tier_hits[KVKEEP_TIERS_MAX];
+    /// `misses` by reason: `[r]` those of the kvkeep_miss_reason r.
+    uint64_t reasons[KVKEEP_MISS_REASONS_MAX];
+    /// Of the reason EVICTED, by the tier that evicted it.
+    uint64_t evicted[KVKEEP_TIERS_MAX];
+    /// Of the reason QUARANTINED, by the backend that had it.
+    uint64_t quarantined[KVKEEP_TIERS_MAX];
+} kvkeep_miss_report;
 
 /// The state of a session. The caller sets `struct_size` and `abi_version`.
 typedef struct {
@@ -2023,6 +2088,18 @@ kvkeep_status kvkeep_query_space(kvkeep *cache,
                                  uint64_t space,
                                  kvkeep_space_usage *usage);
 
+/// Fills in `report`, prepared by KVKEEP_INIT, with how lookups went in a space since it was opened, and why they missed keys; `space` 0:
+/// in all spaces, those too that were closed since. Why a key is missing is known from a memory of 8 MiB that holds about a million objects: the
+/// newest that tiers lost, backends stored, or lookups missed. The older ones are forgotten, and count as never seen. It begins empty
+/// when the cache is opened; in a daemon it is the daemon's, for all of its clients. Reasons are looked for only when a key is missed.
+/// Never blocks on I/O.
+/// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_query_misses(kvkeep *cache,
+                                  uint64_t space,
+                                  kvkeep_miss_report *report);
+
 /// Fills in `state`, prepared by KVKEEP_INIT, with the state of a session, all of it at one instant. Renews no deadline. Never
 /// blocks on I/O.
 /// Errors: NOT_FOUND (unknown, or ended before), EXPIRED (ended by its deadline), INVALID, VERSION (`abi_version` is another's).
@@ -2069,6 +2146,16 @@ kvkeep_status kvkeep_explain_key(kvkeep *cache,
                                  char *buffer,
                                  size_t buffer_bytes,
                                  size_t *length);
+
+/// Writes, as JSON, how lookups went: `all` of them, and `spaces` with the names and the `lookups` of each open space (of very many,
+/// of those that take most of L1). Each has the numbers of a kvkeep_miss_report, and for each reason that there was its name, its place
+/// of a tier, its misses and a sentence for people, that of most misses first.
+/// Since: 0.1.
+KVKEEP_API
+kvkeep_status kvkeep_explain_misses(kvkeep *cache,
+                                    char *buffer,
+                                    size_t buffer_bytes,
+                                    size_t *length);
 
 /// Writes, as JSON, the state of a session (for `session` 0: of every session that holds something, that with most bytes first):
 /// owner, request id, age, idle time, deadline, bytes of L1 that it holds (objects that others share count whole), how long the

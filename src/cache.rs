@@ -16,6 +16,7 @@ use crate::events::Event;
 use crate::key::Key;
 use crate::l2::plugin::PluginSource;
 use crate::log::Log;
+use crate::misses::miss_report::MissReport;
 use crate::shape::Shape;
 
 /// The calls of every form of a cache. Arguments have been checked; the C header has their meaning. Any thread may make any call
@@ -201,6 +202,12 @@ pub trait Cache: Send + Sync {
 
     /// The state of every backend, in the order in which they are asked.
     fn query_backends(&self) -> Result<Vec<BackendState>>;
+
+    /// How lookups went in a space, or for 0 in all: everything but the head.
+    fn query_misses(&self, space: u64, report: &mut MissReport) -> Result<()>;
+
+    /// How lookups went, in all and in each open space. JSON.
+    fn explain_misses(&self) -> Result<String>;
 
     /// Everything counted, as Prometheus text.
     fn metrics(&self) -> Result<String>;

@@ -38,6 +38,7 @@ pub mod key;
 pub mod log;
 pub mod memory_bounds;
 pub mod meters;
+pub mod misses;
 pub mod policy;
 pub mod prometheus;
 pub mod shape;

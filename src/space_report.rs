@@ -2,6 +2,8 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::misses::LookupCounts;
+
 /// One open space.
 #[derive(Clone, Debug, Serialize)]
 pub struct SpaceReport {
@@ -24,6 +26,8 @@ pub struct SpaceReport {
     pub used_bytes: u64,
     /// Most bytes of L1, 0 for no bound.
     pub quota_bytes: u64,
+    /// The keys that lookups asked for in it.
+    pub lookups: LookupCounts,
 }
 
 fn as_text<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {

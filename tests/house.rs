@@ -216,6 +216,7 @@ fn every_function_that_can_fail_says_how() {
         "kvkeep_take_completions",
         "kvkeep_query_stats",
         "kvkeep_get_metrics",
+        "kvkeep_explain_misses",
     ];
     let silent: Vec<String> = functions()
         .into_iter()
@@ -306,7 +307,9 @@ fn pages_name_only_what_the_header_and_the_metrics_have() {
         .flat_map(|folder| files(folder, &["rs", "py", "sh", "c", "h", "txt"]))
         .collect();
     known.extend(others.iter().flat_map(|(_, text)| own_words(text)).filter(|word| word.starts_with("KVKEEP_")));
-    let metrics = fs::read_to_string(root().join("src/prometheus.rs")).unwrap();
+    let metrics =
+        ["src/prometheus.rs", "src/misses/miss_text.rs"].map(|path| fs::read_to_string(root().join(path)).unwrap());
+    let metrics = metrics.concat();
     let is_metric = |word: &str| {
         let name = word.trim_start_matches("kvkeep_");
         let value = name.strip_suffix("_total").unwrap_or(name);

@@ -83,6 +83,13 @@ public:
         return usage;
     }
 
+    /// How lookups in it went, and why they missed keys.
+    kvkeep_miss_report misses() const {
+        auto report = detail::prepared<kvkeep_miss_report>();
+        detail::check(kvkeep_query_misses(cache_, id_, &report));
+        return report;
+    }
+
     /// Closes it, once no session and no pool of it is left. Not to be used after that.
     void close() const { detail::check(kvkeep_close_space(cache_, id_)); }
 

@@ -28,6 +28,7 @@ use crate::l2::registry::OpenBackend;
 use crate::l2::{Backend, Change, Found, Health};
 use crate::log::{Log, LogLevel};
 use crate::meters::Count;
+use crate::misses::MissedKeys;
 use crate::threads;
 
 /// One backend of a cache, and whether it may be asked now.
@@ -67,7 +68,7 @@ pub struct BackendSlot {
     late: AtomicU64,
     removed: AtomicBool,
     /// Spaces that it is to forget, for which it is not looked up.
-    pub forgotten: ForgottenSpaces,
+    pub forgotten: Arc<ForgottenSpaces>,
     /// Batches of loads that were chosen for it and are not handed to it yet.
     handing: AtomicUsize,
     /// Keys under which it has an object of another shape than this cache's pools, or one that this cache cannot decrypt. An object
@@ -317,6 +318,7 @@ pub struct Backends {
     list: RwLock<BackendList>,
     next: AtomicU64,
     events: Arc<Events>,
+    misses: Arc<MissedKeys>,
     log: Log,
     losses: Arc<Losses>,
     copies: Arc<Copies>,
@@ -325,10 +327,18 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// An empty list. Backends record in `events` the objects that appear in them and vanish from them.
-    pub fn new(events: Arc<Events>, log: Log) -> Backends {
-        let (next, evicted) = (AtomicU64::new(0), AtomicU64::new(0));
-        Backends { list: RwLock::default(), next, events, log, losses: Arc::default(), copies: Arc::default(), evicted }
+    /// An empty list. Backends record in `events` and `misses` the objects that appear in them and vanish from them.
+    pub fn new(events: Arc<Events>, misses: Arc<MissedKeys>, log: Log) -> Backends {
+        Backends {
+            list: RwLock::default(),
+            next: AtomicU64::new(0),
+            events,
+            misses,
+            log,
+            losses: Arc::default(),
+            copies: Arc::default(),
+            evicted: AtomicU64::new(0),
+        }
     }
 
     /// The objects that vanished from them.
@@ -378,14 +388,17 @@ impl Backends {
             ));
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        let (events, losses) = (self.events.clone(), self.losses.clone());
-        backend.set_observer(Arc::new(move |change, key, size| {
-            let kind = match change {
-                Change::Appeared => EventKind::Stored,
-                Change::Vanished => EventKind::Removed,
-            };
-            events.record_backend(kind, place, number, key, size);
-            if change == Change::Vanished {
+        let (events, misses, losses) = (self.events.clone(), self.misses.clone(), self.losses.clone());
+        let forgotten = Arc::<ForgottenSpaces>::default();
+        let forgets = forgotten.clone();
+        backend.set_observer(Arc::new(move |change, key, size| match change {
+            Change::Appeared => {
+                events.record_backend(EventKind::Stored, place, number, key, size);
+                misses.stored(key, place);
+            }
+            Change::Vanished => {
+                events.record_backend(EventKind::Removed, place, number, key, size);
+                misses.vanished(key, place, forgets.covers(&key.space));
                 losses.note(key);
             }
         }));
@@ -408,7 +421,7 @@ impl Backends {
             evicted_kept: AtomicU64::new(0),
             late: AtomicU64::new(0),
             removed: AtomicBool::new(false),
-            forgotten: ForgottenSpaces::default(),
+            forgotten,
             handing: AtomicUsize::new(0),
             misshapen: Mutex::default(),
         };

@@ -4,6 +4,7 @@
 //! Asked = stored + already there + dropped + withdrawn + pending: in all, and for each backend of those it was asked for.
 
 use crate::meters::{Count, Meters};
+use crate::misses::ObjectFate;
 
 /// Why a write was dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +30,19 @@ pub enum Ended {
     Dropped(Dropped),
     /// The object was deleted or forgotten first.
     Withdrawn,
+}
+
+impl Ended {
+    /// What is known of the object from now on, for lookups that miss it. None where others note it, or nothing is to be noted.
+    pub fn fate(self) -> Option<ObjectFate> {
+        match self {
+            Ended::Already => Some(ObjectFate::Stored),
+            Ended::Dropped(Dropped::Failed) => Some(ObjectFate::DroppedFailed),
+            Ended::Dropped(Dropped::Fenced) => Some(ObjectFate::DroppedFenced),
+            Ended::Dropped(Dropped::Slow) => Some(ObjectFate::DroppedSlow),
+            Ended::Stored(_) | Ended::Dropped(Dropped::Closed) | Ended::Withdrawn => None,
+        }
+    }
 }
 
 /// The writes that one backend was asked for.

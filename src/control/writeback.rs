@@ -185,7 +185,7 @@ impl Writeback {
         // It was asked for once, for all of them.
         self.ask_for(chosen.len().saturating_sub(1));
         if chosen.is_empty() {
-            self.end_write(None, Ended::Dropped(Dropped::Fenced));
+            self.end_write(&write.key, None, Ended::Dropped(Dropped::Fenced));
         }
         self.write_to(&chosen, write, false);
     }
@@ -224,7 +224,7 @@ impl Writeback {
                 _ => None,
             };
             if let Some(why) = refused {
-                self.end_write(Some(slot), Ended::Dropped(why));
+                self.end_write(&write.key, Some(slot), Ended::Dropped(why));
                 continue;
             }
             if slot.take_misshapen(&write.key) {
@@ -238,7 +238,7 @@ impl Writeback {
             {
                 // Writing an object that is there counts as a use.
                 slot.backend.touch(&[write.key]);
-                self.end_write(Some(slot), Ended::Already);
+                self.end_write(&write.key, Some(slot), Ended::Already);
                 stored = true;
             } else {
                 targets.push(slot.clone());
@@ -374,7 +374,7 @@ impl Writeback {
 
     /// A write to one backend has ended. The last one ends the object's pending write.
     fn write_ended(&self, pending: &Arc<PendingWrite>, slot: &BackendSlot, how: Ended) {
-        self.end_write(Some(slot), how);
+        self.end_write(&pending.key, Some(slot), how);
         pending.stored.fetch_or(matches!(how, Ended::Stored(_) | Ended::Already), Ordering::AcqRel);
         if pending.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.note_written(pending.name, pending.is_copy, pending.stored.load(Ordering::Acquire));
@@ -391,13 +391,16 @@ impl Writeback {
         }
     }
 
-    /// Counts the end of a write to a backend, or of a write for which there is no backend.
-    fn end_write(&self, slot: Option<&BackendSlot>, how: Ended) {
+    /// Counts the end of a write to a backend, or of a write for which there is no backend. Called before L1 may evict the object for it.
+    fn end_write(&self, object: &ObjectKey, slot: Option<&BackendSlot>, how: Ended) {
         if self.over.load(Ordering::Acquire) {
             return;
         }
         self.meters.end_write(how);
         self.meters.writes_under_way.sub(1);
+        if let Some(fate) = how.fate() {
+            self.l1.misses().write_ended(object, fate, slot.map_or(0, |slot| slot.place));
+        }
         if let Some(slot) = slot {
             slot.writes.end(how);
         }

@@ -13,6 +13,7 @@ use crate::call_errors::Subject;
 use crate::error::{Error, KVKEEP_ERR_DISCONNECTED, KVKEEP_OK, Status};
 use crate::events::Event;
 use crate::key::Key;
+use crate::misses::miss_report::MissReport;
 
 /// ---- Seen from outside ----
 ///
@@ -39,6 +40,22 @@ pub unsafe extern "C" fn kvkeep_query_stats(cache: *mut kvkeep, stats: *mut Stat
 pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usage: *mut SpaceUsage) -> Status {
     on(cache, Subject::Space(space), |cache| {
         fill_struct(usage, "usage", |usage| cache.query_space(space, usage))?;
+        Ok(KVKEEP_OK)
+    })
+}
+
+/// Fills in `report`, prepared by KVKEEP_INIT, with how lookups went in a space since it was opened, and why they missed keys; `space` 0:
+/// in all spaces, those too that were closed since. Why a key is missing is known from a memory of 8 MiB that holds about a million objects: the
+/// newest that tiers lost, backends stored, or lookups missed. The older ones are forgotten, and count as never seen. It begins empty
+/// when the cache is opened; in a daemon it is the daemon's, for all of its clients. Reasons are looked for only when a key is missed.
+/// Never blocks on I/O.
+/// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_query_misses(cache: *mut kvkeep, space: u64, report: *mut MissReport) -> Status {
+    let subject = if space == 0 { Subject::Cache } else { Subject::Space(space) };
+    on(cache, subject, |cache| {
+        fill_struct(report, "report", |report| cache.query_misses(space, report))?;
         Ok(KVKEEP_OK)
     })
 }
@@ -129,6 +146,20 @@ pub unsafe extern "C" fn kvkeep_explain_key(
         let key = input(key, 1, "key")?[0];
         text::write(&cache.explain_key(space, &key)?, buffer, buffer_bytes, length)
     })
+}
+
+/// Writes, as JSON, how lookups went: `all` of them, and `spaces` with the names and the `lookups` of each open space (of very many,
+/// of those that take most of L1). Each has the numbers of a kvkeep_miss_report, and for each reason that there was its name, its place
+/// of a tier, its misses and a sentence for people, that of most misses first.
+/// Since: 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvkeep_explain_misses(
+    cache: *mut kvkeep,
+    buffer: *mut c_char,
+    buffer_bytes: usize,
+    length: *mut usize,
+) -> Status {
+    on(cache, Subject::Cache, |cache| text::write(&cache.explain_misses()?, buffer, buffer_bytes, length))
 }
 
 /// Writes, as JSON, the state of a session (for `session` 0: of every session that holds something, that with most bytes first):

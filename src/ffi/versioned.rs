@@ -10,6 +10,7 @@ use super::pointers::{checked_count, input, misaligned, null, output};
 use super::version::KVKEEP_ABI_VERSION;
 use crate::abi::{JobResult, SessionState, SpaceUsage, Stats};
 use crate::error::{Error, KVKEEP_ERR_VERSION, Result};
+use crate::misses::miss_report::MissReport;
 
 /// A struct of the ABI that begins with its size and version. Fields are appended at the end.
 ///
@@ -54,6 +55,8 @@ unsafe impl Versioned for SpaceUsage {}
 unsafe impl Versioned for SessionState {}
 // SAFETY: as above.
 unsafe impl Versioned for Stats {}
+// SAFETY: as above.
+unsafe impl Versioned for MissReport {}
 
 /// A type whose elements stand in arrays that an option struct points to. Fields are appended at the end.
 pub trait Element: FromBytes + Copy {

@@ -8,11 +8,12 @@ use super::session::{copy, lifecycle};
 use super::space::SpaceInfo;
 use super::staged_bytes::THIS_PROCESS;
 use super::tier::L1;
-use super::{holdings, inspect, memory_wait, open_space, read, recency, remove, write};
+use super::{count_lookups, holdings, inspect, memory_wait, open_space, read, recency, remove, write};
 use crate::abi::{KeyState, SessionState, SpaceUsage, View};
 use crate::config::SpaceSpec;
 use crate::error::{Result, Status};
 use crate::key::Key;
+use crate::misses::LookupCounts;
 use crate::shape::Shape;
 use crate::space_report::SpaceReport;
 
@@ -258,6 +259,11 @@ impl L1 {
     /// The state of each key now. Takes no shares and touches nothing.
     pub fn query_keys(&self, space: u64, keys: &[Key], states: &mut [KeyState]) -> Result<()> {
         inspect::query_keys(self, space, keys, states)
+    }
+
+    /// The keys that lookups asked for in a space, or in all that are or were open.
+    pub fn lookup_counts(&self, space: Option<u64>) -> Result<LookupCounts> {
+        count_lookups::lookup_counts(self, space)
     }
 
     /// Fills in the memory that a space takes of L1, but not the head of the struct.

@@ -7,13 +7,16 @@ use super::counters::{Counts, Gauges};
 use super::evict::Eviction;
 use super::session::lifecycle;
 use super::slot::Ref;
+use super::space::SpaceInfo;
 use super::tier::L1;
 use super::tier_io::{LoadReader, QueuedWrite};
 use super::tier_notes::Uses;
-use super::{evict, inspect, tier_io, tier_notes};
+use super::{count_lookups, evict, inspect, tier_io, tier_notes};
+use crate::abi::KVKEEP_TIERS_MAX;
 use crate::arena::Buffer;
 use crate::error::Status;
 use crate::key::{Key, ObjectKey};
+use crate::misses::MissContext;
 use crate::shape::ShapeTag;
 
 impl L1 {
@@ -33,6 +36,11 @@ impl L1 {
     /// is dropped. `lost`: no backend has it any more.
     pub fn commit_load(&self, name: Ref, shape: ShapeTag, readers: &[LoadReader], lost: bool) -> Option<Vec<bool>> {
         tier_io::commit_load(self, name, shape, readers, lost)
+    }
+
+    /// Counts the keys of a lookup that asked the backends, too: `hits` by the place of the tier, and those `missed` in its order.
+    pub fn count_lookup(&self, space: SpaceInfo, hits: &[u64; KVKEEP_TIERS_MAX], missed: &[Key], context: MissContext) {
+        count_lookups::count_lookup(self, space, hits, missed, context);
     }
 
     /// Gives up a load; its memory is freed when the transfer is over.

@@ -11,6 +11,7 @@ use super::wakes::WAKE_FREED;
 use super::{object_life, pending_writes};
 use crate::config::StoreMode;
 use crate::error::{KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, Status};
+use crate::misses::LeftL1;
 use crate::policy::Removal;
 
 /// Objects evicted under one lock by the background thread.
@@ -210,10 +211,14 @@ pub(super) fn evict_object(state: &mut L1State, id: u32) {
 pub(super) fn evict_now(state: &mut L1State, id: u32) {
     let slot = &state.slots[id];
     // One that is queued is counted as dropped when it leaves the queue.
-    if !slot.is(QUEUED) && WriteRule::of(state).is_unwritten(slot) {
-        pending_writes::count_unasked_drop(state);
+    if slot.is(QUEUED) || !WriteRule::of(state).is_unwritten(slot) {
+        return evict_object(state, id);
     }
+    pending_writes::count_unasked_drop(state);
+    let (space, key) = (state.slots.space(id), *state.slots.key(id));
     evict_object(state, id);
+    let fingerprint = state.fingerprinter.fingerprint(&key);
+    state.misses.left_l1(&state.spaces[space as usize].tag, fingerprint, LeftL1::Unwritten);
 }
 
 /// Evicts one object, or starts writing one that must be written first.

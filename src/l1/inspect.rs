@@ -109,7 +109,7 @@ pub(super) fn spaces(l1: &L1) -> Vec<SpaceReport> {
         let report = |(_, number): (u64, u64)| {
             // It may have been closed meanwhile.
             let index = *state.by_number.get(&number)?;
-            let Space { spec, ready, used, quota, .. } = &state.spaces[index as usize];
+            let Space { spec, ready, used, quota, lookups, .. } = &state.spaces[index as usize];
             Some(SpaceReport {
                 space: number,
                 model: spec.model.clone(),
@@ -120,6 +120,7 @@ pub(super) fn spaces(l1: &L1) -> Vec<SpaceReport> {
                 objects: *ready,
                 used_bytes: *used,
                 quota_bytes: *quota,
+                lookups: *lookups,
             })
         };
         open.into_iter().filter_map(report).collect()

@@ -63,6 +63,12 @@ impl BatchLookup<'_> {
         (&mut self.last.found, &mut self.last.fresh)
     }
 
+    /// The fingerprints of the keys that are not there, once [`find_all`](BatchLookup::find_all) has looked. They are of no space.
+    pub fn missed(&self) -> impl Iterator<Item = Fingerprint> {
+        let all = self.last.fingerprints.iter().zip(&self.last.found);
+        all.filter(|(_, id)| **id == NONE).map(|(fingerprint, _)| *fingerprint)
+    }
+
     fn find_again(&mut self, state: &L1State, space: u32) {
         for (id, fingerprint) in self.last.found.iter_mut().zip(&self.last.fingerprints) {
             *id = state.find_again(*id, fingerprint.within(space));

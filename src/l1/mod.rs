@@ -10,6 +10,7 @@
 pub mod alloc;
 mod api;
 mod backend_api;
+mod count_lookups;
 mod counters;
 mod detached_writes;
 pub mod evict;

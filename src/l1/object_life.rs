@@ -9,13 +9,14 @@
 
 use super::alloc::Block;
 use super::pending_writes;
-use super::slot::{BUSY, DETACHED, NOBODY, QUEUED, READY, STAGING, TEMPORARY, WRITING};
+use super::slot::{BUSY, DETACHED, NOBODY, QUEUED, READY, STAGING, STORED, Slot, TEMPORARY, WRITING};
 use super::space::Space;
 use super::state::L1State;
 use super::wakes::{WAKE_COMMITS, WAKE_EVICTION, WAKE_FREED};
 use crate::events::EventKind;
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
+use crate::misses::LeftL1;
 use crate::policy::Removal;
 
 /// Free to staging: takes a slot for an object whose memory is `block`. No session holds it yet. Called for a writer and for a load,
@@ -118,7 +119,11 @@ pub(super) fn detach(state: &mut L1State, id: u32, why: Removal) {
     if state.slots[id].is(BUSY) {
         state.detached_writes.add(id, space, key);
     }
-    state.table.remove(state.fingerprinter.fingerprint(&key).hash, id);
+    let fingerprint = state.fingerprinter.fingerprint(&key);
+    state.table.remove(fingerprint.hash, id);
+    if let Some(how) = leaves(&state.slots[id], why) {
+        state.misses.left_l1(&state.spaces[space as usize].tag, fingerprint, how);
+    }
     let Space { pool, ready, .. } = &mut state.spaces[space as usize];
     *ready -= 1;
     let pool = *pool;
@@ -138,6 +143,19 @@ pub(super) fn detach(state: &mut L1State, id: u32, why: Removal) {
         if !of_key.contains(&name) {
             of_key.push(name);
         }
+    }
+}
+
+/// How an object leaves L1, for the memory of what became of it; none where a backend has what is deleted here.
+fn leaves(slot: &Slot, why: Removal) -> Option<LeftL1> {
+    let is_stored = slot.is(STORED);
+    match why {
+        Removal::Evicted if is_stored => Some(LeftL1::Stored),
+        Removal::Evicted if slot.is(QUEUED) && !slot.is(WRITING) => Some(LeftL1::Unwritten),
+        Removal::Evicted => Some(LeftL1::Evicted),
+        Removal::Deleted if is_stored => slot.is(TEMPORARY).then_some(LeftL1::Stored),
+        Removal::Deleted if slot.is(TEMPORARY) => Some(LeftL1::Temporary),
+        Removal::Deleted => Some(LeftL1::Deleted),
     }
 }
 

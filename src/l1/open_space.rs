@@ -9,6 +9,7 @@ use crate::config::SpaceSpec;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_LOCKED, Result};
 use crate::hash::{layout_tag, space_tag};
 use crate::key::SpaceTag;
+use crate::misses::LookupCounts;
 use crate::policy::Removal;
 
 const SPACES_MAX: usize = 1 << 16;
@@ -29,7 +30,8 @@ pub(super) fn open_tagged_space(l1: &L1, tag: SpaceTag, spec: &SpaceSpec) -> Res
             Some(&index) => index,
             None => {
                 let (layout, spec) = (layout_tag(spec), spec.clone());
-                let space = Space { tag, layout, spec, quota: 0, used: 0, ready: 0, pool: 0 };
+                let space =
+                    Space { tag, layout, spec, quota: 0, used: 0, ready: 0, pool: 0, lookups: LookupCounts::default() };
                 note_odd_difference(state, &space);
                 let index = enter(state, space)?;
                 state.by_number.insert(tag.number(), index);
@@ -98,6 +100,7 @@ pub(super) fn close_space(l1: &L1, number: u64) -> Result<()> {
         state.shapes.forget(index);
         state.by_number.remove(&number);
         state.closed_spaces.push(index);
+        state.closed_lookups.add(&state.spaces[index as usize].lookups);
         Ok(())
     })
 }

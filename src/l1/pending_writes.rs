@@ -7,6 +7,7 @@ use super::slot::{DETACHED, GIVEN_UP, LEAVING, LOST, QUEUED, READY, STORED, Slot
 use super::state::L1State;
 use super::wakes::WAKE_WRITES;
 use crate::config::StoreMode;
+use crate::misses::ObjectFate;
 
 /// Whether every committed object is written to L2 sooner or later, used or not.
 pub(super) fn stores_everything(state: &L1State) -> bool {
@@ -35,6 +36,7 @@ pub(super) fn queue_write(state: &mut L1State, id: u32) -> bool {
     state.counts.writes_asked += 1;
     if !has_room(state) {
         state.counts.dropped_queue += 1;
+        state.misses.write_ended(&state.object_key(id), ObjectFate::DroppedQueue, 0);
         return false;
     }
     state.writes_waiting += 1;

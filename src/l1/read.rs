@@ -8,11 +8,12 @@ use super::outcome::Outcome;
 use super::session::sessions::Session;
 use super::slot::{NONE, TEMPORARY};
 use super::tier::L1;
-use super::{share, share_return, single_key_read};
+use super::{count_lookups, share, share_return, single_key_read};
 use crate::abi::View;
 use crate::ablation::{self, Optimization::SingleKeyRead};
 use crate::error::{KVKEEP_OK, Result};
 use crate::key::Key;
+use crate::misses::MissContext;
 
 pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, views: &mut [View]) -> Result<bool> {
     if let ([key], [view]) = (keys, &mut *views)
@@ -33,6 +34,10 @@ pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, view
             }
             share::note_all(state, index, fresh);
             state.counts.read(read);
+            state.spaces[space as usize].lookups.hits[0] += read.hits;
+            if read.misses > 0 {
+                count_lookups::count_misses(state, space, lookup.missed(), MissContext::default());
+            }
             Ok(all)
         })
     })

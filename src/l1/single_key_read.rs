@@ -4,10 +4,11 @@ use super::counters::ReadCounts;
 use super::session::sessions::{LastRead, Session};
 use super::slot::NONE;
 use super::tier::L1;
-use super::{share, share_return};
+use super::{count_lookups, share, share_return};
 use crate::abi::View;
 use crate::error::{Result, Status};
 use crate::key::Key;
+use crate::misses::MissContext;
 
 /// Takes `count` shares of a key, if it is ready.
 #[inline]
@@ -15,10 +16,10 @@ pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32) -> Result<Vi
     let fingerprint = l1.fingerprinter.fingerprint(key);
     l1.with(|state| {
         let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
-        let fingerprint = fingerprint.within(space);
-        let id = state.find_fingerprint(fingerprint).unwrap_or(NONE);
+        let in_space = fingerprint.within(space);
+        let id = state.find_fingerprint(in_space).unwrap_or(NONE);
         if id != NONE {
-            state.sessions.at_mut(index).last_read = Some(LastRead { key: *key, fingerprint, id });
+            state.sessions.at_mut(index).last_read = Some(LastRead { key: *key, fingerprint: in_space, id });
         }
         let (mut read, mut fresh) = (ReadCounts::default(), None);
         let view = share::read_one(state, index, id, count, &mut read, |id| fresh = Some(id));
@@ -26,6 +27,10 @@ pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32) -> Result<Vi
             share::note_all(state, index, &[id]);
         }
         state.counts.read(read);
+        state.spaces[space as usize].lookups.hits[0] += read.hits;
+        if read.misses > 0 {
+            count_lookups::count_misses(state, space, std::iter::once(fingerprint), MissContext::default());
+        }
         Ok(view)
     })
 }

@@ -2,6 +2,7 @@
 
 use crate::config::SpaceSpec;
 use crate::key::SpaceTag;
+use crate::misses::LookupCounts;
 
 pub(super) struct Space {
     pub tag: SpaceTag,
@@ -16,6 +17,8 @@ pub(super) struct Space {
     pub ready: u64,
     /// Index of the pool in which its objects compete.
     pub pool: usize,
+    /// The keys that lookups asked for in it.
+    pub lookups: LookupCounts,
 }
 
 impl Space {

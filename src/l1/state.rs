@@ -26,6 +26,7 @@ use crate::error::{Error, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result};
 use crate::events::{EventKind, Events};
 use crate::fingerprint::{Fingerprint, Fingerprinter};
 use crate::key::{Key, ObjectKey};
+use crate::misses::{LookupCounts, MissedKeys};
 use crate::policy::EvictionPolicy;
 use crate::shape::ShapeTag;
 use crate::slot_table::SlotTable;
@@ -132,6 +133,9 @@ pub(super) struct L1State {
     pub staged: u64,
     pub counts: Counts,
     pub events: Arc<Events>,
+    pub misses: Arc<MissedKeys>,
+    /// The keys that lookups asked for in spaces that were closed.
+    pub closed_lookups: LookupCounts,
     pub now_ms: u64,
     /// No session is due to be ended before.
     pub reclaim_ms: u64,
@@ -152,6 +156,7 @@ impl L1State {
         config: L1Config,
         fingerprinter: Fingerprinter,
         events: Arc<Events>,
+        misses: Arc<MissedKeys>,
     ) -> Result<L1State> {
         Ok(L1State {
             alloc: Alloc::new(arena.bytes() as u64),
@@ -186,6 +191,8 @@ impl L1State {
             staged: 0,
             counts: Counts::default(),
             events,
+            misses,
+            closed_lookups: LookupCounts::default(),
             now_ms: 0,
             reclaim_ms: u64::MAX,
             reclaimed: Vec::new(),

@@ -15,6 +15,7 @@ use crate::arena::Arena;
 use crate::error::Result;
 use crate::events::{Event, Events};
 use crate::fingerprint::Fingerprinter;
+use crate::misses::MissedKeys;
 
 /// The coarse monotonic clock: read without a system call in a few nanoseconds, which matters once a call.
 fn coarse_ms() -> u64 {
@@ -28,6 +29,7 @@ pub struct L1 {
     pub(super) fingerprinter: Fingerprinter,
     arena: Arc<Arena>,
     events: Arc<Events>,
+    misses: Arc<MissedKeys>,
     began_ms: u64,
     waker: OnceCell<Box<dyn Fn(Wakes) + Send + Sync>>,
     /// Objects were used that backends have.
@@ -47,12 +49,14 @@ impl L1 {
         config.check()?;
         let fingerprinter = Fingerprinter::of_process();
         let events = Arc::<Events>::default();
-        let state = L1State::new(arena.clone(), config, fingerprinter.clone(), events.clone())?;
+        let misses = Arc::new(MissedKeys::new(fingerprinter.clone()));
+        let state = L1State::new(arena.clone(), config, fingerprinter.clone(), events.clone(), misses.clone())?;
         Ok(Arc::new_cyclic(|me| L1 {
             state: Mutex::new(state),
             fingerprinter,
             arena,
             events,
+            misses,
             began_ms: coarse_ms(),
             waker: OnceCell::new(),
             uses_noted: AtomicBool::new(false),
@@ -134,6 +138,11 @@ impl L1 {
     /// The record of objects that came and went, here and in the backends.
     pub fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// The memory of what became of objects that left it or the backends.
+    pub fn misses(&self) -> &Arc<MissedKeys> {
+        &self.misses
     }
 
     /// Copies events as [`Events::drain`] does. They are kept from the first call on: begun under the lock, so that no event of L1 falls

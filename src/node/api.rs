@@ -24,6 +24,7 @@ use crate::l2;
 use crate::l2::plugin::PluginSource;
 use crate::l2::registry::OpenBackend;
 use crate::log::{Log, LogLevel};
+use crate::misses::miss_report::MissReport;
 use crate::shape::Shape;
 
 /// Between two looks whether jobs are through with a backend that is removed.
@@ -313,6 +314,7 @@ impl Cache for Node {
         backends.iter().for_each(|slot| slot.forgotten.begin(tag));
         self.prefetcher.cancel_space(index);
         let removed = self.l1.forget(space)?;
+        self.l1.misses().forgotten(tag.as_ref());
         // Jobs that found something in L1 meanwhile.
         self.prefetcher.cancel_space(index);
         self.writer.forget(tag, &backends);
@@ -388,6 +390,15 @@ impl Cache for Node {
 
     fn query_backends(&self) -> Result<Vec<BackendState>> {
         Ok(Node::query_backends(self))
+    }
+
+    fn query_misses(&self, space: u64, report: &mut MissReport) -> Result<()> {
+        *report = self.l1.lookup_counts((space != 0).then_some(space))?.report(report);
+        Ok(())
+    }
+
+    fn explain_misses(&self) -> Result<String> {
+        Node::explain_misses(self, |_| true)
     }
 
     fn metrics(&self) -> Result<String> {

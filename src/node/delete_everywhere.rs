@@ -24,9 +24,13 @@ pub(super) fn delete(node: &Node, space: u64, keys: &[Key], statuses: Option<&mu
     let free: Vec<usize> = (0..keys.len()).filter(|&i| results[i] != KVKEEP_ERR_LOCKED).collect();
     let objects: Vec<ObjectKey> = free.iter().map(|&i| objects[i]).collect();
     if !objects.is_empty() {
-        for (&i, known) in free.iter().zip(node.writer.delete(&objects)) {
+        let misses = node.l1.misses();
+        // Before the backends, which may delete at once.
+        free.iter().zip(&objects).for_each(|(&i, object)| misses.deleted(object, results[i] == KVKEEP_OK));
+        for ((&i, object), known) in free.iter().zip(&objects).zip(node.writer.delete(&objects)) {
             if known && results[i] == KVKEEP_ERR_NOT_FOUND {
                 results[i] = KVKEEP_OK;
+                misses.deleted(object, true);
             }
         }
         // A job may have found an object after it was looked for in L1, and before it was gone below.

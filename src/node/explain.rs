@@ -10,6 +10,7 @@ use crate::control::backends::BackendSlot;
 use crate::error::Result;
 use crate::key::{Key, ObjectKey};
 use crate::l2::{Found, Health, Usage};
+use crate::misses::miss_text;
 use crate::prometheus;
 
 /// The latency and the rate of loads from a backend, in whole microseconds and bytes a second.
@@ -114,7 +115,16 @@ impl Node {
 
     /// The part of the metrics that names spaces, to follow the others: for those who may know of all tenants.
     pub fn space_metrics(&self) -> String {
-        prometheus::spaces(&self.l1.spaces())
+        let spaces = self.l1.spaces();
+        let lookups: Vec<_> = spaces.iter().map(|report| (report.space, report.lookups)).collect();
+        prometheus::spaces(&spaces) + &miss_text::metrics(&lookups)
+    }
+
+    /// How lookups went, in all and in each open space that `may_see` admits (of very many, those that take most of L1). JSON.
+    pub fn explain_misses(&self, may_see: impl Fn(u64) -> bool) -> Result<String> {
+        let mut spaces = self.l1.spaces();
+        spaces.retain(|report| may_see(report.space));
+        Ok(json!({ "all": self.l1.lookup_counts(None)?, "spaces": spaces }).to_string())
     }
 
     /// The backends, in the order they are asked.

@@ -113,8 +113,8 @@ impl Node {
         let loading_max =
             if config.loading_bytes_max == 0 { loading_default(l1_bytes) } else { config.loading_bytes_max };
         let writing_max = WRITING_BYTES_MAX.min(l1_bytes / 4).max(1);
-        let (backends, meters) =
-            (Arc::new(Backends::new(l1.events().clone(), config.log.clone())), Arc::new(Meters::default()));
+        let backends = Arc::new(Backends::new(l1.events().clone(), l1.misses().clone(), config.log.clone()));
+        let meters = Arc::<Meters>::default();
         let deadlines = Arc::new(Deadlines::new(config.backend_timeout));
         let completions = Completions::start()?;
         let (log, checksum) = (config.log.clone(), config.checksum);

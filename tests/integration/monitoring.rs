@@ -8,7 +8,7 @@ use kvkeep::cache::Cache as _;
 use kvkeep::config::SpaceSpec;
 use kvkeep::log::{Log, LogLevel};
 
-use crate::promises::cache::{Cache, MIB, until};
+use crate::promises::cache::{Cache, MIB, keys, until};
 use crate::support::skip::skipped;
 
 const ALERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/prometheus/alerts.yml");
@@ -40,6 +40,26 @@ fn spaces_are_metrics_by_name() {
     let its = format!("kvkeep_space_objects{{space=\"{}\"", cache.space);
     let line = metrics.lines().find(|line| line.starts_with(&its)).unwrap();
     assert!(line.ends_with("} 3"), "{line}");
+    cache.node.close();
+}
+
+#[test]
+fn hits_and_misses_are_metrics_by_space_and_reason() {
+    let cache = Cache::open(MIB, &[], |_| {});
+    cache.store(0..3, 1000);
+    assert!(cache.node.evict(cache.space, &keys(0..1), None).unwrap());
+    let session = cache.session();
+    cache.read(session, 0..5, 0);
+    let (metrics, space) = (cache.node.space_metrics(), cache.space);
+    for line in [
+        format!("kvkeep_hits_total{{space=\"{space}\",tier=\"0\"}} 2\n"),
+        format!("kvkeep_misses_total{{space=\"{space}\",reason=\"evicted\",tier=\"0\"}} 1\n"),
+        format!("kvkeep_misses_total{{space=\"{space}\",reason=\"never_seen\",tier=\"\"}} 2\n"),
+        format!("kvkeep_endless_hits{{space=\"{space}\"}} 3\n"),
+    ] {
+        assert!(metrics.contains(&line), "{line} is missing in {metrics}");
+    }
+    cache.node.end_session(session).unwrap();
     cache.node.close();
 }
 

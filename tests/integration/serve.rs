@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kvkeep::abi::View;
 use kvkeep::cache::Cache as _;
-use kvkeep::config::SpaceSpec;
+use kvkeep::config::{Mode, PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::KVKEEP_ERR_LIMIT;
 use kvkeep::key::Key;
@@ -295,6 +295,44 @@ fn who_only_looks_is_let_in_when_as_many_clients_as_may_be_are_there() {
     // One that changes something is a client.
     let (code, said) = ask(&format!("clear {url}"));
     assert!(code == 2 && said.contains("raise clients_max"), "{said}");
+    client.end_session(session).unwrap();
+    client.close();
+}
+
+#[test]
+fn why_answers_why_the_hit_rate_is_low() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path(), "--l1 4MiB --l2 memory:");
+    daemon.told();
+    let url = format!("unix://{}", daemon.socket.display());
+    let client = daemon.client();
+    assert_eq!(ask(&format!("why {url}")), (0, "all spaces\n  no key was asked for\n".to_owned()));
+    let (space, session, key) = store(&client);
+    client.flush(60_000).unwrap();
+    client.clear(0, true).unwrap();
+    let keys = [key, Key { hash: [2; 32], ..key }, Key { hash: [3; 32], ..key }];
+    let mut view = [View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }];
+    client.reserve_read(session, &keys[1..2], 0, &mut view).unwrap();
+    let request = PrefetchRequest { mode: Mode::Any, ..PrefetchRequest::default() };
+    let mut job = 0;
+    client.submit_prefetch(session, &keys, request, &mut job).unwrap();
+    client.wait(job, 60_000).unwrap();
+    let (code, said) = ask(&format!("why {url}"));
+    let lines: Vec<&str> = said.lines().map(str::trim_start).collect();
+    let its = [
+        "1   25.0 %  hits, of 4 keys asked for",
+        "2   50.0 %  hits of a cache without an end, as estimated",
+        "1   25.0 %  hits in the backend at place 1",
+        "2   50.0 %  missed: never stored or asked for since the cache was opened, or forgotten",
+        "1   25.0 %  missed: asked for before and not stored since",
+    ];
+    assert_eq!((code, lines[0], &lines[1..6]), (0, "all spaces", &its[..]), "{said}");
+    assert!(lines[7].starts_with(&format!("space {space} of model ")), "{said}");
+    assert_eq!(lines[8..], its, "{said}");
+    let (_, json) = ask(&format!("why --json {url}"));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["spaces"][0]["lookups"], json["all"], "{json}");
+    assert_eq!((&json["all"]["reasons"][0]["reason"], &json["all"]["misses"]), (&"never_seen".into(), &3.into()));
     client.end_session(session).unwrap();
     client.close();
 }

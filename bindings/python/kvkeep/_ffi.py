@@ -46,6 +46,7 @@ KVKEEP_MESSAGE_BYTES = 128
 KVKEEP_HISTOGRAM_BUCKETS = 26
 KVKEEP_REQUEST_ID_BYTES = 256
 KVKEEP_URL_BYTES = 512
+KVKEEP_MISS_REASONS_MAX = 16
 KVKEEP_EVENTS_MAX = (1 << 16)
 KVKEEP_OBJECT_HEADER_BYTES = 160
 KVKEEP_LOOKUP_IN_ORDER = 1
@@ -134,6 +135,23 @@ class BackendHealth(enum.IntEnum):
     FENCED = 2
     BAD = 3
     OPEN = 4
+
+
+class MissReason(enum.IntEnum):
+    NEVER_SEEN = 0
+    NOT_STORED = 1
+    EVICTED = 2
+    DROPPED_QUEUE = 3
+    DROPPED_EVICTED = 4
+    DROPPED_FAILED = 5
+    DROPPED_FENCED = 6
+    DROPPED_SLOW = 7
+    QUARANTINED = 8
+    OTHER_SPACE = 9
+    DELETED = 10
+    TEMPORARY = 11
+    UNREACHABLE = 12
+    BEHIND_MISS = 13
 
 
 class EventKind(enum.IntEnum):
@@ -398,6 +416,31 @@ class kvkeep_space_usage(Structure):
         ("objects", c_uint64),
         ("used_bytes", c_uint64),
         ("quota_bytes", c_uint64),
+    ]
+
+
+class kvkeep_miss_report(Structure):
+    struct_size: int
+    abi_version: int
+    asked: int
+    hits: int
+    misses: int
+    endless_hits: int
+    tier_hits: Any
+    reasons: Any
+    evicted: Any
+    quarantined: Any
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("abi_version", c_uint32),
+        ("asked", c_uint64),
+        ("hits", c_uint64),
+        ("misses", c_uint64),
+        ("endless_hits", c_uint64),
+        ("tier_hits", c_uint64 * KVKEEP_TIERS_MAX),
+        ("reasons", c_uint64 * KVKEEP_MISS_REASONS_MAX),
+        ("evicted", c_uint64 * KVKEEP_TIERS_MAX),
+        ("quarantined", c_uint64 * KVKEEP_TIERS_MAX),
     ]
 
 
@@ -1445,6 +1488,14 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             POINTER(kvkeep_space_usage),
         ),
     ),
+    "kvkeep_query_misses": (
+        c_int,
+        (
+            c_void_p,
+            c_uint64,
+            POINTER(kvkeep_miss_report),
+        ),
+    ),
     "kvkeep_query_session": (
         c_int,
         (
@@ -1485,6 +1536,15 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             c_void_p,
             c_uint64,
             POINTER(kvkeep_key),
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
+    "kvkeep_explain_misses": (
+        c_int,
+        (
+            c_void_p,
             c_char_p,
             c_size_t,
             POINTER(c_size_t),

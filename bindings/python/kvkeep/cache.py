@@ -219,6 +219,16 @@ class Cache:
         call(lib.kvkeep_query_stats, self.pointer, ctypes.byref(stats))
         return stats
 
+    def misses(self) -> _ffi.kvkeep_miss_report:
+        """How lookups in all spaces went, and why they missed keys, by the names in kvkeep.h."""
+        report = prepared(_ffi.kvkeep_miss_report)
+        call(lib.kvkeep_query_misses, self.pointer, 0, ctypes.byref(report))
+        return report
+
+    def explain_misses(self) -> Any:
+        """How lookups went in all and in each space, with a sentence for each reason."""
+        return json.loads(text(lib.kvkeep_explain_misses, self.pointer))
+
     def metrics(self) -> str:
         """Everything counted, as Prometheus text."""
         return text(lib.kvkeep_get_metrics, self.pointer)

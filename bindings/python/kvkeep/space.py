@@ -90,6 +90,12 @@ class Space:
         call(lib.kvkeep_query_space, self._cache.pointer, self.id, ctypes.byref(usage))
         return usage
 
+    def misses(self) -> _ffi.kvkeep_miss_report:
+        """How lookups in the space went, and why they missed keys, by the names in kvkeep.h."""
+        report = prepared(_ffi.kvkeep_miss_report)
+        call(lib.kvkeep_query_misses, self._cache.pointer, self.id, ctypes.byref(report))
+        return report
+
     def close(self) -> None:
         """Closes the space, once no session and no pool of it is left. Its objects leave L1; backends keep theirs."""
         call(lib.kvkeep_close_space, self._cache.pointer, self.id)

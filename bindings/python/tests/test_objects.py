@@ -147,6 +147,11 @@ class Objects(CacheTest):
         self.assertEqual(self.cache.stats().evictions, 1)
         self.assertEqual(self.space.clear(), 1)
         self.assertIn("# TYPE", self.cache.metrics())
+        session.reserve_read(some_keys(3))
+        misses = self.space.misses()
+        self.assertEqual((misses.asked, misses.hits, misses.misses), (5, 2, 3))
+        self.assertEqual(list(misses.reasons)[:3], [1, 0, 1])
+        self.assertEqual((self.cache.misses().asked, self.cache.explain_misses()["all"]["misses"]), (5, 3))
 
     def test_events_are_told_to_any_reader(self) -> None:
         self.assertEqual(self.cache.read_events(), ([], 1))

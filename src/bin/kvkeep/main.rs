@@ -12,6 +12,7 @@ mod stat;
 mod text;
 mod top;
 mod verify;
+mod why;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ enum Verb {
     Stat(stat::StatArgs),
     Top(top::TopArgs),
     Explain(explain::ExplainArgs),
+    Why(why::WhyArgs),
     Clear(clear::ClearArgs),
     Replay(replay::ReplayArgs),
     Verify(verify::VerifyArgs),
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Serve(args) => serve::run(&args),
         Verb::Top(args) => top::run(&args),
         Verb::Explain(args) => explain::run(&args),
+        Verb::Why(args) => why::run(&args),
         Verb::Clear(args) => clear::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Verify(args) => verify::run(&args),

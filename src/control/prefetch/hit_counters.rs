@@ -3,28 +3,51 @@
 //! A key counts once for each request that asks for it. The job of a load asks for keys that its request may have asked for
 //! before, by a prefetch that is still bringing them: these do not count again.
 
-use super::plan::{HitPlan, NOWHERE, Question};
+use super::plan::{HitPlan, Question};
+use crate::abi::KVKEEP_TIERS_MAX;
+use crate::key::Key;
 use crate::meters::Meters;
 
 fn counts(asked_before: &[bool], index: usize) -> bool {
     asked_before.get(index).is_none_or(|asked| !asked)
 }
 
+/// The keys that a lookup asked for.
+#[derive(Default)]
+pub struct LookupTally {
+    /// Keys found, by the place of the tier.
+    pub hits: [u64; KVKEEP_TIERS_MAX],
+    /// Keys missed, in the order of the job.
+    pub missed: Vec<Key>,
+}
+
 /// Counts in which tier the keys were found that a job needs, as far as its lookup got.
-pub fn count_lookup(meters: &Meters, question: &Question, plan: &HitPlan, found: &[u8], asked_before: &[bool]) {
-    let (mut l1_hits, mut l2_hits, mut misses) = (0, 0, 0);
+pub fn count_lookup(
+    meters: &Meters,
+    question: &Question,
+    plan: &HitPlan,
+    found: &[u8],
+    asked_before: &[bool],
+) -> LookupTally {
+    let mut tally = LookupTally::default();
     for (index, &found) in found.iter().enumerate() {
         if question.needs(plan, index) && counts(asked_before, index) {
-            match found {
-                0 => l1_hits += 1,
-                NOWHERE => misses += 1,
-                _ => l2_hits += 1,
+            match tally.hits.get_mut(usize::from(found)) {
+                Some(hits) => *hits += 1,
+                None => {
+                    if tally.missed.is_empty() {
+                        tally.missed.reserve_exact(question.keys.len() - index);
+                    }
+                    tally.missed.push(question.keys[index]);
+                }
             }
         }
     }
+    let [l1_hits, l2_hits @ ..] = tally.hits;
     meters.l1_hits.add(l1_hits);
-    meters.l2_hits.add(l2_hits);
-    meters.l2_misses.add(misses);
+    meters.l2_hits.add(l2_hits.iter().sum());
+    meters.l2_misses.add(tally.missed.len() as u64);
+    tally
 }
 
 /// Counts the chunks that a job needed and those of them that its answer has.
@@ -49,7 +72,6 @@ pub fn count_chunks(meters: &Meters, question: &Question, answer: &HitPlan, aske
 mod tests {
     use super::*;
     use crate::config::{GroupRule, Mode};
-    use crate::key::Key;
 
     /// Without windows the numbers follow from the answer's length; a list in which no key was asked for before has each chunk
     /// looked at, and must come to the same.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::hit_counters::{count_chunks, count_lookup};
+use super::hit_counters::{LookupTally, count_chunks, count_lookup};
 use super::phases::{DonePhase, JobState, LoadPhase, LookupPhase, Phase, Search, there};
 use super::plan::{HitPlan, NOWHERE, Question};
 use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX, chars};
@@ -20,6 +20,7 @@ use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Status};
 use crate::key::{Key, ObjectKey};
 use crate::l1::{L1, LoadReader, SpaceInfo};
 use crate::meters::Meters;
+use crate::misses::MissContext;
 
 /// The cache around a job, as far as the job's transitions act on it.
 pub trait JobHost {
@@ -157,7 +158,7 @@ impl Job {
             return false;
         }
         self.await_no_more(lookup, host);
-        self.count_lookup(&lookup.search, &plan, host.meters());
+        self.count_lookup(&lookup.search, &plan, host);
         if let Some(observer) = &self.observer {
             observer.looked_up(plan.chunks);
         }
@@ -307,7 +308,7 @@ impl Job {
             search.trouble = trouble;
         }
         if lookup.is_none() && status != KVKEEP_ERR_CANCELLED {
-            self.count_lookup(&search, &given, host.meters());
+            self.count_lookup(&search, &given, host);
         }
         if lookup.is_none() {
             search.keep_found(&state.held);
@@ -428,8 +429,12 @@ impl Job {
         self.answer(&there(&lookup.search.found)).complete
     }
 
-    fn count_lookup(&self, search: &Search, plan: &HitPlan, meters: &Meters) {
-        count_lookup(meters, &self.question(), plan, &search.found, &self.asked_before);
+    fn count_lookup(&self, search: &Search, plan: &HitPlan, host: &impl JobHost) {
+        let LookupTally { hits, missed } =
+            count_lookup(host.meters(), &self.question(), plan, &search.found, &self.asked_before);
+        let unreachable = search.unanswered || search.backends.iter().any(|slot| !slot.may_have(&self.space.tag));
+        let context = MissContext { unreachable, in_order: search.in_order };
+        host.l1().count_lookup(self.space, &hits, &missed, context);
     }
 
     /// Unpins the pinned keys that `which` chooses.

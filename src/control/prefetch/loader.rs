@@ -191,7 +191,6 @@ impl Loader {
         let search = &load.search;
         let mut failed: Vec<(u32, NotLoaded)> = Vec::new();
         let mut batches: Vec<BackendBatch> = Vec::new();
-
         let mut fresh = Vec::new();
         {
             let mut pending = self.pending.lock();
@@ -364,6 +363,7 @@ impl Loader {
                     }
                     return;
                 };
+                self.l1.misses().stored(&item.object, place);
                 self.meters.loads.add(1);
                 self.meters.loaded_bytes.add(item.bytes);
                 self.meters.load_latency.add(verified.took);
@@ -475,6 +475,7 @@ impl LoadSink for LoadBatch {
                 match error.status {
                     KVKEEP_ERR_CORRUPT => {
                         meters.corruptions.add(1);
+                        self.loader.l1.misses().quarantined(&item.object, self.slot.place);
                         self.slot.backend.quarantine(item.object);
                     }
                     // Without its key, or without encryption: it is replaced when it is stored anew.

@@ -69,6 +69,7 @@ impl Prefetcher {
             ask.retain(|&index| search.wants_to_ask(index as usize, slot));
         }
         if job.request.mode == Mode::Prefix && job.request.group_rules.is_empty() {
+            search.in_order |= unknown.iter().any(|(_, ask)| !ask.is_empty());
             leave_out_beyond_gap(&missing, &mut unknown);
         }
         unknown.retain(|(_, ask)| !ask.is_empty());
@@ -231,7 +232,12 @@ impl Prefetcher {
                     }
                 }
             }
-            Err(error) => state.note_trouble(format!("backend {}: {error}", slot.number)),
+            Err(error) => {
+                if let Some((_, lookup)) = state.lookup_mut() {
+                    lookup.search.unanswered = true;
+                }
+                state.note_trouble(format!("backend {}: {error}", slot.number));
+            }
         }
         if let Phase::Lookup(lookup) = &mut state.phase {
             lookup.asking = lookup.asking.saturating_sub(1);

@@ -27,6 +27,10 @@ pub struct Search {
     pub pins: JobPins,
     /// By key: a bit for each place of a backend that could not give it. Empty until there is one.
     pub(super) tried: Vec<u8>,
+    /// A backend gave no answer to a lookup.
+    pub unanswered: bool,
+    /// Backends were asked, which need not look for keys after the first that is missing.
+    pub in_order: bool,
     /// The last failure, for the message of the result.
     pub trouble: Option<String>,
     /// How the caller is notified. Taken by the completion, so that there is one.

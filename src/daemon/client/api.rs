@@ -25,6 +25,7 @@ use crate::events::Event;
 use crate::key::Key;
 use crate::l2::plugin::PluginSource;
 use crate::log::Log;
+use crate::misses::miss_report::MissReport;
 use crate::shape::Shape;
 
 /// The time of one request of a call that waits for longer.
@@ -395,6 +396,18 @@ impl Cache for Client {
 
     fn query_backends(&self) -> Result<Vec<BackendState>> {
         self.call(&*self.link()?, &Request::QueryBackends {}, |_, fields| Ok(fields.array()?.to_vec()))
+    }
+
+    fn query_misses(&self, space: u64, report: &mut MissReport) -> Result<()> {
+        self.call(&*self.link()?, &Request::QueryMisses { space }, |_, fields| {
+            let (struct_size, abi_version) = (report.struct_size, report.abi_version);
+            *report = MissReport { struct_size, abi_version, ..fields.take()? };
+            Ok(())
+        })
+    }
+
+    fn explain_misses(&self) -> Result<String> {
+        self.call(&*self.link()?, &Request::ExplainMisses {}, text)
     }
 
     fn metrics(&self) -> Result<String> {

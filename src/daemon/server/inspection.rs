@@ -11,6 +11,7 @@ use crate::daemon::wire::request::check_count;
 use crate::daemon::wire::{Frame, Request};
 use crate::error::{KVKEEP_OK, Result};
 use crate::events;
+use crate::misses::miss_report::MissReport;
 use crate::node::Node;
 
 /// Most events in one answer: the next ones are a request away.
@@ -51,6 +52,17 @@ impl Handler {
             Request::QueryBackends {} => {
                 frame.begin(KVKEEP_OK as u32).array(&node.query_backends());
                 Ok(())
+            }
+            Request::QueryMisses { space } => {
+                self.grants.check_space(client, space)?;
+                let mut report = MissReport::default();
+                node.query_misses(space, &mut report)?;
+                frame.begin(KVKEEP_OK as u32).put(&report);
+                Ok(())
+            }
+            Request::ExplainMisses {} => {
+                let may_see = |space| self.grants.check_space(client, space).is_ok();
+                text(frame, &Node::explain_misses(node, may_see)?)
             }
             Request::Metrics {} => text(frame, &Node::metrics(node)),
             Request::ExplainKey { space, key } => {

@@ -12,7 +12,7 @@ use crate::daemon::wire::{FRAME_BYTES_MAX, Fields, Frame, FrameHead, Request, We
 use crate::key::Key;
 use crate::shape::{Piece, Shape};
 
-const KINDS: u32 = 54;
+const KINDS: u32 = 57;
 
 /// What requests are made from.
 #[derive(Clone, Debug)]
@@ -151,7 +151,9 @@ fn request(kind: u32, parts: &Parts) -> Request<'_> {
         52 => Request::CloseSpace { space },
         53 => Request::Resume { job },
         54 => Request::TailKeys { session, tail_tokens: *small, ranks, count },
-        _ => Request::ExplainHolders { most: *small },
+        55 => Request::ExplainHolders { most: *small },
+        56 => Request::QueryMisses { space },
+        _ => Request::ExplainMisses {},
     }
 }
 

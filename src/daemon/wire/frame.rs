@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::abi::{JobResult, KVKEEP_KEYS_MAX, SessionState, SpaceUsage, Stats};
 use crate::error::{Error, Result};
 use crate::key::Key;
+use crate::misses::miss_report::MissReport;
 use crate::shape::Shape;
 
 const WORD: usize = size_of::<u64>();
@@ -231,7 +232,7 @@ macro_rules! records {
     )*};
 }
 
-records!(JobResult, SessionState, SpaceUsage, Stats, Key);
+records!(JobResult, SessionState, SpaceUsage, Stats, MissReport, Key);
 
 /// Where frames are received: whole words, so that arrays lie aligned.
 #[derive(Default)]

@@ -104,6 +104,8 @@ requests! {
     53 Resume { job: u64 },
     54 TailKeys { session: u64, tail_tokens: u32, ranks: Ranks, count: u64 },
     55 ExplainHolders { most: u32 },
+    56 QueryMisses { space: u64 },
+    57 ExplainMisses {},
 }
 
 impl Request<'_> {
@@ -122,6 +124,8 @@ impl Request<'_> {
                 | Request::QuerySpace { .. }
                 | Request::QuerySession { .. }
                 | Request::QueryBackends {}
+                | Request::QueryMisses { .. }
+                | Request::ExplainMisses {}
                 | Request::QueryKeys { .. }
         )
     }

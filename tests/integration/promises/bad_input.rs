@@ -17,6 +17,7 @@ use kvkeep::ffi::prefetch::*;
 use kvkeep::ffi::session::*;
 use kvkeep::ffi::version::{KVKEEP_ABI_VERSION, kvkeep_last_error};
 use kvkeep::key::Key;
+use kvkeep::misses::miss_report::MissReport;
 
 use super::cache::{KIB, MIB, key, views, watched};
 use crate::support::random::{Random, number, rounds};
@@ -286,7 +287,9 @@ fn p6_garbage_is_refused_with_a_message_and_changes_nothing() {
                     }
                     28 => {
                         let mut usage = random.spoil(init::<SpaceUsage>());
-                        kvkeep_query_space(handle, space, random.pointer(&raw mut usage))
+                        kvkeep_query_space(handle, space, random.pointer(&raw mut usage));
+                        let mut report = random.spoil(init::<MissReport>());
+                        kvkeep_query_misses(handle, space, random.pointer(&raw mut report))
                     }
                     29 => {
                         kvkeep_init_struct(random.pointer(out.as_mut_ptr().cast()), KEYS * 24 - 8, r1 as u32);

@@ -1,0 +1,60 @@
+//! Counting the keys that lookups asked for, space by space: hits by tier, misses by reason.
+
+use super::space::SpaceInfo;
+use super::state::L1State;
+use super::tier::L1;
+use crate::abi::KVKEEP_TIERS_MAX;
+use crate::error::Result;
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+use crate::misses::{LookupCounts, MissContext};
+
+/// Counts keys that a read has missed. Their fingerprints are of no space.
+#[cold]
+pub(super) fn count_misses(
+    state: &mut L1State,
+    space: u32,
+    missed: impl Iterator<Item = Fingerprint>,
+    context: MissContext,
+) {
+    let L1State { misses, table, slots, spaces, .. } = state;
+    let is_elsewhere = |fingerprint: Fingerprint| {
+        let is_of = |id: u32| slots[id].is_of(fingerprint.within(slots.space(id)));
+        table.find(fingerprint.hash, is_of).is_some()
+    };
+    let space = &mut spaces[space as usize];
+    misses.count_misses(&space.tag, missed, context, is_elsewhere, &mut space.lookups);
+}
+
+/// Counts the keys of a lookup that asked the backends, too: `hits` by the place of the tier, and those `missed` in its order.
+pub(super) fn count_lookup(
+    l1: &L1,
+    space: SpaceInfo,
+    hits: &[u64; KVKEEP_TIERS_MAX],
+    missed: &[Key],
+    context: MissContext,
+) {
+    let fingerprints: Vec<Fingerprint> = missed.iter().map(|key| l1.fingerprinter.fingerprint(key)).collect();
+    l1.with(|state| {
+        let its = &mut state.spaces[space.index as usize];
+        // Its space may have been closed, and the index given to another.
+        if its.tag == space.tag {
+            its.lookups.hits.iter_mut().zip(hits).for_each(|(sum, hits)| *sum += hits);
+            if !fingerprints.is_empty() {
+                count_misses(state, space.index, fingerprints.into_iter(), context);
+            }
+        }
+    });
+}
+
+/// The counts of a space, or of all that are or were open.
+pub(super) fn lookup_counts(l1: &L1, space: Option<u64>) -> Result<LookupCounts> {
+    l1.with(|state| match space {
+        Some(space) => Ok(state.spaces[state.space_index(space)? as usize].lookups),
+        None => {
+            let mut all = state.closed_lookups;
+            state.by_number.values().for_each(|&index| all.add(&state.spaces[index as usize].lookups));
+            Ok(all)
+        }
+    })
+}
