@@ -88,7 +88,7 @@
 /// ---- Types ----
 ///
 /// Every struct whose first fields are struct_size and abi_version is prepared by KVKEEP_INIT(&s), which zeroes it
-/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only the
+/// and fills in both; `kvkeep_init_struct` does so for hosts without macros. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only the
 /// fields it needs. Fields are added at the end and never moved, so that a caller built with an older, shorter struct keeps
 /// working.
 /// A result struct is filled in up to the caller's struct_size, whatever it is; bytes beyond the library's own struct are left
@@ -1476,12 +1476,13 @@ kvkeep_status kvkeep_init_struct(void *versioned,
                                  size_t struct_size,
                                  uint32_t abi_version);
 
-/// Writes the message that `kvkeep_last_error` had of the newest call which named the given subject and returned an error or PARTIAL,
-/// whichever thread made that call: for hosts that may run the next call on another thread (goroutines, virtual threads).
-/// `subject` is a kvkeep_subject, and `number` its number: that of the first of session, job, pool, backend and space among the arguments of the
-/// call; of a call that names none of them, KVKEEP_SUBJECT_CACHE and 0. While one task at a time uses a subject, the message is that
-/// of its own call. Where `cache` is NULL, the subject is KVKEEP_SUBJECT_CACHE, and the call is the newest `kvkeep_open` of this
-/// process that was refused. `buffer`, `buffer_bytes` and `length` are as in "Seen from outside". Never blocks. Any thread.
+/// Writes the message that `kvkeep_last_error` had after the newest call that named a subject and returned an error or PARTIAL,
+/// whichever thread made that call: for hosts whose next call may run on another thread (goroutines, virtual threads).
+/// `subject` is a kvkeep_subject, and `number` its number. A call names the first of session, job, pool, backend and space that is
+/// among its arguments; one without any of them names KVKEEP_SUBJECT_CACHE, whose number is 0. While one task at a time uses a
+/// subject, the message is that of the task's own call. Where `cache` is NULL, the subject is KVKEEP_SUBJECT_CACHE, and the call is
+/// the newest `kvkeep_open` of this process that was refused. `buffer`, `buffer_bytes` and `length` are as in "Seen from outside".
+/// Never blocks. Any thread.
 /// Errors: NOT_FOUND (no call of the subject has failed, or calls of 256 other subjects have since), INVALID.
 /// Since: 0.1.
 KVKEEP_API

@@ -9,7 +9,7 @@ use crate::abi::Completion;
 /// ---- Types ----
 ///
 /// Every struct whose first fields are struct_size and abi_version is prepared by KVKEEP_INIT(&s), which zeroes it
-/// and fills in both. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only the
+/// and fills in both; `kvkeep_init_struct` does so for hosts without macros. Zero (or NULL) in any other field means the default named beside it, so that a caller sets only the
 /// fields it needs. Fields are added at the end and never moved, so that a caller built with an older, shorter struct keeps
 /// working.
 /// A result struct is filled in up to the caller's struct_size, whatever it is; bytes beyond the library's own struct are left
