@@ -10,6 +10,9 @@ pub mod server;
 pub mod service;
 pub mod settings;
 pub mod settings_in_force;
+pub mod trace_file;
+pub mod trace_line;
+pub mod trace_recorder;
 pub mod wire;
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::http::{Http, HttpOptions};
 use super::server::descriptors::DescriptorShares;
 use super::server::{Access, Limits, LockFile, Server};
 use super::settings::FileMode;
+use super::trace_recorder::TraceRecorder;
 use crate::error::{Error, Result};
 use crate::l2::url::{Parameters, Url};
 use crate::log::{Log, LogLevel};
@@ -20,12 +21,15 @@ pub struct ServiceOptions {
     pub limits: Limits,
     /// Where to answer HTTP.
     pub http: Option<SocketAddr>,
+    /// Where requests are recorded.
+    pub recorder: Option<Arc<TraceRecorder>>,
 }
 
 /// The open socket, and the open port.
 pub struct Service {
     server: Server,
     http: Option<Http>,
+    recorder: Option<Arc<TraceRecorder>>,
 }
 
 impl ServiceOptions {
@@ -46,7 +50,7 @@ impl ServiceOptions {
         options.finish()?;
         let lock_file = LockFile::take(parsed.path.as_ref())?;
         let access = Access { mode, ..Access::default() };
-        Ok((lock_file, ServiceOptions { access, limits: Limits::default(), http }))
+        Ok((lock_file, ServiceOptions { access, limits: Limits::default(), http, recorder: None }))
     }
 }
 
@@ -63,13 +67,17 @@ impl Service {
         if let Some(http) = &http {
             log.write(LogLevel::Info, || format!("the page is at http://{}/", http.address()));
         }
-        let server = Server::start(node.clone(), lock_file, options.access, options.limits)?;
-        Ok(Service { server, http })
+        let ServiceOptions { access, limits, recorder, .. } = options;
+        let server = Server::start_recorded(node.clone(), lock_file, access, limits, recorder.clone())?;
+        Ok(Service { server, http, recorder })
     }
 
     /// Lets nobody in any more, ends the connections, and closes the socket. The port stays.
     pub fn stop_clients(self) -> Option<Http> {
         self.server.stop();
+        if let Some(recorder) = &self.recorder {
+            recorder.close();
+        }
         self.http
     }
 

@@ -12,11 +12,15 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::accounts::{GroupId, UserId};
 use super::server::{Access, Limits};
+use super::trace_file::check_trace;
 use crate::config::{NodeConfig, StoreMode};
 use crate::error::{Error, Result};
 use crate::l2::url;
 use crate::log::{Log, LogLevel};
 use crate::memory_bounds::MemoryBounds;
+
+/// Most bytes of a recording, unless another number is given.
+const TRACE_BYTES: Size = Size(1 << 30);
 
 /// A number of bytes, written like `64MiB`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -174,6 +178,12 @@ pub struct Settings {
     /// How much to log [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<Level>,
+    /// Record the requests in this file, for kvkeep replay: salted hashes, sizes and times, no tokens. Not given: nowhere
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Most bytes of the recording: its older half is FILE.1, and what is older is gone [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub trace_bytes: Option<Size>,
 
     /// Eviction policy of L1: lru, s3fifo, mq or none [default: lru]
     #[arg(long, value_name = "NAME", help_heading = "L1")]
@@ -284,6 +294,7 @@ impl Settings {
         let milliseconds = |time: Duration| u32::try_from(time.as_millis()).ok();
         Settings {
             log: Some(Level::Info),
+            trace_bytes: Some(TRACE_BYTES),
             policy: Some(node.eviction_policy),
             watermark_high_percent: Some(node.watermark_high_percent),
             watermark_low_percent: Some(node.watermark_low_percent),
@@ -326,6 +337,8 @@ impl Settings {
             socket: self.socket.or(file.socket),
             http: self.http.or(file.http),
             log: self.log.or(file.log),
+            trace: self.trace.or(file.trace),
+            trace_bytes: self.trace_bytes.or(file.trace_bytes),
             policy: self.policy.or(file.policy),
             watermark_high_percent: self.watermark_high_percent.or(file.watermark_high_percent),
             watermark_low_percent: self.watermark_low_percent.or(file.watermark_low_percent),
@@ -355,6 +368,14 @@ impl Settings {
             staged_bytes_per_client_max: self.staged_bytes_per_client_max.or(file.staged_bytes_per_client_max),
             message_bytes_max: self.message_bytes_max.or(file.message_bytes_max),
         }
+    }
+
+    /// The file that requests are recorded in, if they are, and its most bytes.
+    pub fn trace(&self) -> Result<Option<(&Path, u64)>> {
+        let Some(path) = &self.trace else { return Ok(None) };
+        let Size(bytes) = self.trace_bytes.unwrap_or(TRACE_BYTES);
+        check_trace(path, bytes)?;
+        Ok(Some((path, bytes)))
     }
 
     /// The socket, which must be given.

@@ -20,6 +20,7 @@ mod page;
 mod policy_trace;
 mod processes;
 mod promises;
+mod recorded_trace;
 mod redis;
 #[cfg(feature = "s3")]
 mod s3;

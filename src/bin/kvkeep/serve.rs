@@ -13,6 +13,7 @@ use kvkeep::daemon::server::descriptors;
 use kvkeep::daemon::service::{Service, ServiceOptions};
 use kvkeep::daemon::settings::{Level, Settings};
 use kvkeep::daemon::settings_in_force::settings_in_force;
+use kvkeep::daemon::trace_recorder::TraceRecorder;
 use kvkeep::error::Error;
 use kvkeep::l2::registry;
 use kvkeep::log::{Log, LogLevel};
@@ -106,6 +107,7 @@ fn raise_limit(log: &Log) {
 /// Whether a daemon could start with these settings, as far as that shows without opening anything.
 fn check(settings: &Settings) -> kvkeep::error::Result<()> {
     settings.limits()?;
+    settings.trace()?;
     let socket = settings.socket()?;
     let directory = socket.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !directory.is_dir() {
@@ -137,13 +139,16 @@ pub fn run(args: &ServeArgs) -> Outcome {
     let mut signals = signals()?;
     raise_limit(&log);
     let (access, limits) = (settings.access(), settings.limits().map_err(sentence)?);
+    let trace = settings.trace().map_err(sentence)?;
     let socket = settings.socket().map_err(sentence)?;
     // Everything that may be refused is asked for before L1 is mapped, but for the socket's lock, which gives this run its number.
     let lock_file = LockFile::take(&socket).map_err(sentence)?;
+    let start = |(path, bytes)| TraceRecorder::start(path, bytes, log.clone());
+    let recorder = trace.map(start).transpose().map_err(sentence)?;
     let config = settings.node(lock_file.boot, log.clone()).map_err(sentence)?;
     let timeout_ms = u32::try_from(config.backend_timeout.as_millis()).unwrap_or(u32::MAX);
     let node = Node::open(config).map_err(sentence)?;
-    let options = ServiceOptions { access, limits, http: settings.http };
+    let options = ServiceOptions { access, limits, http: settings.http, recorder };
     let service = match Service::start(&node, lock_file, options, &log) {
         Ok(service) => service,
         Err(error) => {

@@ -54,6 +54,7 @@ impl Handler {
                 client.may_write()?;
                 self.grants.check_session(client, session)?;
                 let all_ok = node.finish_write(session, keys, scratch.statuses(keys.len(), statuses))?;
+                self.recording.committed(session, keys);
                 self.statuses(frame, all_ok, scratch)
             }
             Request::AbortWrite { session, keys, statuses } => {
@@ -67,6 +68,7 @@ impl Handler {
                 self.grants.check_session(client, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.finish_write_and_reserve_read(session, keys, extra.0, views)?;
+                self.recording.committed_and_read(session, keys, views);
                 scratch.undo.shares(session, keys, &scratch.views, extra.0);
                 self.views(frame, batch(all_ok), &scratch.views)
             }
@@ -74,6 +76,7 @@ impl Handler {
                 self.grants.check_session(client, session)?;
                 let views = scratch.views(keys.len());
                 let all_ok = node.reserve_read(session, keys, extra.0, views)?;
+                self.recording.read(session, keys, views);
                 scratch.undo.shares(session, keys, &scratch.views, extra.0);
                 self.views(frame, batch(all_ok), &scratch.views)
             }

@@ -11,6 +11,7 @@ use super::access::Limits;
 use super::descriptors::failed;
 use super::peer::Peer;
 use super::push::PushQueue;
+use super::recording::AnswerNote;
 use crate::abi::JobResult;
 use crate::cache::Cache;
 use crate::config::JobObserver;
@@ -181,8 +182,13 @@ impl ClientState {
         self.held.lock().sessions.remove(&session);
     }
 
-    /// Begins to follow a job that the client knows by `ticket`.
-    pub fn begin_job(self: &Arc<Self>, limits: &Limits, ticket: u64) -> Result<Arc<dyn JobObserver>> {
+    /// Begins to follow a job that the client knows by `ticket`. Its lookup's answer goes to `note` too.
+    pub fn begin_job(
+        self: &Arc<Self>,
+        limits: &Limits,
+        ticket: u64,
+        note: Option<AnswerNote>,
+    ) -> Result<Arc<dyn JobObserver>> {
         let mut held = self.held.lock();
         if held.gone {
             return Err(gone());
@@ -193,7 +199,7 @@ impl ClientState {
         if held.jobs.insert(ticket, 0).is_some() {
             return Err(Error::invalid("malformed message: a ticket is used twice"));
         }
-        Ok(Arc::new(JobPusher { client: Arc::downgrade(self), ticket }))
+        Ok(Arc::new(JobPusher { client: Arc::downgrade(self), ticket, note }))
     }
 
     /// The job of a ticket was accepted, or (0) refused. False if the client has left meanwhile: then it is to be released.
@@ -230,10 +236,14 @@ impl ClientState {
 struct JobPusher {
     client: Weak<ClientState>,
     ticket: u64,
+    note: Option<AnswerNote>,
 }
 
 impl JobObserver for JobPusher {
     fn looked_up(&self, chunks: u32) {
+        if let Some(note) = &self.note {
+            note.found(chunks);
+        }
         if let Some(client) = self.client.upgrade() {
             client.pushes.push(PUSH_LOOKED_UP, |frame| {
                 frame.put(&self.ticket).put(&chunks);

@@ -6,10 +6,12 @@ use std::time::Duration;
 use super::access::Limits;
 use super::answers::{AnswerScratch, WAIT_MS_MAX, done, number};
 use super::client_state::ClientState;
+use super::recording::Recording;
 use super::space_grants::SpaceGrants;
 use crate::abi::JobResult;
 use crate::cache::Cache;
 use crate::config::{Notify, PrefetchRequest};
+use crate::daemon::trace_recorder::TraceRecorder;
 use crate::daemon::wire::frame::malformed;
 use crate::daemon::wire::request::check_count;
 use crate::daemon::wire::{Frame, Request};
@@ -22,13 +24,20 @@ pub struct Handler {
     pub(super) node: Arc<Node>,
     limits: Limits,
     pub(super) grants: SpaceGrants,
+    pub(super) recording: Recording,
 }
 
 impl Handler {
-    /// A handler of requests to `node`. `tenants` have users who alone may open their spaces.
-    pub fn new(node: Arc<Node>, tenants: Vec<(String, Vec<u32>)>, limits: Limits) -> Handler {
+    /// A handler of requests to `node`. `tenants` have users who alone may open their spaces. Requests are noted in `recorder`.
+    pub fn new(
+        node: Arc<Node>,
+        tenants: Vec<(String, Vec<u32>)>,
+        limits: Limits,
+        recorder: Option<Arc<TraceRecorder>>,
+    ) -> Handler {
         let grants = SpaceGrants::new(node.clone(), tenants);
-        Handler { node, limits, grants }
+        let recording = Recording::new(node.clone(), recorder);
+        Handler { node, limits, grants, recording }
     }
 
     /// Takes back the gains of the last answer: its caller did not wait for it.
@@ -53,7 +62,14 @@ impl Handler {
             Request::Hello { .. } | Request::Attach { .. } => Err(malformed("a connection begins once")),
             Request::Bye {} => number(frame, client.leave(node).1 as u64),
             Request::Ping {} => done(frame),
-            Request::OpenSpace { spec } => number(frame, self.grants.open_space(client, spec)?),
+            Request::OpenSpace { spec } => {
+                let noted = self.recording.is_on().then(|| spec.clone());
+                let space = self.grants.open_space(client, spec)?;
+                if let Some(spec) = noted {
+                    self.recording.opened_space(space, &spec);
+                }
+                number(frame, space)
+            }
             Request::CloseSpace { space } => {
                 client.may_write()?;
                 self.grants.close_space(client, space)?;
@@ -103,13 +119,15 @@ impl Handler {
             Request::BeginCopy { session, space, shapes } => {
                 self.grants.check_session(client, session)?;
                 let begin = || node.begin_copy_of(client.peer.pid, session, space, shapes);
-                let session = client.begin_session(node, &self.limits, begin)?;
-                scratch.undo.session(session);
-                number(frame, session)
+                let copy = client.begin_session(node, &self.limits, begin)?;
+                self.recording.copies(copy, session);
+                scratch.undo.session(copy);
+                number(frame, copy)
             }
             Request::EndSession { session } => {
                 self.grants.check_session(client, session)?;
                 node.end_session(session)?;
+                self.recording.ended(session);
                 client.end_session(session);
                 done(frame)
             }
@@ -212,7 +230,8 @@ impl Handler {
         mut request: PrefetchRequest,
         ticket: u64,
     ) -> Result<u64> {
-        request.notify = Notify::Observer(client.begin_job(&self.limits, ticket)?);
+        let note = self.recording.asks(session, keys, &request);
+        request.notify = Notify::Observer(client.begin_job(&self.limits, ticket, note)?);
         let mut job = 0;
         let submitted = self.node.submit_prefetch(session, keys, request, &mut job);
         let job = if submitted.is_ok() { job } else { 0 };

@@ -22,6 +22,7 @@ use super::dispatch::Handler;
 use super::lock_file::LockFile;
 use super::peer::Peer;
 use super::server_state::ServerState;
+use crate::daemon::trace_recorder::TraceRecorder;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
 use crate::log::LogLevel;
 use crate::node::Node;
@@ -40,6 +41,17 @@ pub struct Server {
 impl Server {
     /// Serves a node on the claimed socket until stopped.
     pub fn start(node: Arc<Node>, lock_file: LockFile, access: Access, limits: Limits) -> Result<Server> {
+        Server::start_recorded(node, lock_file, access, limits, None)
+    }
+
+    /// As [`start`](Server::start), and notes the requests of clients in a trace.
+    pub fn start_recorded(
+        node: Arc<Node>,
+        lock_file: LockFile,
+        access: Access,
+        limits: Limits,
+        recorder: Option<Arc<TraceRecorder>>,
+    ) -> Result<Server> {
         let path: &PathBuf = &lock_file.socket;
         let failed = |error: io::Error| Error::io(format!("serving {}", path.display()), &error);
         // The process that listened here is gone: its lock file was free.
@@ -50,7 +62,7 @@ impl Server {
         let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(access.mode)).map_err(failed)?;
         let state = Arc::new(ServerState {
-            handler: Handler::new(node.clone(), access.tenants.clone(), limits.clone()),
+            handler: Handler::new(node.clone(), access.tenants.clone(), limits.clone(), recorder),
             node,
             access,
             limits,

@@ -14,6 +14,7 @@ mod listener;
 mod lock_file;
 mod peer;
 mod push;
+mod recording;
 mod server_state;
 mod serving;
 mod space_grants;

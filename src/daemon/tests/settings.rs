@@ -25,7 +25,7 @@ fn refusal(text: &str) -> String {
     Settings::parse(text, "k.toml").unwrap_err().message
 }
 
-const FLAGS: &str = "--l1 8GiB --l2 fs:///a?capacity=1GiB --l2 memory: --socket /run/k.sock --http 127.0.0.1:9400 --log warn \
+const FLAGS: &str = "--l1 8GiB --l2 fs:///a?capacity=1GiB --l2 memory: --socket /run/k.sock --http 127.0.0.1:9400 --log warn --trace /t --trace-bytes 2MiB \
     --policy mq --watermark-high-percent 90 --watermark-low-percent 50 --huge-pages --numa-node 1 --no-prefault \
     --store after-uses --store-after-uses 3 --no-checksum=false --backend-timeout-ms 5 --loading-bytes-max 1MiB \
     --writes-pending-max 6 --store-wait-ms 61 --sessions-max 7 --jobs-max 8 --session-timeout-ms 9 --socket-mode 0660 \
@@ -39,6 +39,8 @@ const FILE: &str = r#"
     socket = "/run/k.sock"
     http = "127.0.0.1:9400"
     log = "warn"
+    trace = "/t"
+    trace_bytes = "2MiB"
     policy = "mq"
     watermark_high_percent = 90
     watermark_low_percent = 50
@@ -207,6 +209,7 @@ fn the_example_names_every_setting_and_its_default() {
     let mut defaults = Settings::defaults();
     // Of those without a default, and where the table says more than the default does, an example of a value.
     defaults.numa_node = Some(0);
+    defaults.trace = Some("/var/log/kvkeep/trace.jsonl".into());
     defaults.store_after_uses = Some(2);
     defaults.loading_bytes_max = Some(Size(1 << 30));
     defaults.staged_bytes_per_client_max = Some(Size(4 << 30));

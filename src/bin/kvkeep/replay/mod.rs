@@ -4,6 +4,7 @@ mod bars;
 mod content;
 mod engine;
 mod plain;
+mod request_player;
 mod simulated_tier;
 mod simulation;
 mod sizing;
@@ -38,13 +39,15 @@ const BLOCK_BYTES_MAX: u64 = 64 << 30;
   kvkeep replay trace.jsonl --policy all --svg rates.svg        # which policy?
   kvkeep replay trace.jsonl --real --l1 4GiB --l2 'fs:///var/cache/kvkeep?capacity=20GiB'
 
-The trace has one JSON object a line: timestamp (ms), input_length and output_length (tokens), and hash_ids, one id per 512
-tokens of the prompt, where two requests share an id only if all tokens before it are equal too.
+The trace is one that kvkeep serve --trace has recorded, or has one JSON object a line: timestamp (ms), input_length and
+output_length (tokens), and hash_ids, one id per 512 tokens of the prompt, where two requests share an id only if all tokens
+before it are equal too.
 
 Exit status: 0 done, 1 bytes were wrong (--real), 2 wrong usage or an input/output error.")]
 pub struct ReplayArgs {
-    /// The trace, as JSON lines
-    trace: PathBuf,
+    /// The trace, as JSON lines; the older half of a recording first, as in trace.1 trace
+    #[arg(required = true)]
+    trace: Vec<PathBuf>,
     /// Sizes of L1, such as 64GiB or 32GiB,64GiB [default: powers of two up to what the whole trace needs; 1GiB with --real]
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = size, conflicts_with = "sizes")]
     l1: Vec<u64>,
@@ -77,7 +80,7 @@ pub struct ReplayArgs {
     /// Replay the first N requests only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Run the trace through a real cache and check every byte
+    /// Run the trace through a real cache and check every byte: each lookup is a request that stores what it misses
     #[arg(long, conflicts_with = "sizes")]
     real: bool,
     /// realtime: requests come when the trace says. max: each comes when the one before has ended, and waits while more than
@@ -161,9 +164,9 @@ impl ReplayArgs {
 /// Replays the trace. False if bytes were wrong.
 pub fn run(args: &ReplayArgs) -> Outcome {
     let limit = args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    let trace = Trace::read(&args.trace, limit)?;
-    if let Some(note) = &trace.note {
-        eprintln!("kvkeep: {}: {note}", args.trace.display());
+    let mut trace = Trace::read(&args.trace, limit)?;
+    for note in &trace.notes {
+        eprintln!("kvkeep: {note}");
     }
-    if args.real { plain::run(args, &trace) } else { sizing::run(args, &trace) }
+    if args.real { plain::run(args, &trace) } else { sizing::run(args, &mut trace) }
 }

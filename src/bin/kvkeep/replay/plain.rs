@@ -46,11 +46,11 @@ pub fn run(args: &ReplayArgs, trace: &Trace) -> Outcome {
     let any = args.mode == FoundMode::Any;
     let mut engine = ReplayEngine::open(config, block_bytes as usize, any, args.speed == Speed::Max)
         .map_err(|error| error.message)?;
-    let requests = &trace.requests;
-    let bar = text::bar(requests.len() as u64, "requests");
+    let requests = || trace.requests();
+    let bar = text::bar(requests().count() as u64, "requests");
     let began = Instant::now();
-    let first = requests.first().map_or(0, |request| request.timestamp);
-    for request in requests {
+    let first = requests().next().map_or(0, |request| request.timestamp);
+    for request in requests() {
         if args.speed == Speed::Realtime {
             let due = Duration::from_millis(request.timestamp.saturating_sub(first));
             thread::sleep(due.saturating_sub(began.elapsed()));
@@ -74,7 +74,7 @@ fn report(args: &ReplayArgs, trace: &Trace, counts: &ReplayCounts, stats: &Stats
     let number = |number: u64| format!("{:>12}", count(number));
 
     let (asked, unique) = trace.blocks();
-    let tokens = |of: fn(&TraceRequest) -> u64| count(trace.requests.iter().map(of).sum());
+    let tokens = |of: fn(&TraceRequest) -> u64| count(trace.requests().map(of).sum());
     line("requests", format!("{}  in {:.1} s", number(counts.requests), time.as_secs_f64()));
     line("prompt tokens", format!("{:>12}", tokens(|request| request.input_length)));
     line("answer tokens", format!("{:>12}", tokens(|request| request.output_length)));

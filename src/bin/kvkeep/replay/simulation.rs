@@ -36,11 +36,9 @@ pub struct SimulatedConfig {
     pub l2_bytes: Option<u64>,
     /// Background eviction from L1 begins above the first percentage and ends at the second.
     pub watermarks: (u32, u32),
-    /// Each block counts for itself. Otherwise those before the first missing one of their request count.
-    pub any: bool,
 }
 
-/// The counters of a simulation, in blocks.
+/// The counters of a simulation: hits in chunks, the others in blocks. A chunk of a public trace is one block.
 #[derive(Clone, Copy, Default)]
 pub struct SimulatedCounts {
     pub asked: u64,
@@ -49,6 +47,8 @@ pub struct SimulatedCounts {
     pub l2_hits: u64,
     /// Blocks found before the first missing one of their request.
     pub prefix_hits: u64,
+    /// Chunks found when the trace was recorded.
+    pub recorded_hits: u64,
     pub loaded_bytes: u64,
     pub commits: u64,
     /// Blocks that were in L1 beyond the first missing one.
@@ -73,6 +73,18 @@ pub struct AskedBlock {
     pub bytes: u64,
 }
 
+/// A lookup.
+pub struct SimulatedLookup<'a> {
+    /// The blocks asked for, chunk by chunk.
+    pub blocks: &'a [AskedBlock],
+    /// Blocks of one chunk, of which a part is of no use.
+    pub per_chunk: usize,
+    /// Each chunk counts for itself. Otherwise those before the first missing one count.
+    pub any: bool,
+    /// L2 is not asked.
+    pub l1_only: bool,
+}
+
 /// A request's hold on the cache.
 #[derive(Default)]
 pub struct SimulatedSession {
@@ -88,7 +100,6 @@ pub struct Simulation {
     l1: SimulatedTier,
     l2: Option<SimulatedTier>,
     watermarks: (u32, u32),
-    any: bool,
     pub counts: SimulatedCounts,
 }
 
@@ -101,47 +112,60 @@ impl Simulation {
             l1: SimulatedTier::new(policy()?, config.l1_bytes, l1_room),
             l2: l2?,
             watermarks: config.watermarks,
-            any: config.any,
             counts: SimulatedCounts::default(),
         })
     }
 
-    /// Serves a request with these blocks, from its lookup to its end.
-    pub fn serve(&mut self, blocks: &[AskedBlock]) {
+    /// Serves a request from its lookup to its end: it stores what it misses.
+    pub fn serve(&mut self, lookup: &SimulatedLookup) {
         let mut session = SimulatedSession::default();
-        let held = self.look_up(&mut session, blocks);
-        let missing: Vec<AskedBlock> =
-            blocks.iter().zip(&held).filter(|(_, held)| !**held).map(|(block, _)| *block).collect();
+        let held = self.look_up(&mut session, lookup, |_| true);
+        let missing = lookup.blocks.iter().zip(&held).filter(|(_, held)| !**held);
+        let missing: Vec<AskedBlock> = missing.map(|(block, _)| *block).collect();
         self.store(&mut session, &missing);
         self.end(session);
     }
 
-    /// Looks blocks up, loads what L1 has not, and reads them. Says which the request read.
-    pub fn look_up(&mut self, session: &mut SimulatedSession, blocks: &[AskedBlock]) -> Vec<bool> {
+    /// Looks blocks up, loads what L1 has not, and reads them. Says which the request read. Chunks that are `counted` count.
+    pub fn look_up(
+        &mut self,
+        session: &mut SimulatedSession,
+        lookup: &SimulatedLookup,
+        counted: impl Fn(usize) -> bool,
+    ) -> Vec<bool> {
+        let SimulatedLookup { blocks, per_chunk, any, l1_only } = *lookup;
         let mut in_l1: Vec<Option<ObjectName>> = blocks.iter().map(|block| self.l1.find(block.id)).collect();
         for &name in in_l1.iter().flatten() {
             self.l1.lock(name);
             self.note(session, name);
         }
-        let in_l2 = |i: usize| self.l2.as_ref().and_then(|l2| l2.find(blocks[i].id));
+        let l2 = self.l2.as_ref().filter(|_| !l1_only);
+        let in_l2 = |i: usize| l2.and_then(|l2| l2.find(blocks[i].id));
         let there = |i: usize| in_l1[i].is_some() || in_l2(i).is_some();
+        let whole_chunks = |end: usize| end / per_chunk * per_chunk;
         let run = (0..blocks.len()).position(|i| !there(i)).unwrap_or(blocks.len());
-        let mut wanted = if self.any { blocks.len() } else { run };
+        let mut wanted = if any { blocks.len() } else { whole_chunks(run) };
         let to_load: Vec<(usize, ObjectName)> =
             (0..wanted).filter(|&i| in_l1[i].is_none()).filter_map(|i| Some((i, in_l2(i)?))).collect();
         let from_l1: Vec<bool> = in_l1.iter().map(Option::is_some).collect();
         if let Some(failed) = self.load(session, blocks, &to_load, &mut in_l1)
-            && !self.any
+            && !any
         {
-            wanted = failed;
+            wanted = whole_chunks(failed);
         }
-        let held = |i: &usize| in_l1[*i].is_some();
-        let hits = (0..wanted).filter(held).count() as u64;
-        let of_l1 = (0..wanted).filter(|&i| from_l1[i]).count() as u64;
-        self.counts.asked += blocks.len() as u64;
-        self.counts.l1_hits += of_l1;
-        self.counts.l2_hits += hits - of_l1;
-        self.counts.prefix_hits += (0..wanted).take_while(held).count() as u64;
+        let mut before_gap = true;
+        for chunk in 0..blocks.len() / per_chunk {
+            let objects = chunk * per_chunk..(chunk + 1) * per_chunk;
+            let is_hit = objects.end <= wanted && in_l1[objects.clone()].iter().all(Option::is_some);
+            before_gap &= is_hit;
+            if counted(chunk) {
+                let of_l1 = is_hit && from_l1[objects].iter().all(|of_l1| *of_l1);
+                self.counts.asked += 1;
+                self.counts.l1_hits += u64::from(of_l1);
+                self.counts.l2_hits += u64::from(is_hit && !of_l1);
+                self.counts.prefix_hits += u64::from(before_gap);
+            }
+        }
 
         // What the request cannot use keeps its place. What it reads counts as used, the last block first.
         let (read, unread) = in_l1.split_at(wanted);

@@ -9,7 +9,8 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use super::bars::BarStyle;
-use super::simulation::{AskedBlock, ENDLESS, SimulatedConfig, SimulatedCounts, Simulation, l1_room};
+use super::request_player::RequestPlayer;
+use super::simulation::{ENDLESS, SimulatedConfig, SimulatedCounts, Simulation, l1_room};
 use super::trace::Trace;
 use super::{FoundMode, ReplayArgs, size, svg};
 use crate::{Outcome, text};
@@ -64,10 +65,13 @@ fn block_rate(counts: &SimulatedCounts) -> f64 {
 }
 
 /// Makes the table, and the plot if one is wanted.
-pub fn run(args: &ReplayArgs, trace: &Trace) -> Outcome {
+pub fn run(args: &ReplayArgs, trace: &mut Trace) -> Outcome {
     let began = Instant::now();
-    let table = simulate(args, trace)?;
-    let mut report = summary(args, trace);
+    let assumed = trace.set_unknown_bytes(args.block_bytes, BLOCK_BYTES);
+    let footprint = Footprint::of(trace, assumed);
+    let table = simulate(args, trace, &footprint)?;
+    let mut report = summary(trace, &footprint);
+    report += &table.recorded(trace);
     let any = args.mode == FoundMode::Any;
     if any {
         report += "Hit rate in %, each block for itself, by the size of L1:\n\n";
@@ -98,46 +102,62 @@ pub fn run(args: &ReplayArgs, trace: &Trace) -> Outcome {
     Ok(true)
 }
 
-fn block_bytes(args: &ReplayArgs) -> u64 {
-    args.block_bytes.unwrap_or(BLOCK_BYTES)
+/// The memory that the whole trace needs.
+struct Footprint {
+    objects: u64,
+    /// Of L1, for all of them.
+    bytes: u64,
+    /// Of L1, for the largest.
+    largest: u64,
+    /// The sizes are not the trace's, nor the caller's.
+    assumed: bool,
 }
 
-/// Bytes of L1 that all different blocks take.
-fn footprint(args: &ReplayArgs, trace: &Trace) -> u64 {
-    trace.blocks().1.saturating_mul(l1_room(block_bytes(args)))
+impl Footprint {
+    fn of(trace: &Trace, assumed: bool) -> Footprint {
+        let objects = trace.objects();
+        let rooms = || objects.iter().map(|&id| l1_room(trace.bytes_of(id)));
+        let bytes = rooms().fold(0, u64::saturating_add);
+        Footprint { objects: objects.len() as u64, bytes, largest: rooms().max().unwrap_or(1), assumed }
+    }
+
+    /// The size of a block, on average.
+    fn block(&self) -> u64 {
+        self.bytes / self.objects.max(1)
+    }
 }
 
-fn summary(args: &ReplayArgs, trace: &Trace) -> String {
-    let (asked, unique) = trace.blocks();
-    let tokens = trace.requests.iter().map(|request| request.input_length).sum();
-    let times = || trace.requests.iter().map(|request| request.timestamp);
+fn summary(trace: &Trace, footprint: &Footprint) -> String {
+    let (asked, _) = trace.blocks();
+    let tokens = trace.requests().map(|request| request.input_length).sum();
+    let times = || trace.requests().map(|request| request.timestamp);
     let seconds = times().max().unwrap_or(0).saturating_sub(times().min().unwrap_or(0)) / 1000;
-    let assumed = if args.block_bytes.is_none() { " (assumed: give --block-bytes)" } else { "" };
+    let assumed = if footprint.assumed { " (assumed: give --block-bytes)" } else { "" };
     let count = text::count;
     format!(
-        "{} requests of {} tokens within {} s ask for {} blocks, {} different.\nThese take {}: {} each{assumed}.\n\n",
-        count(trace.requests.len() as u64),
+        "{} requests of {} tokens within {} s ask for {} blocks, {} different.\nThese take {}: {} each{assumed}.\n",
+        count(trace.requests().count() as u64),
         count(tokens),
         count(seconds),
         count(asked),
-        count(unique),
-        text::bytes(footprint(args, trace)),
-        text::bytes(block_bytes(args)),
+        count(footprint.objects),
+        text::bytes(footprint.bytes),
+        text::bytes(footprint.block()),
     )
 }
 
 /// The sizes of L1, ascending, each once.
-fn rows(args: &ReplayArgs, trace: &Trace) -> Result<Vec<SizeRow>, String> {
-    let (block, all) = (l1_room(block_bytes(args)), footprint(args, trace));
+fn rows(args: &ReplayArgs, footprint: &Footprint) -> Result<Vec<SizeRow>, String> {
+    let &Footprint { bytes: all, largest: block, .. } = footprint;
     if !args.sizes.is_empty() {
         let mut shares = args.sizes.clone();
         shares.sort_unstable_by(f64::total_cmp);
         shares.dedup();
-        let blocks = |share: f64| (share / 100.0 * trace.blocks().1 as f64).round().max(1.0) as u64;
+        let blocks = |share: f64| (share / 100.0 * footprint.objects as f64).round().max(1.0) as u64;
         return Ok(shares
             .into_iter()
             .map(|share| {
-                let bytes = blocks(share).saturating_mul(block);
+                let bytes = blocks(share).saturating_mul(footprint.block()).max(block);
                 SizeRow { name: format!("{share} % = {}", text::bytes(bytes)), bytes }
             })
             .collect());
@@ -183,14 +203,13 @@ fn columns(args: &ReplayArgs) -> Result<Vec<CacheColumn>, String> {
     Ok(args.policies().iter().flat_map(of_policy).collect())
 }
 
-fn simulate(args: &ReplayArgs, trace: &Trace) -> Result<Table, String> {
-    let (rows, columns, watermarks) = (rows(args, trace)?, columns(args)?, args.watermarks()?);
+fn simulate(args: &ReplayArgs, trace: &Trace, footprint: &Footprint) -> Result<Table, String> {
+    let (rows, columns, watermarks) = (rows(args, footprint)?, columns(args)?, args.watermarks()?);
     let config = |column: &CacheColumn, l1_bytes| SimulatedConfig {
         policy: column.policy.clone(),
         l1_bytes,
         l2_bytes: column.l2_bytes,
         watermarks,
-        any: args.mode == FoundMode::Any,
     };
     let mut configs: Vec<SimulatedConfig> = Vec::new();
     for row in &rows {
@@ -198,8 +217,8 @@ fn simulate(args: &ReplayArgs, trace: &Trace) -> Result<Table, String> {
     }
     let endless = CacheColumn { name: String::new(), policy: "lru".to_owned(), l2_bytes: None };
     configs.push(config(&endless, ENDLESS));
-    let bar = text::bar((trace.requests.len() * configs.len()) as u64, "requests");
-    let cells = run_all(trace, block_bytes(args), &configs, &bar);
+    let bar = text::bar((trace.events.len() * configs.len()) as u64, "events");
+    let cells = run_all(trace, args.mode == FoundMode::Any, &configs, &bar);
     bar.finish_and_clear();
     let mut cells = cells?;
     let endless = cells.pop().unwrap_or_default().counts;
@@ -207,12 +226,7 @@ fn simulate(args: &ReplayArgs, trace: &Trace) -> Result<Table, String> {
 }
 
 /// Runs all simulations, as many at once as there are processors.
-fn run_all(
-    trace: &Trace,
-    block_bytes: u64,
-    configs: &[SimulatedConfig],
-    bar: &ProgressBar,
-) -> Result<Vec<Simulated>, String> {
+fn run_all(trace: &Trace, any: bool, configs: &[SimulatedConfig], bar: &ProgressBar) -> Result<Vec<Simulated>, String> {
     let workers = thread::available_parallelism().map_or(1, |count| count.get()).min(configs.len());
     let next = AtomicUsize::new(0);
     let results = Mutex::new(vec![None; configs.len()]);
@@ -222,7 +236,7 @@ fn run_all(
                 while let at = next.fetch_add(1, Ordering::Relaxed)
                     && let Some(config) = configs.get(at)
                 {
-                    let result = run_one(trace, block_bytes, config, bar);
+                    let result = run_one(trace, any, config, bar);
                     results.lock().unwrap_or_else(|poisoned| poisoned.into_inner())[at] = Some(result);
                 }
             });
@@ -232,15 +246,9 @@ fn run_all(
     results.into_iter().flatten().collect()
 }
 
-fn run_one(trace: &Trace, bytes: u64, config: &SimulatedConfig, bar: &ProgressBar) -> Result<Simulated, String> {
-    let mut simulation = Simulation::new(config).map_err(|error| error.message)?;
-    let mut blocks = Vec::new();
-    for request in &trace.requests {
-        blocks.clear();
-        blocks.extend(request.hash_ids.iter().map(|&id| AskedBlock { id, bytes }));
-        simulation.serve(&blocks);
-        bar.inc(1);
-    }
+fn run_one(trace: &Trace, any: bool, config: &SimulatedConfig, bar: &ProgressBar) -> Result<Simulated, String> {
+    let simulation = Simulation::new(config).map_err(|error| error.message)?;
+    let simulation = RequestPlayer::new(trace, simulation, any).play(|| bar.inc(1));
     let (l1, l2) = simulation.tiers();
     let of_l2 = l2.map_or((0, (0, 0)), |l2| (l2.evictions, l2.holds()));
     Ok(Simulated { counts: simulation.counts, evictions: [l1.evictions, of_l2.0], holds: [l1.holds(), of_l2.1] })
@@ -273,6 +281,16 @@ impl Table {
             table += &line(&row.name, self.of_row(i).iter().map(|result| cell(&result.counts)).collect());
         }
         table + &line("endless", vec![cell(&self.endless); self.columns.len()])
+    }
+
+    /// What the daemon hit that recorded the trace.
+    fn recorded(&self, trace: &Trace) -> String {
+        if !trace.recorded {
+            return "\n".to_owned();
+        }
+        let SimulatedCounts { recorded_hits, asked, .. } = self.endless;
+        let rate = text::percent(recorded_hits, asked);
+        format!("The daemon that recorded them hit {rate:.2} % of {} chunks.\n\n", text::count(asked))
     }
 
     /// The size from which on more memory gives little, of each column.
@@ -311,16 +329,15 @@ impl Table {
             values: rates(i, rate),
             prefixes: if any { rates(i, prefix_rate) } else { Vec::new() },
         });
-        let name = args.trace.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let name = args.trace.last().and_then(|path| path.file_name()).unwrap_or_default().to_string_lossy();
         let (asked, unique) = trace.blocks();
         svg::Plot {
             title: format!("Hit rate over {name}"),
             subtitle: format!(
-                "{} requests, {} blocks asked, {} different, {} a block{}",
-                text::count(trace.requests.len() as u64),
+                "{} requests, {} blocks asked, {} different{}",
+                text::count(trace.requests().count() as u64),
                 text::count(asked),
                 text::count(unique),
-                text::bytes(block_bytes(args)),
                 if any { "; dashed: prefixes alone" } else { "; only prefixes count" }
             ),
             x: self.rows.iter().map(|row| row.bytes as f64).collect(),
