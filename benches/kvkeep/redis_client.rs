@@ -56,21 +56,23 @@ impl RedisClient {
         RedisClient { connections: (0..connections).map(connect).collect(), value, count, batch }
     }
 
-    /// GB/s of values stored by pipelines, and by one SET after another.
-    pub fn store(&mut self) -> [f64; 2] {
-        [set as Work, set_each].map(|work| self.run(work))
+    /// GB/s of values stored by pipelines, and by one SET after another. `before` is called before each pass over all values, and not
+    /// timed.
+    pub fn store(&mut self, before: impl Fn()) -> [f64; 2] {
+        [set as Work, set_each].map(|work| self.run(work, &before))
     }
 
     /// GB/s of values loaded by pipelines, and by one GET after another.
     pub fn load(&mut self) -> [f64; 2] {
-        [get as Work, get_each].map(|work| self.run(work))
+        [get as Work, get_each].map(|work| self.run(work, || ()))
     }
 
-    fn run(&mut self, work: Work) -> f64 {
+    fn run(&mut self, work: Work, before: impl Fn()) -> f64 {
         let names: Vec<String> = (0..self.count).map(|number| format!("crate{number:06}")).collect();
         let share = self.count / self.connections.len();
         let (mut spent, mut bytes) = (Duration::ZERO, 0);
         while spent < RUN_TIME {
+            before();
             let began = Instant::now();
             std::thread::scope(|scope| {
                 for (connection, names) in self.connections.iter_mut().zip(names.chunks(share)) {
