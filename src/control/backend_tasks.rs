@@ -11,7 +11,7 @@ use super::forgotten::Which;
 use crate::error::{Error, KVKEEP_ERR_LIMIT, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l1::slot::Ref;
-use crate::l2::object_header::Header;
+use crate::l2::store_header::StoreHeader;
 
 /// Most writes and deletions not over: a backend's queue is bounded by number, and loads go to it too.
 pub(super) const OPEN_MAX: usize = 1 << 14;
@@ -22,7 +22,7 @@ pub(super) const WAITING_MAX: usize = OPEN_MAX / 2;
 pub(super) struct PendingWrite {
     pub name: Ref,
     pub key: ObjectKey,
-    pub header: Header,
+    pub header: StoreHeader,
     pub bytes: u64,
     /// Backends that have not answered for good.
     pub left: AtomicUsize,

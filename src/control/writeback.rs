@@ -17,7 +17,7 @@ use crate::error::{Error, KVKEEP_ERR_IO, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEO
 use crate::key::ObjectKey;
 use crate::l1::slot::Ref;
 use crate::l1::{L1, QueuedWrite};
-use crate::l2::object_header::Header;
+use crate::l2::store_header::StoreHeader;
 use crate::l2::{Found, Reply, StoreRequest, Stored};
 use crate::log::{Log, LogLevel};
 use crate::meters::Meters;
@@ -250,8 +250,12 @@ impl Writeback {
             drop(write.buffer);
             return self.work_ended(0);
         }
-        let header = Header::new(&write.key, &write.layout, write.buffer.bytes(), self.checksum).of_shape(write.shape);
         let bytes = write.buffer.len() as u64;
+        let mut header = StoreHeader::new(&write.key, &write.layout, write.shape, bytes, self.checksum);
+        if targets.len() > 1 {
+            // One checksum for all of them.
+            header = header.seal(write.buffer.bytes()).into();
+        }
         let (left, stored) = (AtomicUsize::new(targets.len()), AtomicBool::new(stored));
         let pending = Arc::new(PendingWrite { name: write.name, key: write.key, header, bytes, left, stored, is_copy });
         self.state.lock().bytes += bytes;

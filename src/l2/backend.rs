@@ -1,12 +1,13 @@
 //! The trait of a store below L1, the requests that it takes and the answers that it gives.
 //!
-//! A backend moves opaque bytes: it is given a [`Header`] with each payload and gives both back. Identity and checksum are made
-//! and verified above every backend, so that none can skip them.
+//! A backend moves opaque bytes: it is given a [`StoreHeader`] with each payload, which makes the [`Header`] to store, and gives header
+//! and payload back. Identity and checksum are verified above every backend, so that none can skip them.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::object_header::Header;
+use super::store_header::StoreHeader;
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, Result};
 use crate::key::{ObjectKey, SpaceTag};
@@ -127,8 +128,8 @@ pub trait LoadSink: Send + Sync {
 pub struct StoreRequest {
     /// The key of the object.
     pub key: ObjectKey,
-    /// The header to store with it.
-    pub header: Header,
+    /// The header to store with it, as [`seal`](StoreRequest::seal) gives it.
+    pub header: StoreHeader,
     /// Its payload. The backend drops it before it answers, since the answer may let another have the object's memory.
     pub buffer: Buffer,
     /// The backend need not begin after this time; it answers `TIMEOUT` then.
@@ -138,6 +139,13 @@ pub struct StoreRequest {
 }
 
 impl StoreRequest {
+    /// The header, with the checksum of the payload, which is made by the first call.
+    pub fn seal(&mut self) -> Header {
+        let header = self.header.seal(self.buffer.bytes());
+        self.header = header.into();
+        header
+    }
+
     /// Drops the payload, then answers.
     pub fn answer(self, outcome: Result<Stored>) {
         drop(self.buffer);

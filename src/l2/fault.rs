@@ -182,6 +182,7 @@ fn tear(store: StoreRequest) -> StoreRequest {
         Ok(mut torn) => {
             let half = buffer.len() / 2;
             torn.bytes_mut()[..half].copy_from_slice(&buffer.bytes()[..half]);
+            let header = header.seal(buffer.bytes()).into();
             let reply = Reply::new(move |result| {
                 drop(buffer);
                 reply.send(result);

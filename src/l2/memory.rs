@@ -321,7 +321,8 @@ impl MemoryState {
             return Err(Error::new(KVKEEP_ERR_NO_MEMORY, "the process has no memory for the memory backend's object"));
         }
         payload.extend_from_slice(store.buffer.bytes());
-        self.objects.lock().publish(store.key, store.header, Arc::new(payload));
+        let header = store.header.seal(&payload);
+        self.objects.lock().publish(store.key, header, Arc::new(payload));
         Ok(Stored::Written)
     }
 }

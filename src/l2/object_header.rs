@@ -91,8 +91,20 @@ impl Header {
     /// The header of `payload`, the object `key` of a space with the layout `layout`. Without `checksum` only identity and length can
     /// be verified later.
     pub fn new(key: &ObjectKey, layout: &[u8; 16], payload: &[u8], checksum: bool) -> Header {
-        let (kind, crc) = if checksum { (KIND_CRC32C, crc32c(payload)) } else { (KIND_NONE, 0) };
-        Header::write(key, layout, payload.len() as u64, kind, crc)
+        let header = Header::unsummed(key, layout, payload.len() as u64, checksum);
+        if checksum { header.summed(payload) } else { header }
+    }
+
+    /// The header of a payload of `length` bytes. The payload's checksum, if it is to have one, is 0 still.
+    pub(super) fn unsummed(key: &ObjectKey, layout: &[u8; 16], length: u64, checksum: bool) -> Header {
+        Header::write(key, layout, length, if checksum { KIND_CRC32C } else { KIND_NONE }, 0)
+    }
+
+    /// The same header, with the checksum of `payload`.
+    pub(super) fn summed(mut self, payload: &[u8]) -> Header {
+        self.0[24..28].copy_from_slice(&crc32c(payload).to_le_bytes());
+        self.sum_up();
+        self
     }
 
     /// The same header, with the shape's tag.

@@ -89,7 +89,7 @@ pub fn wait_until(fs: &Fs, done: impl Fn(&Usage) -> bool) {
 /// A store request, and what it answers.
 pub fn storing(number: u64, buffer: Buffer, to: &Sender<(u64, Result<Stored>)>) -> StoreRequest {
     let key = key(number);
-    let header = Header::new(&key, &LAYOUT, buffer.bytes(), true);
+    let header = Header::new(&key, &LAYOUT, buffer.bytes(), true).into();
     let to = to.clone();
     let reply = Reply::new(move |result| to.send((number, result)).unwrap_or_default());
     StoreRequest { key, header, buffer, deadline: deadline(), reply }

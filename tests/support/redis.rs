@@ -196,7 +196,7 @@ pub fn answer<T>(receiver: &Receiver<T>) -> T {
 pub fn send_store(backend: &dyn Backend, number: u64, length: usize) -> Receiver<Result<Stored>> {
     let (to, answers) = mpsc::channel();
     let (key, buffer) = (key(number), payload(number, length));
-    let header = Header::new(&key, &LAYOUT, buffer.bytes(), true);
+    let header = Header::new(&key, &LAYOUT, buffer.bytes(), true).into();
     let reply = Reply::new(move |result| to.send(result).unwrap_or_default());
     backend.store(vec![StoreRequest { key, header, buffer, deadline: deadline(), reply }]);
     answers

@@ -152,14 +152,14 @@ impl CipherWork {
         memory.bytes_mut().copy_from_slice(store.buffer.bytes());
         let StoreRequest { key, header, buffer, deadline, reply } = store;
         drop(buffer);
-        match self.keys.encrypt(&key, &header, memory.bytes_mut()) {
+        match self.keys.encrypt(&key, header.identity(), memory.bytes_mut()) {
             Ok(header) => {
                 let me = self.clone();
                 let reply = Reply::new(move |result: Result<Stored>| {
                     reply.send(result);
                     me.memory_came_free();
                 });
-                self.inner.store(vec![StoreRequest { key, header, buffer: memory, deadline, reply }]);
+                self.inner.store(vec![StoreRequest { key, header: header.into(), buffer: memory, deadline, reply }]);
             }
             Err(error) => {
                 drop(memory);

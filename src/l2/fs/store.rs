@@ -73,6 +73,7 @@ impl Core {
             }
         };
         let StoreRequest { key, header, buffer, deadline, reply } = store;
+        let header = header.seal(buffer.bytes());
         self.free_space.reserve(reservation.bytes);
         let active = ActiveStore {
             unallocated: reservation.bytes,

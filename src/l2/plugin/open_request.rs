@@ -122,7 +122,7 @@ impl OpenRequest {
                 objects = pairs.map(|(load, header)| object(&load.key, header, &load.buffer)).collect();
             }
             Owed::Store(stores) => {
-                headers = stores.iter().map(|store| store.header).collect();
+                headers = stores.iter().map(|store| store.header.seal(store.buffer.bytes())).collect();
                 let pairs = stores.iter().zip(&mut headers);
                 objects = pairs.map(|(store, header)| object(&store.key, header, &store.buffer)).collect();
             }

@@ -282,7 +282,7 @@ impl ServerStore {
         outbox: &mut Outbox,
         next: &mut impl FnMut(&mut ServerStore, StepKind),
     ) {
-        let (header, length) = (self.queued.store.header, self.queued.store.buffer.len());
+        let (header, length) = (self.queued.store.seal(), self.queued.store.buffer.len());
         if length <= options.part {
             self.set_whole(&header.0, 0..length, request, options, outbox);
             return next(self, StepKind::Set);

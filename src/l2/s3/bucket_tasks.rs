@@ -22,6 +22,7 @@ use super::sent_buffer;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::object_header::Header;
+use crate::l2::store_header::StoreHeader;
 use crate::l2::{Found, LoadRequest, Reply, StoreRequest, Stored};
 use crate::log::{Log, LogLevel};
 
@@ -254,7 +255,7 @@ impl BucketTasks {
         reply.answer(outcome);
     }
 
-    async fn write(&self, key: ObjectKey, header: &Header, payload: Bytes) -> Result<Stored> {
+    async fn write(&self, key: ObjectKey, header: &StoreHeader, payload: Bytes) -> Result<Stored> {
         loop {
             let changed = self.changed.notified();
             if self.known.lock().begin_store(key) {
@@ -269,7 +270,7 @@ impl BucketTasks {
         outcome
     }
 
-    async fn write_once(&self, key: ObjectKey, header: &Header, payload: Bytes) -> Result<Stored> {
+    async fn write_once(&self, key: ObjectKey, header: &StoreHeader, payload: Bytes) -> Result<Stored> {
         let _place = self.stores.acquire().await.map_err(|_| closed())?;
         let (name, bytes) = (self.names.object(&key), payload.len() as u64);
         let peeked = self.known.lock().peek(&key, Instant::now());
@@ -278,7 +279,8 @@ impl BucketTasks {
             Found::Absent => Asked::Missing,
             Found::Unknown => {
                 if self.there.is_small() && self.bucket.may_create_unasked(bytes) {
-                    let created = self.note(self.bucket.create(&name, header, payload.clone()).await)?;
+                    let header = header.seal(&payload);
+                    let created = self.note(self.bucket.create(&name, &header, payload.clone()).await)?;
                     if created == Some(Stored::Written) {
                         self.there.note(false);
                         return Ok(Stored::Written);
@@ -300,7 +302,8 @@ impl BucketTasks {
                 return Err(Error::new(KVKEEP_ERR_PERMISSION, message));
             }
         };
-        self.note(self.bucket.write(&name, header, payload, replace).await)
+        let header = header.seal(&payload);
+        self.note(self.bucket.write(&name, &header, payload, replace).await)
     }
 
     /// Deletes objects that are hidden already.

@@ -149,7 +149,7 @@ fn what_comes_after_its_deadline_is_not_done() {
     let memory = memory(&[]);
     let (sender, receiver) = std::sync::mpsc::channel();
     let reply = Reply::new(move |result: Result<Stored>| sender.send(result).unwrap());
-    let header = Header::new(&key(1), &LAYOUT, &[1], true);
+    let header = Header::new(&key(1), &LAYOUT, &[1], true).into();
     memory.store(vec![StoreRequest { key: key(1), header, buffer: buffer(&[1]), deadline: Instant::now(), reply }]);
     assert_eq!(answer(&receiver).unwrap_err().status, KVKEEP_ERR_TIMEOUT);
     assert_eq!(memory.usage(), Usage { capacity: DEFAULT_CAPACITY, ..Usage::default() });

@@ -56,7 +56,7 @@ fn reply<T: Send + 'static>() -> (Reply<T>, Receiver<Result<T>>) {
 pub(crate) fn send_store(backend: &dyn Backend, number: u32, length: usize) -> Receiver<Result<Stored>> {
     let bytes = payload(number, length);
     let (reply, receiver) = reply();
-    let header = Header::new(&key(number), &LAYOUT, &bytes, true);
+    let header = Header::new(&key(number), &LAYOUT, &bytes, true).into();
     let deadline = Instant::now() + WATCHDOG;
     backend.store(vec![StoreRequest { key: key(number), header, buffer: buffer(&bytes), deadline, reply }]);
     receiver

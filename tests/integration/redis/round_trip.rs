@@ -228,7 +228,7 @@ fn p4_what_is_late_or_after_close_is_answered() {
     let backend = server.open("");
     let (to, answers) = mpsc::channel();
     let buffer = payload(1, 100);
-    let header = Header::new(&key(1), &LAYOUT, buffer.bytes(), true);
+    let header = Header::new(&key(1), &LAYOUT, buffer.bytes(), true).into();
     let reply = Reply::new(move |result| to.send(result).unwrap());
     let deadline = std::time::Instant::now();
     backend.store(vec![StoreRequest { key: key(1), header, buffer, deadline, reply }]);

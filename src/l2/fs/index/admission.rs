@@ -70,7 +70,7 @@ impl Index {
         };
         self.writing += 1;
         self.reserved += bytes;
-        let known = if is_small(size) { store.header.known(&key, size) } else { None };
+        let known = if is_small(size) { store.header.seal(store.buffer.bytes()).known(&key, size) } else { None };
         let mut reservation = Reservation { slot, victims: Vec::new(), bytes, freed: 0, excess: 0, known };
         self.evict_for(&mut reservation, victims);
         Admit::Go(store, reservation)

@@ -27,7 +27,7 @@ fn index(blocks: u64) -> Index {
 fn store(number: u8, blocks: u64) -> StoreRequest {
     let buffer = Buffer::heap(((blocks - 1) * BLOCK) as usize).unwrap();
     let reply = Reply::new(|_| ());
-    StoreRequest { key: key(number), header: Header([0; HEADER_BYTES]), buffer, deadline: Instant::now(), reply }
+    StoreRequest { key: key(number), header: Header([0; HEADER_BYTES]).into(), buffer, deadline: Instant::now(), reply }
 }
 
 fn go(index: &mut Index, number: u8, blocks: u64) -> Reservation {
