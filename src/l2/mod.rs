@@ -11,6 +11,7 @@ pub mod fs;
 pub mod memory;
 pub mod object_header;
 pub mod plugin;
+mod presence_share;
 pub mod redis;
 pub mod registry;
 #[cfg(feature = "s3")]

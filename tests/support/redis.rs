@@ -154,6 +154,14 @@ impl Server {
         self.try_ask(command).unwrap()
     }
 
+    /// How often it carried a command out, named in small letters.
+    pub fn calls(&self, command: &str) -> u64 {
+        let told = self.ask(&["INFO", "commandstats"]);
+        let start = format!("cmdstat_{command}:calls=");
+        let calls = told.lines().find_map(|line| line.strip_prefix(&start));
+        calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+    }
+
     /// The keys that it has.
     pub fn keys(&self) -> Vec<String> {
         let answer = self.ask(&["KEYS", "*"]);

@@ -25,7 +25,8 @@ pub enum StepKind {
     /// The head of the object that a store may find there, and the length of a part of that.
     Check,
     CheckPart(usize),
-    /// The object, whole; one of its parts; and the manifest.
+    /// The object, whole, unless something is there; whatever is there; one of its parts; and the manifest.
+    SetNew,
     Set,
     SetPart,
     SetManifest,
@@ -47,7 +48,7 @@ impl StepKind {
             StepKind::Value | StepKind::ValuePart(_) => "GET",
             StepKind::Check => "GETRANGE",
             StepKind::CheckPart(_) => "STRLEN",
-            StepKind::Set | StepKind::SetPart | StepKind::SetManifest => "SET",
+            StepKind::SetNew | StepKind::Set | StepKind::SetPart | StepKind::SetManifest => "SET",
             StepKind::Settle => "PERSIST, EXPIRE or UNLINK",
             StepKind::Asking => "ASKING",
         }
@@ -177,16 +178,33 @@ pub struct ServerStore {
     old: Option<Manifest>,
     /// Parts of the older object were found shorter or missing.
     torn: bool,
+    /// It was sent whole, to be taken unless something was there.
+    sent_new: bool,
     left: usize,
     outcome: Result<Stored>,
 }
 
 impl ServerStore {
-    pub fn begin(queued: Box<QueuedStore>, options: &RedisOptions, outbox: &mut Outbox) -> ServerStore {
+    /// The store that is `request`, and its first command: a SET where the object is probably not there, else a question.
+    pub fn begin(
+        queued: Box<QueuedStore>,
+        request: u64,
+        state: &RedisState,
+        outbox: &mut Outbox,
+    ) -> (ServerStore, StepKind) {
+        let (options, length) = (&state.options, queued.store.buffer.len());
         let name = object_name(&options.prefix, &queued.store.key);
-        ask_head(outbox, &name);
         let outcome = Ok(Stored::Already);
-        ServerStore { queued, name, manifest: None, old: None, torn: false, left: 1, outcome }
+        let sent_new = length <= options.part && state.there.may_send_unasked(length as u64);
+        let mut store =
+            ServerStore { queued, name, manifest: None, old: None, torn: false, sent_new, left: 1, outcome };
+        if sent_new {
+            let header = store.queued.store.seal();
+            store.set_whole(&header.0, 0..length, request, true, options, outbox);
+            return (store, StepKind::SetNew);
+        }
+        ask_head(outbox, &store.name);
+        (store, StepKind::Check)
     }
 
     /// Takes the reply to a command of `request`, which this is. True if it was the last one.
@@ -209,32 +227,49 @@ impl ServerStore {
         let length = self.queued.store.buffer.len();
         match (kind, reply) {
             (StepKind::Settle | StepKind::Asking, _) => {}
-            (StepKind::Check, Ok(RespValue::Bulk(bytes))) => match StoredHead::parse(&bytes, &self.queued.store.key) {
-                StoredHead::Whole(found) if found == length as u64 => {
-                    if options.ttl > 0 {
-                        outbox.command(&[b"EXPIRE", self.name.as_bytes(), options.ttl.to_string().as_bytes()]);
-                        next(self, StepKind::Settle);
+            (StepKind::SetNew, Ok(RespValue::Text(_))) => {
+                self.outcome = Ok(Stored::Written);
+                state.there.note(false);
+            }
+            // Something is there: its head tells whether it is the object.
+            (StepKind::SetNew, Ok(RespValue::Nil)) => {
+                ask_head(outbox, &self.name);
+                next(self, StepKind::Check);
+            }
+            (StepKind::Check, Ok(RespValue::Bulk(bytes))) => {
+                let head = StoredHead::parse(&bytes, &self.queued.store.key);
+                if head != StoredHead::Absent {
+                    state.there.note(true);
+                }
+                match head {
+                    StoredHead::Whole(found) if found == length as u64 => {
+                        if options.ttl > 0 {
+                            outbox.command(&[b"EXPIRE", self.name.as_bytes(), options.ttl.to_string().as_bytes()]);
+                            next(self, StepKind::Settle);
+                        }
+                    }
+                    StoredHead::Parts(old) => {
+                        self.old = Some(old);
+                        self.torn = old.length != length;
+                        for number in 0..old.parts() {
+                            outbox.command(&[b"STRLEN", part_name(&self.name, old.nonce, number).as_bytes()]);
+                            next(self, StepKind::CheckPart(number));
+                        }
+                    }
+                    head => {
+                        if head == StoredHead::Foreign {
+                            state.found_foreign(&self.queued.store.key);
+                        }
+                        // An empty value looks absent, and is refused as present.
+                        let only_new = head == StoredHead::Absent && !self.sent_new;
+                        self.write(only_new, request, options, outbox, &mut next);
                     }
                 }
-                StoredHead::Parts(old) => {
-                    self.old = Some(old);
-                    self.torn = old.length != length;
-                    for number in 0..old.parts() {
-                        outbox.command(&[b"STRLEN", part_name(&self.name, old.nonce, number).as_bytes()]);
-                        next(self, StepKind::CheckPart(number));
-                    }
-                }
-                head => {
-                    if head == StoredHead::Foreign {
-                        state.found_foreign(&self.queued.store.key);
-                    }
-                    self.write(request, options, outbox, &mut next);
-                }
-            },
+            }
             (StepKind::CheckPart(number), Ok(RespValue::Integer(found))) => {
                 self.torn |= self.old.is_none_or(|old| found != old.range(number).len() as i64);
                 if before == 0 && self.torn {
-                    self.write(request, options, outbox, &mut next);
+                    self.write(false, request, options, outbox, &mut next);
                 }
             }
             (StepKind::Set | StepKind::SetPart | StepKind::SetManifest, Ok(RespValue::Text(_))) => {
@@ -246,7 +281,7 @@ impl ServerStore {
                 }
                 match (kind, self.manifest) {
                     (StepKind::SetPart, Some(manifest)) if before == 0 && self.outcome.is_ok() => {
-                        self.set_whole(&manifest.write(), 0..0, request, options, outbox);
+                        self.set_whole(&manifest.write(), 0..0, request, false, options, outbox);
                         next(self, StepKind::SetManifest);
                     }
                     (StepKind::SetManifest, Some(manifest)) => {
@@ -275,8 +310,10 @@ impl ServerStore {
         self.left == 0
     }
 
+    /// Writes the object. `only_new`: if it goes whole, then unless something is there.
     fn write(
         &mut self,
+        only_new: bool,
         request: u64,
         options: &RedisOptions,
         outbox: &mut Outbox,
@@ -284,8 +321,9 @@ impl ServerStore {
     ) {
         let (header, length) = (self.queued.store.seal(), self.queued.store.buffer.len());
         if length <= options.part {
-            self.set_whole(&header.0, 0..length, request, options, outbox);
-            return next(self, StepKind::Set);
+            self.set_whole(&header.0, 0..length, request, only_new, options, outbox);
+            self.sent_new |= only_new;
+            return next(self, if only_new { StepKind::SetNew } else { StepKind::Set });
         }
         let nonce = RandomState::new().hash_one(request);
         let manifest = Manifest { header, length, part: options.part, nonce };
@@ -297,18 +335,20 @@ impl ServerStore {
         }
     }
 
-    /// Adds the command that makes the object be found.
+    /// Adds the command that makes the object be found. `only_new`: unless something is there.
     fn set_whole(
         &self,
         head: &[u8],
         part: std::ops::Range<usize>,
         request: u64,
+        only_new: bool,
         options: &RedisOptions,
         outbox: &mut Outbox,
     ) {
         let ttl = options.ttl.to_string();
-        let ends: &[&[u8]] = if options.ttl > 0 { &[b"EX", ttl.as_bytes()] } else { &[] };
-        outbox.set(self.name.as_bytes(), head, request, part, ends);
+        let conditions: [&[u8]; 3] = [b"NX", b"EX", ttl.as_bytes()];
+        let (from, until) = (if only_new { 0 } else { 1 }, if options.ttl > 0 { 3 } else { 1 });
+        outbox.set(self.name.as_bytes(), head, request, part, &conditions[from..until]);
     }
 
     fn drop_parts(

@@ -190,8 +190,8 @@ impl<'a> Pipeline<'a> {
                     (PipelinedRequest::Load(load), StepKind::Value)
                 }
                 DataRequest::Store(queued) => {
-                    let store = ServerStore::begin(queued, options, outbox);
-                    (PipelinedRequest::Store(store), StepKind::Check)
+                    let (store, kind) = ServerStore::begin(queued, id, &self.node.state, outbox);
+                    (PipelinedRequest::Store(store), kind)
                 }
             };
             self.bytes += active.bytes();

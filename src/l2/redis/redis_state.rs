@@ -9,6 +9,7 @@ use super::redis_options::RedisOptions;
 use super::requests::{ChangeOrder, KeyChange};
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_NO_MEMORY};
 use crate::key::ObjectKey;
+use crate::l2::presence_share::PresenceShare;
 use crate::l2::{Change, Observer};
 use crate::log::{Log, LogLevel};
 
@@ -20,6 +21,8 @@ pub struct RedisState {
     pub order: Mutex<ChangeOrder>,
     /// Pins that lookups have taken and `unpin` has not given back. The server knows of none.
     pub pins: Arc<AtomicU64>,
+    /// Of the objects that were stored.
+    pub there: PresenceShare,
     /// Keys of ours under which something else was found.
     foreign: AtomicU64,
     /// The server refused the last store because it is full.
@@ -42,6 +45,7 @@ impl RedisState {
             observer: Mutex::default(),
             order: Mutex::default(),
             pins: Arc::default(),
+            there: PresenceShare::default(),
             foreign: AtomicU64::new(0),
             full: AtomicBool::new(false),
         }

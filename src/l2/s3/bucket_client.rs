@@ -22,8 +22,6 @@ use crate::l2::object_header::{HEADER_BYTES, Header};
 
 /// Parts, or ranges, of one object that are on their way at once.
 const PARTS_AT_ONCE: usize = 4;
-/// Most bytes of an object whose precondition is worth a try without a question: it may be sent in vain.
-const UNASKED_MAX: u64 = 4 << 20;
 
 /// The answer to a question for one object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -183,9 +181,9 @@ impl BucketClient {
         }
     }
 
-    /// Whether an object of so much payload is small enough for `create` without a question before.
-    pub fn may_create_unasked(&self, payload: u64) -> bool {
-        HEADER_BYTES as u64 + payload <= UNASKED_MAX && self.conditional.load(Ordering::Relaxed)
+    /// Whether stores carry the precondition.
+    pub fn has_condition(&self) -> bool {
+        self.conditional.load(Ordering::Relaxed)
     }
 
     /// Writes an object. `replace`: whatever is under its name.

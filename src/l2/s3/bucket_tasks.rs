@@ -16,12 +16,12 @@ use super::bucket_client::{Asked, BucketClient, asked};
 use super::bucket_errors::{ServiceHealth, closed, late};
 use super::known_objects::KnownObjects;
 use super::object_names::ObjectNames;
-use super::presence_share::PresenceShare;
 use super::s3_options::S3Options;
 use super::sent_buffer;
 use crate::error::{Error, KVKEEP_ERR_CLOSED, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_PERMISSION, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::object_header::Header;
+use crate::l2::presence_share::PresenceShare;
 use crate::l2::store_header::StoreHeader;
 use crate::l2::{Found, LoadRequest, Reply, StoreRequest, Stored};
 use crate::log::{Log, LogLevel};
@@ -278,7 +278,7 @@ impl BucketTasks {
             Found::Present(bytes) => Asked::Payload(bytes),
             Found::Absent => Asked::Missing,
             Found::Unknown => {
-                if self.there.is_small() && self.bucket.may_create_unasked(bytes) {
+                if self.there.may_send_unasked(bytes) && self.bucket.has_condition() {
                     let header = header.seal(&payload);
                     let created = self.note(self.bucket.create(&name, &header, payload.clone()).await)?;
                     if created == Some(Stored::Written) {

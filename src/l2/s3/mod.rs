@@ -13,7 +13,6 @@ mod generations;
 mod known_objects;
 mod object_names;
 mod object_service;
-mod presence_share;
 mod request_gate;
 mod s3_backend;
 mod s3_options;

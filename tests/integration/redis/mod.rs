@@ -7,6 +7,7 @@ mod proxied;
 mod replicas;
 mod round_trip;
 mod sentinel;
+mod stores;
 mod tls;
 mod trouble;
 mod valkey;

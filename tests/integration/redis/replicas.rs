@@ -20,18 +20,11 @@ fn replica_of(master: &Server) -> Option<Server> {
     Some(replica)
 }
 
-/// How many values were asked for at a server.
-fn gets(server: &Server) -> u64 {
-    let told = server.ask(&["INFO", "commandstats"]);
-    let calls = told.lines().find_map(|line| line.strip_prefix("cmdstat_get:calls="));
-    calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
-}
-
 /// Loads an object until each of these servers was asked for it, then forgets how often they were.
 fn until_read(backend: &dyn Backend, number: u64, replicas: &[&Server]) {
     until("reads at the replicas", || {
         load(backend, number, LENGTH).unwrap();
-        replicas.iter().all(|replica| gets(replica) > 0)
+        replicas.iter().all(|replica| replica.calls("get") > 0)
     });
     replicas.iter().for_each(|replica| drop(replica.ask(&["CONFIG", "RESETSTAT"])));
 }
@@ -85,7 +78,7 @@ fn values_come_from_the_replicas_and_changes_go_to_the_master() {
     master.ask(&["CONFIG", "RESETSTAT"]);
     assert!(all_present(&*backend, 0..60));
     load_all(&*backend, 0..60);
-    let read = [gets(&master), gets(&one), gets(&two)];
+    let read = [master.calls("get"), one.calls("get"), two.calls("get")];
     assert!(read[0] == 0 && read[1] >= 30 && read[2] >= 30 && read[1] + read[2] == 65, "{read:?}");
     assert_eq!(backend.health(), Health::Good);
     // The replicas would refuse these.
@@ -125,7 +118,7 @@ fn a_value_that_a_replica_has_not_comes_from_the_master() {
         replica.ask(&["RPUSH", &name, "no value"]);
     }
     load_all(&*backend, 0..10);
-    assert!(gets(&replica) > 30 && gets(&master) > 30);
+    assert!(replica.calls("get") > 30 && master.calls("get") > 30);
     // What the master has not is a miss, whatever the replica has.
     replica.ask(&["SET", "kvkeep:x", "1"]);
     assert_eq!(lookup(&*backend, &[500], true).unwrap(), [Found::Absent]);
@@ -211,7 +204,7 @@ fn the_replicas_of_a_cluster_are_read_from() {
     until_read(&*backend, of_first[0], &[&cluster.servers[3]]);
     cluster.servers[0].ask(&["CONFIG", "RESETSTAT"]);
     all().for_each(|&number| load(&*backend, number, LENGTH).unwrap());
-    assert_eq!([gets(&cluster.servers[0]), gets(&cluster.servers[3])], [0, 20]);
+    assert_eq!([cluster.servers[0].calls("get"), cluster.servers[3].calls("get")], [0, 20]);
     assert_eq!(delete(&*backend, &of_first[..2]).unwrap(), 2);
     refused_nothing(&cluster.servers[3]);
     cluster.servers[3].kill();
@@ -237,7 +230,7 @@ fn replicas_of_a_master_that_a_sentinel_names_are_read_from() {
     until_read(&*backend, 0, &[&replica]);
     master.ask(&["CONFIG", "RESETSTAT"]);
     load_all(&*backend, 0..20);
-    assert_eq!([gets(&master), gets(&replica)], [0, 25]);
+    assert_eq!([master.calls("get"), replica.calls("get")], [0, 25]);
     sentinel.until_it_knows_the_replica();
     master.kill();
     until("reads while the master is away", || all_present(&*backend, 0..20));

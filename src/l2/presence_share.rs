@@ -1,6 +1,8 @@
-//! How many of the objects that were stored lately the service had already: decides whether a store asks first.
+//! How many of the objects that were stored lately a server had already: decides whether a store asks first.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::object_header::HEADER_BYTES;
 
 /// All of them.
 const WHOLE: u32 = 1 << 16;
@@ -8,6 +10,8 @@ const WHOLE: u32 = 1 << 16;
 const MEMORY: u32 = 32;
 /// A store asks first from this share on: more bodies would be sent in vain than questions are saved.
 const SMALL: u32 = WHOLE / 8;
+/// Most bytes of an object, with its header, that is worth a try without a question: they may be sent in vain.
+const UNASKED_MAX: u64 = 4 << 20;
 
 /// The share of the last answers that said "it is there". Nothing was there at the beginning.
 #[derive(Default)]
@@ -21,9 +25,9 @@ impl PresenceShare {
         self.0.store(share - share / MEMORY + gain, Ordering::Relaxed);
     }
 
-    /// Whether few were there.
-    pub fn is_small(&self) -> bool {
-        self.0.load(Ordering::Relaxed) < SMALL
+    /// Whether to send an object of so much payload without asking first. The server refuses it if one is there.
+    pub fn may_send_unasked(&self, payload: u64) -> bool {
+        HEADER_BYTES as u64 + payload <= UNASKED_MAX && self.0.load(Ordering::Relaxed) < SMALL
     }
 }
 
@@ -33,7 +37,7 @@ mod tests {
 
     fn answers_until(share: &PresenceShare, is_there: bool, is_small: bool) -> u32 {
         let mut count = 0;
-        while share.is_small() != is_small {
+        while share.may_send_unasked(0) != is_small {
             share.note(is_there);
             count += 1;
         }
@@ -49,6 +53,7 @@ mod tests {
         assert!((50..100).contains(&answers_until(&share, false, true)));
         // One in ten is few.
         (0..10_000).for_each(|number| share.note(number % 10 == 0));
-        assert!(share.is_small());
+        let most = UNASKED_MAX - HEADER_BYTES as u64;
+        assert!(share.may_send_unasked(most) && !share.may_send_unasked(most + 1));
     }
 }
