@@ -248,6 +248,10 @@ public:
         return all;
     }
 
+    /// A job by its number, as a completion has it: for all that asks nothing about single keys. For these, `key_count` is the number of
+    /// keys that the job was submitted with.
+    Job job(std::uint64_t number, std::size_t key_count = 0) const noexcept { return Job(cache_, number, key_count); }
+
     /// Up to `most` events, oldest first, from number `next` on (0: from the oldest that is kept), which then is where to
     /// go on. Where it rises by more than events came, some were lost. Never blocks.
     std::vector<kvkeep_event> read_events(std::uint64_t& next, std::size_t most = 1024) const {

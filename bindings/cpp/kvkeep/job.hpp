@@ -14,6 +14,20 @@
 
 namespace kvk {
 
+/// An answer that may not be there yet: a std::optional whose `*` and value() give the answer itself where the optional is a
+/// temporary, so that `for (auto status : *transfer.blocks())` reads no memory that is freed.
+template <typename T>
+class Answer : public std::optional<T> {
+public:
+    using std::optional<T>::optional;
+    T& operator*() & { return std::optional<T>::operator*(); }
+    const T& operator*() const& { return std::optional<T>::operator*(); }
+    T operator*() && { return std::move(std::optional<T>::operator*()); }
+    T& value() & { return std::optional<T>::value(); }
+    const T& value() const& { return std::optional<T>::value(); }
+    T value() && { return std::move(std::optional<T>::value()); }
+};
+
 /// One prefetch, by its number. It lives until its release, its session's end or its deadline; dropping the Job does
 /// not end it, since it touches no page of the engine's. Any thread.
 class Job {
@@ -35,7 +49,7 @@ public:
     }
 
     /// Every length in chunks at which all groups could continue, the longest first; empty until the lookup is answered.
-    std::optional<std::vector<std::uint32_t>> prefix_lengths() const {
+    Answer<std::vector<std::uint32_t>> prefix_lengths() const {
         std::vector<std::uint32_t> lengths(key_count_);
         std::size_t count = 0;
         const auto status = kvkeep_query_prefix_lengths(cache_, id_, lengths.data(), lengths.size(), &count);
@@ -45,7 +59,7 @@ public:
     }
 
     /// For each key, whether the session holds shares of it; empty until the job is done.
-    std::optional<std::vector<bool>> bitmap() const {
+    Answer<std::vector<bool>> bitmap() const {
         std::vector<std::uint8_t> bytes((key_count_ + 7) / 8);
         if (detail::check(kvkeep_query_bitmap(cache_, id_, bytes.data(), bytes.size())) == Status::pending)
             return std::nullopt;
@@ -71,6 +85,7 @@ public:
     void release() const { detail::check(kvkeep_release_job(cache_, id_)); }
 
 protected:
+    friend class Cache;
     friend class Session;
     Job(kvkeep* cache, std::uint64_t id, std::size_t key_count) noexcept
         : cache_(cache), id_(id), key_count_(key_count) {}
@@ -105,7 +120,7 @@ public:
     }
 
     /// What became of each block, in the order in which they were given; empty until the transfer is done.
-    std::optional<std::vector<Status>> blocks() const {
+    Answer<std::vector<Status>> blocks() const {
         std::vector<std::int32_t> numbers(block_count_);
         const auto status = kvkeep_query_blocks(cache_, id_, numbers.data(), numbers.size());
         if (detail::check(status) == Status::pending) return std::nullopt;

@@ -1,5 +1,7 @@
 #include "check.hpp"
 
+#include <type_traits>
+
 #include <poll.h>
 
 static void a_future_is_fulfilled() {
@@ -18,6 +20,12 @@ static void a_future_is_fulfilled() {
     CHECK(submitted.job.lookup_hits().value() == 2);
     CHECK(submitted.job.query().value().tier_keys[0] == 2);
     CHECK((submitted.job.bitmap().value() == std::vector<bool>{true, true, false, false}));
+    std::size_t held = 0;
+    for (const bool one : *submitted.job.bitmap()) held += one;
+    CHECK(held == 2);
+    static_assert(!std::is_reference_v<decltype(*submitted.job.bitmap())>, "a loop would read an answer that is gone");
+    const kvk::Job by_number = cache.job(completion.job, keys.size());
+    CHECK(by_number.query().value().hit_chunks == 2 && by_number.bitmap().value()[1]);
     submitted.job.release();
     CHECK(thrown([&] { submitted.job.query(); }).status() == kvk::Status::not_found);
     CHECK(session.finish_read({keys.data(), 2})[1] == kvk::Status::ok);
