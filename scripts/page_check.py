@@ -146,8 +146,9 @@ def check(browser: Browser, folder: Path, name: str, busy: bool) -> None:
     browser.until("(document.body?.dataset.drawn ?? 0) >= 4")
     if busy:
         browser.until("['hits', 'bytes', 'live'].every(id => document.querySelectorAll('#' + id + ' path').length >= 2)")
-        browser.until("document.querySelectorAll('#holders tr').length >= 2")
-        browser.value("document.querySelector('#holders button').click()")
+        row = "[...document.querySelectorAll('#holders tr')].find(row => row.innerText.includes('long prompt'))"
+        browser.until(f"{row} !== undefined")
+        browser.value(f"{row}.querySelector('button').click()")
         browser.until("document.querySelectorAll('#holders .keys div').length >= 2")
     (folder / f"{name}.png").write_bytes(browser.picture(captureBeyondViewport=True))
     paper = colour(browser, "paper")
@@ -155,6 +156,8 @@ def check(browser: Browser, folder: Path, name: str, busy: bool) -> None:
     assert browser.value("document.documentElement.scrollWidth <= innerWidth"), f"{name}: wider than its window"
     assert browser.value("document.getElementById('state').textContent") == "serving", name
     assert browser.value("document.querySelectorAll('#counts div').length") > 20, name
+    spaces = browser.value("[...document.querySelectorAll('#spaces tr')].map(row => row.innerText).join('/')")
+    assert ("llama-70b" in spaces) == busy and ("tokens a chunk" in spaces) == busy, f"{name}: {spaces}"
     holders = browser.value("document.getElementById('holders-now').textContent")
     assert holders.endswith("cannot be evicted" if busy else "no session holds anything"), f"{name}: {holders}"
     for chart in CHARTS:

@@ -197,6 +197,10 @@ pub trait Cache: Send + Sync {
     /// The part of L1 that a space takes. Fills in everything but the head.
     fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()>;
 
+    /// The open spaces by name, those that take most of L1 first; of very many the first 256. JSON. A daemon's client may ask for it only if
+    /// it may administer the daemon.
+    fn list_spaces(&self) -> Result<String>;
+
     /// The state of a session: everything but the head.
     fn query_session(&self, session: u64, state: &mut SessionState) -> Result<()>;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::abi::{Completion, JobResult};
 use crate::l2::encrypted::KeyCallback;
 use crate::log::Log;
+use crate::space_names::SpaceNames;
 
 /// When a committed object is written to L2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,6 +108,14 @@ pub struct SpaceSpec {
     pub quota_bytes: u64,
     /// The number of the model's weights, if the same name has had several: 0 for the first.
     pub generation: u64,
+}
+
+impl SpaceSpec {
+    /// Its names.
+    pub fn names(&self) -> SpaceNames {
+        let SpaceSpec { model, layout, tenant, chunk_tokens, generation, .. } = self.clone();
+        SpaceNames { model, layout, tenant, chunk_tokens, generation }
+    }
 }
 
 /// Which chunks count as hits.

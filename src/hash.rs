@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use crate::config::SpaceSpec;
 use crate::key::{Key, SpaceTag};
+use crate::space_names::SpaceNames;
 
 fn blake3_of_texts(texts: &[&str], chunk_tokens: u32, generation: u64) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
@@ -24,6 +25,12 @@ fn blake3_of_texts(texts: &[&str], chunk_tokens: u32, generation: u64) -> [u8; 1
 /// The tag of a space, as the header of the C ABI defines it.
 pub fn space_tag(spec: &SpaceSpec) -> SpaceTag {
     SpaceTag(blake3_of_texts(&[&spec.model, &spec.layout, &spec.tenant], spec.chunk_tokens, spec.generation))
+}
+
+/// The tag of a space that has these names.
+pub fn tag_of_names(names: &SpaceNames) -> SpaceTag {
+    let SpaceNames { model, layout, tenant, chunk_tokens, generation } = names;
+    SpaceTag(blake3_of_texts(&[model, layout, tenant], *chunk_tokens, *generation))
 }
 
 /// The tag of a space's layout alone.

@@ -46,6 +46,7 @@ pub mod shape;
 #[path = "../tests/support/skip.rs"]
 mod skip;
 mod slot_table;
+pub mod space_names;
 pub mod space_report;
 mod sync;
 #[cfg(test)]

@@ -12,9 +12,10 @@ use super::{count_lookups, holdings, inspect, memory_wait, open_space, read, rec
 use crate::abi::{KeyState, SessionState, SpaceUsage, View};
 use crate::config::SpaceSpec;
 use crate::error::{Result, Status};
-use crate::key::Key;
+use crate::key::{Key, SpaceTag};
 use crate::misses::LookupCounts;
 use crate::shape::Shape;
+use crate::space_names::SpaceNames;
 use crate::space_report::SpaceReport;
 
 impl L1 {
@@ -274,6 +275,11 @@ impl L1 {
     /// The open spaces, those that take most of L1 first; of very many the first 256.
     pub fn spaces(&self) -> Vec<SpaceReport> {
         inspect::spaces(self)
+    }
+
+    /// The tag and the names of each open space.
+    pub fn space_names(&self) -> Vec<(SpaceTag, SpaceNames)> {
+        inspect::space_names(self)
     }
 
     /// Fills in the state of a session, but not the head of the struct.

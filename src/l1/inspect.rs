@@ -18,7 +18,8 @@ use crate::abi::{
     SessionState, SpaceUsage, chars,
 };
 use crate::error::Result;
-use crate::key::Key;
+use crate::key::{Key, SpaceTag};
+use crate::space_names::SpaceNames;
 use crate::space_report::SpaceReport;
 
 /// Slots looked at under one lock.
@@ -124,6 +125,13 @@ pub(super) fn spaces(l1: &L1) -> Vec<SpaceReport> {
             })
         };
         open.into_iter().filter_map(report).collect()
+    })
+}
+
+pub(super) fn space_names(l1: &L1) -> Vec<(SpaceTag, SpaceNames)> {
+    l1.with(|state| {
+        let spaces = state.by_number.values().map(|&index| &state.spaces[index as usize]);
+        spaces.map(|space| (space.tag, space.spec.names())).collect()
     })
 }
 

@@ -11,6 +11,7 @@ use super::store_header::StoreHeader;
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_INTERNAL, Result};
 use crate::key::{ObjectKey, SpaceTag};
+use crate::space_names::SpaceNames;
 
 /// The answer of a lookup for one key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -201,6 +202,9 @@ pub trait Backend: Send + Sync {
     }
     /// Hides an object whose bytes are wrong from lookups and, where the medium can, keeps the bytes for an inspection.
     fn quarantine(&self, key: ObjectKey);
+    /// Gives the names of a space that is open here, so that the backend can show them to people who look at its medium. Called at each opening of
+    /// the space, and of those that are open when the backend is added. Never blocks.
+    fn name_space(&self, _space: SpaceTag, _names: &SpaceNames) {}
     /// The objects of a space (of every space for `None`) known without I/O.
     fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)>;
     /// Replaces the observer of changes. [`list`](Backend::list) gives the objects that are there already, and may repeat changes that

@@ -18,6 +18,7 @@ use super::{Backend, Found, Health, LoadRequest, LoadSink, LookupRequest, Observ
 use crate::arena::Buffer;
 use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CLOSED, KVKEEP_ERR_IO, Result};
 use crate::key::{ObjectKey, SpaceTag};
+use crate::space_names::SpaceNames;
 use crate::threads;
 
 /// The probabilities with which requests of one kind fail.
@@ -389,6 +390,10 @@ impl Backend for FaultBackend {
 
     fn quarantine(&self, key: ObjectKey) {
         self.shared.inner.quarantine(key);
+    }
+
+    fn name_space(&self, space: SpaceTag, names: &SpaceNames) {
+        self.shared.inner.name_space(space, names);
     }
 
     fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {

@@ -18,6 +18,7 @@ use crate::control::completion::Completions;
 use crate::control::tokens::Ranks;
 use crate::error::{Error, Result, Status};
 use crate::events::Event;
+use crate::hash::tag_of_names;
 use crate::key::{Key, ObjectKey};
 use crate::l1::staged_bytes::THIS_PROCESS;
 use crate::l2;
@@ -89,7 +90,8 @@ impl Node {
 
     fn add_opened(&self, opened: OpenBackend) -> Result<u64> {
         let url = opened.url.clone();
-        let number = self.backends.add(opened)?;
+        let (backend, number) = (opened.backend.clone(), self.backends.add(opened)?);
+        self.l1.space_names().iter().for_each(|(tag, names)| backend.name_space(*tag, names));
         self.look_below();
         self.log.write(LogLevel::Info, || format!("added backend {number}: {url}"));
         Ok(number)
@@ -109,7 +111,11 @@ impl Node {
 
 impl Cache for Node {
     fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
-        self.l1.open_space(&spec)
+        let space = self.l1.open_space(&spec)?;
+        let names = spec.names();
+        let tag = tag_of_names(&names);
+        self.backends.list().iter().for_each(|slot| slot.backend.name_space(tag, &names));
+        Ok(space)
     }
 
     fn close_space(&self, space: u64) -> Result<()> {
@@ -382,6 +388,10 @@ impl Cache for Node {
 
     fn query_space(&self, space: u64, usage: &mut SpaceUsage) -> Result<()> {
         self.l1.query_space(space, usage)
+    }
+
+    fn list_spaces(&self) -> Result<String> {
+        Ok(Node::list_spaces(self))
     }
 
     fn query_session(&self, session: u64, state: &mut SessionState) -> Result<()> {

@@ -127,6 +127,11 @@ impl Node {
         Ok(json!({ "all": self.l1.lookup_counts(None)?, "spaces": spaces }).to_string())
     }
 
+    /// The open spaces by name, those that take most of L1 first; of very many the first 256. JSON.
+    pub fn list_spaces(&self) -> String {
+        json!(self.l1.spaces()).to_string()
+    }
+
     /// The backends, in the order they are asked.
     pub fn backend_reports(&self) -> Vec<BackendReport> {
         let backends = self.backends.list();

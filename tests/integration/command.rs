@@ -3,6 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use kvkeep::abi::{Stats, View};
+use kvkeep::cache::Cache as _;
+use kvkeep::config::{NodeConfig, SpaceSpec};
+use kvkeep::key::Key;
+use kvkeep::node::Node;
 
 const SLICE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/conversation_slice.jsonl");
 
@@ -44,8 +51,9 @@ fn filled(dir: &Path) -> Ran {
 
 fn objects(dir: &Path) -> Vec<PathBuf> {
     let list = |dir: &Path| -> Vec<PathBuf> { fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect() };
+    let folders = |dir: &Path| list(dir).into_iter().filter(|path| path.is_dir()).collect::<Vec<_>>();
     let mut files: Vec<PathBuf> =
-        list(dir).iter().flat_map(|space| list(space)).flat_map(|shard| list(&shard)).collect();
+        folders(dir).iter().flat_map(|space| folders(space)).flat_map(|shard| list(&shard)).collect();
     files.sort();
     files
 }
@@ -309,6 +317,91 @@ fn stat_counts_what_is_there() {
     let ran = kvkeep(&["stat", empty.path().to_str().unwrap()]);
     assert_eq!(ran.code, 0);
     assert!(ran.out.contains("0  objects"), "{}", ran.out);
+}
+
+/// A space of which `objects` objects of `size` bytes are stored.
+fn stored(node: &Node, spec: &SpaceSpec, objects: u8, size: u64) {
+    let space = node.open_space(spec.clone()).unwrap();
+    let session = node.begin_session(space, "", None).unwrap();
+    let keys: Vec<Key> = (0..objects).map(|first| Key { hash: [first; 32], rank: 0, group: 0 }).collect();
+    let mut views = vec![View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 }; keys.len()];
+    assert!(node.reserve_write(session, &keys, &vec![size; keys.len()], false, &mut views).unwrap());
+    assert!(node.finish_write(session, &keys, None).unwrap());
+    node.end_session(session).unwrap();
+    node.flush(60_000).unwrap();
+}
+
+#[test]
+fn stat_names_the_spaces_of_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, url) = (dir.path().to_str().unwrap(), format!("fs://{}", dir.path().display()));
+    let spec = |model: &str, layout: &str, chunk_tokens| SpaceSpec {
+        model: model.to_owned(),
+        layout: layout.to_owned(),
+        tenant: "acme \"x\"".to_owned(),
+        chunk_tokens,
+        quota_bytes: 0,
+        generation: 3,
+    };
+    let (one, other, empty) = (spec("llama", "bf16", 256), spec("llama", "", 16), spec("never stored", "", 16));
+    let open = |urls: Vec<String>| Node::open(NodeConfig { backend_urls: urls, ..NodeConfig::new(4 << 20) }).unwrap();
+    // One space is open before its backend is, one after.
+    let node = open(Vec::new());
+    let early = [&one, &empty].map(|spec| node.open_space(spec.clone()).unwrap());
+    assert_ne!(early[0], early[1]);
+    node.add_backend(&url).unwrap();
+    stored(&node, &one, 7, 4096);
+    stored(&node, &other, 3, 1000);
+    node.close();
+    let spaces = || -> Vec<serde_json::Value> {
+        let ran = kvkeep(&["stat", "--json", path]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let value: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!((value["objects"].as_u64(), value["foreign"].as_u64()), (Some(10), Some(0)), "{value}");
+        let mut spaces = value["spaces"].as_array().unwrap().clone();
+        spaces.sort_by_key(|space| space["objects"].as_u64());
+        spaces
+    };
+    let seen = |spaces: &[serde_json::Value]| -> Vec<(u64, u64, bool)> {
+        let number = |space: &serde_json::Value, name: &str| space[name].as_u64().unwrap();
+        let row = |space| (number(space, "objects"), number(space, "bytes"), space["model"] == "llama");
+        spaces.iter().map(row).collect()
+    };
+    let named = spaces();
+    assert_eq!(seen(&named), [(3, 3000, true), (7, 7 * 4096, true)]);
+    assert_eq!((&named[0]["chunk_tokens"], &named[1]["chunk_tokens"]), (&16.into(), &256.into()));
+    assert_eq!((&named[1]["tenant"], &named[1]["generation"]), (&"acme \"x\"".into(), &3.into()));
+    let text = kvkeep(&["stat", path]).out;
+    let line = "\n  model \"llama\", layout \"bf16\", tenant \"acme \\\"x\\\"\", 256 tokens a chunk, generation 3\n";
+    assert!(text.contains(line) && !text.contains("never stored"), "{text}");
+    assert_eq!(kvkeep(&["verify", path]).code, 0);
+
+    // Damaged, missing, and that of another space: each is shown by its tag alone, with the same sums.
+    let file = |space: &serde_json::Value| dir.path().join(space["space"].as_str().unwrap()).join("space.json");
+    let [first, second] = [file(&named[0]), file(&named[1])];
+    let whole = fs::read(&second).unwrap();
+    fs::write(&second, &whole[..whole.len() / 2]).unwrap();
+    fs::remove_file(&first).unwrap();
+    assert_eq!(seen(&spaces()), [(3, 3000, false), (7, 7 * 4096, false)]);
+    fs::write(&first, &whole).unwrap();
+    assert_eq!(seen(&spaces()), [(3, 3000, false), (7, 7 * 4096, false)]);
+
+    // Whoever opens the spaces anew writes the files anew, and finds the objects that there were.
+    let node = open(vec![url]);
+    let mut stats = Stats::default();
+    node.stats(&mut stats);
+    assert_eq!(stats.l2_objects, 10);
+    let space = node.open_space(one).unwrap();
+    node.open_space(other).unwrap();
+    let began = Instant::now();
+    while !seen(&spaces()).iter().all(|(.., named)| *named) {
+        assert!(began.elapsed() < Duration::from_secs(60), "the files are not written");
+    }
+    // They go with their spaces.
+    node.forget_space(space).unwrap();
+    node.flush(60_000).unwrap();
+    assert!(!second.parent().unwrap().exists() && first.exists());
+    node.close();
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn node() -> Arc<Node> {
 }
 
 /// One request as an engine makes it: prefetch what is there, compute and store the rest.
-fn request(node: &Node, space: u64, number: u32) -> u64 {
+fn request(node: &Node, space: u64, name: &str, number: u32) -> u64 {
     let keys: Vec<Key> = (0..CHUNKS)
         .map(|chunk| {
             let mut hash = [0; 32];
@@ -45,7 +45,7 @@ fn request(node: &Node, space: u64, number: u32) -> u64 {
             Key { hash, rank: 0, group: 0 }
         })
         .collect();
-    let session = node.begin_session(space, "request", None).unwrap();
+    let session = node.begin_session(space, name, None).unwrap();
     let mut job = 0;
     node.submit_prefetch(session, &keys, PrefetchRequest::default(), &mut job).unwrap();
     node.wait(job, 60_000).unwrap();
@@ -69,10 +69,12 @@ fn a_page_without_data_says_so() {
 fn a_page_with_data_draws_it() {
     let node = node();
     let (layout, tenant) = (String::new(), String::new());
-    let spec = SpaceSpec { generation: 0, model: "m".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
+    let spec =
+        SpaceSpec { generation: 0, model: "llama-70b".to_owned(), layout, tenant, chunk_tokens: 16, quota_bytes: 0 };
     let space = node.open_space(spec).unwrap();
-    // It holds the same all the time.
-    let long = request(&node, space, 19);
+    // The second time it finds what the first has stored, and holds that all the time.
+    node.end_session(request(&node, space, "first", 19)).unwrap();
+    let long = request(&node, space, "long prompt", 19);
     let over = Arc::new(AtomicBool::new(false));
     let engine = {
         let (node, over) = (node.clone(), over.clone());
@@ -82,7 +84,7 @@ fn a_page_with_data_draws_it() {
                 if over.load(Ordering::Relaxed) {
                     return;
                 }
-                live.push_back(request(&node, space, number));
+                live.push_back(request(&node, space, "request", number));
                 // Each goes on for a while, some longer.
                 if live.len() as u32 > number / 3 % 8 {
                     live.drain(..1).for_each(|session| node.end_session(session).unwrap());

@@ -355,6 +355,14 @@ fn the_other_subcommands_look_at_a_daemon() {
     let (_, json) = ask(&format!("stat --json {url}"));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["l1_shares"], &json["stores"]), (&7.into(), &1.into()));
+    // Spaces by name.
+    let named = &json["spaces"][0];
+    assert_eq!((&named["model"], &named["chunk_tokens"]), (&"m".into(), &16.into()));
+    assert_eq!((&named["objects"], &named["used_bytes"]), (&1.into(), &4096.into()));
+    assert!(
+        stat.contains(&format!("             1         4 KiB  model \"m\", 16 tokens a chunk ({space})\n")),
+        "{stat}"
+    );
 
     let (code, top) = ask(&format!("top --count 2 --interval-ms 1 {url}"));
     assert_eq!((code, top.matches("live    ").count()), (0, 2));

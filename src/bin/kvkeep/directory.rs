@@ -1,9 +1,11 @@
 //! What `verify` and `stat` share: the files of an `fs` directory, sorted by what they are.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use kvkeep::key::ObjectKey;
-use kvkeep::l2::fs::listing::{FileEntry, FileKind, list};
+use kvkeep::key::{ObjectKey, SpaceTag};
+use kvkeep::l2::fs::listing::{FileEntry, FileKind, list, space_names};
+use kvkeep::space_names::SpaceNames;
 
 /// The files of one directory.
 pub struct Directory {
@@ -12,6 +14,8 @@ pub struct Directory {
     pub stale: Vec<FileEntry>,
     pub quarantined: Vec<(Option<ObjectKey>, FileEntry)>,
     pub foreign: Vec<FileEntry>,
+    /// The names of the objects' spaces, where the directory has them.
+    pub names: BTreeMap<SpaceTag, SpaceNames>,
 }
 
 /// Reads names and sizes.
@@ -28,6 +32,7 @@ pub fn read(dir: &Path) -> Result<Directory, String> {
         stale: Vec::new(),
         quarantined: Vec::new(),
         foreign: Vec::new(),
+        names: BTreeMap::new(),
     };
     for entry in list(dir).map_err(|error| format!("{error}; run as a user who may read the directory"))? {
         match entry.kind {
@@ -38,6 +43,8 @@ pub fn read(dir: &Path) -> Result<Directory, String> {
             FileKind::Foreign => directory.foreign.push(entry),
         }
     }
+    let spaces: BTreeSet<SpaceTag> = directory.objects.iter().map(|(key, _)| key.space).collect();
+    directory.names = spaces.into_iter().filter_map(|space| Some((space, space_names(dir, space)?))).collect();
     Ok(directory)
 }
 

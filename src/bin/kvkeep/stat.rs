@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use kvkeep::abi::Stats;
+use kvkeep::cache::Cache as _;
+use kvkeep::daemon::client::Client;
 use kvkeep::key::{SpaceTag, hex};
 use kvkeep::prometheus::{self, COUNTERS, GAUGES, LATENCIES, LatencyMetric, Metric};
+use kvkeep::space_names::SpaceNames;
 use serde_json::{Value as Json, json};
 
 use crate::directory::{self, Directory};
@@ -16,7 +19,8 @@ use crate::{Outcome, daemon, text};
 /// Show what is in an fs directory, or what a daemon counted
 ///
 /// In a directory, counts objects and bytes from the names and sizes of files alone; opens no cache and reads no payload. A
-/// space is shown by its tag: the fingerprint of model, layout, chunk tokens and tenant.
+/// space is shown by its tag, the fingerprint of model, layout, chunk tokens and tenant, and by these names, where the
+/// directory has them.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  kvkeep stat /var/cache/kvkeep\n  kvkeep stat --json /var/cache/kvkeep | jq .objects\n  kvkeep stat unix:///run/kvkeep.sock"
@@ -70,8 +74,8 @@ impl Sum {
 /// Prints what is in a directory, or what a daemon counted.
 pub fn run(args: &StatArgs) -> Outcome {
     if let Some(url) = args.of.to_str().filter(|of| of.starts_with("unix:")) {
-        let stats = daemon::once(url, false, daemon::stats)?;
-        text::print(&if args.json { format!("{:#}\n", prometheus::json(&stats)) } else { counted(&stats) });
+        let (stats, spaces) = daemon::once(url, false, |client| Ok((daemon::stats(client)?, open_spaces(client))))?;
+        text::print(&if args.json { counted_json(&stats, spaces) } else { counted(&stats, spaces) });
         return Ok(true);
     }
     let directory = directory::read(&args.of)?;
@@ -87,8 +91,22 @@ pub fn run(args: &StatArgs) -> Outcome {
     Ok(true)
 }
 
+/// The open spaces of a daemon, that with most bytes of L1 first, or why they are not told.
+fn open_spaces(client: &Client) -> Result<Vec<Json>, String> {
+    let answer = client.list_spaces().map_err(|error| error.message)?;
+    serde_json::from_str(&answer).map_err(|error| format!("the daemon's answer is no JSON: {error}"))
+}
+
+fn counted_json(stats: &Stats, spaces: Result<Vec<Json>, String>) -> String {
+    let mut value = prometheus::json(stats);
+    if let Ok(spaces) = spaces {
+        value["spaces"] = Json::Array(spaces);
+    }
+    format!("{value:#}\n")
+}
+
 /// Everything that a daemon counted, by name.
-fn counted(stats: &Stats) -> String {
+fn counted(stats: &Stats, spaces: Result<Vec<Json>, String>) -> String {
     let mut report = String::new();
     for Metric { name, help, of } in GAUGES.iter().chain(COUNTERS) {
         let value = if name.ends_with("bytes") { text::bytes(of(stats)) } else { text::count(of(stats)) };
@@ -100,8 +118,24 @@ fn counted(stats: &Stats) -> String {
         let _ =
             writeln!(report, "{:>14}  {name:<24}{help} Mean of {}.", format!("{mean:?}"), text::count(histogram.count));
     }
+    report += &spaces.map_or_else(|why| format!("\nspaces are not shown: {why}\n"), |spaces| spaces_text(&spaces));
     if let Some(sentence) = prometheus::backlog(stats) {
         let _ = writeln!(report, "\n{sentence}");
+    }
+    report
+}
+
+fn spaces_text(spaces: &[Json]) -> String {
+    if spaces.is_empty() {
+        return String::new();
+    }
+    let mut report = format!("\n{:>14}{:>14}  space\n", "objects in L1", "bytes in L1");
+    for space in spaces {
+        let of = |name: &str| space[name].as_u64().unwrap_or(0);
+        let (objects, bytes) = (text::count(of("objects")), text::bytes(of("used_bytes")));
+        let names = serde_json::from_value::<SpaceNames>(space.clone())
+            .map_or_else(|_| "?".to_owned(), |names| names.to_string());
+        let _ = writeln!(report, "{objects:>14}{bytes:>14}  {names} ({})", space["space"].as_str().unwrap_or("?"));
     }
     report
 }
@@ -110,6 +144,9 @@ fn as_json(directory: &Directory, all: &Sum, spaces: &BTreeMap<SpaceTag, Sum>) -
     let mut value = all.json();
     let of_spaces = spaces.iter().map(|(tag, sum)| {
         let mut value = sum.json();
+        if let Some(Json::Object(names)) = directory.names.get(tag).map(|names| json!(names)) {
+            names.into_iter().for_each(|(name, of)| value[name.as_str()] = of);
+        }
         value["space"] = json!(hex(&tag.0));
         value
     });
@@ -139,9 +176,10 @@ fn as_text(directory: &Directory, all: &Sum, spaces: &BTreeMap<SpaceTag, Sum>) -
         let _ = writeln!(report, "\noldest use    {}\nnewest use    {}", text::date(oldest), text::date(newest));
         let _ = writeln!(report, "\n{:<34}{:>12}{:>12}  last used", "space", "objects", "payload");
         for (tag, sum) in spaces {
-            let (tag, objects, bytes) = (hex(&tag.0), text::count(sum.objects), text::bytes(sum.bytes));
+            let (name, objects, bytes) = (hex(&tag.0), text::count(sum.objects), text::bytes(sum.bytes));
             let last = sum.used.map_or_else(String::new, |used| text::date(used.1));
-            let _ = writeln!(report, "{tag:<34}{objects:>12}{bytes:>12}  {last}");
+            let names = directory.names.get(tag).map_or_else(String::new, |names| format!("  {names}\n"));
+            let _ = write!(report, "{name:<34}{objects:>12}{bytes:>12}  {last}\n{names}");
         }
         let _ = writeln!(report, "\npayload of at most");
         let most = all.sizes.values().copied().max().unwrap_or(1);

@@ -386,6 +386,10 @@ impl Cache for Client {
         })
     }
 
+    fn list_spaces(&self) -> Result<String> {
+        self.call(&*self.link()?, &Request::ListSpaces {}, text)
+    }
+
     fn query_session(&self, session: u64, state: &mut SessionState) -> Result<()> {
         self.call(&*self.link_of(session)?, &Request::QuerySession { session }, |_, fields| {
             let (struct_size, abi_version) = (state.struct_size, state.abi_version);

@@ -41,6 +41,11 @@ impl Handler {
                 frame.begin(KVKEEP_OK as u32).put(&usage);
                 Ok(())
             }
+            Request::ListSpaces {} => {
+                // The names of all tenants.
+                client.may_administer()?;
+                text(frame, &Node::list_spaces(node))
+            }
             Request::QuerySession { session } => {
                 let mut state = SessionState::default();
                 node.query_session(session, &mut state)?;

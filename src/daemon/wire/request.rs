@@ -31,6 +31,10 @@ macro_rules! requests {
                 }
             }
 
+            /// How many kinds there are; they have the numbers from 1 on.
+            #[cfg(test)]
+            pub const KINDS: u32 = [$($number),*].len() as u32;
+
             /// Reads the request of `kind`; every value is checked.
             pub fn decode(kind: u32, mut fields: Fields<'a>) -> Result<Request<'a>> {
                 let request = match kind {
@@ -106,6 +110,7 @@ requests! {
     55 ExplainHolders { most: u32 },
     56 QueryMisses { space: u64 },
     57 ExplainMisses {},
+    58 ListSpaces {},
 }
 
 impl Request<'_> {
@@ -120,6 +125,7 @@ impl Request<'_> {
                 | Request::ExplainKey { .. }
                 | Request::ExplainSession { .. }
                 | Request::ExplainHolders { .. }
+                | Request::ListSpaces {}
                 | Request::ExplainRefusal { .. }
                 | Request::QuerySpace { .. }
                 | Request::QuerySession { .. }

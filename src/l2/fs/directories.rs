@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::path::{self, QUARANTINE, TMP};
 use super::recover;
 use super::root::Root;
+use super::space_files::{self, SPACE_FILE};
 use crate::key::{ObjectKey, SpaceTag, hex};
 
 /// Directories of more than this part of the capacity are taken away as soon as they are empty, others now and then.
@@ -113,10 +114,10 @@ impl Directories {
                 bytes += bytes_of(&shard.path);
             }
         }
-        if prune && self.remove_empty(root, &name) {
+        if prune && self.remove_space(root, tag) {
             self.change(root, |known| known.spaces.remove(&tag));
         } else {
-            bytes += bytes_of(&root.dir.join(&name));
+            bytes += bytes_of(&root.dir.join(&name)) + bytes_of(&root.dir.join(&name).join(SPACE_FILE));
             self.change(root, |known| known.spaces.insert(tag, bytes));
         }
     }
@@ -128,6 +129,32 @@ impl Directories {
         !awaiting.contains_key(path) && unlinkat(&root.dirfd, path, AtFlags::REMOVEDIR).is_ok()
     }
 
+    /// Takes the directory of a space away if it is empty but for the file that names the space.
+    fn remove_space(&self, root: &Root, space: SpaceTag) -> bool {
+        let name = hex(&space.0);
+        // Held, so that no store of this process makes a shard in it meanwhile.
+        let _awaiting = self.awaiting.lock();
+        let remove = || unlinkat(&root.dirfd, name.as_str(), AtFlags::REMOVEDIR).is_ok();
+        if remove() {
+            return true;
+        }
+        if !space_files::is_alone_in(&root.dir.join(&name)) {
+            return false;
+        }
+        let _ = unlinkat(&root.dirfd, format!("{name}/{SPACE_FILE}"), AtFlags::empty());
+        let removed = remove();
+        if !removed {
+            // Another process stores in it.
+            root.space_files.made(&root.tasks, space);
+        }
+        removed
+    }
+
+    /// Takes the directories of a space away that are empty.
+    pub fn prune_space(&self, root: &Root, space: SpaceTag) {
+        self.measure_space(root, space, true);
+    }
+
     /// Makes the directories that the file of an object goes to. They stay until [`shard_filled`](Directories::shard_filled) if this is the
     /// `first` time for a store.
     pub fn make_shard(&self, root: &Root, key: &ObjectKey, first: bool) -> io::Result<()> {
@@ -136,9 +163,14 @@ impl Directories {
         if first {
             *awaiting.entry(path::shard(key)).or_default() += 1;
         }
-        for path in [hex(&key.space.0), path::shard(key)] {
+        for (path, is_space) in [(hex(&key.space.0), true), (path::shard(key), false)] {
             match mkdirat(&root.dirfd, path.as_str(), Mode::from_raw_mode(path::DIRECTORY_MODE)) {
-                Ok(()) => made += directory_bytes(root, &path),
+                Ok(()) => {
+                    made += directory_bytes(root, &path);
+                    if is_space {
+                        root.space_files.made(&root.tasks, key.space);
+                    }
+                }
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -6,18 +6,25 @@ use std::path::Path;
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
 
+use super::core::Core;
 use super::root::Root;
 use super::tasks::{ForeignSweep, MaintenanceTask};
 use super::{durability, path};
 use crate::error::{Error, Result};
 use crate::key::{ObjectKey, SpaceTag};
 
-/// Lists one more directory and unlinks the unknown objects in it, then queues the sweep again, so that other tasks have their turn.
-pub fn step(root: &Root, mut sweep: ForeignSweep) {
+/// Unlinks the unknown objects of one more shard, or takes the empty directories of one more space away, then queues the sweep again, so that
+/// other tasks have their turn.
+pub fn step(core: &Core, mut sweep: ForeignSweep) {
+    let root = &core.root;
     let stepped = match &mut sweep.left {
-        None => shards_of(root, sweep.space).map(|shards| sweep.left = Some(shards)),
+        None => directories_of(root, sweep.space).map(|directories| sweep.left = Some(directories)),
         Some(left) => match left.pop() {
-            Some((space, shard)) => sweep_shard(root, space, &shard).map(|removed| sweep.removed += removed),
+            Some((space, Some(shard))) => sweep_shard(root, space, &shard).map(|removed| sweep.removed += removed),
+            Some((space, None)) => {
+                core.directories.prune_space(root, space);
+                Ok(())
+            }
             None => return sweep.reply.send(Ok(sweep.removed)),
         },
     };
@@ -27,17 +34,19 @@ pub fn step(root: &Root, mut sweep: ForeignSweep) {
     }
 }
 
-fn shards_of(root: &Root, space: Option<SpaceTag>) -> Result<Vec<(SpaceTag, String)>> {
+/// The directory of a space, or of every space, each followed by its shards.
+fn directories_of(root: &Root, space: Option<SpaceTag>) -> Result<Vec<(SpaceTag, Option<String>)>> {
     let spaces = match space {
         Some(space) => vec![space],
         None => names(&root.dir)?.iter().filter_map(|name| path::parse_space(name)).collect(),
     };
-    let mut shards = Vec::new();
+    let mut directories = Vec::new();
     for space in spaces {
+        directories.push((space, None));
         let names = names(&root.dir.join(crate::key::hex(&space.0)))?;
-        shards.extend(names.into_iter().filter(|name| path::is_shard(name)).map(|name| (space, name)));
+        directories.extend(names.into_iter().filter(|name| path::is_shard(name)).map(|name| (space, Some(name))));
     }
-    Ok(shards)
+    Ok(directories)
 }
 
 /// The names in a directory; none if it is not there.

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::key::{ObjectKey, SpaceTag};
 use crate::l2::{Backend, Found, Health, LoadRequest, LookupRequest, Observer, Reply, StoreRequest, Usage};
 use crate::log::{Log, LogLevel};
+use crate::space_names::SpaceNames;
 use crate::threads;
 
 use super::core::Core;
@@ -205,6 +206,10 @@ impl Backend for Fs {
 
     fn quarantine(&self, key: ObjectKey) {
         self.core.quarantine(key);
+    }
+
+    fn name_space(&self, space: SpaceTag, names: &SpaceNames) {
+        self.core.root.space_files.name(&self.core.root.tasks, space, names);
     }
 
     fn list(&self, space: Option<SpaceTag>) -> Vec<(ObjectKey, u64)> {

@@ -9,10 +9,12 @@ use std::time::SystemTime;
 use super::file_format::{BLOCK, payload_of};
 use super::path::{self, QUARANTINE, WriterId};
 use super::recover::{ObjectDir, shards, spaces};
+use super::space_files;
 use super::writers::{gone_is_none, is_stale, temporaries};
 use crate::error::{Error, KVKEEP_ERR_CORRUPT, Result};
-use crate::key::ObjectKey;
+use crate::key::{ObjectKey, SpaceTag, hex};
 use crate::l2::object_header::{HEADER_BYTES, Header};
+use crate::space_names::SpaceNames;
 
 /// The kind of a file, by its place and name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,4 +118,9 @@ pub fn verify(path: &Path, key: &ObjectKey) -> Result<Option<u64>> {
     file.seek(SeekFrom::Start(BLOCK as u64)).map_err(failed)?;
     header.verify_read(key, length, &mut file).map_err(failed)??;
     Ok(Some(length))
+}
+
+/// The names of a space whose objects are in the directory `dir`; none where they are not there, or damaged.
+pub fn space_names(dir: &Path, space: SpaceTag) -> Option<SpaceNames> {
+    space_files::read(&dir.join(hex(&space.0)), space)
 }

@@ -10,6 +10,8 @@ use super::core::Core;
 use super::index::Index;
 use super::tasks::{DIRTY_MAX, MaintenanceTask};
 use super::{cleanup, file_lookup, foreign, path, remove};
+use crate::key::SpaceTag;
+use crate::log::LogLevel;
 
 /// Files unlinked before the next task's turn: a lookup has a deadline.
 const UNLINKS_MAX: usize = 1 << 12;
@@ -36,7 +38,8 @@ pub fn run(core: &Core) {
                 remove::is_gone(core, &key);
             }
             Some(MaintenanceTask::Evict) => evict(core),
-            Some(MaintenanceTask::Sweep(sweep)) => foreign::step(&core.root, sweep),
+            Some(MaintenanceTask::NameSpace(space)) => write_names(core, space),
+            Some(MaintenanceTask::Sweep(sweep)) => foreign::step(core, sweep),
             None => {
                 flush(core);
                 core.free_space.measure(&core.root);
@@ -53,6 +56,19 @@ pub fn run(core: &Core) {
         }
     }
     flush(core);
+}
+
+/// Writes the file that names a space. Where that fails, people do without.
+fn write_names(core: &Core, space: SpaceTag) {
+    let root = &core.root;
+    if let Err(error) = root.space_files.write(&root.dir, &root.dirfd, &core.temporaries.path(), space) {
+        root.log.often("fs space file", LogLevel::Info, || {
+            format!(
+                "fs: the names of a space cannot be written in {}: {error}; kvkeep stat shows its tag",
+                root.dir.display()
+            )
+        });
+    }
 }
 
 /// Evicts a few of the objects that are above the bounds, and queues itself again while there are more.

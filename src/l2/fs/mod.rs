@@ -35,6 +35,7 @@ mod quarantine_dir;
 mod recover;
 mod remove;
 mod root;
+mod space_files;
 mod store;
 mod tasks;
 #[cfg(test)]

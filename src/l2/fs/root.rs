@@ -13,6 +13,7 @@ use super::fs_options::{Durability, FsOptions};
 use super::index::Index;
 use super::openers::Openers;
 use super::path;
+use super::space_files::SpaceFiles;
 use super::tasks::{MaintenanceTask, TaskQueue};
 use crate::error::Error;
 use crate::log::Log;
@@ -30,6 +31,7 @@ pub struct Root {
     /// The maintenance thread's queue.
     pub tasks: TaskQueue,
     pub failures: Failures,
+    pub space_files: SpaceFiles,
     index: Mutex<Index>,
 }
 
@@ -45,6 +47,7 @@ impl Root {
             durable: options.durability == Durability::Power,
             tasks: TaskQueue::default(),
             failures: Failures::default(),
+            space_files: SpaceFiles::default(),
             index: Mutex::new(index),
         }
     }

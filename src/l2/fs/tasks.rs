@@ -56,8 +56,8 @@ pub type PendingDelete = (ObjectKey, Arc<DeleteBatch>);
 /// A walk through the directories of a space, or of all spaces, one directory at a time.
 pub struct ForeignSweep {
     pub space: Option<SpaceTag>,
-    /// Directories that are still to be looked into; `None` before they are known.
-    pub left: Option<Vec<(SpaceTag, String)>>,
+    /// Directories that are still to be looked into, shards before their spaces; `None` before they are known.
+    pub left: Option<Vec<(SpaceTag, Option<String>)>>,
     /// Files unlinked so far.
     pub removed: u64,
     pub reply: Reply<u64>,
@@ -84,6 +84,8 @@ pub enum MaintenanceTask {
     Quarantine(ObjectKey),
     /// Evict a few of the objects that are above the bounds.
     Evict,
+    /// Write the file that names a space.
+    NameSpace(SpaceTag),
     /// Unlink objects of a space that other processes have stored.
     Sweep(ForeignSweep),
 }
@@ -93,7 +95,10 @@ impl MaintenanceTask {
         match self {
             MaintenanceTask::Lookup(lookup) => lookup.keys.len(),
             MaintenanceTask::Unlink(keys) => keys.len(),
-            MaintenanceTask::Quarantine(_) | MaintenanceTask::Evict | MaintenanceTask::Sweep(_) => 1,
+            MaintenanceTask::Quarantine(_)
+            | MaintenanceTask::Evict
+            | MaintenanceTask::NameSpace(_)
+            | MaintenanceTask::Sweep(_) => 1,
         }
     }
 }

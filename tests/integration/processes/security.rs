@@ -148,6 +148,7 @@ impl Stranger {
         is(client.clear(0, true), KVKEEP_ERR_PERMISSION, "the daemon's user");
         is(client.explain_session(0), KVKEEP_ERR_PERMISSION, "the daemon's user");
         is(client.explain_holders(20), KVKEEP_ERR_PERMISSION, "the daemon's user");
+        is(client.list_spaces(), KVKEEP_ERR_PERMISSION, "the daemon's user");
         let known = client.open_space(spec("m", "acme"));
         if self.uid == SOMEBODY {
             assert_eq!(known.unwrap(), space);
