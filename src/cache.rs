@@ -100,10 +100,9 @@ pub trait Cache: Send + Sync {
     /// Explains a refusal: the largest holder of L1, or of the quota of the session's space, and a remedy.
     fn explain_refusal(&self, session: u64, of_space: bool) -> Result<String>;
 
-    /// The session that stages a key of the space of `session`, for people, where that is known without asking another process.
-    fn stager(&self, _session: u64, _key: &Key) -> Option<String> {
-        None
-    }
+    /// The session that stages a key of the space of `session`, for people. Asked after [`reserve_read`](Cache::reserve_read) by the same
+    /// thread, of the first key that was not found.
+    fn stager(&self, session: u64, key: &Key) -> Option<String>;
 
     /// Commits staged keys. True if all are committed.
     fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool>;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use super::client_lifecycle::Client;
 use super::daemon_link::DaemonLink;
 use super::jobs::LookupAnswer;
-use super::read_answer::{fill, nothing, number, read_statuses, read_views, text, wrong_answer};
+use super::read_answer::{
+    fill, nothing, number, read_statuses, read_views, read_views_and_stager, take_stager, text, wrong_answer,
+};
 use crate::abi::{Completion, JobResult, KeyState, SessionState, SpaceUsage, Stats, View};
 use crate::arena::Arena;
 use crate::arena_lease::ArenaLease;
@@ -174,6 +176,10 @@ impl Cache for Client {
         self.call(&*self.link_of(session)?, &request, text)
     }
 
+    fn stager(&self, _session: u64, _key: &Key) -> Option<String> {
+        take_stager()
+    }
+
     fn finish_write(&self, session: u64, keys: &[Key], statuses: Option<&mut [i32]>) -> Result<bool> {
         let request = Request::FinishWrite { session, keys, statuses: statuses.is_some() };
         self.give_back(&self.link_of(session)?, &request, read_statuses(statuses))
@@ -199,7 +205,8 @@ impl Cache for Client {
     }
 
     fn reserve_read(&self, session: u64, keys: &[Key], extra: u32, views: &mut [View]) -> Result<bool> {
-        self.views(&*self.link_of(session)?, &Request::ReserveRead { session, keys, extra: Extra(extra) }, views)
+        let (link, request) = (self.link_of(session)?, Request::ReserveRead { session, keys, extra: Extra(extra) });
+        self.call(&link, &request, read_views_and_stager(&link, views)).map(|status| status == KVKEEP_OK)
     }
 
     fn finish_read(&self, session: u64, keys: &[Key], extra: u32, statuses: Option<&mut [i32]>) -> Result<bool> {

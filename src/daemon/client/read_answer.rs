@@ -1,5 +1,7 @@
 //! Reading the answers to requests, each checked against what the caller asked for.
 
+use std::cell::RefCell;
+
 use super::daemon_link::DaemonLink;
 use crate::abi::View;
 use crate::daemon::wire::{Fields, WireView};
@@ -58,4 +60,29 @@ pub fn read_views<'a>(
         }
         Ok(status)
     }
+}
+
+thread_local! {
+    /// Of the last read of this thread that met keys which are not ready: the session that stages the first of them, for people.
+    static STAGER: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Reads a view for each key as [`read_views`]. If not all are ready, keeps who stages the first one that is not for [`take_stager`].
+pub fn read_views_and_stager<'a>(
+    link: &'a DaemonLink,
+    views: &'a mut [View],
+) -> impl FnOnce(Status, &mut Fields<'_>) -> Result<Status> + use<'a> {
+    move |status, fields| {
+        let status = read_views(link, views)(status, fields)?;
+        let stager: &str = fields.take()?;
+        if status != KVKEEP_OK {
+            STAGER.set(stager.to_owned());
+        }
+        Ok(status)
+    }
+}
+
+/// The session that stages the first key that was not ready for the last read of this thread. Told once.
+pub fn take_stager() -> Option<String> {
+    Some(STAGER.take()).filter(|stager| !stager.is_empty())
 }

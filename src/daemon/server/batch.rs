@@ -10,7 +10,8 @@ use crate::abi::{KeyState, View};
 use crate::cache::Cache;
 use crate::daemon::wire::frame::malformed;
 use crate::daemon::wire::{Frame, Request, WireView};
-use crate::error::{KVKEEP_OK, Result, Status};
+use crate::error::{KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::key::Key;
 
 impl Handler {
     /// The requests that have one answer for each key.
@@ -78,7 +79,9 @@ impl Handler {
                 let all_ok = node.reserve_read(session, keys, extra.0, views)?;
                 self.recording.read(session, keys, views);
                 scratch.undo.shares(session, keys, &scratch.views, extra.0);
-                self.views(frame, batch(all_ok), &scratch.views)
+                self.views(frame, batch(all_ok), &scratch.views)?;
+                frame.put(&self.stager_of_first(session, keys, &scratch.views).as_str());
+                Ok(())
             }
             Request::GetViews { session, keys } => {
                 self.grants.check_session(client, session)?;
@@ -148,6 +151,13 @@ impl Handler {
             }
             _ => Err(malformed("no such request")),
         }
+    }
+
+    /// The session that stages the first key that is not ready, for people; empty where none does.
+    fn stager_of_first(&self, session: u64, keys: &[Key], views: &[View]) -> String {
+        let short = keys.iter().zip(views).find(|(_, view)| view.status != KVKEEP_OK as i32);
+        let absent = short.filter(|(_, view)| view.status == KVKEEP_ERR_NOT_FOUND as i32);
+        absent.and_then(|(key, _)| self.node.stager(session, key)).unwrap_or_default()
     }
 
     fn views(&self, frame: &mut Frame, status: Status, views: &[View]) -> Result<()> {
