@@ -1165,8 +1165,9 @@ typedef struct {
 
 /// How lookups of a space, or of all, went since it was opened. The caller sets `struct_size` and `abi_version`.
 ///
-/// A lookup is a prefetch, or a `kvkeep_reserve_read` of keys that its session has not prefetched. Each counts a key once, as
-/// `read_hits`, `l2_hits` and `l2_misses` of the statistics do: `asked` is `hits` + `misses`, and `misses` the sum of `reasons`.
+/// A lookup is a prefetch or a `kvkeep_reserve_read`. Each counts a key once, unless its session holds it already, as `read_hits`,
+/// `l2_hits` and `l2_misses` of the statistics do: `asked` is `hits` + `misses`, and `misses` the sum of `reasons`. A request that
+/// prefetches keys and then reads those that are missing, too, counts them twice.
 typedef struct {
     /// sizeof of the caller's struct.
     uint32_t struct_size;
@@ -2090,10 +2091,10 @@ kvkeep_status kvkeep_query_space(kvkeep *cache,
                                  kvkeep_space_usage *usage);
 
 /// Fills in `report`, prepared by KVKEEP_INIT, with how lookups went in a space since it was opened, and why they missed keys; `space` 0:
-/// in all spaces, those too that were closed since. Why a key is missing is known from a memory of 8 MiB that holds about a million objects: the
-/// newest that tiers lost, backends stored, or lookups missed. The older ones are forgotten, and count as never seen. It begins empty
-/// when the cache is opened; in a daemon it is the daemon's, for all of its clients. Reasons are looked for only when a key is missed.
-/// Never blocks on I/O.
+/// in all spaces, those too that were closed since. Why a key is missing is known from a memory that holds the newest objects which
+/// tiers lost, backends stored, or lookups missed: one for each 2 KiB of L1, from 65,536 to 1,048,576, in eight bytes each. The older
+/// ones are forgotten, and count as never seen. The memory begins empty when the cache is opened; in a daemon it is the daemon's, for
+/// all of its clients. It is asked only for a key that is missed. Never blocks on I/O.
 /// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
 /// Since: 0.1.
 KVKEEP_API

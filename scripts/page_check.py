@@ -158,6 +158,8 @@ def check(browser: Browser, folder: Path, name: str, busy: bool) -> None:
     assert browser.value("document.querySelectorAll('#counts div').length") > 20, name
     spaces = browser.value("[...document.querySelectorAll('#spaces tr')].map(row => row.innerText).join('/')")
     assert ("llama-70b" in spaces) == busy and ("tokens a chunk" in spaces) == busy, f"{name}: {spaces}"
+    misses = browser.value("document.getElementById('misses').textContent")
+    assert ("all spaces" in misses and "missed" in misses and "never stored" in misses) == busy, f"{name}: {misses}"
     holders = browser.value("document.getElementById('holders-now').textContent")
     assert holders.endswith("cannot be evicted" if busy else "no session holds anything"), f"{name}: {holders}"
     for chart in CHARTS:

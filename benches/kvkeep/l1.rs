@@ -78,6 +78,32 @@ fn reads(report: &mut Report, random: &mut Random) {
     report.add(names[2], "calls/s", single, Wanted::AtLeast(5e6));
 }
 
+/// Keys a second of reserve_read of keys that are not there: why each is missing is looked for, and counted.
+fn misses(report: &mut Report, random: &mut Random) {
+    let name = "l1_read_miss_b256_keys_per_s";
+    if !report.wants(&[name]) {
+        return;
+    }
+    let (cache, _) = resident(random);
+    let mut views = views(BATCH);
+    let runs = (0..=RUNS).map(|_| {
+        let (session, keys) = (cache.begin(), random.keys(RESIDENT));
+        let (began, mut asked) = (Instant::now(), 0);
+        while began.elapsed() < RUN_TIME {
+            for batch in keys.chunks_exact(BATCH) {
+                cache.reserve_read(session, batch, 0, &mut views);
+                black_box(&mut views);
+                asked += batch.len();
+            }
+        }
+        let rate = asked as f64 / began.elapsed().as_secs_f64();
+        cache.end(session);
+        rate
+    });
+    let runs = runs.skip(1).collect();
+    report.add(name, "keys/s", runs, Wanted::Nothing);
+}
+
 fn two_threads(report: &mut Report, random: &mut Random) {
     let names = ["l1_read_2threads_b32_ratio", "l1_read_1thread_b32_keys_per_s", "l1_read_2threads_b32_keys_per_s"];
     if !report.wants(&names) {
@@ -206,6 +232,7 @@ fn memory(report: &mut Report, random: &mut Random) {
 pub fn run(report: &mut Report) {
     let mut random = Random::new(2);
     reads(report, &mut random);
+    misses(report, &mut random);
     two_threads(report, &mut random);
     writes(report, &mut random);
     growth(report, &mut random);

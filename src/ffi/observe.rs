@@ -45,10 +45,10 @@ pub unsafe extern "C" fn kvkeep_query_space(cache: *mut kvkeep, space: u64, usag
 }
 
 /// Fills in `report`, prepared by KVKEEP_INIT, with how lookups went in a space since it was opened, and why they missed keys; `space` 0:
-/// in all spaces, those too that were closed since. Why a key is missing is known from a memory of 8 MiB that holds about a million objects: the
-/// newest that tiers lost, backends stored, or lookups missed. The older ones are forgotten, and count as never seen. It begins empty
-/// when the cache is opened; in a daemon it is the daemon's, for all of its clients. Reasons are looked for only when a key is missed.
-/// Never blocks on I/O.
+/// in all spaces, those too that were closed since. Why a key is missing is known from a memory that holds the newest objects which
+/// tiers lost, backends stored, or lookups missed: one for each 2 KiB of L1, from 65,536 to 1,048,576, in eight bytes each. The older
+/// ones are forgotten, and count as never seen. The memory begins empty when the cache is opened; in a daemon it is the daemon's, for
+/// all of its clients. It is asked only for a key that is missed. Never blocks on I/O.
 /// Errors: NOT_FOUND (space), INVALID, VERSION (`abi_version` is another's).
 /// Since: 0.1.
 #[unsafe(no_mangle)]

@@ -1,5 +1,6 @@
 //! Counting the keys that lookups asked for, space by space: hits by tier, misses by reason.
 
+use super::lookup;
 use super::space::SpaceInfo;
 use super::state::L1State;
 use super::tier::L1;
@@ -11,12 +12,7 @@ use crate::misses::{LookupCounts, MissContext};
 
 /// Counts keys that a read has missed. Their fingerprints are of no space.
 #[cold]
-pub(super) fn count_misses(
-    state: &mut L1State,
-    space: u32,
-    missed: impl Iterator<Item = Fingerprint>,
-    context: MissContext,
-) {
+pub(super) fn count_misses(state: &mut L1State, space: u32, missed: &[Fingerprint], context: MissContext) {
     let L1State { misses, table, slots, spaces, .. } = state;
     let is_elsewhere = |fingerprint: Fingerprint| {
         let is_of = |id: u32| slots[id].is_of(fingerprint.within(slots.space(id)));
@@ -34,17 +30,22 @@ pub(super) fn count_lookup(
     missed: &[Key],
     context: MissContext,
 ) {
-    let fingerprints: Vec<Fingerprint> = missed.iter().map(|key| l1.fingerprinter.fingerprint(key)).collect();
-    l1.with(|state| {
+    let count = |state: &mut L1State, missed: &[Fingerprint]| {
         let its = &mut state.spaces[space.index as usize];
         // Its space may have been closed, and the index given to another.
         if its.tag == space.tag {
             its.lookups.hits.iter_mut().zip(hits).for_each(|(sum, hits)| *sum += hits);
-            if !fingerprints.is_empty() {
-                count_misses(state, space.index, fingerprints.into_iter(), context);
+            if !missed.is_empty() {
+                count_misses(state, space.index, missed, context);
             }
         }
-    });
+    };
+    if missed.is_empty() {
+        l1.with(|state| count(state, &[]));
+    } else {
+        // Those of the keys that this thread looked up last are made, if all are missing.
+        lookup::with_fingerprints(l1, missed, |state, fingerprints, _| count(state, fingerprints));
+    }
 }
 
 /// The counts of a space, or of all that are or were open.

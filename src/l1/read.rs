@@ -12,6 +12,7 @@ use super::{count_lookups, share, share_return, single_key_read};
 use crate::abi::View;
 use crate::ablation::{self, Optimization::SingleKeyRead};
 use crate::error::{KVKEEP_OK, Result};
+use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::misses::MissContext;
 
@@ -36,7 +37,8 @@ pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, view
             state.counts.read(read);
             state.spaces[space as usize].lookups.hits[0] += read.hits;
             if read.misses > 0 {
-                count_lookups::count_misses(state, space, lookup.missed(), MissContext::default());
+                let missed: Vec<Fingerprint> = lookup.missed().collect();
+                count_lookups::count_misses(state, space, &missed, MissContext::default());
             }
             Ok(all)
         })

@@ -29,7 +29,7 @@ pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32) -> Result<Vi
         state.counts.read(read);
         state.spaces[space as usize].lookups.hits[0] += read.hits;
         if read.misses > 0 {
-            count_lookups::count_misses(state, space, std::iter::once(fingerprint), MissContext::default());
+            count_lookups::count_misses(state, space, &[fingerprint], MissContext::default());
         }
         Ok(view)
     })

@@ -49,7 +49,7 @@ impl L1 {
         config.check()?;
         let fingerprinter = Fingerprinter::of_process();
         let events = Arc::<Events>::default();
-        let misses = Arc::new(MissedKeys::new(fingerprinter.clone()));
+        let misses = Arc::new(MissedKeys::new(fingerprinter.clone(), arena.bytes() as u64));
         let state = L1State::new(arena.clone(), config, fingerprinter.clone(), events.clone(), misses.clone())?;
         Ok(Arc::new_cyclic(|me| L1 {
             state: Mutex::new(state),

@@ -1,9 +1,14 @@
 //! A memory of fixed size: the last that is known of objects, by their keys. The oldest are forgotten.
 
+use std::hint::black_box;
+
 use crate::abi::KVKEEP_TIERS_MAX;
+use crate::arena::prefetch_to_change;
 
 /// Objects remembered under hashes that begin alike: one cache line.
 const WAYS: usize = 8;
+/// Words of a page of memory, at least.
+const PAGE_WORDS: usize = 4096 / size_of::<u64>();
 /// Bits of the place in an entry.
 const PLACE_BITS: u32 = 3;
 
@@ -120,6 +125,17 @@ impl FateMemory {
     fn bucket(&self, hash: u64) -> std::ops::Range<usize> {
         let at = self.first + (hash as usize & (self.buckets - 1)) * WAYS;
         at..at + WAYS
+    }
+
+    /// Has the core's cache fetch the memory for a key, which is asked for soon.
+    pub fn prefetch(&self, hash: u64) {
+        prefetch_to_change(&self.words[self.bucket(hash).start]);
+    }
+
+    /// Touches a page of the memory, the one of this number, so that no caller waits for it. False beyond the last.
+    pub fn touch(&mut self, page: usize) -> bool {
+        let word = self.words.get_mut(page * PAGE_WORDS);
+        word.map(|word| *word = black_box(*word)).is_some()
     }
 
     /// What is known of a key in its space, or else in others.

@@ -46,8 +46,9 @@ pub enum MissReason {
 
 /// How lookups of a space, or of all, went since it was opened. The caller sets `struct_size` and `abi_version`.
 ///
-/// A lookup is a prefetch, or a `kvkeep_reserve_read` of keys that its session has not prefetched. Each counts a key once, as
-/// `read_hits`, `l2_hits` and `l2_misses` of the statistics do: `asked` is `hits` + `misses`, and `misses` the sum of `reasons`.
+/// A lookup is a prefetch or a `kvkeep_reserve_read`. Each counts a key once, unless its session holds it already, as `read_hits`,
+/// `l2_hits` and `l2_misses` of the statistics do: `asked` is `hits` + `misses`, and `misses` the sum of `reasons`. A request that
+/// prefetches keys and then reads those that are missing, too, counts them twice.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct MissReport {

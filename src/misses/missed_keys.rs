@@ -9,8 +9,14 @@ use super::seen_sample::SeenSample;
 use crate::fingerprint::{Fingerprint, Fingerprinter};
 use crate::key::{ObjectKey, SpaceTag};
 
-/// Objects whose fates are remembered: 8 MiB, touched as they are used.
-const REMEMBERED_MAX: usize = 1 << 20;
+/// Bytes of L1 for each object whose fate is remembered, in eight bytes …
+const L1_BYTES_EACH: u64 = 2048;
+/// … but at least so many …
+const REMEMBERED_MIN: u64 = 1 << 16;
+/// … and at most so many.
+const REMEMBERED_MAX: u64 = 1 << 20;
+/// How many keys ahead the memory is fetched.
+const AHEAD: usize = 16;
 /// Keys in the sample.
 const SAMPLE_MAX: usize = 1 << 15;
 
@@ -76,10 +82,17 @@ impl KnownFates {
 }
 
 impl MissedKeys {
-    /// Nothing is known yet.
-    pub fn new(fingerprinter: Fingerprinter) -> MissedKeys {
-        let memory = KnownFates { fates: FateMemory::new(REMEMBERED_MAX), sample: SeenSample::new(SAMPLE_MAX) };
+    /// Nothing is known yet. The memory is in proportion to L1.
+    pub fn new(fingerprinter: Fingerprinter, l1_bytes: u64) -> MissedKeys {
+        let objects = (l1_bytes / L1_BYTES_EACH).clamp(REMEMBERED_MIN, REMEMBERED_MAX);
+        let memory = KnownFates { fates: FateMemory::new(objects as usize), sample: SeenSample::new(SAMPLE_MAX) };
         MissedKeys { fingerprinter, memory: Mutex::new(memory) }
+    }
+
+    /// Touches the memory, page by page: a first touch costs a caller microseconds. Called once, by a background thread.
+    pub fn prefault(&self) {
+        let mut pages = 0..;
+        while pages.next().is_some_and(|page| self.memory.lock().fates.touch(page)) {}
     }
 
     fn name(&self, object: &ObjectKey) -> FateName {
@@ -167,7 +180,7 @@ impl MissedKeys {
     pub fn count_misses(
         &self,
         space: &SpaceTag,
-        missed: impl Iterator<Item = Fingerprint>,
+        missed: &[Fingerprint],
         context: MissContext,
         is_elsewhere: impl Fn(Fingerprint) -> bool,
         counts: &mut LookupCounts,
@@ -175,7 +188,11 @@ impl MissedKeys {
         let mut memory = self.memory.lock();
         // Behind a key that was never there none can be: its hash is that of all tokens before it, too.
         let mut is_behind = false;
-        for (at, fingerprint) in missed.enumerate() {
+        missed.iter().take(AHEAD).for_each(|fingerprint| memory.fates.prefetch(fingerprint.hash));
+        for (at, &fingerprint) in missed.iter().enumerate() {
+            if let Some(ahead) = missed.get(at + AHEAD) {
+                memory.fates.prefetch(ahead.hash);
+            }
             let name = name(space, fingerprint);
             let (reason, place) =
                 reason(memory.fates.find(name), context.unreachable, is_behind, || is_elsewhere(fingerprint));

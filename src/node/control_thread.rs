@@ -43,6 +43,7 @@ impl ControlThread {
     pub fn run(&self) {
         let (mut reclaim, mut busy) = (Instant::now(), 0);
         let mut burst = None;
+        self.l1.misses().prefault();
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             let (_, late) = self.deadlines.expire(now);

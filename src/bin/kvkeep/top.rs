@@ -13,7 +13,7 @@ use kvkeep::prometheus;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::refusals::Refusals;
-use crate::{Outcome, daemon, text};
+use crate::{Outcome, daemon, text, why};
 
 /// Between two looks at whether to end.
 const LOOK: Duration = Duration::from_millis(50);
@@ -62,7 +62,9 @@ pub fn run(args: &TopArgs) -> Outcome {
         let report = match daemon::stats(&client) {
             Ok(stats) => {
                 let since = before.as_ref().map(|(stats, at)| (stats, now - *at));
-                let report = report(&args.url, &stats, since, refusals.report(&client, &stats, now).as_deref());
+                let refused = refusals.report(&client, &stats, now);
+                let misses = why::ask(&client).map_or_else(|sentence| sentence, |answer| why::misses(&answer["all"]));
+                let report = report(&args.url, &stats, since, refused.as_deref(), &misses);
                 before = Some((stats, now));
                 report
             }
@@ -119,7 +121,7 @@ fn share(part: u64, whole: u64) -> String {
 }
 
 // Writing to a string cannot fail.
-fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>, refused: Option<&str>) -> String {
+fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>, refused: Option<&str>, misses: &str) -> String {
     let since = |of: fn(&Stats) -> u64| before.map_or(0, |(before, _)| of(stats).saturating_sub(of(before)));
     let rate = |of: fn(&Stats) -> u64| match before {
         Some((_, time)) if !time.is_zero() => {
@@ -159,6 +161,7 @@ fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>, refused:
         let (now, all) = (share(since(part), since(whole)), share(part(stats), whole(stats)));
         let _ = writeln!(report, "{name:<24}{now:>14}{all:>14}");
     }
+    report += misses;
     for (name, of) in [
         ("loaded from L2", (|s: &Stats| s.loaded_bytes) as fn(&Stats) -> u64),
         ("stored in L2", |s: &Stats| s.stored_bytes),
@@ -216,7 +219,8 @@ mod tests {
     fn what_happened_since_is_told_apart_from_all() {
         let before = Stats { prefetch_hit_chunks: 10, prefetch_asked_chunks: 10, ..Stats::default() };
         let now = Stats { prefetch_hit_chunks: 10, prefetch_asked_chunks: 20, loaded_bytes: 4096, ..before };
-        let report = report("unix:///x", &now, Some((&before, Duration::from_secs(2))), Some("L1 refuses"));
+        let report =
+            report("unix:///x", &now, Some((&before, Duration::from_secs(2))), Some("L1 refuses"), "missed: evicted\n");
         assert!(report.contains("\nL1 refuses\n\n"), "{report}");
         let line = |name: &str| report.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
         assert_eq!(line("hits, any tier").split_whitespace().skip(3).collect::<Vec<_>>(), ["0", "%", "50", "%"]);

@@ -183,6 +183,7 @@ impl HttpHandler {
             "stats": prometheus::json(&stats),
             "backends": self.node.backend_reports(),
             "spaces": self.node.l1.spaces(),
+            "lookups": self.node.l1.lookup_counts(None)?,
             "writes": writes(&stats),
         });
         if let Some(after) = after {
