@@ -285,6 +285,10 @@ int main(void) {
     FIELD(kvkeep_stats, dropped_closed);
     FIELD(kvkeep_stats, dropped_deletions);
     FIELD(kvkeep_stats, dropped_slow);
+    FIELD(kvkeep_stats, saved_tokens);
+    FIELD(kvkeep_stats, oldest_share_ms);
+    FIELD(kvkeep_stats, oldest_write_ms);
+    FIELD(kvkeep_stats, opened_ms);
     STRUCT(kvkeep_backend_key);
     FIELD(kvkeep_backend_key, space);
     FIELD(kvkeep_backend_key, key);

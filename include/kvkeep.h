@@ -1147,6 +1147,15 @@ typedef struct {
     uint64_t dropped_deletions;
     /// Writes dropped because those before them took longer than the `store_latency_max_ms` of their backend.
     uint64_t dropped_slow;
+    /// Tokens that need not be computed: those of the chunks in `prefetch_hit_chunks`, of jobs whose first key has rank 0 and group 0, and of
+    /// the keys of rank 0 and group 0 in `read_hits` that no prefetch asked for. A chunk has as many as its space says (`chunk_tokens`).
+    uint64_t saved_tokens;
+    /// Gauge: milliseconds for which the object has been shared without a pause that is shared longest; 0 where none is. Up to a second late.
+    uint64_t oldest_share_ms;
+    /// Gauge: milliseconds since the oldest write of `writes_pending` was asked for; 0 where none is pending.
+    uint64_t oldest_write_ms;
+    /// Gauge: when the cache was opened, in milliseconds since 1970.
+    uint64_t opened_ms;
 } kvkeep_stats;
 
 /// The part of L1 that a space takes. The caller sets `struct_size` and `abi_version`.

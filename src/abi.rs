@@ -422,6 +422,15 @@ pub struct Stats {
     pub dropped_deletions: u64,
     /// Writes dropped because those before them took longer than the `store_latency_max_ms` of their backend.
     pub dropped_slow: u64,
+    /// Tokens that need not be computed: those of the chunks in `prefetch_hit_chunks`, of jobs whose first key has rank 0 and group 0, and of
+    /// the keys of rank 0 and group 0 in `read_hits` that no prefetch asked for. A chunk has as many as its space says (`chunk_tokens`).
+    pub saved_tokens: u64,
+    /// Gauge: milliseconds for which the object has been shared without a pause that is shared longest; 0 where none is. Up to a second late.
+    pub oldest_share_ms: u64,
+    /// Gauge: milliseconds since the oldest write of `writes_pending` was asked for; 0 where none is pending.
+    pub oldest_write_ms: u64,
+    /// Gauge: when the cache was opened, in milliseconds since 1970.
+    pub opened_ms: u64,
 }
 
 const _: () = assert!(size_of::<View>() == 24);
@@ -431,4 +440,4 @@ const _: () = assert!(size_of::<JobResult>() == 248);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<SessionState>() == 320);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 21 * 8);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 25 * 8);

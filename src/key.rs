@@ -74,6 +74,12 @@ impl std::fmt::Display for Key {
 }
 
 impl Key {
+    /// Whether it is the one of its chunk's keys that counts the chunk: that of rank 0 and group 0.
+    #[inline]
+    pub fn stands_for_chunk(&self) -> bool {
+        self.rank | self.group == 0
+    }
+
     /// All of it as numbers: the hash, then rank and group.
     #[inline]
     pub fn words(&self) -> [u64; 5] {

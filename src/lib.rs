@@ -39,6 +39,7 @@ pub mod log;
 pub mod memory_bounds;
 pub mod meters;
 pub mod misses;
+pub mod openmetrics;
 pub mod policy;
 pub mod prometheus;
 pub mod shape;
@@ -52,3 +53,4 @@ mod sync;
 #[cfg(test)]
 mod tests;
 pub mod threads;
+pub mod write_waits;

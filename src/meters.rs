@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::abi::{Histogram, KVKEEP_HISTOGRAM_BUCKETS};
+use crate::write_waits::WriteWaits;
 
 /// A counter that any thread may add to.
 #[derive(Default)]
@@ -63,6 +64,7 @@ pub struct Meters {
     pub jobs_cancelled: Count,
     pub prefetch_hit_chunks: Count,
     pub prefetch_asked_chunks: Count,
+    pub saved_tokens: Count,
     pub l1_hits: Count,
     pub l2_hits: Count,
     pub l2_misses: Count,
@@ -78,6 +80,8 @@ pub struct Meters {
     pub writes_asked: Count,
     /// Taken from L1's queue and not ended.
     pub writes_under_way: Count,
+    /// Since when these wait.
+    pub write_waits: WriteWaits,
     pub writes_withdrawn: Count,
     pub dropped_failed: Count,
     pub dropped_fenced: Count,

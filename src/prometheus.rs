@@ -62,6 +62,9 @@ pub const GAUGES: &[Metric] = values! {
     l2_pins "Pins of jobs on objects in all backends.",
     io_uring_refused "Backends fs that use threads because io_uring is refused.",
     huge_pages_refused "1 where pages of L1 were not joined to huge ones.",
+    oldest_share_ms "For how long the object has been shared that is shared longest.",
+    oldest_write_ms "For how long the oldest pending write has waited.",
+    opened_ms "When the cache was opened, since 1970.",
 };
 
 /// Values that only grow.
@@ -85,6 +88,7 @@ pub const COUNTERS: &[Metric] = values! {
     jobs_cancelled "Jobs that ended cancelled.",
     prefetch_hit_chunks "Chunks that prefetches found.",
     prefetch_asked_chunks "Chunks that prefetches needed.",
+    saved_tokens "Tokens of chunks that were found, and need not be computed.",
     loads "Objects loaded from L2.",
     loaded_bytes "Bytes loaded from L2.",
     load_failures "Loads that failed.",
@@ -140,7 +144,11 @@ pub fn prometheus(stats: &Stats) -> String {
     );
     for (kind, suffix, values) in [("gauge", "", GAUGES), ("counter", "_total", COUNTERS)] {
         for Metric { name, help, of } in values {
-            let (name, value) = (format!("kvkeep_{name}{suffix}"), of(stats));
+            // Times are milliseconds in C, and seconds here.
+            let (name, value) = match name.strip_suffix("_ms") {
+                Some(name) => (format!("kvkeep_{name}_seconds{suffix}"), (of(stats) as f64 / 1e3).to_string()),
+                None => (format!("kvkeep_{name}{suffix}"), of(stats).to_string()),
+            };
             // Writing to a string cannot fail.
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         }
@@ -171,6 +179,9 @@ const BACKENDS: &[ReportMetric<BackendReport>] = report_metrics! {
     short "gauge" "1 while the medium has less room than the backend's capacity." |report| u8::from(report.short).into(),
     objects "gauge" "Objects in it, where it knows." |report| report.objects as f64,
     bytes "gauge" "Bytes in it, where it knows." |report| report.bytes as f64,
+    capacity_bytes "gauge" "Most bytes that it may take; 0 for no bound." |report| report.capacity_bytes as f64,
+    writes_pending "gauge" "Writes to it that wait or are under way." |report| report.writes_pending as f64,
+    evictions_total "counter" "Objects that it evicted." |report| report.evictions as f64,
     load_latency_seconds "gauge" "Time to the first byte of a load, by its loads of late." |report| report.load_latency_us as f64 / 1e6,
     load_bytes_per_second "gauge" "Rate of a load from then on; 0 where nothing was measured." |report| report.load_bytes_per_s as f64,
     opened_total "counter" "Times that requests failed in a row." |report| report.breaker_opened as f64,

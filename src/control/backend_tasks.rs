@@ -21,6 +21,8 @@ pub(super) const WAITING_MAX: usize = OPEN_MAX / 2;
 /// The write of one object to all backends. It ends when every backend has answered for good.
 pub(super) struct PendingWrite {
     pub name: Ref,
+    /// When it was queued, by the clock of the cache.
+    pub since_ms: u64,
     pub key: ObjectKey,
     pub header: StoreHeader,
     pub bytes: u64,

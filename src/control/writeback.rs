@@ -257,7 +257,9 @@ impl Writeback {
             header = header.seal(write.buffer.bytes()).into();
         }
         let (left, stored) = (AtomicUsize::new(targets.len()), AtomicBool::new(stored));
-        let pending = Arc::new(PendingWrite { name: write.name, key: write.key, header, bytes, left, stored, is_copy });
+        let (name, since_ms, key) = (write.name, write.since_ms, write.key);
+        let pending = Arc::new(PendingWrite { name, since_ms, key, header, bytes, left, stored, is_copy });
+        self.meters.write_waits.begin(since_ms);
         self.state.lock().bytes += bytes;
         let mut buffer = Some(write.buffer);
         for slot in targets {
@@ -382,6 +384,7 @@ impl Writeback {
         pending.stored.fetch_or(matches!(how, Ended::Stored(_) | Ended::Already), Ordering::AcqRel);
         if pending.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.note_written(pending.name, pending.is_copy, pending.stored.load(Ordering::Acquire));
+            self.meters.write_waits.end(pending.since_ms);
             self.work_ended(pending.bytes);
         }
     }

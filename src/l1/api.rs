@@ -304,6 +304,16 @@ impl L1 {
         holdings::holdings(self, most)
     }
 
+    /// When the first of the present shares of the object was taken that is shared longest, by the clock of the cache. Looks at every object.
+    pub fn oldest_share(&self) -> Option<u64> {
+        holdings::oldest_share(self)
+    }
+
+    /// When the oldest object that waits for the writer was queued, by the clock of the cache.
+    pub fn oldest_queued(&self) -> Option<u64> {
+        holdings::oldest_queued(self)
+    }
+
     /// Which session holds most of L1, or with `of_space` of the quota of the space of `session`, and a remedy. Sessions are
     /// looked at one by one, so that no call waits for it long.
     pub fn largest_holder(&self, session: u64, of_space: bool) -> Result<String> {

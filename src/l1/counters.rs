@@ -8,6 +8,7 @@ use crate::error::{KVKEEP_ERR_QUOTA, Status};
 pub struct Counts {
     pub read_hits: u64,
     pub read_misses: u64,
+    pub saved_tokens: u64,
     pub commits: u64,
     pub commits_discarded: u64,
     pub evictions: u64,
@@ -30,10 +31,11 @@ impl Counts {
         self.dropped_queue + self.dropped_evicted
     }
 
-    /// A reservation for reading asked for keys.
-    pub(super) fn read(&mut self, read: ReadCounts) {
+    /// A reservation for reading asked for keys of a space with so many tokens a chunk.
+    pub(super) fn read(&mut self, read: ReadCounts, chunk_tokens: u32) {
         self.read_hits += read.hits;
         self.read_misses += read.misses;
+        self.saved_tokens += read.chunks * u64::from(chunk_tokens);
     }
 
     /// A reservation was refused for want of memory or quota.
@@ -66,6 +68,8 @@ pub struct Gauges {
 pub(super) struct ReadCounts {
     /// Keys found that the request did not hold before.
     pub hits: u64,
+    /// Of these, the keys that stand for their chunks: those of rank 0 and group 0.
+    pub chunks: u64,
     /// Keys not found. A copy counts none: it has its missing keys loaded by a job, which counts them.
     pub misses: u64,
 }

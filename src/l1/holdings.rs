@@ -6,13 +6,15 @@ use serde::Serialize;
 use super::inspect::shared_for;
 use super::pending_writes;
 use super::session::sessions::Session;
-use super::slot::{DETACHED, Ref};
+use super::slot::{DETACHED, QUEUED, Ref, WRITING};
 use super::state::L1State;
 use super::tier::L1;
 use crate::error::{Error, Result};
 
 /// Objects of a session looked at under one lock.
 const SLICE: usize = 1024;
+/// Slots looked at under one lock.
+const SLOT_SLICE: usize = 4096;
 
 /// One session and the sums of its hold on L1.
 #[derive(Serialize, Debug, PartialEq, Eq)]
@@ -210,5 +212,31 @@ pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<St
             "writes and copies under way hold {moving} of the {whole} bytes of {whole_name}: try again when they are done, or {larger}"
         ),
         _ => format!("no object of this size fits into the {whole} bytes of {whole_name}: {larger}"),
+    })
+}
+
+/// When the first of the present shares of the object was taken that is shared longest, by the cache's clock. Slots are looked at a slice
+/// at a time, so that no call waits for it long.
+pub(super) fn oldest_share(l1: &L1) -> Option<u64> {
+    let slots = l1.with(|state| if state.in_use.shares == 0 { 0 } else { state.slots.count() });
+    let slices = (0..slots).step_by(SLOT_SLICE).map(|first| {
+        l1.with(|state| {
+            let live = state.slots.live_among(first..first + SLOT_SLICE as u32);
+            let shared = live.filter(|(id, slot)| slot.locked() && state.slots.shares(*id) > 0);
+            let age = shared.map(|(_, slot)| shared_for(state, slot)).max()?;
+            Some(state.now_ms.saturating_sub(age))
+        })
+    });
+    slices.flatten().min()
+}
+
+/// When the oldest object that waits in the queue for the writer was queued, by the cache's clock.
+pub(super) fn oldest_queued(l1: &L1) -> Option<u64> {
+    l1.with(|state| {
+        let waits = |name: Ref| {
+            let slot = state.slots.find(name);
+            slot.is_some_and(|slot| slot.is(QUEUED) && !slot.has(DETACHED | WRITING))
+        };
+        state.writes.iter().find(|(name, _)| waits(*name)).map(|(_, since_ms)| *since_ms)
     })
 }

@@ -43,7 +43,7 @@ pub(super) fn queue_write(state: &mut L1State, id: u32) -> bool {
     state.slots[id].clear(LOST | GIVEN_UP);
     state.slots[id].set(QUEUED);
     let name = state.slots.name(id);
-    state.writes.push_back(name);
+    state.writes.push_back((name, state.now_ms));
     state.wakes |= WAKE_WRITES;
     true
 }
@@ -55,7 +55,9 @@ pub(super) fn has_room(state: &mut L1State) -> bool {
     // A full queue is looked through once for so many that left, and not for each.
     if state.writes.len() >= most && state.writes_gone > most / 8 {
         let slots = &state.slots;
-        state.writes.retain(|&name| slots.find(name).is_some_and(|slot| slot.is(QUEUED | READY) && !slot.is(DETACHED)));
+        state
+            .writes
+            .retain(|&(name, _)| slots.find(name).is_some_and(|slot| slot.is(QUEUED | READY) && !slot.is(DETACHED)));
         state.writes_gone = 0;
     }
     state.writes.len() < most

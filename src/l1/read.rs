@@ -29,13 +29,16 @@ pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, view
             let (found, fresh) = lookup.find_all(state, space);
             let mut read = ReadCounts::default();
             let mut all = true;
-            for (view, &id) in views.iter_mut().zip(&*found) {
+            for ((view, key), &id) in views.iter_mut().zip(keys).zip(&*found) {
+                let before = read.hits;
                 *view = share::read_one(state, index, id, count, &mut read, |id| fresh.push(id));
+                read.chunks += (read.hits - before) * u64::from(key.stands_for_chunk());
                 all &= view.status == KVKEEP_OK as i32;
             }
             share::note_all(state, index, fresh);
-            state.counts.read(read);
-            state.spaces[space as usize].lookups.hits[0] += read.hits;
+            let of_space = &mut state.spaces[space as usize];
+            of_space.lookups.hits[0] += read.hits;
+            state.counts.read(read, of_space.spec.chunk_tokens);
             if read.misses > 0 {
                 let missed: Vec<Fingerprint> = lookup.missed().collect();
                 count_lookups::count_misses(state, space, &missed, MissContext::default());

@@ -26,8 +26,10 @@ pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32) -> Result<Vi
         if let Some(id) = fresh {
             share::note_all(state, index, &[id]);
         }
-        state.counts.read(read);
-        state.spaces[space as usize].lookups.hits[0] += read.hits;
+        read.chunks = read.hits * u64::from(key.stands_for_chunk());
+        let of_space = &mut state.spaces[space as usize];
+        of_space.lookups.hits[0] += read.hits;
+        state.counts.read(read, of_space.spec.chunk_tokens);
         if read.misses > 0 {
             count_lookups::count_misses(state, space, &[fingerprint], MissContext::default());
         }

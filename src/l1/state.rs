@@ -109,7 +109,8 @@ pub(super) struct L1State {
     pub has_l2: bool,
     /// Uses of objects that no backend has are noted, too.
     pub notes_all_uses: bool,
-    pub writes: VecDeque<Ref>,
+    /// Objects that are to be written, in their order, with the time when each was queued.
+    pub writes: VecDeque<(Ref, u64)>,
     /// Objects that were taken out of the table since `writes` was looked through, and stood there or were being written.
     pub writes_gone: usize,
     /// Objects that wait in `writes` and are still there.

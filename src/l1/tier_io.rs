@@ -20,6 +20,8 @@ use crate::shape::ShapeTag;
 pub struct QueuedWrite {
     /// Names it to [`L1::written`].
     pub name: Ref,
+    /// When it was queued, by the clock of the cache.
+    pub since_ms: u64,
     /// The space and the key it is stored under.
     pub key: ObjectKey,
     /// The tag of its space's layout.
@@ -154,11 +156,11 @@ pub(super) fn drop_load(l1: &L1, name: Ref) {
 }
 
 pub(super) fn take_writes(l1: &L1, objects: usize, bytes: u64) -> Vec<QueuedWrite> {
-    let taken: Vec<(Ref, ArenaRange, ObjectKey, [u8; 16], ShapeTag)> = l1.with(|state| {
+    let taken: Vec<(Ref, u64, ArenaRange, ObjectKey, [u8; 16], ShapeTag)> = l1.with(|state| {
         let mut taken = Vec::new();
         let mut left = bytes;
         while taken.len() < objects && (left > 0 || taken.is_empty()) {
-            let Some(name) = state.writes.pop_front() else { break };
+            let Some((name, since_ms)) = state.writes.pop_front() else { break };
             let Some(slot) = state.slots.find(name) else { continue };
             if slot.is(DETACHED) || !slot.is(QUEUED) {
                 continue;
@@ -168,15 +170,15 @@ pub(super) fn take_writes(l1: &L1, objects: usize, bytes: u64) -> Vec<QueuedWrit
             state.writes_waiting -= 1;
             let space = &state.spaces[state.slots.space(name.slot) as usize];
             let key = ObjectKey { space: space.tag, key: *state.slots.key(name.slot) };
-            taken.push((name, state.range_of(name.slot), key, space.layout, state.shape_of(name.slot)));
+            taken.push((name, since_ms, state.range_of(name.slot), key, space.layout, state.shape_of(name.slot)));
             begin_transfer(state, name.slot);
         }
         taken
     });
     taken
         .into_iter()
-        .filter_map(|(name, place, key, layout, shape)| {
-            Some(QueuedWrite { name, key, layout, shape, buffer: buffer_of(l1, name, place)? })
+        .filter_map(|(name, since_ms, place, key, layout, shape)| {
+            Some(QueuedWrite { name, since_ms, key, layout, shape, buffer: buffer_of(l1, name, place)? })
         })
         .collect()
 }
@@ -188,7 +190,7 @@ pub(super) fn begin_backend_copy(l1: &L1, object: &ObjectKey) -> Option<QueuedWr
         let layout = state.spaces[state.slots.space(id) as usize].layout;
         Some((state.slots.name(id), state.range_of(id), layout, state.shape_of(id)))
     })?;
-    Some(QueuedWrite { name, key: *object, layout, shape, buffer: buffer_of(l1, name, place)? })
+    Some(QueuedWrite { name, since_ms: l1.now_ms(), key: *object, layout, shape, buffer: buffer_of(l1, name, place)? })
 }
 
 pub(super) fn copied(l1: &L1, name: Ref) {
@@ -203,7 +205,7 @@ pub(super) fn copied(l1: &L1, name: Ref) {
 
 pub(super) fn drop_writes(l1: &L1) -> u64 {
     l1.with(|state| {
-        for name in std::mem::take(&mut state.writes) {
+        for (name, _) in std::mem::take(&mut state.writes) {
             if state.slots.find(name).is_some_and(|slot| slot.is(QUEUED) && !slot.is(WRITING)) {
                 let slot = &mut state.slots[name.slot];
                 slot.clear(QUEUED);

@@ -4,6 +4,7 @@
 //! due, and
 //! `explain.rs` the view from outside.
 
+mod ages;
 mod api;
 mod control_thread;
 mod delete_everywhere;

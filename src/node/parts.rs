@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::ages::Ages;
 use super::control_thread::ControlThread;
 use crate::arena::{Arena, MapOptions};
 use crate::config::{NodeConfig, StoreMode};
@@ -47,6 +48,7 @@ pub struct Node {
     pub(crate) writer: Arc<Writeback>,
     pub(crate) meters: Arc<Meters>,
     pub(crate) shortfall: Arc<Shortfall>,
+    pub(super) ages: Ages,
     deadlines: Arc<Deadlines>,
     pub(crate) completions: Arc<Completions>,
     pub(crate) chains: Arc<Chains>,
@@ -133,6 +135,7 @@ impl Node {
             writer,
             meters,
             shortfall: Arc::default(),
+            ages: Ages::default(),
             deadlines,
             completions,
             chains: Arc::default(),

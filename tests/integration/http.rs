@@ -180,6 +180,25 @@ fn metrics_are_those_of_the_library() {
 }
 
 #[test]
+fn open_metrics_are_given_to_those_who_prefer_them() {
+    let port = Port::open();
+    port.store(0..3);
+    let ask = |accept: &str| {
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+        said(send(port.http.address(), &request))
+    };
+    // As Prometheus asks.
+    let said = ask("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1");
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!((said.status, said.header("content-type"), said.header("vary")), (200, kind, "Accept"));
+    assert!(said.body.contains("\n# TYPE kvkeep_commits counter\nkvkeep_commits_total 3\n"), "{}", said.body);
+    assert!(said.body.ends_with("\n# EOF\n"));
+    let other = ask("text/plain, */*;q=0.1");
+    assert_eq!(other.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert!(!other.body.contains("# EOF"));
+}
+
+#[test]
 fn head_is_get_without_a_body() {
     let port = Port::open();
     let (get, head) = (port.get("/"), port.ask("HEAD", "/"));

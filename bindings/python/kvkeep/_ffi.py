@@ -731,6 +731,10 @@ class kvkeep_stats(Structure):
     dropped_closed: int
     dropped_deletions: int
     dropped_slow: int
+    saved_tokens: int
+    oldest_share_ms: int
+    oldest_write_ms: int
+    opened_ms: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -799,6 +803,10 @@ class kvkeep_stats(Structure):
         ("dropped_closed", c_uint64),
         ("dropped_deletions", c_uint64),
         ("dropped_slow", c_uint64),
+        ("saved_tokens", c_uint64),
+        ("oldest_share_ms", c_uint64),
+        ("oldest_write_ms", c_uint64),
+        ("opened_ms", c_uint64),
     ]
 
 

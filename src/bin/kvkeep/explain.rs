@@ -92,15 +92,6 @@ fn word(value: &Value) -> &str {
     value.as_str().unwrap_or("")
 }
 
-fn time(ms: u64) -> String {
-    match ms {
-        0..1000 => format!("{ms} ms"),
-        1000..120_000 => format!("{:.1} s", ms as f64 / 1e3),
-        120_000..7_200_000 => format!("{} min", ms / 60_000),
-        _ => format!("{} h", ms / 3_600_000),
-    }
-}
-
 // Writing to a string cannot fail, here and below.
 fn key_text(value: &Value) -> String {
     let mut report = format!("key     {}\n", word(&value["key"]));
@@ -121,7 +112,7 @@ fn key_text(value: &Value) -> String {
         }
         report.push('\n');
         if number(&object["shares"]) > 0 {
-            let since = time(number(&object["shared_for_ms"]));
+            let since = text::time(number(&object["shared_for_ms"]));
             let _ = writeln!(report, "        {} shares, the first taken {since} ago", number(&object["shares"]));
         }
         for why in list(&object["unevictable_because"]) {
@@ -163,7 +154,7 @@ pub fn session_lines(session: &Value, whole: u64) -> [String; 2] {
         text::bytes(bytes),
         text::count(number(&session["keys"])),
         text::percent(bytes, whole),
-        time(number(&session["shared_for_ms"])),
+        text::time(number(&session["shared_for_ms"])),
         text::count(number(&session["staged_keys"])),
         text::count(number(&session["jobs_running"])),
     );
@@ -187,10 +178,10 @@ fn sessions_text(value: &Value, shown: usize, keys: bool) -> String {
     );
     for session in sessions.iter().take(shown) {
         let left = session["expires_in_ms"].as_i64().unwrap_or(0);
-        let (age, deadline) = (time(number(&session["age_ms"])), time(left.unsigned_abs()));
+        let (age, deadline) = (text::time(number(&session["age_ms"])), text::time(left.unsigned_abs()));
         let deadline = if left < 0 { format!("expired {deadline} ago") } else { format!("expires in {deadline}") };
         let [name, sums] = session_lines(session, whole);
-        let (space, idle) = (number(&session["space"]), time(number(&session["idle_ms"])));
+        let (space, idle) = (number(&session["space"]), text::time(number(&session["idle_ms"])));
         let _ = writeln!(report, "{name}, space {space}: begun {age} ago, idle for {idle}, {deadline}\n  {sums}");
         if !keys {
             continue;

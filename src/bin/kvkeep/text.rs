@@ -57,6 +57,16 @@ fn duration(us: u64) -> String {
     }
 }
 
+/// So many milliseconds in the unit that fits.
+pub fn time(ms: u64) -> String {
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..120_000 => format!("{:.1} s", ms as f64 / 1e3),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
+        _ => format!("{} h", ms / 3_600_000),
+    }
+}
+
 /// `part` of `whole` in percent.
 pub fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
@@ -110,6 +120,7 @@ mod tests {
     fn numbers_and_times_read_as_people_write_them() {
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([1023, 4096, 1 << 30, 1_500_000].map(bytes), ["1023 B", "4 KiB", "1 GiB", "1.4 MiB"]);
+        assert_eq!([999, 1000, 150_000, 7_300_000].map(time), ["999 ms", "1.0 s", "2 min", "2 h"]);
         let at = |seconds| date(UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(at(0), "1970-01-01 00:00:00 UTC");
         assert_eq!(at(951_782_400), "2000-02-29 00:00:00 UTC");

@@ -142,9 +142,11 @@ fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>, refused:
     let _ = writeln!(report, "L2      {} in {} objects", text::bytes(stats.l2_bytes), text::count(stats.l2_objects));
     let _ = writeln!(
         report,
-        "live    {} clients, {} sessions, {} jobs, {} shares, {} staged, {} writes waiting\n",
+        "live    {} clients, {} sessions, {} jobs, {} shares, {} staged, {} writes waiting",
         stats.clients, stats.sessions, stats.jobs, stats.l1_shares, stats.l1_staged, stats.writes_pending
     );
+    let (held, waits) = (text::time(stats.oldest_share_ms), text::time(stats.oldest_write_ms));
+    let _ = writeln!(report, "        the oldest share is held for {held}, the oldest write waits for {waits}\n");
     for sentence in prometheus::backlog(stats).as_deref().into_iter().chain(refused) {
         let _ = writeln!(report, "{sentence}\n");
     }
@@ -171,6 +173,7 @@ fn report(url: &str, stats: &Stats, before: Option<(&Stats, Duration)>, refused:
     }
     for (name, of) in [
         ("commits", (|s: &Stats| s.commits) as fn(&Stats) -> u64),
+        ("tokens saved", |s: &Stats| s.saved_tokens),
         ("refusals", |s: &Stats| s.refusals),
         ("load failures", |s: &Stats| s.load_failures + s.corruptions),
         ("writes given up", |s: &Stats| s.stores_dropped),

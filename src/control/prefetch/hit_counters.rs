@@ -50,8 +50,8 @@ pub fn count_lookup(
     tally
 }
 
-/// Counts the chunks that a job needed and those of them that its answer has.
-pub fn count_chunks(meters: &Meters, question: &Question, answer: &HitPlan, asked_before: &[bool]) {
+/// Counts the chunks that a job needed, those of them that its answer has, and their tokens.
+pub fn count_chunks(meters: &Meters, question: &Question, answer: &HitPlan, asked_before: &[bool], chunk_tokens: u32) {
     let chunks = question.keys.len().div_ceil(question.per_chunk);
     let (mut needed, mut hits) = (0, 0);
     if asked_before.is_empty() && question.needs_all() {
@@ -66,6 +66,10 @@ pub fn count_chunks(meters: &Meters, question: &Question, answer: &HitPlan, aske
     }
     meters.prefetch_asked_chunks.add(needed);
     meters.prefetch_hit_chunks.add(hits);
+    // Of the jobs for several ranks or groups, one counts.
+    if question.keys.first().is_some_and(Key::stands_for_chunk) {
+        meters.saved_tokens.add(hits * u64::from(chunk_tokens));
+    }
 }
 
 #[cfg(test)]
@@ -89,7 +93,8 @@ mod tests {
                     let answer = question.answer(&there);
                     let count = |asked_before: &[bool]| {
                         let meters = Meters::default();
-                        count_chunks(&meters, &question, &answer, asked_before);
+                        count_chunks(&meters, &question, &answer, asked_before, 16);
+                        assert_eq!(meters.saved_tokens.get(), 16 * meters.prefetch_hit_chunks.get());
                         (meters.prefetch_asked_chunks.get(), meters.prefetch_hit_chunks.get())
                     };
                     assert_eq!(count(&[]), count(&[false; 6]), "{mode:?} {rules:?} {per_chunk} {there:?}");

@@ -356,7 +356,7 @@ impl Job {
         if result.status == KVKEEP_ERR_CANCELLED as i32 {
             meters.jobs_cancelled.add(1);
         } else {
-            count_chunks(meters, &self.question(), given, &self.asked_before);
+            count_chunks(meters, &self.question(), given, &self.asked_before, self.space.chunk_tokens);
         }
         meters.prefetch_latency.add(self.submitted.elapsed());
         if let Some(observer) = &self.observer {

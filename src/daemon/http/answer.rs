@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, VARY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -17,7 +19,7 @@ use crate::abi::Stats;
 use crate::error::{Error, KVKEEP_ERR_EXPIRED, KVKEEP_ERR_INVALID, KVKEEP_ERR_NOT_FOUND};
 use crate::key::{Key, unhex};
 use crate::node::Node;
-use crate::prometheus;
+use crate::{openmetrics, prometheus};
 
 const PAGE: &str = include_str!("../page.html");
 const PATHS: &str = "/ (a page for people), /metrics, /healthz, /stats.json, /sessions.json?most=N, /events?from=N, \
@@ -28,6 +30,7 @@ const SESSIONS_SHOWN: u32 = 20;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
 const HTML: &str = "text/html; charset=utf-8";
@@ -127,7 +130,7 @@ impl HttpHandler {
             }
             "/metrics" => {
                 no_parameters(query)?;
-                Ok(whole(PROMETHEUS, self.node.metrics() + &self.node.space_metrics()))
+                Ok(self.metrics(request))
             }
             "/healthz" => {
                 no_parameters(query)?;
@@ -147,6 +150,19 @@ impl HttpHandler {
                 }
             },
         }
+    }
+
+    /// Prometheus text, or OpenMetrics text for those who prefer it.
+    fn metrics(&self, request: &Request<Incoming>) -> Response<Answer> {
+        let text = self.node.metrics() + &self.node.space_metrics();
+        let offers = request.headers().get_all(ACCEPT).iter().filter_map(|offer| offer.to_str().ok());
+        let mut response = if openmetrics::is_wanted(&offers.collect::<Vec<&str>>().join(",")) {
+            whole(OPENMETRICS, openmetrics::of_prometheus(&text))
+        } else {
+            whole(PROMETHEUS, text)
+        };
+        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+        response
     }
 
     /// Unhealthy is a cache that refuses work. A cache with a backend in trouble, or with backends that do not keep up, serves
