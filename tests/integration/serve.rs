@@ -374,7 +374,8 @@ fn the_other_subcommands_look_at_a_daemon() {
     let (_, said) = ask(&format!("explain {url}"));
     assert!(said.contains(&format!("session {session} \"who\" of process {}", std::process::id())), "{said}");
     assert!(
-        said.contains(&format!("space {space}")) && said.starts_with("L1: 4 KiB of 4 MiB cannot be evicted"),
+        said.contains(&format!("space {space} (model \"m\", 16 tokens a chunk): begun"))
+            && said.starts_with("L1: 4 KiB of 4 MiB cannot be evicted"),
         "{said}"
     );
     // The largest holder first, in sums; keys on request.

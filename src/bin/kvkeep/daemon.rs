@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvkeep::abi::Stats;
 use kvkeep::cache::Cache;
 use kvkeep::daemon::client::{Client, ClientConfig};
+use serde_json::Value;
 
 /// Connects to a daemon by its URL. A command that `changes` nothing is let in also when as many clients as may be are there.
 pub fn connect(url: &str, changes: bool) -> Result<Arc<Client>, String> {
@@ -18,6 +19,12 @@ pub fn stats(client: &Client) -> Result<Stats, String> {
     let mut stats = Stats::default();
     client.stats(&mut stats).map_err(|error| error.to_string())?;
     Ok(stats)
+}
+
+/// The open spaces, that with most bytes of L1 first, or why they are not told.
+pub fn spaces(client: &Client) -> Result<Vec<Value>, String> {
+    let answer = client.list_spaces().map_err(|error| error.message)?;
+    serde_json::from_str(&answer).map_err(|error| format!("the daemon's answer is no JSON: {error}"))
 }
 
 /// Connects, does one thing, and leaves.

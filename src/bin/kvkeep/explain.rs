@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use kvkeep::cache::Cache as _;
 use kvkeep::key::{Key, unhex};
+use kvkeep::space_names::SpaceNames;
 use serde_json::Value;
 
 use crate::{Outcome, daemon, text};
@@ -51,30 +52,31 @@ fn about(text: &str) -> Result<About, String> {
 /// Asks the daemon, and prints its explanation.
 pub fn run(args: &ExplainArgs) -> Outcome {
     let about = args.about.as_deref().map_or(Ok(About::Session(0)), about)?;
-    let answer = match (&about, args.space) {
+    let space = match (&about, args.space) {
         (About::Key(_), None) => {
             return Err(
                 "a key is in a space: give --space; explain without a key shows the spaces of sessions".to_owned()
             );
         }
-        (About::Key(key), Some(space)) => {
-            daemon::once(&args.url, false, |client| client.explain_key(space, key).map_err(|error| error.to_string()))?
-        }
-        // The keys of many sessions are many: they are asked for only where they are shown.
-        (About::Session(0), _) if !args.all && !args.json => daemon::once(&args.url, false, |client| {
-            client.explain_holders(SHOWN as u32).map_err(|error| error.to_string())
-        })?,
-        (About::Session(session), _) => daemon::once(&args.url, false, |client| {
-            client.explain_session(*session).map_err(|error| error.to_string())
-        })?,
+        (_, space) => space.unwrap_or(0),
     };
+    let (answer, spaces) = daemon::once(&args.url, false, |client| {
+        let answer = match &about {
+            About::Key(key) => client.explain_key(space, key),
+            // The keys of many sessions are many: they are asked for only where they are shown.
+            About::Session(0) if !args.all && !args.json => client.explain_holders(SHOWN as u32),
+            About::Session(session) => client.explain_session(*session),
+        };
+        // A user who may not know of all tenants sees numbers alone.
+        Ok((answer.map_err(|error| error.to_string())?, daemon::spaces(client).unwrap_or_default()))
+    })?;
     let value: Value =
         serde_json::from_str(&answer).map_err(|error| format!("the daemon's answer is no JSON: {error}"))?;
     let shown = if args.all { usize::MAX } else { SHOWN };
     let report = match about {
         _ if args.json => format!("{value:#}\n"),
         About::Key(_) => key_text(&value),
-        About::Session(number) => sessions_text(&value, shown, number != 0 || args.all),
+        About::Session(number) => sessions_text(&value, &spaces, shown, number != 0 || args.all),
     };
     text::print(&report);
     Ok(true)
@@ -161,7 +163,14 @@ pub fn session_lines(session: &Value, whole: u64) -> [String; 2] {
     [name, sums]
 }
 
-fn sessions_text(value: &Value, shown: usize, keys: bool) -> String {
+/// A space by its number, and by its names where they are among `spaces`.
+fn space_name(number: u64, spaces: &[Value]) -> String {
+    let named = spaces.iter().find(|space| word(&space["space"]).parse() == Ok(number));
+    let names = named.and_then(|space| serde_json::from_value::<SpaceNames>(space.clone()).ok());
+    names.map_or_else(|| number.to_string(), |names| format!("{number} ({names})"))
+}
+
+fn sessions_text(value: &Value, spaces: &[Value], shown: usize, keys: bool) -> String {
     let sessions = list(&value["sessions"]);
     if sessions.is_empty() {
         return "no session holds anything\n".to_owned();
@@ -181,7 +190,7 @@ fn sessions_text(value: &Value, shown: usize, keys: bool) -> String {
         let (age, deadline) = (text::time(number(&session["age_ms"])), text::time(left.unsigned_abs()));
         let deadline = if left < 0 { format!("expired {deadline} ago") } else { format!("expires in {deadline}") };
         let [name, sums] = session_lines(session, whole);
-        let (space, idle) = (number(&session["space"]), text::time(number(&session["idle_ms"])));
+        let (space, idle) = (space_name(number(&session["space"]), spaces), text::time(number(&session["idle_ms"])));
         let _ = writeln!(report, "{name}, space {space}: begun {age} ago, idle for {idle}, {deadline}\n  {sums}");
         if !keys {
             continue;

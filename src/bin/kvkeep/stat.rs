@@ -6,8 +6,6 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use kvkeep::abi::Stats;
-use kvkeep::cache::Cache as _;
-use kvkeep::daemon::client::Client;
 use kvkeep::key::{SpaceTag, hex};
 use kvkeep::prometheus::{self, COUNTERS, GAUGES, LATENCIES, LatencyMetric, Metric};
 use kvkeep::space_names::SpaceNames;
@@ -74,7 +72,7 @@ impl Sum {
 /// Prints what is in a directory, or what a daemon counted.
 pub fn run(args: &StatArgs) -> Outcome {
     if let Some(url) = args.of.to_str().filter(|of| of.starts_with("unix:")) {
-        let (stats, spaces) = daemon::once(url, false, |client| Ok((daemon::stats(client)?, open_spaces(client))))?;
+        let (stats, spaces) = daemon::once(url, false, |client| Ok((daemon::stats(client)?, daemon::spaces(client))))?;
         text::print(&if args.json { counted_json(&stats, spaces) } else { counted(&stats, spaces) });
         return Ok(true);
     }
@@ -89,12 +87,6 @@ pub fn run(args: &StatArgs) -> Outcome {
     let report = if args.json { as_json(&directory, &all, &spaces) } else { as_text(&directory, &all, &spaces) };
     text::print(&report);
     Ok(true)
-}
-
-/// The open spaces of a daemon, that with most bytes of L1 first, or why they are not told.
-fn open_spaces(client: &Client) -> Result<Vec<Json>, String> {
-    let answer = client.list_spaces().map_err(|error| error.message)?;
-    serde_json::from_str(&answer).map_err(|error| format!("the daemon's answer is no JSON: {error}"))
 }
 
 fn counted_json(stats: &Stats, spaces: Result<Vec<Json>, String>) -> String {
