@@ -292,3 +292,24 @@ fn tokens_that_were_found_are_counted_by_the_chunk_size_of_their_space() {
     assert_eq!(value(&cache, "kvkeep_saved_tokens_total"), 416.0);
     cache.node.close();
 }
+
+#[test]
+fn names_of_spaces_are_not_in_the_clear_beside_encrypted_objects() {
+    for key in ["", "key_file"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (objects, keys) = (dir.path().join("objects"), dir.path().join("keys"));
+        std::fs::write(&keys, "5a".repeat(32)).unwrap();
+        std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let mut url = format!("fs://{}", objects.display());
+        if !key.is_empty() {
+            url += &format!("?{key}={}", keys.display());
+        }
+        let cache = Cache::open(MIB, &[&url], |_| {});
+        cache.store(0..1, 4096);
+        // Closing writes out what is accepted.
+        cache.node.close();
+        let spaces = std::fs::read_dir(&objects).unwrap().map(|entry| entry.unwrap().path().join("space.json"));
+        assert_eq!(spaces.filter(|file| file.exists()).count(), usize::from(key.is_empty()), "{key}");
+        assert_eq!(kvkeep::l2::fs::listing::list(&objects).unwrap().len(), 1, "{key}");
+    }
+}
