@@ -239,3 +239,90 @@ fn reason(
         KnownKey::Nowhere => (KVKEEP_MISS_NEVER_SEEN, 0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Key;
+    use crate::misses::miss_report::MissReport;
+
+    const SPACE: SpaceTag = SpaceTag([3; 16]);
+
+    struct Books {
+        misses: MissedKeys,
+        counts: LookupCounts,
+    }
+
+    impl Books {
+        fn new() -> Books {
+            Books { misses: MissedKeys::new(Fingerprinter::of_process(), 0), counts: LookupCounts::default() }
+        }
+
+        fn fingerprint(&self, number: u32) -> Fingerprint {
+            let mut hash = [0; 32];
+            hash[..4].copy_from_slice(&number.to_le_bytes());
+            self.misses.fingerprinter.fingerprint(&Key { hash, rank: 0, group: 0 })
+        }
+
+        fn lose(&self, numbers: std::ops::Range<u32>) {
+            numbers.for_each(|number| self.misses.left_l1(&SPACE, self.fingerprint(number), LeftL1::Evicted));
+        }
+
+        /// Misses keys, and gives those of them that count as evicted and as never seen.
+        fn miss(&mut self, numbers: std::ops::Range<u32>) -> (u64, u64) {
+            let missed: Vec<Fingerprint> = numbers.map(|number| self.fingerprint(number)).collect();
+            let before = self.counts.misses;
+            self.misses.count_misses(&SPACE, &missed, MissContext::default(), |_| false, &mut self.counts);
+            let by = |reason: MissReason| self.counts.misses[reason as usize] - before[reason as usize];
+            (by(MissReason::KVKEEP_MISS_EVICTED), by(MissReason::KVKEEP_MISS_NEVER_SEEN))
+        }
+    }
+
+    #[test]
+    fn beyond_its_bound_the_oldest_losses_count_as_never_seen() {
+        let mut books = Books::new();
+        const LOST: u32 = 4 * REMEMBERED_MIN as u32;
+        books.lose(0..LOST);
+        let newest = books.miss(LOST - 10_000..LOST);
+        assert!(newest.0 >= 9_800 && newest.0 + newest.1 == 10_000, "{newest:?}");
+        let oldest = books.miss(0..10_000);
+        assert!(oldest.1 >= 9_800 && oldest.0 + oldest.1 == 10_000, "{oldest:?}");
+    }
+
+    #[test]
+    fn beyond_the_sample_the_endless_cache_is_estimated_within_two_percent() {
+        let mut books = Books::new();
+        const LOST: u32 = 4 * SAMPLE_MAX as u32;
+        books.lose(0..LOST);
+        // Two of three were there once.
+        for first in (0..LOST).step_by(1024) {
+            books.miss(first..first + 1024);
+            books.miss(LOST + first / 2..LOST + first / 2 + 512);
+        }
+        let report = books.counts.report(&MissReport::default());
+        let (estimate, truth) = (report.endless_hits as f64 / report.asked as f64, 2.0 / 3.0);
+        assert_eq!(report.asked, u64::from(LOST) * 3 / 2);
+        assert!((estimate - truth).abs() < 0.02, "{estimate}");
+    }
+
+    #[test]
+    fn a_deletion_is_no_loss_and_its_reason_stays() {
+        let mut books = Books::new();
+        let object = ObjectKey { space: SPACE, key: Key { hash: [0; 32], rank: 0, group: 0 } };
+        books.misses.stored(&object, 2);
+        books.misses.deleted(&object, false);
+        books.misses.vanished(&object, 2, false);
+        books.miss(0..1);
+        assert_eq!(books.counts.misses[MissReason::KVKEEP_MISS_DELETED as usize], 1);
+        assert_eq!(books.counts.seen, 0);
+        // Stored anew, it may be lost anew.
+        books.misses.stored(&object, 2);
+        books.misses.vanished(&object, 2, false);
+        assert_eq!(books.miss(0..1), (1, 0));
+        assert_eq!(books.counts.evicted[2], 1);
+        // A key that nobody knows is not deleted by being named.
+        let unknown = ObjectKey { space: SPACE, key: Key { hash: [9; 32], rank: 0, group: 0 } };
+        books.misses.deleted(&unknown, false);
+        assert_eq!(books.misses.memory.lock().fate(books.misses.name(&unknown)), None);
+    }
+}

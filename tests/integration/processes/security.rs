@@ -8,6 +8,7 @@ use kvkeep::cache::Cache as _;
 use kvkeep::config::{PrefetchRequest, SpaceSpec};
 use kvkeep::daemon::client::{Client, ClientConfig};
 use kvkeep::error::{Error, KVKEEP_ERR_LIMIT, KVKEEP_ERR_PERMISSION, KVKEEP_ERR_TIMEOUT, Status};
+use kvkeep::misses::miss_report::MissReport;
 use serde::{Deserialize, Serialize};
 
 use super::{Part, daemon};
@@ -163,6 +164,9 @@ impl Stranger {
         kept_out(client.touch(space, &some, None).map(u64::from));
         kept_out(client.query_keys(space, &some, &mut [KeyState::default(); 5]).map(|()| 0));
         kept_out(client.query_space(space, &mut SpaceUsage::default()).map(|()| 0));
+        kept_out(client.query_misses(space, &mut MissReport::default()).map(|()| 0));
+        let reasons = client.explain_misses().unwrap();
+        assert!(reasons.contains("\"all\"") && !reasons.contains("acme"), "{reasons}");
         kept_out(client.set_quota(space, 1).map(|()| 0));
         kept_out(client.evict(space, &some, None).map(u64::from));
         kept_out(client.delete(space, &some, None).map(u64::from));

@@ -4,6 +4,7 @@ use kvkeep::abi::{KVKEEP_KEY_STORED, KeyState};
 use kvkeep::backend_state::BackendHealth;
 use kvkeep::cache::Cache as _;
 use kvkeep::error::KVKEEP_ERR_NOT_FOUND;
+use kvkeep::misses::miss_report::{MissReason, MissReport};
 use rustix::process::Signal;
 
 use crate::promises::cache::{Cache, MIB, WATCHDOG_MS, intact, keys, said, until, watched};
@@ -104,6 +105,14 @@ fn a_server_that_evicts_makes_misses() {
         assert_eq!(cache.stats().stores, 500);
         let found: u64 = (0..500).map(|number| read_all(&cache, number..number + 1)).sum();
         assert!((1..200).contains(&found), "{found}");
+        // It does not tell of each, but they were stored there.
+        let mut report = MissReport::default();
+        cache.node.query_misses(cache.space, &mut report).unwrap();
+        assert_eq!((report.hits, report.misses), (found, 500 - found));
+        assert_eq!(
+            (report.reasons[MissReason::KVKEEP_MISS_EVICTED as usize], report.evicted[1]),
+            (500 - found, 500 - found)
+        );
         until("the evictions to be counted", || cache.node.query_backends()[0].evictions > 300);
         cache.at_rest();
         cache.node.close();
