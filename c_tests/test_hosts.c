@@ -134,6 +134,10 @@ static void a_cache_that_does_not_open_says_why_on_any_thread(void) {
     size_t length;
     OK(kvkeep_get_error(NULL, KVKEEP_SUBJECT_CACHE, 0, text, sizeof text, &length));
     CHECK(strstr(text, "worst") != NULL);
+    options.abi_version++;
+    CHECK_STATUS(kvkeep_open(&options, &none), KVKEEP_ERR_VERSION);
+    OK(kvkeep_get_error(NULL, KVKEEP_SUBJECT_CACHE, 0, text, sizeof text, &length));
+    CHECK(strstr(text, "version") != NULL);
     FAILS(kvkeep_get_error(NULL, KVKEEP_SUBJECT_SESSION, 1, text, sizeof text, &length), KVKEEP_ERR_NOT_FOUND,
           "no failed call");
 }

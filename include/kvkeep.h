@@ -1330,9 +1330,8 @@ KVKEEP_API const char *kvkeep_status_name(int32_t status);
 
 /// Message of the last call on this thread that returned an error or PARTIAL: the cause, then the remedy. Of PARTIAL it says how many
 /// keys fell short, the first of them and its reason; of keys without memory, who holds it; of a key that is only staged, by whom (where
-/// at most 1024 sessions live, and not to a client of a daemon). UTF-8, never NULL, "" if none failed, at most 2047 bytes. The library
-/// owns it; it is valid until the next kvkeep call on this thread, and as long as the thread runs: destructors of its thread-local
-/// objects may read it, too. `kvkeep_get_error` serves hosts whose next call may run on another thread.
+/// at most 1024 sessions live). UTF-8, never NULL, "" if none failed, at most 2047 bytes. The library owns it; it is valid until the
+/// next kvkeep call on this thread, and as long as the thread runs: destructors of its thread-local objects may read it, too. `kvkeep_get_error` serves hosts whose next call may run on another thread.
 /// Since: 0.1.
 KVKEEP_API
 const char *kvkeep_last_error(void);

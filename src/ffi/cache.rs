@@ -44,12 +44,14 @@ static UNOPENED: CallErrors = CallErrors::new();
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvkeep_open(options: *const kvkeep_options, cache: *mut *mut kvkeep) -> Status {
     guard(|| {
-        let options = input_struct(options, "options")?;
-        let cache = output(cache, "cache")?;
-        threads::defer_background();
-        let opened = config::open(&options).and_then(handle::open);
-        *cache = opened.inspect_err(|error| UNOPENED.note(Subject::Cache, &error.message))?;
-        Ok(KVKEEP_OK)
+        let open = || {
+            let options = input_struct(options, "options")?;
+            let cache = output(cache, "cache")?;
+            threads::defer_background();
+            *cache = config::open(&options).and_then(handle::open)?;
+            Ok(KVKEEP_OK)
+        };
+        open().inspect_err(|error: &Error| UNOPENED.note(Subject::Cache, &error.message))
     })
 }
 

@@ -13,6 +13,7 @@ from . import _ffi
 from ._array import Numbers, integers
 from ._library import call, lib, milliseconds, number, prepared, text
 from .completion import Completion, Telling
+from .errors import InvalidError
 from .job import Job
 from .key import AnyKeys, Keys
 from .key import keys as as_keys
@@ -53,7 +54,7 @@ class Session:
         self, first_chunk: int, chunk_count: int, *, first_rank: int = 0, rank_count: int = 1, group_count: int = 1
     ) -> Keys:
         """The keys of full chunks, chunk-major: for each chunk, for each rank, for each group."""
-        count = number(ctypes.c_uint32, "the number of keys", chunk_count * rank_count * group_count)
+        count = _key_count(chunk_count * rank_count * group_count)
         array = (_ffi.kvkeep_key * count)()
         call(
             lib.kvkeep_get_session_keys,
@@ -64,7 +65,7 @@ class Session:
 
     def tail_keys(self, tail_tokens: int, *, first_rank: int = 0, rank_count: int = 1, group_count: int = 1) -> Keys:
         """The keys of the last chunk, which is not full, cut after its first `tail_tokens` tokens; see kvkeep_get_tail_keys."""
-        count = number(ctypes.c_uint32, "the number of keys", rank_count * group_count)
+        count = _key_count(rank_count * group_count)
         array = (_ffi.kvkeep_key * count)()
         ranks = [number(ctypes.c_uint32, "a rank or group", n) for n in (first_rank, rank_count, group_count)]
         tokens = number(ctypes.c_uint32, "tail_tokens", tail_tokens)
@@ -253,3 +254,10 @@ class Session:
 def shares(extra_count: int) -> int:
     """`extra_count` as C sees it."""
     return number(ctypes.c_int32, "extra_count", extra_count)
+
+
+def _key_count(count: int) -> int:
+    """Bounds the memory for keys before it is taken."""
+    if not 0 <= count <= _ffi.KVKEEP_KEYS_MAX:
+        raise InvalidError(f"{count} keys: at most {_ffi.KVKEEP_KEYS_MAX} can be asked for in one call")
+    return count

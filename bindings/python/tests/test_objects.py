@@ -112,6 +112,10 @@ class Objects(CacheTest):
         for refused in (0, 6, -1, 1 << 32):
             with self.assertRaises(kvkeep.InvalidError):
                 session.tail_keys(refused)
+        # Refused before memory is taken for them.
+        for many in (lambda: session.tail_keys(5, rank_count=(1 << 32) - 1), lambda: session.keys(0, 1 << 21)):
+            with self.assertRaisesRegex(kvkeep.InvalidError, "at most 1048576"):
+                many()
 
     def test_tokens_become_keys(self) -> None:
         session = self.space.session()

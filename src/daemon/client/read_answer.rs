@@ -76,7 +76,8 @@ pub fn read_views_and_stager<'a>(
         let status = read_views(link, views)(status, fields)?;
         let stager: &str = fields.take()?;
         if status != KVKEEP_OK {
-            STAGER.set(stager.to_owned());
+            // A destructor that reads after that of the text goes without.
+            let _ = STAGER.try_with(|kept| kept.replace(stager.to_owned()));
         }
         Ok(status)
     }
@@ -84,5 +85,5 @@ pub fn read_views_and_stager<'a>(
 
 /// The session that stages the first key that was not ready for the last read of this thread. Told once.
 pub fn take_stager() -> Option<String> {
-    Some(STAGER.take()).filter(|stager| !stager.is_empty())
+    STAGER.try_with(RefCell::take).ok().filter(|stager| !stager.is_empty())
 }
