@@ -289,6 +289,7 @@ int main(void) {
     FIELD(kvkeep_stats, oldest_share_ms);
     FIELD(kvkeep_stats, oldest_write_ms);
     FIELD(kvkeep_stats, opened_ms);
+    FIELD(kvkeep_stats, saved_bytes);
     STRUCT(kvkeep_backend_key);
     FIELD(kvkeep_backend_key, space);
     FIELD(kvkeep_backend_key, key);

@@ -1156,6 +1156,9 @@ typedef struct {
     uint64_t oldest_write_ms;
     /// Gauge: when the cache was opened, in milliseconds since 1970.
     uint64_t opened_ms;
+    /// Bytes of the objects that need not be computed: those that prefetches found and took shares of, and the keys in `read_hits`
+    /// that no prefetch asked for.
+    uint64_t saved_bytes;
 } kvkeep_stats;
 
 /// The part of L1 that a space takes. The caller sets `struct_size` and `abi_version`.

@@ -431,6 +431,9 @@ pub struct Stats {
     pub oldest_write_ms: u64,
     /// Gauge: when the cache was opened, in milliseconds since 1970.
     pub opened_ms: u64,
+    /// Bytes of the objects that need not be computed: those that prefetches found and took shares of, and the keys in `read_hits`
+    /// that no prefetch asked for.
+    pub saved_bytes: u64,
 }
 
 const _: () = assert!(size_of::<View>() == 24);
@@ -440,4 +443,4 @@ const _: () = assert!(size_of::<JobResult>() == 248);
 const _: () = assert!(size_of::<SpaceUsage>() == 32);
 const _: () = assert!(size_of::<SessionState>() == 320);
 const _: () = assert!(size_of::<Histogram>() == 224);
-const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 25 * 8);
+const _: () = assert!(size_of::<Stats>() == 8 + 39 * 8 + 5 * 224 + 26 * 8);

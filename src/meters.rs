@@ -65,6 +65,7 @@ pub struct Meters {
     pub prefetch_hit_chunks: Count,
     pub prefetch_asked_chunks: Count,
     pub saved_tokens: Count,
+    pub saved_bytes: Count,
     pub l1_hits: Count,
     pub l2_hits: Count,
     pub l2_misses: Count,

@@ -88,6 +88,7 @@ pub const COUNTERS: &[Metric] = values! {
     jobs_cancelled "Jobs that ended cancelled.",
     prefetch_hit_chunks "Chunks that prefetches found.",
     prefetch_asked_chunks "Chunks that prefetches needed.",
+    saved_bytes "Bytes of objects that were found, and need not be computed.",
     saved_tokens "Tokens of chunks that were found, and need not be computed.",
     loads "Objects loaded from L2.",
     loaded_bytes "Bytes loaded from L2.",

@@ -187,9 +187,16 @@ impl L1 {
         read::reserve_read(self, session, keys, count, views)
     }
 
-    /// Takes `count` shares of each ready key whose `held` is false, and sets `held` of those it found.
-    pub fn reserve_found(&self, session: u64, keys: &[Key], count: u32, held: &mut [bool]) -> Result<()> {
-        read::reserve_found(self, session, keys, count, held)
+    /// Takes `count` shares of each ready key whose `held` is false, and sets `held` of those it found, and their bytes in `sizes`.
+    pub fn reserve_found(
+        &self,
+        session: u64,
+        keys: &[Key],
+        count: u32,
+        held: &mut [bool],
+        sizes: Option<&mut [u64]>,
+    ) -> Result<()> {
+        read::reserve_found(self, session, keys, count, held, sizes)
     }
 
     /// Returns `count` shares of each key, which counts as a read with the last share.

@@ -9,6 +9,7 @@ pub struct Counts {
     pub read_hits: u64,
     pub read_misses: u64,
     pub saved_tokens: u64,
+    pub saved_bytes: u64,
     pub commits: u64,
     pub commits_discarded: u64,
     pub evictions: u64,
@@ -35,6 +36,7 @@ impl Counts {
     pub(super) fn read(&mut self, read: ReadCounts, chunk_tokens: u32) {
         self.read_hits += read.hits;
         self.read_misses += read.misses;
+        self.saved_bytes += read.bytes;
         self.saved_tokens += read.chunks * u64::from(chunk_tokens);
     }
 
@@ -68,6 +70,8 @@ pub struct Gauges {
 pub(super) struct ReadCounts {
     /// Keys found that the request did not hold before.
     pub hits: u64,
+    /// Bytes of these.
+    pub bytes: u64,
     /// Of these, the keys that stand for their chunks: those of rank 0 and group 0.
     pub chunks: u64,
     /// Keys not found. A copy counts none: it has its missing keys loaded by a job, which counts them.

@@ -48,13 +48,25 @@ pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, view
     })
 }
 
-pub(super) fn reserve_found(l1: &L1, session: u64, keys: &[Key], count: u32, held: &mut [bool]) -> Result<()> {
+pub(super) fn reserve_found(
+    l1: &L1,
+    session: u64,
+    keys: &[Key],
+    count: u32,
+    held: &mut [bool],
+    mut sizes: Option<&mut [u64]>,
+) -> Result<()> {
     lookup::with_slots(l1, keys, false, |mut lookup| {
         l1.with(|state| {
             let (index, &mut Session { space, .. }) = state.sessions.use_now(session, state.now_ms)?;
             let (found, fresh) = lookup.find_all(state, space);
-            for (held, &id) in held.iter_mut().zip(&*found) {
-                *held |= id != NONE && !*held && share::take(state, index, id, count, fresh);
+            for (i, (held, &id)) in held.iter_mut().zip(&*found).enumerate() {
+                if id != NONE && !*held && share::take(state, index, id, count, fresh) {
+                    *held = true;
+                    if let Some(sizes) = &mut sizes {
+                        sizes[i] = state.slots[id].size();
+                    }
+                }
             }
             share::note_all(state, index, fresh);
             Ok(())

@@ -53,8 +53,12 @@ pub(super) fn read_one(
     if first {
         fresh(id);
     }
-    read.hits += u64::from(!known && !held);
-    state.view(id)
+    let view = state.view(id);
+    if !known && !held {
+        read.hits += 1;
+        read.bytes += view.size;
+    }
+    view
 }
 
 /// As [`take`], and says which shares the session had of the object before. `None` if it would have too many.

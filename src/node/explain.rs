@@ -104,6 +104,7 @@ impl Node {
             store_latency: meters.store_latency.get(),
             call_latency: meters.call_latency.get(),
             saved_tokens: meters.saved_tokens.get() + counts.saved_tokens,
+            saved_bytes: meters.saved_bytes.get() + counts.saved_bytes,
             oldest_share_ms: self.ages.oldest_share_ms(&self.l1),
             oldest_write_ms: self.ages.oldest_write_ms(&self.l1, &meters.write_waits),
             opened_ms: self.ages.opened_ms(),

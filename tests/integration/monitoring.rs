@@ -269,6 +269,7 @@ fn tokens_that_were_found_are_counted_by_the_chunk_size_of_their_space() {
     cache.node.evict(cache.space, &keys(4..7), None).unwrap();
     let session = cache.session();
     assert_eq!(cache.prefetch(session, 0..10).hit_chunks, 7);
+    assert_eq!(cache.stats().saved_bytes, 7 * 64);
     assert_eq!(cache.stats().saved_tokens, 7 * 16);
     // What the request holds counts once.
     cache.read(session, 0..7, 0);
@@ -279,6 +280,7 @@ fn tokens_that_were_found_are_counted_by_the_chunk_size_of_their_space() {
     cache.read(session, 5..9, 0);
     cache.read(session, 0..1, 0);
     assert_eq!(cache.stats().saved_tokens, (7 + 3) * 16);
+    assert_eq!(cache.stats().saved_bytes, (7 + 3) * 64);
     cache.node.end_session(session).unwrap();
     // Two ranks of a chunk are one chunk.
     let session = cache.node.begin_session(coarse, "", None).unwrap();
@@ -288,8 +290,16 @@ fn tokens_that_were_found_are_counted_by_the_chunk_size_of_their_space() {
     assert!(cache.node.finish_write(session, &ranks, None).unwrap());
     assert!(cache.node.reserve_read(session, &ranks, 0, &mut out).unwrap());
     assert_eq!(cache.stats().saved_tokens, (7 + 3) * 16 + 256);
+    assert_eq!(cache.stats().saved_bytes, (7 + 3 + 2) * 64);
     cache.node.end_session(session).unwrap();
     assert_eq!(value(&cache, "kvkeep_saved_tokens_total"), 416.0);
+    // Behind a gap nothing is given, though it is there: of three chunks, the first.
+    cache.store(20..21, 1000);
+    cache.store(22..23, 3000);
+    let session = cache.session();
+    assert_eq!(cache.prefetch(session, 20..23).hit_chunks, 1);
+    assert_eq!((cache.stats().saved_bytes, cache.stats().saved_tokens), (12 * 64 + 1000, 416 + 16));
+    cache.node.end_session(session).unwrap();
     cache.node.close();
 }
 

@@ -735,6 +735,7 @@ class kvkeep_stats(Structure):
     oldest_share_ms: int
     oldest_write_ms: int
     opened_ms: int
+    saved_bytes: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("abi_version", c_uint32),
@@ -807,6 +808,7 @@ class kvkeep_stats(Structure):
         ("oldest_share_ms", c_uint64),
         ("oldest_write_ms", c_uint64),
         ("opened_ms", c_uint64),
+        ("saved_bytes", c_uint64),
     ]
 
 

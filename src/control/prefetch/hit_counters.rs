@@ -72,6 +72,12 @@ pub fn count_chunks(meters: &Meters, question: &Question, answer: &HitPlan, aske
     }
 }
 
+/// The bytes of the keys in an answer that the request had not asked for before.
+pub fn given_bytes(answer: &HitPlan, sizes: &[u64], asked_before: &[bool]) -> u64 {
+    let given = sizes.iter().zip(&answer.wanted).enumerate();
+    given.filter(|(i, (_, wanted))| **wanted && counts(asked_before, *i)).map(|(_, (size, _))| size).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::hit_counters::{LookupTally, count_chunks, count_lookup};
+use super::hit_counters::{LookupTally, count_chunks, count_lookup, given_bytes};
 use super::phases::{DonePhase, JobState, LoadPhase, LookupPhase, Phase, Search, there};
 use super::plan::{HitPlan, NOWHERE, Question};
 use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX, chars};
@@ -338,7 +338,8 @@ impl Job {
         };
         let found = if status == KVKEEP_OK { search.found } else { Vec::new() };
         state.phase = Phase::Done(DonePhase { lookup_chunks, is_looked_up, result, found, at: now, released: false });
-        self.notify_end(search.notify, &given, &result, &state.held, host);
+        let bytes = given_bytes(&given, &search.sizes, &self.asked_before);
+        self.notify_end(search.notify, &given, bytes, &result, &state.held, host);
     }
 
     /// Counts a job that is done, and notifies its observer, its caller and those that wait for it.
@@ -346,6 +347,7 @@ impl Job {
         &self,
         notify: Option<Notify>,
         given: &HitPlan,
+        bytes: u64,
         result: &JobResult,
         held: &[bool],
         host: &impl JobHost,
@@ -357,6 +359,7 @@ impl Job {
             meters.jobs_cancelled.add(1);
         } else {
             count_chunks(meters, &self.question(), given, &self.asked_before, self.space.chunk_tokens);
+            meters.saved_bytes.add(bytes);
         }
         meters.prefetch_latency.add(self.submitted.elapsed());
         if let Some(observer) = &self.observer {

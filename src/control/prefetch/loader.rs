@@ -204,7 +204,7 @@ impl Loader {
         // Another job may have loaded them, or a session written them, since the lookup.
         let keys: Vec<_> = fresh.iter().map(|&index| job.keys[index as usize]).collect();
         let mut there = vec![false; keys.len()];
-        if let Err(error) = self.l1.reserve_found(job.session, &keys, job.shares(), &mut there) {
+        if let Err(error) = self.l1.reserve_found(job.session, &keys, job.shares(), &mut there, None) {
             failed.extend(fresh.drain(..).map(|index| (index, NotLoaded::from_anywhere(error.message.clone()))));
         }
         let landed: Vec<u32> = fresh.iter().zip(&there).filter(|(_, there)| **there).map(|(index, _)| *index).collect();

@@ -46,14 +46,11 @@ impl Prefetcher {
             self.looked_up(job, state);
             return Vec::new();
         }
-        // Sizes are of what backends have: as long as there are none, it has asked none.
-        if search.sizes.is_empty() {
+        // As long as there are none, it has asked none.
+        if search.backends.is_empty() {
             search.backends = self.backends.list();
         }
         let backends = search.backends.clone();
-        if !backends.is_empty() && search.sizes.is_empty() {
-            search.sizes = vec![0; job.keys.len()];
-        }
         let mut unknown: Asks = Vec::new();
         search.costs = TierCosts::of(&backends, missing.len());
         for slot in search.costs.order(&backends).into_iter().filter(|slot| slot.may_have(&job.space.tag)) {
@@ -82,7 +79,8 @@ impl Prefetcher {
 
     /// Takes shares of the job's keys that are in L1 by now.
     pub(super) fn find_in_l1(&self, job: &Job, held: &mut [bool], search: &mut Search) -> Result<()> {
-        self.l1.reserve_found(job.session, &job.keys, job.shares(), held)?;
+        search.sizes.resize(job.keys.len(), 0);
+        self.l1.reserve_found(job.session, &job.keys, job.shares(), held, Some(&mut search.sizes))?;
         for (held, found) in held.iter().zip(&mut search.found) {
             if *held && *found == NOWHERE {
                 *found = 0;

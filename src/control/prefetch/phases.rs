@@ -17,7 +17,7 @@ use crate::key::SpaceTag;
 pub struct Search {
     /// Where each key was found: 0 for L1, the tier's place for a backend, or [`NOWHERE`].
     pub found: Vec<u8>,
-    /// Payload sizes of the keys found in a backend. Empty until there is a backend to ask.
+    /// Payload sizes of the keys found. Empty until L1 was asked.
     pub sizes: Vec<u64>,
     /// The backends it asked.
     pub backends: BackendList,

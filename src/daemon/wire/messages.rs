@@ -12,7 +12,7 @@ use crate::arena::Arena;
 use crate::error::Result;
 
 /// Raised with every change of the messages.
-pub const WIRE_VERSION: u32 = 19;
+pub const WIRE_VERSION: u32 = 20;
 
 /// Push: the lookup of a job is answered.
 pub const PUSH_LOOKED_UP: u32 = 1;

@@ -235,7 +235,7 @@ fn every_number_says_what_happened() {
         // By those of what the machine refuses (`fs_fallback.rs`, `cuda.rs`).
         driven.0.extend(["io_uring_refused", "huge_pages_refused", "registrations_refused", "memlock_refused"]);
         // By those of the metrics (`monitoring.rs`).
-        driven.0.extend(["saved_tokens", "oldest_share_ms", "oldest_write_ms", "opened_ms"]);
+        driven.0.extend(["saved_tokens", "oldest_share_ms", "oldest_write_ms", "opened_ms", "saved_bytes"]);
         let all: BTreeSet<&str> = GAUGES
             .iter()
             .chain(COUNTERS)

@@ -123,7 +123,7 @@ impl World {
                 let Some((session, space)) = self.using(session) else { return };
                 let mut held: Vec<bool> = (0..keys.len()).map(|i| i % 3 == 2).collect();
                 let before = held.clone();
-                self.l1.reserve_found(session, &keys_of(&keys), extra + 1, &mut held).unwrap();
+                self.l1.reserve_found(session, &keys_of(&keys), extra + 1, &mut held, None).unwrap();
                 for ((&name, held), before) in keys.iter().zip(held).zip(before) {
                     let inc = self.ready.get(&(space, name)).copied().filter(|_| !before);
                     assert_eq!(held, before || inc.is_some());
