@@ -252,7 +252,7 @@ impl RecorderState {
                     )
                 });
             }
-            if dropped > 0 {
+            if dropped > 0 && !self.failed.load(Ordering::Relaxed) {
                 self.log.often("trace dropped", LogLevel::Warn, || {
                     format!("{dropped} lines were dropped from the trace {}: its disk is too slow", self.name)
                 });
@@ -342,7 +342,7 @@ mod tests {
         assert!(lines[8].hash_ids.as_ref().is_some_and(|other| other.iter().all(|id| !ids.contains(id))));
         assert!(lines[2..].is_sorted_by_key(|line| line.timestamp));
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(!text.contains("0101"), "no key is there: {text}");
+        assert!(!text.contains("0101010101"), "no key is there: {text}");
     }
 
     #[test]
@@ -364,18 +364,46 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_cannot_be_written_ends_the_recording_and_the_log_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("folder");
+        std::fs::create_dir(&folder).unwrap();
+        let (sender, said) = std::sync::mpsc::channel();
+        let log = Log::new(LogLevel::Warn, move |_, line| drop(sender.send(line.to_owned())));
+        let recorder = TraceRecorder::start(&folder.join("trace"), 1 << 16, log).unwrap();
+        // There is no place any more for the file that is to follow the first one.
+        std::fs::remove_dir_all(&folder).unwrap();
+        let keys = vec![key(1, 0); 2000];
+        let mut lines = 0;
+        let line = loop {
+            recorder.lookup(&ask(1, 5, &keys));
+            lines += 1;
+            if let Ok(line) = said.recv_timeout(PAUSE / 10) {
+                break line;
+            }
+            assert!(lines < 10_000, "the log never said anything");
+        };
+        assert!(line.contains("cannot be written") && line.contains("the daemon serves on"), "{line}");
+        let before = recorder.dropped();
+        recorder.lookup(&ask(1, 5, &keys));
+        assert_eq!(recorder.dropped(), before + 1);
+        recorder.close();
+        let last = said.try_iter().last().unwrap();
+        assert!(last.contains(&format!("lacks {} lines", before + 1)), "{last}");
+    }
+
+    #[test]
     fn where_the_queue_is_full_lines_are_dropped_and_counted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");
         let recorder = TraceRecorder::start(&path, 1 << 30, Log::none()).unwrap();
         // More than all that may wait.
-        let keys = vec![key(1, 0); QUEUE_BYTES_MAX / 8];
-        recorder.lookup(&ask(1, 5, &keys));
-        recorder.lookup(&ask(2, 5, &keys[..2]));
+        recorder.space(5, &SpaceSpec { model: "m".repeat(QUEUE_BYTES_MAX), ..spec(16) });
+        recorder.lookup(&ask(2, 5, &[key(1, 0), key(1, 1)]));
         recorder.close();
         assert_eq!(recorder.dropped(), 1);
         let lines = lines(&path);
         assert!(lines.iter().any(|line| line.dropped == Some(1)), "{lines:?}");
-        assert!(lines.iter().any(|line| line.session == Some(2)) && lines.iter().all(|line| line.session != Some(1)));
+        assert!(lines.iter().any(|line| line.session == Some(2)) && lines.iter().all(|line| line.model.is_none()));
     }
 }

@@ -172,8 +172,8 @@ fn one_command_says_how_large_l1_should_be() {
 
 #[test]
 fn a_simulation_counts_what_the_real_cache_counts() {
-    for (policy, l1) in [("lru", "4MiB"), ("s3fifo", "4MiB"), ("mq", "4MiB"), ("none", "8MiB"), ("lru", "1MiB")] {
-        let args = ["replay", SLICE, "--l1", l1, "--policy", policy, "--block-bytes", "4096"];
+    for (policy, l1) in [("lru", "4MiB"), ("s3fifo", "8MiB"), ("mq", "4MiB"), ("none", "8MiB"), ("lru", "1MiB")] {
+        let args = ["replay", SLICE, "--limit", "500", "--l1", l1, "--policy", policy, "--block-bytes", "4096"];
         for more in [&["--watermark-high-percent", "100"][..], &["--watermark-high-percent", "100", "--mode", "any"]] {
             let simulated = kvkeep(&[&args[..], more].concat());
             let real = kvkeep(&[&args[..], more, &["--real"]].concat());
@@ -191,9 +191,9 @@ fn a_simulation_of_two_tiers_counts_nearly_what_the_real_cache_counts() {
     let near = |one: u64, other: u64, of: u64| one.abs_diff(other) * 100 <= of;
     for policy in ["lru", "mq"] {
         let dir = tempfile::tempdir().unwrap();
-        let url = format!("fs://{}?capacity=48MiB&policy={policy}", dir.path().display());
-        let args = ["replay", SLICE, "--l1", "8MiB", "--policy", policy, "--block-bytes", "4096"];
-        let simulated = kvkeep(&[&args[..], &["--l2", "48MiB"]].concat());
+        let url = format!("fs://{}?capacity=24MiB&policy={policy}", dir.path().display());
+        let args = ["replay", SLICE, "--limit", "400", "--l1", "2MiB", "--policy", policy, "--block-bytes", "4096"];
+        let simulated = kvkeep(&[&args[..], &["--l2", "24MiB"]].concat());
         let real = kvkeep(&[&args[..], &["--real", "--l2", &url]].concat());
         assert_eq!((simulated.code, real.code), (0, 0), "{}{}", simulated.err, real.err);
         let asked = number(&real, "blocks asked");

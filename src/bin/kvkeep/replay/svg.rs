@@ -40,8 +40,8 @@ const BOTTOM: f64 = 455.0;
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
 /// Least distance of two names in the legend.
 const NAME_HEIGHT: f64 = 18.0;
-/// Least distance of two names of sizes.
-const TICK_WIDTH: f64 = 52.0;
+/// About the width of a character, and of the gap between two names of sizes.
+const CHARACTER_WIDTH: f64 = 8.0;
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -78,7 +78,7 @@ pub fn draw(plot: &Plot) -> String {
         put(format!("<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{tick}</text>", LEFT - 8.0, at + 5.0));
         tick += step;
     }
-    // Names of ticks that would overlap the last one written are left out.
+    // Names of ticks that would overlap the last one written are left out. `written` is where that ends.
     let mut written = f64::NEG_INFINITY;
     for (&size, name) in plot.x.iter().zip(&plot.names) {
         let at = x(size);
@@ -86,9 +86,10 @@ pub fn draw(plot: &Plot) -> String {
             "<line x1=\"{at:.1}\" y1=\"{BOTTOM}\" x2=\"{at:.1}\" y2=\"{:.1}\" stroke=\"#222\"/>",
             BOTTOM + 6.0
         ));
-        if at - written >= TICK_WIDTH {
+        let half = name.len() as f64 * CHARACTER_WIDTH / 2.0;
+        if at - half >= written {
             put(format!("<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{name}</text>", BOTTOM + 22.0));
-            written = at;
+            written = at + half + CHARACTER_WIDTH;
         }
     }
     put(format!("<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" fill=\"none\" stroke=\"#222\"/>"));
