@@ -112,6 +112,13 @@ static void p6_texts_and_choices(void) {
     uint64_t number;
     space_options.model = "";
     FAILS(kvkeep_open_space(cache, &space_options, &number), KVKEEP_ERR_INVALID, "model is empty");
+    static char longest[8194];
+    memset(longest, 'x', 8193);
+    space_options.model = "toy";
+    space_options.layout = longest;
+    FAILS(kvkeep_open_space(cache, &space_options, &number), KVKEEP_ERR_INVALID,
+          "layout has 8193 bytes, it may have 8192: shorten it, or pass a hash of it");
+    space_options.layout = NULL;
     space_options.model = "\x80model";
     FAILS(kvkeep_open_space(cache, &space_options, &number), KVKEEP_ERR_INVALID, "not UTF-8");
     space_options.model = "model";

@@ -489,7 +489,7 @@ typedef struct {
     void *key_userdata;
 } kvkeep_options;
 
-/// How a space is opened. All texts are UTF-8 and copied.
+/// How a space is opened. All texts are UTF-8, of 8192 bytes at most, and copied.
 typedef struct {
     /// sizeof of the caller's struct.
     uint32_t struct_size;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::abi::{Completion, JobResult};
+use crate::error::{Error, Result};
 use crate::l2::encrypted::KeyCallback;
 use crate::log::Log;
 use crate::space_names::SpaceNames;
@@ -110,7 +111,23 @@ pub struct SpaceSpec {
     pub generation: u64,
 }
 
+/// Longest text of a space's identity, in bytes: a list of layers fits, and a file with all of them is read whole.
+pub const SPACE_TEXT_BYTES_MAX: usize = 8192;
+
 impl SpaceSpec {
+    /// Refuses texts that are too long to be kept for each space.
+    pub fn check(&self) -> Result<()> {
+        for (name, text) in [("model", &self.model), ("layout", &self.layout), ("tenant", &self.tenant)] {
+            if text.len() > SPACE_TEXT_BYTES_MAX {
+                let bytes = text.len();
+                return Err(Error::invalid(format!(
+                    "{name} has {bytes} bytes, it may have {SPACE_TEXT_BYTES_MAX}: shorten it, or pass a hash of it"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Its names.
     pub fn names(&self) -> SpaceNames {
         let SpaceSpec { model, layout, tenant, chunk_tokens, generation, .. } = self.clone();

@@ -224,7 +224,7 @@ pub struct kvkeep_options {
     pub key_userdata: *mut c_void,
 }
 
-/// How a space is opened. All texts are UTF-8 and copied.
+/// How a space is opened. All texts are UTF-8, of 8192 bytes at most, and copied.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 pub struct kvkeep_space_options {

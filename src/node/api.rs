@@ -111,6 +111,7 @@ impl Node {
 
 impl Cache for Node {
     fn open_space(&self, spec: SpaceSpec) -> Result<u64> {
+        spec.check()?;
         let space = self.l1.open_space(&spec)?;
         let names = spec.names();
         let tag = tag_of_names(&names);
