@@ -30,15 +30,23 @@ impl Ages {
         self.opened.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 
-    /// For how many milliseconds the object has been shared that is shared longest; 0 where none is. Up to a second late.
+    /// For how many milliseconds the object has been shared that is shared longest; 0 where none is. Up to a second late. One caller
+    /// at a time looks; the others have what was seen before, and wait for nobody.
     pub fn oldest_share_ms(&self, l1: &L1) -> u64 {
-        let (now, mut looked) = (Instant::now(), self.looked.lock());
-        let since = match *looked {
-            Some((at, since)) if now < at + LOOK => since,
-            _ => l1.oldest_share(),
+        let now = Instant::now();
+        let (is_due, seen) = {
+            let mut looked = self.looked.lock();
+            let is_due = looked.is_none_or(|(at, _)| now >= at + LOOK);
+            let seen = looked.and_then(|(_, since)| since);
+            if is_due {
+                *looked = Some((now, seen));
+            }
+            (is_due, seen)
         };
-        if looked.is_none_or(|(at, _)| now >= at + LOOK) {
-            *looked = Some((now, since));
+        let mut since = seen;
+        if is_due {
+            since = l1.oldest_share();
+            *self.looked.lock() = Some((now, since));
         }
         since.map_or(0, |since| l1.now_ms().saturating_sub(since))
     }
