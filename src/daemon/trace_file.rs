@@ -20,8 +20,9 @@ pub struct TraceFile {
     file_bytes_max: u64,
     written: u64,
     file: BufWriter<File>,
-    /// The first line, and those of the spaces.
+    /// The first line, and those of the first spaces, within a part of a file.
     preamble: Vec<TraceLine>,
+    preamble_bytes: u64,
 }
 
 fn older(path: &Path) -> PathBuf {
@@ -37,7 +38,7 @@ fn refused(path: &Path, why: impl std::fmt::Display) -> Error {
     ))
 }
 
-/// Refuses a trace of too few bytes, and a file that is there and is no trace: it would be moved away.
+/// Refuses a trace of too few bytes, and files that are there and are no trace: they would be moved away, or lost.
 pub fn check_trace(path: &Path, bytes_max: u64) -> Result<()> {
     if bytes_max < TRACE_BYTES_MIN {
         return Err(Error::invalid(format!("trace-bytes is {bytes_max}: a trace needs at least {TRACE_BYTES_MIN}")));
@@ -46,6 +47,11 @@ pub fn check_trace(path: &Path, bytes_max: u64) -> Result<()> {
     if !directory.is_dir() {
         return Err(refused(path, format_args!("{} is no directory", directory.display())));
     }
+    check_file(path)?;
+    check_file(&older(path))
+}
+
+fn check_file(path: &Path) -> Result<()> {
     let mut beginning = [0; BEGINNING.len()];
     match File::open(path).and_then(|file| file.take(BEGINNING.len() as u64).read(&mut beginning)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -65,15 +71,27 @@ impl TraceFile {
         }
         let file = create(path).map_err(|error| refused(path, error))?;
         let file_bytes_max = bytes_max / 2;
-        let mut trace = TraceFile { path: path.to_owned(), file_bytes_max, written: 0, file, preamble: Vec::new() };
+        let mut trace = TraceFile {
+            path: path.to_owned(),
+            file_bytes_max,
+            written: 0,
+            file,
+            preamble: Vec::new(),
+            preamble_bytes: 0,
+        };
         trace.begin(first).map_err(|error| refused(path, error))?;
         Ok(trace)
     }
 
-    /// Writes a line that every file of the trace begins with.
+    /// Writes a line that every file of the trace begins with, as long as those lines take no more than a quarter of one. Later ones
+    /// are in one file alone.
     pub fn begin(&mut self, line: TraceLine) -> io::Result<()> {
-        self.put(&line)?;
-        self.preamble.push(line);
+        self.write(&line)?;
+        let bytes = serde_json::to_vec(&line)?.len() as u64 + 1;
+        if self.preamble_bytes + bytes <= self.file_bytes_max / 4 {
+            self.preamble_bytes += bytes;
+            self.preamble.push(line);
+        }
         self.flush()
     }
 
@@ -157,6 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn spaces_without_end_leave_room_for_requests() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace");
+        let mut trace = TraceFile::create(&path, TRACE_BYTES_MIN, first()).unwrap();
+        for space in 0..5000 {
+            let model = Some(format!("model {space}"));
+            trace.begin(TraceLine { space: Some(space), model, ..TraceLine::default() }).unwrap();
+        }
+        (0..20).for_each(|n| trace.write(&line(n)).unwrap());
+        trace.flush().unwrap();
+        let bytes = fs::metadata(&path).unwrap().len() + fs::metadata(older(&path)).unwrap().len();
+        assert!(bytes <= TRACE_BYTES_MIN + 1000, "{bytes}");
+        let kept = [read(&older(&path)), read(&path)].concat();
+        assert_eq!(kept.iter().filter(|line| line.stored.is_some()).count(), 20);
+    }
+
+    #[test]
     fn a_file_that_is_no_trace_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notes");
@@ -165,6 +200,11 @@ mod tests {
         let message = refusal(&path, 1 << 20);
         assert!(message.contains("is no trace of kvkeep") && message.contains("give --trace"), "{message}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+        let beside = dir.path().join("trace.1");
+        fs::write(&beside, "mine, too").unwrap();
+        assert!(refusal(&dir.path().join("trace"), 1 << 20).contains("trace.1 cannot be written: the file is there"));
+        assert_eq!(fs::read_to_string(&beside).unwrap(), "mine, too");
+        fs::remove_file(&beside).unwrap();
         assert!(refusal(dir.path(), 1 << 20).contains("cannot be written"));
         assert!(refusal(&dir.path().join("none/trace"), 1 << 20).contains("is no directory"));
         assert!(refusal(&dir.path().join("trace"), 100).contains("at least 65536"));

@@ -25,6 +25,8 @@ use crate::threads;
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Of so many the writer is woken: until then it comes by itself.
 const WAKE_BYTES: usize = 1 << 20;
+/// Most spaces that are named, as many as a cache may have open. Of later ones the tokens of a request are not known.
+const SPACES_MAX: usize = 65_536;
 /// Pause of the writer.
 const PAUSE: Duration = Duration::from_millis(200);
 /// An object's number has so many bits that every JSON reader knows it exactly.
@@ -107,7 +109,7 @@ impl TraceRecorder {
     /// A space was opened.
     pub fn space(&self, number: u64, spec: &SpaceSpec) {
         let mut spaces = self.spaces.lock();
-        if spaces.insert(number, spec.chunk_tokens).is_some() {
+        if spaces.len() == SPACES_MAX || spaces.insert(number, spec.chunk_tokens).is_some() {
             return;
         }
         // Noted under the lock: before any request of the space.

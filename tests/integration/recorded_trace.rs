@@ -276,6 +276,10 @@ fn a_recording_that_cannot_be_read_is_refused() {
         (format!("{asked},\"objects_per_chunk\":0}}"), "no whole chunks of 0"),
         (format!("{asked}}}\n{{\"session\":1,\"stored\":[1,2,3],\"bytes\":[4,5]}}"), "line 2: 3 objects have 2 sizes"),
         (format!("{asked}}}\n{{\"stored\":[1],\"bytes\":[4]}}"), "missing field `session`"),
+        (
+            format!("{asked}}}\n{{\"session\":1,\"stored\":[1],\"bytes\":[{}]}}", u64::MAX),
+            "they have 68719476736 at most",
+        ),
         (format!("{asked}}}\n{{\"session\":1}}"), "missing field `hash_ids`"),
         (format!("{asked}}}\n{{\"session\":\"one\"}}"), "line 2: invalid type"),
     ] {

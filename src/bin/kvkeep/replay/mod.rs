@@ -19,10 +19,7 @@ use kvkeep::l2::url;
 use kvkeep::policy;
 
 use crate::{Outcome, text};
-use trace::Trace;
-
-/// Largest block: no engine has larger ones, and sizes made from it do not overflow.
-const BLOCK_BYTES_MAX: u64 = 64 << 30;
+use trace::{BLOCK_BYTES_MAX, Trace};
 
 /// Replay a request trace: how large should L1 be?
 ///

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use hashbrown::{HashMap, HashSet};
 use kvkeep::daemon::trace_line::{TRACE_VERSION, TraceLine};
 
+/// Largest block: no engine has larger ones, and sizes made from it do not overflow.
+pub const BLOCK_BYTES_MAX: u64 = 64 << 30;
+
 /// A request's objects, in the order of the prompt. Two requests share an id only if all tokens before it are equal too.
 pub struct TraceRequest {
     /// When it came, in milliseconds.
@@ -160,6 +163,9 @@ impl Trace {
             let bytes = line.bytes.unwrap_or_default();
             if bytes.len() > 1 && bytes.len() != ids.len() {
                 return Err(format!("{} objects have {} sizes", ids.len(), bytes.len()));
+            }
+            if let Some(large) = bytes.iter().find(|&&bytes| bytes > BLOCK_BYTES_MAX) {
+                return Err(format!("an object of {large} bytes: they have {BLOCK_BYTES_MAX} at most"));
             }
             let size_of = |at: usize| if bytes.len() == 1 { bytes.first() } else { bytes.get(at) };
             self.sizes.extend(ids.iter().enumerate().filter_map(|(at, &id)| Some((id, *size_of(at)?))));
