@@ -288,6 +288,36 @@ static void what_was_not_asked_for_behind_a_gap(void) {
     leave();
 }
 
+static void what_a_read_of_l1_alone_did_not_ask_for(void) {
+    enter_many(open_l2(4 * MIB, "memory:"));
+    put_below(cache, space, many, 16, 4096);
+    kvkeep_view views[16];
+    CHECK_STATUS(kvkeep_reserve_read(cache, session, many, 16, 0, views), KVKEEP_PARTIAL);
+    CHECK_STATUS(kvkeep_reserve_read(cache, session, many, 1, 0, views), KVKEEP_PARTIAL);
+    CHECK_EQUAL(missed_for(KVKEEP_MISS_EVICTED), 0);
+    CHECK_EQUAL(missed_for(KVKEEP_MISS_BEHIND_MISS), 17);
+    // The backend has them all.
+    CHECK_EQUAL(look_up(many, 16), 16);
+    CHECK_EQUAL(report().misses, 17);
+    leave();
+}
+
+// The backend answers late, and another request stores the keys meanwhile, in this space and not in another.
+static void what_was_stored_while_it_was_looked_up(void) {
+    enter_many(open_l2(4 * MIB, "fault:memory:?lookup=slow&fault.delay=1&fault.delay_ms=300"));
+    kvkeep_prefetch_options options;
+    KVKEEP_INIT(&options);
+    options.mode = KVKEEP_PREFETCH_EACH;
+    uint64_t own = begin(cache, space), job;
+    OK(kvkeep_submit_prefetch(cache, own, many, 16, &options, &job, NULL, NULL));
+    put(cache, space, many, 16, 4096);
+    answer_of(cache, job);
+    OK(kvkeep_end_session(cache, own));
+    CHECK_EQUAL(missed_for(KVKEEP_MISS_OTHER_SPACE), 0);
+    CHECK_EQUAL(report().asked, 16);
+    leave();
+}
+
 // Requests of a few keys out of many, some far likelier than others, stored when they are missed: the test knows which keys an engine
 // without bounds would have had, and which were ever there.
 static void a_mix_agrees_with_the_books(void) {
@@ -367,6 +397,7 @@ static void p6_bad_input(void) {
 }
 
 int main(void) {
+    watchdog();
     RUN(what_was_never_there_and_what_is_never_stored);
     RUN(what_l1_evicted);
     RUN(what_a_backend_evicted);
@@ -380,6 +411,8 @@ int main(void) {
     RUN(what_was_temporary);
     RUN(what_could_not_be_asked_for);
     RUN(what_was_not_asked_for_behind_a_gap);
+    RUN(what_a_read_of_l1_alone_did_not_ask_for);
+    RUN(what_was_stored_while_it_was_looked_up);
     RUN(a_mix_agrees_with_the_books);
     RUN(the_reasons_can_be_read);
     RUN(p6_bad_input);

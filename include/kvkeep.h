@@ -364,7 +364,8 @@ typedef enum {
     KVKEEP_MISS_TEMPORARY = 11,
     /// A backend that may have it was fenced, failing or late, or forgets the space, so that it was not asked or gave no answer.
     KVKEEP_MISS_UNREACHABLE = 12,
-    /// An earlier key of the prefix was missing, so that the backends, which answer only by I/O, were not asked for this one.
+    /// A backend that may have it was not asked: an earlier key of the prefix was missing, and backends answer only by I/O; or
+    /// `kvkeep_reserve_read`, which looks in L1 alone, came without a prefetch or after its shares were returned.
     KVKEEP_MISS_BEHIND_MISS = 13,
 } kvkeep_miss_reason;
 

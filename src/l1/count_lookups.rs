@@ -15,7 +15,8 @@ use crate::misses::{LookupCounts, MissContext};
 pub(super) fn count_misses(state: &mut L1State, space: u32, missed: &[Fingerprint], context: MissContext) {
     let L1State { misses, table, slots, spaces, .. } = state;
     let is_elsewhere = |fingerprint: Fingerprint| {
-        let is_of = |id: u32| slots[id].is_of(fingerprint.within(slots.space(id)));
+        // In its own space it may be by now: stored since the lookup.
+        let is_of = |id: u32| slots.space(id) != space && slots[id].is_of(fingerprint.within(slots.space(id)));
         table.find(fingerprint.hash, is_of).is_some()
     };
     let space = &mut spaces[space as usize];

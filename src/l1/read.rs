@@ -41,7 +41,7 @@ pub(super) fn reserve_read(l1: &L1, session: u64, keys: &[Key], count: u32, view
             state.counts.read(read, of_space.spec.chunk_tokens);
             if read.misses > 0 {
                 let missed: Vec<Fingerprint> = lookup.missed().collect();
-                count_lookups::count_misses(state, space, &missed, MissContext::default());
+                count_lookups::count_misses(state, space, &missed, MissContext::READ);
             }
             Ok(all)
         })

@@ -31,7 +31,7 @@ pub(super) fn reserve(l1: &L1, session: u64, key: &Key, count: u32) -> Result<Vi
         of_space.lookups.hits[0] += read.hits;
         state.counts.read(read, of_space.spec.chunk_tokens);
         if read.misses > 0 {
-            count_lookups::count_misses(state, space, &[fingerprint], MissContext::default());
+            count_lookups::count_misses(state, space, &[fingerprint], MissContext::READ);
         }
         Ok(view)
     })

@@ -23,7 +23,7 @@ const REASONS: [(&str, &str); 14] = [
     ("deleted", "deleted, cleared or forgotten by a caller"),
     ("temporary", "temporary, and read"),
     ("unreachable", "a backend could not be asked"),
-    ("behind_miss", "behind a missing key, so that no backend was asked"),
+    ("behind_miss", "no backend was asked: behind a missing key, or read from L1 alone"),
 ];
 
 /// Misses by one reason, in one tier where the reason is of a tier.

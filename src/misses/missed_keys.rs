@@ -42,6 +42,13 @@ pub struct MissContext {
     pub unreachable: bool,
     /// Backends may not have been asked for keys after the first that is missing.
     pub in_order: bool,
+    /// L1 alone was asked.
+    pub l1_alone: bool,
+}
+
+impl MissContext {
+    /// Of a read, which asks L1 and no backend.
+    pub const READ: MissContext = MissContext { unreachable: false, in_order: false, l1_alone: true };
 }
 
 /// What is known of objects that L1 need not have. Its lock is taken under that of L1 and those of backends, and none after it.
@@ -194,8 +201,7 @@ impl MissedKeys {
                 memory.fates.prefetch(ahead.hash);
             }
             let name = name(space, fingerprint);
-            let (reason, place) =
-                reason(memory.fates.find(name), context.unreachable, is_behind, || is_elsewhere(fingerprint));
+            let (reason, place) = reason(memory.fates.find(name), context, is_behind, || is_elsewhere(fingerprint));
             counts.miss(reason, place);
             if let Some((weight, seen)) = memory.sample.miss(name) {
                 counts.sampled += weight;
@@ -215,14 +221,16 @@ impl MissedKeys {
 /// The reason of a miss, and the place of the tier that it speaks of.
 fn reason(
     known: KnownKey,
-    unreachable: bool,
+    context: MissContext,
     is_behind: bool,
     is_elsewhere: impl FnOnce() -> bool,
 ) -> (MissReason, usize) {
     use MissReason::*;
     match known {
-        KnownKey::Here(ObjectFate::Stored, _) | KnownKey::Nowhere if unreachable => (KVKEEP_MISS_UNREACHABLE, 0),
-        KnownKey::Here(ObjectFate::Stored, _) if is_behind => (KVKEEP_MISS_BEHIND_MISS, 0),
+        KnownKey::Here(ObjectFate::Stored, _) | KnownKey::Nowhere if context.unreachable => {
+            (KVKEEP_MISS_UNREACHABLE, 0)
+        }
+        KnownKey::Here(ObjectFate::Stored, _) if is_behind || context.l1_alone => (KVKEEP_MISS_BEHIND_MISS, 0),
         KnownKey::Here(ObjectFate::Stored | ObjectFate::Evicted, place) => (KVKEEP_MISS_EVICTED, place),
         KnownKey::Here(ObjectFate::Missed, _) => (KVKEEP_MISS_NOT_STORED, 0),
         KnownKey::Here(ObjectFate::DroppedQueue, _) => (KVKEEP_MISS_DROPPED_QUEUE, 0),

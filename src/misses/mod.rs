@@ -1,7 +1,7 @@
 //! Why lookups miss keys: a bounded memory of what became of objects, the counts by reason, and the hit rate of an endless cache.
 //!
 //! `missed_keys.rs` notes what happens to objects where they leave the last place that had them, and is asked for a key only when a
-//! lookup has missed it: a hit costs nothing here.
+//! lookup has missed it.
 
 mod fate_memory;
 pub mod lookup_counts;

@@ -436,7 +436,7 @@ impl Job {
         let LookupTally { hits, missed } =
             count_lookup(host.meters(), &self.question(), plan, &search.found, &self.asked_before);
         let unreachable = search.unanswered || search.backends.iter().any(|slot| !slot.may_have(&self.space.tag));
-        let context = MissContext { unreachable, in_order: search.in_order };
+        let context = MissContext { unreachable, in_order: search.in_order, l1_alone: false };
         host.l1().count_lookup(self.space, &hits, &missed, context);
     }
 
