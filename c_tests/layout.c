@@ -145,7 +145,7 @@ int main(void) {
     FIELD(kvkeep_job_result, kind);
     FIELD(kvkeep_job_result, asked_keys);
     FIELD(kvkeep_job_result, copied_keys);
-    FIELD(kvkeep_job_result, reserved);
+    FIELD(kvkeep_job_result, failed_status);
     FIELD(kvkeep_job_result, copied_bytes);
     FIELD(kvkeep_job_result, copy_us);
     STRUCT(kvkeep_session_state);

@@ -80,7 +80,8 @@ static void memory_that_is_refused_names_its_holder(void) {
     CHECK_STATUS(kvkeep_reserve_write(cache, session, &keys[2], 4, sizes, KVKEEP_LIFETIME_CACHED, views),
                  KVKEEP_PARTIAL);
     check_said("no memory for 2 of 4 keys: session ");
-    check_said("return its shares, commit or abort its writes, or make L1 larger");
+    check_said("holds 75 % of L1: return its shares or end it, or make L1 larger (\"");
+    check_said("has 786432 of 1048576 bytes");
     OK(kvkeep_abort_write(cache, session, &keys[2], 2, NULL));
     leave();
 }

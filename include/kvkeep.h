@@ -867,9 +867,9 @@ typedef struct {
     char message[KVKEEP_MESSAGE_BYTES];
     /// A kvkeep_job_kind.
     uint32_t kind;
-    /// Of a transfer: objects copied.
+    /// Of a transfer: objects that are where they were to go. A store counts those too that were there already.
     uint32_t copied_keys;
-    /// Of a transfer: bytes copied.
+    /// Of a transfer: bytes copied. Of what was there already none.
     uint64_t copied_bytes;
     /// Always 0.
     uint64_t reserved[4];
@@ -914,11 +914,12 @@ typedef struct {
     uint32_t kind;
     /// Keys that the job was submitted with.
     uint32_t asked_keys;
-    /// Of a transfer: objects copied.
+    /// Of a transfer: objects that are where they were to go. A store counts those too that were there already.
     uint32_t copied_keys;
-    /// Always 0.
-    uint32_t reserved;
-    /// Of a transfer: bytes copied.
+    /// Of a prefetch: why the last of `failed_keys` was not loaded, a kvkeep_status: NO_MEMORY (L1 had no room for it), QUOTA (its
+    /// space had none), else the error of its backend. 0 where none failed.
+    int32_t failed_status;
+    /// Of a transfer: bytes copied. Of what was there already none.
     uint64_t copied_bytes;
     /// Of a transfer: microseconds from its first copy to the end.
     uint64_t copy_us;
@@ -1938,9 +1939,10 @@ kvkeep_status kvkeep_take_completions(kvkeep *cache,
 ///
 /// A transfer is a job: `kvkeep_wait_job`, `kvkeep_cancel_job`, `kvkeep_release_job`, `kvkeep_query_job`, callbacks and the event
 /// descriptor work on it as on a prefetch. Its number is never a prefetch's; only this handle knows it. It has no deadline. It
-/// lives until `kvkeep_release_job`, or 300 s after it is done. The status of its completion and result is OK, PARTIAL (some blocks have a status of their own:
-/// `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops the copies that have not begun; the completion
-/// comes when those in flight have landed, after which no page is touched any more: wait for it before pages are used anew.
+/// lives until `kvkeep_release_job`, or 300 s after it is done. The status of its completion and result is OK, PARTIAL (some blocks
+/// have a status of their own: `kvkeep_query_blocks`), CANCELLED, or why all of it failed. Cancelling stops the copies that have not
+/// begun; the completion comes when those in flight have landed, after which no page is touched any more: wait for it before pages
+/// are used anew.
 ///
 /// The memory of L1 under a transfer is held by a session of its own (explained as "copy for session n" with its request),
 /// not by the session it is for. When that one ends, its transfers finish, and their stores are committed; when it is
@@ -1993,11 +1995,11 @@ kvkeep_status kvkeep_close_pool(kvkeep *cache,
 /// chunk, under a key of its own). Where L1 has not enough memory for all of them and writes to backends, the others wait
 /// in the background for memory that writes and copies under way free, and follow in the order of the keys; objects that were copied
 /// before are committed, written and evicted meanwhile, so that a prompt may be larger than L1. The store gives up when nothing
-/// under way will free memory, or when it got none for a minute: NO_MEMORY or QUOTA, and the completion's message names the session
-/// that holds most. Keys must be of the pool's rank and of a group that it has. `options` may be NULL. Callback as for
-/// `kvkeep_submit_prefetch`.
-/// Per block: OK (also where the key was there already, and nothing was copied), NO_MEMORY, QUOTA, CANCELLED (the session was
-/// aborted, or the space forgotten, meanwhile), DISCONNECTED, DEVICE.
+/// under way will free memory, or when it got none for a minute (one with KVKEEP_LIFETIME_TEMPORARY at once): NO_MEMORY or QUOTA, and
+/// the completion's message names the session that holds most, or says what else holds the memory. Keys must be of the pool's rank
+/// and of a group that it has. `options` may be NULL. Callback as for `kvkeep_submit_prefetch`. Per block: OK (also where L1 has the
+/// key already, and nothing is copied; where a backend alone has it, it is copied to L1, and not written there again), NO_MEMORY,
+/// QUOTA, CANCELLED (the session was aborted, or the space forgotten, meanwhile), DISCONNECTED, DEVICE.
 /// Errors: NOT_FOUND (pool, session), EXPIRED, INVALID (the counts; a key twice, or of another rank or group; a block that the pool
 /// does not have, or that is missing before one that is not; a session of another space; a pool of
 /// another shape than the daemon, which was started anew, has of its space; a stream that is none or is capturing a graph, or on the
@@ -2025,9 +2027,10 @@ kvkeep_status kvkeep_submit_store(kvkeep *cache,
 /// they come.
 /// The session need not hold shares of the keys. A read-only client may load. `options` may be NULL. Callback as for
 /// `kvkeep_submit_prefetch`.
-/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), IO (could not be loaded, was
-/// corrupt, or has another shape), INVALID (the object's size is not of this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The
-/// pages of a block that is not OK may hold anything.
+/// Per block: OK, NOT_FOUND (in no tier; or the object is a shorter one, without this block), NO_MEMORY or QUOTA (L1, or the space,
+/// has no room for it), IO (the backend failed, or the object was corrupt or has another shape), INVALID (the object's size is not of
+/// this layout), LIMIT, CANCELLED, DISCONNECTED, DEVICE. The pages of a block that is not OK may hold anything. Objects that are
+/// loaded together have one reason, that of the last of them that failed. The completion's message has the cause and the remedy.
 /// Errors: as for `kvkeep_submit_store`, but neither for a read-only client nor for missing blocks; also INVALID for a block named
 /// twice in a group, or a `skip_first_tokens` that is no multiple of a block's tokens; then no completion comes.
 /// Since: 0.1.

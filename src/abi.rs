@@ -113,9 +113,9 @@ pub struct Completion {
     pub message: [std::ffi::c_char; KVKEEP_MESSAGE_BYTES],
     /// A kvkeep_job_kind.
     pub kind: u32,
-    /// Of a transfer: objects copied.
+    /// Of a transfer: objects that are where they were to go. A store counts those too that were there already.
     pub copied_keys: u32,
-    /// Of a transfer: bytes copied.
+    /// Of a transfer: bytes copied. Of what was there already none.
     pub copied_bytes: u64,
     /// Always 0.
     pub reserved: [u64; 4],
@@ -157,11 +157,12 @@ pub struct JobResult {
     pub kind: u32,
     /// Keys that the job was submitted with.
     pub asked_keys: u32,
-    /// Of a transfer: objects copied.
+    /// Of a transfer: objects that are where they were to go. A store counts those too that were there already.
     pub copied_keys: u32,
-    /// Always 0.
-    pub reserved: u32,
-    /// Of a transfer: bytes copied.
+    /// Of a prefetch: why the last of `failed_keys` was not loaded, a kvkeep_status: NO_MEMORY (L1 had no room for it), QUOTA (its
+    /// space had none), else the error of its backend. 0 where none failed.
+    pub failed_status: i32,
+    /// Of a transfer: bytes copied. Of what was there already none.
     pub copied_bytes: u64,
     /// Of a transfer: microseconds from its first copy to the end.
     pub copy_us: u64,
@@ -257,6 +258,12 @@ pub fn chars<const N: usize>(text: &str) -> [std::ffi::c_char; N] {
     let fits = text.floor_char_boundary(N - 1);
     bytes.iter_mut().zip(text[..fits].bytes()).for_each(|(place, byte)| *place = byte as std::ffi::c_char);
     bytes
+}
+
+/// The text in a NUL-terminated array.
+pub fn text_of(chars: &[std::ffi::c_char]) -> String {
+    let bytes: Vec<u8> = chars.iter().map(|&char| char as u8).take_while(|&byte| byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Latencies in microseconds. Bucket i counts those of at most 2^i us that no bucket before it counts; the last

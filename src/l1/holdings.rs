@@ -197,19 +197,22 @@ pub(super) fn largest_holder(l1: &L1, session: u64, of_space: bool) -> Result<St
     let moving = in_use.saturating_sub(holdings.iter().map(|holding| holding.bytes).sum());
     let moving = if of_space { 0 } else { moving };
     let largest = holdings.into_iter().max_by_key(|holding| holding.bytes).filter(|holding| holding.bytes > 0);
-    let (whole_name, larger) =
-        if of_space { ("the space's quota", "raise the quota") } else { ("L1", "make L1 larger") };
+    let (whole_name, larger) = if of_space { ("the quota", "raise the quota") } else { ("L1", "make L1 larger") };
+    let percent = |bytes: u64| u128::from(bytes) * 100 / u128::from(whole.max(1));
+    // Cause and remedy first: the message of a completion has room for no more.
     Ok(match largest {
         Some(Holding { session, request_id, owner_pid, bytes, .. }) if bytes >= moving => format!(
-            "{} holds {bytes} of the {whole} bytes of {whole_name}: return its shares, commit or abort its writes, or {larger}",
-            Session::named(session, &request_id, owner_pid)
+            "session {session} holds {} % of {whole_name}: return its shares or end it, or {larger} ({request_id:?}, pid \
+             {owner_pid}, has {bytes} of {whole} bytes, shares and writes together)",
+            percent(bytes)
         ),
         _ if !l1.with(|state| pending_writes::stores_everything(state)) => format!(
-            "the {whole} bytes of {whole_name} are full, and no backend is given what is stored, which would make room: add one, or \
-             {larger}"
+            "{whole_name} is full, and no backend is given what is stored: add one, or {larger} ({whole} bytes)"
         ),
         _ if moving > 0 => format!(
-            "writes and copies under way hold {moving} of the {whole} bytes of {whole_name}: try again when they are done, or {larger}"
+            "writes and copies under way hold {} % of {whole_name}: try again when they end, or {larger} ({moving} of {whole} \
+             bytes)",
+            percent(moving)
         ),
         _ => format!("no object of this size fits into the {whole} bytes of {whole_name}: {larger}"),
     })

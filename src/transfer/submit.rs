@@ -11,12 +11,12 @@ use hashbrown::{HashMap, HashSet};
 use super::cpu_copy::Way;
 use super::large_store::StoreRemainder;
 use super::page_pool::PagePool;
-use super::transfer_job::{PrefetchFollower, Transfer, TransferPlan};
+use super::transfer_job::{PrefetchFollower, StopReason, Transfer, TransferPlan};
 use super::transfers::Transfers;
 use crate::abi::{KVKEEP_KEYS_MAX, View};
 use crate::config::{Mode, Notify, Policy, PrefetchRequest};
 use crate::control::completion::WAITING_MAX;
-use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Result, Status};
+use crate::error::{Error, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_QUOTA, KVKEEP_OK, Result, Status};
 use crate::key::Key;
 use crate::l1::memory_wait::is_refused;
 use crate::memory_bounds::ask_for;
@@ -230,8 +230,14 @@ impl Transfers {
                 there_views.push(*view);
             }
         }
+        // What is temporary does not wait for memory.
+        let refused = views.iter().find(|view| temporary && is_refused(view));
+        let why = refused.and_then(|view| self.why_refused(transfer.copy, view));
         {
             let mut progress = transfer.progress.lock();
+            if let Some(why) = why {
+                progress.refused(why);
+            }
             if !rest.is_empty() {
                 progress.expect_memory();
             }
@@ -241,6 +247,13 @@ impl Transfers {
             self.large_stores.push(StoreRemainder { transfer: transfer.clone(), keys: rest, fed: Instant::now() });
         }
         Ok(())
+    }
+
+    /// Why a session was refused the memory of a view.
+    fn why_refused(&self, session: u64, view: &View) -> Option<StopReason> {
+        let status = Status::from_number(view.status)?;
+        let why = self.cache().explain_refusal(session, status == KVKEEP_ERR_QUOTA);
+        Some((status, why.unwrap_or_else(|error| error.message)))
     }
 
     /// Scatters objects into blocks, those on their way as they come.

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use std::time::Duration;
 
 use kvkeep::abi::{JobResult, Stats, View};
-use kvkeep::config::{NodeConfig, SpaceSpec, StoreMode};
+use kvkeep::config::{NodeConfig, Notify, PrefetchRequest, SpaceSpec, StoreMode};
 use kvkeep::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_QUOTA, KVKEEP_OK, KVKEEP_PARTIAL};
 use kvkeep::key::Key;
 use kvkeep::node::Node;
@@ -184,9 +184,96 @@ fn memory_that_a_session_holds_is_named_with_its_holder_and_the_store_goes_on_wh
     assert_eq!(statuses(&opened, job, 4), vec![KVKEEP_ERR_NO_MEMORY as i32; 4]);
     let said = message(&answer);
     assert!(said.starts_with("NO_MEMORY for 4 of 4 objects: session "), "{said}");
-    assert!(said.contains(&format!("{holder} (\"holder\", pid {}) holds", std::process::id())), "{said}");
+    let remedy = "holds 100 % of L1: return its shares or end it, or make L1 larger";
+    assert!(said.contains(&format!("{holder} {remedy}")), "{said}");
     opened.finish_read(holder, &held, 0, None).unwrap();
     assert_eq!(result(&opened, submit(&opened, &pages, session, 20..24)).status, KVKEEP_OK as i32);
+    opened.close();
+}
+
+/// Has objects of `OBJECT` bytes stored and only in L2, and L1 or the quota filled by the shares of a session, which is given.
+fn fill(opened: &OpenCache, pages: &Pages, stored: std::ops::Range<usize>, full: std::ops::Range<usize>) -> u64 {
+    let holder = opened.begin_session(pages.space, "holder", None).unwrap();
+    assert_eq!(result(opened, submit(opened, pages, holder, stored)).status, KVKEEP_OK as i32);
+    opened.flush(WAIT_MS).unwrap();
+    assert_eq!(result(opened, submit(opened, pages, holder, full.clone())).status, KVKEEP_OK as i32);
+    let (held, none) = (keys(full), View { data: std::ptr::null_mut(), size: 0, status: 0, reserved: 0 });
+    assert!(opened.reserve_read(holder, &held, 0, &mut vec![none; held.len()]).unwrap());
+    holder
+}
+
+fn load(opened: &OpenCache, pages: &Pages, session: u64, numbers: std::ops::Range<usize>) -> u64 {
+    let (keys, blocks): (_, Vec<i32>) = (keys(numbers.clone()), numbers.map(|number| number as i32).collect());
+    let asked = AskedTransfer { pool: pages.pool, session, keys: &keys, blocks: &blocks };
+    let mut job = 0;
+    opened.transfers().submit_load(asked, TransferRequest::default(), &mut job).unwrap();
+    job
+}
+
+fn full_l1(opened: &OpenCache) {
+    let pages = pages_of(opened, 0);
+    let holder = fill(opened, &pages, 20..24, 0..ROOM as usize);
+    let session = opened.begin_session(pages.space, "r", None).unwrap();
+    let who = format!("session {holder} holds 100 % of L1: return its shares or end it, or make L1 larger");
+    let job = load(opened, &pages, session, 20..24);
+    let answer = result(opened, job);
+    assert_eq!((answer.status, answer.failed_keys), (KVKEEP_PARTIAL as i32, 4));
+    assert_eq!(statuses(opened, job, 4), vec![KVKEEP_ERR_NO_MEMORY as i32; 4]);
+    let said = message(&answer);
+    assert!(said.starts_with(&format!("NO_MEMORY for 4 of 4 objects: {who}")), "{said}");
+    // So does the prefetch of them,
+    let mut job = 0;
+    opened.submit_prefetch(session, &keys(20..24), PrefetchRequest::default(), &mut job).unwrap();
+    let answer = result(opened, job);
+    assert_eq!((answer.failed_keys, answer.failed_status), (4, KVKEEP_ERR_NO_MEMORY as i32));
+    let said = message(&answer);
+    assert!(said.starts_with(&format!("no room for what was found: {who}")), "{said}");
+    // and a store of a temporary object, which does not wait for memory.
+    let (asked, mut job) = (AskedTransfer { pool: pages.pool, session, keys: &keys(30..31), blocks: &[30] }, 0);
+    let temporary = TransferRequest { temporary: true, ..TransferRequest::default() };
+    opened.transfers().submit_store(asked, temporary, &mut job).unwrap();
+    let said = message(&result(opened, job));
+    assert!(said.starts_with(&format!("NO_MEMORY for 1 of 1 objects: {who}")), "{said}");
+    assert_eq!(statuses(opened, job, 1), [KVKEEP_ERR_NO_MEMORY as i32]);
+    opened.end_session(holder).unwrap();
+    let job = load(opened, &pages, session, 20..24);
+    assert_eq!(result(opened, job).status, KVKEEP_OK as i32);
+    // A job of a session that is aborted says so.
+    let waits = PrefetchRequest {
+        lookup_timeout: Duration::from_secs(3600),
+        notify: Notify::EventFd,
+        ..PrefetchRequest::default()
+    };
+    opened.submit_prefetch(session, &keys(40..41), waits, &mut 0).unwrap();
+    opened.abort_session(session).unwrap();
+    let mut ends = [JobResult::default().completion(0, 0); 2];
+    while opened.completions().drain(&mut ends) == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(ends[0].status, KVKEEP_ERR_CANCELLED as i32);
+    assert_eq!(kvkeep::abi::text_of(&ends[0].message), "its session was ended or aborted");
+    opened.close();
+}
+
+#[test]
+fn a_job_without_memory_names_the_holder() {
+    full_l1(&embedded("memory:"));
+    let daemon = Daemon::start(|_| config("memory:"));
+    full_l1(&OpenCache::new(daemon.client()));
+}
+
+#[test]
+fn a_load_beyond_the_quota_says_so() {
+    let opened = embedded("memory:");
+    let pages = pages_of(&opened, 4 * OBJECT);
+    let holder = fill(&opened, &pages, 4..6, 0..4);
+    let job = load(&opened, &pages, holder, 4..6);
+    let said = message(&result(&opened, job));
+    assert!(
+        said.starts_with(&format!("QUOTA for 2 of 2 objects: session {holder} holds 100 % of the quota")),
+        "{said}"
+    );
+    assert_eq!(statuses(&opened, job, 2), [KVKEEP_ERR_QUOTA as i32; 2]);
     opened.close();
 }
 
@@ -198,8 +285,7 @@ fn without_a_backend_the_head_stays_and_the_tail_is_refused() {
     let job = submit(&opened, &pages, session, 0..COUNT);
     let answer = result(&opened, job);
     assert_eq!(answer.status, KVKEEP_PARTIAL as i32);
-    let expected =
-        "NO_MEMORY for 48 of 64 objects: the 1048576 bytes of L1 are full, and no backend is given what is stored";
+    let expected = "NO_MEMORY for 48 of 64 objects: L1 is full, and no backend is given what is stored: add one, or make L1 larger";
     assert!(message(&answer).starts_with(expected), "{}", message(&answer));
     let said = statuses(&opened, job, COUNT);
     let room = ROOM as usize;

@@ -328,7 +328,7 @@ class kvkeep_job_result(Structure):
     kind: int
     asked_keys: int
     copied_keys: int
-    reserved: int
+    failed_status: int
     copied_bytes: int
     copy_us: int
     _fields_ = [
@@ -347,7 +347,7 @@ class kvkeep_job_result(Structure):
         ("kind", c_uint32),
         ("asked_keys", c_uint32),
         ("copied_keys", c_uint32),
-        ("reserved", c_uint32),
+        ("failed_status", c_int32),
         ("copied_bytes", c_uint64),
         ("copy_us", c_uint64),
     ]

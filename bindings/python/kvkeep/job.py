@@ -36,6 +36,7 @@ class JobResult(NamedTuple):
     copied_bytes: int
     copy_us: int
     message: str
+    failed_status: _ffi.Status = _ffi.Status.OK
 
 
 def in_slices(timeout: Optional[float], wait: Callable[[int], int]) -> int:
@@ -121,6 +122,7 @@ class Job:
             result.copied_bytes,
             result.copy_us,
             result.message.decode(errors="replace"),
+            _ffi.Status(result.failed_status),
         )
 
     def done(self) -> bool:

@@ -16,7 +16,7 @@ use super::plan::{HitPlan, NOWHERE, Question};
 use crate::abi::{JobKind, JobResult, KVKEEP_TIERS_MAX, chars};
 use crate::config::{JobObserver, Notify, Policy, PrefetchRequest};
 use crate::control::completion::Completions;
-use crate::error::{KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Status};
+use crate::error::{Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_TIMEOUT, KVKEEP_OK, Status};
 use crate::key::{Key, ObjectKey};
 use crate::l1::{L1, LoadReader, SpaceInfo};
 use crate::meters::Meters;
@@ -48,21 +48,21 @@ pub enum KeySource {
 /// Why a key of a job did not come.
 #[derive(Clone)]
 pub struct NotLoaded {
-    /// The reason, for the message of the result.
-    why: String,
+    /// The reason, for the result and its message.
+    why: Error,
     /// The place of the backend that could not give it: another may. None: nothing can.
     failed_place: Option<usize>,
 }
 
 impl NotLoaded {
     /// No backend can give it.
-    pub fn from_anywhere(why: impl Into<String>) -> NotLoaded {
-        NotLoaded { why: why.into(), failed_place: None }
+    pub fn from_anywhere(why: Error) -> NotLoaded {
+        NotLoaded { why, failed_place: None }
     }
 
     /// The backend at `place` could not give it.
-    pub fn from(place: usize, why: impl Into<String>) -> NotLoaded {
-        NotLoaded { why: why.into(), failed_place: Some(place) }
+    pub fn from(place: usize, why: Error) -> NotLoaded {
+        NotLoaded { why, failed_place: Some(place) }
     }
 }
 
@@ -256,7 +256,7 @@ impl Job {
         &self,
         state: &mut JobState,
         found: &[u32],
-        lost: Vec<(u32, String)>,
+        lost: Vec<(u32, Error)>,
         host: &impl JobHost,
     ) -> bool {
         let Some(load) = state.load_mut() else { return false };
@@ -264,7 +264,8 @@ impl Job {
         load.loading -= found.len() + lost.len();
         load.failed += lost.len() as u32;
         if let Some((_, why)) = lost.into_iter().next_back() {
-            load.search.trouble = Some(why);
+            load.failed_status = why.status;
+            load.search.trouble = Some(why.message);
         }
         if load.asking == 0 && !load.elsewhere.is_empty() {
             host.look_up_again(self.id, Instant::now());
@@ -290,16 +291,17 @@ impl Job {
         }
         let plan = self.answer(&state.held);
         let given = if status == KVKEEP_OK { plan } else { HitPlan::nothing(self.keys.len()) };
-        let (mut search, lookup, failed, loaded_bytes) = match &mut state.phase {
+        let (mut search, lookup, failed, failed_status, loaded_bytes) = match &mut state.phase {
             Phase::Lookup(lookup) => {
                 self.unpin(&mut lookup.search, |_| true);
                 self.await_no_more(lookup, host);
-                (std::mem::take(&mut lookup.search), None, 0, 0)
+                (std::mem::take(&mut lookup.search), None, 0, KVKEEP_OK, 0)
             }
             Phase::Load(load) => {
                 self.unpin(&mut load.search, |_| true);
                 load.forget_unloaded(&state.held);
-                (std::mem::take(&mut load.search), Some(load.lookup), load.failed, load.loaded_bytes)
+                let LoadPhase { search, lookup, failed, failed_status, loaded_bytes, .. } = load;
+                (std::mem::take(search), Some(*lookup), *failed, *failed_status, *loaded_bytes)
             }
             Phase::Done(_) => return,
         };
@@ -326,6 +328,7 @@ impl Job {
             hit_chunks: given.chunks,
             lookup_chunks,
             failed_keys: failed,
+            failed_status: failed_status as i32,
             tier_keys: tier_keys(&state.held, &search.found),
             loaded_bytes,
             lookup_us: since(looked_up, self.submitted),

@@ -1,7 +1,5 @@
 //! Loading from L2 into L1: bounded, by priority, each absent object once however many jobs want it.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
@@ -12,12 +10,17 @@ use parking_lot::Mutex;
 
 use super::job::{Job, KeySource, NotLoaded};
 use super::job_table::JobTable;
+use super::load_queue::LoadQueue;
+use super::no_room::NoRoom;
 use super::phases::LoadPhase;
 use crate::arena::Buffer;
 use crate::control::backends::BackendSlot;
 use crate::control::deadline::{Deadlines, Ticket};
 use crate::control::throughput::UnderWay;
-use crate::error::{Error, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_TIMEOUT, KVKEEP_ERR_UNSUPPORTED, Result};
+use crate::error::{
+    Error, KVKEEP_ERR_CANCELLED, KVKEEP_ERR_CORRUPT, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_TIMEOUT,
+    KVKEEP_ERR_UNSUPPORTED, Result,
+};
 use crate::key::{Key, ObjectKey};
 use crate::l1::slot::Ref;
 use crate::l1::{L1, LoadReader};
@@ -48,15 +51,6 @@ struct PendingLoad {
     lost: bool,
 }
 
-/// The order of queued jobs: highest priority first, then in order of arrival.
-type Priority = (i32, Reverse<u64>);
-
-#[derive(Default)]
-struct LoadQueue {
-    order: BinaryHeap<(Priority, u64)>,
-    jobs: HashMap<u64, Arc<Job>>,
-}
-
 /// Loads objects for jobs.
 pub struct Loader {
     l1: Arc<L1>,
@@ -72,6 +66,7 @@ pub struct Loader {
     /// How many loads ended with a commit.
     committed: AtomicU64,
     queue: Mutex<LoadQueue>,
+    no_room: NoRoom,
     /// The jobs that it loads for, and the bell of the control thread.
     table: Arc<JobTable>,
 }
@@ -128,6 +123,7 @@ impl Loader {
             pending: Mutex::default(),
             committed: AtomicU64::new(0),
             queue: Mutex::default(),
+            no_room: NoRoom::default(),
             table,
         })
     }
@@ -140,11 +136,7 @@ impl Loader {
     /// Queues a job that has keys to load. False if it waits for loads on their way: when enough of them end, the control thread
     /// is woken.
     pub fn enqueue(&self, job: &Arc<Job>) -> bool {
-        {
-            let mut queue = self.queue.lock();
-            queue.order.push(((job.request.priority, Reverse(job.id)), job.id));
-            queue.jobs.insert(job.id, job.clone());
-        }
+        self.queue.lock().push(job);
         // Either this thread sees the bytes freed meanwhile, or the thread that frees them sees the job.
         fence(Ordering::SeqCst);
         self.open()
@@ -153,7 +145,7 @@ impl Loader {
     /// Whether no job is queued.
     #[cfg(test)]
     pub(in crate::control) fn idle(&self) -> bool {
-        self.queue.lock().jobs.is_empty()
+        self.queue.lock().is_empty()
     }
 
     /// Whether a queued job may be issued now.
@@ -164,10 +156,7 @@ impl Loader {
     /// Issues queued loads as far as the bound allows.
     pub fn issue(self: &Arc<Loader>) {
         while self.open() {
-            let next = {
-                let queue = self.queue.lock();
-                queue.order.peek().and_then(|(_, id)| queue.jobs.get(id).cloned())
-            };
+            let next = self.queue.lock().first();
             let Some(job) = next else { return };
             self.issue_some(&job);
         }
@@ -175,9 +164,7 @@ impl Loader {
 
     /// Takes a job out of the queue. Called under the lock of its state, so that one that comes back with more to load stays.
     fn dequeue(&self, job: &Job) {
-        let mut queue = self.queue.lock();
-        queue.jobs.remove(&job.id);
-        queue.order.retain(|(_, id)| *id != job.id);
+        self.queue.lock().remove(job);
     }
 
     /// Issues a batch of a job's loads.
@@ -205,20 +192,21 @@ impl Loader {
         let keys: Vec<_> = fresh.iter().map(|&index| job.keys[index as usize]).collect();
         let mut there = vec![false; keys.len()];
         if let Err(error) = self.l1.reserve_found(job.session, &keys, job.shares(), &mut there, None) {
-            failed.extend(fresh.drain(..).map(|index| (index, NotLoaded::from_anywhere(error.message.clone()))));
+            failed.extend(fresh.drain(..).map(|index| (index, NotLoaded::from_anywhere(error.clone()))));
         }
         let landed: Vec<u32> = fresh.iter().zip(&there).filter(|(_, there)| **there).map(|(index, _)| *index).collect();
         fresh.retain(|index| !landed.contains(index));
 
         let wanted = fresh.iter().map(|&i| (&job.keys[i as usize], search.sizes[i as usize], i));
         let staged = self.l1.stage_loads(job.space.index, wanted, job.request.temporary);
+        let mut no_room = None;
         for (&index, staged) in fresh.iter().zip(staged) {
             let (place, bytes) = (search.found[index as usize], search.sizes[index as usize]);
             let (name, buffer) = match staged {
                 Ok(staged) => staged,
                 Err(status) => {
-                    let why = format!("L1 has no room for what was found ({status:?})");
-                    failed.push((index, NotLoaded::from_anywhere(why)));
+                    let why = no_room.get_or_insert_with(|| self.no_room.explain(&self.l1, job.session, status));
+                    failed.push((index, NotLoaded::from_anywhere(why.clone())));
                     continue;
                 }
             };
@@ -239,7 +227,7 @@ impl Loader {
                 drop(pending);
                 self.l1.drop_load(name);
                 drop(buffer);
-                let why = "the backend is fenced, failing or removed, or forgets the space";
+                let why = Error::new(KVKEEP_ERR_IO, "the backend is fenced, failing or removed, or forgets the space");
                 failed.push((index, NotLoaded::from(place.into(), why)));
                 continue;
             };
@@ -344,11 +332,12 @@ impl Loader {
     }
 
     /// Ends the load of an object from the backend at `place`: each waiting job gets the object, or the reason why not.
-    fn land(&self, item: &Item, place: usize, result: std::result::Result<Verified<'_>, String>) {
+    fn land(&self, item: &Item, place: usize, result: Result<Verified<'_>>) {
         // Held until the object is committed: a deletion sees the pending load, or the object.
         let mut pending = self.pending.lock();
         let Some(PendingLoad { readers, deleted, lost }) = pending.remove(&item.object) else { return };
-        let deleted = deleted.then(|| Err(NotLoaded::from_anywhere("it was deleted while it was loaded")));
+        let gone = |why| Err(NotLoaded::from_anywhere(Error::new(KVKEEP_ERR_NOT_FOUND, why)));
+        let deleted = deleted.then(|| gone("it was deleted while it was loaded"));
         let result = deleted.unwrap_or_else(|| result.map_err(|why| NotLoaded::from(place, why)));
         match result {
             Ok(verified) => {
@@ -371,7 +360,8 @@ impl Loader {
                 verified.slot.copies.loaded(item.object, verified.slot.number);
                 let mut bytes = item.bytes;
                 for ((job, index), given) in readers.into_iter().zip(given) {
-                    let ended = || Err(NotLoaded::from_anywhere("its session has ended"));
+                    let ended =
+                        || Err(NotLoaded::from_anywhere(Error::new(KVKEEP_ERR_CANCELLED, "its session has ended")));
                     let outcome = if given { Ok(KeySource::Loaded(bytes)) } else { ended() };
                     // The bytes were loaded once, however many jobs wait for them.
                     if self.report(&job, index, outcome) && given {
@@ -391,7 +381,7 @@ impl Loader {
 
     /// Notes that a backend's object was stored from pages of another layout. The object stays there for the cache that stored
     /// it, until this cache stores the key itself.
-    fn misshapen(&self, item: &Item, slot: &BackendSlot) -> String {
+    fn misshapen(&self, item: &Item, slot: &BackendSlot) -> Error {
         self.meters.load_failures.add(1);
         slot.note_misshapen(item.object);
         let Key { rank, group, .. } = item.object.key;
@@ -400,8 +390,11 @@ impl Loader {
              space's pools: they are misses; say so in the layout of kvkeep_space_options, so that it is another space",
             slot.number
         );
-        self.log.often("objects of another layout", LogLevel::Warn, || why.clone());
-        why
+        self.log.often("objects of another layout", LogLevel::Warn, || why);
+        Error::new(
+            KVKEEP_ERR_IO,
+            format!("objects of backend {} are of another layout: say so in kvkeep_space_options", slot.number),
+        )
     }
 
     /// Gives a job the outcome of one of its keys. False if the job is over.
@@ -445,7 +438,7 @@ impl LoadBatch {
         let error = Error::new(KVKEEP_ERR_TIMEOUT, "a backend did not answer in time");
         self.slot.note_read(Some(&error));
         // The backend keeps the buffer that it may still write to; its bytes are not counted against other loads.
-        self.loader.land(item, self.slot.place, Err(error.message));
+        self.loader.land(item, self.slot.place, Err(error));
         self.loader.freed(item.bytes);
     }
 }
@@ -488,7 +481,7 @@ impl LoadSink for LoadBatch {
                 self.loader.log.often("load failed", LogLevel::Error, || {
                     format!("loading {} from backend {}: {error}", item.object.key, self.slot.number)
                 });
-                Err(error.message)
+                Err(error)
             }
         };
         self.measure(item.bytes, outcome.is_ok());

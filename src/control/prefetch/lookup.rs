@@ -185,7 +185,7 @@ impl Prefetcher {
     }
 
     /// Ends the search elsewhere for keys of a job, and queues the job if some were found. Called under the lock of the state.
-    fn looked_elsewhere(&self, job: &Arc<Job>, state: &mut JobState, found: &[u32], lost: Vec<(u32, String)>) {
+    fn looked_elsewhere(&self, job: &Arc<Job>, state: &mut JobState, found: &[u32], lost: Vec<(u32, Error)>) {
         if job.looked_elsewhere(state, found, lost, &*self.table) && self.loader.enqueue(job) {
             self.table.wake();
         }

@@ -7,8 +7,10 @@
 mod hit_counters;
 mod job;
 mod job_table;
+mod load_queue;
 pub mod loader;
 mod lookup;
+mod no_room;
 mod phases;
 mod pins;
 pub mod plan;
@@ -18,4 +20,5 @@ mod schedule;
 mod tier_choice;
 
 pub use job_table::{JobTable, no_job};
+pub use no_room::NO_ROOM;
 pub use prefetcher::Prefetcher;

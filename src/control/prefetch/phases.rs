@@ -10,6 +10,7 @@ use super::tier_choice::TierCosts;
 use crate::abi::JobResult;
 use crate::config::Notify;
 use crate::control::backends::{BackendList, BackendSlot};
+use crate::error::{Error, KVKEEP_OK, Status};
 use crate::key::SpaceTag;
 
 /// The keys of a job as far as they are found, until the job is done.
@@ -68,11 +69,13 @@ pub struct LoadPhase {
     pub(super) loading: usize,
     /// Planned keys that could not be loaded.
     pub(super) failed: u32,
+    /// Why the last of them could not.
+    pub(super) failed_status: Status,
     pub(super) loaded_bytes: u64,
     /// Keys that a backend could not give, and why: they count as on their way until others have been asked.
-    pub elsewhere: Vec<(u32, String)>,
+    pub elsewhere: Vec<(u32, Error)>,
     /// Those of them that others are being asked for, and how many of these have not answered.
-    pub(super) asked: BTreeMap<u32, String>,
+    pub(super) asked: BTreeMap<u32, Error>,
     pub asking: usize,
 }
 
@@ -188,6 +191,7 @@ impl LoadPhase {
             paused: false,
             loading: 0,
             failed: 0,
+            failed_status: KVKEEP_OK,
             loaded_bytes: 0,
             elsewhere: Vec::new(),
             asked: BTreeMap::new(),

@@ -123,11 +123,14 @@ impl Prefetcher {
 
     /// Ends a job, if it is not done, and forgets it.
     pub fn release(&self, id: u64) -> Result<()> {
+        self.release_because(id, "released before it was done")
+    }
+
+    fn release_because(&self, id: u64, why: &str) -> Result<()> {
         let job = self.table.job(id)?;
         self.table.forget(&job);
         let mut state = job.state.lock();
-        let why = "released before it was done".to_owned();
-        job.finish(&mut state, KVKEEP_ERR_CANCELLED, Some(why), &*self.table);
+        job.finish(&mut state, KVKEEP_ERR_CANCELLED, Some(why.to_owned()), &*self.table);
         job.mark_released(&mut state);
         Ok(())
     }
@@ -136,7 +139,7 @@ impl Prefetcher {
     pub fn release_session(&self, session: u64) {
         for id in self.table.ids_of_session(session) {
             // A job that its caller released meanwhile is gone already.
-            let _ = self.release(id);
+            let _ = self.release_because(id, "its session was ended or aborted");
         }
     }
 

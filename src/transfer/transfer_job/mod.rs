@@ -4,6 +4,7 @@
 //! alone. [`transfer`] is the object that others hold and whose lock guards the progress; [`work`] what its device's threads
 //! call; [`settle`] its end.
 
+mod prefetch_arrival;
 mod settle;
 mod targets;
 mod transfer;
@@ -11,4 +12,4 @@ mod transfer_phases;
 mod work;
 
 pub use self::transfer::{PrefetchFollower, Transfer, TransferOwner, TransferPlan};
-pub use self::transfer_phases::Progress;
+pub use self::transfer_phases::{Progress, StopReason};

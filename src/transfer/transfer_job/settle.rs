@@ -7,8 +7,8 @@ use super::transfer_phases::{Progress, Steps, StopReason};
 use crate::abi::{JobKind, JobResult, chars};
 use crate::cache::Cache;
 use crate::error::{
-    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INTERNAL, KVKEEP_OK, KVKEEP_PARTIAL, KVKEEP_PENDING, Result,
-    Status,
+    KVKEEP_ERR_CANCELLED, KVKEEP_ERR_DEVICE, KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, KVKEEP_PARTIAL,
+    KVKEEP_PENDING, Result, Status,
 };
 use crate::key::Key;
 use crate::transfer::copy_device::StreamPoint;
@@ -16,6 +16,11 @@ use crate::transfer::cpu_copy::Way;
 
 fn micros(later: Instant, earlier: Instant) -> u64 {
     later.saturating_duration_since(earlier).as_micros() as u64
+}
+
+/// A status without the beginning that all have.
+fn brief(status: Status) -> String {
+    format!("{status:?}").trim_start_matches("KVKEEP_ERR_").to_owned()
 }
 
 impl Transfer {
@@ -129,12 +134,11 @@ impl Transfer {
         }
         let count = statuses.len();
         if let Some((status, why)) = &steps.shortage {
-            let status = format!("{status:?}");
-            let status = status.trim_start_matches("KVKEEP_ERR_");
-            return format!("{status} for {failed} of {count} objects: {why}");
+            return format!("{} for {failed} of {count} objects: {why}", brief(*status));
         }
         match statuses.iter().find(|&&status| status != KVKEEP_OK) {
-            Some(status) => format!("{failed} of {count} objects fell short, the first by {status:?}"),
+            Some(KVKEEP_ERR_NOT_FOUND) => format!("{failed} of {count} objects were not found in any tier"),
+            Some(status) => format!("{} for {failed} of {count} objects", brief(*status)),
             None => "some objects have fewer blocks than were asked for".to_owned(),
         }
     }

@@ -6,12 +6,16 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::prefetch_arrival::PrefetchArrival;
 use super::targets::Targets;
-use super::transfer_phases::{PrefetchArrival, Progress, StopReason};
-use crate::abi::{JobResult, View};
+use super::transfer_phases::{Progress, StopReason};
+use crate::abi::{JobResult, View, text_of};
 use crate::cache::Cache;
 use crate::config::{JobObserver, Notify};
-use crate::error::{KVKEEP_ERR_INTERNAL, KVKEEP_ERR_IO, KVKEEP_ERR_NOT_FOUND, KVKEEP_OK, Status};
+use crate::control::prefetch::NO_ROOM;
+use crate::error::{
+    KVKEEP_ERR_INTERNAL, KVKEEP_ERR_IO, KVKEEP_ERR_NO_MEMORY, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_QUOTA, KVKEEP_OK, Status,
+};
 use crate::key::Key;
 use crate::transfer::copy_device::StreamPoint;
 use crate::transfer::cpu_copy::Way;
@@ -149,11 +153,16 @@ pub struct PrefetchFollower {
 impl JobObserver for PrefetchFollower {
     fn done(&self, result: &JobResult, _held: &[bool]) {
         let absent = match Status::from_number(result.status).unwrap_or(KVKEEP_ERR_INTERNAL) {
-            KVKEEP_OK if result.failed_keys > 0 => KVKEEP_ERR_IO,
+            KVKEEP_OK if result.failed_keys > 0 => match Status::from_number(result.failed_status) {
+                Some(status @ (KVKEEP_ERR_NO_MEMORY | KVKEEP_ERR_QUOTA)) => status,
+                _ => KVKEEP_ERR_IO,
+            },
             KVKEEP_OK => KVKEEP_ERR_NOT_FOUND,
             status => status,
         };
-        self.transfer.progress.lock().prefetch_ended(PrefetchArrival { keys: self.keys.clone(), absent });
+        let message = text_of(&result.message);
+        let why = message.strip_prefix(NO_ROOM).unwrap_or(&message).to_owned();
+        self.transfer.progress.lock().prefetch_ended(PrefetchArrival { keys: self.keys.clone(), absent, why });
         self.transfer.start();
     }
 }

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::prefetch_arrival::PrefetchArrival;
 use super::targets::{Targets, blocks_in};
 use crate::abi::{JobResult, View};
 use crate::cache::Cache;
@@ -30,14 +31,6 @@ const SHARED_BYTES: u64 = 1 << 20;
 
 /// Why a transfer ends before its time, or without all that was asked.
 pub type StopReason = (Status, String);
-
-/// A prefetch of some of a load's keys has ended.
-pub struct PrefetchArrival {
-    /// Places of the keys.
-    pub keys: Vec<usize>,
-    /// The status of those that it did not bring.
-    pub absent: Status,
-}
 
 /// Keys of a store that were staged together, and are committed as soon as all of them are copied.
 struct StorePart {
@@ -57,7 +50,7 @@ pub struct Steps {
     pub began: Option<Instant>,
     /// Why the first piece that failed did.
     pub failure: Option<Error>,
-    /// Why a store was given no more memory.
+    /// Why a store was given no more memory, or the first prefetch of a load that fell short did.
     pub shortage: Option<StopReason>,
     /// How the end is reported, once.
     pub notify: Notify,
@@ -315,8 +308,18 @@ impl Progress {
     /// A prefetch has ended. Called by its observer, from a thread of the cache.
     pub fn prefetch_ended(&mut self, arrival: PrefetchArrival) {
         if let Some(copying) = self.copying() {
+            if !arrival.why.is_empty() {
+                copying.steps.shortage.get_or_insert((arrival.absent, arrival.why.clone()));
+            }
             copying.expected -= 1;
             copying.arrived.push(arrival);
+        }
+    }
+
+    /// The submission: memory was refused for the reason given.
+    pub fn refused(&mut self, why: StopReason) {
+        if let Some(steps) = self.steps() {
+            steps.shortage = Some(why);
         }
     }
 
@@ -327,9 +330,7 @@ impl Progress {
         }
         if let Some((status, why)) = why {
             left.iter().for_each(|&key| self.fail(targets, key, status));
-            if let Some(steps) = self.steps() {
-                steps.shortage = Some((status, why));
-            }
+            self.refused((status, why));
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::prefetch_arrival::PrefetchArrival;
 use super::transfer::Transfer;
-use super::transfer_phases::PrefetchArrival;
 use crate::abi::View;
 use crate::cache::Cache;
 use crate::error::{KVKEEP_ERR_INTERNAL, KVKEEP_ERR_NOT_FOUND, KVKEEP_ERR_NOT_HELD, Result};

@@ -453,8 +453,9 @@ fn p12_a_refused_reservation_names_the_session_that_holds_most_and_the_remedy() 
         assert_eq!((reserve(small, 1, 16 * KIB), reserve(large, 2, 40 * KIB)), (0, 0));
         assert_eq!(reserve(late, 3, 16 * KIB), kvkeep::error::KVKEEP_ERR_NO_MEMORY as i32);
         let pid = std::process::id();
-        let holder = format!("session {large} (\"large\", pid {pid}) holds 40960 of the 65536 bytes of L1: ");
-        assert!(message().contains(&holder) && message().contains("make L1 larger"), "{}", message());
+        let cause = format!("session {large} holds 62 % of L1: return its shares or end it, or make L1 larger ");
+        let holder = format!("(\"large\", pid {pid}, has 40960 of 65536 bytes");
+        assert!(message().contains(&cause) && message().contains(&holder), "{}", message());
         assert_eq!(kvkeep_close(cache), KVKEEP_OK);
     }
 }
