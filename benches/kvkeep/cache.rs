@@ -143,6 +143,16 @@ impl Cache {
         must(unsafe { kvkeep_reserve_read(without_provenance_mut(self.token), session, keys, count, extra, views) });
     }
 
+    /// A read of keys of which none is there.
+    #[inline]
+    pub fn reserve_absent(&self, session: u64, keys: &[Key], views: &mut [View]) {
+        assert!(views.len() >= keys.len());
+        let (keys, count, views) = (keys.as_ptr(), keys.len(), views.as_mut_ptr());
+        // SAFETY: the arrays are live and as long as `count` says.
+        let status = unsafe { kvkeep_reserve_read(without_provenance_mut(self.token), session, keys, count, 0, views) };
+        assert!(status == KVKEEP_PARTIAL, "{status:?}: {}", last_error());
+    }
+
     #[inline]
     pub fn finish_read(&self, session: u64, keys: &[Key], extra: i32) {
         let (keys, count) = (keys.as_ptr(), keys.len());

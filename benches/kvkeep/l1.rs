@@ -91,7 +91,7 @@ fn misses(report: &mut Report, random: &mut Random) {
         let (began, mut asked) = (Instant::now(), 0);
         while began.elapsed() < RUN_TIME {
             for batch in keys.chunks_exact(BATCH) {
-                cache.reserve_read(session, batch, 0, &mut views);
+                cache.reserve_absent(session, batch, &mut views);
                 black_box(&mut views);
                 asked += batch.len();
             }
